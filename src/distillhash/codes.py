@@ -1,0 +1,235 @@
+"""Binary codes: the sign rule, packing, and Hamming distance.
+
+A code of ``n_bits`` bits is stored as ``ceil(n_bits / 8)`` bytes in the order of :func:`numpy.packbits` (bit 0 is the
+highest bit of byte 0; 1 stands for the sign +1). Pad bits at the end of the last byte are zero, so they cancel in XOR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillhash.errors import DataError, FormatError, ParameterError
+
+
+class Codes:
+    """An immutable array of ``n`` binary codes of ``n_bits`` bits.
+
+    Attributes:
+        packed: ``(n, ceil(n_bits / 8)) uint8``, big-endian bits in each byte, pad bits zero; read-only.
+        n_bits: Code length K.
+    """
+
+    __slots__ = ("n_bits", "packed")
+
+    packed: NDArray[np.uint8]
+    n_bits: int
+
+    def __init__(self, packed: NDArray[np.uint8], n_bits: int) -> None:
+        """Wrap packed codes; use :meth:`from_packed`, which copies and checks, for data from outside."""
+        packed = packed.view()
+        packed.flags.writeable = False
+        self.packed = packed
+        self.n_bits = n_bits
+
+    @classmethod
+    def from_packed(cls, packed: NDArray[Any], n_bits: int) -> Codes:
+        """Codes from packed bytes.
+
+        Args:
+            packed: ``(n, ceil(n_bits / 8)) uint8``.
+            n_bits: Code length, at least 1.
+
+        Raises:
+            ParameterError: ``n_bits`` is not a positive integer.
+            DataError: the array has another dtype or shape, or a pad bit is set.
+        """
+        n_bits = _check_n_bits(n_bits)
+        array = np.asarray(packed)
+        if array.dtype != np.uint8 or array.ndim != 2:
+            raise DataError(f"packed codes must be a 2-d uint8 array, got {array.ndim}-d {array.dtype}")
+        n_bytes = bytes_per_code(n_bits)
+        if array.shape[1] != n_bytes:
+            raise DataError(f"{n_bits}-bit codes take {n_bytes} bytes each, got {array.shape[1]}")
+        pad = 8 * n_bytes - n_bits
+        if pad and len(array) and np.any(array[:, -1] & ((1 << pad) - 1)):
+            raise DataError(f"the last {pad} pad bits of {n_bits}-bit codes must be zero; were they packed with another length?")
+        return cls(np.array(array, order="C"), n_bits)
+
+    @classmethod
+    def from_signs(cls, signs: NDArray[Any]) -> Codes:
+        """Codes from signs.
+
+        Args:
+            signs: ``(n, n_bits)`` array holding only -1 and +1 (any numeric dtype).
+
+        Raises:
+            DataError: another shape, or a value other than -1 and +1 (0 among them: the rule is x >= 0 -> +1, apply it first).
+        """
+        array = np.asarray(signs)
+        if array.ndim != 2 or array.shape[1] == 0:
+            raise DataError(f"signs must be a 2-d array with at least one column, got shape {array.shape}")
+        positive = array == 1
+        if not np.all(positive | (array == -1)):
+            raise DataError("signs must be -1 or +1; use Codes.from_projection for real values")
+        return cls(np.packbits(positive, axis=1), array.shape[1])
+
+    @classmethod
+    def from_projection(cls, projection: NDArray[Any]) -> Codes:
+        """Codes from real outputs by the sign rule x >= 0 -> +1 (DistillHash, Eq. 12); -0.0 counts as 0.
+
+        Args:
+            projection: ``(n, n_bits)`` float array, finite.
+
+        Raises:
+            DataError: another shape, or NaN.
+        """
+        array = np.asarray(projection)
+        if array.ndim != 2 or array.shape[1] == 0:
+            raise DataError(f"a projection must be a 2-d array with at least one column, got shape {array.shape}")
+        if np.isnan(array).any():
+            raise DataError("the projection holds NaN, which has no sign")
+        return cls(np.packbits(array >= 0, axis=1), array.shape[1])
+
+    def signs(self) -> NDArray[np.int8]:
+        """The codes as ``(n, n_bits) int8`` in {-1, +1}."""
+        bits = np.unpackbits(self.packed, axis=1, count=self.n_bits)
+        return (2 * bits.view(np.int8) - 1).astype(np.int8, copy=False)
+
+    def words(self) -> NDArray[np.uint64]:
+        """The codes as ``(n, ceil(n_bits / 64)) uint64`` words, zero padded; for XOR and popcount only (byte order is the machine's)."""
+        n_bytes = 8 * words_per_code(self.n_bits)
+        padded = np.zeros((len(self), n_bytes), np.uint8)
+        padded[:, : self.packed.shape[1]] = self.packed
+        return padded.view(np.uint64)
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    @overload
+    def __getitem__(self, rows: slice | Sequence[int] | NDArray[Any]) -> Codes: ...
+    @overload
+    def __getitem__(self, rows: int) -> Codes: ...
+    def __getitem__(self, rows: Any) -> Codes:
+        """The codes of ``rows`` (a slice, integers or a boolean mask; one integer gives codes of length 1)."""
+        if isinstance(rows, int | np.integer):
+            if not -len(self) <= rows < len(self):
+                raise IndexError(f"row {rows} is out of range for {len(self)} codes")
+            row = int(rows) % len(self)
+            rows = slice(row, row + 1)
+        selected = self.packed[rows]
+        if selected.ndim != 2:
+            raise IndexError("codes take one index: rows")
+        return Codes(selected, self.n_bits)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Codes):
+            return NotImplemented
+        return self.n_bits == other.n_bits and np.array_equal(self.packed, other.packed)
+
+    __hash__ = None  # type: ignore[assignment]  # arrays are not hashable
+
+    def __repr__(self) -> str:
+        return f"Codes(n={len(self)}, n_bits={self.n_bits})"
+
+    def save(self, path: str | Path, *, keys: Sequence[str] | None = None) -> None:
+        """Write an ``.npz`` (arrays ``packed``, ``n_bits`` and, if given, ``keys``) or a ``.parquet`` (columns ``key``, ``code``).
+
+        Args:
+            path: Target; its suffix decides the format.
+            keys: One string per code.
+
+        Raises:
+            ParameterError: another suffix, or as many keys as codes are not given.
+        """
+        path = Path(path)
+        if keys is not None and len(keys) != len(self):
+            raise ParameterError(f"{len(keys)} keys for {len(self)} codes")
+        if path.suffix == ".npz":
+            arrays: dict[str, Any] = {"packed": self.packed, "n_bits": np.int64(self.n_bits)}
+            if keys is not None:
+                arrays["keys"] = np.asarray(keys, dtype=np.str_)
+            np.savez(path, **arrays)
+        elif path.suffix == ".parquet":
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+
+            width = self.packed.shape[1]
+            column = pa.FixedSizeBinaryArray.from_buffers(
+                pa.binary(width), len(self), [None, pa.py_buffer(np.ascontiguousarray(self.packed))]
+            )
+            table = {"key": pa.array(list(keys) if keys is not None else [str(i) for i in range(len(self))]), "code": column}
+            schema_metadata = {b"distillhash.n_bits": str(self.n_bits).encode()}
+            pq.write_table(pa.table(table).replace_schema_metadata(schema_metadata), path)
+        else:
+            raise ParameterError(f"codes are written to .npz or .parquet, not {path.suffix!r} ({path})")
+
+    @classmethod
+    def load(cls, path: str | Path) -> tuple[Codes, list[str] | None]:
+        """Read what :meth:`save` wrote: the codes, and the keys or None.
+
+        Raises:
+            FormatError: the file is absent, damaged, or not a codes file.
+        """
+        path = Path(path)
+        try:
+            if path.suffix == ".parquet":
+                import pyarrow.parquet as pq
+
+                table = pq.read_table(path)
+                n_bits = int((table.schema.metadata or {})[b"distillhash.n_bits"])
+                flat = b"".join(table.column("code").to_pylist())
+                packed = np.frombuffer(flat, np.uint8).reshape(table.num_rows, bytes_per_code(n_bits))
+                return cls.from_packed(packed, n_bits), [str(key) for key in table.column("key").to_pylist()]
+            with np.load(path, allow_pickle=False) as arrays:
+                codes = cls.from_packed(arrays["packed"], int(arrays["n_bits"]))
+                return codes, [str(key) for key in arrays["keys"]] if "keys" in arrays else None
+        except Exception as error:
+            raise FormatError(f"{path} is not a readable codes file ({error}); write one with `distillhash encode`") from error
+
+
+def _check_n_bits(n_bits: int) -> int:
+    if isinstance(n_bits, bool) or not isinstance(n_bits, int | np.integer) or n_bits < 1:
+        raise ParameterError(f"n_bits must be a positive integer, got {n_bits!r}")
+    return int(n_bits)
+
+
+def bytes_per_code(n_bits: int) -> int:
+    """Bytes of one packed code: ceil(n_bits / 8)."""
+    return -(-n_bits // 8)
+
+
+def words_per_code(n_bits: int) -> int:
+    """64-bit words of one code: ceil(n_bits / 64)."""
+    return -(-n_bits // 64)
+
+
+def hamming_distances(a: Codes, b: Codes) -> NDArray[np.uint16]:
+    """All Hamming distances between two sets of codes, in bits.
+
+    Args:
+        a: ``n`` codes.
+        b: ``m`` codes of the same length.
+
+    Returns:
+        ``(n, m) uint16``. Memory is ``O(n m)``; search and metrics use kernels that never build this table.
+
+    Raises:
+        DataError: the lengths differ.
+    """
+    check_same_length(a, b)
+    distances = np.zeros((len(a), len(b)), np.uint16)
+    words_a, words_b = a.words(), b.words()
+    for word in range(words_a.shape[1]):
+        distances += np.bitwise_count(words_a[:, word, None] ^ words_b[None, :, word])
+    return distances
+
+
+def check_same_length(a: Codes, b: Codes) -> None:
+    """Raise :class:`DataError` unless both sets of codes have the same ``n_bits``."""
+    if a.n_bits != b.n_bits:
+        raise DataError(f"codes of {a.n_bits} and {b.n_bits} bits cannot be compared; encode both with one model")
