@@ -1,0 +1,229 @@
+"""The contract every method keeps: constructor stores, ``fit`` learns, ``encode`` is pure.
+
+Attributes that ``fit`` sets end in an underscore. A fitted hasher saves to a folder with ``config.json`` (what was asked for)
+and ``model.safetensors`` (what was learned); nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import KW_ONLY, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillhash.codes import Codes
+from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
+
+if TYPE_CHECKING:
+    from distillhash.training import TrainableImages
+
+FORMAT_VERSION = 1
+_BLOCK = 4096
+
+
+@dataclass(eq=False, repr=False)
+class Hasher(ABC):
+    """An unsupervised hash method: learns from features, maps features to codes.
+
+    Subclasses are dataclasses: their fields are the hyper-parameters, stored as given and never changed by ``fit``.
+
+    Attributes:
+        n_bits: Code length K.
+        seed: Controls everything random in ``fit``; equal seeds, data and threads give equal codes on one machine.
+        method: Name in the registry.
+        fine_tunes: Whether ``fit`` can train the backbone below its head as well.
+        n_features_: Width d of the features seen in ``fit``.
+        history_: What training recorded (losses per epoch, pair diagnosis); empty for methods without training. Not saved.
+    """
+
+    method: ClassVar[str]
+    fine_tunes: ClassVar[bool] = False
+
+    n_bits: int
+    _: KW_ONLY
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n_bits, bool) or not isinstance(self.n_bits, int | np.integer) or not 1 <= self.n_bits <= 4096:
+            raise ParameterError(f"n_bits must be an integer in 1..4096, got {self.n_bits!r}")
+        self.history_: dict[str, Any] = {}
+        self.n_features_: int | None = None
+
+    def parameters(self) -> dict[str, Any]:
+        """The hyper-parameters and their values, JSON-able."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether ``fit`` or ``load`` has run."""
+        return self.n_features_ is not None
+
+    def fit(
+        self,
+        features: NDArray[Any],
+        *,
+        views: NDArray[Any] | None = None,
+        images: TrainableImages | None = None,
+    ) -> Self:
+        """Learn from unlabelled features.
+
+        Args:
+            features: ``(n, d)`` finite floats (an array or a memory map), n >= 2.
+            views: ``(n_views, n, d)`` features of augmented copies; methods that cannot use them ignore them.
+            images: The ``n`` images and the backbone's network, to train the backbone in place together with the head.
+
+        Returns:
+            self.
+
+        Raises:
+            DataError: wrong shape, NaN or infinity, or too little data for ``n_bits``.
+            ParameterError: ``images`` for a method that cannot fine-tune.
+        """
+        if images is not None and not self.fine_tunes:
+            raise ParameterError(f"{self.method} learns from fixed features and cannot fine-tune a backbone; leave that out")
+        features = check_features(features)
+        if len(features) < 2:
+            raise DataError(f"{self.method} needs at least 2 rows to learn from, got {len(features)}")
+        self.history_ = {}
+        self._fit(features, views, images)
+        self.n_features_ = features.shape[1]
+        return self
+
+    @abstractmethod
+    def _fit(
+        self, features: NDArray[Any], views: NDArray[Any] | None, images: TrainableImages | None
+    ) -> None: ...
+
+    @abstractmethod
+    def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Real outputs for a block of features, ``(b, n_bits) float64``."""
+
+    @abstractmethod
+    def _state(self) -> dict[str, NDArray[Any]]:
+        """What was learned, as named arrays."""
+
+    @abstractmethod
+    def _set_state(self, state: dict[str, NDArray[Any]]) -> None: ...
+
+    def project(self, features: NDArray[Any]) -> NDArray[np.float32]:
+        """Real outputs before the sign.
+
+        Args:
+            features: ``(n, d)`` finite floats, n >= 0.
+
+        Returns:
+            ``(n, n_bits) float32``. Computed in float64, in blocks: row i depends on feature row i only, so batch size and row
+            order change nothing.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            DataError: another width than in ``fit``, or a value that is not finite.
+        """
+        if not self.is_fitted:
+            raise NotFittedError(f"this {self.method} hasher is not fitted; call fit(features) first")
+        features = np.asarray(features)
+        if features.ndim != 2 or features.shape[1] != self.n_features_:
+            raise DataError(f"features must be (n, {self.n_features_}) as in fit, got shape {features.shape}")
+        projection = np.empty((len(features), self.n_bits), np.float32)
+        for start in range(0, len(features), _BLOCK):
+            block = np.asarray(features[start : start + _BLOCK], np.float64)
+            _check_finite(block, start)
+            projection[start : start + len(block)] = self._project(block)
+        return projection
+
+    def encode(self, features: NDArray[Any]) -> Codes:
+        """Codes of features: the sign of :meth:`project`, x >= 0 -> +1 (DistillHash Eq. 12). Row i is feature row i."""
+        return Codes.from_projection(self.project(features))
+
+    def save(self, path: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` into the folder ``path`` (created if absent)."""
+        from safetensors.numpy import save_file
+
+        if not self.is_fitted:
+            raise NotFittedError(f"this {self.method} hasher is not fitted; there is nothing to save")
+        folder = Path(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: np.ascontiguousarray(array) for name, array in self._state().items()}, folder / "model.safetensors")
+        config = {
+            "format_version": FORMAT_VERSION,
+            "method": self.method,
+            "parameters": self.parameters(),
+            "n_features": self.n_features_,
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+    def load_state(self, path: str | Path, n_features: int) -> Self:
+        """Take what was learned from ``model.safetensors`` in the folder ``path``."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        file = Path(path) / "model.safetensors"
+        try:
+            self._set_state(load_file(file))
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise FormatError(f"{file} is absent or damaged ({error}); train the model again") from error
+        self.n_features_ = n_features
+        return self
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.parameters().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+@dataclass(eq=False, repr=False)
+class AffineHasher(Hasher):
+    """A method whose projection is ``(x - mean) weight + bias``: every linear method, and every deep head of one layer.
+
+    Attributes:
+        mean_: ``(d,) float64``.
+        weight_: ``(d, n_bits) float64``.
+        bias_: ``(n_bits,) float64``.
+    """
+
+    def _set_affine(self, mean: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None = None) -> None:
+        self.mean_: NDArray[np.float64] = np.asarray(mean, np.float64)
+        self.weight_: NDArray[np.float64] = np.asarray(weight, np.float64)
+        self.bias_: NDArray[np.float64] = np.zeros(self.n_bits) if bias is None else np.asarray(bias, np.float64)
+
+    def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (features - self.mean_) @ self.weight_ + self.bias_
+
+    def _state(self) -> dict[str, NDArray[Any]]:
+        return {"mean": self.mean_, "weight": self.weight_, "bias": self.bias_}
+
+    def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
+        mean, weight, bias = state["mean"], state["weight"], state["bias"]
+        if weight.shape != (len(mean), self.n_bits) or bias.shape != (self.n_bits,):
+            raise ValueError(f"weight of shape {weight.shape} for {self.n_bits} bits")
+        self._set_affine(mean, weight, bias)
+
+
+def check_features(features: NDArray[Any]) -> NDArray[Any]:
+    """The array itself if it is ``(n, d)``, numeric and finite; a memory map stays one.
+
+    Raises:
+        DataError: otherwise, naming the first bad row.
+    """
+    features = np.asanyarray(features)
+    if features.ndim != 2 or features.shape[1] == 0:
+        raise DataError(f"features must be a 2-d array (n, d) with d >= 1, got shape {features.shape}")
+    if features.dtype.kind not in "fiu":
+        raise DataError(f"features must be numbers, got dtype {features.dtype}")
+    for start in range(0, len(features), _BLOCK):
+        _check_finite(np.asarray(features[start : start + _BLOCK]), start)
+    return features
+
+
+def _check_finite(block: NDArray[Any], start: int) -> None:
+    if block.dtype.kind == "f" and not np.isfinite(block).all():
+        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
+        raise DataError(f"features must be finite; row {start + bad[0]} holds NaN or infinity (remove or repair such rows)")
+
+
+def sample_rows(n: int, most: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """All of ``range(n)``, or ``most`` of them drawn without replacement, ascending."""
+    return np.arange(n) if n <= most else np.sort(rng.choice(n, most, replace=False))

@@ -1,0 +1,37 @@
+"""LSH: random hyperplanes.
+
+Paper: Charikar, "Similarity estimation techniques from rounding algorithms", STOC 2002. https://doi.org/10.1145/509907.509965
+
+Symbols: W -> weight_ (d, n_bits), mu -> mean_. Two directions at angle t differ in one bit with probability t / pi.
+Departs from the paper in: features are centred on the training mean first (``centre=False`` gives the original), because
+features after a ReLU are all positive and their angles are small. Learns nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillhash.methods.base import AffineHasher
+
+
+@dataclass(eq=False, repr=False)
+class LSH(AffineHasher):
+    """Sign of random projections: b = sign(W^T (x - mu)), W ~ N(0, 1).
+
+    Attributes:
+        centre: Subtract the training mean first.
+    """
+
+    method = "lsh"
+    centre: bool = True
+
+    def _fit(self, features: NDArray[Any], views: object, images: object) -> None:
+        del views, images  # learns from plain features alone
+        n_features = features.shape[1]
+        mean = np.mean(features, axis=0, dtype=np.float64) if self.centre else np.zeros(n_features)
+        weight = np.random.default_rng(self.seed).standard_normal((n_features, self.n_bits))
+        self._set_affine(mean, weight)

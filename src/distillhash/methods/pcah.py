@@ -1,0 +1,31 @@
+"""PCAH: signs of the leading principal components.
+
+Paper: Wang, Kumar, Chang, "Semi-supervised hashing for large-scale search", TPAMI 2012 (PCA hashing as the unsupervised case).
+https://doi.org/10.1109/TPAMI.2012.48
+
+Symbols: P -> weight_ (d, n_bits), the top eigenvectors of the training covariance; mu -> mean_.
+Departs from the paper in: the sign of each eigenvector is fixed (largest entry positive), so that codes repeat exactly.
+MAP often falls with the code length: later components carry noise and count as much as the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from distillhash.methods.base import AffineHasher
+from distillhash.methods.components import principal_components
+
+
+@dataclass(eq=False, repr=False)
+class PCAH(AffineHasher):
+    """b = sign(P^T (x - mu)). Exact and deterministic; the seed changes nothing."""
+
+    method = "pcah"
+
+    def _fit(self, features: NDArray[Any], views: object, images: object) -> None:
+        del views, images  # learns from plain features alone
+        mean, components = principal_components(features, self.n_bits)
+        self._set_affine(mean, components)

@@ -1,0 +1,301 @@
+"""Retrieval metrics for binary codes, exact over ties: the only average precision in the package.
+
+Hamming distance takes K + 1 values, so most of a ranking is ties, and their order is nobody's to choose. Every ranking
+metric here is the exact expectation over all orders of every tie, in closed form (McSherry and Najork, "Computing
+information retrieval performance measures efficiently in the presence of tied scores", ECIR 2008), with the best and the
+worst order beside it. Nothing is sorted: a query needs two histograms over distance.
+
+Notation, per query: level d = 0..K holds ``n`` items of which ``r`` are relevant; ``N`` and ``C`` items and relevant items
+come before it; ``T`` items are relevant in all; ``H`` are harmonic numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from distillhash.codes import Codes, check_same_length
+from distillhash.errors import DataError, ParameterError
+from distillhash.hamming import popcount64
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+CURVE_POINTS = 50
+
+
+def evaluate_codes(
+    query_codes: Codes,
+    database_codes: Codes,
+    query_labels: NDArray[Any],
+    database_labels: NDArray[Any],
+    cutoffs: Sequence[int] = (1000, 5000),
+    topn: Sequence[int] = (1, 10, 100, 1000),
+) -> dict[str, Any]:
+    """Every metric of the package for one set of codes, as a JSON-able dictionary.
+
+    An item is relevant to a query when it has the same class, or shares at least one label. Queries with no relevant item
+    in the database are left out of every mean and counted in ``queries_without_relevant``.
+
+    Args:
+        query_codes: ``q`` codes.
+        database_codes: ``n`` codes of the same length K.
+        query_labels: ``(q,) int`` classes, or ``(q, n_labels)`` 0/1 indicators.
+        database_labels: The same for the database.
+        cutoffs: Depths R for ``map@R`` (divisor ``min(R, T)``) and ``map@R_hits`` (divisor: hits within R, the popular
+            variant; 0 where there are none). Both exact expectations.
+        topn: Depths N for ``precision@N`` and ``recall@N``.
+
+    Returns:
+        ``map`` (whole database), ``map_worst``, ``map_best`` (over tie orders), ``map_random`` (expected for a random
+        ranking), the keys named above, ``topn`` (curves over depth: ``n``, ``precision``, ``recall``), ``pr_radius``
+        (Hamming lookup: ``precision`` and ``recall``, K + 1 points each, means over queries, an empty lookup has precision
+        0), ``precision_radius2``, ``empty_radius2`` (share of queries with nothing within 2 bits), ``n_bits``,
+        ``n_queries``, ``n_database``, ``queries_without_relevant``.
+
+    Raises:
+        DataError: lengths or shapes do not match, or no query has a relevant item.
+        ParameterError: a cutoff or depth below 1.
+    """
+    check_same_length(query_codes, database_codes)
+    for value in (*cutoffs, *topn):
+        if value < 1:
+            raise ParameterError(f"cutoffs and depths must be at least 1, got {value}")
+    counts, hits = distance_histograms(query_codes, database_codes, query_labels, database_labels)
+    total_hits = hits.sum(axis=1)
+    answerable = total_hits > 0
+    if not answerable.any():
+        raise DataError("no query has a relevant item in the database; do both sides carry the same kind of labels?")
+    counts, hits, relevant = counts[answerable], hits[answerable], total_hits[answerable]
+    n_database = len(database_codes)
+
+    ranking = _Ranking(counts, hits)
+    report: dict[str, Any] = {
+        "map": float(np.mean(ranking.precision_sum(n_database) / relevant)),
+        "map_worst": float(np.mean(ranking.precision_sum_extreme(relevant_first=False) / relevant)),
+        "map_best": float(np.mean(ranking.precision_sum_extreme(relevant_first=True) / relevant)),
+        "map_random": float(np.mean(_random_precision_sum(n_database, relevant) / relevant)),
+    }
+    for cutoff in cutoffs:
+        depth = min(cutoff, n_database)
+        report[f"map@{cutoff}"] = float(np.mean(ranking.precision_sum(depth) / np.minimum(depth, relevant)))
+        report[f"map@{cutoff}_hits"] = float(np.mean(ranking.hits_average_precision(depth)))
+    for depth in topn:
+        found = ranking.expected_hits(min(depth, n_database))
+        # A database smaller than N cannot fill the list; the empty places count as misses.
+        report[f"precision@{depth}"] = float(np.mean(found / depth))
+        report[f"recall@{depth}"] = float(np.mean(found / relevant))
+    report["topn"] = _topn_curve(ranking, relevant, min(max(topn, default=1), n_database))
+    report.update(_radius_report(counts, hits, relevant))
+    report.update(
+        n_bits=query_codes.n_bits,
+        n_queries=len(query_codes),
+        n_database=n_database,
+        queries_without_relevant=int(np.sum(~answerable)),
+    )
+    return report
+
+
+def distance_histograms(
+    query_codes: Codes, database_codes: Codes, query_labels: NDArray[Any], database_labels: NDArray[Any]
+) -> tuple[Ints, Ints]:
+    """Items and relevant items at every Hamming distance, per query.
+
+    Returns:
+        ``counts`` and ``hits``, each ``(q, K + 1) int64``. Memory is ``O(q K)``; time one XOR and popcount a pair.
+
+    Raises:
+        DataError: a label array does not match its codes, or the two sides carry different kinds of labels.
+    """
+    check_same_length(query_codes, database_codes)
+    query_labels = _check_labels(query_labels, len(query_codes), "query")
+    database_labels = _check_labels(database_labels, len(database_codes), "database")
+    if query_labels.ndim != database_labels.ndim or query_labels.shape[1:] != database_labels.shape[1:]:
+        raise DataError(
+            f"query labels {query_labels.shape} and database labels {database_labels.shape} are of different kinds"
+        )
+    if not len(query_codes) or not len(database_codes):
+        raise DataError(f"metrics need at least one query and one database code, got {len(query_codes)} and {len(database_codes)}")
+    levels = query_codes.n_bits + 1
+    if query_labels.ndim == 2:
+        masks = (_label_masks(query_labels), _label_masks(database_labels))
+        return _multi_label_histograms(query_codes.words(), database_codes.words(), *masks, levels)
+    # Sorted by class, the relevant items of a query are one slice of the database.
+    order = np.argsort(database_labels, kind="stable")
+    classes = database_labels[order]
+    starts = np.searchsorted(classes, query_labels, side="left")
+    ends = np.searchsorted(classes, query_labels, side="right")
+    return _single_label_histograms(query_codes.words(), database_codes.words()[order], starts, ends, levels)
+
+
+class _Ranking:
+    """Closed forms over the histograms of a batch of queries; each method returns one value per query."""
+
+    def __init__(self, counts: Ints, hits: Ints) -> None:
+        self.n = counts
+        self.r = hits
+        self.N = np.cumsum(counts, axis=1) - counts
+        self.C = np.cumsum(hits, axis=1) - hits
+        self.H = harmonic_numbers(int(counts[0].sum()))
+
+    def precision_sum(self, depth: int) -> Floats:
+        """Expected sum of precision@t over the relevant items among the first ``depth``; AP is this over its divisor."""
+        return np.asarray(self._level_sums(np.clip(depth - self.N, 0, self.n)).sum(axis=1))
+
+    def _level_sums(self, m: Ints) -> Floats:
+        # sum_{t=1..m} (r/n) (C + 1 + (t-1) c) / (N + t), c = (r-1)/(n-1): given a relevant item in place t of its level,
+        # each of the t-1 before it is relevant with probability c.
+        n, r, N, C = self.n, self.r, self.N, self.C
+        c = np.where(n > 1, (r - 1) / np.maximum(n - 1, 1), 0.0)
+        inner = c * m + (C + 1 - c * (N + 1)) * (self.H[N + m] - self.H[N])
+        return np.where(r > 0, r / np.maximum(n, 1) * inner, 0.0)
+
+    def precision_sum_extreme(self, *, relevant_first: bool) -> Floats:
+        """The same for the whole ranking with each level's relevant items first (best) or last (worst)."""
+        before = self.N if relevant_first else self.N + self.n - self.r
+        spread = self.H[before + self.r] - self.H[before]
+        return np.asarray((self.r + (self.C - before) * spread).sum(axis=1))
+
+    def hits_average_precision(self, depth: int) -> Floats:
+        """Expected AP over the first ``depth`` divided by the hits among them (0 without hits).
+
+        Only the level that ``depth`` cuts is random in number: its hits follow a hypergeometric law, and given their
+        number their places are uniform, so the expectation is a finite sum of closed forms.
+        """
+        m = np.clip(depth - self.N, 0, self.n)
+        cut = np.argmax(self.N + self.n >= depth, axis=1)  # the level holding place `depth`
+        rows = np.arange(len(self.n))
+        before = self._level_sums(np.where(np.arange(self.n.shape[1]) < cut[:, None], m, 0)).sum(axis=1)
+        at_cut = [array[rows, cut] for array in (self.n, self.r, self.N, self.C, m)]
+        return np.asarray(_hits_expectation(before, *at_cut, self.H))
+
+    def expected_hits(self, depth: int) -> Floats:
+        """Expected number of relevant items among the first ``depth``."""
+        share = np.clip(depth - self.N, 0, self.n) / np.maximum(self.n, 1)
+        return np.asarray((self.r * share).sum(axis=1))
+
+
+def harmonic_numbers(n: int) -> Floats:
+    """``(n + 1,) float64``: H_0 = 0, H_1, ..., H_n."""
+    return np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, n + 1))])
+
+
+def _random_precision_sum(n: int, relevant: Ints) -> Floats:
+    """Expected precision sum of a uniformly random ranking: one level holding everything."""
+    return _Ranking(np.full((len(relevant), 1), n), relevant[:, None]).precision_sum(n)
+
+
+def _topn_curve(ranking: _Ranking, relevant: Ints, deepest: int) -> dict[str, list[float]]:
+    depths = np.unique(np.linspace(1, deepest, min(CURVE_POINTS, deepest)).round().astype(int))
+    found = [ranking.expected_hits(int(depth)) for depth in depths]
+    return {
+        "n": depths.tolist(),
+        "precision": [float(np.mean(hits / depth)) for hits, depth in zip(found, depths, strict=True)],
+        "recall": [float(np.mean(hits / relevant)) for hits in found],
+    }
+
+
+def _radius_report(counts: Ints, hits: Ints, relevant: Ints) -> dict[str, Any]:
+    within, found = np.cumsum(counts, axis=1), np.cumsum(hits, axis=1)
+    precision = np.mean(found / np.maximum(within, 1), axis=0)  # an empty lookup counts as precision 0
+    recall = np.mean(found / relevant[:, None], axis=0)
+    two = min(2, counts.shape[1] - 1)
+    return {
+        "pr_radius": {"precision": precision.tolist(), "recall": recall.tolist()},
+        "precision_radius2": float(precision[two]),
+        "empty_radius2": float(np.mean(within[:, two] == 0)),
+    }
+
+
+def _check_labels(labels: NDArray[Any], n: int, side: str) -> NDArray[Any]:
+    labels = np.asarray(labels)
+    if labels.ndim not in (1, 2) or len(labels) != n:
+        raise DataError(f"{side} labels must be ({n},) classes or ({n}, n_labels) indicators, got shape {labels.shape}")
+    if labels.ndim == 1:
+        if labels.dtype.kind not in "iub":
+            raise DataError(f"{side} classes must be integers, got {labels.dtype}")
+        return labels.astype(np.int64)
+    if not np.isin(labels, (0, 1)).all():
+        raise DataError(f"{side} multi-label indicators must be 0 or 1")
+    return labels.astype(bool)
+
+
+def _label_masks(labels: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """``(n, ceil(n_labels / 64)) uint64``: two items share a label when the AND of their masks is not zero."""
+    return Codes(np.packbits(labels, axis=1), labels.shape[1]).words()
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def _single_label_histograms(query: Any, database: Any, starts: Any, ends: Any, levels: int) -> Any:
+    counts = np.zeros((len(query), levels), np.int64)
+    hits = np.zeros((len(query), levels), np.int64)
+    for i in prange(len(query)):
+        # Two interleaved counters each: consecutive equal distances then do not wait for one another's store.
+        total = np.zeros((2, levels), np.int64)
+        found = np.zeros((2, levels), np.int64)
+        for j in range(len(database)):
+            distance = 0
+            for w in range(query.shape[1]):
+                distance += popcount64(query[i, w] ^ database[j, w])
+            if starts[i] <= j < ends[i]:
+                found[j & 1, distance] += 1
+            else:
+                total[j & 1, distance] += 1
+        for d in range(levels):
+            hits[i, d] = found[0, d] + found[1, d]
+            counts[i, d] = total[0, d] + total[1, d] + hits[i, d]
+    return counts, hits
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def _multi_label_histograms(query: Any, database: Any, query_mask: Any, database_mask: Any, levels: int) -> Any:
+    counts = np.zeros((len(query), levels), np.int64)
+    hits = np.zeros((len(query), levels), np.int64)
+    for i in prange(len(query)):
+        table = np.zeros((levels, 2), np.int64)  # [distance, shares a label]
+        for j in range(len(database)):
+            distance = 0
+            for w in range(query.shape[1]):
+                distance += popcount64(query[i, w] ^ database[j, w])
+            shared = np.uint64(0)
+            for w in range(query_mask.shape[1]):
+                shared |= query_mask[i, w] & database_mask[j, w]
+            table[distance, 1 if shared != 0 else 0] += 1
+        hits[i] = table[:, 1]
+        counts[i] = table[:, 0] + table[:, 1]
+    return counts, hits
+
+
+@njit(nogil=True, cache=True)
+def _hits_expectation(before: Any, n: Any, r: Any, N: Any, C: Any, m: Any, H: Any) -> Any:
+    """E[(before + S(X)) / (C + X)], X ~ Hypergeometric(n items, r relevant, m drawn), S(x) the level sum given x hits in m places."""
+    result = np.zeros(len(before))
+    for i in range(len(before)):
+        low, high = max(0, m[i] - (n[i] - r[i])), min(m[i], r[i])
+        mode = min(max((m[i] + 1) * (r[i] + 1) // (n[i] + 2), low), high)
+        spread = H[N[i] + m[i]] - H[N[i]]
+        weight_sum = value_sum = 0.0
+        for direction in (1, -1):
+            x, weight = mode, 1.0
+            if direction == -1:
+                x -= 1
+                if x < low:
+                    continue
+                weight = mode * (n[i] - r[i] - m[i] + mode) / ((r[i] - x) * (m[i] - x))
+            while low <= x <= high and weight > 1e-18:  # below that a term cannot move a float64 sum
+                if C[i] + x > 0:
+                    c = (x - 1) / (m[i] - 1) if m[i] > 1 else 0.0
+                    level = x / m[i] * (c * m[i] + (C[i] + 1 - c * (N[i] + 1)) * spread) if x > 0 else 0.0
+                    value_sum += weight * (before[i] + level) / (C[i] + x)
+                weight_sum += weight
+                if direction == 1:
+                    weight *= (r[i] - x) * (m[i] - x) / ((x + 1) * (n[i] - r[i] - m[i] + x + 1))
+                else:
+                    weight *= x * (n[i] - r[i] - m[i] + x) / ((r[i] - x + 1) * (m[i] - x + 1))
+                x += direction
+        result[i] = value_sum / weight_sum
+    return result

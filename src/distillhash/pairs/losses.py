@@ -1,0 +1,49 @@
+"""Losses over the Gram matrix of a batch of relaxed codes and its pair labels."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+PairLoss = Literal["likelihood", "squared"]
+
+
+def likelihood_loss(codes: Tensor, pairs: Tensor, *, scale: float) -> Tensor:
+    """Negative mean log-likelihood of labelled pairs under P(+1 | u_i, u_j) = sg(scale <u_i, u_j>) (DistillHash Eq. 10-11).
+
+    Args:
+        codes: ``(b, n_bits)`` relaxed codes u.
+        pairs: ``(b, b)`` labels in {-1, 0, +1}; 0 counts nothing.
+        scale: Factor of the inner product: 1 in the paper, 1/2 in the authors' release.
+
+    Returns:
+        Scalar, the mean over labelled pairs (0 when the batch has none).
+    """
+    logits = scale * (codes @ codes.T)  # (b, b)
+    labelled = (pairs != 0).to(logits.dtype)
+    # -log sg(s) = softplus(s) - s and -log(1 - sg(s)) = softplus(s)
+    losses = softplus(logits) - (pairs > 0) * logits
+    return (losses * labelled).sum() / labelled.sum().clamp(min=1)
+
+
+def squared_loss(codes: Tensor, pairs: Tensor) -> Tensor:
+    """Squared error of the normalised inner product on labelled pairs (SSDH; the released DistillHash).
+
+    ``sum |S_ij| (<u_i, u_j> / K - S_ij)^2 / b^2``: unlabelled pairs stay in the divisor, as released.
+    """
+    similarity = codes @ codes.T / codes.shape[1]
+    return ((similarity - pairs) ** 2 * pairs.abs()).sum() / pairs.numel()
+
+
+def pair_loss(codes: Tensor, pairs: Tensor, *, kind: PairLoss, scale: float) -> Tensor:
+    """Whichever of the two losses ``kind`` names; ``scale`` belongs to the likelihood."""
+    targets = pairs.to(codes.dtype)
+    return likelihood_loss(codes, targets, scale=scale) if kind == "likelihood" else squared_loss(codes, targets)
+
+
+def relax(outputs: Tensor, relaxation: Literal["tanh", "none"]) -> Tensor:
+    """Relaxed codes u from real outputs: tanh (authors' release) or the outputs themselves."""
+    return torch.tanh(outputs) if relaxation == "tanh" else outputs

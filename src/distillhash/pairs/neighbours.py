@@ -1,0 +1,72 @@
+"""Exact nearest neighbours by cosine distance, and averages over neighbourhoods."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillhash.errors import DataError, ParameterError
+
+_BLOCK = 512
+
+
+def nearest_neighbours(distances: NDArray[np.float32], k: int, *, include_self: bool = False) -> NDArray[np.int32]:
+    """The ``k`` nearest items of every item, nearest first, equal distances by ascending index.
+
+    Args:
+        distances: ``(n, n) float32``, not negative.
+        k: Neighbours per item, at most ``n - 1`` (``n`` with ``include_self``).
+        include_self: Put the item itself at rank 0.
+
+    Returns:
+        ``(n, k) int32``. Works in row blocks; deterministic.
+
+    Raises:
+        ParameterError: ``k`` is out of range.
+        DataError: a distance is negative or NaN.
+    """
+    n = len(distances)
+    most = n if include_self else n - 1
+    if not 1 <= k <= most:
+        raise ParameterError(f"the number of neighbours must lie in 1..{most} for {n} items, got {k}")
+    neighbours = np.empty((n, k), np.int32)
+    columns = np.arange(n, dtype=np.uint64)
+    for start in range(0, n, _BLOCK):
+        block = np.array(distances[start : start + _BLOCK], np.float32)
+        if not (block >= 0).all():
+            raise DataError("distances must be numbers of at least 0")
+        block += np.float32(0)  # -0.0 would sort last below
+        # Non-negative floats order like their bit patterns: one integer key holds (distance, index).
+        keys = (block.view(np.uint32).astype(np.uint64) << np.uint64(32)) | columns
+        rows = np.arange(len(block))
+        keys[rows, start + rows] = (columns[start : start + len(block)]) if include_self else np.uint64(2**64 - 1)
+        nearest = np.sort(np.partition(keys, k - 1, axis=1)[:, :k], axis=1)
+        found = (nearest & np.uint64(0xFFFFFFFF)).astype(np.int32)
+        neighbours[start : start + len(block)] = _self_first(found, start) if include_self else found
+    return neighbours
+
+
+def _self_first(found: NDArray[np.int32], start: int) -> NDArray[np.int32]:
+    """Move each row's own index to rank 0; exact duplicates of an item are at distance 0 too."""
+    own = start + np.arange(len(found), dtype=np.int32)[:, None]
+    order = np.argsort(found != own, axis=1, kind="stable")
+    return np.take_along_axis(found, order, axis=1)
+
+
+def neighbourhood_mean(values: NDArray[np.float32], neighbours: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Mean of ``values[k, l]`` over k in the neighbours of i and l in the neighbours of j, for every pair (i, j).
+
+    Args:
+        values: ``(n, n) float32``.
+        neighbours: ``(n, m) int``.
+
+    Returns:
+        ``(n, n) float32``. The mean separates into two sparse products, so the cost is ``2 n^2 m`` additions.
+    """
+    from scipy.sparse import csr_array
+
+    n, m = neighbours.shape
+    weights = np.full(n * m, 1 / m, np.float32)
+    average = csr_array((weights, neighbours.ravel(), np.arange(0, n * m + 1, m)), shape=(n, n))
+    rows_averaged = average @ values
+    return np.ascontiguousarray((average @ np.ascontiguousarray(rows_averaged.T)).T, np.float32)
