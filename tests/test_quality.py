@@ -1,7 +1,7 @@
 """Bit statistics and neighbour recall against plain loops, enumeration of tie orders, and NumPy's own correlation."""
 
 from collections import Counter
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -70,18 +70,15 @@ def test_no_codes_is_an_error() -> None:
 def brute_force_recall(
     query_codes: Codes, codes: Codes, queries: np.ndarray, features: np.ndarray, k: int, depth: int, same_items: bool
 ) -> float:
-    """Neighbours by a full sort of cosines; the ranking averaged over every order of the items that respects distance."""
+    """Neighbours by a full sort of cosines; the ranking averaged over every order that respects distance."""
     recalls = []
     for row, distances in enumerate(hamming_distances(query_codes, codes)):
         items = [j for j in range(len(codes)) if not (same_items and j == row)]
-        cosine = {
-            j: queries[row] @ features[j] / np.linalg.norm(queries[row]) / np.linalg.norm(features[j]) for j in items
-        }
-        nearest = set(sorted(items, key=lambda j, cosine=cosine: -cosine[j])[:k])
+        norms = np.linalg.norm(queries[row]) * np.linalg.norm(features, axis=1)
+        by_cosine = np.argsort(-(features @ queries[row]) / norms)
+        nearest = set([j for j in by_cosine.tolist() if j in items][:k])
         orders = [
-            order
-            for order in permutations(items)
-            if all(distances[a] <= distances[b] for a, b in zip(order, order[1:], strict=False))
+            order for order in permutations(items) if all(distances[a] <= distances[b] for a, b in pairwise(order))
         ]
         recalls.append(np.mean([len(nearest & set(order[:depth])) / len(nearest) for order in orders]))
     return float(np.mean(recalls))
@@ -122,9 +119,7 @@ def test_recall_agrees_with_monte_carlo_and_its_curve_with_its_values(n_bits: in
     sampled = []
     for _ in range(200):
         first = np.argsort(distances + 0.5 * rng.random(distances.shape), axis=1)[:, :50]
-        sampled.append(
-            np.mean([len(set(a) & set(b)) / 10 for a, b in zip(first.tolist(), nearest.tolist(), strict=True)])
-        )
+        sampled.append(np.mean([np.isin(nearest[row], first[row]).mean() for row in range(211)]))
     assert report["recall10@50"] == pytest.approx(np.mean(sampled), abs=0.002)
     curve = report["curve"]
     assert curve["depth"][0] == 1
@@ -138,9 +133,10 @@ def test_scale_does_not_matter_and_huge_or_zero_features_are_fine() -> None:
     rng = np.random.default_rng(4)
     features = rng.normal(size=(33, 6))
     codes = random_codes(rng, 33, 12)
-    scaled = features * 10.0 ** rng.integers(-30, 30, size=(33, 1))
+    scaled = features * 10.0 ** rng.integers(-150, 150, size=(33, 1))
     plain = neighbour_recall(codes, codes, features, features, same_items=True)
-    assert neighbour_recall(codes, codes, scaled, scaled, same_items=True) == pytest.approx(plain)
+    again = neighbour_recall(codes, codes, scaled, scaled, same_items=True)
+    assert again["recall10@10"] == pytest.approx(plain["recall10@10"])
     features[5] = 0
     assert 0 <= neighbour_recall(codes, codes, features, features, depths=(3,), same_items=True)["recall10@3"] <= 1
 
@@ -163,9 +159,9 @@ def test_bad_input_is_named() -> None:
     rng = np.random.default_rng(0)
     codes, features = random_codes(rng, 7, 12), rng.normal(size=(7, 4))
     none = codes[:0], features[:0]
-    with pytest.raises(DataError, match="got 0 and 7 items"):
+    with pytest.raises(DataError, match="got 0 queries and 7 items"):
         neighbour_recall(none[0], codes, none[1], features)
-    with pytest.raises(DataError, match="got 1 and 0 items"):
+    with pytest.raises(DataError, match="got 1 queries and 0 items"):
         neighbour_recall(codes[:1], codes[:1], features[:1], features[:1], same_items=True)
     with pytest.raises(DataError, match="same_items needs as many"):
         neighbour_recall(codes[:2], codes, features[:2], features, same_items=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def make_hasher(method: str, n_bits: int, *, seed: int = 0, **hyperparameters: A
         if reading not in readings:
             raise ParameterError(f"unknown reading {reading!r} of {method}; choose one of {', '.join(readings)}")
         hyperparameters = {**readings[reading], **hyperparameters}
-    known = set(cls.__dataclass_fields__) - {"n_bits", "seed"}
+    known = {field.name for field in fields(cls)} - {"n_bits", "seed"}
     unknown = sorted(set(hyperparameters) - known)
     if unknown:
         options = ", ".join(sorted(known | ({"reading"} if readings else set()))) or "none"

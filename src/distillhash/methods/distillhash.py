@@ -100,6 +100,7 @@ class DistillHash(PairHasher):
         },
     }
 
+    alpha: float = 1.5
     estimate: Estimate = "local"
     local_neighbours: int = 30
     n_outputs: int = 48

@@ -43,8 +43,8 @@ class PairHasher(AffineHasher):
 
     Attributes:
         labels: ``three-way`` or ``two-way`` initial labels (:func:`distillhash.pairs.similarity.label_pairs`).
-        alpha: Similar pairs lie ``alpha`` left standard deviations below the mode of the distances.
-        beta: Dissimilar pairs lie ``beta`` right standard deviations above it.
+        alpha: Similar pairs lie ``alpha`` left standard deviations below the mode of the distances (released: 2).
+        beta: Dissimilar pairs lie ``beta`` right standard deviations above it (released: 2).
         mode: Mode at the ``left-edge`` (released) or ``centre`` of the fullest bin.
         self_distances: Count the zero distances of items to themselves in the fit, as released.
         loss: ``likelihood`` (DistillHash Eq. 10-11) or ``squared`` (SSDH).
@@ -65,7 +65,7 @@ class PairHasher(AffineHasher):
 
     labels: LabelRule = "three-way"
     alpha: float = 2.0
-    beta: float = 2.0
+    beta: float = 0.0
     mode: ModeRule = "left-edge"
     self_distances: bool = False
     loss: PairLoss = "likelihood"

@@ -29,6 +29,9 @@ def nearest_neighbours(distances: NDArray[np.float32], k: int, *, include_self: 
     most = n if include_self else n - 1
     if not 1 <= k <= most:
         raise ParameterError(f"the number of neighbours must lie in 1..{most} for {n} items, got {k}")
+    if include_self:
+        own = np.arange(n, dtype=np.int32)[:, None]
+        return own if k == 1 else np.hstack([own, nearest_neighbours(distances, k - 1)])
     neighbours = np.empty((n, k), np.int32)
     columns = np.arange(n, dtype=np.uint64)
     for start in range(0, n, _BLOCK):
@@ -39,18 +42,10 @@ def nearest_neighbours(distances: NDArray[np.float32], k: int, *, include_self: 
         # Non-negative floats order like their bit patterns: one integer key holds (distance, index).
         keys = (block.view(np.uint32).astype(np.uint64) << np.uint64(32)) | columns
         rows = np.arange(len(block))
-        keys[rows, start + rows] = (columns[start : start + len(block)]) if include_self else np.uint64(2**64 - 1)
+        keys[rows, start + rows] = np.uint64(2**64 - 1)
         nearest = np.sort(np.partition(keys, k - 1, axis=1)[:, :k], axis=1)
-        found = (nearest & np.uint64(0xFFFFFFFF)).astype(np.int32)
-        neighbours[start : start + len(block)] = _self_first(found, start) if include_self else found
+        neighbours[start : start + len(block)] = (nearest & np.uint64(0xFFFFFFFF)).astype(np.int32)
     return neighbours
-
-
-def _self_first(found: NDArray[np.int32], start: int) -> NDArray[np.int32]:
-    """Move each row's own index to rank 0; exact duplicates of an item are at distance 0 too."""
-    own = start + np.arange(len(found), dtype=np.int32)[:, None]
-    order = np.argsort(found != own, axis=1, kind="stable")
-    return np.take_along_axis(found, order, axis=1)
 
 
 def neighbourhood_mean(values: NDArray[np.float32], neighbours: NDArray[np.int32]) -> NDArray[np.float32]:

@@ -1,0 +1,191 @@
+"""One suite for every method: whatever is registered must pass it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from distillhash import load_hasher, make_hasher, method_names
+from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
+from distillhash.methods import method_class
+
+METHODS = method_names()
+N_BITS = [1, 12, 33]
+
+
+def clustered(n: int = 120, d: int = 40, seed: int = 0) -> np.ndarray:
+    """Features of six clusters, positive like those after a ReLU."""
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((6, d))
+    return np.maximum(centres[np.arange(n) % 6] + 0.4 * rng.standard_normal((n, d)), 0).astype(np.float32)
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def fitted(request):
+    return make_hasher(request.param, 33, seed=3).fit(clustered())
+
+
+@pytest.mark.parametrize("n_bits", N_BITS)
+@pytest.mark.parametrize("method", METHODS)
+def test_shapes(method: str, n_bits: int) -> None:
+    x = clustered()
+    hasher = make_hasher(method, n_bits, seed=1)
+    before = json.dumps(hasher.parameters())
+    assert hasher.fit(x) is hasher
+    assert json.dumps(hasher.parameters()) == before
+    projection, codes = hasher.project(x), hasher.encode(x)
+    assert projection.shape == (120, n_bits) and projection.dtype == np.float32
+    assert codes.n_bits == n_bits and len(codes) == 120
+    np.testing.assert_array_equal(codes.signs(), np.where(projection >= 0, 1, -1))
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 33])
+def test_rows_are_independent(fitted, n: int) -> None:
+    x = clustered(200, seed=9)
+    everything = fitted.encode(x)
+    assert fitted.encode(x[:n]) == everything[:n]
+    order = np.random.default_rng(0).permutation(200)
+    assert fitted.encode(x[order]) == everything[order]
+    for row in range(0, 200, 29):
+        assert fitted.encode(x[row : row + 1]) == everything[row]
+
+
+def test_input_is_not_changed_and_layout_does_not_matter(fitted) -> None:
+    x = clustered(50, seed=2)
+    copy = x.copy()
+    codes = fitted.encode(x)
+    np.testing.assert_array_equal(x, copy)
+    assert fitted.encode(np.asfortranarray(x)) == codes
+    assert fitted.encode(x.astype(np.float64)) == codes
+
+
+def test_save_and_load(fitted, tmp_path) -> None:
+    fitted.save(tmp_path / "hasher")
+    assert sorted(p.name for p in (tmp_path / "hasher").iterdir()) == ["config.json", "model.safetensors"]
+    loaded = load_hasher(tmp_path / "hasher")
+    assert type(loaded) is type(fitted)
+    assert loaded.parameters() == fitted.parameters()
+    x = clustered(77, seed=4)
+    np.testing.assert_array_equal(loaded.project(x), fitted.project(x))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_same_seed_same_codes(method: str) -> None:
+    x = clustered()
+    first, again = (make_hasher(method, 16, seed=7).fit(x).encode(x) for _ in range(2))
+    assert first == again
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "pcah"])
+def test_another_seed_gives_other_codes(method: str) -> None:
+    x = clustered()
+    first, other = (make_hasher(method, 16, seed=seed).fit(x).encode(x) for seed in (0, 1))
+    assert first != other
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fit_reads_a_memory_map(method: str, tmp_path) -> None:
+    x = clustered()
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert make_hasher(method, 8, seed=0).fit(mapped).encode(mapped) == make_hasher(method, 8, seed=0).fit(x).encode(x)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_structure_is_kept(method: str) -> None:
+    # Items of one cluster must end closer together than items of different clusters, for every method.
+    x = clustered()
+    signs = make_hasher(method, 32, seed=0).fit(x).encode(x).signs().astype(int)
+    distances = (32 - signs @ signs.T) / 2
+    same = np.equal.outer(np.arange(120) % 6, np.arange(120) % 6)
+    assert distances[same].mean() < 0.9 * distances[~same].mean()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_views_are_accepted(method: str) -> None:
+    x = clustered()
+    views = np.stack([clustered(seed=0) + 0.01, clustered(seed=0) * 1.05])
+    assert len(make_hasher(method, 8).fit(x, views=views).encode(x)) == 120
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_refusals(method: str) -> None:
+    hasher = make_hasher(method, 8)
+    with pytest.raises(NotFittedError, match="call fit"):
+        hasher.encode(clustered())
+    with pytest.raises(NotFittedError, match="nothing to save"):
+        hasher.save("unused")
+    for bad, message in [
+        (np.zeros(5), "2-d array"),
+        (np.zeros((5, 0)), "d >= 1"),
+        (clustered()[:1], "at least 2 rows"),
+        (np.where(np.arange(40) == 3, np.nan, clustered()), "row 0 holds NaN or infinity"),
+        (np.full((5, 4), "x"), "must be numbers"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            hasher.fit(bad)
+    assert not hasher.is_fitted
+    hasher.fit(clustered())
+    with pytest.raises(DataError, match=r"must be \(n, 40\) as in fit, got shape \(3, 39\)"):
+        hasher.encode(clustered()[:3, :39])
+    infinite = clustered()[:3]
+    infinite[2, 0] = np.inf
+    with pytest.raises(DataError, match="row 2 holds"):
+        hasher.encode(infinite)
+
+
+@pytest.mark.parametrize("n_bits", [0, -1, 1.5, True, "8", 5000])
+def test_code_length_is_checked(n_bits) -> None:
+    with pytest.raises(ParameterError, match=r"integer in 1\.\.4096, got"):
+        make_hasher("lsh", n_bits)
+
+
+def test_names_are_checked() -> None:
+    with pytest.raises(ParameterError, match="unknown method 'nope'; choose one of distillhash"):
+        make_hasher("nope", 8)
+    with pytest.raises(ParameterError, match="itq has no hyper-parameter 'epochs'; it takes iterations"):
+        make_hasher("itq", 8, epochs=3)
+    with pytest.raises(ParameterError, match="unknown reading 'best'"):
+        make_hasher("distillhash", 8, reading="best")
+    with pytest.raises(ParameterError, match="labels must be one of three-way, two-way, got 'four'"):
+        make_hasher("ssdh", 8, labels="four")
+    with pytest.raises(ParameterError, match="wrong type"):
+        make_hasher("ssdh", 8, epochs="many")
+
+
+def test_damaged_folders(tmp_path) -> None:
+    with pytest.raises(FormatError, match="absent or damaged"):
+        load_hasher(tmp_path)
+    folder = tmp_path / "hasher"
+    make_hasher("itq", 8).fit(clustered()).save(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "format_version": 99}))
+    with pytest.raises(FormatError, match="format 99"):
+        load_hasher(folder)
+    (folder / "config.json").write_text(json.dumps({**config, "method": "gone"}))
+    with pytest.raises(FormatError, match="unknown method 'gone'"):
+        load_hasher(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = (folder / "model.safetensors").read_bytes()
+    for damaged in (b"", weights[:50], weights[:-1], b"\xff" * 100):
+        (folder / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(FormatError, match="absent or damaged"):
+            load_hasher(folder)
+
+
+def test_every_method_names_its_source() -> None:
+    for method in METHODS:
+        module = sys.modules[method_class(method).__module__]
+        assert "Paper:" in (module.__doc__ or ""), method
+        assert "Departs from the paper in:" in (module.__doc__ or ""), method
+
+
+def test_importing_the_package_and_a_linear_method_needs_no_torch() -> None:
+    code = (
+        "import sys, numpy as np, distillhash; from distillhash import make_hasher;"
+        "x = np.random.default_rng(0).random((20, 9)); make_hasher('itq', 4).fit(x).encode(x); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ})
