@@ -99,7 +99,7 @@ def test_files_round_trip(tmp_path, suffix: str, n: int) -> None:
 
 def test_files_refuse(tmp_path) -> None:
     codes = Codes.from_signs(random_signs(3, 8))
-    with pytest.raises(ParameterError, match="not '.txt'"):
+    with pytest.raises(ParameterError, match=r"not '\.txt'"):
         codes.save(tmp_path / "codes.txt")
     with pytest.raises(ParameterError, match="2 keys for 3 codes"):
         codes.save(tmp_path / "codes.npz", keys=["a", "b"])

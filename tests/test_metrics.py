@@ -1,6 +1,6 @@
 """The metrics against enumeration of every tie order, Monte-Carlo, plain loops, and a library."""
 
-from itertools import permutations
+from itertools import pairwise, permutations
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def all_rankings(distances: np.ndarray, relevance: np.ndarray) -> list[list[bool
     return [
         [bool(relevance[i]) for i in order]
         for order in permutations(range(len(distances)))
-        if all(distances[a] <= distances[b] for a, b in zip(order, order[1:], strict=False))
+        if all(distances[a] <= distances[b] for a, b in pairwise(order))
     ]
 
 

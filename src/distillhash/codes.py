@@ -57,7 +57,9 @@ class Codes:
             raise DataError(f"{n_bits}-bit codes take {n_bytes} bytes each, got {array.shape[1]}")
         pad = 8 * n_bytes - n_bits
         if pad and len(array) and np.any(array[:, -1] & ((1 << pad) - 1)):
-            raise DataError(f"the last {pad} pad bits of {n_bits}-bit codes must be zero; were they packed with another length?")
+            raise DataError(
+                f"the last {pad} pad bits of {n_bits}-bit codes must be zero; were they packed with another length?"
+            )
         return cls(np.array(array, order="C"), n_bits)
 
     @classmethod
@@ -162,7 +164,10 @@ class Codes:
             column = pa.FixedSizeBinaryArray.from_buffers(
                 pa.binary(width), len(self), [None, pa.py_buffer(np.ascontiguousarray(self.packed))]
             )
-            table = {"key": pa.array(list(keys) if keys is not None else [str(i) for i in range(len(self))]), "code": column}
+            table = {
+                "key": pa.array(list(keys) if keys is not None else [str(i) for i in range(len(self))]),
+                "code": column,
+            }
             schema_metadata = {b"distillhash.n_bits": str(self.n_bits).encode()}
             pq.write_table(pa.table(table).replace_schema_metadata(schema_metadata), path)
         else:
@@ -189,7 +194,9 @@ class Codes:
                 codes = cls.from_packed(arrays["packed"], int(arrays["n_bits"]))
                 return codes, [str(key) for key in arrays["keys"]] if "keys" in arrays else None
         except Exception as error:
-            raise FormatError(f"{path} is not a readable codes file ({error}); write one with `distillhash encode`") from error
+            raise FormatError(
+                f"{path} is not a readable codes file ({error}); write one with `distillhash encode`"
+            ) from error
 
 
 def _check_n_bits(n_bits: int) -> int:

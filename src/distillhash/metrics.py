@@ -119,17 +119,21 @@ def distance_histograms(
             f"query labels {query_labels.shape} and database labels {database_labels.shape} are of different kinds"
         )
     if not len(query_codes) or not len(database_codes):
-        raise DataError(f"metrics need at least one query and one database code, got {len(query_codes)} and {len(database_codes)}")
+        raise DataError(
+            f"metrics need at least one query and one database code, got {len(query_codes)} and {len(database_codes)}"
+        )
     levels = query_codes.n_bits + 1
     if query_labels.ndim == 2:
         masks = (_label_masks(query_labels), _label_masks(database_labels))
-        return _multi_label_histograms(query_codes.words(), database_codes.words(), *masks, levels)
+        counts, hits = _multi_label_histograms(query_codes.words(), database_codes.words(), *masks, levels)
+        return counts, hits
     # Sorted by class, the relevant items of a query are one slice of the database.
     order = np.argsort(database_labels, kind="stable")
     classes = database_labels[order]
     starts = np.searchsorted(classes, query_labels, side="left")
     ends = np.searchsorted(classes, query_labels, side="right")
-    return _single_label_histograms(query_codes.words(), database_codes.words()[order], starts, ends, levels)
+    counts, hits = _single_label_histograms(query_codes.words(), database_codes.words()[order], starts, ends, levels)
+    return counts, hits
 
 
 class _Ranking:

@@ -17,6 +17,7 @@ from distillhash.codes import Codes, check_same_length, hamming_distances
 from distillhash.errors import DataError, ParameterError
 
 Floats = NDArray[np.float64]
+Floats32 = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 CURVE_POINTS = 40
@@ -39,9 +40,9 @@ def bit_statistics(codes: Codes) -> dict[str, Any]:
           with itself;
         - ``mean_abs_balance``, and ``mean_abs_correlation`` off the diagonal (0 for one bit);
         - ``constant_bits``: how many bits never change;
-        - ``effective_bits``: participation ratio ``(sum w)^2 / sum w^2`` of the eigenvalues w of the correlation matrix:
-          K for uncorrelated bits, 1 for copies of one bit, 0 where all bits are constant. Sampling noise alone lowers it
-          to about ``K / (1 + K / n)``, so compare it between codes of the same items;
+        - ``effective_bits``: participation ratio ``(sum w)^2 / sum w^2`` of the eigenvalues w of the correlation
+          matrix: K for uncorrelated bits, 1 for copies of one bit, 0 where all bits are constant. Sampling noise alone
+          lowers it to about ``K / (1 + K / n)``, so compare it between codes of the same items;
         - ``unique_fraction``: distinct codes over ``n``; ``largest_bucket_fraction``: share of the commonest code.
 
     Raises:
@@ -53,8 +54,8 @@ def bit_statistics(codes: Codes) -> dict[str, Any]:
     sums, products = _sign_moments(codes)
     # Integers up to here, so a constant bit is recognised exactly and a copied bit has a correlation of exactly 1.
     variance = n * n - sums * sums
-    scale = np.sqrt(variance.astype(np.float64))
-    correlation = _divide(n * products - np.outer(sums, sums), np.outer(scale, scale))
+    squares = variance.astype(np.float64)
+    correlation = _divide(n * products - np.outer(sums, sums), np.sqrt(np.outer(squares, squares)))
     live = variance > 0
     np.fill_diagonal(correlation, live.astype(np.float64))
     off_diagonal = np.abs(correlation).sum() - live.sum()
@@ -87,11 +88,12 @@ def neighbour_recall(
     max_queries: int = 1000,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """How many of the k nearest feature neighbours (exact, by cosine) are among the first ``depth`` of the Hamming ranking.
+    """How many of the k nearest neighbours by cosine of the features are among the first ``depth`` by Hamming distance.
 
-    Items at one Hamming distance are tied; where ``depth`` cuts a tie each of its items is equally likely to be taken,
-    and the recall is the exact expectation over that choice. Items without a direction (all-zero features) have cosine 0
-    with everything. Equal cosines at the k-th place are cut arbitrarily; equal features have equal codes, so it rarely shows.
+    The neighbours are exact. Items at one Hamming distance are tied; where ``depth`` cuts a tie, each of its items is
+    equally likely to be taken, and the recall is the exact expectation over that choice. All-zero features have cosine
+    0 with everything. Equal cosines at the k-th place are cut arbitrarily; equal features have equal codes, so it
+    rarely shows.
 
     Args:
         query_codes: ``q`` codes.
@@ -105,9 +107,9 @@ def neighbour_recall(
         seed: Controls that sample, and nothing else.
 
     Returns:
-        A JSON-able dictionary: ``recall{k}@{depth}`` for every pair (mean over queries), ``random@{depth}`` (expected of a
-        random ranking), ``curve`` (``depth``, ``random``, and one list for each k under ``recall{k}``; logarithmic depths
-        up to the largest asked for), ``ks``, ``depths``, ``n_bits``, ``n_queries`` (those used), ``n_database``.
+        A JSON-able dictionary: ``recall{k}@{depth}`` for every pair (mean over queries), ``random@{depth}`` (expected
+        of a random ranking), ``curve`` (``depth``, ``random``, and one list for each k under ``recall{k}``; logarithmic
+        depths up to the largest asked for), ``ks``, ``depths``, ``n_bits``, ``n_queries`` (those used), ``n_database``.
 
     Raises:
         DataError: shapes do not match, features are not finite, or there is nothing to rank.
@@ -123,8 +125,8 @@ def neighbour_recall(
     _check_features(database_codes, database_features, "database")
     if query_features.shape[1] != database_features.shape[1]:
         raise DataError(
-            f"query features have {query_features.shape[1]} dimensions and database features {database_features.shape[1]}; "
-            "take both from one backbone"
+            f"query features have {query_features.shape[1]} dimensions and database features "
+            f"{database_features.shape[1]}; take both from one backbone"
         )
     if same_items and len(query_codes) != len(database_codes):
         raise DataError(
@@ -133,7 +135,7 @@ def neighbour_recall(
     available = len(database_codes) - int(same_items)
     if available < 1 or not len(query_codes):
         raise DataError(
-            f"neighbour recall needs a query and something to rank, got {len(query_codes)} and {available} items"
+            f"neighbour recall needs a query and an item to rank, got {len(query_codes)} queries and {available} items"
         )
 
     rows = np.arange(len(query_codes))
@@ -142,9 +144,8 @@ def neighbour_recall(
     widths = {k: min(k, available) for k in ks}
     own = rows if same_items else None
     queries = _directions(np.asarray(query_features[rows]))
-    counts, nearest = _ranked_levels(
-        query_codes[rows], database_codes, queries, database_features, max(widths.values()), own
-    )
+    widest = max(widths.values())
+    counts, nearest = _ranked_levels(query_codes[rows], database_codes, queries, database_features, widest, own)
 
     deepest = min(max(depths), available)
     curve_depths = np.unique(np.geomspace(1, deepest, CURVE_POINTS).round().astype(np.int64))
@@ -178,25 +179,26 @@ def _check_features(codes: Codes, features: NDArray[Any], side: str) -> None:
         raise DataError(f"{side} features must be ({len(codes)}, d), one row for each code, got shape {features.shape}")
 
 
-def _directions(features: NDArray[Any]) -> NDArray[np.float32]:
+def _directions(features: NDArray[Any]) -> Floats32:
     """Rows scaled to length 1; a row of zeros stays zero."""
-    values = features.astype(np.float32)
-    if not np.isfinite(values).all():
-        raise DataError("the features hold NaN or infinite values (float32); remove those items first")
-    # The largest entry first, so that squaring neither overflows nor vanishes.
-    values = _divide(values, np.abs(values).max(axis=1, keepdims=True, initial=0.0))
+    # A power of two near the largest entry first, in float64: squaring then neither overflows nor vanishes.
+    values = np.asarray(features, np.float64)
+    largest = np.abs(values).max(axis=1, keepdims=True, initial=0.0)
+    if not np.isfinite(largest).all():
+        raise DataError("the features hold NaN or infinite values; remove those items first")
+    values = np.ldexp(values, -np.frexp(largest)[1])
     return _divide(values, np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
 
 
 def _ranked_levels(
     query_codes: Codes,
     database_codes: Codes,
-    queries: NDArray[np.float32],
+    queries: Floats32,
     features: NDArray[Any],
     k: int,
-    own: Ints | None,
+    own: NDArray[np.intp] | None,
 ) -> tuple[Ints, Ints]:
-    """Items at each Hamming distance ``(q, K + 1)``, and the distances of the k nearest by cosine, nearest first, ``(q, k)``.
+    """Items at each distance ``(q, K + 1)``, and the distances ``(q, k)`` of the k nearest by cosine, nearest first.
 
     ``own`` names the database row of each query that is left out, or is None.
     """
@@ -218,7 +220,7 @@ def _ranked_levels(
     return counts, np.take_along_axis(distances, order, axis=1)
 
 
-def _nearest(cosines: NDArray[np.float32], distances: Ints, k: int) -> tuple[NDArray[np.float32], Ints]:
+def _nearest(cosines: Floats32, distances: Ints, k: int) -> tuple[Floats32, Ints]:
     if cosines.shape[1] <= k:
         return cosines, distances
     kept = np.argpartition(cosines, -k, axis=1)[:, -k:]
@@ -228,7 +230,8 @@ def _nearest(cosines: NDArray[np.float32], distances: Ints, k: int) -> tuple[NDA
 def _expected_recall(counts: Ints, neighbours: Ints, depth: int) -> float:
     """Mean over queries and neighbours of the chance to be among the first ``depth``.
 
-    An item at a distance shared by n items, with N items nearer, is taken with probability ``clip((depth - N) / n, 0, 1)``.
+    An item that shares its distance with n items, itself included, and has N items nearer, is taken with probability
+    ``clip((depth - N) / n, 0, 1)``.
     """
     before = np.cumsum(counts, axis=1) - counts
     chance = np.clip(_divide(depth - before, counts), 0.0, 1.0)
@@ -237,4 +240,6 @@ def _expected_recall(counts: Ints, neighbours: Ints, depth: int) -> float:
 
 def _divide(a: NDArray[Any], b: NDArray[Any]) -> Floats:
     """``a / b``, and 0 where b is 0."""
-    return np.divide(a, b, out=np.zeros(np.broadcast_shapes(a.shape, b.shape)), where=b > 0)
+    quotient: Floats = np.zeros(np.broadcast_shapes(a.shape, b.shape))
+    np.divide(a, b, out=quotient, where=b > 0)
+    return quotient

@@ -81,7 +81,9 @@ class TrainingSettings:
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2:
-            raise ParameterError(f"epochs must be at least 1 and batch_size at least 2, got {self.epochs}, {self.batch_size}")
+            raise ParameterError(
+                f"epochs must be at least 1 and batch_size at least 2, got {self.epochs}, {self.batch_size}"
+            )
         if self.optimizer not in get_args(Optimizer):
             raise ParameterError(f"optimizer must be sgd or adam, got {self.optimizer!r}")
         if not self.learning_rate > 0:
@@ -91,9 +93,7 @@ class TrainingSettings:
         """The optimiser over ``parameters``."""
         if self.optimizer == "sgd":
             return torch.optim.SGD(parameters, self.learning_rate, momentum=0.9, weight_decay=self.weight_decay)
-        return torch.optim.Adam(
-            parameters, self.learning_rate, eps=self.adam_eps, weight_decay=self.weight_decay
-        )
+        return torch.optim.Adam(parameters, self.learning_rate, eps=self.adam_eps, weight_decay=self.weight_decay)
 
 
 def train(
@@ -142,7 +142,9 @@ def train(
             total, steps = total + float(value.detach()), steps + 1
         history.append(total / max(steps, 1.0))
         if not np.isfinite(history[-1]):
-            raise DataError(f"the loss became {history[-1]} in epoch {epoch + 1}; lower learning_rate ({settings.learning_rate})")
+            raise DataError(
+                f"the loss became {history[-1]} in epoch {epoch + 1}; lower learning_rate ({settings.learning_rate})"
+            )
         if on_epoch is not None:
             on_epoch(epoch, history[-1])
     network.eval()

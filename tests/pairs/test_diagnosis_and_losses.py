@@ -74,9 +74,7 @@ def test_likelihood_equals_a_plain_loop(scale: float) -> None:
 def test_squared_equals_a_plain_loop() -> None:
     codes = torch.tanh(torch.randn(7, 12, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     pairs = random_pairs(7)
-    total = sum(
-        (float(codes[i] @ codes[j]) / 12 - pairs[i, j]) ** 2 for i in range(7) for j in range(7) if pairs[i, j]
-    )
+    total = sum((float(codes[i] @ codes[j]) / 12 - pairs[i, j]) ** 2 for i in range(7) for j in range(7) if pairs[i, j])
     assert float(squared_loss(codes, torch.from_numpy(pairs).double())) == pytest.approx(total / 49, rel=1e-12)
 
 

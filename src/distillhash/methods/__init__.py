@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from distillhash.errors import FormatError, ParameterError
-from distillhash.methods.base import FORMAT_VERSION, Hasher
+from distillhash.methods.base import Hasher, read_model_folder
 
 __all__ = ["Hasher", "load_hasher", "make_hasher", "method_class", "method_names"]
 
@@ -84,17 +85,14 @@ def load_hasher(path: str | Path) -> Hasher:
     Raises:
         FormatError: the folder is absent, damaged, or of a newer format.
     """
-    file = Path(path) / "config.json"
+    return hasher_from(*read_model_folder(path))
+
+
+def hasher_from(config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Hasher:
+    """The fitted hasher described by the contents of a model folder."""
     try:
-        config = json.loads(file.read_text())
-        version = config["format_version"]
-        parameters, method, n_features = dict(config["parameters"]), config["method"], int(config["n_features"])
-        n_bits, seed = parameters.pop("n_bits"), parameters.pop("seed")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{file} is absent or damaged ({error}); give a folder written by save") from error
-    if version > FORMAT_VERSION:
-        raise FormatError(f"{file} has format {version}, this version reads up to {FORMAT_VERSION}; upgrade distillhash")
-    try:
-        return make_hasher(method, n_bits, seed=seed, **parameters).load_state(path, n_features)
-    except ParameterError as error:
-        raise FormatError(f"{file} does not describe a usable hasher: {error}") from error
+        parameters, method = dict(config["parameters"]), config["method"]
+        hasher = make_hasher(method, parameters.pop("n_bits"), seed=parameters.pop("seed"), **parameters)
+    except (KeyError, TypeError, ParameterError) as error:
+        raise FormatError(f"the model's config.json does not describe a usable hasher: {error}") from error
+    return hasher.restore(config, tensors)

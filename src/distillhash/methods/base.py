@@ -7,8 +7,10 @@ and ``model.safetensors`` (what was learned); nothing is pickled.
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
 from dataclasses import KW_ONLY, dataclass, fields
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -48,7 +50,11 @@ class Hasher(ABC):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.n_bits, bool) or not isinstance(self.n_bits, int | np.integer) or not 1 <= self.n_bits <= 4096:
+        if (
+            isinstance(self.n_bits, bool)
+            or not isinstance(self.n_bits, int | np.integer)
+            or not 1 <= self.n_bits <= 4096
+        ):
             raise ParameterError(f"n_bits must be an integer in 1..4096, got {self.n_bits!r}")
         self.history_: dict[str, Any] = {}
         self.n_features_: int | None = None
@@ -84,7 +90,9 @@ class Hasher(ABC):
             ParameterError: ``images`` for a method that cannot fine-tune.
         """
         if images is not None and not self.fine_tunes:
-            raise ParameterError(f"{self.method} learns from fixed features and cannot fine-tune a backbone; leave that out")
+            raise ParameterError(
+                f"{self.method} learns from fixed features and cannot fine-tune a backbone; leave that out"
+            )
         features = check_features(features)
         if len(features) < 2:
             raise DataError(f"{self.method} needs at least 2 rows to learn from, got {len(features)}")
@@ -94,16 +102,14 @@ class Hasher(ABC):
         return self
 
     @abstractmethod
-    def _fit(
-        self, features: NDArray[Any], views: NDArray[Any] | None, images: TrainableImages | None
-    ) -> None: ...
+    def _fit(self, features: NDArray[Any], views: NDArray[Any] | None, images: TrainableImages | None) -> None: ...
 
     @abstractmethod
     def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Real outputs for a block of features, ``(b, n_bits) float64``."""
 
     @abstractmethod
-    def _state(self) -> dict[str, NDArray[Any]]:
+    def state(self) -> dict[str, NDArray[Any]]:
         """What was learned, as named arrays."""
 
     @abstractmethod
@@ -141,32 +147,32 @@ class Hasher(ABC):
 
     def save(self, path: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` into the folder ``path`` (created if absent)."""
-        from safetensors.numpy import save_file
+        write_model_folder(path, self.config(), self.state())
 
+    def config(self) -> dict[str, Any]:
+        """What ``config.json`` says of a fitted hasher.
+
+        Raises:
+            NotFittedError: before ``fit``.
+        """
         if not self.is_fitted:
             raise NotFittedError(f"this {self.method} hasher is not fitted; there is nothing to save")
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: np.ascontiguousarray(array) for name, array in self._state().items()}, folder / "model.safetensors")
-        config = {
+        return {
             "format_version": FORMAT_VERSION,
             "method": self.method,
             "parameters": self.parameters(),
             "n_features": self.n_features_,
         }
-        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
-    def load_state(self, path: str | Path, n_features: int) -> Self:
-        """Take what was learned from ``model.safetensors`` in the folder ``path``."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load_file
-
-        file = Path(path) / "model.safetensors"
+    def restore(self, config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Self:
+        """Take what was learned from the contents of a model folder."""
         try:
-            self._set_state(load_file(file))
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise FormatError(f"{file} is absent or damaged ({error}); train the model again") from error
-        self.n_features_ = n_features
+            self._set_state(tensors)
+            self.n_features_ = int(config["n_features"])
+        except (KeyError, ValueError, TypeError) as error:
+            raise FormatError(
+                f"the model folder does not hold a {self.method} of {self.n_bits} bits ({error})"
+            ) from error
         return self
 
     def __repr__(self) -> str:
@@ -192,7 +198,8 @@ class AffineHasher(Hasher):
     def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         return (features - self.mean_) @ self.weight_ + self.bias_
 
-    def _state(self) -> dict[str, NDArray[Any]]:
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The three arrays of the affine map."""
         return {"mean": self.mean_, "weight": self.weight_, "bias": self.bias_}
 
     def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
@@ -200,6 +207,62 @@ class AffineHasher(Hasher):
         if weight.shape != (len(mean), self.n_bits) or bias.shape != (self.n_bits,):
             raise ValueError(f"weight of shape {weight.shape} for {self.n_bits} bits")
         self._set_affine(mean, weight, bias)
+
+
+def write_model_folder(path: str | Path, config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:
+    """Write ``model.safetensors`` and then ``config.json``, each under a temporary name first: a crash leaves no half file.
+
+    ``config`` gets a ``fingerprint``, the BLAKE2 digest of the tensors' file, by which indexes know their model.
+    """
+    from safetensors.numpy import save
+
+    folder = Path(path)
+    data = save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
+    config = {**config, "fingerprint": blake2b(data, digest_size=16).hexdigest()}
+    contents = {"model.safetensors": data, "config.json": (json.dumps(config, indent=2) + "\n").encode()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            temporary = folder / f".{name}.{os.getpid()}"
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(folder / name)
+    except OSError as error:
+        raise DataError(f"the model cannot be written to {folder} ({error.strerror}); give another folder") from error
+
+
+def read_model_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """Configuration and tensors of a model folder, checked against each other.
+
+    Raises:
+        FormatError: a file is absent, damaged, of a newer format, or the two do not belong together.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    folder = Path(path)
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        version, fingerprint = int(config["format_version"]), config["fingerprint"]
+        data = (folder / "model.safetensors").read_bytes()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FormatError(
+            f"{folder} is not a model folder, or is damaged ({error}); give a folder that train wrote"
+        ) from error
+    if version > FORMAT_VERSION:
+        raise FormatError(
+            f"{folder} has format {version}, this version reads up to {FORMAT_VERSION}; upgrade distillhash"
+        )
+    if blake2b(data, digest_size=16).hexdigest() != fingerprint:
+        raise FormatError(
+            f"{folder}/model.safetensors is damaged or does not belong to its config.json; train the model again"
+        )
+    try:
+        return config, load(data)
+    except (SafetensorError, ValueError) as error:
+        raise FormatError(f"{folder}/model.safetensors is damaged ({error}); train the model again") from error
 
 
 def check_features(features: NDArray[Any]) -> NDArray[Any]:
@@ -221,7 +284,9 @@ def check_features(features: NDArray[Any]) -> NDArray[Any]:
 def _check_finite(block: NDArray[Any], start: int) -> None:
     if block.dtype.kind == "f" and not np.isfinite(block).all():
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
-        raise DataError(f"features must be finite; row {start + bad[0]} holds NaN or infinity (remove or repair such rows)")
+        raise DataError(
+            f"features must be finite; row {start + bad[0]} holds NaN or infinity (remove or repair such rows)"
+        )
 
 
 def sample_rows(n: int, most: int, rng: np.random.Generator) -> NDArray[np.intp]:

@@ -27,7 +27,9 @@ def principal_components(features: NDArray[Any], k: int) -> tuple[NDArray[np.flo
 
     n, d = features.shape
     if k > d:
-        raise DataError(f"{k} bits need at least {k} features for a principal direction each, got {d}; ask for fewer bits")
+        raise DataError(
+            f"{k} bits need at least {k} features for a principal direction each, got {d}; ask for fewer bits"
+        )
     mean = np.mean(features, axis=0, dtype=np.float64)
     covariance = np.zeros((d, d))
     for start in range(0, n, 4096):
@@ -36,4 +38,4 @@ def principal_components(features: NDArray[Any], k: int) -> tuple[NDArray[np.flo
     _, vectors = eigh(covariance / n, subset_by_index=(d - k, d - 1))
     components = vectors[:, ::-1]
     signs = np.sign(components[np.argmax(np.abs(components), axis=0), np.arange(k)])
-    return mean, components * np.where(signs == 0, 1, signs)
+    return np.asarray(mean), components * np.where(signs == 0, 1, signs)

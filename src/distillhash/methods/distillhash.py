@@ -41,7 +41,7 @@ from distillhash.methods.pair_hasher import Data, Head, PairHasher, check_choice
 from distillhash.pairs.diagnosis import confusion, probability_histogram
 from distillhash.pairs.flip_rate import BoundRule, distil_pairs
 from distillhash.pairs.neighbours import nearest_neighbours, neighbourhood_mean
-from distillhash.pairs.similarity import Floats, PairLabels
+from distillhash.pairs.similarity import Floats, PairLabels, mirror_upper
 
 Estimate = Literal["local", "network", "held-out"]
 
@@ -165,20 +165,29 @@ class DistillHash(PairHasher):
         with np.errstate(divide="ignore", invalid="ignore"):
             logits = np.log(similar, out=similar) - np.log(dissimilar, out=dissimilar)
         # No labelled pair around (-inf minus -inf): nothing is known, eta~ = 1/2.
-        return np.nan_to_num(logits, copy=False, nan=0.0, posinf=np.inf, neginf=-np.inf)
+        return np.asarray(np.nan_to_num(logits, copy=False, nan=0.0, posinf=np.inf, neginf=-np.inf))
 
     def _estimating_outputs(self, rows: NDArray[np.intp], head: Head, data: Data, seed: int) -> Floats:
         """Relaxed outputs for all rows of a network trained on the initial labels among ``rows``."""
         trained = self._train_on(
-            self.initial_pairs_, self.n_outputs, head, data, self.estimate_epochs, seed=seed, rows=rows, fresh_trunk=True
+            self.initial_pairs_,
+            self.n_outputs,
+            head,
+            data,
+            self.estimate_epochs,
+            seed=seed,
+            rows=rows,
+            fresh_trunk=True,
         )
         self.history_.setdefault("estimate_loss", []).append(trained.losses)
         outputs = data.outputs(trained.network)
-        return np.tanh(outputs) if self.relaxation == "tanh" else outputs
+        return np.asarray(np.tanh(outputs)) if self.relaxation == "tanh" else outputs
 
     def _gram(self, outputs: Floats) -> Floats:
         scaled = outputs * np.float32(np.sqrt(self.estimate_scale))
-        return np.asarray(scaled @ scaled.T, np.float32)
+        logits = np.asarray(scaled @ scaled.T, np.float32)
+        mirror_upper(logits)
+        return logits
 
     def _held_out_estimate(self, n: int, head: Head, data: Data) -> Floats:
         halves = np.array_split(np.random.default_rng(self.seed).permutation(n), 2)
@@ -186,7 +195,7 @@ class DistillHash(PairHasher):
             self._gram(self._estimating_outputs(np.sort(half), head, data, self.seed + 1 + index))
             for index, half in enumerate(halves)
         )
-        logits = (first + second) / 2  # pairs across the halves were seen by neither
+        logits = (first + second) * np.float32(0.5)  # pairs across the halves were seen by neither
         for half, other in ((halves[0], second), (halves[1], first)):
             logits[np.ix_(half, half)] = other[np.ix_(half, half)]
         return logits

@@ -34,4 +34,4 @@ class LSH(AffineHasher):
         n_features = features.shape[1]
         mean = np.mean(features, axis=0, dtype=np.float64) if self.centre else np.zeros(n_features)
         weight = np.random.default_rng(self.seed).standard_normal((n_features, self.n_bits))
-        self._set_affine(mean, weight)
+        self._set_affine(np.asarray(mean), weight)

@@ -238,6 +238,7 @@ class Rows:
         return len(self._rows)
 
     def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
+        """The inputs of ``rows`` of the subset."""
         return self._inputs.batch(self._rows[rows], rng)
 
 

@@ -60,7 +60,9 @@ def judge_pairs(pairs: PairLabels, labels: NDArray[Any]) -> dict[str, float]:
     right, given, similar_pairs = np.zeros(2), np.zeros(2), 0
     for start in range(0, n, _BLOCK):
         rows = slice(start, min(start + _BLOCK, n))
-        similar = labels[rows, None] == labels[None] if labels.ndim == 1 else (labels[rows].astype(float) @ labels.T) > 0
+        similar = (
+            labels[rows, None] == labels[None] if labels.ndim == 1 else (labels[rows].astype(float) @ labels.T) > 0
+        )
         diagonal = np.arange(similar.shape[0])
         similar[diagonal, start + diagonal] = False
         similar_pairs += int(similar.sum())

@@ -79,7 +79,9 @@ def _prepare(logits: Any, neighbours: Any, for_positive: Any) -> tuple[Any, Any]
     if logits.ndim != 2 or logits.shape[0] != logits.shape[1] or len(neighbours) != len(logits):
         raise DataError(f"logits must be (n, n) with n neighbour lists, got {logits.shape} and {neighbours.shape}")
     if any(bool(np.isnan(logits[start : start + 1024]).any()) for start in range(0, len(logits), 1024)):
-        raise DataError("the logits of the pair probabilities hold NaN; did the estimator diverge? lower its learning rate")
+        raise DataError(
+            "the logits of the pair probabilities hold NaN; did the estimator diverge? lower its learning rate"
+        )
     return (neighbours if for_positive is None else for_positive), neighbours
 
 

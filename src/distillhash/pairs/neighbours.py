@@ -56,12 +56,14 @@ def neighbourhood_mean(values: NDArray[np.float32], neighbours: NDArray[np.int32
         neighbours: ``(n, m) int``.
 
     Returns:
-        ``(n, n) float32``. The mean separates into two sparse products, so the cost is ``2 n^2 m`` additions.
+        ``(n, n) float32``. The mean separates into two sparse products, so the cost is ``2 n^2 m`` additions. For 0/1 values the
+        sums are exact, so a symmetric input gives a symmetric mean.
     """
     from scipy.sparse import csr_array
 
     n, m = neighbours.shape
-    weights = np.full(n * m, 1 / m, np.float32)
-    average = csr_array((weights, neighbours.ravel(), np.arange(0, n * m + 1, m)), shape=(n, n))
-    rows_averaged = average @ values
-    return np.ascontiguousarray((average @ np.ascontiguousarray(rows_averaged.T)).T, np.float32)
+    members = csr_array((np.ones(n * m, np.float32), neighbours.ravel(), np.arange(0, n * m + 1, m)), shape=(n, n))
+    row_sums = members @ values
+    sums = np.ascontiguousarray((members @ np.ascontiguousarray(row_sums.T)).T, np.float32)
+    sums /= m * m
+    return sums

@@ -65,18 +65,21 @@ def cosine_distances(features: NDArray[Any]) -> Floats:
     distances = unit @ unit.T
     np.subtract(1, distances, out=distances)
     np.clip(distances, 0, 2, out=distances)
-    for start in range(0, len(distances), _BLOCK):  # gemm rounds the two triangles apart; the lower one follows the upper
-        stop = min(start + _BLOCK, len(distances))
-        distances[start:stop, :start] = distances[:start, start:stop].T
-        block = distances[start:stop, start:stop]
-        block[:] = np.triu(block) + np.triu(block, 1).T
+    mirror_upper(distances)
     np.fill_diagonal(distances, 0)
     return distances
 
 
-def fit_half_gaussians(
-    distances: Floats, *, mode: ModeRule = "left-edge", include_self: bool = False
-) -> HalfGaussians:
+def mirror_upper(square: Floats) -> None:
+    """Copy the upper triangle over the lower one in place: a matrix product rounds the two apart by a last bit."""
+    for start in range(0, len(square), _BLOCK):
+        stop = min(start + _BLOCK, len(square))
+        square[start:stop, :start] = square[:start, start:stop].T
+        block = square[start:stop, start:stop]
+        block[:] = np.triu(block) + np.triu(block, 1).T
+
+
+def fit_half_gaussians(distances: Floats, *, mode: ModeRule = "left-edge", include_self: bool = False) -> HalfGaussians:
     """Fit the two half Gaussians in closed form.
 
     Args:
