@@ -1,0 +1,62 @@
+"""The command line: an index of verbs, one small file each. Nothing heavy is imported before a verb runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+
+from distillhash.errors import DistillHashError, SkippedItemsWarning
+
+VERBS = ("demo", "train", "encode", "index", "search", "evaluate", "bench", "ls")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``distillhash VERB ...``."""
+    from distillhash import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="distillhash",
+        description="Compact binary codes for images, learned without labels, and exact Hamming search over them.",
+        epilog="Exit status: 0 done, 1 failed, 2 usage. Start with `distillhash demo`.",
+    )
+    parser.add_argument("--version", action="version", version=f"distillhash {__version__}")
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb in VERBS:
+        import_module(f"distillhash.cli.{verb}").add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="distillhash: %(message)s", stream=sys.stderr)
+    warnings.simplefilter("ignore", SkippedItemsWarning)  # verbs count and list skipped items themselves
+    try:
+        summary = arguments.run(arguments)
+        if arguments.json:
+            print(json.dumps(summary), flush=True)  # noqa: T201  # stdout is where --json goes
+        return int(summary.get("exit_code", 0))
+    except DistillHashError as error:
+        return _fail(arguments, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail(arguments, "interrupted; what was computed is kept, run the same command to go on", 130)
+    except BrokenPipeError:  # the reader went away, as in `distillhash ls methods | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        return _fail(arguments, "out of memory; use fewer images (--max-images) or fewer bits", 1)
+    except OSError as error:
+        return _fail(arguments, f"{error.filename or 'a file'}: {error.strerror or error}", 1)
+
+
+def _fail(arguments: argparse.Namespace, message: str, exit_code: int) -> int:
+    sys.stderr.write(f"distillhash: {message}\n")
+    if arguments.json:
+        print(json.dumps({"error": message, "exit_code": exit_code}), flush=True)  # noqa: T201
+    return exit_code

@@ -9,8 +9,9 @@ Labels are ground truth. Only evaluation reads them; nothing that trains ever do
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -39,12 +40,14 @@ class Source(ABC):
         keys: ``len(self)`` unique strings, stable between runs: a path relative to the source, or a row such as ``train/17``.
         labels: None, or ``(n,) int64`` classes, or ``(n, n_labels) uint8`` 0/1 multi-label indicators.
         label_names: None, or one name per class or indicator column.
+        splits: Rows of each named split (``{"train": rows, "test": rows}``); empty where the source has none, and after :meth:`select`.
     """
 
     name: str
     keys: Sequence[str]
     labels: NDArray[Any] | None
     label_names: Sequence[str] | None
+    splits: Mapping[str, NDArray[np.intp]] = MappingProxyType({})
 
     def __len__(self) -> int:
         """Number of items, readable or not."""
@@ -66,7 +69,7 @@ class ImageSource(Source):
             BadItemError: the item cannot be read (absent, unreadable, empty).
         """
 
-    def path(self, row: int) -> str | None:
+    def path(self, row: int) -> str | None:  # noqa: ARG002  # an interface; sources of files use it
         """Absolute path of the file behind item ``row``, or None where the item is not a file of its own."""
         return None
 

@@ -1,0 +1,86 @@
+"""``distillhash demo``: the main job on data that ships with the dependencies."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from distillhash.cli.common import add_verb, command_line, open_cache, say
+
+QUERY = "digits:#test"
+DATABASE = "digits:#train"
+METHODS = ("distillhash", "ssdh", "itq", "lsh")
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "demo",
+        "train, index, search and report on real handwritten digits",
+        ["distillhash demo", "distillhash demo --out /tmp/demo --bits 32 --json"],
+        run,
+    )
+    parser.add_argument("--out", default="demo", metavar="DIR", help="folder for model/, index/ and report.html (default: demo)")
+    parser.add_argument("--bits", type=int, default=64, help="code length (default: 64)")
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    parser.add_argument("--cache", metavar="DIR", help="where features are kept between runs (default: the user's cache)")
+    parser.add_argument("--no-cache", action="store_true", help="keep no features")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The whole path of the data, once; labels are used for the report only."""
+    from distillhash.bench.model_report import encode_side, write_evaluation_report
+    from distillhash.bench.report import RunRow
+    from distillhash.indexing import add_source, find, index_model, open_model_index
+    from distillhash.methods import make_hasher
+    from distillhash.metrics import evaluate_codes
+    from distillhash.model import HashModel
+
+    out = Path(arguments.out)
+    progress = not arguments.quiet
+    started = time.perf_counter()
+    hasher = make_hasher(METHODS[0], arguments.bits, seed=arguments.seed)
+    model = HashModel(hasher=hasher, device=arguments.device, cache=open_cache(arguments))
+    say(arguments, f"1. training {hasher.method} on {DATABASE} without labels")
+    model.fit(DATABASE, progress=progress)
+    model.save(out / "model")
+    say(arguments, "2. indexing the same images")
+    with open_model_index(out / "index", index_model(out / "index", str(out / "model"))) as index:
+        added = add_source(index, model, DATABASE, progress=progress)
+        say(arguments, f"   {len(index)} codes of {index.n_bits // 8} bytes in {out / 'index'} ({added.added} new)")
+        say(arguments, "3. searching for an image that was not in training")
+        results, _ = find(index, model, f"{QUERY}#0:1", k=5)
+    for neighbour in results[0]["neighbours"]:
+        say(arguments, f"   {neighbour['distance']:>3} bits  {neighbour['key']}")
+    say(arguments, "4. measuring against the labels, and against other methods")
+    query = encode_side(model, QUERY, progress=progress)
+    database = encode_side(model, DATABASE, progress=progress)
+    assert query.labels is not None and database.labels is not None  # digits carry labels
+    metrics = evaluate_codes(query.codes, database.codes, query.labels, database.labels)
+    others = []
+    for method in METHODS[1:]:
+        other = make_hasher(method, arguments.bits, seed=arguments.seed).fit(database.features)
+        codes = other.encode(query.features), other.encode(database.features)
+        row = evaluate_codes(*codes, query.labels, database.labels)
+        others.append(RunRow(f"{method}, {arguments.bits} bits", row))
+    report = write_evaluation_report(
+        out / "report.html", model, query, database, metrics, command=command_line(arguments), others=others
+    )
+    seconds = time.perf_counter() - started
+    say(arguments, f"   {hasher.method}: MAP {metrics['map']:.3f}; a random ranking has {metrics['map_random']:.3f}")
+    for other_run in others:
+        say(arguments, f"   {other_run.label.split(',')[0]}: MAP {other_run.metrics['map']:.3f}")
+    say(arguments, f"done in {seconds:.0f} s; open {report}")
+    return {
+        "model": str(out / "model"),
+        "index": str(out / "index"),
+        "report": str(report),
+        "seconds": seconds,
+        "map": metrics["map"],
+        "map_random": metrics["map_random"],
+        "others": {other_run.label: other_run.metrics["map"] for other_run in others},
+    }

@@ -1,0 +1,52 @@
+"""``distillhash encode``: codes of a source, to a file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from distillhash.cli.common import SOURCE_HELP, add_reading_options, add_verb, open_cache, report_skipped, say
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "encode",
+        "turn images or embeddings into codes",
+        [
+            "distillhash encode photos/ --model model --out codes.parquet",
+            "distillhash encode cifar10:data#test --model model --out codes.npz",
+        ],
+        run,
+    )
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    parser.add_argument("--model", required=True, metavar="DIR", help="model folder written by train")
+    parser.add_argument("--out", required=True, metavar="FILE", help="codes.npz or codes.parquet; one key and code per item")
+    add_reading_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Encode and write."""
+    from distillhash.errors import DataError, ParameterError
+    from distillhash.model import concatenate, load_model
+    from distillhash.sources import open_source
+
+    out = Path(arguments.out)
+    if out.suffix not in (".npz", ".parquet"):
+        raise ParameterError(f"--out must end in .npz or .parquet, got {arguments.out}")
+    model = load_model(arguments.model, device=arguments.device, cache=open_cache(arguments))
+    source = open_source(arguments.source)
+    codes, keys, skipped = [], [], []
+    for batch in model.encode_batches(source, progress=not arguments.quiet, max_pixels=arguments.max_pixels):
+        codes.append(batch.codes)
+        keys += [source.keys[row] for row in batch.rows]
+        skipped += batch.skipped
+    summary = report_skipped(arguments, skipped, out.with_name(out.stem + ".skipped.json"))
+    if not keys:
+        raise DataError(f"nothing usable in {arguments.source}: all {len(skipped)} items were skipped")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    concatenate(codes, model.n_bits).save(out, keys=keys)
+    say(arguments, f"{len(keys)} codes of {model.n_bits} bits: {out}")
+    return {"codes": str(out), "n_codes": len(keys), "n_bits": model.n_bits, **summary}

@@ -1,0 +1,47 @@
+"""``distillhash ls``: what there is to choose from."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from distillhash.cli.common import add_verb
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "ls",
+        "list methods, backbones, protocols or sources",
+        ["distillhash ls methods", "distillhash ls sources --json"],
+        run,
+    )
+    parser.add_argument("what", choices=("methods", "backbones", "protocols", "sources"))
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Print names with a line each."""
+    entries = _entries(arguments.what)
+    if not arguments.json:
+        width = max(map(len, entries))
+        print("\n".join(f"{name:<{width}}  {line}" for name, line in entries.items()))  # noqa: T201  # the verb's output
+    return {arguments.what: entries}
+
+
+def _entries(what: str) -> dict[str, str]:
+    if what == "methods":
+        from distillhash.methods import method_summaries
+
+        return method_summaries()
+    if what == "backbones":
+        from distillhash.backbones import backbone_names
+
+        return backbone_names()
+    if what == "protocols":
+        from distillhash.bench.protocol import protocol_summaries
+
+        return protocol_summaries()
+    from distillhash.sources import source_names
+
+    return source_names()

@@ -1,0 +1,56 @@
+"""``distillhash search``: the nearest items of an index."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from distillhash.cli.common import add_reading_options, add_verb, open_cache, say
+from distillhash.errors import DataError
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "search",
+        "find the items of an index nearest to a query",
+        [
+            "distillhash search cat.jpg --index photos.index -k 5",
+            "distillhash search queries/ --index photos.index --radius 6 --json",
+        ],
+        run,
+    )
+    parser.add_argument("queries", nargs="+", metavar="QUERY", help="an image file, a folder, or a .npy of embeddings")
+    parser.add_argument("--index", required=True, metavar="DIR", help="index folder written by index")
+    parser.add_argument("-k", type=int, default=10, help="neighbours per query (default: 10)")
+    parser.add_argument("--radius", type=int, metavar="R", help="all items within R bits instead of the k nearest")
+    add_reading_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Encode the queries, search, print."""
+    from pathlib import Path
+
+    from distillhash.indexing import find, index_model, open_model_index
+
+    folder = Path(arguments.index)
+    model = index_model(folder, None, device=arguments.device, cache=open_cache(arguments))
+    results: list[dict[str, Any]] = []
+    skipped: list[dict[str, str]] = []
+    with open_model_index(folder, model, create=False) as index:
+        for query in arguments.queries:
+            found, bad = find(
+                index, model, query, k=arguments.k, radius=arguments.radius, max_pixels=arguments.max_pixels
+            )
+            results += found
+            skipped += [{"query": item.key, "reason": item.reason} for item in bad]
+    for item in skipped:
+        say(arguments, f"{item['query']}: {item['reason']}")
+    if skipped and (arguments.strict or not results):
+        raise DataError(f"{len(skipped)} of {len(skipped) + len(results)} queries could not be read")
+    if not arguments.json:
+        for result in results:
+            rows = [f"  {n['distance']:>4}  {n['id']:>8}  {n['key'] or ''}" for n in result["neighbours"]]
+            print("\n".join([result["query"], *(rows or ["  nothing found"])]))  # noqa: T201  # the verb's output
+    return {"results": results, "skipped": skipped}

@@ -1,0 +1,111 @@
+"""``distillhash train``: a model from unlabelled images or embeddings."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from distillhash.cli.common import (
+    SOURCE_HELP,
+    add_reading_options,
+    add_verb,
+    command_line,
+    open_cache,
+    parse_settings,
+    report_skipped,
+    say,
+)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "train",
+        "learn a hash model from unlabelled images or embeddings",
+        [
+            "distillhash train photos/ --method distillhash --bits 64 --out model",
+            "distillhash train embeddings.npy --method itq --bits 128 --out model --set iterations=100",
+        ],
+        run,
+    )
+    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
+    parser.add_argument("--method", default="distillhash", help="see `distillhash ls methods` (default: distillhash)")
+    parser.add_argument("--bits", type=int, default=64, help="code length (default: 64)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="model folder to write")
+    add_backbone_options(parser)
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--views", type=int, default=0, metavar="N", help="augmented copies of each image to train on")
+    parser.add_argument("--fine-tune", action="store_true", help="train the backbone as well (slow without an accelerator)")
+    parser.add_argument("--max-images", type=int, default=50_000, metavar="N", help="learn from at most N (default: 50000)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the method")
+    add_reading_options(parser)
+
+
+def add_backbone_options(parser: argparse.ArgumentParser) -> None:
+    """Options that choose a feature extractor."""
+    parser.add_argument("--backbone", help="see `distillhash ls backbones` (default: efficientnet-lite0 for images)")
+    parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels images are resized to")
+    parser.add_argument("--weights", metavar="FILE", help="weights for backbones that do not carry theirs")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train and write the model folder with its report."""
+    from distillhash.bench.model_report import write_training_report
+    from distillhash.methods import make_hasher
+    from distillhash.model import HashModel
+    from distillhash.sources import EmbeddingSource, open_source
+
+    hasher = make_hasher(arguments.method, arguments.bits, seed=arguments.seed, **hyperparameters(arguments))
+    source = open_source(arguments.source)
+    default = "embeddings" if isinstance(source, EmbeddingSource) else "efficientnet-lite0"
+    model = HashModel(
+        arguments.backbone or default,
+        hasher,
+        image_size=arguments.image_size,
+        weights=arguments.weights,
+        device=arguments.device,
+        cache=open_cache(arguments),
+    )
+    started = time.perf_counter()
+    model.fit(
+        source,
+        n_views=arguments.views,
+        fine_tune=arguments.fine_tune,
+        max_images=arguments.max_images,
+        max_pixels=arguments.max_pixels,
+        progress=not arguments.quiet,
+    )
+    seconds = time.perf_counter() - started
+    out = Path(arguments.out)
+    skipped = report_skipped(arguments, model.skipped_, out / "skipped.json")
+    model.save(out)
+    report = write_training_report(out / "report.html", model, source, command=command_line(arguments))
+    say(arguments, f"trained {hasher.method}, {hasher.n_bits} bits, on {model.training['n_used']} items in {seconds:.1f} s")
+    say(arguments, f"model: {out}   report: {report}")
+    return {
+        "model": str(out),
+        "report": str(report),
+        "method": hasher.method,
+        "n_bits": hasher.n_bits,
+        "backbone": model.backbone_name,
+        "seed": hasher.seed,
+        "fingerprint": model.fingerprint,
+        "seconds": seconds,
+        **model.training,
+        **skipped,
+        "loss": hasher.history_.get("loss"),
+        "diagnosis": hasher.history_.get("diagnosis"),
+    }
+
+
+def hyperparameters(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What ``--set`` says, and the device for methods that train on one."""
+    from distillhash.methods import method_class
+
+    settings = parse_settings(arguments.set)
+    if method_class(arguments.method).fine_tunes and arguments.device != "auto":
+        settings.setdefault("device", arguments.device)
+    return settings

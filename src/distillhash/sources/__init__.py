@@ -1,0 +1,22 @@
+"""Where images and embeddings come from, and how bytes become pixels."""
+
+from distillhash.sources.base import BadItemError, EmbeddingSource, ImageSource, Skipped, Source
+from distillhash.sources.decode import MAX_PIXELS, decode_image, decode_resized, load_image, resize_image
+from distillhash.sources.digest import digest
+from distillhash.sources.registry import open_source, source_names
+
+__all__ = [
+    "MAX_PIXELS",
+    "BadItemError",
+    "EmbeddingSource",
+    "ImageSource",
+    "Skipped",
+    "Source",
+    "decode_image",
+    "decode_resized",
+    "digest",
+    "load_image",
+    "open_source",
+    "resize_image",
+    "source_names",
+]

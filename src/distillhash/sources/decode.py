@@ -1,0 +1,230 @@
+"""From stored bytes to RGB pixels, whatever the file claims to be.
+
+The format is found from the content, never from the file name, among an allow-list: JPEG (and MPO), PNG, WebP, GIF and APNG (first
+frame), BMP, TIFF (first page), PPM/PGM/PBM, and AVIF where this Pillow has it. Pixel counts are checked from the header before a
+pixel is decoded. Plug-ins are called directly instead of through ``Image.open``, whose own limit is a process-wide global.
+
+How each kind of pixel becomes RGB:
+
+* the EXIF orientation is applied;
+* transparency (an alpha channel, or a transparent palette entry or colour) is composited over white;
+* 16-bit grey is divided by 257 with rounding, so 65535 becomes 255 (Pillow's own conversion clips at 255);
+* 32-bit integers count as 16-bit when they lie in 0..65535; others, and floats, have no fixed white point: they are stretched from
+  their finite minimum to their finite maximum (what is not finite, and a constant image, become black);
+* 1-bit, grey, palette, 16-bit colour, YCbCr and CMYK/YCCK go through Pillow's conversion (no colour profile is applied).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+from distillhash.errors import ParameterError
+from distillhash.sources.base import BadItemError, ImageSource
+
+MAX_PIXELS = 178_956_970
+"""Default limit on width x height: 512 MiB of RGB pixels, and the number at which Pillow itself refuses."""
+
+_PLUGINS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Ppm", "Avif")
+_ORIENTATION_TAG = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ALPHA_MODES = {"LA", "PA", "RGBA", "RGBa"}
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+
+for _plugin in _PLUGINS:
+    # Importing a plug-in registers its reader; the AVIF one came with Pillow 11.3.
+    with contextlib.suppress(ImportError):
+        importlib.import_module(f"PIL.{_plugin}ImagePlugin")
+
+
+def decode_image(data: bytes | NDArray[Any], *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode one image at its full size; deterministic.
+
+    Args:
+        data: An encoded file, or pixels ``(h, w, 3) uint8``, which are returned as they are.
+        max_pixels: Largest width x height accepted, read from the header before anything is decoded.
+
+    Returns:
+        ``(h, w, 3) uint8`` RGB, upright.
+
+    Raises:
+        BadItemError: not an image of the allow-list, over the limit, truncated or damaged; nothing else, whatever the bytes.
+    """
+    if isinstance(data, np.ndarray):
+        return _checked_pixels(data, max_pixels)
+    return np.array(_decode_rgb(data, max_pixels))
+
+
+def resize_image(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Resize to a square, aspect not kept: Pillow's bicubic filter, widened when shrinking (antialiased).
+
+    Args:
+        pixels: ``(h, w, 3) uint8``.
+        size: Side of the result in pixels, at least 1.
+
+    Returns:
+        ``(size, size, 3) uint8``.
+
+    Raises:
+        ParameterError: ``size`` is below 1.
+    """
+    _check_size(size)
+    return np.array(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def decode_resized(data: bytes | NDArray[Any], size: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode and resize in one go: what feature extraction calls for every image.
+
+    An image with both sides under ``4 * size`` gives exactly ``resize_image(decode_image(data), size)``. Past that two shortcuts keep
+    at least twice the target resolution for the bicubic filter to work on: a JPEG whose sides are both ``4 * size`` or more is decoded
+    at 1/2, 1/4 or 1/8 (in the DCT domain, the smallest that leaves ``2 * size``), and a side still ``4 * size`` or more is first
+    averaged down by a whole factor.
+
+    Args:
+        data: An encoded file, or pixels ``(h, w, 3) uint8``.
+        size: Side of the result in pixels, at least 1.
+        max_pixels: As in :func:`decode_image`.
+
+    Returns:
+        ``(size, size, 3) uint8`` RGB, upright, aspect not kept.
+
+    Raises:
+        BadItemError: as in :func:`decode_image`.
+        ParameterError: ``size`` is below 1.
+    """
+    _check_size(size)
+    image = (
+        Image.fromarray(_checked_pixels(data, max_pixels))
+        if isinstance(data, np.ndarray)
+        else _decode_rgb(data, max_pixels, draft_size=2 * size)
+    )
+    return np.array(image.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=2.0))
+
+
+def load_image(source: ImageSource, row: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Item ``row`` of ``source``, read and decoded: ``(h, w, 3) uint8`` RGB.
+
+    Raises:
+        BadItemError: the item cannot be read or decoded.
+    """
+    return decode_image(source.read(row), max_pixels=max_pixels)
+
+
+def _decode_rgb(data: bytes, max_pixels: int, draft_size: int | None = None) -> Image.Image:
+    """Decode to an upright RGB image; with ``draft_size``, a large JPEG may come smaller, no side below it."""
+    name, image = _open(data)
+    width, height = image.size
+    _check_pixel_count(width, height, max_pixels)
+    try:
+        if draft_size is not None and min(width, height) >= 2 * draft_size:
+            image.draft(None, (draft_size, draft_size))
+        # One block: Pillow otherwise feeds the decoder 64 KiB at a time, copying what is left over each time.
+        image.decodermaxblock = max(image.decodermaxblock, len(data))
+        image.load()
+        rgb = _to_rgb(image)
+        transpose = _TRANSPOSE.get(_orientation(image))
+        return rgb if transpose is None else rgb.transpose(transpose)
+    except Exception as error:  # damaged files raise anything: OSError, SyntaxError, ValueError, struct.error, zlib.error, MemoryError...
+        raise BadItemError(f"the {name} data cannot be decoded: {_reason(error)}") from error
+
+
+def _open(data: bytes) -> tuple[str, ImageFile.ImageFile]:
+    """The format's name and the image, header read and pixels not yet."""
+    prefix = data[:16]
+    for plugin in _PLUGINS:
+        factory, accept = Image.OPEN.get(plugin.upper(), (None, None))
+        if factory is None or accept is None or not (accepted := accept(prefix)):
+            continue
+        if isinstance(accepted, str):
+            raise BadItemError(f"{plugin} images need a Pillow built with {plugin} support: {accepted}")
+        try:
+            return plugin.upper(), factory(BytesIO(data), "")
+        except Exception as error:  # as above: a damaged header raises anything
+            raise BadItemError(f"the {plugin.upper()} header cannot be read: {_reason(error)}") from error
+    if not data:
+        raise BadItemError("the file is empty")
+    if prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIF_BRANDS:
+        raise BadItemError("HEIC/HEIF images are not supported; convert them to JPEG first")
+    raise BadItemError(f"the content is not an image of a known format ({', '.join(map(str.upper, _PLUGINS))})")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    mode = image.mode
+    if mode.startswith("I;16"):
+        return _grey(_eight_bits(np.asarray(image)))
+    if mode in {"I", "F"}:
+        return _grey(_stretch(np.asarray(image)))
+    if mode in _ALPHA_MODES or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        canvas = Image.new("RGB", image.size, "white")
+        canvas.paste(layer, mask=layer.getchannel("A"))
+        return canvas
+    return image if mode == "RGB" else image.convert("RGB")
+
+
+def _grey(values: NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(values).convert("RGB")
+
+
+def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _stretch(values: NDArray[Any]) -> NDArray[np.uint8]:
+    finite = np.isfinite(values)
+    if not finite.any():
+        return np.zeros(values.shape, np.uint8)
+    low, high = float(values[finite].min()), float(values[finite].max())
+    if values.dtype.kind == "i" and low >= 0 and high <= 65535:
+        return _eight_bits(values)
+    scale = 255 / (high - low) if high > low else 0.0
+    return np.rint(np.where(finite, values - low, 0) * scale).astype(np.uint8)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF (or XMP) orientation 1..8; 1 when the block is absent or damaged, which is no reason to lose the picture."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _checked_pixels(pixels: NDArray[Any], max_pixels: int) -> NDArray[np.uint8]:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
+        raise BadItemError(
+            f"pixels must be a (h, w, 3) uint8 array with h, w >= 1, got {pixels.dtype} of shape {pixels.shape}"
+        )
+    _check_pixel_count(pixels.shape[1], pixels.shape[0], max_pixels)
+    return pixels
+
+
+def _check_pixel_count(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise BadItemError(
+            f"the image is {width} x {height} pixels, over the limit of {max_pixels} pixels; raise it with --max-pixels"
+        )
+
+
+def _check_size(size: int) -> None:
+    if size < 1:
+        raise ParameterError(f"the target size must be at least 1 pixel, got {size}")
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__

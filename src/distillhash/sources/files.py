@@ -1,0 +1,225 @@
+"""Images that are files: a folder, a list file, a sequence of paths."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillhash.errors import DataError, ParameterError, SkippedItemsWarning
+from distillhash.sources.base import BadItemError, ImageSource
+from distillhash.sources.rows import check_rows, printable, take_keys, take_labels, unique_keys
+
+_SUFFIXES = ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif"
+IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
+"""What makes a file in a folder a candidate (any case). HEIC is among them so that such photos are reported, not silently ignored."""
+
+_SPLIT_FOLDERS = frozenset({"train", "test", "val", "valid", "validation"})
+_PROBED = 100  # entries of a list file looked up on opening, to tell a list of images from any other text
+
+
+class FileImages(ImageSource):
+    """Images read from files when asked for; holds their paths and nothing more."""
+
+    def __init__(
+        self,
+        name: str,
+        root: Path,
+        paths: Sequence[str],
+        *,
+        keys: Sequence[str],
+        labels: NDArray[Any] | None = None,
+        label_names: Sequence[str] | None = None,
+        splits: Mapping[str, NDArray[np.intp]] | None = None,
+    ) -> None:
+        """Wrap ``paths``, each relative to ``root`` or absolute."""
+        self.name = name
+        self.keys = keys
+        self.labels = labels
+        self.label_names = label_names
+        self.splits = splits or {}
+        self._root = root.absolute()
+        self._paths = paths
+
+    def select(self, rows: NDArray[np.intp]) -> FileImages:
+        """The images of ``rows``."""
+        rows = check_rows(rows, len(self))
+        same = self._paths is self.keys
+        keys = take_keys(self.keys, rows)
+        return FileImages(
+            self.name,
+            self._root,
+            keys if same else take_keys(self._paths, rows),
+            keys=keys,
+            labels=take_labels(self.labels, rows),
+            label_names=self.label_names,
+        )
+
+    def path(self, row: int) -> str:
+        """Absolute path of image ``row``."""
+        return str(self._root / self._paths[row])
+
+    def read(self, row: int) -> bytes:
+        """The file of image ``row``, whole."""
+        path = self._root / self._paths[row]
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block for ever
+                raise BadItemError("the path is not a regular file")
+            data = path.read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path of a list file
+            if isinstance(error, BadItemError):
+                raise
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise BadItemError(f"the file cannot be read: {reason}") from error
+        if not data:
+            raise BadItemError("the file is empty")
+        return data
+
+
+def open_folder(folder: Path, name: str) -> FileImages:
+    """Every image under ``folder``, sorted by relative POSIX path.
+
+    Files with an image suffix count, in sub-folders too; hidden ones do not. Links are followed, except back into a folder being listed.
+    When every image lies in a sub-folder, the first-level names (sorted) are its classes. When those names are only ``train`` and
+    ``test`` or ``val``, they are the named splits instead, and the level below gives the classes.
+
+    Raises:
+        DataError: the folder cannot be listed, or holds no image.
+    """
+    paths = find_images(folder)
+    if not paths:
+        raise DataError(
+            f"{name}: nothing usable, the folder {folder} holds no images (files with a suffix such as .jpg, .png, .webp or .tif); "
+            "give a folder of images, a list file, or a .parquet table"
+        )
+    keys = unique_keys(paths)
+    level, splits = 0, {}
+    top = {path.partition("/")[0] for path in paths if "/" in path}
+    if all("/" in path for path in paths) and len(top) > 1 and "train" in top and top <= _SPLIT_FOLDERS:
+        of_path = np.array([path.partition("/")[0] for path in paths])
+        splits = {split: np.flatnonzero(of_path == split) for split in sorted(top)}
+        level = 1
+    labels, label_names = _folder_classes(paths, level)
+    if keys == paths:
+        keys = paths  # one list in memory, not two
+    return FileImages(name, folder, paths, keys=keys, labels=labels, label_names=label_names, splits=splits)
+
+
+def open_list(path: Path, name: str) -> FileImages:
+    """The images named in a text file: one path a line, relative to the file's folder or absolute, optionally a tab and an integer label.
+
+    Blank lines are skipped. A path listed twice stays two items, the second under the key ``path#2``.
+
+    Raises:
+        DataError: no paths, none of the first paths exists, or labels that are not integers or on some lines only.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")  # "\r\n" is read as "\n"
+    except OSError as error:
+        raise DataError(f"{name}: the list file {path} cannot be read ({error.strerror})") from error
+    entries = [(number, *line.partition("\t")) for number, line in enumerate(lines, 1) if line.strip()]
+    if not entries:
+        raise DataError(f"{name}: nothing usable, the list file {path} names no images; write one path per line")
+    paths = [entry.strip() for _, entry, _, _ in entries]
+    labels = None
+    if any(tab for _, _, tab, _ in entries):
+        labels = np.empty(len(entries), np.int64)
+        for row, (number, _, _, label) in enumerate(entries):
+            try:
+                labels[row] = int(label)
+            except (ValueError, OverflowError) as error:
+                raise DataError(
+                    f"{name}: line {number} of {path} has the label {label!r}; write an integer after the tab on every line, or on none"
+                ) from error
+    probed = paths[:_PROBED]
+    if not any(_exists(path.parent / probe) for probe in probed):
+        raise DataError(
+            f"{name}: nothing usable, none of the first {len(probed)} paths in {path} exists (the first is {probed[0]!r}); "
+            f"write paths relative to {path.parent}, or absolute ones"
+        )
+    return FileImages(name, path.parent, paths, keys=unique_keys(paths), labels=labels)
+
+
+def open_paths(paths: Sequence[Any], name: str) -> FileImages:
+    """Image files given one by one, relative to the working directory or absolute; keys are the paths as given.
+
+    Raises:
+        DataError: no paths.
+        ParameterError: something that is not a path.
+    """
+    if not paths:
+        raise DataError(f"{name}: nothing usable, the list of paths is empty")
+    wrong = [item for item in paths if not isinstance(item, str | os.PathLike)]
+    if wrong:
+        raise ParameterError(
+            f"a list of images holds paths, got {type(wrong[0]).__name__}; pass embeddings as a NumPy array (n, d)"
+        )
+    given = [os.fsdecode(item) for item in paths]
+    return FileImages(name, Path.cwd(), given, keys=unique_keys(given))
+
+
+def find_images(folder: Path) -> list[str]:
+    """Relative POSIX paths of the candidate images under ``folder``, sorted; see :func:`open_folder`.
+
+    A sub-folder that cannot be listed is reported with :class:`SkippedItemsWarning` and left out.
+
+    Raises:
+        DataError: ``folder`` itself cannot be listed.
+    """
+    found: list[str] = []
+    pending: list[tuple[Path, str, tuple[tuple[int, int], ...]]] = [(folder, "", ())]
+    while pending:
+        current, prefix, ancestors = pending.pop()
+        try:
+            status = current.stat()
+            here = (status.st_dev, status.st_ino)
+            if here in ancestors:  # a link back up: a loop
+                continue
+            with os.scandir(current) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if _is_folder(entry):
+                        pending.append((Path(entry.path), f"{prefix}{entry.name}/", (*ancestors, here)))
+                    elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122  # a Path per file is 10 times slower
+                        found.append(prefix + entry.name)
+        except OSError as error:
+            if not prefix:
+                raise DataError(
+                    f"the folder {folder} cannot be listed ({error.strerror}); check its permissions"
+                ) from error
+            message = f"the folder {current} cannot be listed ({error.strerror}); its images are left out"
+            warnings.warn(message, SkippedItemsWarning, stacklevel=2)
+    found.sort()
+    return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that points at itself; read() reports it if it is named like an image
+        return False
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a line too long or too odd to be a path
+        return False
+
+
+def _folder_classes(paths: Sequence[str], level: int) -> tuple[NDArray[np.int64] | None, list[str] | None]:
+    """Class of each path by its folder at ``level``; None when some image lies in no folder there."""
+    parts = [path.split("/", level + 1) for path in paths]
+    if any(len(split) < level + 2 for split in parts):
+        return None, None
+    classes = [printable(split[level]) for split in parts]
+    names = sorted(set(classes))
+    number = {class_name: index for index, class_name in enumerate(names)}
+    return np.array([number[class_name] for class_name in classes], np.int64), names

@@ -1,0 +1,193 @@
+"""From one string to an open source: the grammar of SOURCE, and the table of schemes."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillhash.errors import DataError, ParameterError
+from distillhash.sources.base import EmbeddingSource, Source
+from distillhash.sources.files import IMAGE_SUFFIXES, find_images, open_folder, open_list, open_paths
+from distillhash.sources.rows import printable
+from distillhash.sources.vectors import check_finite, open_array, open_npy, open_npz
+
+
+def open_source(spec: str | os.PathLike[str] | NDArray[Any] | Sequence[str | os.PathLike[str]] | Source) -> Source:
+    """Open a source of images or of embeddings.
+
+    A string or path is ``SOURCE`` or ``SOURCE#selection``. ``SOURCE`` is one of :func:`source_names`; a path that exists wins over a
+    scheme, and over a selection when it has a ``#`` in its own name. A selection is a split (``#train``, ``#test``, where the source has
+    it) or rows ``#start:stop`` as in a Python slice (``#:100``, ``#-100:``; past the end is the end); several apply from left to right,
+    ``#train#0:5000``.
+
+    Args:
+        spec: SOURCE, an ``(n, d)`` array of embeddings, an ``(n, h, w, 3) uint8`` array of images, a sequence of image paths, or an open
+            source, which is returned as it is.
+
+    Returns:
+        An :class:`ImageSource` or :class:`EmbeddingSource`, never empty. Embeddings are floats and finite.
+
+    Raises:
+        ParameterError: an unknown selection, or a scheme without its folder.
+        DataError: nothing there (an unknown scheme too), nothing usable, embeddings with NaN or infinity.
+        FormatError: an official archive is damaged.
+    """
+    if isinstance(spec, Source):
+        return spec
+    if isinstance(spec, np.ndarray):
+        source = open_array(spec, "array")
+    elif isinstance(spec, str | os.PathLike):
+        source = _open_text(os.fspath(spec))
+    elif isinstance(spec, Sequence):
+        source = open_paths(spec, f"{len(spec)} paths")
+    else:
+        raise ParameterError(f"a source is a path, a string, paths, an array or a Source, got {type(spec).__name__}")
+    if isinstance(source, EmbeddingSource):
+        check_finite(source.vectors, source.name)
+    return source
+
+
+def source_names() -> dict[str, str]:
+    """What SOURCE can be, each with a line that says what it is."""
+    return {
+        "FOLDER": "every image in a folder and its sub-folders; sub-folder names are the classes",
+        "IMAGE.jpg": "one image file (.png, .webp, .tif, ...)",
+        "LIST.txt": "a text file (.txt, .lst) with one image path per line, optionally a tab and an integer label",
+        "TABLE.parquet": "images (a struct with 'bytes') or embeddings (lists of floats), optionally a label; or a folder of such files",
+        "VECTORS.npy": "a memory-mapped array of embeddings (n, d)",
+        "VECTORS.npz": "embeddings under 'features', 'embeddings' or 'vectors'; optional 'labels' and 'keys'",
+        "digits:": "1,797 handwritten digits, 8x8, that ship with scikit-learn; splits train and test",
+        "cifar10:DIR": "CIFAR-10 in any of its layouts, downloaded when absent; splits train and test",
+        "flickr25k:DIR": "MIRFLICKR-25000 with its 24 labels, as unpacked from its two archives",
+        "nuswide:DIR": "NUS-WIDE images with one of the 10 most frequent concepts, as unpacked from its archives",
+    }
+
+
+def _digits(place: str, name: str) -> Source:
+    from distillhash.sources.pixels import open_digits
+
+    if place:
+        raise ParameterError(
+            f"{name}: digits: takes no folder, it ships with scikit-learn; got {place!r}, write digits: alone"
+        )
+    return open_digits(name)
+
+
+def _cifar10(place: str, name: str) -> Source:
+    from distillhash.sources.cifar10 import open_cifar10
+
+    return open_cifar10(_folder(place, name, "cifar10"), name)
+
+
+def _flickr25k(place: str, name: str) -> Source:
+    from distillhash.sources.flickr25k import open_flickr25k
+
+    return open_flickr25k(_folder(place, name, "flickr25k"), name)
+
+
+def _nuswide(place: str, name: str) -> Source:
+    from distillhash.sources.nuswide import open_nuswide
+
+    return open_nuswide(_folder(place, name, "nuswide"), name)
+
+
+_SCHEMES: dict[str, Callable[[str, str], Source]] = {
+    "digits": _digits,
+    "cifar10": _cifar10,
+    "flickr25k": _flickr25k,
+    "nuswide": _nuswide,
+}
+
+
+def _folder(place: str, name: str, scheme: str) -> Path:
+    if not place:
+        raise ParameterError(f"{name}: {scheme}: needs a folder, write {scheme}:DIR")
+    return Path(place).expanduser()
+
+
+def _open_text(spec: str) -> Source:
+    """Take selections off the right end until what is left exists or has no ``#``."""
+    if not spec:
+        raise ParameterError(f"the source is empty; give {_accepted()}")
+    place, selections = spec, list[str]()
+    while "#" in place and not _exists(place) and not _exists(_scheme_folder(place)):
+        place, _, selection = place.rpartition("#")
+        selections.insert(0, selection)
+    source = _open_place(place, spec)
+    for selection in selections:
+        source = _selected(source, selection, spec)
+    return source
+
+
+def _open_place(place: str, name: str) -> Source:
+    if not _exists(place):
+        scheme, colon, rest = place.partition(":")
+        if colon and scheme in _SCHEMES:
+            return _SCHEMES[scheme](rest, name)
+        if colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9_+.-]+", scheme):  # two letters or more: C:\ is a drive
+            known = ", ".join(f"{known}:" for known in _SCHEMES)
+            raise DataError(f"{name}: unknown scheme {scheme!r}; the schemes are {known} and everything else is a path")
+        raise DataError(f"{name}: there is no readable {place}; give {_accepted()}")
+    path = Path(place).expanduser()
+    if path.is_dir():
+        shards = sorted(path.glob("*.parquet"))
+        if shards and not find_images(path):  # a table written into a photo folder does not hide the photos
+            return _tables(shards, name)
+        return open_folder(path, name)
+    suffix = path.suffix.lower()
+    if suffix in {".txt", ".lst"}:
+        return open_list(path, name)
+    if suffix == ".parquet":
+        return _tables([path], name)
+    if suffix == ".npy":
+        return open_npy(path, name)
+    if suffix == ".npz":
+        return open_npz(path, name)
+    if suffix in IMAGE_SUFFIXES:
+        source = open_paths([str(path)], name)
+        source.keys = [printable(path.name)]
+        return source
+    raise DataError(f"{name}: files with the suffix {suffix!r} are not a source; give {_accepted()}")
+
+
+def _tables(files: list[Path], name: str) -> Source:
+    from distillhash.sources.table import open_tables
+
+    return open_tables(files, name)
+
+
+def _selected(source: Source, selection: str, spec: str) -> Source:
+    if match := re.fullmatch(r"(-?\d+)?:(-?\d+)?", selection):
+        start, stop = (None if text is None else int(text) for text in match.groups())
+        rows = np.arange(len(source))[start:stop]
+    elif selection in source.splits:
+        rows = source.splits[selection]
+    else:
+        offered = ", ".join(f"#{split}" for split in source.splits)
+        what = f"its splits are {offered}" if offered else "it has no named splits"
+        raise ParameterError(f"{spec}: unknown selection '#{selection}'; {what}, and #start:stop selects rows")
+    if not rows.size:
+        raise DataError(f"{spec}: nothing usable, '#{selection}' selects none of the {len(source)} items")
+    return source.select(rows)
+
+
+def _scheme_folder(place: str) -> str:
+    scheme, _, rest = place.partition(":")
+    return rest if scheme in _SCHEMES else ""
+
+
+def _exists(place: str) -> bool:
+    try:
+        return bool(place) and Path(place).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long for a path, a NUL, or the home of a user who is not there
+        return False
+
+
+def _accepted() -> str:
+    return f"one of {', '.join(source_names())}"

@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import io
+import struct
+import time
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+
+import image_factory as factory
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageFile, features
+
+from distillhash.errors import ParameterError
+from distillhash.sources import BadItemError, decode_image, decode_resized, digest, resize_image
+
+
+@pytest.mark.parametrize("suffix", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
+def test_lossless_formats_give_the_stored_pixels(suffix: str) -> None:
+    options = {"lossless": True} if suffix == "WEBP" else {}
+    decoded = decode_image(factory.encode(factory.make_pixels(), suffix, **options))
+    assert decoded.dtype == np.uint8
+    assert decoded.flags.writeable
+    np.testing.assert_array_equal(decoded, factory.make_pixels())
+
+
+@pytest.mark.parametrize("suffix", ["JPEG", "AVIF", "MPO"])
+def test_lossy_formats_are_close(suffix: str) -> None:
+    if suffix == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    decoded = decode_image(factory.encode(factory.make_pixels(), suffix, quality=95))
+    assert decoded.shape == (23, 37, 3)
+    assert np.abs(decoded.astype(int) - factory.make_pixels()).mean() < 6
+
+
+def test_gif_gives_its_first_frame() -> None:
+    np.testing.assert_array_equal(decode_image(factory.make_gif()), np.full((3, 5, 3), (255, 0, 0)))
+
+
+# What a viewer must do to pixels stored with orientation 1..8 (EXIF 2.32, tag 274: where row 0 and column 0 of the data lie).
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", sorted(UPRIGHT))
+@pytest.mark.parametrize("suffix", ["PNG", "TIFF", "WEBP"])
+def test_orientation(orientation: int, suffix: str) -> None:
+    data = factory.make_rotated(orientation, suffix)
+    stored = np.array(Image.open(io.BytesIO(data)).convert("RGB")) if suffix == "WEBP" else factory.make_pixels(40, 24)
+    np.testing.assert_array_equal(decode_image(data), UPRIGHT[orientation](stored))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 7])
+def test_orientation_of_jpegs_in_both_paths(orientation: int) -> None:
+    data = factory.make_rotated(orientation, "JPEG", 640, 400)
+    stored = factory.make_pixels(640, 400)
+    assert np.abs(decode_image(data).astype(int) - UPRIGHT[orientation](stored)).mean() < 4
+    turned = np.ascontiguousarray(UPRIGHT[orientation](stored))
+    assert np.abs(decode_resized(data, 20).astype(int) - resize_image(turned, 20)).mean() < 4
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 77])
+def test_a_senseless_orientation_is_ignored(orientation: int) -> None:
+    np.testing.assert_array_equal(decode_image(factory.make_rotated(orientation, "PNG")), factory.make_pixels(40, 24))
+
+
+def test_a_damaged_exif_block_does_not_lose_the_picture() -> None:
+    clean = factory.make_jpeg()
+    broken = factory.encode(factory.make_pixels(), "JPEG", quality=95, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        np.testing.assert_array_equal(decode_image(broken), decode_image(clean))
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    values = np.array([[0, 128, 129, 257, 300, 32768, 65407, 65535]], np.uint16)
+    expected = [round(int(v) / 257) for v in values[0]]
+    for data in (factory.make_png16(values), factory.encode(values, "TIFF"), factory.encode(values.astype(np.int32), "TIFF")):
+        np.testing.assert_array_equal(decode_image(data), np.repeat(np.array([expected])[..., None], 3, axis=2))
+
+
+def test_big_endian_sixteen_bits() -> None:
+    data = b"P5 2 1 65535\n" + struct.pack(">HH", 65535, 257 * 7)
+    np.testing.assert_array_equal(decode_image(data)[0, :, 0], [255, 7])
+
+
+def test_floats_and_wide_integers_are_stretched() -> None:
+    floats = np.array([[-1.0, 0.0, 3.0, np.nan, np.inf]], np.float32)
+    np.testing.assert_array_equal(decode_image(factory.encode(floats, "TIFF"))[0, :, 1], [0, 64, 255, 0, 0])
+    wide = np.array([[-100_000, 0, 100_000]], np.int32)
+    np.testing.assert_array_equal(decode_image(factory.encode(wide, "TIFF"))[0, :, 2], [0, 128, 255])
+    np.testing.assert_array_equal(decode_image(factory.encode(np.full((2, 3), 7.5, np.float32), "TIFF")), np.zeros((2, 3, 3)))
+
+
+def test_grey_and_one_bit() -> None:
+    grey = factory.make_pixels()[..., 0]
+    np.testing.assert_array_equal(decode_image(factory.encode(grey, "PNG")), np.repeat(grey[..., None], 3, axis=2))
+    bits = Image.fromarray((grey > 99).astype(np.uint8) * 255).convert("1", dither=Image.Dither.NONE)
+    np.testing.assert_array_equal(decode_image(factory.encode(bits, "PNG"))[..., 0], np.where(grey > 99, 255, 0))
+
+
+def test_transparency_is_over_white() -> None:
+    np.testing.assert_array_equal(decode_image(factory.make_transparent_palette()), [[[255, 0, 0], [255, 255, 255]]])
+    rgba = np.zeros((1, 256, 4), np.uint8)
+    rgba[0, :, 3] = np.arange(256)  # black of rising alpha over white: 255 - alpha
+    np.testing.assert_array_equal(decode_image(factory.encode(rgba, "PNG"))[0, :, 0], 255 - np.arange(256))
+    grey_alpha = Image.merge("LA", (Image.new("L", (2, 2), 80), Image.new("L", (2, 2), 0)))
+    np.testing.assert_array_equal(decode_image(factory.encode(grey_alpha, "PNG")), np.full((2, 2, 3), 255))
+    keyed = factory.encode(Image.new("RGB", (2, 2), (9, 8, 7)), "PNG", transparency=(9, 8, 7))
+    np.testing.assert_array_equal(decode_image(keyed), np.full((2, 2, 3), 255))
+
+
+def test_cmyk_is_not_inverted() -> None:
+    assert np.abs(decode_image(factory.make_cmyk()).astype(int) - factory.make_pixels()).mean() < 12
+
+
+def test_lab_tiff_fails_with_a_reason() -> None:
+    lab = ImageCms.profileToProfile(
+        Image.fromarray(factory.make_pixels()), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    assert lab is not None
+    with pytest.raises(BadItemError, match="TIFF data cannot be decoded: conversion from LAB"):
+        decode_image(factory.encode(lab, "TIFF"))
+
+
+def test_pixel_limit_comes_from_the_header() -> None:
+    start = time.perf_counter()
+    with pytest.raises(BadItemError, match=r"25000 x 20000 pixels, over the limit of 178956970 pixels; raise it with --max-pixels"):
+        decode_image(factory.make_bomb())
+    assert time.perf_counter() - start < 0.5
+    with pytest.raises(BadItemError, match="37 x 23 pixels, over the limit of 850"):
+        decode_resized(factory.make_jpeg(), 8, 850)
+    assert decode_resized(factory.make_jpeg(), 8, 851).shape == (8, 8, 3)
+    with pytest.raises(BadItemError, match="over the limit of 10"):
+        decode_image(factory.make_pixels(), max_pixels=10)
+
+
+def test_pillows_own_limit_plays_no_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # as if every image were far over it
+        assert decode_image(factory.make_png()).shape == (23, 37, 3)
+        monkeypatch.undo()
+    assert before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
+
+
+def damaged() -> dict[str, bytes]:
+    png, jpeg = factory.make_png(200, 150), factory.make_jpeg(200, 150)
+    tiff = factory.encode(factory.make_pixels(), "TIFF", compression="tiff_lzw")
+    return {
+        "empty": b"",
+        "text": b"hello, this is not an image",
+        "jpeg in half": factory.make_truncated(),
+        "jpeg, magic only": b"\xff\xd8\xff",
+        "jpeg, header only": jpeg[:40],
+        "png in half": png[: len(png) // 2],
+        "png, magic only": png[:8],
+        "png, wrong checksum": png[:60] + bytes([png[60] ^ 255]) + png[61:],
+        "png, text bomb": png[:33] + _chunk(b"zTXt", b"k\0\0" + zlib.compress(b"a" * (1 << 26))) + png[33:],
+        "gif, magic only": b"GIF89a",
+        "gif cut": factory.make_gif()[:30],
+        "bmp": b"BM" + b"\xff" * 60,
+        "tiff": tiff[: len(tiff) // 2],
+        "tiff, loop": b"II*\0\x08\0\0\0\x01\0\0\x01\x04\0\x01\0\0\0\xff\xff\xff\xff\x08\0\0\0",
+        "webp": b"RIFF\x10\0\0\0WEBPVP8 " + b"\0" * 8,
+        "ppm": b"P6 10 10 255\n123",
+        "ppm, no size": b"P6 ",
+        "avif": b"\0\0\0\x1cftypavif" + b"\0" * 40,
+        "svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        "eps": b"%!PS-Adobe-3.0 EPSF-3.0\n",
+        "heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+        "zero wide": _zero_wide(),
+    }
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _zero_wide() -> bytes:
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", 0, 5, 8, 2, 0, 0, 0)) + _chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", sorted(damaged()))
+def test_damaged_files_only_raise_bad_item(kind: str) -> None:
+    for decode in (decode_image, lambda data: decode_resized(data, 16)):
+        with pytest.raises(BadItemError) as caught, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            decode(damaged()[kind])
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 300
+
+
+def test_flipped_bytes_give_an_image_or_bad_item() -> None:
+    rng = np.random.default_rng(0)
+    kinds = [factory.make_jpeg(), factory.make_png(), factory.make_gif(), factory.encode(factory.make_pixels(), "TIFF"), factory.make_cmyk()]
+    outcomes = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for data in kinds:
+            for _ in range(120):
+                broken = bytearray(data)
+                for place in rng.integers(0, len(data), 4):
+                    broken[place] = rng.integers(0, 256)
+                try:
+                    outcomes.add(decode_resized(bytes(broken), 9, 1 << 20).shape)
+                except BadItemError:
+                    outcomes.add(None)
+    assert outcomes == {(9, 9, 3), None}
+
+
+def test_reasons_tell_what_to_do() -> None:
+    with pytest.raises(BadItemError, match="convert them to JPEG"):
+        decode_image(damaged()["heic"])
+    with pytest.raises(BadItemError, match=r"not an image of a known format \(JPEG, PNG"):
+        decode_image(damaged()["svg"])
+    with pytest.raises(BadItemError, match="truncated"):
+        decode_image(damaged()["jpeg in half"])
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (5, 4, 4), (0, 4, 3), (2, 5, 4, 3)])
+def test_pixels_of_another_shape(shape: tuple[int, ...]) -> None:
+    with pytest.raises(BadItemError, match=r"\(h, w, 3\) uint8"):
+        decode_image(np.zeros(shape, np.uint8))
+    with pytest.raises(BadItemError, match="float64"):
+        decode_image(np.zeros((4, 4, 3)))
+
+
+def test_pixels_pass_through() -> None:
+    pixels = factory.make_pixels()
+    assert decode_image(pixels) is pixels
+    np.testing.assert_array_equal(decode_resized(pixels, 16), resize_image(pixels, 16))
+
+
+def test_resize_is_antialiased() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255  # a filter that is not widened would alias into bright and dark columns
+    np.testing.assert_allclose(resize_image(stripes, 8), 127.5, atol=6)
+    assert resize_image(factory.make_pixels(), 1).shape == (1, 1, 3)
+    with pytest.raises(ParameterError, match="at least 1 pixel, got 0"):
+        resize_image(stripes, 0)
+    with pytest.raises(ParameterError, match="at least 1 pixel, got 0"):
+        decode_resized(factory.make_jpeg(), 0)
+
+
+@pytest.mark.parametrize("width", [7, 31, 33, 127])
+@pytest.mark.parametrize("height", [5, 64, 127])
+def test_up_to_four_times_the_target_the_fast_path_is_exact(width: int, height: int) -> None:
+    for data in (factory.make_jpeg(width, height), factory.make_png(width, height), factory.make_rotated(6, "JPEG", width, height)):
+        np.testing.assert_array_equal(decode_resized(data, 32), resize_image(decode_image(data), 32))
+
+
+@pytest.mark.parametrize(("width", "height"), [(128, 128), (300, 140), (1000, 700), (90, 900), (1500, 130)])
+def test_past_that_it_stays_close(width: int, height: int) -> None:
+    for data in (factory.make_jpeg(width, height, quality=90), factory.make_png(width, height), factory.make_cmyk()):
+        difference = decode_resized(data, 32).astype(int) - resize_image(decode_image(data), 32)
+        assert np.abs(difference).mean() < 2
+        assert np.abs(difference).max() < 12
+
+
+def test_large_jpegs_are_decoded_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+    original = ImageFile.ImageFile.load
+
+    def load(self: ImageFile.ImageFile) -> object:
+        if self.tile:
+            loaded.append(self.size)
+        return original(self)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    decode_resized(factory.make_jpeg(640, 512), 32)
+    decode_resized(factory.make_jpeg(640, 127), 32)
+    assert loaded == [(80, 64), (640, 127)]  # 512 / 8 is the least that leaves 2 x 32; a side under 4 x 32 forbids it
+
+
+def test_threads_agree() -> None:
+    data = [factory.make_jpeg(90 + i, 70, i) for i in range(12)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(lambda item: decode_resized(item, 24), data * 3))
+    for item, pixels in zip(data * 3, together, strict=True):
+        np.testing.assert_array_equal(pixels, decode_resized(item, 24))
+
+
+def test_digest() -> None:
+    # RFC 7693's function with a 16-byte digest; the value for b"abc" is from `b2sum -l 128`.
+    assert digest(b"abc").hex() == "cf4ab791c62b8d2b2109c90275287816"
+    pixels = factory.make_pixels()
+    assert digest(pixels) == digest(pixels.copy()) == digest(np.asfortranarray(pixels))
+    flat: NDArray[np.uint8] = pixels.reshape(-1, 1, 3)
+    others = [pixels[::-1], flat, pixels.astype(np.int16), pixels.transpose(1, 0, 2)]
+    assert len({digest(pixels), *(digest(other) for other in others)}) == 5
+    assert digest(pixels.astype(">i4")) == digest(pixels.astype("<i4"))
+    assert digest(np.zeros((0, 3))) != digest(np.zeros((3, 0)))
