@@ -65,7 +65,13 @@ def make_transparent_palette() -> bytes:
 
 def make_bomb(width: int = 25_000, height: int = 20_000) -> bytes:
     """A PNG of a few bytes whose header announces ``width`` x ``height`` pixels."""
-    return _png([(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 64)), (b"IEND", b"")])
+    return _png(
+        [
+            (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+            (b"IDAT", zlib.compress(b"\0" * 64)),
+            (b"IEND", b""),
+        ]
+    )
 
 
 def make_truncated(seed: int = 0) -> bytes:

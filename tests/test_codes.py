@@ -1,7 +1,11 @@
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from distillhash.codes import Codes, bytes_per_code, hamming_distances
 from distillhash.errors import DataError, FormatError, ParameterError
@@ -10,7 +14,7 @@ N_BITS = [1, 7, 8, 12, 16, 33, 64, 65, 127, 128, 256, 512]
 N_ROWS = [0, 1, 7, 33]
 
 
-def random_signs(n: int, n_bits: int, seed: int = 0) -> np.ndarray:
+def random_signs(n: int, n_bits: int, seed: int = 0) -> NDArray[Any]:
     return np.random.default_rng(seed).choice(np.array([-1, 1], np.int8), size=(n, n_bits))
 
 
@@ -74,7 +78,7 @@ def test_indexing_keeps_codes() -> None:
         (np.zeros((2, 1), np.uint8), 0, ParameterError, "positive integer, got 0"),
     ],
 )
-def test_from_packed_refuses(packed: np.ndarray, n_bits: int, error: type[Exception], message: str) -> None:
+def test_from_packed_refuses(packed: NDArray[Any], n_bits: int, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Codes.from_packed(packed, n_bits)
 
@@ -90,14 +94,14 @@ def test_refusals() -> None:
 
 @pytest.mark.parametrize("suffix", [".npz", ".parquet"])
 @pytest.mark.parametrize("n", N_ROWS)
-def test_files_round_trip(tmp_path, suffix: str, n: int) -> None:
+def test_files_round_trip(tmp_path: Path, suffix: str, n: int) -> None:
     codes = Codes.from_signs(random_signs(n, 33))
     keys = [f"a/{i}.jpg" for i in range(n)]
     codes.save(tmp_path / f"codes{suffix}", keys=keys)
     assert Codes.load(tmp_path / f"codes{suffix}") == (codes, keys)
 
 
-def test_files_refuse(tmp_path) -> None:
+def test_files_refuse(tmp_path: Path) -> None:
     codes = Codes.from_signs(random_signs(3, 8))
     with pytest.raises(ParameterError, match=r"not '\.txt'"):
         codes.save(tmp_path / "codes.txt")

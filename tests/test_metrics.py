@@ -1,11 +1,13 @@
 """The metrics against enumeration of every tie order, Monte-Carlo, plain loops, and a library."""
 
 from itertools import pairwise, permutations
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 
 from distillhash.codes import Codes, hamming_distances
@@ -15,6 +17,10 @@ from distillhash.metrics import evaluate_codes
 
 def random_codes(rng: np.random.Generator, n: int, n_bits: int) -> Codes:
     return Codes.from_signs(rng.choice([-1, 1], size=(n, n_bits)))
+
+
+def mean_of(values: list[Any]) -> float:
+    return float(np.mean(values))
 
 
 def average_precision(relevant: list[bool], depth: int, divisor: str) -> float:
@@ -28,7 +34,7 @@ def average_precision(relevant: list[bool], depth: int, divisor: str) -> float:
     return total / by if by else 0.0
 
 
-def all_rankings(distances: np.ndarray, relevance: np.ndarray) -> list[list[bool]]:
+def all_rankings(distances: NDArray[Any], relevance: NDArray[Any]) -> list[list[bool]]:
     """Every order of the items that is sorted by distance: all orders of every tie."""
     return [
         [bool(relevance[i]) for i in order]
@@ -49,23 +55,22 @@ def test_equals_the_average_over_all_tie_orders(seed: int, n: int, n_bits: int, 
     rankings = all_rankings(hamming_distances(query, database)[0], labels == 1)
     relevant = int((labels == 1).sum())
 
-    def mean(values: list[float]) -> float:
-        return float(np.mean(values))
-
     full = [average_precision(r, n, "min") for r in rankings]
-    assert report["map"] == pytest.approx(mean(full), abs=1e-12)
+    assert report["map"] == pytest.approx(mean_of(full), abs=1e-12)
     assert report["map_best"] == pytest.approx(max(full), abs=1e-12)
     assert report["map_worst"] == pytest.approx(min(full), abs=1e-12)
     assert report[f"map@{depth}"] == pytest.approx(
-        mean([average_precision(r, min(depth, n), "min") for r in rankings]), abs=1e-12
+        mean_of([average_precision(r, min(depth, n), "min") for r in rankings]), abs=1e-12
     )
     assert report[f"map@{depth}_hits"] == pytest.approx(
-        mean([average_precision(r, depth, "hits") for r in rankings]), abs=1e-12
+        mean_of([average_precision(r, depth, "hits") for r in rankings]), abs=1e-12
     )
-    assert report[f"precision@{depth}"] == pytest.approx(mean([sum(r[:depth]) / depth for r in rankings]), abs=1e-12)
-    assert report[f"recall@{depth}"] == pytest.approx(mean([sum(r[:depth]) / relevant for r in rankings]), abs=1e-12)
+    assert report[f"precision@{depth}"] == pytest.approx(mean_of([sum(r[:depth]) / depth for r in rankings]), abs=1e-12)
+    assert report[f"recall@{depth}"] == pytest.approx(mean_of([sum(r[:depth]) / relevant for r in rankings]), abs=1e-12)
     everything = [[labels[i] == 1 for i in order] for order in permutations(range(n))]
-    assert report["map_random"] == pytest.approx(mean([average_precision(r, n, "min") for r in everything]), abs=1e-12)
+    assert report["map_random"] == pytest.approx(
+        mean_of([average_precision(r, n, "min") for r in everything]), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(("n", "n_bits"), [(33, 1), (200, 12), (500, 33)])
@@ -79,10 +84,10 @@ def test_agrees_with_monte_carlo(n: int, n_bits: int) -> None:
     for _ in range(4000):
         orders = np.argsort(distances + rng.random(distances.shape) * 0.5, axis=1)
         rankings = [(labels[order] == label).tolist() for order, label in zip(orders, query_labels, strict=True)]
-        samples["map"].append(np.mean([average_precision(r, n, "min") for r in rankings]))
-        samples["map@20"].append(np.mean([average_precision(r, 20, "min") for r in rankings]))
-        samples["map@20_hits"].append(np.mean([average_precision(r, 20, "hits") for r in rankings]))
-        samples["precision@20"].append(np.mean([np.mean(r[:20]) for r in rankings]))
+        samples["map"].append(mean_of([average_precision(r, n, "min") for r in rankings]))
+        samples["map@20"].append(mean_of([average_precision(r, 20, "min") for r in rankings]))
+        samples["map@20_hits"].append(mean_of([average_precision(r, 20, "hits") for r in rankings]))
+        samples["precision@20"].append(mean_of([np.mean(r[:20]) for r in rankings]))
     for key, values in samples.items():
         standard_error = np.std(values) / np.sqrt(len(values))
         assert abs(report[key] - np.mean(values)) < 5 * standard_error + 1e-9, key
@@ -152,7 +157,7 @@ def test_database_order_and_flipped_bits_change_nothing() -> None:
     assert evaluate_codes(queries, database[order], query_labels, labels[order]) == report
     flip = rng.choice([-1, 1], 33)
     flipped = [Codes.from_signs(codes.signs() * flip) for codes in (queries, database)]
-    assert evaluate_codes(*flipped, query_labels, labels) == report
+    assert evaluate_codes(flipped[0], flipped[1], query_labels, labels) == report
 
 
 def test_random_codes_score_the_prevalence() -> None:

@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes
-from distillhash.errors import BadItemError, DataError, FormatError, ParameterError
+from distillhash.errors import DataError, FormatError, ParameterError
 from distillhash.index import Index, open_index
 from distillhash.model import HashModel, load_model
-from distillhash.sources import EmbeddingSource, ImageSource, Skipped, Source, open_source
+from distillhash.sources import BadItemError, EmbeddingSource, ImageSource, Skipped, Source, open_source
 
 if TYPE_CHECKING:
     from distillhash.backbones import FeatureCache
@@ -50,7 +50,9 @@ def index_model(
     has_own = (own / _MODEL_FILES[0]).exists()
     if not has_own and model_folder is None:
         if not folder.exists():
-            raise ParameterError(f"there is no index at {folder}; make one with `distillhash index SOURCE --model DIR --index {folder}`")
+            raise ParameterError(
+                f"there is no index at {folder}; make one with `distillhash index SOURCE --model DIR --index {folder}`"
+            )
         raise ParameterError(f"{folder} holds no model yet; give --model DIR")
     model = load_model(model_folder or own, device=device, cache=cache)
     if has_own:
@@ -183,7 +185,7 @@ def find(
                 {"id": identifier, "distance": distance, "key": item.key, "metadata": item.metadata}
                 for (identifier, distance), item in zip(pairs, items, strict=True)
             ]
-            results.append({"query": source.path(row) or source.keys[row], "neighbours": neighbours})
+            results.append({"query": source.path(int(row)) or source.keys[row], "neighbours": neighbours})
     return results, skipped
 
 

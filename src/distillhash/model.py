@@ -88,7 +88,7 @@ class HashModel:
         self.training: dict[str, Any] = {}
         self.skipped_: list[Skipped] = []
         self._backbone: Backbone | None = None
-        self._backbone_options = {"image_size": image_size, "weights": weights, "device": device}
+        self._image_size, self._weights, self._device = image_size, weights, device
         self._backbone_config: dict[str, Any] | None = None
         self._backbone_tensors: dict[str, NDArray[Any]] = {}
 
@@ -104,11 +104,11 @@ class HashModel:
 
         if self._backbone is None:
             if self._backbone_config is None:
-                self._backbone = make_backbone(self.backbone_name, **self._backbone_options)
-            else:
-                self._backbone = backbone_from_config(
-                    self._backbone_config, device=str(self._backbone_options["device"])
+                self._backbone = make_backbone(
+                    self.backbone_name, image_size=self._image_size, weights=self._weights, device=self._device
                 )
+            else:
+                self._backbone = backbone_from_config(self._backbone_config, device=self._device)
                 if self._backbone_tensors:
                     self._backbone.load_tensors(self._backbone_tensors)
                 expected = self._backbone_config["fingerprint"]
@@ -239,7 +239,9 @@ class HashModel:
         wants_vectors = self.backbone_name == "embeddings"
         if isinstance(opened, EmbeddingSource) != wants_vectors:
             kinds = ("embeddings", "images") if wants_vectors else ("images", "embeddings")
-            raise DataError(f"this model takes {kinds[0]} (backbone {self.backbone_name}), but {opened.name} holds {kinds[1]}")
+            raise DataError(
+                f"this model takes {kinds[0]} (backbone {self.backbone_name}), but {opened.name} holds {kinds[1]}"
+            )
         return opened
 
     def save(self, path: str | Path) -> None:

@@ -137,7 +137,7 @@ def train(
                 continue
             value = loss(step_network(inputs.batch(rows, rng).to(device)), rows)
             optimizer.zero_grad(set_to_none=True)
-            value.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(value)
             optimizer.step()
             total, steps = total + float(value.detach()), steps + 1
         history.append(total / max(steps, 1.0))

@@ -4,11 +4,14 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from distillhash import load_hasher, make_hasher, method_names
+from distillhash import Hasher, load_hasher, make_hasher, method_names
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
 from distillhash.methods import method_class
 
@@ -16,7 +19,7 @@ METHODS = method_names()
 N_BITS = [1, 12, 33]
 
 
-def clustered(n: int = 120, d: int = 40, seed: int = 0) -> np.ndarray:
+def clustered(n: int = 120, d: int = 40, seed: int = 0) -> NDArray[Any]:
     """Features of six clusters, positive like those after a ReLU."""
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((6, d))
@@ -24,7 +27,7 @@ def clustered(n: int = 120, d: int = 40, seed: int = 0) -> np.ndarray:
 
 
 @pytest.fixture(scope="module", params=METHODS)
-def fitted(request):
+def fitted(request: pytest.FixtureRequest) -> Hasher:
     return make_hasher(request.param, 33, seed=3).fit(clustered())
 
 
@@ -43,7 +46,7 @@ def test_shapes(method: str, n_bits: int) -> None:
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, 33])
-def test_rows_are_independent(fitted, n: int) -> None:
+def test_rows_are_independent(fitted: Hasher, n: int) -> None:
     x = clustered(200, seed=9)
     everything = fitted.encode(x)
     assert fitted.encode(x[:n]) == everything[:n]
@@ -53,7 +56,7 @@ def test_rows_are_independent(fitted, n: int) -> None:
         assert fitted.encode(x[row : row + 1]) == everything[row]
 
 
-def test_input_is_not_changed_and_layout_does_not_matter(fitted) -> None:
+def test_input_is_not_changed_and_layout_does_not_matter(fitted: Hasher) -> None:
     x = clustered(50, seed=2)
     copy = x.copy()
     codes = fitted.encode(x)
@@ -62,7 +65,7 @@ def test_input_is_not_changed_and_layout_does_not_matter(fitted) -> None:
     assert fitted.encode(x.astype(np.float64)) == codes
 
 
-def test_save_and_load(fitted, tmp_path) -> None:
+def test_save_and_load(fitted: Hasher, tmp_path: Path) -> None:
     fitted.save(tmp_path / "hasher")
     assert sorted(p.name for p in (tmp_path / "hasher").iterdir()) == ["config.json", "model.safetensors"]
     loaded = load_hasher(tmp_path / "hasher")
@@ -87,7 +90,7 @@ def test_another_seed_gives_other_codes(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_fit_reads_a_memory_map(method: str, tmp_path) -> None:
+def test_fit_reads_a_memory_map(method: str, tmp_path: Path) -> None:
     x = clustered()
     np.save(tmp_path / "x.npy", x)
     mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
@@ -138,7 +141,7 @@ def test_refusals(method: str) -> None:
 
 
 @pytest.mark.parametrize("n_bits", [0, -1, 1.5, True, "8", 5000])
-def test_code_length_is_checked(n_bits) -> None:
+def test_code_length_is_checked(n_bits: Any) -> None:
     with pytest.raises(ParameterError, match=r"integer in 1\.\.4096, got"):
         make_hasher("lsh", n_bits)
 
@@ -156,7 +159,7 @@ def test_names_are_checked() -> None:
         make_hasher("ssdh", 8, epochs="many")
 
 
-def test_damaged_folders(tmp_path) -> None:
+def test_damaged_folders(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="not a model folder"):
         load_hasher(tmp_path)
     folder = tmp_path / "hasher"

@@ -1,5 +1,8 @@
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from distillhash import make_hasher
@@ -7,7 +10,7 @@ from distillhash.errors import DataError
 from distillhash.metrics import evaluate_codes
 
 
-def gaussian(n: int = 300, d: int = 24, seed: int = 0) -> np.ndarray:
+def gaussian(n: int = 300, d: int = 24, seed: int = 0) -> NDArray[Any]:
     rng = np.random.default_rng(seed)
     return rng.standard_normal((n, d)) @ np.diag(np.linspace(3, 0.1, d)) @ rng.standard_normal((d, d)) + 5
 
@@ -36,7 +39,7 @@ def test_more_bits_than_features_is_refused() -> None:
 @pytest.mark.parametrize("n_bits", [1, 7, 16, 24])
 def test_itq_never_raises_its_objective_and_matches_the_formula(n_bits: int) -> None:
     x = gaussian()
-    hasher = make_hasher("itq", n_bits, seed=2).fit(x)
+    hasher: Any = make_hasher("itq", n_bits, seed=2).fit(x)
     losses = np.array(hasher.history_["loss"])
     assert len(losses) == 50
     assert (np.diff(losses) <= 1e-9 * losses[:-1]).all()

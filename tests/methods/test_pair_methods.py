@@ -1,26 +1,34 @@
 """SSDH, DistillHash* and DistillHash: what they train on, and that training does what the formulas say."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from distillhash import make_hasher
 from distillhash.errors import DataError, ParameterError
+from distillhash.methods import make_hasher
 from distillhash.methods.distillhash import DistillHash
 from distillhash.methods.pair_hasher import Data, Head
 from distillhash.pairs.flip_rate import distil_pairs
 from distillhash.pairs.neighbours import nearest_neighbours
-from distillhash.pairs.similarity import cosine_distances, fit_half_gaussians, label_pairs, pair_thresholds
+from distillhash.pairs.similarity import LabelRule, cosine_distances, fit_half_gaussians, label_pairs, pair_thresholds
 from distillhash.training import CachedFeatures, TrainableImages, TrainingSettings, train
 
 
-def clustered(n: int = 90, d: int = 20, seed: int = 0) -> np.ndarray:
+def pair_hasher(method: str, n_bits: int, **options: Any) -> Any:
+    """A hasher whose learned attributes the tests look at."""
+    return make_hasher(method, n_bits, **options)
+
+
+def clustered(n: int = 90, d: int = 20, seed: int = 0) -> NDArray[Any]:
     rng = np.random.default_rng(seed)
     centres = rng.standard_normal((6, d))
     return np.maximum(centres[np.arange(n) % 6] + 0.6 * rng.standard_normal((n, d)), 0).astype(np.float32)
 
 
-def initial_pairs(x: np.ndarray, alpha: float, beta: float, rule: str = "three-way") -> np.ndarray:
+def initial_pairs(x: NDArray[Any], alpha: float, beta: float, rule: LabelRule = "three-way") -> NDArray[Any]:
     distances = cosine_distances(x)
     thresholds = pair_thresholds(distances, fit_half_gaussians(distances), alpha=alpha, beta=beta)
     return label_pairs(distances, thresholds, rule=rule)
@@ -29,7 +37,7 @@ def initial_pairs(x: np.ndarray, alpha: float, beta: float, rule: str = "three-w
 @pytest.mark.parametrize("method", ["ssdh", "distillhash-initial"])
 def test_initial_labels_are_trained_on_as_they_are(method: str) -> None:
     x = clustered()
-    hasher = make_hasher(method, 8, alpha=1.0, beta=0.5, epochs=2).fit(x)
+    hasher = pair_hasher(method, 8, alpha=1.0, beta=0.5, epochs=2).fit(x)
     np.testing.assert_array_equal(hasher.pairs_, initial_pairs(x, 1.0, 0.5))
     assert len(hasher.history_["loss"]) == 2
     assert hasher.history_["diagnosis"][0]["step"] == "initial pairs"
@@ -37,7 +45,7 @@ def test_initial_labels_are_trained_on_as_they_are(method: str) -> None:
 
 def test_local_estimate_is_the_log_odds_of_neighbouring_labels() -> None:
     x = clustered()
-    hasher = make_hasher("distillhash", 8, alpha=1.0, beta=0.0, local_neighbours=5, epochs=1).fit(x)
+    hasher = pair_hasher("distillhash", 8, alpha=1.0, beta=0.0, local_neighbours=5, epochs=1).fit(x)
     noisy = initial_pairs(x, 1.0, 0.0)
     around = nearest_neighbours(cosine_distances(x), 5, include_self=True)
     logits = np.zeros((len(x), len(x)), np.float32)
@@ -57,12 +65,12 @@ def test_local_estimate_is_the_log_odds_of_neighbouring_labels() -> None:
 @pytest.mark.parametrize("reading", ["paper", "code", "recommended"])
 def test_readings_train_and_are_recorded(reading: str) -> None:
     x = clustered()
-    overrides = {"epochs": 2, "estimate_epochs": 30, "alpha": 1.0, "beta": 0.0}
+    overrides: dict[str, Any] = {"epochs": 2, "estimate_epochs": 30, "alpha": 1.0, "beta": 0.0}
     if reading == "paper":
         overrides["learning_rate"] = 0.01
-    hasher = make_hasher("distillhash", 8, reading=reading, **overrides).fit(x)
+    hasher = pair_hasher("distillhash", 8, reading=reading, **overrides).fit(x)
     assert hasher.parameters() == {
-        **make_hasher("distillhash", 8).parameters(),
+        **pair_hasher("distillhash", 8).parameters(),
         **DistillHash.READINGS[reading],
         **overrides,
     }
@@ -99,12 +107,12 @@ def test_readings_train_and_are_recorded(reading: str) -> None:
     ],
     ids=str,
 )
-def test_every_option_changes_the_result(options: dict) -> None:
+def test_every_option_changes_the_result(options: dict[str, Any]) -> None:
     x = clustered()
-    base = {"alpha": 1.0, "beta": 0.0, "epochs": 2, "estimate_epochs": 20}
+    base: dict[str, Any] = {"alpha": 1.0, "beta": 0.0, "epochs": 2, "estimate_epochs": 20}
     estimate = {"estimate": options["estimate"]} if "estimate" in options and len(options) > 1 else {}
-    plain = make_hasher("distillhash", 8, **base, **estimate)
-    changed = make_hasher("distillhash", 8, **base, **options)
+    plain = pair_hasher("distillhash", 8, **base, **estimate)
+    changed = pair_hasher("distillhash", 8, **base, **options)
     try:
         changed.fit(x)
     except DataError as error:  # the released slip may distil nothing of one sign, and says so
@@ -115,16 +123,16 @@ def test_every_option_changes_the_result(options: dict) -> None:
 
 
 def test_candidates_labelled_keeps_to_the_initial_pairs() -> None:
-    hasher = make_hasher("distillhash", 8, alpha=1.0, beta=0.5, candidates="labelled", epochs=1).fit(clustered())
+    hasher = pair_hasher("distillhash", 8, alpha=1.0, beta=0.5, candidates="labelled", epochs=1).fit(clustered())
     assert not hasher.pairs_[hasher.initial_pairs_ == 0].any()
 
 
 def test_held_out_reads_no_pair_from_a_network_that_saw_it() -> None:
     x = clustered()
-    hasher = make_hasher("distillhash", 8, alpha=1.0, beta=0.0, estimate="held-out", estimate_epochs=60, epochs=1).fit(
+    hasher = pair_hasher("distillhash", 8, alpha=1.0, beta=0.0, estimate="held-out", estimate_epochs=60, epochs=1).fit(
         x
     )
-    seen = make_hasher("distillhash", 8, alpha=1.0, beta=0.0, estimate="network", estimate_epochs=60, epochs=1).fit(x)
+    seen = pair_hasher("distillhash", 8, alpha=1.0, beta=0.0, estimate="network", estimate_epochs=60, epochs=1).fit(x)
     # A network reads its own training pairs more surely than unseen ones: its histogram has more mass at the ends.
     ends = [sum(np.array(h.history_["probability_histogram"])[[0, 1, -2, -1]]) for h in (hasher, seen)]
     assert ends[0] < ends[1]
@@ -134,11 +142,11 @@ def test_held_out_reads_no_pair_from_a_network_that_saw_it() -> None:
 def test_nothing_to_distil_is_said() -> None:
     x = np.random.default_rng(0).random((12, 5)).astype(np.float32)
     with pytest.raises(DataError, match=r"no (dis)?similar pairs were distilled from 12 items"):
-        make_hasher("distillhash", 4, estimate="network", estimate_scale=1e-6, estimate_epochs=1).fit(x)
+        pair_hasher("distillhash", 4, estimate="network", estimate_scale=1e-6, estimate_epochs=1).fit(x)
 
 
 def test_large_training_sets_are_sampled() -> None:
-    hasher = make_hasher("ssdh", 4, max_train=40, epochs=1, seed=5).fit(clustered(90))
+    hasher = pair_hasher("ssdh", 4, max_train=40, epochs=1, seed=5).fit(clustered(90))
     rows = hasher.history_["rows"]
     assert len(rows) == len(set(rows.tolist())) == 40
     assert hasher.pairs_.shape == (40, 40)
@@ -147,23 +155,23 @@ def test_large_training_sets_are_sampled() -> None:
 def test_views_are_drawn_in_training() -> None:
     x = clustered()
     views = np.stack([x + 0.5, x * 2])
-    with_views = make_hasher("ssdh", 8, epochs=2).fit(x, views=views)
-    without = make_hasher("ssdh", 8, epochs=2).fit(x)
+    with_views = pair_hasher("ssdh", 8, epochs=2).fit(x, views=views)
+    without = pair_hasher("ssdh", 8, epochs=2).fit(x)
     assert not np.array_equal(with_views.weight_, without.weight_)
     with pytest.raises(DataError, match=r"views must be \(n_views, 90, 20\)"):
-        make_hasher("ssdh", 8).fit(x, views=views[:, :, :5])
+        pair_hasher("ssdh", 8).fit(x, views=views[:, :, :5])
 
 
 def test_training_lowers_the_loss_and_repeats() -> None:
     x = clustered()
-    first, again = (make_hasher("distillhash-initial", 16, epochs=20).fit(x).history_["loss"] for _ in range(2))
+    first, again = (pair_hasher("distillhash-initial", 16, epochs=20).fit(x).history_["loss"] for _ in range(2))
     assert first == again
     assert first[-1] < 0.9 * first[0]
 
 
 def test_a_diverging_loss_is_reported() -> None:
     with pytest.raises(DataError, match="lower learning_rate"):
-        make_hasher("ssdh", 8, optimizer="sgd", learning_rate=1e30, relaxation="none").fit(clustered())
+        pair_hasher("ssdh", 8, optimizer="sgd", learning_rate=1e30, relaxation="none").fit(clustered())
 
 
 def test_fine_tuning_trains_the_trunk_and_the_estimator_only_a_copy() -> None:
@@ -175,7 +183,7 @@ def test_fine_tuning_trains_the_trunk_and_the_estimator_only_a_copy() -> None:
         def __len__(self) -> int:
             return len(x)
 
-        def batch(self, rows, rng):
+        def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> torch.Tensor:
             return torch.from_numpy(np.concatenate([x[rows], x[rows]], axis=1))
 
     trunk = torch.nn.Linear(40, 20, bias=False)
@@ -183,17 +191,17 @@ def test_fine_tuning_trains_the_trunk_and_the_estimator_only_a_copy() -> None:
         trunk.weight.copy_(torch.cat([torch.eye(20), torch.eye(20)], dim=1) / 2)
     before = trunk.weight.detach().clone()
     images = TrainableImages(Doubled(), trunk)
-    hasher = make_hasher("distillhash", 8, estimate="network", estimate_epochs=3)
+    hasher = pair_hasher("distillhash", 8, estimate="network", estimate_epochs=3)
     hasher.initial_pairs_ = initial_pairs(x, 1.0, 0.0)
     rows = np.arange(len(x))
     outputs = hasher._estimating_outputs(rows, Head(x), Data(x, None, rows, images), seed=0)
     assert outputs.shape == (90, 48)
     assert hasher.history_["estimate_loss"][0][-1] < hasher.history_["estimate_loss"][0][0]
     assert torch.equal(trunk.weight.detach(), before)
-    make_hasher("ssdh", 8, epochs=2).fit(x, images=images)
+    pair_hasher("ssdh", 8, epochs=2).fit(x, images=images)
     assert not torch.equal(trunk.weight.detach(), before)
     with pytest.raises(ParameterError, match="itq learns from fixed features"):
-        make_hasher("itq", 8).fit(x, images=images)
+        pair_hasher("itq", 8).fit(x, images=images)
 
 
 def test_adam_matches_a_loop_written_out() -> None:

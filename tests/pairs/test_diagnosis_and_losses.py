@@ -1,15 +1,17 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from distillhash.errors import DataError
 from distillhash.pairs.diagnosis import confusion, describe_pairs, judge_pairs, probability_histogram
 from distillhash.pairs.losses import likelihood_loss, pair_loss, squared_loss
 
 
-def random_pairs(n: int, seed: int = 0) -> np.ndarray:
+def random_pairs(n: int, seed: int = 0) -> NDArray[Any]:
     half = np.triu(np.random.default_rng(seed).integers(-1, 2, (n, n)), 1)
     return (half + half.T).astype(np.int8)
 
@@ -81,7 +83,7 @@ def test_squared_equals_a_plain_loop() -> None:
 def test_a_batch_without_labelled_pairs_has_no_loss_and_no_gradient() -> None:
     codes = torch.randn(4, 3, requires_grad=True)
     loss = likelihood_loss(codes, torch.zeros(4, 4), scale=1.0)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert float(loss.detach()) == 0 and codes.grad is not None and not codes.grad.any()
 
 

@@ -1,19 +1,22 @@
 """Bounds and distilled pairs against loops over all neighbour pairs, worked numbers, and the theory itself."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from distillhash.errors import DataError
-from distillhash.pairs.flip_rate import distil_pairs, flip_rate_bounds
+from distillhash.pairs.flip_rate import BoundRule, distil_pairs, flip_rate_bounds
 
 
-def sigmoid(x: np.ndarray) -> np.ndarray:
+def sigmoid(x: NDArray[Any]) -> NDArray[Any]:
     return 1 / (1 + np.exp(-np.asarray(x, np.longdouble)))
 
 
-def random_problem(n: int, o: int, seed: int, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def random_problem(n: int, o: int, seed: int, scale: float = 1.0) -> tuple[NDArray[Any], NDArray[Any]]:
     rng = np.random.default_rng(seed)
     u = rng.standard_normal((n, 6))
     logits = (scale * (u @ u.T)).astype(np.float32)
@@ -23,8 +26,8 @@ def random_problem(n: int, o: int, seed: int, scale: float = 1.0) -> tuple[np.nd
 
 
 def brute_force(
-    logits: np.ndarray, positive: np.ndarray, negative: np.ndarray, bounds: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    logits: NDArray[Any], positive: NDArray[Any], negative: NDArray[Any], bounds: str
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Eq. (8) and Theorem 1 on probabilities, one pair of neighbours at a time."""
     n = len(logits)
     eta = sigmoid(logits)
@@ -49,7 +52,7 @@ def brute_force(
 
 @pytest.mark.parametrize("bounds", ["full", "unshared", "diagonal"])
 @pytest.mark.parametrize(("n", "o"), [(2, 1), (7, 2), (12, 4), (33, 4)])
-def test_equals_brute_force(n: int, o: int, bounds: str) -> None:
+def test_equals_brute_force(n: int, o: int, bounds: BoundRule) -> None:
     logits, neighbours = random_problem(n, o, seed=n)
     labels, minus, plus = brute_force(logits, neighbours, neighbours, bounds)
     np.testing.assert_array_equal(distil_pairs(logits, neighbours, bounds=bounds), labels)

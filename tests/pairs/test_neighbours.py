@@ -1,11 +1,14 @@
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from distillhash.errors import DataError, ParameterError
 from distillhash.pairs.neighbours import nearest_neighbours, neighbourhood_mean
 
 
-def distances_with_ties(n: int, seed: int = 0) -> np.ndarray:
+def distances_with_ties(n: int, seed: int = 0) -> NDArray[Any]:
     rng = np.random.default_rng(seed)
     half = np.triu(rng.integers(0, 4, (n, n)) / np.float32(3), 1).astype(np.float32)
     return half + half.T

@@ -1,11 +1,15 @@
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from scipy.stats import norm
 
 from distillhash.errors import DataError, ParameterError
 from distillhash.pairs.similarity import (
     HalfGaussians,
+    LabelRule,
     cosine_distances,
     fit_half_gaussians,
     label_pairs,
@@ -13,7 +17,7 @@ from distillhash.pairs.similarity import (
 )
 
 
-def features(n: int, d: int = 8, seed: int = 0) -> np.ndarray:
+def features(n: int, d: int = 8, seed: int = 0) -> NDArray[Any]:
     rng = np.random.default_rng(seed)
     return np.abs(rng.standard_normal((5, d))[rng.integers(0, 5, n)] + 0.3 * rng.standard_normal((n, d))).astype("f4")
 
@@ -70,7 +74,7 @@ def test_fit_recovers_two_glued_half_gaussians() -> None:
 
 @pytest.mark.parametrize("rule", ["three-way", "two-way"])
 @pytest.mark.parametrize("n", [2, 7, 33])
-def test_labels_equal_a_loop(n: int, rule: str) -> None:
+def test_labels_equal_a_loop(n: int, rule: LabelRule) -> None:
     distances = cosine_distances(features(n, seed=n))
     thresholds = pair_thresholds(distances, fit_half_gaussians(distances), alpha=1, beta=0.5)
     labels = label_pairs(distances, thresholds, rule=rule)

@@ -6,13 +6,15 @@ import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
 
-import image_factory as factory
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, features
 
+import image_factory as factory
 from distillhash.errors import ParameterError
 from distillhash.sources import BadItemError, decode_image, decode_resized, digest, resize_image
 
@@ -85,7 +87,11 @@ def test_a_damaged_exif_block_does_not_lose_the_picture() -> None:
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     values = np.array([[0, 128, 129, 257, 300, 32768, 65407, 65535]], np.uint16)
     expected = [round(int(v) / 257) for v in values[0]]
-    for data in (factory.make_png16(values), factory.encode(values, "TIFF"), factory.encode(values.astype(np.int32), "TIFF")):
+    for data in (
+        factory.make_png16(values),
+        factory.encode(values, "TIFF"),
+        factory.encode(values.astype(np.int32), "TIFF"),
+    ):
         np.testing.assert_array_equal(decode_image(data), np.repeat(np.array([expected])[..., None], 3, axis=2))
 
 
@@ -99,7 +105,9 @@ def test_floats_and_wide_integers_are_stretched() -> None:
     np.testing.assert_array_equal(decode_image(factory.encode(floats, "TIFF"))[0, :, 1], [0, 64, 255, 0, 0])
     wide = np.array([[-100_000, 0, 100_000]], np.int32)
     np.testing.assert_array_equal(decode_image(factory.encode(wide, "TIFF"))[0, :, 2], [0, 128, 255])
-    np.testing.assert_array_equal(decode_image(factory.encode(np.full((2, 3), 7.5, np.float32), "TIFF")), np.zeros((2, 3, 3)))
+    np.testing.assert_array_equal(
+        decode_image(factory.encode(np.full((2, 3), 7.5, np.float32), "TIFF")), np.zeros((2, 3, 3))
+    )
 
 
 def test_grey_and_one_bit() -> None:
@@ -124,18 +132,22 @@ def test_cmyk_is_not_inverted() -> None:
     assert np.abs(decode_image(factory.make_cmyk()).astype(int) - factory.make_pixels()).mean() < 12
 
 
-def test_lab_tiff_fails_with_a_reason() -> None:
+def test_lab_tiff() -> None:
     lab = ImageCms.profileToProfile(
-        Image.fromarray(factory.make_pixels()), ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+        Image.fromarray(factory.make_pixels()),
+        ImageCms.createProfile("sRGB"),
+        ImageCms.createProfile("LAB"),
+        outputMode="LAB",
     )
     assert lab is not None
-    with pytest.raises(BadItemError, match="TIFF data cannot be decoded: conversion from LAB"):
-        decode_image(factory.encode(lab, "TIFF"))
+    assert np.abs(decode_image(factory.encode(lab, "TIFF")).astype(int) - factory.make_pixels()).mean() < 12
 
 
 def test_pixel_limit_comes_from_the_header() -> None:
     start = time.perf_counter()
-    with pytest.raises(BadItemError, match=r"25000 x 20000 pixels, over the limit of 178956970 pixels; raise it with --max-pixels"):
+    with pytest.raises(
+        BadItemError, match=r"25000 x 20000 pixels, over the limit of 178956970 pixels; raise it with --max-pixels"
+    ):
         decode_image(factory.make_bomb())
     assert time.perf_counter() - start < 0.5
     with pytest.raises(BadItemError, match="37 x 23 pixels, over the limit of 850"):
@@ -155,6 +167,7 @@ def test_pillows_own_limit_plays_no_part(monkeypatch: pytest.MonkeyPatch) -> Non
     assert before == (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
 
 
+@cache
 def damaged() -> dict[str, bytes]:
     png, jpeg = factory.make_png(200, 150), factory.make_jpeg(200, 150)
     tiff = factory.encode(factory.make_pixels(), "TIFF", compression="tiff_lzw")
@@ -204,8 +217,14 @@ def test_damaged_files_only_raise_bad_item(kind: str) -> None:
 
 def test_flipped_bytes_give_an_image_or_bad_item() -> None:
     rng = np.random.default_rng(0)
-    kinds = [factory.make_jpeg(), factory.make_png(), factory.make_gif(), factory.encode(factory.make_pixels(), "TIFF"), factory.make_cmyk()]
-    outcomes = set()
+    kinds = [
+        factory.make_jpeg(),
+        factory.make_png(),
+        factory.make_gif(),
+        factory.encode(factory.make_pixels(), "TIFF"),
+        factory.make_cmyk(),
+    ]
+    outcomes: set[tuple[int, ...] | None] = set()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for data in kinds:
@@ -257,7 +276,11 @@ def test_resize_is_antialiased() -> None:
 @pytest.mark.parametrize("width", [7, 31, 33, 127])
 @pytest.mark.parametrize("height", [5, 64, 127])
 def test_up_to_four_times_the_target_the_fast_path_is_exact(width: int, height: int) -> None:
-    for data in (factory.make_jpeg(width, height), factory.make_png(width, height), factory.make_rotated(6, "JPEG", width, height)):
+    for data in (
+        factory.make_jpeg(width, height),
+        factory.make_png(width, height),
+        factory.make_rotated(6, "JPEG", width, height),
+    ):
         np.testing.assert_array_equal(decode_resized(data, 32), resize_image(decode_image(data), 32))
 
 
@@ -298,7 +321,7 @@ def test_digest() -> None:
     pixels = factory.make_pixels()
     assert digest(pixels) == digest(pixels.copy()) == digest(np.asfortranarray(pixels))
     flat: NDArray[np.uint8] = pixels.reshape(-1, 1, 3)
-    others = [pixels[::-1], flat, pixels.astype(np.int16), pixels.transpose(1, 0, 2)]
+    others: list[NDArray[Any]] = [pixels[::-1], flat, pixels.astype(np.int16), pixels.transpose(1, 0, 2)]
     assert len({digest(pixels), *(digest(other) for other in others)}) == 5
     assert digest(pixels.astype(">i4")) == digest(pixels.astype("<i4"))
     assert digest(np.zeros((0, 3))) != digest(np.zeros((3, 0)))

@@ -207,13 +207,12 @@ def method_comparison(
         axes.plot(bits, value, label=label, marker="o", markersize=4, **_style(index))
         axes.fill_between(bits, low, high, color=_SERIES[index % len(_SERIES)], alpha=0.16, linewidth=0)
     if baseline is not None:
-        axes.axhline(baseline[1], **_reference())
-        axes.annotate(baseline[0], (1, baseline[1]), (-2, 4), **_note(), ha="right")
+        axes.axhline(baseline[1], label=baseline[0], **_reference())
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
-    return _svg(figure, f"{metric} against code length", series)
+    return _svg(figure, f"{metric} against code length", [*series, *([baseline[0]] if baseline else [])])
 
 
 def _axes(x_label: str, y_label: str, size: tuple[float, float] = (_WIDTH, _HEIGHT)) -> tuple[Figure, Axes]:

@@ -27,13 +27,19 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--methods", required=True, help="names, separated by commas")
     parser.add_argument("--bits", required=True, help="code lengths, separated by commas")
     parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for table.md, table.json and provenance.json")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for table.md, table.json and provenance.json"
+    )
     parser.add_argument("--backbone", default="efficientnet-lite0", help="see `distillhash ls backbones`")
     parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels images are resized to")
     parser.add_argument("--weights", metavar="FILE", help="weights for backbones that do not carry theirs")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
-    parser.add_argument("--cache", metavar="DIR", help="where features are kept between runs (default: the user's cache)")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the methods")
+    parser.add_argument(
+        "--cache", metavar="DIR", help="where features are kept between runs (default: the user's cache)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the methods"
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -23,7 +23,11 @@ SOURCE_HELP = (
 
 
 def add_verb(
-    subparsers: Any, name: str, summary: str, examples: Sequence[str], run: Callable[[argparse.Namespace], dict[str, Any]]
+    subparsers: Any,
+    name: str,
+    summary: str,
+    examples: Sequence[str],
+    run: Callable[[argparse.Namespace], dict[str, Any]],
 ) -> argparse.ArgumentParser:
     """A verb's parser with its examples, ``--json`` and ``--quiet``."""
     parser: argparse.ArgumentParser = subparsers.add_parser(
@@ -44,7 +48,9 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strict", action="store_true", help="exit 1 if any item could not be used")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="skip images with more pixels than this")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
-    parser.add_argument("--cache", metavar="DIR", help="where features are kept between runs (default: the user's cache)")
+    parser.add_argument(
+        "--cache", metavar="DIR", help="where features are kept between runs (default: the user's cache)"
+    )
     parser.add_argument("--no-cache", action="store_true", help="keep no features")
 
 

@@ -23,11 +23,15 @@ def add_parser(subparsers: Any) -> None:
         ["distillhash demo", "distillhash demo --out /tmp/demo --bits 32 --json"],
         run,
     )
-    parser.add_argument("--out", default="demo", metavar="DIR", help="folder for model/, index/ and report.html (default: demo)")
+    parser.add_argument(
+        "--out", default="demo", metavar="DIR", help="folder for model/, index/ and report.html (default: demo)"
+    )
     parser.add_argument("--bits", type=int, default=64, help="code length (default: 64)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
-    parser.add_argument("--cache", metavar="DIR", help="where features are kept between runs (default: the user's cache)")
+    parser.add_argument(
+        "--cache", metavar="DIR", help="where features are kept between runs (default: the user's cache)"
+    )
     parser.add_argument("--no-cache", action="store_true", help="keep no features")
 
 

@@ -23,7 +23,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
     parser.add_argument("--model", required=True, metavar="DIR", help="model folder written by train")
-    parser.add_argument("--out", required=True, metavar="FILE", help="codes.npz or codes.parquet; one key and code per item")
+    parser.add_argument(
+        "--out", required=True, metavar="FILE", help="codes.npz or codes.parquet; one key and code per item"
+    )
     add_reading_options(parser)
 
 

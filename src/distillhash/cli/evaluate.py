@@ -58,7 +58,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     metrics = evaluate_codes(query.codes, database.codes, query.labels, database.labels)
     summary: dict[str, Any] = {**metrics, "method": model.hasher.method, "backbone": model.backbone_name}
     summary["n_skipped"] = len(skipped)
-    say(arguments, f"{model.hasher.method}, {model.n_bits} bits: {len(query.codes)} queries, {len(database.codes)} in the database")
+    say(
+        arguments,
+        f"{model.hasher.method}, {model.n_bits} bits: {len(query.codes)} queries, {len(database.codes)} in the database",
+    )
     for name in ("map", "map@1000", "map@5000", "precision@100", "recall@1000", "precision_radius2", "map_random"):
         say(arguments, f"  {name:<18} {metrics[name]:.4f}")
     if arguments.report:

@@ -38,9 +38,15 @@ def add_parser(subparsers: Any) -> None:
     add_backbone_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     parser.add_argument("--views", type=int, default=0, metavar="N", help="augmented copies of each image to train on")
-    parser.add_argument("--fine-tune", action="store_true", help="train the backbone as well (slow without an accelerator)")
-    parser.add_argument("--max-images", type=int, default=50_000, metavar="N", help="learn from at most N (default: 50000)")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the method")
+    parser.add_argument(
+        "--fine-tune", action="store_true", help="train the backbone as well (slow without an accelerator)"
+    )
+    parser.add_argument(
+        "--max-images", type=int, default=50_000, metavar="N", help="learn from at most N (default: 50000)"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the method"
+    )
     add_reading_options(parser)
 
 
@@ -83,7 +89,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     skipped = report_skipped(arguments, model.skipped_, out / "skipped.json")
     model.save(out)
     report = write_training_report(out / "report.html", model, source, command=command_line(arguments))
-    say(arguments, f"trained {hasher.method}, {hasher.n_bits} bits, on {model.training['n_used']} items in {seconds:.1f} s")
+    say(
+        arguments,
+        f"trained {hasher.method}, {hasher.n_bits} bits, on {model.training['n_used']} items in {seconds:.1f} s",
+    )
     say(arguments, f"model: {out}   report: {report}")
     return {
         "model": str(out),

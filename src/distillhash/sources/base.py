@@ -57,9 +57,17 @@ class Source(ABC):
     def select(self, rows: NDArray[np.intp]) -> Source:
         """The same kind of source holding only ``rows`` (``(m,) int``), in that order."""
 
+    def path(self, row: int) -> str | None:  # noqa: ARG002  # an interface; sources of files use it
+        """Absolute path of the file behind item ``row``, or None where the item is not a file of its own."""
+        return None
+
 
 class ImageSource(Source):
     """A source of images."""
+
+    @abstractmethod
+    def select(self, rows: NDArray[np.intp]) -> ImageSource:
+        """The images of ``rows`` (``(m,) int``), in that order."""
 
     @abstractmethod
     def read(self, row: int) -> bytes | NDArray[np.uint8]:
@@ -68,10 +76,6 @@ class ImageSource(Source):
         Raises:
             BadItemError: the item cannot be read (absent, unreadable, empty).
         """
-
-    def path(self, row: int) -> str | None:  # noqa: ARG002  # an interface; sources of files use it
-        """Absolute path of the file behind item ``row``, or None where the item is not a file of its own."""
-        return None
 
 
 class EmbeddingSource(Source):
@@ -82,3 +86,7 @@ class EmbeddingSource(Source):
     """
 
     vectors: NDArray[Any]
+
+    @abstractmethod
+    def select(self, rows: NDArray[np.intp]) -> EmbeddingSource:
+        """The vectors of ``rows`` (``(m,) int``), in that order."""

@@ -45,7 +45,9 @@ def fetch(url: str, md5: str, target: Path) -> None:
             )
         temporary.replace(target)
     except (OSError, HTTPException) as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        # "HTTP Error 404: ..." says more than its reason alone; "<urlopen error ...>" less.
+        wrapped = isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError)
+        reason = getattr(error, "reason", error) if wrapped else error
         raise DataError(f"{url} cannot be downloaded ({reason}); fetch it elsewhere and put it at {target}") from error
     finally:
         if temporary is not None:

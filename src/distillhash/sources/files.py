@@ -69,14 +69,13 @@ class FileImages(ImageSource):
         """The file of image ``row``, whole."""
         path = self._root / self._paths[row]
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block for ever
-                raise BadItemError("the path is not a regular file")
-            data = path.read_bytes()
+            regular = stat.S_ISREG(path.stat().st_mode)
+            data = path.read_bytes() if regular else b""  # opening a pipe would block for ever
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path of a list file
-            if isinstance(error, BadItemError):
-                raise
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise BadItemError(f"the file cannot be read: {reason}") from error
+        if not regular:
+            raise BadItemError("the path is not a regular file")
         if not data:
             raise BadItemError("the file is empty")
         return data
@@ -187,7 +186,7 @@ def find_images(folder: Path) -> list[str]:
                         continue
                     if _is_folder(entry):
                         pending.append((Path(entry.path), f"{prefix}{entry.name}/", (*ancestors, here)))
-                    elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122  # a Path per file is 10 times slower
+                    elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122  # a Path per file is 4 times slower
                         found.append(prefix + entry.name)
         except OSError as error:
             if not prefix:

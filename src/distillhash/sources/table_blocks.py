@@ -33,8 +33,9 @@ class BinaryColumn:
     """Values of a binary column, by row over all files. Safe to use from several threads.
 
     A row group is read in blocks of about 16 MiB and the most recent 256 MiB of them are kept, so a table of any size, row groups of any
-    size included, costs that much memory. Reading rows roughly in order decodes everything once. Going back to a block no longer kept
-    starts its row group again: for random access write row groups of a few hundred rows.
+    size included, costs that much memory and a data page or two (1,024 rows as pyarrow writes them). Reading rows roughly in order
+    decodes everything once. Going back to a block no longer kept starts its row group again: for random access write row groups of a
+    few hundred rows.
     """
 
     def __init__(self, files: Sequence[Path], column: str) -> None:

@@ -137,13 +137,7 @@ def open_npz(path: Path, name: str) -> Vectors:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        zipfile.BadZipFile,
-        AttributeError,
-    ) as error:  # AttributeError: an .npy under another name
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError) as error:  # TypeError: it is an .npy
         raise _unreadable(path, name, error) from error
     wanted = [key for key in _VECTOR_NAMES if key in arrays][:1]
     wanted = wanted or [key for key, array in arrays.items() if array.ndim == 2 and array.dtype.kind == "f"]

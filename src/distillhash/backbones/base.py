@@ -1,0 +1,142 @@
+"""What every backbone offers: pixels in, features out, and an identity that caches and models can rely on."""
+
+from __future__ import annotations
+
+import copy
+import json
+from abc import ABC, abstractmethod
+from functools import cached_property
+from hashlib import blake2b
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distillhash.errors import FormatError, ParameterError
+
+BATCH = 16
+"""Images a forward pass: on a CPU, larger batches fall out of the cache and run slower."""
+
+
+class Backbone(ABC):
+    """A pretrained feature extractor.
+
+    Attributes:
+        name: Its name in the registry.
+        dim: Width d of its features.
+        image_size: Side in pixels of the square images it takes.
+        network: Trainable module from normalised ``(n, 3, size, size)`` floats to ``(n, d)``; features come from it in eval mode.
+        device: Where it runs.
+    """
+
+    name: str
+    dim: int
+    image_size: int
+    network: nn.Module
+    default_size: ClassVar[int] = 224
+
+    def __init__(self, name: str, network: nn.Module, dim: int, image_size: int, device: str) -> None:
+        """Take a built network in eval mode."""
+        if image_size < 16:
+            raise ParameterError(f"the image size must be at least 16 pixels, got {image_size}")
+        self.name, self.dim, self.image_size = name, dim, image_size
+        self.device = choose_device(device)
+        self.network = channels_last(network.eval().to(self.device))
+
+    @abstractmethod
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """The weights' own preprocessing: ``(n, 3, h, w)`` floats in 0..255 to what ``network`` takes."""
+
+    def preprocessing(self) -> dict[str, Any]:
+        """What :meth:`normalise` does and the size, as JSON-able data for model files and cache keys."""
+        return {"image_size": self.image_size}
+
+    def config(self) -> dict[str, Any]:
+        """What :func:`distillhash.backbones.backbone_from_config` needs."""
+        return {"name": self.name, **self.preprocessing()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of weights and preprocessing: BLAKE2 over both, 32 hex digits."""
+        digest = blake2b(json.dumps(self.config(), sort_keys=True).encode(), digest_size=16)
+        for name, array in self.tensors().items():
+            digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def embed(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features of images.
+
+        Args:
+            pixels: ``(n, size, size, 3) uint8``, n >= 0.
+
+        Returns:
+            ``(n, d) float32``. Forward passes have a fixed size (short ones are padded), so on a CPU a row does not depend on the rows
+            beside it.
+        """
+        return self.embed_floats(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+
+    def embed_floats(self, pixels: Tensor) -> NDArray[np.float32]:
+        """The same for a ``(n, 3, size, size)`` tensor of values in 0..255, as augmentation makes."""
+        features = np.empty((len(pixels), self.dim), np.float32)
+        with torch.inference_mode():
+            for start in range(0, len(pixels), BATCH):
+                part = pixels[start : start + BATCH]
+                batch = torch.zeros(BATCH, *part.shape[1:]).to(memory_format=torch.channels_last)
+                batch[: len(part)] = part
+                out = self._inference(self.normalise(batch.to(self.device)))
+                features[start : start + len(part)] = out[: len(part)].float().cpu().numpy()
+        return features
+
+    @cached_property
+    def _inference(self) -> nn.Module:
+        return self.optimised(copy.deepcopy(self.network)).eval()
+
+    def optimised(self, network: nn.Module) -> nn.Module:
+        """A faster equal of ``network`` (a copy that may be changed) for inference."""
+        return network
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """The weights by name."""
+        return {name: tensor.detach().cpu().numpy() for name, tensor in self.network.state_dict().items()}
+
+    def load_tensors(self, tensors: dict[str, NDArray[Any]]) -> None:
+        """Replace the weights, as after fine-tuning.
+
+        Raises:
+            FormatError: names or shapes differ from the network's.
+        """
+        try:
+            self.network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in tensors.items()})
+        except RuntimeError as error:
+            raise FormatError(f"the stored weights do not fit backbone {self.name}; train the model again") from error
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Forget what was derived from the weights; call after training ``network``."""
+        self.network.eval()
+        for name in ("fingerprint", "_inference"):
+            self.__dict__.pop(name, None)
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """``network`` with its weights laid out for channels-last images, in place."""
+    moved: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
+    return moved
+
+
+def choose_device(device: str) -> str:
+    """``auto`` becomes the best device there is: cuda, then mps, then cpu.
+
+    Raises:
+        ParameterError: a device that this machine does not have.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(name for name, there in available.items() if there)
+    if not available.get(device.partition(":")[0], False):
+        there = ", ".join(name for name, present in available.items() if present)
+        raise ParameterError(f"device {device!r} is not available here; choose auto or one of {there}")
+    return device

@@ -1,0 +1,109 @@
+"""Features kept between runs: one SQLite file per backbone, preprocessing and view settings.
+
+The key is the digest of an item's content, so renaming or moving files keeps their features and changing one recomputes it. Each batch is
+one transaction: killing the process loses at most the batches being computed. Several processes may share a cache.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillhash.errors import DistillHashError, FormatError
+
+_MOST_VARIABLES = 500  # of one SQL statement; SQLite allows 999 at least
+_WAIT_SECONDS = 60.0
+
+
+class FeatureCache:
+    """A folder of feature stores."""
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        """Remember the folder; it is made when something is stored.
+
+        Args:
+            folder: None takes the environment's ``DISTILLHASH_CACHE``, else the user's cache folder.
+        """
+        from platformdirs import user_cache_path
+
+        default = os.environ.get("DISTILLHASH_CACHE") or user_cache_path("distillhash") / "features"
+        self.folder = Path(folder or default)
+
+    def store(self, identity: str, dim: int) -> FeatureStore:
+        """The store of everything computed under ``identity`` (backbone fingerprint and view settings)."""
+        name = blake2b(identity.encode(), digest_size=12).hexdigest()
+        return FeatureStore(self.folder / f"{name}.sqlite", dim)
+
+
+class FeatureStore:
+    """Feature rows by content digest; safe to use from several threads and processes."""
+
+    def __init__(self, path: Path, dim: int) -> None:
+        """Open or make the file.
+
+        Raises:
+            FormatError: the file is damaged.
+            DistillHashError: the folder cannot be written.
+        """
+        self.path, self.dim = path, dim
+        self._lock = threading.Lock()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, timeout=_WAIT_SECONDS, check_same_thread=False)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            with self._connection:
+                self._connection.execute(
+                    "CREATE TABLE IF NOT EXISTS features (digest BLOB PRIMARY KEY, row BLOB NOT NULL)"
+                )
+        except (sqlite3.Error, OSError) as error:
+            raise self._explained(error) from error
+
+    def get(self, digests: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
+        """The rows there are, by digest."""
+        found: dict[bytes, NDArray[np.float32]] = {}
+        try:
+            for start in range(0, len(digests), _MOST_VARIABLES):
+                part = digests[start : start + _MOST_VARIABLES]
+                marks = ",".join("?" * len(part))
+                with self._lock:
+                    query = f"SELECT digest, row FROM features WHERE digest IN ({marks})"  # only ? marks
+                    rows = self._connection.execute(query, part).fetchall()
+                for digest, row in rows:
+                    if len(row) != 4 * self.dim:
+                        raise FormatError(f"the feature cache {self.path} holds rows of another width; delete the file")
+                    found[digest] = np.frombuffer(row, np.float32)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        return found
+
+    def put(self, digests: Sequence[bytes], rows: NDArray[np.float32]) -> None:
+        """Store rows in one transaction."""
+        pairs = [(digest, row.tobytes()) for digest, row in zip(digests, rows, strict=True)]
+        try:
+            with self._lock, self._connection:
+                self._connection.executemany("INSERT OR REPLACE INTO features VALUES (?, ?)", pairs)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+
+    def __len__(self) -> int:
+        with self._lock:
+            return int(self._connection.execute("SELECT COUNT(*) FROM features").fetchone()[0])
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def _explained(self, error: Exception) -> DistillHashError:
+        if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.OperationalError):
+            return FormatError(f"the feature cache {self.path} is damaged ({error}); delete the file")
+        return DistillHashError(
+            f"the feature cache {self.path} cannot be used ({error}); free space there, or choose --cache DIR or --no-cache"
+        )

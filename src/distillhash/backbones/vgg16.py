@@ -1,0 +1,133 @@
+"""VGG16, the network of the DistillHash paper: 4096 outputs of fc7 after the ReLU.
+
+Paper: Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015. https://arxiv.org/abs/1409.1556
+Weights: torchvision's `vgg16-397923af.pth` (ImageNet, 528 MB), downloaded on first use, or a file of your own with the same
+keys. The hexadecimal digits in the name are the start of its SHA-256 and are checked. torchvision itself is not needed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from hashlib import file_digest
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+from distillhash.backbones.base import Backbone
+from distillhash.errors import DataError, FormatError
+
+URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+DIM = 4096
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CHANNELS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
+
+
+class VGG16(Backbone):
+    """The paper's network up to fc7; dropout is off in features and on while fine-tuning."""
+
+    def __init__(
+        self, *, image_size: int | None = None, weights: str | Path | None = None, device: str = "auto", url: str = URL
+    ) -> None:
+        """Build the network and load weights from ``weights``, or from ``url`` into the user's cache."""
+        network = _network()
+        file = Path(weights) if weights is not None else download(url)
+        check_sha256(file)
+        _load(network, file)
+        super().__init__("vgg16", network, DIM, image_size or self.default_size, device)
+        self._weights = None if weights is None else str(Path(weights).resolve())
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """ImageNet's mean and standard deviation on 0..1."""
+        mean = torch.tensor(_MEAN, device=pixels.device).view(3, 1, 1)
+        std = torch.tensor(_STD, device=pixels.device).view(3, 1, 1)
+        return (pixels / 255 - mean) / std
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Size, mean and standard deviation."""
+        return {"image_size": self.image_size, "mean": list(_MEAN), "std": list(_STD)}
+
+    def config(self) -> dict[str, Any]:
+        """With the weights file, when it was given."""
+        return {**super().config(), **({"weights": self._weights} if self._weights else {})}
+
+
+def _network() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    channels = 3
+    for entry in _CHANNELS:
+        if isinstance(entry, int):
+            layers += [nn.Conv2d(channels, entry, 3, padding=1), nn.ReLU(inplace=True)]
+            channels = entry
+        else:
+            layers.append(nn.MaxPool2d(2, 2))
+    classifier = nn.Sequential(
+        nn.Linear(512 * 7 * 7, DIM), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(DIM, DIM), nn.ReLU(inplace=True)
+    )
+    parts = [("features", nn.Sequential(*layers)), ("avgpool", nn.AdaptiveAvgPool2d(7)), ("flatten", nn.Flatten())]
+    return nn.Sequential(OrderedDict([*parts, ("classifier", classifier)]))
+
+
+def _load(network: nn.Module, file: Path) -> None:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.6.")}  # fc8
+        network.load_state_dict(state)
+    except Exception as error:
+        raise FormatError(
+            f"{file} does not hold weights of VGG16 in torchvision's layout; give {URL.rsplit('/', 1)[1]}"
+        ) from error
+
+
+def check_sha256(file: Path) -> None:
+    """Check a file against the digest in its name (``name-0123abcd.pth``); a name without one is taken as it is.
+
+    Raises:
+        DataError: the file is absent.
+        FormatError: the digest differs.
+    """
+    if not file.is_file():
+        raise DataError(f"there is no weights file at {file}; give one with --weights")
+    stated = re.search(r"-([0-9a-f]{8,64})\.pth$", file.name)
+    if stated is None:
+        return
+    with file.open("rb") as stream:
+        actual = file_digest(stream, "sha256").hexdigest()
+    if not actual.startswith(stated[1]):
+        raise FormatError(
+            f"{file} is damaged: its SHA-256 starts with {actual[:8]}, its name says {stated[1]}; download it again"
+        )
+
+
+def download(url: str, folder: Path | None = None) -> Path:
+    """Download a weights file once, checked by the digest in its name.
+
+    Args:
+        url: Where from.
+        folder: Where to; None is the user's cache.
+
+    Raises:
+        DataError: no network, or the server has no such file.
+        FormatError: what arrived does not match the digest.
+    """
+    from platformdirs import user_cache_path
+
+    name = url.rsplit("/", 1)[1]
+    folder = folder or user_cache_path("distillhash") / "weights"
+    target = folder / name
+    if target.exists():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    stated = re.search(r"-([0-9a-f]{8,64})\.pth$", name)
+    try:
+        torch.hub.download_url_to_file(url, str(target), hash_prefix=stated[1] if stated else None, progress=False)
+    except (URLError, OSError, TimeoutError) as error:
+        raise DataError(
+            f"{url} cannot be downloaded ({error}); download it elsewhere and give the file with --weights"
+        ) from error
+    except RuntimeError as error:  # torch's own word for a digest that differs
+        raise FormatError(f"what {url} sent is damaged ({error}); try again") from error
+    return target

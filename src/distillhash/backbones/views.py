@@ -1,0 +1,96 @@
+"""Augmented views, computed on batches: random resized crop, flip, rotation, colour.
+
+DistillHash (CVPR 2019, 4.4) augments by random rotation and flipping; the crop and the colours are those of contrastive
+methods, milder. Crop, flip and rotation are one affine map, so pixels are interpolated once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from distillhash.errors import ParameterError
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """How strongly views differ from the image.
+
+    Attributes:
+        smallest_crop: Share of the area that a crop keeps at least.
+        ratio: Aspect ratio of a crop lies between 1 / ratio and ratio.
+        degrees: Rotation lies within this either way.
+        flip: Probability of a horizontal flip.
+        colour: Brightness, contrast and saturation are scaled by 1 - colour to 1 + colour.
+        grey: Probability of losing colour.
+    """
+
+    smallest_crop: float = 0.35
+    ratio: float = 4 / 3
+    degrees: float = 15.0
+    flip: float = 0.5
+    colour: float = 0.4
+    grey: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.smallest_crop <= 1 or self.ratio < 1:
+            raise ParameterError(
+                f"smallest_crop must lie in (0, 1] and ratio be at least 1, got {self.smallest_crop}, {self.ratio}"
+            )
+
+    def identity(self) -> str:
+        """The settings as text, for cache keys."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def augment(pixels: Tensor, seeds: Sequence[Sequence[int]], settings: ViewSettings) -> Tensor:
+    """One augmented view of every image.
+
+    Args:
+        pixels: ``(n, 3, s, s)`` values in 0..255.
+        seeds: One sequence of integers per image; the same give the same view, whatever else is in the batch.
+        settings: How strongly.
+
+    Returns:
+        ``(n, 3, s, s) float32`` in 0..255.
+    """
+    drawn = np.stack([_draw(np.random.default_rng(seed), settings) for seed in seeds]).astype(np.float32)
+    affine = torch.from_numpy(drawn[:, :6]).view(-1, 2, 3).to(pixels.device)
+    brightness, contrast, saturation = torch.from_numpy(drawn[:, 6:]).to(pixels.device).T[:, :, None, None, None]
+    images = pixels.to(torch.float32)
+    grid = affine_grid(affine, list(images.shape), align_corners=False)
+    images = grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    images = images * brightness
+    grey = _luma(images)
+    mean = grey.mean(dim=(1, 2, 3), keepdim=True)
+    images = mean + (images - mean) * contrast
+    grey = _luma(images)
+    return torch.clamp(grey + (images - grey) * saturation, 0, 255)
+
+
+def _luma(images: Tensor) -> Tensor:
+    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(3, 1, 1)
+    luma: Tensor = (images * weights).sum(dim=1, keepdim=True)
+    return luma
+
+
+def _draw(rng: np.random.Generator, settings: ViewSettings) -> list[float]:
+    """The six numbers of an affine map and three colour factors."""
+    area = rng.uniform(settings.smallest_crop, 1)
+    aspect = math.exp(rng.uniform(-math.log(settings.ratio), math.log(settings.ratio)))
+    width, height = min(math.sqrt(area * aspect), 1.0), min(math.sqrt(area / aspect), 1.0)
+    x, y = rng.uniform(-1, 1) * (1 - width), rng.uniform(-1, 1) * (1 - height)
+    angle = math.radians(rng.uniform(-settings.degrees, settings.degrees))
+    side = -1.0 if rng.random() < settings.flip else 1.0
+    cos, sin = math.cos(angle), math.sin(angle)
+    colour = [rng.uniform(1 - settings.colour, 1 + settings.colour) for _ in range(3)]
+    if rng.random() < settings.grey:
+        colour[2] = 0.0
+    return [width * cos * side, -width * sin, x, height * sin * side, height * cos, y, *colour]

