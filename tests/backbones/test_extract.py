@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_factory import make_png
 from numpy.typing import NDArray
 
 from distillhash.backbones import (
@@ -24,6 +23,7 @@ from distillhash.backbones import (
 from distillhash.backbones.views import augment
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
 from distillhash.sources import BadItemError, ImageSource, open_source, resize_image
+from image_factory import make_png
 
 
 class Pictures(ImageSource):

@@ -7,12 +7,15 @@ one batch at a time.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache as cache_once
 
 import numpy as np
 import torch
@@ -36,6 +39,7 @@ from distillhash.sources import (
 )
 
 VECTOR_BLOCK = 4096
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 
 
 @dataclass(frozen=True)
@@ -196,6 +200,7 @@ def _iterate(
 
 def _in_order(worker: _Worker, n: int) -> Iterator[FeatureBatch]:
     """Batches of rows through a pool of workers, results in order, a bounded number in flight."""
+    keep_freed_memory()
     n_workers = _cores()
     starts = iter(range(0, n, BATCH))
     pool = ThreadPoolExecutor(
@@ -211,6 +216,20 @@ def _in_order(worker: _Worker, n: int) -> Iterator[FeatureBatch]:
             yield pending.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@cache_once
+def keep_freed_memory() -> None:
+    """Let glibc keep freed activations for the next batch instead of returning them to the system.
+
+    A forward pass frees and takes tens of megabytes a layer. By default each goes back to the kernel and is faulted in again page by
+    page, which costs a third of the time on two cores. One arena, because a thread's own is too small for such blocks. Elsewhere
+    than on glibc this does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+            libc.mallopt(parameter, value)
 
 
 def _cores() -> int:

@@ -1,0 +1,172 @@
+"""What every index offers, whatever engine is behind it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillhash.codes import Codes
+from distillhash.errors import DataError, ParameterError
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The k nearest items of every query.
+
+    Attributes:
+        ids: ``(q, k) int64``, nearest first, equal distances by ascending id; -1 where the index holds fewer than k items.
+        distances: ``(q, k) int32`` in bits; -1 in the same places.
+    """
+
+    ids: NDArray[np.int64]
+    distances: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, query: int) -> list[tuple[int, int]]:
+        """(id, distance) pairs of one query, nearest first, without the padding."""
+        pairs = zip(self.ids[query].tolist(), self.distances[query].tolist(), strict=True)
+        return [(item, distance) for item, distance in pairs if distance >= 0]
+
+
+@dataclass(frozen=True)
+class RangeResult:
+    """All items within a radius of every query.
+
+    Attributes:
+        limits: ``(q + 1,) int64``: query i owns places ``limits[i]:limits[i + 1]`` of the other two.
+        ids: Ids, by (distance, id) within a query.
+        distances: Distances in bits.
+    """
+
+    limits: NDArray[np.int64]
+    ids: NDArray[np.int64]
+    distances: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.limits) - 1
+
+    def __getitem__(self, query: int) -> list[tuple[int, int]]:
+        """(id, distance) pairs of one query, nearest first."""
+        if not -len(self) <= query < len(self):
+            raise IndexError(f"query {query} is out of range for {len(self)} queries")
+        places = slice(self.limits[query % len(self)], self.limits[query % len(self) + 1])
+        return list(zip(self.ids[places].tolist(), self.distances[places].tolist(), strict=True))
+
+
+@dataclass(frozen=True)
+class Item:
+    """One stored item: its id, code, and what was stored with it."""
+
+    id: int
+    code: Codes
+    key: str | None
+    digest: bytes | None
+    metadata: dict[str, Any] | None
+
+
+class Index(ABC):
+    """Codes with ids, searched exactly by Hamming distance; a context manager.
+
+    Attributes:
+        n_bits: Code length.
+    """
+
+    n_bits: int
+
+    @abstractmethod
+    def add(
+        self,
+        codes: Codes,
+        ids: NDArray[np.int64] | Sequence[int] | None = None,
+        metadata: Sequence[dict[str, Any] | None] | None = None,
+        *,
+        keys: Sequence[str] | None = None,
+        digests: Sequence[bytes] | None = None,
+        upsert: bool = False,
+    ) -> NDArray[np.int64]:
+        """Store codes in one transaction; when this returns they are stored.
+
+        Args:
+            codes: ``m`` codes of the index's length.
+            ids: ``m`` distinct ids; None assigns ascending ones that were never used.
+            metadata: ``m`` JSON-able dictionaries.
+            keys: ``m`` distinct names, unique in the index.
+            digests: ``m`` content digests, to see later whether an item changed.
+            upsert: Replace items whose id or key is there already; a known key keeps its id.
+
+        Returns:
+            ``(m,)`` ids.
+
+        Raises:
+            DataError: another code length, counts that differ, repeated ids or keys, or known ones without ``upsert``.
+        """
+
+    @abstractmethod
+    def remove(self, ids: Sequence[int] | NDArray[np.int64]) -> int:
+        """Remove items; returns how many.
+
+        Raises:
+            DataError: an id is not there; nothing is removed then.
+        """
+
+    @abstractmethod
+    def search(self, codes: Codes, k: int = 10) -> SearchResult:
+        """The ``k`` nearest items of every code."""
+
+    @abstractmethod
+    def range_search(self, codes: Codes, radius: int = 3) -> RangeResult:
+        """All items within ``radius`` bits of every code."""
+
+    @abstractmethod
+    def get(self, ids: Sequence[int]) -> list[Item]:
+        """The items with these ids, in this order.
+
+        Raises:
+            DataError: an id is not there.
+        """
+
+    @abstractmethod
+    def known(self, keys: Sequence[str]) -> dict[str, tuple[int, bytes | None]]:
+        """Id and content digest of those keys that are there."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of items."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Release files and memory; the index cannot be used after that."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _check_codes(self, codes: Codes) -> None:
+        if codes.n_bits != self.n_bits:
+            raise DataError(
+                f"the index holds codes of {self.n_bits} bits, got {codes.n_bits}; encode with the index's model"
+            )
+
+
+def check_k(k: int) -> None:
+    """Raise :class:`ParameterError` unless k is a positive integer."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise ParameterError(f"k must be a positive integer, got {k!r}")
+
+
+def check_radius(radius: int) -> None:
+    """Raise :class:`ParameterError` unless the radius is an integer of at least 0."""
+    if isinstance(radius, bool) or not isinstance(radius, int | np.integer) or radius < 0:
+        raise ParameterError(f"the radius must be an integer of at least 0 bits, got {radius!r}")
