@@ -1,7 +1,8 @@
 """Exact Hamming kernels over 64-bit words: popcount, the k nearest, everything within a radius.
 
 Words are what :meth:`distillhash.codes.Codes.words` gives, ``(n, n_words) uint64``. Results are ordered by distance, equal
-distances by ascending row. numba compiles the kernels at first use and keeps them; without numba, numpy gives identical answers more slowly.
+distances by ascending row.
+numba compiles the kernels at first use and keeps them; without numba, numpy gives identical answers more slowly.
 """
 
 from __future__ import annotations

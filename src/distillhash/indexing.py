@@ -199,7 +199,7 @@ def _open_query(query: Any) -> Source:
 
 def _item_key(source: Source, row: int) -> str:
     """Unique over sources: the file where there is one, else the source and the key."""
-    return source.path(row) or f"{source.name.partition('#')[0]}:{source.keys[row]}"
+    return source.path(row) or f"{source.name.partition('#')[0].removesuffix(':')}:{source.keys[row]}"
 
 
 def _metadata(source: Source, row: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from distillhash.bench.report import ReportData, RunRow, SampleNeighbour, Sample
 from distillhash.bench.versions import versions
 from distillhash.codes import Codes, hamming_distances
 from distillhash.model import HashModel, concatenate
+from distillhash.pairs.diagnosis import judge_pairs
 from distillhash.quality import bit_statistics, neighbour_recall
 from distillhash.sources import ImageSource, Skipped, Source, load_image, open_source
 
@@ -74,7 +75,7 @@ def write_training_report(path: Path, model: HashModel, source: Source, *, comma
         losses=_losses(model),
         bits=bit_statistics(side.codes) if len(side.codes) else None,
         recall=_recall(side, side, same_items=True),
-        pairs=model.hasher.history_.get("diagnosis", ()),
+        pairs=_pairs(model, None),
         samples=sample_queries(side, side, seed=model.hasher.seed, same_items=True),
         skipped=model.skipped_,
     )
@@ -91,8 +92,12 @@ def write_evaluation_report(
     *,
     command: str,
     others: Sequence[RunRow] = (),
+    train_labels: NDArray[Any] | None = None,
 ) -> Path:
-    """Report of an evaluation; ``others`` are runs to compare with, ``pairs`` and losses appear when the model was just trained."""
+    """Report of an evaluation; losses and pair labels appear when the model was just trained.
+
+    ``others`` are runs to compare with; ``train_labels`` judge the pair labels, for diagnosis only.
+    """
     label = f"{model.hasher.method}, {model.n_bits} bits"
     data = ReportData(
         title=f"Quality of {model.n_bits}-bit codes",
@@ -107,7 +112,7 @@ def write_evaluation_report(
         losses=_losses(model),
         bits=bit_statistics(database.codes),
         recall=_recall(query, database),
-        pairs=model.hasher.history_.get("diagnosis", ()),
+        pairs=_pairs(model, train_labels),
         samples=sample_queries(query, database, seed=model.hasher.seed),
         skipped=[*query.skipped, *database.skipped],
     )
@@ -168,6 +173,17 @@ def _recall(query: Side, database: Side, *, same_items: bool = False) -> dict[st
     return neighbour_recall(
         query.codes, database.codes, query.features, database.features, ks=(10,), depths=depths, same_items=same_items
     )
+
+
+def _pairs(model: HashModel, labels: NDArray[Any] | None) -> list[dict[str, Any]]:
+    """The diagnosis of every set of pair labels, judged where ``labels`` of the training items are at hand."""
+    history = model.hasher.history_
+    rows: list[dict[str, Any]] = history.get("diagnosis", [])
+    if labels is None or not rows:
+        return rows
+    # The first set is the initial one, the last the one trained on; with one set they are the same.
+    sets = [getattr(model.hasher, name) for name in ("initial_pairs_", "pairs_")][: len(rows)]
+    return [{**row, **judge_pairs(pairs, labels[history["rows"]])} for row, pairs in zip(rows, sets, strict=True)]
 
 
 def _losses(model: HashModel) -> dict[str, list[float]]:

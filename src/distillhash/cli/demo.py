@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -52,17 +53,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     say(arguments, f"1. training {hasher.method} on {DATABASE} without labels")
     model.fit(DATABASE, progress=progress)
     model.save(out / "model")
+    if (out / "index" / "manifest.json").exists():  # of an earlier demo, perhaps with another code length
+        shutil.rmtree(out / "index")
     say(arguments, "2. indexing the same images")
     with open_model_index(out / "index", index_model(out / "index", str(out / "model"))) as index:
-        added = add_source(index, model, DATABASE, progress=progress)
+        added = add_source(index, model, DATABASE)
         say(arguments, f"   {len(index)} codes of {index.n_bits // 8} bytes in {out / 'index'} ({added.added} new)")
         say(arguments, "3. searching for an image that was not in training")
         results, _ = find(index, model, f"{QUERY}#0:1", k=5)
     for neighbour in results[0]["neighbours"]:
         say(arguments, f"   {neighbour['distance']:>3} bits  {neighbour['key']}")
     say(arguments, "4. measuring against the labels, and against other methods")
-    query = encode_side(model, QUERY, progress=progress)
-    database = encode_side(model, DATABASE, progress=progress)
+    query, database = encode_side(model, QUERY, progress=progress), encode_side(model, DATABASE)
     assert query.labels is not None and database.labels is not None  # digits carry labels
     metrics = evaluate_codes(query.codes, database.codes, query.labels, database.labels)
     others = []
@@ -72,7 +74,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         row = evaluate_codes(*codes, query.labels, database.labels)
         others.append(RunRow(f"{method}, {arguments.bits} bits", row))
     report = write_evaluation_report(
-        out / "report.html", model, query, database, metrics, command=command_line(arguments), others=others
+        out / "report.html",
+        model,
+        query,
+        database,
+        metrics,
+        command=command_line(arguments),
+        others=others,
+        train_labels=database.labels,
     )
     seconds = time.perf_counter() - started
     say(arguments, f"   {hasher.method}: MAP {metrics['map']:.3f}; a random ranking has {metrics['map_random']:.3f}")
