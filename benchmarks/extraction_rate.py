@@ -49,7 +49,7 @@ def measure(spec: str, backbone: Backbone, rounds: int) -> dict[str, object]:
     n = len(images)
     networks = {"published": backbone.network, "folded": backbone._inference}
     probes = {
-        (name, size): bare_rate(network, list(images[:512].split(size)), 512)
+        (name, size): bare_rate(network, list(torch.split(images[:512], size)), 512)
         for name, network in networks.items()
         for size in BATCHES
     }
@@ -57,7 +57,7 @@ def measure(spec: str, backbone: Backbone, rounds: int) -> dict[str, object]:
     rates: dict[str, list[float]] = {"extraction": [], **{name: [] for name in networks}}
     for _ in range(rounds):
         for name, network in networks.items():
-            rates[name].append(bare_rate(network, list(images.split(best[name])), n))
+            rates[name].append(bare_rate(network, list(torch.split(images, best[name])), n))
         with tempfile.TemporaryDirectory() as folder:
             started = time.perf_counter()
             extract_features(source, backbone, cache=FeatureCache(folder))

@@ -58,7 +58,7 @@ def test_local_estimate_is_the_log_odds_of_neighbouring_labels() -> None:
     found = hasher._local_estimate(cosine_distances(x))
     np.testing.assert_allclose(found, logits, atol=1e-4)
     # Ties at the rule's boundary depend on the last bit of the logits, so the labels are compared on the method's own.
-    expected = distil_pairs(found, nearest_neighbours(cosine_distances(x), 4))
+    expected = distil_pairs(found, nearest_neighbours(cosine_distances(x), 4), keep_certain=True)
     np.testing.assert_array_equal(hasher.pairs_, expected)
 
 
@@ -219,3 +219,16 @@ def test_adam_matches_a_loop_written_out() -> None:
             (twin(torch.from_numpy(x[order[start : start + 4]])) ** 2).mean().backward()
             optimizer.step()
     torch.testing.assert_close(network.weight, twin.weight)
+
+
+def test_cleanly_separated_data_is_learned_too() -> None:
+    # Every neighbourhood agrees, so Theorem 1 keeps no similar pair; certain estimates carry the labels.
+    rng = np.random.default_rng(0)
+    cluster = np.arange(600) // 30
+    x = (rng.standard_normal((20, 32))[cluster] + 0.2 * rng.standard_normal((600, 32))).astype(np.float32)
+    with pytest.raises(DataError, match="no similar pairs were distilled"):
+        pair_hasher("distillhash", 32, keep_certain=False).fit(x)
+    signs = pair_hasher("distillhash", 32, epochs=10).fit(x).encode(x).signs().astype(int)
+    distances = (32 - signs @ signs.T) / 2
+    same = np.equal.outer(cluster, cluster)
+    assert distances[same].mean() < distances[~same].mean() / 4

@@ -119,6 +119,9 @@ def test_certain_estimates_are_handled() -> None:
     logits = np.full((4, 4), np.inf, np.float32)
     neighbours = np.array([[2, 3], [2, 3], [3, 0], [2, 0]], np.int32)
     assert not distil_pairs(logits, neighbours).any()  # eta~ = 1 > (1 + 1) / 2 is false everywhere
+    for sign in (1, -1):
+        kept = distil_pairs(sign * logits, neighbours, keep_certain=True)
+        np.testing.assert_array_equal(kept, sign * (1 - np.eye(4)))
     logits[2:, 2:] = 0
     assert distil_pairs(logits, neighbours)[0, 1] == 1
 

@@ -34,7 +34,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
-    arguments = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    arguments = build_parser().parse_args(words)
+    arguments.words = words
     logging.basicConfig(level=logging.WARNING, format="distillhash: %(message)s", stream=sys.stderr)
     warnings.simplefilter("ignore", SkippedItemsWarning)  # verbs count and list skipped items themselves
     try:

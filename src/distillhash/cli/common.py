@@ -71,8 +71,7 @@ def say(arguments: argparse.Namespace, text: str) -> None:
 
 def command_line(arguments: argparse.Namespace) -> str:
     """The command as it was typed, for provenance."""
-    words = getattr(arguments, "argv", None) or sys.argv[1:]
-    return shlex.join(["distillhash", *words])
+    return shlex.join(["distillhash", *arguments.words])
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -24,7 +24,8 @@ Departs from the paper in:
 2. Batch size, epochs and step size are for a head on standardised features.
 3. Eq. (10) is a log-likelihood and is maximised; the text says minimised. The word "log" in Eq. (11) is dropped.
 4. The mean of Eq. (10) runs over labelled pairs of a batch of images (the batch holds images, not pairs).
-5. ``recommended`` estimates eta~ from neighbourhoods; the paper's network is ``estimate="network"``.
+5. ``recommended`` estimates eta~ from neighbourhoods; the paper's network is ``estimate="network"``. Such an estimate can be exactly
+   0 or 1, where the strict tests of Theorem 1 keep nothing; those pairs are kept too (``keep_certain``).
 6. Self-pairs and self-distances are left out unless asked for. More than ``max_train`` rows are sampled down.
 """
 
@@ -62,6 +63,7 @@ class DistillHash(PairHasher):
         include_self: Count an item as its own first neighbour there.
         skip_for_positive: Nearest ranks the bound for positives passes over (2 in the release).
         bounds: Which neighbour pairs bound the flip rates (:func:`distillhash.pairs.flip_rate.distil_pairs`).
+        keep_certain: Keep pairs whose eta~ is exactly 0 or 1 as well (:func:`~distillhash.pairs.flip_rate.distil_pairs`).
         candidates: Distil from ``all`` pairs (Algorithm 1) or only from those ``labelled`` at first.
     """
 
@@ -75,6 +77,7 @@ class DistillHash(PairHasher):
             "estimate": "network",
             "scale": 1.0,
             "estimate_scale": 1.0,
+            "keep_certain": False,
             "optimizer": "sgd",
             "learning_rate": 1e-3,
         },
@@ -91,6 +94,7 @@ class DistillHash(PairHasher):
             "n_neighbours": 20,
             "include_self": True,
             "skip_for_positive": 2,
+            "keep_certain": False,
             "optimizer": "adam",
             "adam_eps": 1.0,
             "learning_rate": 1e-3,
@@ -110,6 +114,7 @@ class DistillHash(PairHasher):
     include_self: bool = False
     skip_for_positive: int = 0
     bounds: BoundRule = "full"
+    keep_certain: bool = True
     candidates: Literal["all", "labelled"] = "all"
 
     def __post_init__(self) -> None:
@@ -135,7 +140,9 @@ class DistillHash(PairHasher):
             include_self=self.include_self,
         )
         for_positive = ranked[:, min(self.skip_for_positive, ranked.shape[1] - 1) :]
-        pairs = distil_pairs(logits, ranked[:, : self.n_neighbours], for_positive, bounds=self.bounds)
+        pairs = distil_pairs(
+            logits, ranked[:, : self.n_neighbours], for_positive, bounds=self.bounds, keep_certain=self.keep_certain
+        )
         if self.candidates == "labelled":
             pairs[self.initial_pairs_ == 0] = 0
         self._record("distilled pairs", pairs)
@@ -143,8 +150,9 @@ class DistillHash(PairHasher):
         if not (pairs > 0).any() or not (pairs < 0).any():
             sign = "similar" if not (pairs > 0).any() else "dissimilar"
             raise DataError(
-                f"no {sign} pairs were distilled from {len(pairs)} items; with so little structure use distillhash-initial, "
-                f"or change alpha ({self.alpha}), estimate_scale ({self.estimate_scale}) or estimate ({self.estimate})"
+                f"no {sign} pairs were distilled from {len(pairs)} items; their distances may not have the shape that the rule "
+                f"expects: use another method (itq), or change alpha ({self.alpha}), estimate_scale ({self.estimate_scale}) "
+                f"or estimate ({self.estimate})"
             )
         return pairs
 

@@ -38,6 +38,7 @@ def distil_pairs(
     neighbours_for_positive: NDArray[np.int32] | None = None,
     *,
     bounds: BoundRule = "full",
+    keep_certain: bool = False,
 ) -> PairLabels:
     """Distilled pair labels by Theorem 1.
 
@@ -48,6 +49,8 @@ def distil_pairs(
             nearest there); None takes ``neighbours``.
         bounds: ``full`` is Eq. 8. ``unshared`` leaves out (k, k), which enters when i and j share a neighbour k. ``diagonal``
             reads only (k, k) for k in nn(j), the indexing slip of the released code; it need not be symmetric.
+        keep_certain: Also keep pairs with eta~ of exactly 1 or 0, which the strict tests refuse where all neighbours agree. By Eq. 3,
+            eta~ = 1 needs eta = 1 when r+ + r- < 1, so such a label is right whatever the flip rates are.
 
     Returns:
         ``(n, n) int8`` in {-1, 0, +1}, diagonal 0. Works row by row: memory beside input and output is ``O(n)`` a thread.
@@ -57,7 +60,7 @@ def distil_pairs(
     """
     positive, negative = _prepare(logits, neighbours, neighbours_for_positive)
     kernel = {"full": _distil_full, "unshared": _distil_unshared, "diagonal": _distil_diagonal}[bounds]
-    labels: PairLabels = kernel(logits, positive, negative)
+    labels: PairLabels = kernel(logits, positive, negative, keep_certain)
     return labels
 
 
@@ -91,7 +94,9 @@ def _log_sigmoid(x: Any) -> Any:
 
 
 @njit(nogil=True, inline="always")
-def _label(s: Any, low: Any, high: Any) -> Any:
+def _label(s: Any, low: Any, high: Any, keep_certain: Any) -> Any:
+    if keep_certain and math.isinf(s):
+        return 1 if s > 0 else -1
     # + needs s > 0 (eta~ > 1/2) and - needs s < 0, so one test a pair is enough.
     if s > 0 and _log_sigmoid(-s) < _log_sigmoid(-low) - _LN2:
         return 1
@@ -101,7 +106,7 @@ def _label(s: Any, low: Any, high: Any) -> Any:
 
 
 @njit(parallel=True, nogil=True, cache=True)
-def _distil_full(logits: Any, positive: Any, negative: Any) -> Any:
+def _distil_full(logits: Any, positive: Any, negative: Any, keep_certain: Any) -> Any:
     n = len(logits)
     labels = np.zeros((n, n), np.int8)
     for i in prange(n):
@@ -117,18 +122,18 @@ def _distil_full(logits: Any, positive: Any, negative: Any) -> Any:
                 low = row_low[positive[j, 0]]
                 for c in range(1, positive.shape[1]):
                     low = min(low, row_low[positive[j, c]])
-                labels[i, j] = _label(s, np.float64(low), 0.0)
+                labels[i, j] = _label(s, np.float64(low), 0.0, keep_certain)
             elif s < 0:
                 high = row_high[negative[j, 0]]
                 for c in range(1, negative.shape[1]):
                     high = max(high, row_high[negative[j, c]])
-                labels[i, j] = _label(s, 0.0, np.float64(high))
+                labels[i, j] = _label(s, 0.0, np.float64(high), keep_certain)
         labels[i, i] = 0
     return labels
 
 
 @njit(parallel=True, nogil=True, cache=True)
-def _distil_unshared(logits: Any, positive: Any, negative: Any) -> Any:
+def _distil_unshared(logits: Any, positive: Any, negative: Any, keep_certain: Any) -> Any:
     n = len(logits)
     labels = np.zeros((n, n), np.int8)
     for i in prange(n):
@@ -143,12 +148,12 @@ def _distil_unshared(logits: Any, positive: Any, negative: Any) -> Any:
                     if k != c:
                         high = max(high, np.float64(logits[k, c]))
             if i != j:
-                labels[i, j] = _label(np.float64(logits[i, j]), low, high)
+                labels[i, j] = _label(np.float64(logits[i, j]), low, high, keep_certain)
     return labels
 
 
 @njit(parallel=True, nogil=True, cache=True)
-def _distil_diagonal(logits: Any, positive: Any, negative: Any) -> Any:
+def _distil_diagonal(logits: Any, positive: Any, negative: Any, keep_certain: Any) -> Any:
     n = len(logits)
     lows, highs = np.full(n, np.inf), np.full(n, -np.inf)
     for j in range(n):
@@ -160,7 +165,7 @@ def _distil_diagonal(logits: Any, positive: Any, negative: Any) -> Any:
     for i in prange(n):
         for j in range(n):
             if i != j:
-                labels[i, j] = _label(np.float64(logits[i, j]), lows[j], highs[j])
+                labels[i, j] = _label(np.float64(logits[i, j]), lows[j], highs[j], keep_certain)
     return labels
 
 
