@@ -1,7 +1,8 @@
 """Protocols: which items are queries, which train, which are the database. A protocol is data, not code.
 
 Each is a JSON file in ``protocols/`` with a stored split: for every class, the places of its items in the order in which the
-source lists them, drawn once. The split's SHA-256 stands in the JSON file and is checked whenever the split is read.
+source lists them, drawn once; the database is everything but the queries and what is marked unused. The split's SHA-256 stands
+in the JSON file and is checked whenever the split is read.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Protocol:
         if labels is None or labels.ndim != 1:
             raise DataError(f"protocol {self.name} needs one class per item; {source.name} has no such labels")
         positions = self._positions()
-        query, train = [], []
+        query, train, unused = [], [], []
         for place, label in enumerate(np.unique(labels)):
             rows = np.flatnonzero(labels == label)
             if len(rows) != self.n_per_class or place >= len(positions["query"]):
@@ -83,8 +84,10 @@ class Protocol:
                 )
             query.append(rows[positions["query"][place]])
             train.append(rows[positions["train"][place]])
-        queries, trains = np.concatenate(query), np.concatenate(train)
-        return Split(queries, trains, np.setdiff1d(np.arange(len(source)), queries))
+            if "unused" in positions:
+                unused.append(rows[positions["unused"][place]])
+        outside = np.concatenate(query + unused)
+        return Split(np.concatenate(query), np.concatenate(train), np.setdiff1d(np.arange(len(source)), outside))
 
     def _positions(self) -> dict[str, NDArray[np.int64]]:
         data = _file(f"{self.name}.split.json").read_bytes()

@@ -172,7 +172,10 @@ def markdown_table(records: Sequence[dict[str, Any]], protocol: Protocol, proven
         "",
         f"Random ranking: {random:.4f}. Exact expectation over ties. {len(provenance.seeds)} seeds ({_listed(provenance.seeds)}), last "
         f"epoch; in parentheses the sample standard deviation. Features: {backbone['name']} at {backbone.get('image_size', '-')} pixels, "
-        f"frozen. Printed numbers: {protocol.paper}, another backbone (VGG16, fine-tuned for the deep methods).",
+        "frozen."
+        + (
+            f" Printed numbers: {protocol.paper}, VGG16, fine-tuned for the deep methods." if protocol.published else ""
+        ),
         "",
         f"Command: `{provenance.command}`",
         f"Split: `{provenance.split_sha256}`. Versions: {', '.join(f'{k} {v}' for k, v in provenance.versions.items())}.",

@@ -50,7 +50,8 @@ class EmbeddedIndex(Index):
         if durability not in get_args(Durability):
             raise ParameterError(f"durability must be one of {', '.join(get_args(Durability))}, got {durability!r}")
         self.folder = folder
-        manifest = _open_manifest(folder, n_bits, create, model_fingerprint)
+        stored = _read_manifest(folder, n_bits, model_fingerprint)
+        manifest = _new_manifest(folder, n_bits, create, model_fingerprint) if stored is None else stored
         self.n_bits = int(manifest["n_bits"])
         self.model_fingerprint: str | None = manifest["model_fingerprint"]
         self._loaded: tuple[NDArray[np.int64], NDArray[np.uint64]] | None = None
@@ -61,9 +62,14 @@ class EmbeddedIndex(Index):
             )
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute(f"PRAGMA synchronous={durability}")
-            self._connection.execute(_TABLE)
+            if stored is None:
+                self._connection.execute(_TABLE)
+            elif not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'items'").fetchone():
+                raise FormatError(f"{folder}/items.sqlite is empty or cut off; restore it or build the index again")
         except sqlite3.Error as error:
             raise self._explained(error) from error
+        if stored is None:  # last: a manifest says that the store behind it is there
+            _write_manifest(folder / "manifest.json", manifest)
 
     def add(
         self,
@@ -136,7 +142,7 @@ class EmbeddedIndex(Index):
         self._check_codes(codes)
         check_k(k)
         ids, words = self._codes_in_memory()
-        rows, distances = nearest(codes.words(), words, min(k, max(len(ids), 1)), self.n_bits)
+        rows, distances = nearest(codes.words(), words, min(k, max(len(ids), 1)))
         found = np.where(rows >= 0, ids[rows] if len(ids) else -1, -1)
         padding = ((0, 0), (0, k - rows.shape[1]))
         return SearchResult(np.pad(found, padding, constant_values=-1), np.pad(distances, padding, constant_values=-1))
@@ -204,7 +210,8 @@ class EmbeddedIndex(Index):
             )
         packed = np.frombuffer(b"".join(code for _, code in rows), np.uint8).reshape(len(rows), width)
         ids = np.fromiter((identifier for identifier, _ in rows), np.int64, len(rows))
-        return ids, Codes.from_packed(packed, self.n_bits).words()
+        # Word by word in memory, as the kernels scan them.
+        return ids, np.asfortranarray(Codes.from_packed(packed, self.n_bits).words())
 
     def _present(self, ids: list[int]) -> set[int]:
         return {row[0] for row in self._select_in("SELECT id FROM items WHERE id IN ({})", ids)}
@@ -244,15 +251,11 @@ class EmbeddedIndex(Index):
         return FormatError(f"{self.folder}/items.sqlite is damaged ({error}); restore it or build the index again")
 
 
-def _open_manifest(folder: Path, n_bits: int | None, create: bool, model_fingerprint: str | None) -> dict[str, Any]:
-    """The manifest, made when there is none and ``create`` is set; refuses what does not fit."""
+def _read_manifest(folder: Path, n_bits: int | None, model_fingerprint: str | None) -> dict[str, Any] | None:
+    """The manifest, or None when there is none; refuses what does not fit."""
     file = folder / "manifest.json"
     if not file.exists():
-        if not create:
-            raise DataError(f"there is no index at {folder}; make one with `distillhash index`, or pass create=True")
-        if n_bits is None:
-            raise ParameterError("a new index needs n_bits")
-        return _write_manifest(file, int(n_bits), model_fingerprint)
+        return None
     try:
         manifest: dict[str, Any] = json.loads(file.read_text())
         version, stored = int(manifest["format_version"]), int(manifest["n_bits"])
@@ -270,28 +273,42 @@ def _open_manifest(folder: Path, n_bits: int | None, create: bool, model_fingerp
     return manifest
 
 
-def _write_manifest(file: Path, n_bits: int, model_fingerprint: str | None) -> dict[str, Any]:
+def _new_manifest(folder: Path, n_bits: int | None, create: bool, model_fingerprint: str | None) -> dict[str, Any]:
+    """The manifest of an index to be made, and its folder."""
     from distillhash import __version__
 
+    if not create:
+        raise DataError(f"there is no index at {folder}; make one with `distillhash index`, or pass create=True")
+    if n_bits is None:
+        raise ParameterError("a new index needs n_bits")
     if not 1 <= n_bits <= 4096:
         raise ParameterError(f"n_bits must lie in 1..4096, got {n_bits}")
-    manifest = {
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return {
         "format_version": FORMAT_VERSION,
-        "n_bits": n_bits,
+        "n_bits": int(n_bits),
         "model_fingerprint": model_fingerprint,
         "created_by": f"distillhash {__version__}",
     }
+
+
+def _write_manifest(file: Path, manifest: dict[str, Any]) -> None:
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
         with temporary.open("w") as stream:
             stream.write(json.dumps(manifest, indent=1) + "\n")
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(file)
     except OSError as error:
-        raise DistillHashError(f"{file.parent} cannot be written ({error.strerror}); choose another folder") from error
-    return manifest
+        raise _unwritable(file.parent, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> DistillHashError:
+    return DistillHashError(f"{folder} cannot be written ({error.strerror}); choose another folder")
 
 
 def _check_ids(ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:

@@ -1,0 +1,94 @@
+import json
+from hashlib import sha256
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distillhash.bench import protocol as protocol_module
+from distillhash.bench.protocol import load_protocol, protocol_names, protocol_summaries
+from distillhash.errors import DataError, FormatError, ParameterError
+from distillhash.sources import Source, open_source
+
+
+def labelled(labels: np.ndarray[Any, Any]) -> Source:
+    source = open_source(np.ones((len(labels), 2), np.float32))
+    source.labels = labels
+    return source
+
+
+@pytest.fixture(scope="module")
+def shuffled() -> Source:
+    return labelled(np.random.default_rng(0).permutation(np.repeat(np.arange(10), 6000)))
+
+
+def test_cifar10_split_is_the_one_of_the_paper(shuffled: Source) -> None:
+    split = load_protocol("cifar10-distillhash").split(shuffled)
+    labels = shuffled.labels
+    assert labels is not None
+    assert (len(split.query), len(split.train), len(split.database)) == (10_000, 5_000, 50_000)
+    np.testing.assert_array_equal(np.bincount(labels[split.query]), np.full(10, 1000))
+    np.testing.assert_array_equal(np.bincount(labels[split.train]), np.full(10, 500))
+    assert set(split.train) <= set(split.database)
+    assert not set(split.query) & set(split.database)
+    # Drawn by the rule that docs/protocols.md states.
+    rng = np.random.default_rng(0)
+    for label in range(10):
+        places = rng.permutation(6000)
+        rows = np.flatnonzero(labels == label)
+        np.testing.assert_array_equal(split.query[1000 * label : 1000 * (label + 1)], rows[places[:1000]])
+        np.testing.assert_array_equal(split.train[500 * label : 500 * (label + 1)], rows[places[1000:1500]])
+
+
+def test_validation_never_touches_the_queries_it_protects(shuffled: Source) -> None:
+    test, validation = (load_protocol(name).split(shuffled) for name in ("cifar10-distillhash", "cifar10-validation"))
+    np.testing.assert_array_equal(validation.train, test.train)
+    roles = [set(rows.tolist()) for rows in (validation.query, validation.database)]
+    assert not set(test.query.tolist()) & (roles[0] | roles[1])
+    assert not roles[0] & set(test.train.tolist())
+    assert len(validation.query) == 2000 and len(validation.database) == 48_000
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_stored_checksums_hold(name: str) -> None:
+    protocol = load_protocol(name)
+    stored = files("distillhash.bench").joinpath("protocols", f"{name}.split.json").read_bytes()
+    assert sha256(stored).hexdigest() == protocol.sha256
+    assert protocol_summaries()[name] == protocol.summary
+
+
+def test_split_checksum_names_the_rows(shuffled: Source) -> None:
+    split = load_protocol("cifar10-distillhash").split(shuffled)
+    digest = sha256(b"".join(rows.astype("<i8").tobytes() for rows in (split.query, split.train, split.database)))
+    assert split.checksum == digest.hexdigest()
+
+
+def test_refusals(shuffled: Source, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ParameterError, match="unknown protocol 'mine'"):
+        load_protocol("mine")
+    protocol = load_protocol("cifar10-distillhash")
+    with pytest.raises(DataError, match="needs one class per item"):
+        protocol.split(open_source(np.ones((5, 2))))
+    with pytest.raises(DataError, match="10 classes of 6000 items; class 0 of array has 3"):
+        protocol.split(labelled(np.zeros(3, int)))
+
+    class Tampered:
+        def __init__(self, name: str) -> None:
+            pass
+
+        def read_bytes(self) -> bytes:
+            return json.dumps({"query": [], "train": []}).encode()
+
+    monkeypatch.setattr(protocol_module, "_file", Tampered)
+    with pytest.raises(FormatError, match="does not match its checksum"):
+        protocol.split(shuffled)
+
+
+def test_published_numbers_are_those_of_table_1_and_2() -> None:
+    published = load_protocol("cifar10-distillhash").published
+    assert published["distillhash"] == {"16": 0.2844, "32": 0.2853, "64": 0.2867, "128": 0.2895}
+    gains = [published["distillhash"][n] - published["ssdh"][n] for n in published["ssdh"]]
+    assert np.mean(gains) == pytest.approx(0.0286, abs=5e-5)  # section 4.5 prints 2.86 points
+    gains = [published["distillhash"][n] - published["itq"][n] for n in published["itq"]]
+    assert np.mean(gains) == pytest.approx(0.0773, abs=5e-5)  # and 7.73

@@ -1,0 +1,102 @@
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distillhash import Codes, HashModel, load_hasher, load_model, make_hasher
+from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError, SkippedItemsWarning
+from image_factory import make_png
+
+
+def small(bits: int = 8, method: str = "itq") -> HashModel:
+    return HashModel(hasher=make_hasher(method, bits), image_size=32, device="cpu")
+
+
+def test_model_equals_backbone_then_hasher(photos: Path) -> None:
+    from distillhash.backbones import extract_features, make_backbone
+    from distillhash.sources import open_source
+
+    model = small().fit(photos)
+    features = extract_features(open_source(photos), make_backbone(image_size=32)).features
+    assert model.encode(photos) == make_hasher("itq", 8).fit(features).encode(features)
+
+
+def test_save_and_load(photos: Path, tmp_path: Path) -> None:
+    model = small().fit(photos)
+    codes = model.encode(photos)
+    model.save(tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.encode(photos) == codes
+    assert loaded.fingerprint == model.fingerprint is not None
+    assert loaded.training == model.training
+    assert load_hasher(tmp_path).parameters() == model.hasher.parameters()
+
+
+def test_unreadable_items_have_no_code_and_say_so(tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(make_png(seed=number))
+    (tmp_path / "2.png").write_bytes(b"rubbish")
+    model = small(method="lsh")
+    model.fit(tmp_path)
+    assert [item.key for item in model.skipped_] == ["2.png"]
+    with pytest.warns(SkippedItemsWarning, match=r"1 items could not be used and have no code, first 2\.png"):
+        codes = model.encode(tmp_path)
+    assert len(codes) == 3
+    batches = list(model.encode_batches(tmp_path))
+    assert np.concatenate([batch.rows for batch in batches]).tolist() == [0, 1, 3]
+
+
+def test_training_can_be_sampled(photos: Path) -> None:
+    model = small(method="lsh").fit(photos, max_images=10)
+    assert (model.training["n_items"], model.training["n_used"]) == (24, 10)
+    assert len(model.encode(photos)) == 24
+
+
+def test_arrays_and_views(vectors: Path, photos: Path) -> None:
+    x = np.load(vectors)
+    model = HashModel("embeddings", make_hasher("pcah", 4)).fit(x)
+    assert model.encode(x) == make_hasher("pcah", 4).fit(x).encode(x)
+    assert small(method="ssdh").fit(photos, n_views=1).training["n_views"] == 1
+
+
+def test_labels_are_never_read(photos: Path) -> None:
+    from distillhash.sources import open_source
+
+    source = open_source(photos)
+    plain = small(method="ssdh").fit(source).encode(source)
+    source.labels = None
+    assert small(method="ssdh").fit(source).encode(source) == plain
+
+
+def test_refusals(photos: Path, vectors: Path, tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="needs a hasher"):
+        HashModel("efficientnet-lite0")
+    with pytest.raises(NotFittedError, match="not trained"):
+        small().encode(photos)
+    with pytest.raises(DataError, match=r"takes images .* holds embeddings"):
+        small().fit(vectors)
+    with pytest.raises(ParameterError, match="max_images must be at least 2, got 1"):
+        small().fit(photos, max_images=1)
+    with pytest.raises(ParameterError, match="at least 0, got -1"):
+        small().fit(photos, n_views=-1)
+    make_hasher("lsh", 8).fit(np.ones((3, 4))).save(tmp_path / "hasher")
+    with pytest.raises(FormatError, match="without a backbone; read it with load_hasher"):
+        load_model(tmp_path / "hasher")
+
+
+def test_other_weights_than_in_training_are_refused(photos: Path, tmp_path: Path) -> None:
+    small(method="lsh").fit(photos).save(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["backbone"]["fingerprint"] = "0" * 32
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FormatError, match="are not those the model was trained with"):
+        load_model(tmp_path).encode(photos)
+
+
+def test_encoding_a_clean_source_warns_of_nothing(photos: Path) -> None:
+    model = small(method="lsh").fit(photos)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert isinstance(model.encode(photos), Codes)
