@@ -24,8 +24,8 @@ Words = NDArray[np.uint64]
 Ints = NDArray[np.int64]
 Distances = NDArray[np.int32]
 
-_BLOCK = 256  # rows whose distances are computed before any is looked at
-_TILE = 64 * _BLOCK  # rows that a group of queries passes over together: 128 KiB of every word
+_BLOCK = 512  # rows whose distances are computed before any is looked at
+_TILE = 32 * _BLOCK  # rows that a group of queries passes over together: 128 KiB of every word
 _GROUP = 16  # queries of one kernel call
 _MOST_KEPT = 1 << 22  # candidates of one kernel call, which bounds its memory for a large k
 
@@ -60,9 +60,7 @@ if HAVE_NUMBA:
     def _any_below(query: Any, planes: Any, start: int, bound: int, buffer: Any, limit: Any) -> bool:
         """Fill ``buffer`` with the distances of the rows from ``start``; whether any of them is below ``bound``."""
         size = min(len(buffer), planes.shape[1] - start)
-        limit[0] = (
-            bound  # through the array, the bound takes the buffer's narrow type: wider compares cost four times as much
-        )
+        limit[0] = bound  # through the array, the bound takes the narrow type of the buffer: wider compares are slow
         narrow = limit[0]
         hit = False
         if size == _BLOCK:  # a loop of known length is what the compiler makes vectors of

@@ -110,11 +110,11 @@ class Index(ABC):
         """
 
     @abstractmethod
-    def remove(self, ids: Sequence[int] | NDArray[np.int64]) -> int:
-        """Remove items; returns how many.
+    def remove(self, ids: Sequence[int] | NDArray[np.int64] = (), *, keys: Sequence[str] = ()) -> int:
+        """Remove items by id, by key, or both, in one transaction; returns how many.
 
         Raises:
-            DataError: an id is not there; nothing is removed then.
+            DataError: an id or key is not there, or an id comes twice; nothing is removed then.
         """
 
     @abstractmethod

@@ -5,13 +5,13 @@ transaction stores a call of ``add``; when it returns the items survive the deat
 the last transactions when the power fails, never the file; ``full`` waits for the disk each time. Several processes may read
 beside one writer.
 
-Codes are read into memory at the first search, and again after the index was changed, by this process or another.
+Codes are read into memory at the first search. Later searches read again only what this process changed, or everything after
+another process committed; a search sees one committed state.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,15 +22,27 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.codes import Codes, bytes_per_code
+from distillhash.codes import Codes
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
 from distillhash.index.base import Index, Item, RangeResult, SearchResult, check_k, check_radius
+from distillhash.index.manifest import Manifest
+from distillhash.index.memory import CodesInMemory
+from distillhash.index.rows import (
+    LARGEST_ID,
+    check_digests,
+    check_ids,
+    check_keys,
+    encode_metadata,
+    key_from_sql,
+    key_to_sql,
+)
 
-FORMAT_VERSION = 1
 Durability = Literal["normal", "full"]
+_COLUMNS = ["id", "code", "key", "digest", "metadata"]
 _TABLE = """CREATE TABLE IF NOT EXISTS items (
     id INTEGER PRIMARY KEY AUTOINCREMENT, code BLOB NOT NULL, key TEXT UNIQUE, digest BLOB, metadata TEXT)"""
 _MOST_VARIABLES = 500  # of one SQL statement; SQLite allows 999 at least
+_ROWS_AT_ONCE = 65536  # read into Python objects, which are many times larger than the codes
 _WAIT_SECONDS = 60.0
 
 
@@ -50,26 +62,53 @@ class EmbeddedIndex(Index):
         if durability not in get_args(Durability):
             raise ParameterError(f"durability must be one of {', '.join(get_args(Durability))}, got {durability!r}")
         self.folder = folder
-        stored = _read_manifest(folder, n_bits, model_fingerprint)
-        manifest = _new_manifest(folder, n_bits, create, model_fingerprint) if stored is None else stored
-        self.n_bits = int(manifest["n_bits"])
-        self.model_fingerprint: str | None = manifest["model_fingerprint"]
-        self._loaded: tuple[NDArray[np.int64], NDArray[np.uint64]] | None = None
+        manifest, database = folder / "manifest.json", folder / "items.sqlite"
+        is_new = not manifest.exists()
+        if is_new and not create:
+            raise DataError(f"there is no index at {folder}; make one with `distillhash index`, or pass create=True")
+        held = Manifest.new(n_bits, model_fingerprint) if is_new else Manifest.read(manifest)
+        if is_new:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DistillHashError(f"{folder} cannot be made ({error.strerror}); choose another folder") from error
+        elif not database.exists():
+            raise FormatError(f"{database} is missing; restore it or build the index again in another folder")
+        self._loaded: CodesInMemory | None = None
+        self._touched: list[NDArray[np.int64]] = []  # ids changed here since the codes were loaded
         self._version = -1
         try:
             self._connection = sqlite3.connect(
-                folder / "items.sqlite", timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+                database, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
             )
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute(f"PRAGMA synchronous={durability}")
-            if stored is None:
-                self._connection.execute(_TABLE)
-            elif not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'items'").fetchone():
-                raise FormatError(f"{folder}/items.sqlite is empty or cut off; restore it or build the index again")
         except sqlite3.Error as error:
             raise self._explained(error) from error
-        if stored is None:  # last: a manifest says that the store behind it is there
-            _write_manifest(folder / "manifest.json", manifest)
+        try:
+            if is_new:
+                held = self._make(manifest, held)
+            held.check_fits(folder, n_bits, model_fingerprint)
+            self._run(f"PRAGMA synchronous={durability}")
+            if [row[0] for row in self._run("SELECT name FROM pragma_table_info('items')")] != _COLUMNS:
+                raise FormatError(f"{database} is not the database of an index; restore it or build the index again")
+        except BaseException:
+            self._connection.close()
+            raise
+        self.n_bits = held.n_bits
+        self.model_fingerprint = held.model_fingerprint
+
+    def _make(self, file: Path, manifest: Manifest) -> Manifest:
+        """Make the table, then the manifest, whose presence says that the index is whole; of two processes, one does."""
+        self._run("PRAGMA journal_mode=WAL")
+        with self._transaction():
+            self._run(_TABLE)
+            if file.exists():
+                return Manifest.read(file)
+            if len(self):
+                raise FormatError(
+                    f"{self.folder} holds items but no manifest.json; restore it or choose another folder"
+                )
+            manifest.write(file)
+        return manifest
 
     def add(
         self,
@@ -85,21 +124,19 @@ class EmbeddedIndex(Index):
         self._check_codes(codes)
         for name, values in (("ids", ids), ("metadata", metadata), ("keys", keys), ("digests", digests)):
             if values is not None and len(values) != len(codes):
-                raise DataError(f"{len(values)} {name} for {len(codes)} codes")
-        if keys is not None and len(set(keys)) != len(keys):
-            raise DataError(f"keys must be distinct in one call, {_first_repeated(keys)!r} comes twice")
-        given = None if ids is None else _check_ids(ids)
+                raise DataError(f"{len(values)} {name} for {len(codes)} codes; give one for each code")
+        given = None if ids is None else check_ids(ids)
+        keys = None if keys is None else check_keys(keys)
+        stored_digests = repeat(None) if digests is None else check_digests(digests)
+        stored_metadata = repeat(None) if metadata is None else encode_metadata(metadata)
         with self._transaction():
             chosen = self._choose_ids(len(codes), given, keys, upsert)
-            rows = zip(
-                chosen.tolist(),
-                (code.tobytes() for code in codes.packed),
-                keys or repeat(None, len(codes)),
-                digests or repeat(None, len(codes)),
-                ("null" if entry is None else json.dumps(entry) for entry in metadata or repeat(None, len(codes))),
-                strict=True,
-            )
+            packed = (code.tobytes() for code in codes.packed)
+            stored_keys = repeat(None) if keys is None else map(key_to_sql, keys)
+            # The ids run out first, after each of the others gave as many.
+            rows = zip(chosen.tolist(), packed, stored_keys, stored_digests, stored_metadata, strict=False)
             self._connection.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?)", rows)
+        self._touch(chosen)
         return chosen
 
     def _choose_ids(
@@ -113,26 +150,33 @@ class EmbeddedIndex(Index):
                 raise DataError(f"the id {min(present)} is in the index already; pass upsert=True to replace it")
             for identifier, key in zip(given.tolist(), keys or (), strict=False):
                 if key in known and known[key][0] != identifier:
-                    raise DataError(f"the key {key!r} belongs to id {known[key][0]}, not {identifier}")
+                    raise DataError(f"the key {key!r} belongs to id {known[key][0]}, not {identifier}; give that id")
             return given
-        row = self._connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
+        row = self._run("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
         following = 0 if row is None else int(row[0]) + 1
         chosen = np.empty(n, np.int64)
         for place in range(n):
             if keys is not None and keys[place] in known:
                 chosen[place] = known[keys[place]][0]
+            elif following > LARGEST_ID:
+                raise DataError(f"no id is left after {LARGEST_ID}; give ids of your own")
             else:
                 chosen[place], following = following, following + 1
         return chosen
 
-    def remove(self, ids: Sequence[int] | NDArray[np.int64]) -> int:
+    def remove(self, ids: Sequence[int] | NDArray[np.int64] = (), *, keys: Sequence[str] = ()) -> int:
         """See :meth:`Index.remove`."""
-        wanted = _check_ids(ids).tolist()
+        wanted = set(check_ids(ids).tolist())
         with self._transaction():
-            absent = sorted(set(wanted) - self._present(wanted))
-            if absent:
-                raise DataError(f"there is no item with id {absent[0]} in {self.folder}; nothing was removed")
+            if absent := wanted - self._present(list(wanted)):
+                raise DataError(f"there is no item with id {min(absent)} in {self.folder}; nothing was removed")
+            known = self.known(keys)
+            for key in keys:
+                if key not in known:
+                    raise DataError(f"there is no item with key {key!r} in {self.folder}; nothing was removed")
+            wanted.update(identifier for identifier, _ in known.values())
             self._connection.executemany("DELETE FROM items WHERE id = ?", ((identifier,) for identifier in wanted))
+        self._touch(np.array(list(wanted), np.int64))
         return len(wanted)
 
     def search(self, codes: Codes, k: int = 10) -> SearchResult:
@@ -141,11 +185,10 @@ class EmbeddedIndex(Index):
 
         self._check_codes(codes)
         check_k(k)
-        ids, words = self._codes_in_memory()
-        rows, distances = nearest(codes.words(), words, min(k, max(len(ids), 1)))
-        found = np.where(rows >= 0, ids[rows] if len(ids) else -1, -1)
-        padding = ((0, 0), (0, k - rows.shape[1]))
-        return SearchResult(np.pad(found, padding, constant_values=-1), np.pad(distances, padding, constant_values=-1))
+        held = self._codes_in_memory()
+        rows, distances = nearest(codes.words(), held.planes.T, k)
+        ids = np.append(held.ids, -1)[rows]  # row -1, no item, becomes id -1
+        return SearchResult(ids, distances)
 
     def range_search(self, codes: Codes, radius: int = 3) -> RangeResult:
         """See :meth:`Index.range_search`."""
@@ -153,34 +196,30 @@ class EmbeddedIndex(Index):
 
         self._check_codes(codes)
         check_radius(radius)
-        ids, words = self._codes_in_memory()
-        limits, rows, distances = within(codes.words(), words, radius)
-        return RangeResult(limits, ids[rows], distances)
+        held = self._codes_in_memory()
+        limits, rows, distances = within(codes.words(), held.planes.T, radius)
+        return RangeResult(limits, held.ids[rows], distances)
 
     def get(self, ids: Sequence[int]) -> list[Item]:
         """See :meth:`Index.get`."""
         found: dict[int, Item] = {}
         query = "SELECT id, code, key, digest, metadata FROM items WHERE id IN ({})"
         for identifier, code, key, digest, metadata in self._select_in(query, [int(i) for i in ids]):
-            packed = np.frombuffer(code, np.uint8)[None]
-            found[identifier] = Item(
-                identifier, Codes.from_packed(packed, self.n_bits), key, digest, json.loads(metadata)
-            )
+            packed = Codes.from_packed(np.frombuffer(code, np.uint8)[None], self.n_bits)
+            decoded = None if metadata is None else json.loads(metadata)
+            found[identifier] = Item(identifier, packed, key_from_sql(key), digest, decoded)
         for identifier in ids:
             if int(identifier) not in found:
-                raise DataError(f"there is no item with id {identifier} in {self.folder}")
+                raise DataError(f"there is no item with id {identifier} in {self.folder}; search gives ids that are")
         return [found[int(identifier)] for identifier in ids]
 
     def known(self, keys: Sequence[str]) -> dict[str, tuple[int, bytes | None]]:
         """See :meth:`Index.known`."""
-        rows = self._select_in("SELECT key, id, digest FROM items WHERE key IN ({})", list(keys))
-        return {key: (identifier, digest) for key, identifier, digest in rows}
+        rows = self._select_in("SELECT key, id, digest FROM items WHERE key IN ({})", list(map(key_to_sql, keys)))
+        return {key_from_sql(key): (identifier, digest) for key, identifier, digest in rows}
 
     def __len__(self) -> int:
-        try:
-            return int(self._connection.execute("SELECT COUNT(*) FROM items").fetchone()[0])
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
+        return int(self._run("SELECT COUNT(*) FROM items").fetchone()[0])
 
     def close(self) -> None:
         """See :meth:`Index.close`."""
@@ -188,33 +227,43 @@ class EmbeddedIndex(Index):
         self._connection.close()
 
     def __repr__(self) -> str:
-        return f"EmbeddedIndex({str(self.folder)!r}, n={len(self)}, n_bits={self.n_bits})"
+        return f"EmbeddedIndex({str(self.folder)!r}, n_bits={self.n_bits})"
 
-    def _codes_in_memory(self) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        """Ids ascending, and the words of their codes."""
-        try:
-            version = self._connection.execute("PRAGMA data_version").fetchone()[0]  # moves when others commit
-            if self._loaded is None or version != self._version:
-                rows = self._connection.execute("SELECT id, code FROM items ORDER BY id").fetchall()
-                self._version = version
-                self._loaded = self._words(rows)
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
-        return self._loaded
+    def _touch(self, ids: NDArray[np.int64]) -> None:
+        if self._loaded is not None:
+            self._touched.append(ids)
 
-    def _words(self, rows: list[tuple[int, bytes]]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        width = bytes_per_code(self.n_bits)
-        if any(len(code) != width for _, code in rows):
-            raise FormatError(
-                f"{self.folder}/items.sqlite holds codes that are not of {self.n_bits} bits; rebuild the index"
-            )
-        packed = np.frombuffer(b"".join(code for _, code in rows), np.uint8).reshape(len(rows), width)
-        ids = np.fromiter((identifier for identifier, _ in rows), np.int64, len(rows))
-        # Word by word in memory, as the kernels scan them.
-        return ids, np.asfortranarray(Codes.from_packed(packed, self.n_bits).words())
+    def _codes_in_memory(self) -> CodesInMemory:
+        """The committed codes, read as far as they changed."""
+        with self._transaction("DEFERRED"):
+            version = self._run("PRAGMA data_version").fetchone()[0]  # moves when another process commits
+            held = self._loaded
+            touched = np.unique(np.concatenate([np.zeros(0, np.int64), *self._touched]))
+            try:
+                if held is None or version != self._version or len(touched) > len(held.ids):
+                    cursor = self._run("SELECT id, code FROM items ORDER BY id")
+                    parts = [CodesInMemory.empty(self.n_bits)]
+                    while rows := cursor.fetchmany(_ROWS_AT_ONCE):
+                        parts.append(CodesInMemory.from_rows(rows, self.n_bits))
+                    held = CodesInMemory.joined(parts)
+                elif len(touched):
+                    rows = list(self._select_in("SELECT id, code FROM items WHERE id IN ({})", touched.tolist()))
+                    changed = CodesInMemory.from_rows(sorted(rows), self.n_bits)
+                    held = CodesInMemory.joined([held.without(touched), changed])
+            except FormatError as error:
+                raise FormatError(f"{self.folder}/items.sqlite is damaged ({error}); build the index again") from error
+        self._loaded, self._version = held, version
+        self._touched.clear()
+        return held
 
     def _present(self, ids: list[int]) -> set[int]:
         return {row[0] for row in self._select_in("SELECT id FROM items WHERE id IN ({})", ids)}
+
+    def _run(self, statement: str) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(statement)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
 
     def _select_in(self, query: str, values: list[Any]) -> Iterator[Any]:
         """Rows of a query with ``{}`` for the marks of its values, a bounded number of values at a time."""
@@ -226,99 +275,28 @@ class EmbeddedIndex(Index):
             raise self._explained(error) from error
 
     @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All or nothing; waits for other writers before anything is read."""
+    def _transaction(self, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE") -> Iterator[None]:
+        """All or nothing. ``IMMEDIATE`` waits for other writers before anything is read; ``DEFERRED`` reads one state."""
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute(f"BEGIN {kind}")
             try:
                 yield
+                self._connection.execute("COMMIT")
             except BaseException:
-                self._connection.execute("ROLLBACK")
+                if self._connection.in_transaction:  # SQLite itself rolls back when the disk is full
+                    self._connection.execute("ROLLBACK")
                 raise
-            self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise self._explained(error) from error
-        finally:
-            self._loaded = None
 
     def _explained(self, error: sqlite3.Error) -> DistillHashError:
+        database = self.folder / "items.sqlite"
         if isinstance(error, sqlite3.ProgrammingError):
             return DataError(f"the index {self.folder} is closed; open it again")
-        if isinstance(error, sqlite3.OperationalError):
+        if "locked" in str(error):
             return DistillHashError(
-                f"the index {self.folder} cannot be used now ({error}); is the disk full, or another writer at work?"
+                f"another process has been writing to {database} for {_WAIT_SECONDS:g} s; try again when it is done"
             )
-        return FormatError(f"{self.folder}/items.sqlite is damaged ({error}); restore it or build the index again")
-
-
-def _read_manifest(folder: Path, n_bits: int | None, model_fingerprint: str | None) -> dict[str, Any] | None:
-    """The manifest, or None when there is none; refuses what does not fit."""
-    file = folder / "manifest.json"
-    if not file.exists():
-        return None
-    try:
-        manifest: dict[str, Any] = json.loads(file.read_text())
-        version, stored = int(manifest["format_version"]), int(manifest["n_bits"])
-        fingerprint = manifest["model_fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FormatError(f"{file} is damaged ({error}); restore it or build the index again") from error
-    if version > FORMAT_VERSION:
-        raise FormatError(
-            f"{folder} has format {version}, this version reads up to {FORMAT_VERSION}; upgrade distillhash"
-        )
-    if n_bits is not None and n_bits != stored:
-        raise ParameterError(f"{folder} holds codes of {stored} bits, not {n_bits}")
-    if model_fingerprint is not None and fingerprint is not None and model_fingerprint != fingerprint:
-        raise FormatError(f"{folder} was built with another model (fingerprint {fingerprint}, not {model_fingerprint})")
-    return manifest
-
-
-def _new_manifest(folder: Path, n_bits: int | None, create: bool, model_fingerprint: str | None) -> dict[str, Any]:
-    """The manifest of an index to be made, and its folder."""
-    from distillhash import __version__
-
-    if not create:
-        raise DataError(f"there is no index at {folder}; make one with `distillhash index`, or pass create=True")
-    if n_bits is None:
-        raise ParameterError("a new index needs n_bits")
-    if not 1 <= n_bits <= 4096:
-        raise ParameterError(f"n_bits must lie in 1..4096, got {n_bits}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-    return {
-        "format_version": FORMAT_VERSION,
-        "n_bits": int(n_bits),
-        "model_fingerprint": model_fingerprint,
-        "created_by": f"distillhash {__version__}",
-    }
-
-
-def _write_manifest(file: Path, manifest: dict[str, Any]) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with temporary.open("w") as stream:
-            stream.write(json.dumps(manifest, indent=1) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    except OSError as error:
-        raise _unwritable(file.parent, error) from error
-
-
-def _unwritable(folder: Path, error: OSError) -> DistillHashError:
-    return DistillHashError(f"{folder} cannot be written ({error.strerror}); choose another folder")
-
-
-def _check_ids(ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
-    array = np.asarray(ids)
-    if array.size and (array.dtype.kind not in "iu" or array.min() < 0):
-        raise DataError("ids must be integers of at least 0")
-    if len(np.unique(array)) != len(array):
-        raise DataError(f"ids must be distinct in one call, {_first_repeated(array.tolist())} comes twice")
-    return array.astype(np.int64)
-
-
-def _first_repeated(values: Sequence[Any]) -> Any:
-    return next(value for place, value in enumerate(values) if value in values[:place])
+        if isinstance(error, sqlite3.OperationalError):
+            return DistillHashError(f"{database} cannot be used now ({error}); check the disk and the permissions")
+        return FormatError(f"{database} is damaged ({error}); restore it or build the index again")

@@ -1,0 +1,94 @@
+"""``manifest.json`` of an index folder: what the index holds, and the refusal of what does not fit it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from distillhash.errors import DistillHashError, FormatError, ParameterError
+
+FORMAT_VERSION = 1
+MOST_BITS = 4096
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Code length, and the fingerprint of the model the codes come from (None: any model's)."""
+
+    n_bits: int
+    model_fingerprint: str | None
+
+    @classmethod
+    def new(cls, n_bits: int | None, model_fingerprint: str | None) -> Manifest:
+        """The manifest of a new index.
+
+        Raises:
+            ParameterError: no code length, or one outside 1..4096.
+        """
+        if n_bits is None:
+            raise ParameterError("a new index needs a code length; give n_bits")
+        if isinstance(n_bits, bool) or not hasattr(n_bits, "__index__") or not 1 <= n_bits <= MOST_BITS:
+            raise ParameterError(f"n_bits must be an integer in 1..{MOST_BITS}, got {n_bits!r}")
+        return cls(int(n_bits), model_fingerprint)
+
+    @classmethod
+    def read(cls, file: Path) -> Manifest:
+        """The manifest in ``file``.
+
+        Raises:
+            FormatError: damaged, or of a newer format.
+        """
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            version, n_bits, fingerprint = int(fields["format_version"]), fields["n_bits"], fields["model_fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FormatError(f"{file} is damaged ({error!r}); restore it or build the index again") from error
+        if version > FORMAT_VERSION:
+            raise FormatError(
+                f"{file.parent} has format {version}, this version reads up to {FORMAT_VERSION}; upgrade distillhash"
+            )
+        try:
+            return cls.new(n_bits, fingerprint)
+        except (ParameterError, TypeError) as error:
+            raise FormatError(f"{file} is damaged ({error}); restore it or build the index again") from error
+
+    def check_fits(self, folder: Path, n_bits: int | None, model_fingerprint: str | None) -> None:
+        """Raise unless the index in ``folder`` can take codes of this length and model (None: not asked for)."""
+        if n_bits is not None and n_bits != self.n_bits:
+            raise ParameterError(
+                f"{folder} holds codes of {self.n_bits} bits, not {n_bits}; leave n_bits out or make a new index"
+            )
+        if None not in (model_fingerprint, self.model_fingerprint) and model_fingerprint != self.model_fingerprint:
+            raise FormatError(
+                f"{folder} was built with another model (fingerprint {self.model_fingerprint}, not {model_fingerprint}); "
+                "make a new index for this one"
+            )
+
+    def write(self, file: Path) -> None:
+        """Write ``file`` so that after a crash it is whole or absent.
+
+        Raises:
+            DistillHashError: the folder cannot be written.
+        """
+        from distillhash import __version__
+
+        fields = {
+            "format_version": FORMAT_VERSION,
+            "n_bits": self.n_bits,
+            "model_fingerprint": self.model_fingerprint,
+            "created_by": f"distillhash {__version__}",
+        }
+        temporary = file.with_name(f".{file.name}.{os.getpid()}")
+        try:
+            with temporary.open("w", encoding="utf-8") as stream:
+                stream.write(json.dumps(fields, indent=1) + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(file)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise DistillHashError(
+                f"{file.parent} cannot be written ({error.strerror}); choose another folder"
+            ) from error
