@@ -31,11 +31,14 @@ def open_index(
     Raises:
         DataError: no index there, and ``create`` is not set.
         ParameterError: another code length, or an engine that is not there.
-        FormatError: damaged, of a newer format, or built with another model.
+        FormatError: damaged, of a newer format, or built with another model. An index built without ``model_fingerprint``
+            takes the codes of any model.
     """
     scheme, separator, _ = str(uri_or_dir).partition("://")
     if separator:
-        raise ParameterError(f"{scheme}:// is not an engine of this version; give a folder for the embedded index")
+        raise ParameterError(
+            f"{scheme}:// is not an engine of this version, which has the embedded one only; give a folder instead"
+        )
     return EmbeddedIndex(
         Path(uri_or_dir), n_bits=n_bits, create=create, model_fingerprint=model_fingerprint, durability=durability
     )

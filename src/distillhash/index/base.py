@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -35,6 +35,9 @@ class SearchResult:
         pairs = zip(self.ids[query].tolist(), self.distances[query].tolist(), strict=True)
         return [(item, distance) for item, distance in pairs if distance >= 0]
 
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return (self[query] for query in range(len(self)))
+
 
 @dataclass(frozen=True)
 class RangeResult:
@@ -60,6 +63,9 @@ class RangeResult:
         places = slice(self.limits[query % len(self)], self.limits[query % len(self) + 1])
         return list(zip(self.ids[places].tolist(), self.distances[places].tolist(), strict=True))
 
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return (self[query] for query in range(len(self)))
+
 
 @dataclass(frozen=True)
 class Item:
@@ -77,9 +83,11 @@ class Index(ABC):
 
     Attributes:
         n_bits: Code length.
+        model_fingerprint: The model the codes come from, None where that was not said.
     """
 
     n_bits: int
+    model_fingerprint: str | None
 
     @abstractmethod
     def add(
@@ -96,11 +104,11 @@ class Index(ABC):
 
         Args:
             codes: ``m`` codes of the index's length.
-            ids: ``m`` distinct ids; None assigns ascending ones that were never used.
-            metadata: ``m`` JSON-able dictionaries.
+            ids: ``m`` distinct ids in 0..2^63 - 1; None assigns ascending ones that were never used.
+            metadata: ``m`` JSON-able dictionaries (None for none).
             keys: ``m`` distinct names, unique in the index.
             digests: ``m`` content digests, to see later whether an item changed.
-            upsert: Replace items whose id or key is there already; a known key keeps its id.
+            upsert: Replace whole items whose id or key is there already; a known key keeps its id.
 
         Returns:
             ``(m,)`` ids.
@@ -119,11 +127,21 @@ class Index(ABC):
 
     @abstractmethod
     def search(self, codes: Codes, k: int = 10) -> SearchResult:
-        """The ``k`` nearest items of every code."""
+        """The ``k`` nearest items of every code; fewer where the index holds fewer.
+
+        Raises:
+            ParameterError: ``k`` is not a positive integer.
+            DataError: another code length.
+        """
 
     @abstractmethod
     def range_search(self, codes: Codes, radius: int = 3) -> RangeResult:
-        """All items within ``radius`` bits of every code."""
+        """All items within ``radius`` bits of every code; memory grows with the number of answers.
+
+        Raises:
+            ParameterError: ``radius`` is not an integer of at least 0.
+            DataError: another code length.
+        """
 
     @abstractmethod
     def get(self, ids: Sequence[int]) -> list[Item]:

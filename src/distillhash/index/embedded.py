@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
@@ -87,9 +88,8 @@ class EmbeddedIndex(Index):
             if is_new:
                 held = self._make(manifest, held)
             held.check_fits(folder, n_bits, model_fingerprint)
+            self._check_table()
             self._run(f"PRAGMA synchronous={durability}")
-            if [row[0] for row in self._run("SELECT name FROM pragma_table_info('items')")] != _COLUMNS:
-                raise FormatError(f"{database} is not the database of an index; restore it or build the index again")
         except BaseException:
             self._connection.close()
             raise
@@ -98,17 +98,32 @@ class EmbeddedIndex(Index):
 
     def _make(self, file: Path, manifest: Manifest) -> Manifest:
         """Make the table, then the manifest, whose presence says that the index is whole; of two processes, one does."""
-        self._run("PRAGMA journal_mode=WAL")
+        give_up = time.monotonic() + _WAIT_SECONDS
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                break
+            except sqlite3.Error as error:  # SQLite does not wait for other processes here, so this does
+                if "locked" not in str(error) or time.monotonic() > give_up:
+                    raise self._explained(error) from error
+                time.sleep(0.01)
+        self._run(_TABLE)
         with self._transaction():
-            self._run(_TABLE)
             if file.exists():
                 return Manifest.read(file)
+            self._check_table()
             if len(self):
                 raise FormatError(
                     f"{self.folder} holds items but no manifest.json; restore it or choose another folder"
                 )
             manifest.write(file)
         return manifest
+
+    def _check_table(self) -> None:
+        if [row[0] for row in self._run("SELECT name FROM pragma_table_info('items')")] != _COLUMNS:
+            raise FormatError(
+                f"{self.folder}/items.sqlite is not the database of an index; restore it or build the index again"
+            )
 
     def add(
         self,

@@ -23,11 +23,9 @@ def check_ids(ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     array = np.asarray(ids)
     if array.ndim != 1:
         raise DataError(f"ids must be a flat sequence, got shape {array.shape}")
-    if array.size and array.dtype.kind not in "iu":
-        raise DataError(f"ids must be integers in 0..{LARGEST_ID}, got {array[0]!r}")
-    if array.size and not 0 <= int(array.min()) <= int(array.max()) <= LARGEST_ID:
-        outside = int(array.min()) if array.min() < 0 else int(array.max())
-        raise DataError(f"ids must be integers in 0..{LARGEST_ID}, got {outside}")
+    if array.size and (array.dtype.kind not in "iu" or int(array.min()) < 0 or int(array.max()) > LARGEST_ID):
+        wrong = next((value for value in ids if not _is_id(value)), ids[0])
+        raise DataError(f"ids must be integers in 0..{LARGEST_ID}, got {wrong!s}")
     if len(np.unique(array)) != len(array):
         raise DataError(f"ids must be distinct in one call, {_first_repeated(array.tolist())} comes twice")
     return array.astype(np.int64)
@@ -64,6 +62,10 @@ def encode_metadata(metadata: Sequence[dict[str, Any] | None]) -> list[str | Non
                 f"metadata entry {row} is not JSON ({error}); use text, finite numbers and lists"
             ) from error
     return encoded
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) <= LARGEST_ID
 
 
 def _first_repeated(values: Sequence[Any]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
@@ -31,7 +32,7 @@ from distillhash.pairs.similarity import (
     label_pairs,
     pair_thresholds,
 )
-from distillhash.training import CachedFeatures, Inputs, Optimizer, TrainableImages, TrainingSettings, train
+from distillhash.training import CachedFeatures, Inputs, Optimizer, TrainableImages, TrainingSettings, one_thread, train
 
 
 @dataclass(eq=False, repr=False)
@@ -155,7 +156,8 @@ class PairHasher(AffineHasher):
             targets = torch.from_numpy(block).to(outputs.device)
             return pair_loss(relax(outputs, self.relaxation), targets, kind=self.loss, scale=self.scale)
 
-        losses = train(network, inputs, loss, self._settings(epochs), seed=seed, device=self.device)
+        with one_thread() if trunk is None else nullcontext():
+            losses = train(network, inputs, loss, self._settings(epochs), seed=seed, device=self.device)
         return Trained(network, linear, losses)
 
 
