@@ -173,8 +173,9 @@ def test_other_refusals(index: Index) -> None:
     for call in (index.add, index.search, index.range_search):
         with pytest.raises(DataError, match="12 bits, got 13"):
             call(longer)
-    with pytest.raises(DataError, match="no item with id 3"):
-        index.get([3])
+    for absent in (3, -1, 2**63, 1.5):
+        with pytest.raises(DataError, match=f"no item with id {absent}"):
+            index.get([absent])  # type: ignore[list-item]  # one is wrong on purpose
 
 
 def test_a_closed_index_says_so(index: Index) -> None:

@@ -146,6 +146,18 @@ def test_damaged_codes_are_named_by_search(folder: Path, statement: str, n_bits:
         index.search(Codes.from_packed(np.zeros((1, 1), np.uint8), n_bits))
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [("code = x'0102'", "take 1 bytes each, got 2"), ("code = 'text'", "id 1"), ("metadata = '{'", "id 1: Expecting")],
+)
+def test_damaged_items_are_named_by_get(folder: Path, change: str, sentence: str) -> None:
+    run_sql(folder, f"UPDATE items SET {change} WHERE id = 1")
+    with open_index(folder) as index:
+        assert [item.id for item in index.get([0, 2])] == [0, 2]
+        with pytest.raises(FormatError, match=sentence):
+            index.get([0, 1])
+
+
 def test_a_half_made_index_is_made_whole(folder: Path, tmp_path: Path) -> None:
     """A crash between the table and the manifest leaves an empty database; making it again goes on from there."""
     half = tmp_path / "half"

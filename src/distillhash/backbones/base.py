@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -16,8 +15,8 @@ from torch import Tensor, nn
 
 from distillhash.errors import FormatError, ParameterError
 
-BATCH = 16
-"""Images a forward pass: on a CPU, larger batches fall out of the cache and run slower."""
+BATCH, DEVICE_BATCH = 16, 128
+"""Images a forward pass: on a CPU larger batches fall out of the cache and run slower; an accelerator needs them to fill it."""
 
 
 class Backbone(ABC):
@@ -29,6 +28,7 @@ class Backbone(ABC):
         image_size: Side in pixels of the square images it takes.
         network: Trainable module from normalised ``(n, 3, size, size)`` floats to ``(n, d)``; features come from it in eval mode.
         device: Where it runs.
+        batch_size: Images a forward pass of :meth:`embed`.
     """
 
     name: str
@@ -43,6 +43,7 @@ class Backbone(ABC):
             raise ParameterError(f"the image size must be at least 16 pixels, got {image_size}")
         self.name, self.dim, self.image_size = name, dim, image_size
         self.device = choose_device(device)
+        self.batch_size = BATCH if self.device == "cpu" else DEVICE_BATCH
         self.network = channels_last(network.eval().to(self.device))
 
     @abstractmethod
@@ -57,10 +58,15 @@ class Backbone(ABC):
         """What :func:`distillhash.backbones.backbone_from_config` needs."""
         return {"name": self.name, **self.preprocessing()}
 
+    def architecture(self) -> str:
+        """The network's name in the fingerprint; says nothing of where the weights lie, so moving them changes nothing."""
+        return self.name
+
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of weights and preprocessing: BLAKE2 over both, 32 hex digits."""
-        digest = blake2b(json.dumps(self.config(), sort_keys=True).encode(), digest_size=16)
+        """Identity of architecture, preprocessing and weights: BLAKE2 over all of them, 32 hex digits."""
+        described = json.dumps({"name": self.architecture(), **self.preprocessing()}, sort_keys=True)
+        digest = blake2b(described.encode(), digest_size=16)
         for name, array in self.tensors().items():
             digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
             digest.update(np.ascontiguousarray(array).data)
@@ -79,24 +85,26 @@ class Backbone(ABC):
         return self.embed_floats(torch.from_numpy(pixels).permute(0, 3, 1, 2))
 
     def embed_floats(self, pixels: Tensor) -> NDArray[np.float32]:
-        """The same for a ``(n, 3, size, size)`` tensor of values in 0..255, as augmentation makes."""
+        """The same for a ``(n, 3, size, size)`` tensor of values in 0..255 (uint8, or floats as augmentation makes)."""
         features = np.empty((len(pixels), self.dim), np.float32)
         with torch.inference_mode():
-            for start in range(0, len(pixels), BATCH):
-                part = pixels[start : start + BATCH]
-                batch = torch.zeros(BATCH, *part.shape[1:]).to(memory_format=torch.channels_last)
-                batch[: len(part)] = part
-                out = self._inference(self.normalise(batch.to(self.device)))
+            for start in range(0, len(pixels), self.batch_size):
+                part = pixels[start : start + self.batch_size].to(self.device)
+                shape = (self.batch_size, *part.shape[1:])
+                batch = torch.empty(shape, device=self.device, memory_format=torch.channels_last)
+                batch[: len(part)], batch[len(part) :] = part, 0
+                out = self.inference(self.normalise(batch))
                 features[start : start + len(part)] = out[: len(part)].float().cpu().numpy()
         return features
 
     @cached_property
-    def _inference(self) -> nn.Module:
-        return self.optimised(copy.deepcopy(self.network)).eval()
+    def inference(self) -> nn.Module:
+        """The network that :meth:`embed` runs; made once from ``network``, see :meth:`refresh`."""
+        return self.optimised().eval()
 
-    def optimised(self, network: nn.Module) -> nn.Module:
-        """A faster equal of ``network`` (a copy that may be changed) for inference."""
-        return network
+    def optimised(self) -> nn.Module:
+        """A faster equal of ``network``, which stays as it is; ``network`` itself where there is none."""
+        return self.network
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """The weights by name."""
@@ -117,7 +125,7 @@ class Backbone(ABC):
     def refresh(self) -> None:
         """Forget what was derived from the weights; call after training ``network``."""
         self.network.eval()
-        for name in ("fingerprint", "_inference"):
+        for name in ("fingerprint", "inference"):
             self.__dict__.pop(name, None)
 
 

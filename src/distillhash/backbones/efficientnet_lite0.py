@@ -10,6 +10,7 @@ points of MAP. 128 pixels are the default; 224 is a little better on photographs
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -39,8 +40,9 @@ class EfficientNetLite0(Backbone):
         """Size, mean and scale."""
         return {"image_size": self.image_size, "mean": _MEAN, "scale": _SCALE}
 
-    def optimised(self, network: nn.Module) -> nn.Module:
+    def optimised(self) -> nn.Module:
         """Batch normalisation folded into the convolutions before it, activations in place: equal to float rounding."""
+        network = copy.deepcopy(self.network)
         assert isinstance(network, _PooledFeatures)
         model = network.model
         model._swish = nn.ReLU6(inplace=True)

@@ -1,7 +1,13 @@
 """Vision models of `transformers`: DINOv2, CLIP, SigLIP, ViT, ResNet and their kin, from a local folder or the hub.
 
-The feature is, in this order: the image embedding of a two-tower model (CLIP, SigLIP: ``get_image_features``); the class token of a model
-without a pooling layer; ``pooler_output`` where there is one. Pooled maps of convolutional models are flattened.
+The feature is the first of these that the model has:
+
+1. the image embedding of a two-tower model (CLIP, SigLIP: ``get_image_features``); the text tower is dropped;
+2. ``pooler_output``: DINOv2's normalised class token, the pooled map of ResNet and ConvNeXt, flattened;
+3. the class token of the last hidden state, or the mean over a last map.
+
+A checkpoint that was saved without the pooling layer its class has (``google/vit-base-patch16-224``, DINO) falls to the third: that
+layer would be drawn at random. Any other weight that the checkpoint lacks is an error.
 """
 
 from __future__ import annotations
@@ -14,23 +20,38 @@ import torch
 from torch import Tensor, nn
 
 from distillhash.backbones.base import Backbone
-from distillhash.errors import DataError, MissingDependencyError
+from distillhash.errors import DataError, MissingDependencyError, ParameterError
 
 _IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+_TEXT_PARTS = ("text_model", "text_projection", "logit_scale", "logit_bias")
 
 
 class HuggingFace(Backbone):
     """``hf:NAME``."""
 
     def __init__(self, name: str, *, image_size: int | None = None, device: str = "auto") -> None:
-        """Load a model and its preprocessing by folder or hub name (without the ``hf:``)."""
+        """Load a model and its preprocessing by folder or hub name (without the ``hf:``).
+
+        Raises:
+            MissingDependencyError: no transformers.
+            DataError: no such model, or its checkpoint is incomplete.
+            ParameterError: not a vision model, or one that does not take images of this size.
+        """
         model, processor = _load(name)
         network = _Features(model)
-        self.mean = [float(value) for value in processor.get("image_mean") or _IMAGENET_MEAN]
-        self.std = [float(value) for value in processor.get("image_std") or _IMAGENET_STD]
+        mean, std = processor.get("image_mean") or _IMAGENET_MEAN, processor.get("image_std") or _IMAGENET_STD
+        if not processor.get("do_normalize", True):
+            mean, std = [0, 0, 0], [1, 1, 1]
+        self.mean, self.std = [float(value) for value in mean], [float(value) for value in std]
+        self._model_type = str(model.config.model_type)
         size = image_size or _size(processor) or _size(model.config.to_dict()) or self.default_size
-        with torch.inference_mode():
-            dim = network.eval()(torch.zeros(1, 3, size, size)).shape[1]
+        try:
+            with torch.inference_mode():
+                dim = network.eval()(torch.zeros(1, 3, size, size)).shape[1]
+        except Exception as error:  # models refuse in their own ways: TypeError, ValueError, RuntimeError...
+            raise ParameterError(
+                f"hf:{name} does not take {size} x {size} images ({_first_line(error)}); give a vision model and a size it takes"
+            ) from error
         super().__init__(f"hf:{name}", network, dim, size, device)
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -42,6 +63,10 @@ class HuggingFace(Backbone):
     def preprocessing(self) -> dict[str, Any]:
         """Size, mean and standard deviation."""
         return {"image_size": self.image_size, "mean": self.mean, "std": self.std}
+
+    def architecture(self) -> str:
+        """The model's type: a folder may move."""
+        return f"hf:{self._model_type}"
 
 
 class _Features(nn.Module):
@@ -63,22 +88,34 @@ class _Features(nn.Module):
 
 
 def _load(name: str) -> tuple[Any, dict[str, Any]]:
+    """The model as float32 (checkpoints may be halves), and its preprocessing or an empty dict."""
     try:
         from transformers import AutoModel
         from transformers.utils import cached_file
     except ImportError as error:
         raise MissingDependencyError("hf: backbones need transformers; pip install 'distillhash[hf]'") from error
     try:
-        model = AutoModel.from_pretrained(name).eval()
+        model, loading = AutoModel.from_pretrained(name, output_loading_info=True)
     except (OSError, ValueError) as error:
         raise DataError(
             f"hf:{name} is neither a model folder nor a model the hub can be asked for ({_first_line(error)})"
         ) from error
+    missing = sorted(loading["missing_keys"])
+    if any(key.startswith("pooler.") for key in missing):
+        model.pooler = None
+    for part in _TEXT_PARTS:
+        if hasattr(model, "get_image_features") and hasattr(model, part):
+            delattr(model, part)
+    lacking = [key for key in missing if not key.startswith(("pooler.", *_TEXT_PARTS))]
+    if lacking:
+        raise DataError(
+            f"the checkpoint of hf:{name} lacks {len(lacking)} weights, first {lacking[0]}; they would be random, give a complete one"
+        )
     try:
         file = cached_file(name, "preprocessor_config.json")
     except OSError:
         file = None
-    return model, json.loads(Path(file).read_text()) if file else {}
+    return model.eval().float(), json.loads(Path(file).read_text()) if file else {}
 
 
 def _first_line(error: Exception) -> str:

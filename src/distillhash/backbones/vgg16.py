@@ -8,6 +8,7 @@ keys. The hexadecimal digits in the name are the start of its SHA-256 and are ch
 from __future__ import annotations
 
 import re
+import sys
 from collections import OrderedDict
 from hashlib import file_digest
 from pathlib import Path
@@ -33,11 +34,9 @@ class VGG16(Backbone):
         self, *, image_size: int | None = None, weights: str | Path | None = None, device: str = "auto", url: str = URL
     ) -> None:
         """Build the network and load weights from ``weights``, or from ``url`` into the user's cache."""
-        network = _network()
         file = Path(weights) if weights is not None else download(url)
         check_sha256(file)
-        _load(network, file)
-        super().__init__("vgg16", network, DIM, image_size or self.default_size, device)
+        super().__init__("vgg16", _load(file), DIM, image_size or self.default_size, device)
         self._weights = None if weights is None else str(Path(weights).resolve())
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -51,7 +50,7 @@ class VGG16(Backbone):
         return {"image_size": self.image_size, "mean": list(_MEAN), "std": list(_STD)}
 
     def config(self) -> dict[str, Any]:
-        """With the weights file, when it was given."""
+        """With the weights file, when one was given."""
         return {**super().config(), **({"weights": self._weights} if self._weights else {})}
 
 
@@ -71,15 +70,18 @@ def _network() -> nn.Sequential:
     return nn.Sequential(OrderedDict([*parts, ("classifier", classifier)]))
 
 
-def _load(network: nn.Module, file: Path) -> None:
+def _load(file: Path) -> nn.Sequential:
+    with torch.device("meta"):  # half a gigabyte that need not be drawn at random first
+        network = _network()
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.6.")}  # fc8
-        network.load_state_dict(state)
+        network.load_state_dict(state, assign=True)
     except Exception as error:
         raise FormatError(
             f"{file} does not hold weights of VGG16 in torchvision's layout; give {URL.rsplit('/', 1)[1]}"
         ) from error
+    return network.float()
 
 
 def check_sha256(file: Path) -> None:
@@ -90,7 +92,7 @@ def check_sha256(file: Path) -> None:
         FormatError: the digest differs.
     """
     if not file.is_file():
-        raise DataError(f"there is no weights file at {file}; give one with --weights")
+        raise DataError(f"there is no weights file at {file}; put it there, or give another with --weights")
     stated = re.search(r"-([0-9a-f]{8,64})\.pth$", file.name)
     if stated is None:
         return
@@ -123,7 +125,9 @@ def download(url: str, folder: Path | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     stated = re.search(r"-([0-9a-f]{8,64})\.pth$", name)
     try:
-        torch.hub.download_url_to_file(url, str(target), hash_prefix=stated[1] if stated else None, progress=False)
+        torch.hub.download_url_to_file(
+            url, str(target), hash_prefix=stated[1] if stated else None, progress=sys.stderr.isatty()
+        )
     except (URLError, OSError, TimeoutError) as error:
         raise DataError(
             f"{url} cannot be downloaded ({error}); download it elsewhere and give the file with --weights"

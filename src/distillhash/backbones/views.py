@@ -50,6 +50,29 @@ class ViewSettings:
         return json.dumps(asdict(self), sort_keys=True)
 
 
+@dataclass(frozen=True)
+class View:
+    """One augmented copy of every image of a source: what it is stored under, and what draws it.
+
+    Attributes:
+        settings: How strongly it differs.
+        seed: The job's.
+        number: Which of the copies.
+    """
+
+    settings: ViewSettings
+    seed: int
+    number: int
+
+    def key(self, content: bytes) -> bytes:
+        """The cache key of the view of an image with this digest."""
+        return content + self.number.to_bytes(4, "big")
+
+    def seeds(self, content: bytes) -> Sequence[int]:
+        """The numbers that draw it; they depend on nothing else, so neither does the view."""
+        return (self.seed, self.number, int.from_bytes(content, "big"))
+
+
 def augment(pixels: Tensor, seeds: Sequence[Sequence[int]], settings: ViewSettings) -> Tensor:
     """One augmented view of every image.
 

@@ -11,7 +11,6 @@ another process committed; a search sees one committed state.
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -34,6 +33,8 @@ from distillhash.index.rows import (
     check_ids,
     check_keys,
     encode_metadata,
+    is_id,
+    item_from_row,
     key_from_sql,
     key_to_sql,
 )
@@ -217,16 +218,16 @@ class EmbeddedIndex(Index):
 
     def get(self, ids: Sequence[int]) -> list[Item]:
         """See :meth:`Index.get`."""
-        found: dict[int, Item] = {}
         query = "SELECT id, code, key, digest, metadata FROM items WHERE id IN ({})"
-        for identifier, code, key, digest, metadata in self._select_in(query, [int(i) for i in ids]):
-            packed = Codes.from_packed(np.frombuffer(code, np.uint8)[None], self.n_bits)
-            decoded = None if metadata is None else json.loads(metadata)
-            found[identifier] = Item(identifier, packed, key_from_sql(key), digest, decoded)
+        rows = self._select_in(query, [int(identifier) for identifier in ids if is_id(identifier)])
+        try:
+            found = {row[0]: item_from_row(row, self.n_bits) for row in rows}
+        except FormatError as error:
+            raise self._damaged(error) from error
         for identifier in ids:
-            if int(identifier) not in found:
+            if identifier not in found:
                 raise DataError(f"there is no item with id {identifier} in {self.folder}; search gives ids that are")
-        return [found[int(identifier)] for identifier in ids]
+        return [found[identifier] for identifier in ids]
 
     def known(self, keys: Sequence[str]) -> dict[str, tuple[int, bytes | None]]:
         """See :meth:`Index.known`."""
@@ -266,7 +267,7 @@ class EmbeddedIndex(Index):
                     changed = CodesInMemory.from_rows(sorted(rows), self.n_bits)
                     held = CodesInMemory.joined([held.without(touched), changed])
             except FormatError as error:
-                raise FormatError(f"{self.folder}/items.sqlite is damaged ({error}); build the index again") from error
+                raise self._damaged(error) from error
         self._loaded, self._version = held, version
         self._touched.clear()
         return held
@@ -314,4 +315,7 @@ class EmbeddedIndex(Index):
             )
         if isinstance(error, sqlite3.OperationalError):
             return DistillHashError(f"{database} cannot be used now ({error}); check the disk and the permissions")
-        return FormatError(f"{database} is damaged ({error}); restore it or build the index again")
+        return self._damaged(error)
+
+    def _damaged(self, error: Exception) -> FormatError:
+        return FormatError(f"{self.folder}/items.sqlite is damaged ({error}); restore it or build the index again")

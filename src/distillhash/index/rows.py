@@ -1,4 +1,4 @@
-"""What goes into the rows of an index, checked before a transaction begins.
+"""The rows of an index: what goes in, checked before a transaction begins, and what comes out.
 
 Every check raises :class:`DataError` that names the value it refuses.
 """
@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.errors import DataError
+from distillhash.codes import Codes
+from distillhash.errors import DataError, FormatError
+from distillhash.index.base import Item
 
 LARGEST_ID = 2**63 - 1
 
@@ -24,7 +26,7 @@ def check_ids(ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
     if array.ndim != 1:
         raise DataError(f"ids must be a flat sequence, got shape {array.shape}")
     if array.size and (array.dtype.kind not in "iu" or int(array.min()) < 0 or int(array.max()) > LARGEST_ID):
-        wrong = next((value for value in ids if not _is_id(value)), ids[0])
+        wrong = next((value for value in ids if not is_id(value)), ids[0])
         raise DataError(f"ids must be integers in 0..{LARGEST_ID}, got {wrong!s}")
     if len(np.unique(array)) != len(array):
         raise DataError(f"ids must be distinct in one call, {_first_repeated(array.tolist())} comes twice")
@@ -64,12 +66,27 @@ def encode_metadata(metadata: Sequence[dict[str, Any] | None]) -> list[str | Non
     return encoded
 
 
-def _is_id(value: object) -> bool:
+def is_id(value: object) -> bool:
+    """Whether a value can be the id of an item."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) <= LARGEST_ID
 
 
 def _first_repeated(values: Sequence[Any]) -> Any:
     return next(value for value, times in Counter(values).items() if times > 1)
+
+
+def item_from_row(row: tuple[Any, ...], n_bits: int) -> Item:
+    """The item in a row of all columns.
+
+    Raises:
+        FormatError: its code or metadata is not what ``add`` stores.
+    """
+    identifier, code, key, digest, metadata = row
+    try:
+        codes = Codes.from_packed(np.frombuffer(code, np.uint8)[None], n_bits)
+        return Item(identifier, codes, key_from_sql(key), digest, None if metadata is None else json.loads(metadata))
+    except (TypeError, ValueError) as error:
+        raise FormatError(f"the row of id {identifier}: {error}") from error
 
 
 def key_to_sql(key: str) -> str | bytes:

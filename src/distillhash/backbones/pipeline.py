@@ -1,0 +1,205 @@
+"""The machinery of extraction: read, look up, decode, embed, keep; in row order, with bounded memory.
+
+One pool of workers, a core each, reads ahead; what the cache lacks is gathered into full forward passes, whichever rows it comes from,
+so a source with a few new images costs those and no more. On a CPU the same workers run the passes with one thread each: two of them
+are faster than one pass spread over two threads. On an accelerator one thread feeds the device.
+
+Memory: at most ``WINDOW`` chunks of features, and the pixels of ``4 * workers + 2`` batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache as cache_once
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distillhash.backbones.base import Backbone
+from distillhash.backbones.cache import FeatureStore
+from distillhash.backbones.views import View, augment
+from distillhash.sources import BadItemError, ImageSource, Skipped, decode_resized, digest
+
+CHUNK = 16
+"""Rows read and looked up together, and rows of one :class:`FeatureBatch`."""
+
+WINDOW = 64
+"""Chunks that may wait for features: rows that are in the cache run ahead this far of a pass that is not full yet."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Features of some rows of a source, in order, and the items among them that could not be used.
+
+    Attributes:
+        rows: ``(b,)`` rows of the source.
+        features: ``(b, d) float32``.
+        skipped: Items without features.
+    """
+
+    rows: NDArray[np.intp]
+    features: NDArray[np.float32]
+    skipped: list[Skipped] = field(default_factory=list)
+
+
+@dataclass
+class _Missing:
+    """An image that the cache lacks: its digest, its pixels, and the row of its chunk's features to fill."""
+
+    content: bytes
+    pixels: NDArray[np.uint8]
+    out: NDArray[np.float32]
+
+
+@dataclass
+class _Chunk:
+    batch: FeatureBatch
+    missing: list[_Missing]
+    passes: list[Future[None]] = field(default_factory=list)  # that fill the missing rows
+
+    def is_ready(self) -> bool:
+        return not self.missing and all(done.done() for done in self.passes)
+
+    def result(self) -> FeatureBatch:
+        for done in self.passes:
+            done.result()
+        return self.batch
+
+
+class Extraction:
+    """One pass over a source: plain features, or one view of every image."""
+
+    def __init__(
+        self, source: ImageSource, backbone: Backbone, store: FeatureStore | None, view: View | None, max_pixels: int
+    ) -> None:
+        """Keep references; nothing is read yet."""
+        self._source, self._backbone, self._store, self._view = source, backbone, store, view
+        self._max_pixels = max_pixels
+
+    def batches(self) -> Iterator[FeatureBatch]:
+        """Every row of the source once, in order, ``CHUNK`` rows a batch."""
+        keep_freed_memory()
+        _ = self._backbone.inference  # made here, before the workers race for it
+        n_workers, n_threads = _cores(), torch.get_num_threads()
+        with contextlib.ExitStack() as closing:
+            # Setting a thread's number of threads also sets what threads started later get.
+            closing.callback(torch.set_num_threads, n_threads)
+            workers = closing.enter_context(_pool(n_workers))
+            on_cpu = self._backbone.device == "cpu"
+            yield from self._run(workers, workers if on_cpu else closing.enter_context(_pool(1)), 2 * n_workers)
+
+    def _run(self, readers: ThreadPoolExecutor, embedders: ThreadPoolExecutor, ahead: int) -> Iterator[FeatureBatch]:
+        n = len(self._source)
+        starts = iter(range(0, n, CHUNK))
+        reading: deque[Future[_Chunk]] = deque()
+        chunks: deque[_Chunk] = deque()  # read, not yet handed out
+        waiting: list[tuple[_Chunk, _Missing]] = []  # not yet in a pass
+        passes: deque[Future[None]] = deque()
+        while True:
+            for start in starts:
+                reading.append(readers.submit(self._read, np.arange(start, min(start + CHUNK, n))))
+                if len(reading) >= ahead:
+                    break
+            if reading:
+                chunk = reading.popleft().result()
+                chunks.append(chunk)
+                waiting += [(chunk, image) for image in chunk.missing]
+            must_go = not reading or len(chunks) >= WINDOW
+            while len(waiting) >= self._backbone.batch_size or (waiting and must_go):
+                part, waiting = waiting[: self._backbone.batch_size], waiting[self._backbone.batch_size :]
+                if len(passes) >= ahead:
+                    passes.popleft().result()
+                passes.append(embedders.submit(self._embed, [image for _, image in part]))
+                for chunk, image in part:
+                    chunk.missing.remove(image)
+                    if passes[-1] not in chunk.passes:
+                        chunk.passes.append(passes[-1])
+            while chunks and (chunks[0].is_ready() or not reading or len(chunks) >= WINDOW):
+                yield chunks.popleft().result()
+            if not reading:
+                return
+
+    def _read(self, rows: NDArray[np.intp]) -> _Chunk:
+        """Rows from the cache where it has them, pixels where not."""
+        contents: dict[int, bytes | NDArray[np.uint8]] = {}
+        skipped: dict[int, Skipped] = {}
+        for row in rows.tolist():
+            try:
+                contents[row] = self._source.read(row)
+            except BadItemError as error:
+                skipped[row] = Skipped(self._source.keys[row], str(error))
+        digests = {row: digest(content) for row, content in contents.items()}
+        found = self._store.get([self._key(value) for value in digests.values()]) if self._store is not None else {}
+        pixels: dict[int, NDArray[np.uint8]] = {}
+        for row, content in contents.items():
+            if self._key(digests[row]) in found:
+                continue
+            try:
+                pixels[row] = decode_resized(content, self._backbone.image_size, self._max_pixels)
+            except BadItemError as error:
+                skipped[row] = Skipped(self._source.keys[row], str(error))
+        usable = [row for row in contents if row not in skipped]
+        features = np.empty((len(usable), self._backbone.dim), np.float32)
+        missing = []
+        for row, out in zip(usable, features, strict=True):
+            if row in pixels:
+                missing.append(_Missing(digests[row], pixels[row], out))
+            else:
+                out[:] = found[self._key(digests[row])]
+        return _Chunk(
+            FeatureBatch(np.array(usable, np.intp), features, [skipped[row] for row in sorted(skipped)]), missing
+        )
+
+    def _embed(self, images: Sequence[_Missing]) -> None:
+        """One forward pass, kept in the cache before anyone sees it."""
+        pixels = torch.from_numpy(np.stack([image.pixels for image in images])).permute(0, 3, 1, 2)
+        if self._view is not None:
+            seeds = [self._view.seeds(image.content) for image in images]
+            pixels = augment(pixels.to(self._backbone.device), seeds, self._view.settings)
+        computed = self._backbone.embed_floats(pixels)
+        if self._store is not None:
+            self._store.put([self._key(image.content) for image in images], computed)
+        for image, feature in zip(images, computed, strict=True):
+            image.out[:] = feature
+
+    def _key(self, content: bytes) -> bytes:
+        return content if self._view is None else self._view.key(content)
+
+
+@contextlib.contextmanager
+def _pool(n_workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that use one core each; what has not begun is dropped at the end."""
+    pool = ThreadPoolExecutor(
+        n_workers, thread_name_prefix="features", initializer=torch.set_num_threads, initargs=(1,)
+    )
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@cache_once
+def keep_freed_memory() -> None:
+    """Let glibc keep freed activations for the next batch instead of returning them to the system.
+
+    A forward pass frees and takes tens of megabytes a layer. By default each goes back to the kernel and is faulted in again page by
+    page, which costs a third of the time on two cores. One arena, because a thread's own is too small for such blocks. Elsewhere
+    than on glibc this does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+            libc.mallopt(parameter, value)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
