@@ -167,6 +167,31 @@ def test_vectors_pass_through() -> None:
     np.testing.assert_array_equal(table.features, vectors.astype(np.float32))
 
 
+def test_vectors_have_no_views() -> None:
+    vectors = open_source(np.ones((3, 2)))
+    with pytest.raises(ParameterError, match="holds vectors; ask for 0 views, not 2"):
+        extract_features(vectors, make_backbone("embeddings"), n_views=2)
+
+
+def test_what_is_gone_before_its_view_is_an_error(backbone: Any) -> None:
+    class Vanishing(Pictures):
+        def select(self, rows: NDArray[np.intp]) -> Pictures:
+            return Pictures([self.numbers[row] for row in rows], frozenset({1}))
+
+    with pytest.raises(DataError, match="1 could be read a moment ago and cannot be now: it is broken"):
+        extract_features(Vanishing([0, 1, 2]), backbone, n_views=1)
+
+
+@pytest.mark.parametrize("size", [16, 33])
+def test_a_view_does_not_depend_on_its_batch(size: int) -> None:
+    pixels = torch.randint(0, 256, (17, 3, size, size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    seeds = [(1, i) for i in range(17)]
+    together = augment(pixels, seeds, ViewSettings())
+    for rows in ([0], [3, 5], [16, 2, 9], list(range(10, 17))):
+        alone = augment(pixels[rows], [seeds[row] for row in rows], ViewSettings())
+        torch.testing.assert_close(alone, together[rows], atol=0, rtol=0)
+
+
 def test_damaged_and_unwritable_caches_are_explained(backbone: Any, tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path / "cache")
     extract_features(Pictures([1]), backbone, cache=cache)

@@ -7,7 +7,8 @@ from typing import Any
 
 from distillhash.backbones.base import Backbone
 from distillhash.backbones.cache import FeatureCache
-from distillhash.backbones.extract import FeatureBatch, FeatureTable, ImageInputs, extract_features, iter_features
+from distillhash.backbones.extract import FeatureTable, ImageInputs, extract_features, iter_features
+from distillhash.backbones.pipeline import FeatureBatch
 from distillhash.backbones.views import ViewSettings
 from distillhash.errors import FormatError, ParameterError
 

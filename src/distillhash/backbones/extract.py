@@ -1,60 +1,24 @@
-"""From a source to features: read, look up, decode, embed, keep; in order, batch by batch, with bounded memory.
-
-On a CPU every core runs one worker that takes whole batches from reading to features with one thread of its own: two such
-workers are faster than one forward pass spread over two threads. On an accelerator the workers decode and the device embeds,
-one batch at a time.
-"""
+"""From a source to features: streamed in row order, or gathered in one table, with views on request."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
-import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import cache as cache_once
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distillhash.backbones.base import BATCH, Backbone
-from distillhash.backbones.cache import FeatureCache, FeatureStore
-from distillhash.backbones.views import ViewSettings, augment
+from distillhash.backbones.base import Backbone
+from distillhash.backbones.cache import FeatureCache
+from distillhash.backbones.pipeline import Extraction, FeatureBatch
+from distillhash.backbones.views import View, ViewSettings, augment
 from distillhash.errors import DataError, ParameterError
 from distillhash.progress import Progress
-from distillhash.sources import (
-    MAX_PIXELS,
-    BadItemError,
-    EmbeddingSource,
-    ImageSource,
-    Skipped,
-    Source,
-    decode_resized,
-    digest,
-)
+from distillhash.sources import MAX_PIXELS, EmbeddingSource, ImageSource, Skipped, Source, decode_resized
 
 VECTOR_BLOCK = 4096
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
-
-
-@dataclass(frozen=True)
-class FeatureBatch:
-    """Features of some rows of a source, in order, and the items among them that could not be used.
-
-    Attributes:
-        rows: ``(b,)`` rows of the source.
-        features: ``(b, d) float32``.
-        skipped: Items without features.
-    """
-
-    rows: NDArray[np.intp]
-    features: NDArray[np.float32]
-    skipped: list[Skipped] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -98,24 +62,30 @@ def extract_features(
         max_pixels: Images above this are skipped; None takes the decoder's limit.
 
     Raises:
-        DataError: nothing usable, or too large for memory.
+        DataError: nothing usable, or too much for memory.
+        ParameterError: views of vectors.
     """
-    batches = list(iter_features(source, backbone, cache=cache, progress=progress, max_pixels=max_pixels))
-    skipped = [item for batch in batches for item in batch.skipped]
-    rows = np.concatenate([batch.rows for batch in batches]) if batches else np.zeros(0, np.intp)
+    if n_views and isinstance(source, EmbeddingSource):
+        raise ParameterError(
+            f"augmented views need images, but {source.name} holds vectors; ask for 0 views, not {n_views}"
+        )
+    batches = iter_features(source, backbone, cache=cache, progress=progress, max_pixels=max_pixels)
+    rows, features, skipped = _gather(batches, len(source))
     if not len(rows):
         first = f"; first {skipped[0].key}: {skipped[0].reason}" if skipped else ""
         raise DataError(f"nothing usable in {source.name}: all {len(source)} items were skipped{first}")
-    features = np.concatenate([batch.features for batch in batches])
-    views = None
-    if n_views:
-        usable = source.select(rows)
-        views = np.empty((n_views, len(rows), features.shape[1]), np.float32)
-        for number in range(n_views):
-            view = _View(settings or ViewSettings(), seed, number)
-            label = f"view {number + 1} of {n_views}"
-            parts = _iterate(usable, backbone, cache, view, label if progress else None, max_pixels)
-            views[number] = np.concatenate([part.features for part in parts])
+    if not n_views:
+        return FeatureTable(rows, features, None, skipped)
+    usable = source.select(rows)
+    views = _table((n_views, *features.shape))
+    for number, table in enumerate(views):
+        view = View(settings or ViewSettings(), seed, number)
+        label = f"view {number + 1} of {n_views}"
+        for part in _iterate(usable, backbone, cache, view, label if progress else None, max_pixels):
+            if part.skipped:
+                lost = part.skipped[0]
+                raise DataError(f"{lost.key} could be read a moment ago and cannot be now: {lost.reason}; run it again")
+            table[part.rows] = part.features
     return FeatureTable(rows, features, views, skipped)
 
 
@@ -154,24 +124,11 @@ class ImageInputs:
         return self._backbone.normalise(views)
 
 
-@dataclass(frozen=True)
-class _View:
-    settings: ViewSettings
-    seed: int
-    number: int
-
-    def key(self, content: bytes) -> bytes:
-        return content + self.number.to_bytes(4, "big")
-
-    def seeds(self, content: bytes) -> Sequence[int]:
-        return (self.seed, self.number, int.from_bytes(content, "big"))
-
-
 def _iterate(
     source: Source,
     backbone: Backbone,
     cache: FeatureCache | None,
-    view: _View | None,
+    view: View | None,
     label: str | None,
     max_pixels: int | None,
 ) -> Iterator[FeatureBatch]:
@@ -186,11 +143,10 @@ def _iterate(
     assert isinstance(source, ImageSource)
     store = None
     if cache is not None:
-        identity = backbone.fingerprint + (f"{view.settings.identity()}:{view.seed}" if view else "")
-        store = cache.store(identity, backbone.dim)
+        store = cache.store(_identity(backbone, view), backbone.dim)
     try:
         with Progress(label or "", len(source), quiet=label is None) as shown:
-            for batch in _in_order(_Worker(source, backbone, store, view, limit), len(source)):
+            for batch in Extraction(source, backbone, store, view, limit).batches():
                 shown.advance(len(batch.rows) + len(batch.skipped))
                 yield batch
     finally:
@@ -198,94 +154,37 @@ def _iterate(
             store.close()
 
 
-def _in_order(worker: _Worker, n: int) -> Iterator[FeatureBatch]:
-    """Batches of rows through a pool of workers, results in order, a bounded number in flight."""
-    keep_freed_memory()
-    n_workers = _cores()
-    starts = iter(range(0, n, BATCH))
-    pool = ThreadPoolExecutor(
-        n_workers, thread_name_prefix="features", initializer=torch.set_num_threads, initargs=(1,)
-    )
-    pending: deque[Future[FeatureBatch]] = deque()
+def _identity(backbone: Backbone, view: View | None) -> str:
+    """What features depend on besides the content. Whoever changes decoding, resizing or augmentation must change it too."""
+    parts = [backbone.fingerprint]
+    if backbone.device != "cpu":
+        parts.append(f"@{backbone.device.partition(':')[0]}:")  # other arithmetic, other last bits
+    if view is not None:
+        parts.append(f"{view.settings.identity()}:{view.seed}")
+    return "".join(parts)
+
+
+def _gather(batches: Iterable[FeatureBatch], n: int) -> tuple[NDArray[np.intp], NDArray[np.float32], list[Skipped]]:
+    """All of at most ``n`` rows, each batch dropped once it is copied."""
+    rows, skipped, filled = np.empty(n, np.intp), list[Skipped](), 0
+    features: NDArray[np.float32] = np.empty((0, 0), np.float32)
+    for batch in batches:
+        skipped += batch.skipped
+        if not len(batch.rows):
+            continue
+        if not filled:
+            features = _table((n, batch.features.shape[1]))
+        end = filled + len(batch.rows)
+        rows[filled:end], features[filled:end] = batch.rows, batch.features
+        filled = end
+    return rows[:filled], features[:filled], skipped
+
+
+def _table(shape: tuple[int, ...]) -> NDArray[np.float32]:
     try:
-        for start in starts:
-            pending.append(pool.submit(worker, np.arange(start, min(start + BATCH, n))))
-            if len(pending) >= 2 * n_workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-@cache_once
-def keep_freed_memory() -> None:
-    """Let glibc keep freed activations for the next batch instead of returning them to the system.
-
-    A forward pass frees and takes tens of megabytes a layer. By default each goes back to the kernel and is faulted in again page by
-    page, which costs a third of the time on two cores. One arena, because a thread's own is too small for such blocks. Elsewhere
-    than on glibc this does nothing.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1)):
-            libc.mallopt(parameter, value)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class _Worker:
-    """Takes one batch of rows from content to features."""
-
-    def __init__(
-        self, source: ImageSource, backbone: Backbone, store: FeatureStore | None, view: _View | None, max_pixels: int
-    ) -> None:
-        self._source, self._backbone, self._store, self._view = source, backbone, store, view
-        self._max_pixels = max_pixels
-        # A device runs one batch at a time; CPU workers do not wait for one another.
-        self._turn: threading.Lock | None = None if backbone.device == "cpu" else threading.Lock()
-        backbone.embed(np.zeros((0, backbone.image_size, backbone.image_size, 3), np.uint8))
-        _ = backbone._inference  # built once, before the workers race for it
-
-    def __call__(self, rows: NDArray[np.intp]) -> FeatureBatch:
-        contents, skipped = self._read(rows)
-        digests = {row: digest(content) for row, content in contents.items()}
-        keys = {row: self._view.key(value) if self._view else value for row, value in digests.items()}
-        found = self._store.get(list(keys.values())) if self._store is not None else {}
-        missing = [row for row in contents if keys[row] not in found]
-        pixels: dict[int, NDArray[np.uint8]] = {}
-        for row in missing:
-            try:
-                pixels[row] = decode_resized(contents[row], self._backbone.image_size, self._max_pixels)
-            except BadItemError as error:
-                skipped[row] = Skipped(self._source.keys[row], str(error))
-        if pixels:
-            computed = self._embed(np.stack(list(pixels.values())), [digests[row] for row in pixels])
-            if self._store is not None:
-                self._store.put([keys[row] for row in pixels], computed)
-            found |= {keys[row]: feature for row, feature in zip(pixels, computed, strict=True)}
-        usable = [row for row in contents if row not in skipped]
-        features = [found[keys[row]] for row in usable]
-        table = np.stack(features) if features else np.zeros((0, self._backbone.dim), np.float32)
-        return FeatureBatch(np.array(usable, np.intp), table, [skipped[row] for row in sorted(skipped)])
-
-    def _read(self, rows: NDArray[np.intp]) -> tuple[dict[int, bytes | NDArray[np.uint8]], dict[int, Skipped]]:
-        contents: dict[int, bytes | NDArray[np.uint8]] = {}
-        skipped: dict[int, Skipped] = {}
-        for row in rows.tolist():
-            try:
-                contents[row] = self._source.read(row)
-            except BadItemError as error:
-                skipped[row] = Skipped(self._source.keys[row], str(error))
-        return contents, skipped
-
-    def _embed(self, pixels: NDArray[np.uint8], digests: Sequence[bytes]) -> NDArray[np.float32]:
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        if self._view is not None:
-            images = augment(images, [self._view.seeds(value) for value in digests], self._view.settings)
-        if self._turn is None:
-            return self._backbone.embed_floats(images)
-        with self._turn:
-            return self._backbone.embed_floats(images)
+        return np.empty(shape, np.float32)
+    except MemoryError as error:
+        size = 4 * np.prod(shape, dtype=np.int64) / 2**30
+        raise DataError(
+            f"features of shape {shape} need {size:.1f} GiB of memory, more than there is; take fewer items or views"
+        ) from error

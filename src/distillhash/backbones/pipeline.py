@@ -4,7 +4,7 @@ One pool of workers, a core each, reads ahead; what the cache lacks is gathered 
 so a source with a few new images costs those and no more. On a CPU the same workers run the passes with one thread each: two of them
 are faster than one pass spread over two threads. On an accelerator one thread feeds the device.
 
-Memory: at most ``WINDOW`` chunks of features, and the pixels of ``4 * workers + 2`` batches.
+Memory: the features of at most ``WINDOW`` chunks, and for each worker two chunks being read and two passes being embedded.
 """
 
 from __future__ import annotations
@@ -62,12 +62,14 @@ class _Missing:
 
 @dataclass
 class _Chunk:
+    """Rows on their way: what is known of them, how many wait for a pass, and the passes that fill them."""
+
     batch: FeatureBatch
-    missing: list[_Missing]
-    passes: list[Future[None]] = field(default_factory=list)  # that fill the missing rows
+    n_waiting: int
+    passes: list[Future[None]] = field(default_factory=list)
 
     def is_ready(self) -> bool:
-        return not self.missing and all(done.done() for done in self.passes)
+        return self.n_waiting == 0 and all(done.done() for done in self.passes)
 
     def result(self) -> FeatureBatch:
         for done in self.passes:
@@ -91,45 +93,50 @@ class Extraction:
         _ = self._backbone.inference  # made here, before the workers race for it
         n_workers, n_threads = _cores(), torch.get_num_threads()
         with contextlib.ExitStack() as closing:
-            # Setting a thread's number of threads also sets what threads started later get.
+            # Setting the number of threads in a worker also sets it for threads that others start later.
             closing.callback(torch.set_num_threads, n_threads)
             workers = closing.enter_context(_pool(n_workers))
-            on_cpu = self._backbone.device == "cpu"
-            yield from self._run(workers, workers if on_cpu else closing.enter_context(_pool(1)), 2 * n_workers)
+            if self._backbone.device == "cpu":
+                yield from self._run(workers, workers, reads_ahead=2 * n_workers, passes_ahead=2 * n_workers)
+            else:
+                device = closing.enter_context(_pool(1))
+                yield from self._run(workers, device, reads_ahead=2 * n_workers, passes_ahead=2)
 
-    def _run(self, readers: ThreadPoolExecutor, embedders: ThreadPoolExecutor, ahead: int) -> Iterator[FeatureBatch]:
-        n = len(self._source)
+    def _run(
+        self, readers: ThreadPoolExecutor, embedders: ThreadPoolExecutor, *, reads_ahead: int, passes_ahead: int
+    ) -> Iterator[FeatureBatch]:
+        n, size = len(self._source), self._backbone.batch_size
         starts = iter(range(0, n, CHUNK))
-        reading: deque[Future[_Chunk]] = deque()
+        reads: deque[Future[tuple[_Chunk, list[_Missing]]]] = deque()
         chunks: deque[_Chunk] = deque()  # read, not yet handed out
         waiting: list[tuple[_Chunk, _Missing]] = []  # not yet in a pass
         passes: deque[Future[None]] = deque()
         while True:
             for start in starts:
-                reading.append(readers.submit(self._read, np.arange(start, min(start + CHUNK, n))))
-                if len(reading) >= ahead:
+                reads.append(readers.submit(self._read, np.arange(start, min(start + CHUNK, n))))
+                if len(reads) >= reads_ahead:
                     break
-            if reading:
-                chunk = reading.popleft().result()
+            if reads:
+                chunk, missing = reads.popleft().result()
                 chunks.append(chunk)
-                waiting += [(chunk, image) for image in chunk.missing]
-            must_go = not reading or len(chunks) >= WINDOW
-            while len(waiting) >= self._backbone.batch_size or (waiting and must_go):
-                part, waiting = waiting[: self._backbone.batch_size], waiting[self._backbone.batch_size :]
-                if len(passes) >= ahead:
+                waiting += [(chunk, image) for image in missing]
+            while len(waiting) >= size or (waiting and (not reads or len(chunks) >= WINDOW)):
+                part, waiting = waiting[:size], waiting[size:]
+                if len(passes) >= passes_ahead:
                     passes.popleft().result()
-                passes.append(embedders.submit(self._embed, [image for _, image in part]))
-                for chunk, image in part:
-                    chunk.missing.remove(image)
-                    if passes[-1] not in chunk.passes:
-                        chunk.passes.append(passes[-1])
-            while chunks and (chunks[0].is_ready() or not reading or len(chunks) >= WINDOW):
+                done = embedders.submit(self._embed, [image for _, image in part])
+                passes.append(done)
+                for chunk, _ in part:
+                    chunk.n_waiting -= 1
+                    if done not in chunk.passes:
+                        chunk.passes.append(done)
+            while chunks and (chunks[0].is_ready() or not reads or len(chunks) >= WINDOW):
                 yield chunks.popleft().result()
-            if not reading:
+            if not reads:
                 return
 
-    def _read(self, rows: NDArray[np.intp]) -> _Chunk:
-        """Rows from the cache where it has them, pixels where not."""
+    def _read(self, rows: NDArray[np.intp]) -> tuple[_Chunk, list[_Missing]]:
+        """Features from the cache where it has them, pixels where not."""
         contents: dict[int, bytes | NDArray[np.uint8]] = {}
         skipped: dict[int, Skipped] = {}
         for row in rows.tolist():
@@ -155,9 +162,8 @@ class Extraction:
                 missing.append(_Missing(digests[row], pixels[row], out))
             else:
                 out[:] = found[self._key(digests[row])]
-        return _Chunk(
-            FeatureBatch(np.array(usable, np.intp), features, [skipped[row] for row in sorted(skipped)]), missing
-        )
+        batch = FeatureBatch(np.array(usable, np.intp), features, [skipped[row] for row in sorted(skipped)])
+        return _Chunk(batch, len(missing)), missing
 
     def _embed(self, images: Sequence[_Missing]) -> None:
         """One forward pass, kept in the cache before anyone sees it."""
