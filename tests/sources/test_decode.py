@@ -273,6 +273,16 @@ def test_resize_is_antialiased() -> None:
         decode_resized(factory.make_jpeg(), 0)
 
 
+@pytest.mark.parametrize(("width", "height"), [(32, 32), (200, 150), (31, 77), (400, 300), (128, 128), (7, 2)])
+@pytest.mark.parametrize("size", [1, 33, 128])
+def test_resize_is_pillows_bicubic(width: int, height: int, size: int) -> None:
+    pixels = factory.make_pixels(width, height)
+    expected = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
+    difference = np.abs(resize_image(pixels, size).astype(int) - expected)
+    assert difference.max() <= 5
+    assert difference.mean() < 0.3
+
+
 @pytest.mark.parametrize("width", [7, 31, 33, 127])
 @pytest.mark.parametrize("height", [5, 64, 127])
 def test_up_to_four_times_the_target_the_fast_path_is_exact(width: int, height: int) -> None:

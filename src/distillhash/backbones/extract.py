@@ -19,6 +19,8 @@ from distillhash.progress import Progress
 from distillhash.sources import MAX_PIXELS, EmbeddingSource, ImageSource, Skipped, Source, decode_resized
 
 VECTOR_BLOCK = 4096
+PIXELS_VERSION = 2
+"""How pixels are made: whoever changes decoding, resizing or augmentation raises it, and cached features are computed anew."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,8 @@ def _iterate(
 
 
 def _identity(backbone: Backbone, view: View | None) -> str:
-    """What features depend on besides the content. Whoever changes decoding, resizing or augmentation must change it too."""
-    parts = [backbone.fingerprint]
+    """What features depend on besides the content."""
+    parts = [f"{backbone.fingerprint}/{PIXELS_VERSION}"]
     if backbone.device != "cpu":
         parts.append(f"@{backbone.device.partition(':')[0]}:")  # other arithmetic, other last bits
     if view is not None:
