@@ -61,6 +61,18 @@ def evaluate_codes(
         DataError: lengths or shapes do not match, or no query has a relevant item.
         ParameterError: a cutoff or depth below 1.
     """
+    return evaluate_queries(query_codes, database_codes, query_labels, database_labels, cutoffs, topn)[0]
+
+
+def evaluate_queries(
+    query_codes: Codes,
+    database_codes: Codes,
+    query_labels: NDArray[Any],
+    database_labels: NDArray[Any],
+    cutoffs: Sequence[int] = (1000, 5000),
+    topn: Sequence[int] = (1, 10, 100, 1000),
+) -> tuple[dict[str, Any], Floats]:
+    """:func:`evaluate_codes`, and the average precision of every query, ``(q,) float64``, NaN where nothing is relevant."""
     check_same_length(query_codes, database_codes)
     for value in (*cutoffs, *topn):
         if value < 1:
@@ -74,8 +86,10 @@ def evaluate_codes(
     n_database = len(database_codes)
 
     ranking = _Ranking(counts, hits)
+    average_precision = np.full(len(total_hits), np.nan)
+    average_precision[answerable] = ranking.precision_sum(n_database) / relevant
     report: dict[str, Any] = {
-        "map": float(np.mean(ranking.precision_sum(n_database) / relevant)),
+        "map": float(np.mean(average_precision[answerable])),
         "map_worst": float(np.mean(ranking.precision_sum_extreme(relevant_first=False) / relevant)),
         "map_best": float(np.mean(ranking.precision_sum_extreme(relevant_first=True) / relevant)),
         "map_random": float(np.mean(_random_precision_sum(n_database, relevant) / relevant)),
@@ -97,7 +111,7 @@ def evaluate_codes(
         n_database=n_database,
         queries_without_relevant=int(np.sum(~answerable)),
     )
-    return report
+    return report, average_precision
 
 
 def distance_histograms(

@@ -219,6 +219,7 @@ FIGURES: dict[str, Any] = {
     "balance": lambda: figures.bit_balance([0.5]),
     "correlation_1": lambda: figures.bit_correlation([[1.0]]),
     "correlation_127": lambda: figures.bit_correlation((np.tri(127) - np.tri(127).T).tolist()),
+    "sensitivity": lambda: figures.sensitivity({"o": [(2, 0.3, 0.2, 0.4), (8, 0.3, 0.3, 0.3)]}, "MAP"),
     "comparison": lambda: figures.method_comparison(
         {"itq": [(16, 0.28, 0.27, 0.29), (64, 0.3, 0.3, 0.3)], "lsh": [(32, 0.1, 0.1, 0.1)]},
         "MAP",
@@ -229,8 +230,10 @@ FIGURES: dict[str, Any] = {
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_are_small_wellformed_repeatable_svg(name: str) -> None:
-    svg = FIGURES[name]()
-    assert svg == FIGURES[name]()
+    svg = FIGURES[name]().svg()
+    assert svg == FIGURES[name]().svg()
+    png = FIGURES[name]().png()
+    assert png.startswith(b"\x89PNG") and png == FIGURES[name]().png()
     root = ET.fromstring(svg)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert root.attrib["aria-label"]
@@ -244,7 +247,7 @@ def test_figures_are_small_wellformed_repeatable_svg(name: str) -> None:
 
 def test_a_figure_draws_its_values_where_they_belong() -> None:
     # The balance bars, read back from the drawing: heights relative to the axis span of [-1, 1].
-    svg = figures.bit_balance([0.5, -1.0, 0.25])
+    svg = figures.bit_balance([0.5, -1.0, 0.25]).svg()
     boxes = [
         [[float(number) for number in point.split()] for point in re.findall(r"[ML] ([-\d.]+ [-\d.]+)", path)]
         for path in re.findall(r'<path d="([^"]+)"[^>]*style="fill: var\(--figure-1', svg)

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError, ParameterError
 from distillhash.methods import make_hasher
+from distillhash.methods.base import TrainingSet
 from distillhash.methods.distillhash import DistillHash
-from distillhash.methods.pair_hasher import Data, Head
+from distillhash.methods.head_hasher import Data, Head
 from distillhash.pairs.flip_rate import distil_pairs
 from distillhash.pairs.neighbours import nearest_neighbours
 from distillhash.pairs.similarity import LabelRule, cosine_distances, fit_half_gaussians, label_pairs, pair_thresholds
@@ -157,7 +158,7 @@ def test_views_are_drawn_in_training() -> None:
     views = np.stack([x + 0.5, x * 2])
     with_views = pair_hasher("ssdh", 8, epochs=2).fit(x, views=views)
     without = pair_hasher("ssdh", 8, epochs=2).fit(x)
-    assert not np.array_equal(with_views.weight_, without.weight_)
+    assert not np.array_equal(with_views.layers_[0][0], without.layers_[0][0])
     with pytest.raises(DataError, match=r"views must be \(n_views, 90, 20\)"):
         pair_hasher("ssdh", 8).fit(x, views=views[:, :, :5])
 
@@ -194,7 +195,7 @@ def test_fine_tuning_trains_the_trunk_and_the_estimator_only_a_copy() -> None:
     hasher = pair_hasher("distillhash", 8, estimate="network", estimate_epochs=3)
     hasher.initial_pairs_ = initial_pairs(x, 1.0, 0.0)
     rows = np.arange(len(x))
-    outputs = hasher._estimating_outputs(rows, Head(x), Data(x, None, rows, images), seed=0)
+    outputs = hasher._estimating_outputs(rows, Head(x), Data(TrainingSet(x, images=images), rows), seed=0)
     assert outputs.shape == (90, 48)
     assert hasher.history_["estimate_loss"][0][-1] < hasher.history_["estimate_loss"][0][0]
     assert torch.equal(trunk.weight.detach(), before)

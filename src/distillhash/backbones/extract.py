@@ -125,6 +125,11 @@ class ImageInputs:
         views = augment(torch.from_numpy(images).permute(0, 3, 1, 2), seeds, self._settings)
         return self._backbone.normalise(views)
 
+    def pair(self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:
+        """Two augmentations of the same images; ``noise`` is for inputs that have none."""
+        del noise
+        return self.batch(rows, rng), self.batch(rows, rng)
+
 
 def _iterate(
     source: Source,

@@ -1,4 +1,4 @@
-"""Figures as SVG strings: pure functions from plain numbers to an ``<svg>`` element for inlining into a page.
+"""Figures: pure functions from plain numbers to a :class:`Drawing`, which gives an ``<svg>`` element for a page, or a PNG file.
 
 A figure names its colours as CSS variables with a fallback (``var(--figure-ink, #3a4048)``): alone it shows on white,
 and a page may set the variables again for a dark background. Nothing is painted behind the axes, and text stays text,
@@ -15,6 +15,8 @@ import io
 import math
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +47,35 @@ _WIDTH, _HEIGHT = 4.7, 3.1  # inches at 100 units an inch; the page scales the d
 Curve = Mapping[str, Sequence[float]]
 
 
-def pr_by_radius(curves: Mapping[str, Curve]) -> str:
+@dataclass(frozen=True)
+class Drawing:
+    """A finished figure, and what it shows in words."""
+
+    figure: Figure
+    alt: str
+
+    def svg(self) -> str:
+        """An ``<svg>`` element for inlining into a page; a file of it alone shows on white."""
+        buffer = io.StringIO()
+        with self._settings():
+            self.figure.savefig(buffer, format="svg", metadata={"Date": None})
+        return _inline(buffer.getvalue(), self.alt)
+
+    def png(self) -> bytes:
+        """A PNG file on white, 200 dots an inch."""
+        buffer = io.BytesIO()
+        with self._settings():
+            self.figure.savefig(buffer, format="png", dpi=200, facecolor="white", metadata={"Software": None})
+        return buffer.getvalue()
+
+    @staticmethod
+    def _settings() -> AbstractContextManager[None]:
+        from matplotlib import rc_context
+
+        return rc_context({"svg.fonttype": "none", "svg.hashsalt": "distillhash", "font.size": 10})
+
+
+def pr_by_radius(curves: Mapping[str, Curve]) -> Drawing:
     """Precision against recall of Hamming lookup, one point a radius.
 
     Args:
@@ -62,10 +92,10 @@ def pr_by_radius(curves: Mapping[str, Curve]) -> str:
             _write_radii(axes, recall, precision, first)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(0, 1.04)
-    return _svg(figure, "Precision against recall of Hamming lookup, one point for each radius", curves)
+    return _drawing(figure, "Precision against recall of Hamming lookup, one point for each radius", curves)
 
 
-def topn_precision(curves: Mapping[str, Curve], random: float | None = None) -> str:
+def topn_precision(curves: Mapping[str, Curve], random: float | None = None) -> Drawing:
     """Share of relevant items among the first N of the ranking.
 
     Args:
@@ -80,10 +110,10 @@ def topn_precision(curves: Mapping[str, Curve], random: float | None = None) -> 
         axes.annotate("random order", (0, random), (4, 4), **_note())  # on the left, where the curves are high
     axes.set_xlim(left=0)
     axes.set_ylim(0, 1.04)
-    return _svg(figure, "Precision of the first N results against N", curves)
+    return _drawing(figure, "Precision of the first N results against N", curves)
 
 
-def training_loss(losses: Mapping[str, Sequence[float]]) -> str:
+def training_loss(losses: Mapping[str, Sequence[float]]) -> Drawing:
     """Loss after each epoch; a logarithmic axis where the values are positive and span more than a factor of 50.
 
     Args:
@@ -101,10 +131,10 @@ def training_loss(losses: Mapping[str, Sequence[float]]) -> str:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
-    return _svg(figure, "Training loss by epoch", losses)
+    return _drawing(figure, "Training loss by epoch", losses)
 
 
-def bit_balance(balance: Sequence[float]) -> str:
+def bit_balance(balance: Sequence[float]) -> Drawing:
     """Mean sign of every bit, sorted, with the level at which 75 % of the images agree as a guide.
 
     Args:
@@ -121,10 +151,10 @@ def bit_balance(balance: Sequence[float]) -> str:
     axes.set_ylim(-1, 1)
     axes.set_yticks([-1, -0.5, 0, 0.5, 1])
     axes.locator_params("x", integer=True)
-    return _svg(figure, "Mean sign of every bit", ())
+    return _drawing(figure, "Mean sign of every bit", ())
 
 
-def bit_correlation(correlation: Sequence[Sequence[float]]) -> str:
+def bit_correlation(correlation: Sequence[Sequence[float]]) -> Drawing:
     """Correlation of every pair of bits: blue positive, orange negative, clear near zero.
 
     Args:
@@ -157,10 +187,10 @@ def bit_correlation(correlation: Sequence[Sequence[float]]) -> str:
     scale.set_yticks([-limit, 0, limit], [f"-{limit:.2f}", "0", f"+{limit:.2f}"])
     scale.spines[:].set(color=COLOURS["faint"])
     scale.tick_params(length=0, labelcolor=COLOURS["ink"])
-    return _svg(figure, f"Correlation of every pair of bits, from -{limit:.2f} to +{limit:.2f}", ())
+    return _drawing(figure, f"Correlation of every pair of bits, from -{limit:.2f} to +{limit:.2f}", ())
 
 
-def neighbour_recall(recall: Mapping[str, Any]) -> str:
+def neighbour_recall(recall: Mapping[str, Any]) -> Drawing:
     """Share of the nearest neighbours by features found among the first results by Hamming distance.
 
     Args:
@@ -184,7 +214,7 @@ def neighbour_recall(recall: Mapping[str, Any]) -> str:
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.minorticks_off()
     axes.set_ylim(0, 1.04)
-    return _svg(figure, "Share of the feature neighbours found against the number of results looked at", labels)
+    return _drawing(figure, "Share of the feature neighbours found against the number of results looked at", labels)
 
 
 def method_comparison(
@@ -192,7 +222,7 @@ def method_comparison(
     metric: str,
     *,
     baseline: tuple[str, float] | None = None,
-) -> str:
+) -> Drawing:
     """A metric against code length, one line a method.
 
     Args:
@@ -212,7 +242,26 @@ def method_comparison(
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
-    return _svg(figure, f"{metric} against code length", [*series, *([baseline[0]] if baseline else [])])
+    return _drawing(figure, f"{metric} against code length", [*series, *([baseline[0]] if baseline else [])])
+
+
+def sensitivity(series: Mapping[str, Sequence[tuple[float, float, float, float]]], metric: str) -> Drawing:
+    """A metric against the values of options, on a logarithmic axis that does not start at zero: what is looked at is whether it is flat.
+
+    Args:
+        series: Option -> points ``(value, metric, low, high)``; low and high span the spread over seeds.
+        metric: Name of the y axis.
+    """
+    figure, axes = _axes("Value (logarithmic)", metric)
+    for index, (label, points) in enumerate(series.items()):
+        values, means, low, high = np.array(sorted(points)).T
+        axes.plot(values, means, label=label, marker="o", markersize=4, **_style(index))
+        axes.fill_between(values, low, high, color=_SERIES[index % len(_SERIES)], alpha=0.16, linewidth=0)
+    ticks = sorted({point[0] for points in series.values() for point in points})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    return _drawing(figure, f"{metric} against the values of options", series)
 
 
 def _axes(x_label: str, y_label: str, size: tuple[float, float] = (_WIDTH, _HEIGHT)) -> tuple[Figure, Axes]:
@@ -257,9 +306,8 @@ def _write_radii(axes: Axes, recall: NDArray[Any], precision: NDArray[Any], firs
             last = here
 
 
-def _svg(figure: Figure, alt: str, labels: Mapping[str, Any] | Sequence[str]) -> str:
-    """Add the legend where there are several series, draw, and clean the result."""
-    from matplotlib import rc_context
+def _drawing(figure: Figure, alt: str, labels: Mapping[str, Any] | Sequence[str]) -> Drawing:
+    """Add the legend where there are several series."""
     from matplotlib.text import Text
 
     if len(labels) > 1:
@@ -277,10 +325,7 @@ def _svg(figure: Figure, alt: str, labels: Mapping[str, Any] | Sequence[str]) ->
     for text in figure.findobj(Text):
         if isinstance(text, Text):
             text.set_parse_math(False)  # a label is a name, even with dollar signs
-    buffer = io.StringIO()
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "distillhash", "font.size": 10}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return _inline(buffer.getvalue(), alt)
+    return Drawing(figure, alt)
 
 
 def _inline(document: str, alt: str) -> str:

@@ -1,8 +1,8 @@
 """Protocols: which items are queries, which train, which are the database. A protocol is data, not code.
 
-Each is a JSON file in ``protocols/`` with a stored split: for every class, the places of its items in the order in which the
-source lists them, drawn once; the database is everything but the queries and what is marked unused. The split's SHA-256 stands
-in the JSON file and is checked whenever the split is read.
+Each is a JSON file in ``protocols/``. Its ``split`` says how the rows are drawn (:class:`SplitRule`): from a stored file whose SHA-256 is
+checked, by class, at random, along the data set's own split, or as shares of whatever is there. A drawn split is a function of the labels
+and the seed alone; the SHA-256 of its rows is recorded with every result.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,46 +40,148 @@ class Split:
 
 
 @dataclass(frozen=True)
+class SplitRule:
+    """How a protocol draws its split.
+
+    Attributes:
+        draw: ``stored`` (places per class from a file), ``per-class``, ``random``, ``official`` (the source's own test and train parts), or
+            ``share`` (of every class where items have one class, else of all).
+        queries: Queries per class (``per-class``), in all (``random``), or as a share.
+        train: Training items per class (``per-class``, ``official``) or in all; None: the whole database.
+        train_apart: Training items are no part of the database.
+        items: Items a complete source holds; None where that is not known.
+        n_per_class: The same for every class (``stored``).
+        seed: Of the draw.
+        sha256: ``stored``: of the file.
+    """
+
+    draw: Literal["stored", "per-class", "random", "official", "share"]
+    queries: float = 0
+    train: int | None = None
+    train_apart: bool = False
+    items: int | None = None
+    n_per_class: int = 0
+    seed: int = 0
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class Protocol:
     """One evaluation protocol.
 
     Attributes:
         name: Its name.
         summary: One line.
-        paper: Where it comes from.
-        n_per_class: Items of every class that the source must hold.
+        paper: Where it comes from; empty for our own.
+        rule: How its split is drawn.
         cutoffs: Depths of ``map@R``.
         topn: Depths of ``precision@N``.
         published: Printed results, method -> code length -> MAP.
-        sha256: Of the split's file.
     """
 
     name: str
     summary: str
     paper: str
-    n_per_class: int
+    rule: SplitRule
     cutoffs: tuple[int, ...]
     topn: tuple[int, ...]
     published: dict[str, dict[str, float]]
-    sha256: str
 
-    def split(self, source: Source) -> Split:
+    def split(self, source: Source, *, shrink: bool = False) -> Split:
         """The rows of ``source`` in each role.
 
+        Args:
+            source: A labelled source.
+            shrink: Draw the protocol's proportions from a source that is smaller than the protocol's data set.
+
         Raises:
-            DataError: the source has no single-label classes, or not ``n_per_class`` items of each.
+            DataError: the source has no labels of the right kind, or too few items.
             FormatError: the stored split does not match its checksum.
         """
-        labels = source.labels
-        if labels is None or labels.ndim != 1:
-            raise DataError(f"protocol {self.name} needs one class per item; {source.name} has no such labels")
+        labels, rule = source.labels, self.rule
+        if labels is None:
+            raise DataError(
+                f"protocol {self.name} needs labels; {source.name} has none (class sub-folders, a label column or a labelled data set "
+                "give them)"
+            )
+        one_class = labels.ndim == 1
+        if rule.draw in ("stored", "per-class", "official") and not one_class:
+            raise DataError(f"protocol {self.name} needs one class per item; {source.name} has several labels per item")
+        if rule.draw == "stored":
+            return self._stored(source, labels)
+        factor = 1.0
+        if rule.items is not None and len(source) != rule.items:
+            if not shrink:
+                raise DataError(
+                    f"protocol {self.name} needs {rule.items:,} items, {source.name} has {len(source):,}; "
+                    "--shrink draws the same proportions from what is there"
+                )
+            factor = len(source) / rule.items
+        rng = np.random.default_rng(rule.seed)
+        groups = [np.flatnonzero(labels == label) for label in np.unique(labels)] if one_class else []
+        if rule.draw == "random" or not groups:
+            groups = [np.arange(len(source))]
+        n_query, n_train = rule.queries * factor, None if rule.train is None else rule.train * factor
+        if rule.draw == "official":
+            return self._official(source, groups, rng)
+        if rule.draw == "share":
+            groups = [rng.permutation(group) for group in groups]
+            query = np.concatenate([group[: _at_least_one(rule.queries * len(group))] for group in groups])
+            rest = np.setdiff1d(np.arange(len(source)), query)
+            train = (
+                rest if rule.train is None or len(rest) <= rule.train else rng.choice(rest, rule.train, replace=False)
+            )
+            return self._checked(source, Split(query, np.sort(train), rest))
+        query_parts, train_parts = [], []
+        for group in groups:
+            if shrink and rule.items is None and rule.draw == "random":
+                n_query, n_train = _shrunk(len(group), rule)
+            places = rng.permutation(len(group))
+            first = _at_least_one(n_query)
+            last = len(group) if n_train is None else first + _at_least_one(n_train)
+            if last > len(group) or first >= len(group):
+                raise DataError(
+                    f"protocol {self.name} needs {last:,} items to draw from, {source.name} has a group of {len(group):,}; "
+                    "--shrink draws the same proportions from what is there"
+                )
+            query_parts.append(group[places[:first]])
+            train_parts.append(group[places[first:last]])
+        query, train = np.concatenate(query_parts), np.concatenate(train_parts)
+        outside = np.concatenate([query, train]) if rule.train_apart else query
+        return self._checked(source, Split(query, train, np.setdiff1d(np.arange(len(source)), outside)))
+
+    def _official(self, source: Source, groups: list[Rows], rng: np.random.Generator) -> Split:
+        missing = [part for part in ("train", "test") if part not in source.splits]
+        if missing:
+            raise DataError(
+                f"protocol {self.name} follows the data set's own split, but {source.name} has no {missing[0]} part"
+            )
+        query, database = (np.asarray(source.splits[part], np.intp) for part in ("test", "train"))
+        if self.rule.train is None:
+            return self._checked(source, Split(query, database, database))
+        train = []
+        for group in groups:
+            inside = np.intersect1d(group, database)
+            if len(inside) < self.rule.train:
+                raise DataError(
+                    f"protocol {self.name} needs {self.rule.train} training items of every class, {source.name} has {len(inside)}"
+                )
+            train.append(inside[rng.permutation(len(inside))[: self.rule.train]])
+        return self._checked(source, Split(query, np.concatenate(train), database))
+
+    def _checked(self, source: Source, split: Split) -> Split:
+        if min(len(split.query), len(split.train), len(split.database)) < 1:
+            raise DataError(f"{source.name} is too small for protocol {self.name}: {len(source)} items")
+        return split
+
+    def _stored(self, source: Source, labels: NDArray[Any]) -> Split:
         positions = self._positions()
         query, train, unused = [], [], []
         for place, label in enumerate(np.unique(labels)):
             rows = np.flatnonzero(labels == label)
-            if len(rows) != self.n_per_class or place >= len(positions["query"]):
+            if len(rows) != self.rule.n_per_class or place >= len(positions["query"]):
                 raise DataError(
-                    f"protocol {self.name} needs {len(positions['query'])} classes of {self.n_per_class} items; "
+                    f"protocol {self.name} needs {len(positions['query'])} classes of {self.rule.n_per_class} items; "
                     f"class {label} of {source.name} has {len(rows)}"
                 )
             query.append(rows[positions["query"][place]])
@@ -91,11 +193,20 @@ class Protocol:
 
     def _positions(self) -> dict[str, NDArray[np.int64]]:
         data = _file(f"{self.name}.split.json").read_bytes()
-        if sha256(data).hexdigest() != self.sha256:
+        if sha256(data).hexdigest() != self.rule.sha256:
             raise FormatError(
                 f"the stored split of protocol {self.name} does not match its checksum; reinstall distillhash"
             )
         return {role: np.array(lists, np.int64) for role, lists in json.loads(data).items()}
+
+
+def _at_least_one(count: float) -> int:
+    return max(1, round(count))
+
+
+def _shrunk(n: int, rule: SplitRule) -> tuple[float, float | None]:
+    """Queries and training items out of ``n`` when the complete size is not known: as stated, or at most a tenth and a half."""
+    return min(rule.queries, n / 10), None if rule.train is None else min(rule.train, n / 2)
 
 
 def load_protocol(name: str) -> Protocol:
@@ -108,7 +219,7 @@ def load_protocol(name: str) -> Protocol:
         raise ParameterError(f"unknown protocol {name!r}; choose one of {', '.join(protocol_names())}")
     record: dict[str, Any] = json.loads(_file(f"{name}.json").read_text())
     record["cutoffs"], record["topn"] = tuple(record["cutoffs"]), tuple(record["topn"])
-    return Protocol(**record)
+    return Protocol(rule=SplitRule(**record.pop("split")), **record)
 
 
 def protocol_names() -> list[str]:

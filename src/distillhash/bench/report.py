@@ -104,14 +104,21 @@ def write_report(path: str | Path, data: ReportData) -> None:
         DataError: a thumbnail is not a PNG, JPEG or GIF image.
         DistillHashError: the file cannot be written.
     """
-    path = Path(path)
     # A file name may hold bytes that are no text (Python keeps them as lone surrogates); show them as escapes.
-    html = render_report(data).encode("utf-8", "backslashreplace")
+    write_whole(Path(path), render_report(data).encode("utf-8", "backslashreplace"))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name first, so that it appears whole or not at all; missing folders are made.
+
+    Raises:
+        DistillHashError: the file cannot be written.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_bytes(html)
+            partial.write_bytes(content)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
@@ -126,9 +133,10 @@ def render_report(data: ReportData) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     formats = {"percent": content.percent, "count": content.count, "decimal": content.decimal}
     environment.filters |= {"data_uri": _data_uri, "tail": _tail, **formats}
-    source = files("distillhash.bench").joinpath("report.html.j2").read_text(encoding="utf-8")
+    source = packaged("report.html.j2")
     run = content.focused_run(data)
     return environment.from_string(source).render(
+        style=packaged("page.css"),
         data=data,
         focus=run.label if run and len(data.runs) > 1 else None,
         summary=content.summary(data),
@@ -144,6 +152,11 @@ def render_report(data: ReportData) -> str:
         samples_judged=any(item.relevant is not None for query in data.samples for item in query.neighbours),
         skipped_shown=SKIPPED_SHOWN,
     )
+
+
+def packaged(name: str) -> str:
+    """A template or style sheet of this package."""
+    return files("distillhash.bench").joinpath(name).read_text(encoding="utf-8")
 
 
 def _tail(name: str, width: int) -> str:

@@ -194,7 +194,7 @@ def ranking_figures(runs: Sequence[RunRow]) -> list[Figure]:
                 "Precision and recall by radius",
                 "All images within a radius r of the query are returned. A larger radius finds more of the relevant images "
                 "and brings more of the others.",
-                figures.pr_by_radius(lookups),
+                figures.pr_by_radius(lookups).svg(),
                 ["Radius", *(f"{label}: {side}" for label in lookups for side in ("precision", "recall"))],
                 [
                     [
@@ -214,7 +214,7 @@ def ranking_figures(runs: Sequence[RunRow]) -> list[Figure]:
             Figure(
                 "Precision of the first results",
                 "Share of relevant images among the first N results, for every N a person might look at.",
-                figures.topn_precision(tops, random),
+                figures.topn_precision(tops, random).svg(),
                 ["N", *tops],
                 [[count(depth), *(decimal(column.get(depth)) for column in columns)] for depth in depths],
             )
@@ -229,7 +229,7 @@ def recall_figure(recall: Mapping[str, Any]) -> Figure:
     return Figure(
         "Feature neighbours found",
         "Of the images nearest to a query by the features the codes were made from, the share found among the first results.",
-        figures.neighbour_recall(recall),
+        figures.neighbour_recall(recall).svg(),
         ["Results", *(f"{k} nearest" for k in ks), "Random order"],
         [
             [count(depth), *(decimal(values[i]) for values in series), decimal(curve["random"][i])]
@@ -247,14 +247,14 @@ def bit_figures(bits: Mapping[str, Any]) -> list[Figure]:
         Figure(
             "Balance of the bits",
             "0: half of the images have the bit set. +1 or -1: all images agree, and the bit says nothing.",
-            figures.bit_balance(bits["balance"]),
+            figures.bit_balance(bits["balance"]).svg(),
             ["Bit", "Mean sign"],
             [[str(i), f"{value:+.3f}"] for i, value in enumerate(bits["balance"], start=1)],
         ),
         Figure(
             "Correlation of the bits",
             "Blank is best: two correlated bits tell the same thing twice. The numbers list the strongest pairs.",
-            figures.bit_correlation(correlation),
+            figures.bit_correlation(correlation).svg(),
             ["Bit", "Bit", "Correlation"],
             [[str(j), str(i), f"{value:+.3f}"] for value, i, j in strongest],
         ),
@@ -267,7 +267,7 @@ def loss_figure(losses: Mapping[str, Sequence[float]]) -> Figure:
     return Figure(
         "Training loss",
         "The quantity that training makes small, after each pass over the images. It should fall and level off.",
-        figures.training_loss(losses),
+        figures.training_loss(losses).svg(),
         ["Epoch", *losses],
         [[str(epoch + 1), *(_at(values, epoch, 4) for values in losses.values())] for epoch in range(epochs)],
     )

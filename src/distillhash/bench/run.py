@@ -1,23 +1,31 @@
-"""Runs: methods x code lengths x seeds under one protocol, on the same features, with the same metrics."""
+"""Runs: methods x code lengths x seeds under one protocol, on the same features, with the same metrics.
+
+Every finished run is kept in a file of its own, written whole or not at all: what was stopped goes on where it stopped, and several
+processes may fill one folder. A run that fails is recorded with its reason and tried again next time.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+import distillhash
 from distillhash.bench.protocol import Protocol, Split
-from distillhash.errors import DataError
-from distillhash.methods import make_hasher
-from distillhash.metrics import evaluate_codes
+from distillhash.errors import DataError, ParameterError
+from distillhash.methods import METHODS, VIEWS, make_hasher
+from distillhash.metrics import evaluate_queries
 
 if TYPE_CHECKING:
     from distillhash.backbones import Backbone, FeatureCache
@@ -26,13 +34,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Features and labels of a source, split by a protocol."""
+    """Features and labels of a source, split by a protocol; ``views (n_views, n_train, d)`` of the training rows, or None."""
 
     protocol: Protocol
     split: Split
     features: NDArray[np.float32]
     labels: NDArray[Any]
     backbone: dict[str, Any]
+    views: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,30 +55,54 @@ class Provenance:
     backbone: dict[str, Any]
     seeds: list[int]
     versions: dict[str, str]
+    n_views: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Run:
+    """One cell of the matrix: its record, and the average precision of every query where it did not fail."""
+
+    record: dict[str, Any]
+    average_precision: NDArray[np.float32] | None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the method raised an error; the record says which."""
+        return "error" in self.record
+
+
 def prepare(
-    source: Source, protocol: Protocol, backbone: Backbone, *, cache: FeatureCache | None, progress: bool = False
+    source: Source,
+    protocol: Protocol,
+    backbone: Backbone,
+    *,
+    cache: FeatureCache | None,
+    n_views: int = 0,
+    shrink: bool = False,
+    progress: bool = False,
 ) -> Prepared:
-    """Features of every item of the source, once for all runs.
+    """Features of every item of the source, once for all runs, and ``n_views`` augmented views of the training images.
 
     Raises:
         DataError: the source does not fit the protocol, or an item of it cannot be read.
     """
     from distillhash.backbones import extract_features
 
-    split = protocol.split(source)
+    split = protocol.split(source, shrink=shrink)
     table = extract_features(source, backbone, cache=cache, progress=progress)
     if table.skipped:
         first = table.skipped[0]
         raise DataError(
             f"a protocol needs every item, {len(table.skipped)} cannot be read (first {first.key}: {first.reason})"
         )
+    views = None
+    if n_views:
+        train = source.select(split.train)
+        views = extract_features(train, backbone, cache=cache, n_views=n_views, progress=progress).views
     assert source.labels is not None  # protocol.split has checked
-    return Prepared(
-        protocol, split, table.features, source.labels, {**backbone.config(), "fingerprint": backbone.fingerprint}
-    )
+    identity = {**backbone.config(), "fingerprint": backbone.fingerprint}
+    return Prepared(protocol, split, table.features, source.labels, identity, views)
 
 
 def run_matrix(
@@ -79,128 +112,153 @@ def run_matrix(
     seeds: Sequence[int],
     *,
     settings: dict[str, Any] | None = None,
-    on_record: Callable[[dict[str, Any]], None] | None = None,
-) -> list[dict[str, Any]]:
-    """One record per method, code length and seed; the last epoch is what is measured.
+    folder: Path | None = None,
+    on_run: Callable[[Run, bool], None] | None = None,
+) -> list[Run]:
+    """One run per method, code length and seed; the last epoch is what is measured.
 
     Args:
         prepared: From :func:`prepare`.
         methods: Names.
         bits: Code lengths.
         seeds: Seeds of the methods; the split is fixed.
-        settings: Hyper-parameters given to every method that has them.
-        on_record: Called with each record when it is there.
+        settings: Hyper-parameters given to every method.
+        folder: Where finished runs are kept and looked for; None keeps none.
+        on_run: Called with each run when it is there, and whether it was found in ``folder``.
 
     Returns:
-        Records with the keys of :func:`distillhash.metrics.evaluate_codes` and ``protocol``, ``method``, ``n_bits``, ``seed``,
-        ``backbone``, ``fit_seconds``, ``encode_seconds``, ``peak_rss_mb``.
+        Runs whose records hold the keys of :func:`distillhash.metrics.evaluate_codes` and ``protocol``, ``method``, ``n_bits``, ``seed``,
+        ``backbone``, ``fit_seconds``, ``encode_seconds``, ``peak_rss_mb`` (the highest resident memory while fitting), ``loss`` (per
+        epoch) and ``identity``; or, where a method failed, the first five and ``error``.
     """
-    records = []
-    for record in _records(prepared, methods, bits, seeds, settings or {}):
-        records.append(record)
-        if on_record is not None:
-            on_record(record)
-    return records
-
-
-def _records(
-    prepared: Prepared, methods: Sequence[str], bits: Sequence[int], seeds: Sequence[int], settings: dict[str, Any]
-) -> Iterator[dict[str, Any]]:
-    split, features, labels = prepared.split, prepared.features, prepared.labels
-    train, query, database = (features[rows] for rows in (split.train, split.query, split.database))
+    runs = []
     for n_bits in bits:
         for method in methods:
             for seed in seeds:
-                started = time.perf_counter()
-                hasher = make_hasher(method, n_bits, seed=seed, **settings).fit(train)
-                fitted = time.perf_counter()
-                query_codes, database_codes = hasher.encode(query), hasher.encode(database)
-                encoded = time.perf_counter()
-                metrics = evaluate_codes(
-                    query_codes,
-                    database_codes,
-                    labels[split.query],
-                    labels[split.database],
-                    cutoffs=prepared.protocol.cutoffs,
-                    topn=prepared.protocol.topn,
-                )
-                yield {
-                    "protocol": prepared.protocol.name,
-                    "method": method,
-                    "n_bits": n_bits,
-                    "seed": seed,
-                    "backbone": prepared.backbone["name"],
-                    **metrics,
-                    "fit_seconds": fitted - started,
-                    "encode_seconds": encoded - fitted,
-                    "peak_rss_mb": peak_rss_mb(),
-                }
+                identity = _identity(prepared, method, n_bits, seed, settings or {})
+                path = None if folder is None else folder / f"{method}-{n_bits}-{seed}.json"
+                run = None if path is None else _read(path, identity)
+                found = run is not None
+                if run is None:
+                    run = _run(prepared, method, n_bits, seed, settings or {}, identity)
+                    if path is not None:
+                        _write(path, run)
+                runs.append(run)
+                if on_run is not None:
+                    on_run(run, found)
+    return runs
+
+
+def add_kept_runs(runs: Sequence[Run], folder: Path, prepared: Prepared, settings: dict[str, Any]) -> list[Run]:
+    """``runs``, and those of the same experiment and code lengths that other commands have kept in ``folder``."""
+    merged = {(run.record["method"], run.record["n_bits"], run.record["seed"]): run for run in runs}
+    lengths = {run.record["n_bits"] for run in runs}
+    for path in folder.glob("*.json"):
+        with suppress(ValueError, ParameterError):
+            method, n_bits, seed = path.stem.rsplit("-", 2)
+            key = (method, int(n_bits), int(seed))
+            if key not in merged and key[1] in lengths:
+                run = _read(path, _identity(prepared, *key, settings))
+                if run is not None:
+                    merged[key] = run
+    return [merged[key] for key in sorted(merged)]
+
+
+def _run(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict[str, Any], identity: str) -> Run:
+    split, features, labels = prepared.split, prepared.features, prepared.labels
+    record: dict[str, Any] = {
+        "protocol": prepared.protocol.name,
+        "method": method,
+        "n_bits": n_bits,
+        "seed": seed,
+        "backbone": prepared.backbone["name"],
+        "identity": identity,
+    }
+    try:
+        hasher = make_hasher(method, n_bits, seed=seed, **settings)
+        train = features[split.train]
+        _forget_peak()
+        started = time.perf_counter()
+        hasher.fit(
+            train,
+            views=prepared.views if METHODS[method].uses == VIEWS else None,
+            labels=labels[split.train] if hasher.needs_labels else None,
+        )
+        fitted = time.perf_counter()
+        peak = peak_rss_mb()
+        query_codes, database_codes = hasher.encode(features[split.query]), hasher.encode(features[split.database])
+        encoded = time.perf_counter()
+        metrics, average_precision = evaluate_queries(
+            query_codes,
+            database_codes,
+            labels[split.query],
+            labels[split.database],
+            cutoffs=prepared.protocol.cutoffs,
+            topn=prepared.protocol.topn,
+        )
+    except Exception as error:  # one failing method must not lose the others; its reason is shown in the table
+        return Run({**record, "error": f"{type(error).__name__}: {error}"}, None)
+    record |= metrics
+    record |= {"fit_seconds": fitted - started, "encode_seconds": encoded - fitted, "peak_rss_mb": peak}
+    if "loss" in hasher.history_:
+        record["loss"] = [float(value) for value in hasher.history_["loss"]]
+    return Run(record, average_precision.astype(np.float32))
+
+
+def _identity(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict[str, Any]) -> str:
+    """What a run depends on: a kept run is taken up only when all of it is the same."""
+    facts = {
+        "version": distillhash.__version__,
+        "split": prepared.split.checksum,
+        "backbone": prepared.backbone,
+        "n_views": 0 if prepared.views is None or METHODS[method].uses != VIEWS else len(prepared.views),
+        "method": method,
+        "parameters": make_hasher(method, n_bits, seed=seed, **settings).parameters(),
+        "cutoffs": prepared.protocol.cutoffs,
+        "topn": prepared.protocol.topn,
+    }
+    return sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _read(path: Path, identity: str) -> Run | None:
+    """A kept run, unless it failed, is damaged, or belongs to another experiment."""
+    try:
+        record = json.loads(path.read_text())
+        if record.get("identity") != identity or "error" in record:
+            return None
+        return Run(record, np.load(path.with_suffix(".npy")))
+    except (OSError, ValueError, EOFError):
+        return None
+
+
+def _write(path: Path, run: Run) -> None:
+    """The numbers of the queries first, then the record that makes the run count."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    if run.average_precision is not None:
+        with partial.open("wb") as file:
+            np.save(file, run.average_precision)
+        partial.replace(path.with_suffix(".npy"))
+    partial.write_text(json.dumps(run.record))
+    partial.replace(path)
+
+
+def _forget_peak() -> None:
+    """Start the peak of resident memory anew, where the system can (Linux)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_rss_mb() -> float:
-    """Largest resident memory of this process so far, in MB."""
+    """Highest resident memory of this process in MB: since :func:`_forget_peak` on Linux, since its start elsewhere."""
+    with suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
-def write_tables(folder: Path, records: Sequence[dict[str, Any]], protocol: Protocol, provenance: Provenance) -> None:
-    """``table.json`` (the records), ``table.md`` (mean and spread beside the published numbers), ``provenance.json``."""
+def write_provenance(folder: Path, provenance: Provenance) -> None:
+    """``provenance.json``: everything needed to make the tables again."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.json").write_text(json.dumps(_rounded(list(records)), indent=1) + "\n")
     (folder / "provenance.json").write_text(json.dumps(asdict(provenance), indent=1) + "\n")
-    (folder / "table.md").write_text(markdown_table(records, protocol, provenance))
-
-
-def markdown_table(records: Sequence[dict[str, Any]], protocol: Protocol, provenance: Provenance) -> str:
-    """MAP, mean and sample standard deviation over seeds in parentheses, with the printed numbers of the paper below each row."""
-    lengths = sorted({record["n_bits"] for record in records})
-    lines = [f"# {protocol.name}: MAP over the whole database", ""]
-    lines += ["| method | " + " | ".join(f"{n} bits" for n in lengths) + " | fit, s |"]
-    lines += ["|" + "---|" * (len(lengths) + 2)]
-    for method in dict.fromkeys(record["method"] for record in records):
-        mine = [record for record in records if record["method"] == method]
-        cells = [_mean_and_spread([r["map"] for r in mine if r["n_bits"] == n]) for n in lengths]
-        seconds = np.median([record["fit_seconds"] for record in mine])
-        lines.append(f"| {method} | " + " | ".join(cells) + f" | {seconds:.1f} |")
-        if method in protocol.published:
-            printed = [protocol.published[method].get(str(n)) for n in lengths]
-            cells = [f"{value:.4f}" if value is not None else "" for value in printed]
-            lines.append("| *printed in the paper* | " + " | ".join(cells) + " | |")
-    random = np.mean([record["map_random"] for record in records])
-    backbone = provenance.backbone
-    lines += [
-        "",
-        f"Random ranking: {random:.4f}. Exact expectation over ties. {len(provenance.seeds)} seeds ({_listed(provenance.seeds)}), last "
-        f"epoch; in parentheses the sample standard deviation. Features: {backbone['name']} at {backbone.get('image_size', '-')} pixels, "
-        "frozen."
-        + (
-            f" Printed numbers: {protocol.paper}, VGG16, fine-tuned for the deep methods." if protocol.published else ""
-        ),
-        "",
-        f"Command: `{provenance.command}`",
-        f"Split: `{provenance.split_sha256}`. Versions: {', '.join(f'{k} {v}' for k, v in provenance.versions.items())}.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _mean_and_spread(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    spread = f" ({np.std(values, ddof=1):.4f})" if len(values) > 1 else ""
-    return f"{np.mean(values):.4f}{spread}"
-
-
-def _listed(values: Sequence[int]) -> str:
-    return ", ".join(map(str, values))
-
-
-def _rounded(value: Any) -> Any:
-    """Six significant digits are more than a table needs, and keep its file small."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,24 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--data", required=True, metavar="SOURCE", help=SOURCE_HELP)
     parser.add_argument("--protocol", required=True, help="see `distillhash ls protocols`")
-    parser.add_argument("--methods", required=True, help="names, separated by commas")
+    parser.add_argument(
+        "--methods", required=True, help="names, separated by commas, or all (every method that needs no labels)"
+    )
     parser.add_argument("--bits", required=True, help="code lengths, separated by commas")
     parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="folder for table.md, table.json and provenance.json"
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder for tables, figures and report.html; a stopped run goes on there",
     )
     parser.add_argument("--backbone", default="efficientnet-lite0", help="see `distillhash ls backbones`")
+    parser.add_argument(
+        "--views", type=int, default=6, metavar="N", help="augmented views for the methods that use them (default: 6)"
+    )
+    parser.add_argument(
+        "--shrink", action="store_true", help="draw the protocol's proportions from a smaller copy of its data set"
+    )
     parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels images are resized to")
     parser.add_argument("--weights", metavar="FILE", help="weights for backbones that do not carry theirs")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
@@ -45,47 +57,75 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the matrix and write the tables."""
     from distillhash.backbones import FeatureCache, make_backbone
+    from distillhash.bench.page import write_page
     from distillhash.bench.protocol import load_protocol
-    from distillhash.bench.run import Provenance, prepare, run_matrix, write_tables
+    from distillhash.bench.run import Provenance, Run, add_kept_runs, prepare, run_matrix, write_provenance
+    from distillhash.bench.tables import write_tables
     from distillhash.bench.versions import versions
-    from distillhash.methods import make_hasher
-    from distillhash.sources import open_source
+    from distillhash.methods import METHODS, VIEWS, make_hasher, method_class, method_names
+    from distillhash.sources import EmbeddingSource, open_source
 
     methods = arguments.methods.split(",")
+    if methods == ["all"]:
+        methods = [name for name in method_names() if not method_class(name).needs_labels]
     bits, seeds = integers("--bits", arguments.bits), integers("--seeds", arguments.seeds)
     settings = parse_settings(arguments.set)
     for method in methods:  # wrong names fail before hours of work, not after
         for n_bits in bits:
             make_hasher(method, n_bits, **settings)
+    if arguments.views < 0:
+        raise ParameterError(f"--views must be at least 0, got {arguments.views}")
     protocol = load_protocol(arguments.protocol)
     source = open_source(arguments.data)
     backbone = make_backbone(
         arguments.backbone, image_size=arguments.image_size, weights=arguments.weights, device=arguments.device
     )
-    prepared = prepare(source, protocol, backbone, cache=FeatureCache(arguments.cache), progress=not arguments.quiet)
+    use_views = not isinstance(source, EmbeddingSource) and any(METHODS[method].uses == VIEWS for method in methods)
+    prepared = prepare(
+        source,
+        protocol,
+        backbone,
+        cache=FeatureCache(arguments.cache),
+        n_views=arguments.views if use_views else 0,
+        shrink=arguments.shrink,
+        progress=not arguments.quiet,
+    )
+    out, n_runs = Path(arguments.out), len(methods) * len(bits) * len(seeds)
+    numbers = iter(range(1, n_runs + 1))
 
-    def announce(record: dict[str, Any]) -> None:
+    def announce(run: Run, found: bool) -> None:
+        record = run.record
+        result = record["error"] if run.failed else f"MAP {record['map']:.4f}  fit {record['fit_seconds']:.1f} s"
+        kept = "  (kept from before)" if found else ""
         say(
             arguments,
-            f"{record['method']:<20} {record['n_bits']:>4} bits  seed {record['seed']}  MAP {record['map']:.4f}  "
-            f"fit {record['fit_seconds']:.1f} s",
+            f"[{next(numbers)}/{n_runs}] {record['method']:<20} {record['n_bits']:>4} bits  seed {record['seed']}  {result}{kept}",
         )
 
-    records = run_matrix(prepared, methods, bits, seeds, settings=settings, on_record=announce)
+    kept = out / "runs"
+    runs = run_matrix(prepared, methods, bits, seeds, settings=settings, folder=kept, on_run=announce)
+    runs = add_kept_runs(runs, kept, prepared, settings)
     provenance = Provenance(
         command=command_line(arguments),
         protocol=protocol.name,
         split_sha256=prepared.split.checksum,
         source=source.name,
         backbone=prepared.backbone,
-        seeds=seeds,
+        seeds=sorted({run.record["seed"] for run in runs}),
         versions=versions(),
+        n_views=0 if prepared.views is None else len(prepared.views),
         settings=settings,
     )
-    out = Path(arguments.out)
-    write_tables(out, records, protocol, provenance)
-    say(arguments, f"tables: {out / 'table.md'}")
-    return {"out": str(out), "n_records": len(records), "records": records}
+    write_provenance(out, provenance)
+    write_tables(out, runs, protocol, provenance)
+    write_page(out, runs, protocol, provenance, datetime.now(UTC).isoformat(timespec="seconds"))
+    say(arguments, f"tables: {out / 'table.md'}, page: {out / 'report.html'}")
+    return {
+        "out": str(out),
+        "n_records": len(runs),
+        "n_failed": sum(run.failed for run in runs),
+        "records": [run.record for run in runs],
+    }
 
 
 def integers(option: str, text: str) -> list[int]:

@@ -22,6 +22,18 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print names with a line each."""
+    if arguments.what == "methods":
+        from distillhash.methods import METHODS
+
+        if not arguments.json:
+            rows = [
+                (name, f"{info.venue} {info.year}", info.kind, info.uses, info.title)
+                for name, info in sorted(METHODS.items())
+            ]
+            widths = [*[max(map(len, column)) for column in zip(*rows, strict=True)][:-1], 0]
+            for row in rows:
+                print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)))  # noqa: T201  # as below
+        return {"methods": {name: info.as_dict() for name, info in sorted(METHODS.items())}}
     entries = _entries(arguments.what)
     if not arguments.json:
         width = max(map(len, entries))
@@ -30,10 +42,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _entries(what: str) -> dict[str, str]:
-    if what == "methods":
-        from distillhash.methods import method_summaries
-
-        return method_summaries()
     if what == "backbones":
         from distillhash.backbones import backbone_names
 

@@ -5,34 +5,137 @@ from __future__ import annotations
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from distillhash.errors import FormatError, ParameterError
 from distillhash.methods.base import Hasher, read_model_folder
 
-__all__ = ["Hasher", "load_hasher", "make_hasher", "method_class", "method_names"]
+__all__ = ["METHODS", "Hasher", "MethodInfo", "load_hasher", "make_hasher", "method_class", "method_names"]
 
-# name -> (module, class, one line for `distillhash ls methods`); modules are imported when a method is used.
-_METHODS = {
-    "distillhash": ("distillhash", "DistillHash", "pairs distilled by flip-rate bounds (CVPR 2019)"),
-    "distillhash-initial": ("distillhash_initial", "DistillHashInitial", "DistillHash*: the same without distilling"),
-    "itq": ("itq", "ITQ", "PCA and the best rotation to the cube (CVPR 2011)"),
-    "lsh": ("lsh", "LSH", "random hyperplanes (STOC 2002)"),
-    "pcah": ("pcah", "PCAH", "signs of principal components (TPAMI 2012)"),
-    "ssdh": ("ssdh", "SSDH", "half-Gaussian pair labels, squared loss (IJCAI 2018)"),
+
+class MethodInfo(NamedTuple):
+    """A method's place in the literature, and where its class is. Modules are imported when a method is used."""
+
+    module: str
+    class_name: str
+    title: str
+    venue: str
+    year: int
+    kind: str
+    uses: str = "features"
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``distillhash ls methods --json`` says of it."""
+        return {name: value for name, value in self._asdict().items() if name not in ("module", "class_name")}
+
+
+RANDOM, SHALLOW, PAIRS = "data-independent", "shallow", "pair labels"
+CONTRASTIVE, GENERATIVE, SIMILARITY = "contrastive", "generative", "similarity preserving"
+PSEUDO, REGULARISED, SUPERVISED = "pseudo labels", "regularised", "supervised"
+VIEWS, LABELS = "features and views", "features and labels"
+
+METHODS = {
+    "agh": MethodInfo("agh", "AGH", "Hashing with Graphs", "ICML", 2011, SHALLOW),
+    "bihalf": MethodInfo(
+        "bihalf", "BiHalf", "Deep Unsupervised Image Hashing by Maximizing Bit Entropy", "AAAI", 2021, SIMILARITY
+    ),
+    "cibhash": MethodInfo(
+        "cibhash",
+        "CIBHash",
+        "Unsupervised Hashing with Contrastive Information Bottleneck",
+        "IJCAI",
+        2021,
+        CONTRASTIVE,
+        VIEWS,
+    ),
+    "cimon": MethodInfo("cimon", "CIMON", "CIMON: Towards High-quality Hash Codes", "IJCAI", 2021, PAIRS, VIEWS),
+    "crovca": MethodInfo(
+        "crovca",
+        "CroVCA",
+        "Image Hashing via Cross-View Code Alignment in the Age of Foundation Models",
+        "arXiv",
+        2025,
+        CONTRASTIVE,
+        VIEWS,
+    ),
+    "deepbit": MethodInfo(
+        "deepbit",
+        "DeepBit",
+        "Learning Compact Binary Descriptors with Unsupervised Deep Neural Networks",
+        "CVPR",
+        2016,
+        REGULARISED,
+        VIEWS,
+    ),
+    "dgh": MethodInfo("dgh", "DGH", "Discrete Graph Hashing", "NIPS", 2014, SHALLOW),
+    "distillhash": MethodInfo(
+        "distillhash",
+        "DistillHash",
+        "DistillHash: Unsupervised Deep Hashing by Distilling Data Pairs",
+        "CVPR",
+        2019,
+        PAIRS,
+    ),
+    "distillhash-initial": MethodInfo(
+        "distillhash_initial", "DistillHashInitial", "DistillHash*: the same without distilling", "CVPR", 2019, PAIRS
+    ),
+    "dmuh": MethodInfo(
+        "dmuh", "DMUH", "Deep Momentum Uncertainty Hashing", "Pattern Recognition", 2022, SUPERVISED, LABELS
+    ),
+    "dsg": MethodInfo("dsg", "DSG", "Unsupervised Deep Hashing via Distilled Smooth Guidance", "ICME", 2021, PAIRS),
+    "dsh": MethodInfo("dsh", "DSH", "Density Sensitive Hashing", "IEEE Trans. Cybernetics", 2014, SHALLOW),
+    "greedyhash": MethodInfo(
+        "greedyhash",
+        "GreedyHash",
+        "Greedy Hash: Towards Fast Optimization for Accurate Hash Coding in CNN",
+        "NeurIPS",
+        2018,
+        SIMILARITY,
+    ),
+    "itq": MethodInfo(
+        "itq", "ITQ", "Iterative Quantization: A Procrustean Approach to Learning Binary Codes", "CVPR", 2011, SHALLOW
+    ),
+    "lsh": MethodInfo("lsh", "LSH", "Similarity Estimation Techniques from Rounding Algorithms", "STOC", 2002, RANDOM),
+    "mls3rduh": MethodInfo(
+        "mls3rduh",
+        "MLS3RDUH",
+        "MLS3RDUH: Deep Unsupervised Hashing via Manifold based Local Semantic Similarity Structure Reconstructing",
+        "IJCAI",
+        2020,
+        PAIRS,
+    ),
+    "nsh": MethodInfo("nsh", "NSH", "Learning to Hash Naturally Sorts", "IJCAI", 2022, CONTRASTIVE, VIEWS),
+    "pcah": MethodInfo(
+        "pcah", "PCAH", "Semi-Supervised Hashing for Large-Scale Search (its PCA baseline)", "TPAMI", 2012, SHALLOW
+    ),
+    "pudh": MethodInfo(
+        "pudh",
+        "PUDH",
+        "Unsupervised Deep Hashing With Pseudo Labels for Scalable Image Retrieval",
+        "IEEE TIP",
+        2018,
+        PSEUDO,
+    ),
+    "sdc": MethodInfo(
+        "sdc", "SDC", "Unsupervised Hashing with Similarity Distribution Calibration", "BMVC", 2023, SIMILARITY
+    ),
+    "sgh": MethodInfo("sgh", "SGH", "Stochastic Generative Hashing", "ICML", 2017, GENERATIVE),
+    "sh": MethodInfo("sh", "SH", "Spectral Hashing", "NIPS", 2008, SHALLOW),
+    "sph": MethodInfo("sph", "SpH", "Spherical Hashing", "CVPR", 2012, SHALLOW),
+    "ssdh": MethodInfo("ssdh", "SSDH", "Semantic Structure-based Unsupervised Deep Hashing", "IJCAI", 2018, PAIRS),
+    "tbh": MethodInfo("tbh", "TBH", "Auto-Encoding Twin-Bottleneck Hashing", "CVPR", 2020, GENERATIVE),
+    "urph": MethodInfo(
+        "urph", "URPH", "Unsupervised Rank-Preserving Hashing for Large-Scale Image Retrieval", "ICMR", 2019, SIMILARITY
+    ),
 }
+"""Every method by name."""
 
 
 def method_names() -> list[str]:
     """Names of all methods, sorted."""
-    return sorted(_METHODS)
-
-
-def method_summaries() -> dict[str, str]:
-    """One line per method."""
-    return {name: _METHODS[name][2] for name in method_names()}
+    return sorted(METHODS)
 
 
 def method_class(method: str) -> type[Hasher]:
@@ -41,10 +144,10 @@ def method_class(method: str) -> type[Hasher]:
     Raises:
         ParameterError: unknown name.
     """
-    if method not in _METHODS:
+    if method not in METHODS:
         raise ParameterError(f"unknown method {method!r}; choose one of {', '.join(method_names())}")
-    module, name, _ = _METHODS[method]
-    found: type[Hasher] = getattr(import_module(f"distillhash.methods.{module}"), name)
+    info = METHODS[method]
+    found: type[Hasher] = getattr(import_module(f"distillhash.methods.{info.module}"), info.class_name)
     return found
 
 

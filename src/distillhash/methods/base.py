@@ -27,9 +27,19 @@ FORMAT_VERSION = 1
 _BLOCK = 4096
 
 
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a method may learn from; it takes what it can use. See :meth:`Hasher.fit`."""
+
+    features: NDArray[Any]
+    views: NDArray[Any] | None = None
+    images: TrainableImages | None = None
+    labels: NDArray[Any] | None = None
+
+
 @dataclass(eq=False, repr=False)
 class Hasher(ABC):
-    """An unsupervised hash method: learns from features, maps features to codes.
+    """A hash method: learns from features, maps features to codes.
 
     Subclasses are dataclasses: their fields are the hyper-parameters, stored as given and never changed by ``fit``.
 
@@ -38,12 +48,14 @@ class Hasher(ABC):
         seed: Controls everything random in ``fit``; equal seeds, data and threads give equal codes on one machine.
         method: Name in the registry.
         fine_tunes: Whether ``fit`` can train the backbone below its head as well.
+        needs_labels: Whether ``fit`` needs class labels; all but the supervised methods refuse them.
         n_features_: Width d of the features seen in ``fit``.
         history_: What training recorded (losses per epoch, pair diagnosis); empty for methods without training. Not saved.
     """
 
     method: ClassVar[str]
     fine_tunes: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
 
     n_bits: int
     _: KW_ONLY
@@ -74,20 +86,22 @@ class Hasher(ABC):
         *,
         views: NDArray[Any] | None = None,
         images: TrainableImages | None = None,
+        labels: NDArray[Any] | None = None,
     ) -> Self:
-        """Learn from unlabelled features.
+        """Learn, without labels unless the method is a supervised one.
 
         Args:
             features: ``(n, d)`` finite floats (an array or a memory map), n >= 2.
             views: ``(n_views, n, d)`` features of augmented copies; methods that cannot use them ignore them.
             images: The ``n`` images and the backbone's network, to train the backbone in place together with the head.
+            labels: ``(n,)`` integer classes or ``(n, n_labels)`` bool, for the methods that need them and no others.
 
         Returns:
             self.
 
         Raises:
             DataError: wrong shape, NaN or infinity, or too little data for ``n_bits``.
-            ParameterError: ``images`` for a method that cannot fine-tune.
+            ParameterError: ``images`` for a method that cannot fine-tune; labels missing, or given to an unsupervised method.
         """
         if images is not None and not self.fine_tunes:
             raise ParameterError(
@@ -96,13 +110,23 @@ class Hasher(ABC):
         features = check_features(features)
         if len(features) < 2:
             raise DataError(f"{self.method} needs at least 2 rows to learn from, got {len(features)}")
+        if self.needs_labels and labels is None:
+            raise ParameterError(f"{self.method} is supervised: it needs labels; give them, or use another method")
+        if labels is not None and not self.needs_labels:
+            raise ParameterError(f"{self.method} learns without labels; leave them out")
+        if labels is not None and (labels.ndim not in (1, 2) or len(labels) != len(features)):
+            raise DataError(
+                f"labels must be ({len(features)},) or ({len(features)}, n_labels), got shape {labels.shape}"
+            )
+        if views is not None and np.shape(views)[1:] != features.shape:
+            raise DataError(f"views must be (n_views, {len(features)}, {features.shape[1]}), got {np.shape(views)}")
         self.history_ = {}
-        self._fit(features, views, images)
+        self._fit(TrainingSet(features, views, images, labels))
         self.n_features_ = features.shape[1]
         return self
 
     @abstractmethod
-    def _fit(self, features: NDArray[Any], views: NDArray[Any] | None, images: TrainableImages | None) -> None: ...
+    def _fit(self, given: TrainingSet) -> None: ...
 
     @abstractmethod
     def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -182,7 +206,7 @@ class Hasher(ABC):
 
 @dataclass(eq=False, repr=False)
 class AffineHasher(Hasher):
-    """A method whose projection is ``(x - mean) weight + bias``: every linear method, and every deep head of one layer.
+    """A method whose projection is ``(x - mean) weight + bias``: every linear method.
 
     Attributes:
         mean_: ``(d,) float64``.

@@ -38,7 +38,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, ParameterError
-from distillhash.methods.pair_hasher import Data, Head, PairHasher, check_choice
+from distillhash.methods.head_hasher import Data, Head, check_choice
+from distillhash.methods.pair_hasher import PairHasher
 from distillhash.pairs.diagnosis import confusion, probability_histogram
 from distillhash.pairs.flip_rate import BoundRule, distil_pairs
 from distillhash.pairs.neighbours import nearest_neighbours, neighbourhood_mean

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from distillhash.methods.pair_hasher import Data, Head, PairHasher
+from distillhash.methods.head_hasher import Data, Head
+from distillhash.methods.pair_hasher import PairHasher
 from distillhash.pairs.similarity import Floats, PairLabels
 
 

@@ -10,13 +10,11 @@ Departs from the paper in: nothing known; sign(0) is +1. The stated 50 iteration
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distillhash.errors import ParameterError
-from distillhash.methods.base import AffineHasher
+from distillhash.methods.base import AffineHasher, TrainingSet
 from distillhash.methods.components import principal_components
 
 
@@ -39,8 +37,8 @@ class ITQ(AffineHasher):
         if self.iterations < 1:
             raise ParameterError(f"iterations must be at least 1, got {self.iterations}")
 
-    def _fit(self, features: NDArray[Any], views: object, images: object) -> None:
-        del views, images  # learns from plain features alone
+    def _fit(self, given: TrainingSet) -> None:
+        features = given.features
         mean, components = principal_components(features, self.n_bits)
         blocks = (np.asarray(features[i : i + 4096], np.float64) - mean for i in range(0, len(features), 4096))
         V = np.concatenate([block @ components for block in blocks])  # (n, n_bits)

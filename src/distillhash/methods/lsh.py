@@ -10,12 +10,10 @@ features after a ReLU are all positive and their angles are small. Learns nothin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from distillhash.methods.base import AffineHasher
+from distillhash.methods.base import AffineHasher, TrainingSet
 
 
 @dataclass(eq=False, repr=False)
@@ -29,8 +27,8 @@ class LSH(AffineHasher):
     method = "lsh"
     centre: bool = True
 
-    def _fit(self, features: NDArray[Any], views: object, images: object) -> None:
-        del views, images  # learns from plain features alone
+    def _fit(self, given: TrainingSet) -> None:
+        features = given.features
         n_features = features.shape[1]
         mean = np.mean(features, axis=0, dtype=np.float64) if self.centre else np.zeros(n_features)
         weight = np.random.default_rng(self.seed).standard_normal((n_features, self.n_bits))

@@ -11,11 +11,8 @@ MAP often falls with the code length: later components carry noise and count as 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from numpy.typing import NDArray
-
-from distillhash.methods.base import AffineHasher
+from distillhash.methods.base import AffineHasher, TrainingSet
 from distillhash.methods.components import principal_components
 
 
@@ -25,7 +22,7 @@ class PCAH(AffineHasher):
 
     method = "pcah"
 
-    def _fit(self, features: NDArray[Any], views: object, images: object) -> None:
-        del views, images  # learns from plain features alone
+    def _fit(self, given: TrainingSet) -> None:
+        features = given.features
         mean, components = principal_components(features, self.n_bits)
         self._set_affine(mean, components)

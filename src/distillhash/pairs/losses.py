@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import cross_entropy, normalize, softplus
 
 PairLoss = Literal["likelihood", "squared"]
 
@@ -44,6 +45,32 @@ def pair_loss(codes: Tensor, pairs: Tensor, *, kind: PairLoss, scale: float) -> 
     return likelihood_loss(codes, targets, scale=scale) if kind == "likelihood" else squared_loss(codes, targets)
 
 
+def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:
+    """Contrastive loss of two views ``(b, n_bits)`` by cosine: each row's positive is its other view, its negatives the 2 (b - 1) rest.
+
+    Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020. The mean over
+    all 2 b rows.
+    """
+    n = len(first)
+    unit = normalize(torch.cat([first, second]))
+    logits = unit @ unit.T / temperature
+    logits = logits.masked_fill(torch.eye(2 * n, dtype=torch.bool, device=logits.device), -torch.inf)
+    return cross_entropy(logits, torch.arange(2 * n, device=logits.device).roll(n))
+
+
 def relax(outputs: Tensor, relaxation: Literal["tanh", "none"]) -> Tensor:
     """Relaxed codes u from real outputs: tanh (authors' release) or the outputs themselves."""
     return torch.tanh(outputs) if relaxation == "tanh" else outputs
+
+
+def weighted_squared_loss(codes: Tensor, pairs: Tensor, weights: Tensor) -> Tensor:
+    """The squared loss with a weight a pair: ``sum w_ij |S_ij| (<u_i, u_j> / K - S_ij)^2 / b^2`` (DSG, CIMON)."""
+    similarity = codes @ codes.T / codes.shape[1]
+    return ((similarity - pairs) ** 2 * pairs.abs() * weights).sum() / pairs.numel()
+
+
+def log_cosh_loss(codes: Tensor, targets: Tensor) -> Tensor:
+    """Mean log cosh(<u_i, u_j> / K - S_ij) over all pairs of a batch (MLS3RDUH)."""
+    errors = (codes @ codes.T / codes.shape[1] - targets).abs()
+    # log cosh x = |x| + log(1 + exp(-2 |x|)) - log 2, which does not overflow
+    return (errors + softplus(-2 * errors) - math.log(2)).mean()

@@ -1,0 +1,85 @@
+"""SH: spectral hashing.
+
+Paper: Weiss, Torralba, Fergus, "Spectral hashing", NIPS 2008.
+https://papers.nips.cc/paper/3383-spectral-hashing
+
+Symbols: P -> components_; [a_i, b_i], the range of principal component i -> low_ and width_; k -> the mode number. The graph
+Laplacian of a uniform density on that box has the eigenfunctions sin(pi/2 + k pi (v_i - a_i) / (b_i - a_i)), and an eigenvalue
+that grows with the frequency k pi / (b_i - a_i): the n_bits lowest frequencies are the bits.
+Departs from the paper in: features are centred before PCA, which changes no code. As in the authors' release only modes along one axis
+are listed, without products. Values outside the training range keep oscillating, as there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillhash.errors import DataError
+from distillhash.methods.base import Hasher, TrainingSet
+from distillhash.methods.components import principal_components
+
+
+@dataclass(eq=False, repr=False)
+class SH(Hasher):
+    """Lowest frequencies along the principal components: one component can give several bits.
+
+    Nothing is random: the seed changes nothing.
+
+    Attributes:
+        mean_: ``(d,) float64``.
+        components_: ``(d, n_bits) float64``, the principal component behind each bit.
+        low_: ``(n_bits,) float64``, lowest training value of that component.
+        frequency_: ``(n_bits,) float64``, k pi / range.
+    """
+
+    method = "sh"
+
+    def _fit(self, given: TrainingSet) -> None:
+        features = given.features
+        mean, components = principal_components(features, min(self.n_bits, features.shape[1]))
+        low, high = np.full(components.shape[1], np.inf), np.full(components.shape[1], -np.inf)
+        for start in range(0, len(features), 4096):
+            values = (np.asarray(features[start : start + 4096], np.float64) - mean) @ components
+            low, high = np.minimum(low, values.min(axis=0)), np.maximum(high, values.max(axis=0))
+        width = high - low
+        if width.max() <= 1e-12 * max(1.0, float(np.abs(mean).max())):  # rounding of the mean is no spread
+            raise DataError("sh needs training rows that differ; all of them are equal")
+        axis, mode = lowest_modes(width, self.n_bits)
+        self.mean_, self.components_, self.low_ = mean, components[:, axis], low[axis]
+        self.frequency_: NDArray[np.float64] = mode * np.pi / width[axis]
+
+    def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        values = (features - self.mean_) @ self.components_
+        return np.asarray(np.cos(self.frequency_ * (values - self.low_)))  # sin(pi / 2 + t) = cos(t)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Mean, and component, origin and frequency of every bit."""
+        return {
+            "mean": self.mean_,
+            "components": self.components_,
+            "low": self.low_,
+            "frequency": self.frequency_,
+        }
+
+    def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
+        mean, components, low, frequency = (state[name] for name in ("mean", "components", "low", "frequency"))
+        if components.shape != (len(mean), self.n_bits) or low.shape != (self.n_bits,) or frequency.shape != low.shape:
+            raise ValueError(f"components of shape {components.shape} for {self.n_bits} bits")
+        self.mean_, self.components_, self.low_, self.frequency_ = mean, components, low, frequency
+
+
+def lowest_modes(width: NDArray[np.float64], n_bits: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Axis and mode number (from 1) of the ``n_bits`` lowest frequencies k / width, ascending; ties to the earlier axis.
+
+    The widest axis alone has ``n_bits`` modes, so there are always enough, whatever the number of axes.
+    """
+    # An axis too narrow for the n_bits-th mode of the widest one cannot come among the first n_bits.
+    most = np.ceil((n_bits + 1) * width / width.max()).astype(np.intp) - 1
+    axis = np.repeat(np.arange(len(width)), most)
+    mode = np.concatenate([np.arange(1, count + 1) for count in most])
+    first = np.argsort(mode / width[axis], kind="stable")[:n_bits]
+    return axis[first], mode[first]

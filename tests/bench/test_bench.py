@@ -1,0 +1,255 @@
+"""The bench: resuming, failing, merging, tables with their bootstrap, the page, and the multi-label data sets end to end."""
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import image_factory as factory
+from distillhash.bench import run as run_module
+from distillhash.bench.page import make_figures
+from distillhash.bench.protocol import load_protocol
+from distillhash.bench.run import Prepared, Run, add_kept_runs, run_matrix
+from distillhash.bench.tables import bootstrap_difference, make_rows
+from distillhash.cli import main
+from distillhash.errors import DataError
+from distillhash.methods import make_hasher
+from distillhash.metrics import evaluate_codes, evaluate_queries
+from distillhash.sources import open_source
+from distillhash.sources.flickr25k import LABEL_NAMES
+from distillhash.sources.nuswide import CONCEPTS
+
+
+def prepared(n: int = 200, seed: int = 0) -> Prepared:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 4
+    features = (rng.standard_normal((4, 12))[labels] + 0.4 * rng.standard_normal((n, 12))).astype(np.float32)
+    source = open_source(features)
+    source.labels = labels
+    protocol = load_protocol("folder")
+    return Prepared(protocol, protocol.split(source), features, labels, {"name": "embeddings", "fingerprint": "x"})
+
+
+def count_fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    fitted: list[str] = []
+    original: Callable[..., Any] = make_hasher
+
+    def make(method: str, *arguments: Any, **options: Any) -> Any:
+        hasher = original(method, *arguments, **options)
+        fit = hasher.fit
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            fitted.append(method)
+            return fit(*args, **kwargs)
+
+        hasher.fit = counted
+        return hasher
+
+    monkeypatch.setattr(run_module, "make_hasher", make)
+    return fitted
+
+
+def test_a_stopped_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, fitted = prepared(), count_fits(monkeypatch)
+    seen: list[bool] = []
+
+    def stop_after_three(run: Run, found: bool) -> None:
+        seen.append(found)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_matrix(data, ["lsh", "itq"], [8], [0, 1], folder=tmp_path, on_run=stop_after_three)
+    again: list[bool] = []
+    runs = run_matrix(data, ["lsh", "itq"], [8], [0, 1], folder=tmp_path, on_run=lambda _, found: again.append(found))
+    assert again == [True, True, True, False] and len(fitted) == 4
+    fresh = run_matrix(data, ["lsh", "itq"], [8], [0, 1])
+    assert [run.record["map"] for run in runs] == [run.record["map"] for run in fresh]
+    for run, other in zip(runs, fresh, strict=True):
+        np.testing.assert_array_equal(run.average_precision, other.average_precision)
+
+
+def test_kept_runs_of_another_experiment_are_not_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted = count_fits(monkeypatch)
+    run_matrix(prepared(), ["itq"], [8], [0], folder=tmp_path)
+    run_matrix(prepared(240), ["itq"], [8], [0], folder=tmp_path)  # another split
+    run_matrix(prepared(240), ["itq"], [8], [0], settings={"iterations": 3}, folder=tmp_path)
+    run_matrix(prepared(240), ["itq"], [8], [0], settings={"iterations": 3}, folder=tmp_path)
+    assert len(fitted) == 3
+    (tmp_path / "itq-8-0.json").write_text("{damaged")
+    run_matrix(prepared(240), ["itq"], [8], [0], settings={"iterations": 3}, folder=tmp_path)
+    assert len(fitted) == 4
+
+
+def test_a_failing_method_is_recorded_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = prepared()
+    runs = run_matrix(data, ["itq", "lsh"], [16], [0], folder=tmp_path)  # 16 bits from 12 features
+    assert runs[0].failed and runs[0].average_precision is None and not runs[1].failed
+    assert "DataError: 16 bits need at least 16 features" in runs[0].record["error"]
+    rows = {row.method: row for row in make_rows(runs)}
+    assert rows["itq"].cell(16) == "failed" and rows["itq"].errors and not rows["lsh"].errors
+    fitted = count_fits(monkeypatch)
+    run_matrix(data, ["itq", "lsh"], [16], [0], folder=tmp_path)
+    assert fitted == ["itq"]
+
+
+def test_one_folder_collects_what_several_commands_found(tmp_path: Path) -> None:
+    data = prepared()
+    run_matrix(data, ["lsh"], [8, 4], [0], folder=tmp_path)
+    run_matrix(prepared(240), ["pcah"], [8], [0], folder=tmp_path)  # not of this experiment
+    merged = add_kept_runs(run_matrix(data, ["itq"], [8], [0, 1], folder=tmp_path), tmp_path, data, {})
+    assert [(run.record["method"], run.record["n_bits"], run.record["seed"]) for run in merged] == [
+        ("itq", 8, 0),
+        ("itq", 8, 1),
+        ("lsh", 8, 0),
+    ]
+
+
+def test_average_precision_of_every_query() -> None:
+    data = prepared()
+    codes = make_hasher("itq", 8).fit(data.features).encode(data.features)
+    report, average_precision = evaluate_queries(codes[:50], codes, data.labels[:50], data.labels)
+    assert report["map"] == pytest.approx(average_precision.mean(), abs=1e-12)
+    one = evaluate_codes(codes[7:8], codes, data.labels[7:8], data.labels)["map"]
+    assert average_precision[7] == pytest.approx(one, abs=1e-12)
+    other = np.where(np.arange(50) == 3, 9, data.labels[:50])  # a class that the database lacks
+    assert np.flatnonzero(np.isnan(evaluate_queries(codes[:50], codes, other, data.labels)[1])).tolist() == [3]
+
+
+def test_bootstrap_interval_is_that_of_resampled_queries() -> None:
+    rng = np.random.default_rng(0)
+    mine, best = rng.random(400), rng.random(400) + 0.05
+    mine[5] = best[5] = np.nan
+    found = bootstrap_difference(mine, best)
+    gaps = np.delete(mine - best, 5)
+    means = [gaps[rng.integers(0, 399, 399)].mean() for _ in range(4000)]
+    assert found.mean == pytest.approx(gaps.mean())
+    assert (found.low, found.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.004)
+    assert found.significant == (found.high < 0 or found.low > 0)
+    same = bootstrap_difference(best, best)
+    assert (same.mean, same.low, same.high, same.significant) == (0, 0, 0, False)
+
+
+def test_rows_are_ordered_and_compared_with_the_best() -> None:
+    runs = run_matrix(prepared(), ["lsh", "itq", "pcah"], [4, 8], [0, 1])
+    rows = make_rows(runs)
+    means = [np.mean([np.mean(values) for values in row.maps.values()]) for row in rows]
+    assert means == sorted(means, reverse=True)
+    for n_bits in (4, 8):
+        best = max(rows, key=lambda row: float(np.mean(row.maps[n_bits])))
+        assert n_bits not in best.differences
+        for row in rows:
+            if row is not best:
+                gap = np.mean(row.maps[n_bits]) - np.mean(best.maps[n_bits])
+                assert row.differences[n_bits].mean == pytest.approx(gap, abs=1e-6)
+    assert rows[0].cell(8) == f"{np.mean(rows[0].maps[8]):.4f} ({np.std(rows[0].maps[8], ddof=1):.4f})"
+
+
+def test_figures_of_a_page() -> None:
+    runs = run_matrix(prepared(), ["lsh", "ssdh", "distillhash-initial"], [4, 8], [0])
+    names = [figure.name for figure in make_figures(runs, load_protocol("folder"))]
+    assert names == ["map", "topn-4", "pr-4", "topn-8", "pr-8", "loss-distillhash-initial"]
+    split = [figure.name for figure in make_figures(runs[:1] + runs[-3:], load_protocol("cifar10-distillhash"))]
+    assert "map" in split and "map-others" not in split
+
+
+def test_bench_on_any_folder_of_classes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = [
+        "bench",
+        "--data",
+        str(photos),
+        "--protocol",
+        "folder",
+        "--methods",
+        "lsh,cibhash",
+        "--bits",
+        "8",
+        "--seeds",
+        "0,1",
+    ]
+    command += ["--image-size", "32", "--views", "2", "--set", "seed=0"][:-2]
+    assert main([*command, "--out", str(tmp_path / "out"), "--json", "--quiet"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["n_records"] == 4 and summary["n_failed"] == 0
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "<script" not in html and "http" not in html.replace("http://www.w3.org", "").split("<body")[1]
+    for suffix in ("svg", "png"):
+        assert (tmp_path / "out" / "figures" / f"map.{suffix}").exists()
+    assert ET.parse(tmp_path / "out" / "figures" / "pr-8.svg").getroot().tag.endswith("svg")
+    markdown = (tmp_path / "out" / "table.md").read_text()
+    assert "| lsh |" in markdown and "2 augmented views" in markdown and "Differences from the best" in markdown
+    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["n_views"] == 2
+
+
+def mini_flickr(root: Path, n: int) -> NDArray[np.bool_]:
+    rng = np.random.default_rng(0)
+    truth = rng.random((n, 24)) < 0.2
+    (root / "mirflickr").mkdir()
+    for row in range(n):
+        (root / "mirflickr" / f"im{row + 1}.jpg").write_bytes(factory.make_jpeg(20, 20, seed=row))
+    for column, name in enumerate(LABEL_NAMES):
+        (root / "mirflickr" / f"{name}.txt").write_text(
+            "".join(f"{row + 1}\n" for row in np.flatnonzero(truth[:, column]))
+        )
+    return truth
+
+
+def mini_nuswide(root: Path, n: int) -> None:
+    rng = np.random.default_rng(1)
+    names = [f"actor\\{row:04}.jpg" for row in range(n)]
+    (root / "ImageList").mkdir()
+    (root / "ImageList" / "Imagelist.txt").write_text("\n".join(names) + "\n")
+    (root / "Groundtruth" / "AllLabels").mkdir(parents=True)
+    for concept in CONCEPTS:
+        values = (rng.random(n) < 0.1).astype(int)
+        (root / "Groundtruth" / "AllLabels" / f"Labels_{concept}.txt").write_text("".join(f"{v}\n" for v in values))
+    (root / "Flickr" / "actor").mkdir(parents=True)
+    for row in range(n):
+        (root / "Flickr" / "actor" / f"{row:04}.jpg").write_bytes(factory.make_jpeg(20, 20, seed=row))
+
+
+@pytest.mark.parametrize("name", ["flickr25k", "nuswide"])
+def test_multi_label_data_sets_end_to_end(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, protocol = tmp_path / "data", f"{name}{'10' if name == 'nuswide' else ''}-distillhash"
+    data.mkdir()
+    if name == "flickr25k":
+        mini_flickr(data, 60)
+        spec = f"flickr25k:{data}#0:60"
+    else:
+        mini_nuswide(data, 60)
+        spec = f"nuswide:{data}"
+    command = ["bench", "--data", spec, "--protocol", protocol, "--methods", "itq,ssdh", "--bits", "8", "--seeds", "0"]
+    command += ["--image-size", "32", "--json", "--quiet", "--out", str(tmp_path / "out")]
+    assert main(command) == 1
+    assert "--shrink" in capsys.readouterr().err
+    assert main([*command, "--shrink"]) == 0
+    records = json.loads(capsys.readouterr().out)["records"]
+    assert all("error" not in record for record in records)
+    source = open_source(spec)
+    split = load_protocol(protocol).split(source, shrink=True)
+    assert source.labels is not None
+    labels = source.labels.astype(int)
+    shared = labels[split.query] @ labels[split.database].T > 0
+    answerable = shared.any(axis=1)
+    # What a random ranking scores: with T of N relevant, T/N plus the share that finite length adds.
+    n = len(split.database)
+    expected = []
+    for relevant in shared[answerable].sum(axis=1):
+        h = np.sum(1 / np.arange(1, n + 1))
+        expected.append((relevant - 1) / (n - 1) + (n - relevant) / (n - 1) * h / n)
+    assert records[0]["map_random"] == pytest.approx(np.mean(expected), rel=1e-6)
+    assert records[0]["queries_without_relevant"] == int((~answerable).sum())
+
+
+def test_protocol_needs_the_complete_data_set_unless_shrunk() -> None:
+    source = open_source(np.ones((100, 3), np.float32))
+    source.labels = np.arange(100) % 10
+    with pytest.raises(DataError, match="needs 60,000 items, array has 100; --shrink"):
+        load_protocol("cifar10-sdc").split(source)
+    split = load_protocol("cifar10-sdc").split(source, shrink=True)
+    assert (len(split.query), len(split.train), len(split.database)) == (10, 10, 90)

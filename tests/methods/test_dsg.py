@@ -1,0 +1,104 @@
+"""DSG: what it trains on and the loss it trains with, against plain loops."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+from distillhash.errors import DataError, ParameterError
+from distillhash.methods import make_hasher
+from distillhash.methods.dsg import Guidance
+from distillhash.pairs.clusters import assign_clusters
+from distillhash.pairs.losses import squared_loss, weighted_squared_loss
+from distillhash.pairs.similarity import cosine_distances, fit_half_gaussians
+
+
+def clustered(n: int = 120, d: int = 20, seed: int = 0) -> NDArray[Any]:
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((6, d))
+    return np.maximum(centres[np.arange(n) % 6] + 0.6 * rng.standard_normal((n, d)), 0).astype(np.float32)
+
+
+def dsg(**options: Any) -> Any:
+    return make_hasher("dsg", 8, **{"epochs": 1, **options})
+
+
+def test_weighted_squared_loss_equals_a_plain_loop() -> None:
+    rng = np.random.default_rng(0)
+    u, S, w = np.tanh(rng.standard_normal((7, 12))), rng.integers(-1, 2, (7, 7)), rng.random((7, 7))
+    expected = sum(w[i, j] * abs(S[i, j]) * (u[i] @ u[j] / 12 - S[i, j]) ** 2 for i in range(7) for j in range(7)) / 49
+    codes, pairs = torch.from_numpy(u), torch.from_numpy(S).double()
+    assert float(weighted_squared_loss(codes, pairs, torch.from_numpy(w))) == pytest.approx(expected, rel=1e-12)
+    ones = torch.ones(7, 7, dtype=torch.float64)
+    assert float(weighted_squared_loss(codes, pairs, ones)) == pytest.approx(float(squared_loss(codes, pairs)))
+
+
+@pytest.mark.parametrize(("alpha", "priority"), [(1.0, 1.0), (0.0, 2.0)])
+def test_labels_weights_and_filter_equal_a_loop(alpha: float, priority: float) -> None:
+    x = clustered()
+    hasher = dsg(alpha=alpha, priority=priority, n_clusters=5, seed=2).fit(x)
+    D = cosine_distances(x)
+    fit = fit_half_gaussians(D)
+    t = fit.mode - alpha * fit.sigma_left
+    m, below, above = fit.mode, fit.sigma_left, fit.sigma_right
+    clusters = assign_clusters(x, D, 5, seed=2)
+    assert hasher.history_["thresholds"]["similar"] == pytest.approx(t)
+    dropped = 0
+    for i in range(0, 120, 3):
+        for j in range(120):
+            if i == j:
+                assert hasher.initial_pairs_[i, j] == hasher.pairs_[i, j] == 0
+                continue
+            sign = 1 if D[i, j] <= t else -1
+            distance = float(D[i, j])
+            if sign > 0:
+                w = (ndtr((t - m) / below) - ndtr((distance - m) / below)) / (ndtr((t - m) / below) - ndtr(-m / below))
+            else:
+                w = (ndtr((distance - m) / above) - ndtr((t - m) / above)) / (
+                    ndtr((2 - m) / above) - ndtr((t - m) / above)
+                )
+            agrees = (clusters[i] == clusters[j]) == (sign > 0)
+            dropped += not agrees
+            assert hasher.initial_pairs_[i, j] == sign
+            assert hasher.pairs_[i, j] == (sign if agrees else 0)
+            assert float(hasher.weights_[i, j]) == pytest.approx(w**priority, abs=2e-3)
+    assert dropped  # the filter had something to do
+
+
+def test_the_loss_reads_the_pairs_of_the_batch() -> None:
+    rng = np.random.default_rng(1)
+    pairs, weights = rng.integers(-1, 2, (9, 9)).astype(np.int8), rng.random((9, 9)).astype(np.float16)
+    rows = np.array([7, 2, 5])
+    codes = torch.from_numpy(rng.standard_normal((3, 4)).astype(np.float32))
+    u = codes.numpy()
+    expected = 0.0
+    for a, i in enumerate(rows):
+        for b, j in enumerate(rows):
+            expected += float(weights[i, j]) * abs(pairs[i, j]) * (u[a] @ u[b] / 4 - pairs[i, j]) ** 2 / 9
+    assert float(Guidance(pairs, weights).loss(codes, rows)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("clustering", ["spectral", "kmeans"])
+def test_codes_of_a_cluster_end_up_alike(clustering: str) -> None:
+    x = clustered()
+    signs = make_hasher("dsg", 16, clustering=clustering).fit(x).encode(x).signs().astype(int)
+    same = np.equal.outer(np.arange(120) % 6, np.arange(120) % 6)
+    agreement = signs @ signs.T / 16
+    assert agreement[same].mean() > agreement[~same].mean() + 0.7
+
+
+def test_refusals() -> None:
+    with pytest.raises(ParameterError, match="clustering must be one of spectral, kmeans, got 'x'"):
+        dsg(clustering="x")
+    for name in ("alpha", "priority"):
+        with pytest.raises(ParameterError, match=f"{name} must be at least 0, got -1"):
+            dsg(**{name: -1})
+    with pytest.raises(ParameterError, match="n_clusters must be at least 1, got 0"):
+        dsg(n_clusters=0)
+    with pytest.raises(DataError, match="no similar pairs are left"):  # equal distances have no confidence
+        dsg().fit(np.ones((20, 6), np.float32))
+    with pytest.raises(DataError, match="no dissimilar pairs are left"):
+        dsg(n_clusters=1).fit(clustered())
