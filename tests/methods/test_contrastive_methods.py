@@ -38,7 +38,7 @@ def test_straight_through_sign() -> None:
     outputs = torch.tensor([[-0.3, 0.0, 2.0]], requires_grad=True)
     signs = straight_through_sign(outputs)
     assert signs.tolist() == [[-1, 1, 1]]
-    signs.backward(torch.tensor([[1.0, 2.0, 3.0]]))
+    torch.autograd.backward(signs, torch.tensor([[1.0, 2.0, 3.0]]))
     assert outputs.grad is not None and outputs.grad.tolist() == [[1, 2, 3]]
 
 
@@ -72,7 +72,7 @@ def test_bi_half_is_balanced_and_has_the_papers_gradient(n: int) -> None:
         expected = np.where(np.arange(n) < n // 2, 1, -1)
         np.testing.assert_array_equal(b[order, k], expected)
     upstream = draw(n, 5, seed=1)
-    codes.backward(torch.from_numpy(upstream))
+    torch.autograd.backward(codes, torch.from_numpy(upstream))
     assert u.grad is not None
     np.testing.assert_allclose(u.grad, upstream + 6 * (u.detach().numpy() - b) / (n * 5), rtol=1e-5)
 
@@ -99,7 +99,7 @@ def test_bottleneck_is_the_symmetric_divergence_of_the_bits() -> None:
 
 def test_bottleneck_holds_its_targets_fixed() -> None:
     first, second = (torch.from_numpy(draw(4, 3, seed=s)).requires_grad_() for s in (0, 1))
-    bottleneck_loss(first, second).backward()
+    torch.autograd.backward(bottleneck_loss(first, second))
     p, q = expit(first.detach().numpy().astype(float)), expit(second.detach().numpy().astype(float))
     # d KL(p || q) / d logit(p) with q fixed = p (1 - p) (logit(p) - logit(q)); halved, and averaged over 4 rows.
     expected = p * (1 - p) * (first.detach().numpy() - second.detach().numpy()) / 8

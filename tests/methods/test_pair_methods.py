@@ -187,6 +187,11 @@ def test_fine_tuning_trains_the_trunk_and_the_estimator_only_a_copy() -> None:
         def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> torch.Tensor:
             return torch.from_numpy(np.concatenate([x[rows], x[rows]], axis=1))
 
+        def pair(
+            self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            return self.batch(rows, rng), self.batch(rows, rng)
+
     trunk = torch.nn.Linear(40, 20, bias=False)
     with torch.no_grad():
         trunk.weight.copy_(torch.cat([torch.eye(20), torch.eye(20)], dim=1) / 2)

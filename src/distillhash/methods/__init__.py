@@ -39,7 +39,7 @@ VIEWS, LABELS = "features and views", "features and labels"
 METHODS = {
     "agh": MethodInfo("agh", "AGH", "Hashing with Graphs", "ICML", 2011, SHALLOW),
     "bihalf": MethodInfo(
-        "bihalf", "BiHalf", "Deep Unsupervised Image Hashing by Maximizing Bit Entropy", "AAAI", 2021, SIMILARITY
+        "bihalf", "BiHalf", "Deep Unsupervised Image Hashing by Maximizing Bit Entropy", "AAAI", 2021, SIMILARITY, VIEWS
     ),
     "cibhash": MethodInfo(
         "cibhash",
@@ -93,6 +93,7 @@ METHODS = {
         "NeurIPS",
         2018,
         SIMILARITY,
+        VIEWS,
     ),
     "itq": MethodInfo(
         "itq", "ITQ", "Iterative Quantization: A Procrustean Approach to Learning Binary Codes", "CVPR", 2011, SHALLOW
@@ -119,7 +120,7 @@ METHODS = {
         PSEUDO,
     ),
     "sdc": MethodInfo(
-        "sdc", "SDC", "Unsupervised Hashing with Similarity Distribution Calibration", "BMVC", 2023, SIMILARITY
+        "sdc", "SDC", "Unsupervised Hashing with Similarity Distribution Calibration", "BMVC", 2023, SIMILARITY, VIEWS
     ),
     "sgh": MethodInfo("sgh", "SGH", "Stochastic Generative Hashing", "ICML", 2017, GENERATIVE),
     "sh": MethodInfo("sh", "SH", "Spectral Hashing", "NIPS", 2008, SHALLOW),

@@ -8,7 +8,7 @@ loss in which the first ``positives`` places are positives; plus mean (b - sign 
 
 Departs from the paper in:
 1. Linear heads for code and latent vector on standardised features of any backbone; the released ones sit on ResNet50.
-2. 30 epochs of Adam at 1e-3 in batches of 64 (released: 200 at 1e-5, batches of 50); a latent vector of 64 (released: 1,024).
+2. 15 epochs of Adam at 1e-3 in batches of 64 (released: 200 at 1e-5, batches of 50); a latent vector of 64 (released: 1,024).
 3. Without views, noise on the features stands in for augmentation (``noise``).
 """
 
@@ -40,6 +40,7 @@ class NSH(HeadHasher):
     """
 
     method = "nsh"
+    epochs: int = 15
     positives: int = 2
     temperature: float = 0.3
     sharpness: float = 1.0
