@@ -134,7 +134,7 @@ class HashModel:
         Args:
             source: Whatever :func:`distillhash.sources.open_source` takes.
             n_views: Augmented copies of every image whose features training may draw.
-            fine_tune: Train the backbone together with the head (pair-label methods only).
+            fine_tune: Train the backbone together with the head (methods that train a head only).
             max_images: Items learned from at most, drawn by the hasher's seed; memory is ``4 d max_images`` bytes a view.
             max_pixels: Images above this are skipped; None takes the decoder's limit.
             progress: Show progress on stderr.

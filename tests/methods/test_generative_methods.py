@@ -217,6 +217,10 @@ def test_urph_reconstructs_and_reranks(tmp_path: Path) -> None:
     for query in range(7):
         distances = [np.sum((rebuilt[row] - x[query]) ** 2) for row in ordered[query]]
         assert np.all(np.diff(distances) >= -1e-4)
+    short = np.where(np.arange(30) % 4 == 1, -1, candidates)  # -1: no item
+    kept = hasher.rerank(x[:7], short, codes)
+    for query in range(7):
+        assert sorted(kept[query]) == sorted(short[query]) and (kept[query, 22:] == -1).all()
     hasher.save(tmp_path / "urph")
     loaded: Any = load_hasher(tmp_path / "urph")
     np.testing.assert_array_equal(loaded.reconstruct(codes), rebuilt)
