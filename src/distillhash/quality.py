@@ -159,6 +159,40 @@ def neighbour_recall(
     return result | {"curve": curve, "ks": list(ks), "depths": list(depths)} | sizes
 
 
+def cluster_map(
+    codes: Codes, features: NDArray[Any], n_clusters: Sequence[int] = (10, 30, 100), *, seed: int = 0
+) -> float:
+    """Mean average precision of the codes among themselves, with clusters of the features in the place of classes.
+
+    A criterion for choosing between settings without labels, on items that none of them was trained on. Clusters are those of k-means
+    on centred features of length 1; the mean is over several numbers of clusters, so that no one size of neighbourhood is
+    favoured. Every item is a query over all, itself included. Compare values on the same items only.
+
+    Args:
+        codes: ``n`` codes.
+        features: ``(n, d)``, of the same items.
+        n_clusters: Numbers of clusters; one above a tenth of the items means that.
+        seed: Of k-means.
+
+    Raises:
+        DataError: shapes do not match, features are not finite, or there are fewer than 20 items.
+    """
+    from sklearn.cluster import KMeans
+
+    from distillhash.metrics import evaluate_codes
+
+    _check_features(codes, features, "item")
+    if len(codes) < 20:
+        raise DataError(f"clusters need at least 20 items, got {len(codes)}")
+    unit = _directions(features)
+    unit = _directions(unit - unit.mean(axis=0))
+    values = []
+    for wanted in n_clusters:
+        clusters = KMeans(min(wanted, len(codes) // 10), n_init=3, random_state=seed).fit_predict(unit)
+        values.append(evaluate_codes(codes, codes, clusters, clusters, cutoffs=(), topn=())["map"])
+    return float(np.mean(values))
+
+
 def _sign_moments(codes: Codes) -> tuple[Ints, Ints]:
     """Sums ``(K,)`` and products ``(K, K)`` of the signs over all codes, as integers."""
     sums, products = np.zeros(codes.n_bits, np.int64), np.zeros((codes.n_bits, codes.n_bits), np.int64)

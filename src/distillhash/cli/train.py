@@ -32,12 +32,19 @@ def add_parser(subparsers: Any) -> None:
         run,
     )
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
-    parser.add_argument("--method", default="distillhash", help="see `distillhash ls methods` (default: distillhash)")
+    parser.add_argument(
+        "--method", default="distillhash-contrast", help="see `distillhash ls methods` (default: distillhash-contrast)"
+    )
     parser.add_argument("--bits", type=int, default=64, help="code length (default: 64)")
     parser.add_argument("--out", required=True, metavar="DIR", help="model folder to write")
     add_backbone_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--views", type=int, default=0, metavar="N", help="augmented copies of each image to train on")
+    parser.add_argument(
+        "--views",
+        type=int,
+        metavar="N",
+        help="augmented copies of each image to train on (default: 6 for the methods that use them, see `distillhash ls methods`)",
+    )
     parser.add_argument(
         "--fine-tune", action="store_true", help="train the backbone as well (slow without an accelerator)"
     )
