@@ -82,10 +82,6 @@ class Variant:
     method: str = "distillhash-contrast"
 
 
-def sweep(table: str, option: str, values: list[Any]) -> list[Variant]:
-    return [Variant(table, f"{option} = {value}", {option: value}) for value in values]
-
-
 VARIANTS = [
     *(Variant("Lengths", f"distillhash-contrast, {n_bits} bits", n_bits=n_bits) for n_bits in (16, 32, 64, 128)),
     Variant("Ingredients", "all"),
@@ -102,12 +98,6 @@ VARIANTS = [
         "root": False, "metric": "cosine", "agreement": "cosine", "positives": "one", "gradient": "identity", "hidden": 0,
         "schedule": "constant",
     }),
-    *sweep("Settings", "neighbourhood", [0.002, 0.005, 0.01, 0.02, 0.04, 0.08]),
-    *sweep("Settings", "temperature", [0.1, 0.2, 0.3, 0.5, 0.7, 1.0]),
-    *sweep("Settings", "epochs", [5, 10, 20, 40]),
-    *sweep("Other settings", "hidden", [256, 1024, 2048]),
-    *sweep("Other settings", "batch_size", [64, 128, 256, 512]),
-    *sweep("Other settings", "directions", [64, 256, 1024]),
     Variant("Controls", "labelled contrastive head (uses labels)", method="labelled-contrast"),
     Variant("Controls", "labelled pair head (uses labels)", method="labelled-pairs"),
     Variant("Controls", "labelled pair head, linear (uses labels)", {"hidden": 0}, method="labelled-pairs"),

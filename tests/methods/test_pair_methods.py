@@ -204,8 +204,15 @@ def test_fine_tuning_trains_the_trunk_and_the_estimator_only_a_copy() -> None:
     assert outputs.shape == (90, 48)
     assert hasher.history_["estimate_loss"][0][-1] < hasher.history_["estimate_loss"][0][0]
     assert torch.equal(trunk.weight.detach(), before)
+    # The head learns from the features first; at a step size of nearly 0 nothing comes after that.
+    plain = pair_hasher("ssdh", 8, epochs=2).fit(x)
+    tuned = pair_hasher("ssdh", 8, epochs=2, fine_tune_epochs=1, fine_tune_rate=1e-12).fit(x, images=images)
+    assert tuned.history_["loss"][:2] == plain.history_["loss"] and len(tuned.history_["loss"]) == 3
+    np.testing.assert_allclose(tuned.project(x), plain.project(x), atol=1e-5)
     pair_hasher("ssdh", 8, epochs=2).fit(x, images=images)
     assert not torch.equal(trunk.weight.detach(), before)
+    with pytest.raises(ParameterError, match="learning_rate must be positive"):
+        pair_hasher("ssdh", 8, fine_tune_rate=0.0)
     with pytest.raises(ParameterError, match="itq learns from fixed features"):
         pair_hasher("itq", 8).fit(x, images=images)
 
