@@ -9,7 +9,7 @@ ICLR 2022).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -51,6 +51,7 @@ class HeadHasher(Hasher):
         weight_decay: L2 penalty.
         fine_tune_epochs: Passes over the images that train backbone and head together, once the head has learned from the features.
         fine_tune_rate: Step size there.
+        fine_tune_batch: Rows a step there, at most ``batch_size``; the default backbone takes about 30 MB an image at 128 pixels.
         device: torch device to train on.
         layers_: Weights ``(in, out) float64`` and biases of each layer, first to last.
         mean_: ``(d,) float64``, subtracted first.
@@ -71,6 +72,7 @@ class HeadHasher(Hasher):
     weight_decay: float = 0.0
     fine_tune_epochs: int = 3
     fine_tune_rate: float = 1e-4
+    fine_tune_batch: int = 64
     device: str = "cpu"
 
     def __post_init__(self) -> None:
@@ -80,13 +82,20 @@ class HeadHasher(Hasher):
         if self.max_train < 2:
             raise ParameterError(f"max_train must be at least 2, got {self.max_train}")
         self._settings(self.epochs)
-        self._settings(self.fine_tune_epochs, self.fine_tune_rate)
+        self._fine_tune_settings()
 
-    def _settings(self, epochs: int, learning_rate: float | None = None) -> TrainingSettings:
+    def _fine_tune_settings(self) -> TrainingSettings:
+        return replace(
+            self._settings(self.fine_tune_epochs),
+            learning_rate=self.fine_tune_rate,
+            batch_size=min(self.batch_size, self.fine_tune_batch),
+        )
+
+    def _settings(self, epochs: int) -> TrainingSettings:
         return TrainingSettings(
             epochs,
             self.batch_size,
-            self.learning_rate if learning_rate is None else learning_rate,
+            self.learning_rate,
             self.optimizer,
             self.weight_decay,
             self.adam_eps,
@@ -124,8 +133,7 @@ class HeadHasher(Hasher):
             losses = train(network, inputs, loss, settings, seed=seed, device=self.device)
         if data.trunk is not None:
             data.use_images(network, True)
-            settings = self._settings(self.fine_tune_epochs, self.fine_tune_rate)
-            losses += train(network, inputs, loss, settings, seed=seed, device=self.device)
+            losses += train(network, inputs, loss, self._fine_tune_settings(), seed=seed, device=self.device)
         return losses
 
     def _keep(self, head: Head, network: nn.Module) -> None:
