@@ -167,8 +167,8 @@ def tables(rows: list[dict[str, Any]]) -> str:
         lines += [
             f"### {table}",
             "",
-            "| variant | MAP | criterion | purity of N(i) | fit, s |",
-            "|---|---|---|---|---|",
+            "| variant | MAP | purity of N(i) | fit, s |",
+            "|---|---|---|---|",
         ]
         for variant in VARIANTS:
             mine = [row for row in rows if row["name"] == variant.name]
