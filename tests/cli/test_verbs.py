@@ -138,7 +138,7 @@ def test_index_takes_codes_and_embeddings(
     summary = run_json(capsys, "index", tmp_path / "codes.npz", "--model", vector_model, "--index", tmp_path / "a")
     assert summary["added"] == 200
     again = run_json(capsys, "index", tmp_path / "codes.npz", "--index", tmp_path / "a")
-    assert (again["added"], again["updated"], again["n_items"]) == (0, 200, 200)
+    assert (again["added"], again["updated"], again["unchanged"], again["n_items"]) == (0, 0, 200, 200)
     summary = run_json(capsys, "index", vectors, "--model", vector_model, "--index", tmp_path / "b")
     assert summary["added"] == 200
     results = run_json(capsys, "search", vectors, "--index", tmp_path / "b", "-k", 1)["results"]
