@@ -167,17 +167,24 @@ if HAVE_NUMBA:
                                 places[i, buffer[b]] += 1
 
 
-def nearest(query: Words, database: Words, k: int) -> tuple[Ints, Distances]:
+def nearest(
+    query: Words, database: Words, k: int, *, allowed: NDArray[np.bool_] | None = None
+) -> tuple[Ints, Distances]:
     """The ``k`` nearest rows of ``database`` to every query.
 
     Args:
         query: ``(q, n_words)``.
         database: ``(n, n_words)``; in Fortran order it is used as it is, else it is copied once a call.
         k: How many, at least 1.
+        allowed: ``(n,) bool``, rows that may be found; None for all.
 
     Returns:
         Rows ``(q, k) int64`` and distances ``(q, k) int32`` in bits, by (distance, row); -1 in places beyond ``n``.
     """
+    if allowed is not None:
+        own = np.flatnonzero(allowed)
+        found_rows, found = nearest(query, database[own], k)
+        return np.append(own, -1)[found_rows], found
     k_held = min(k, len(database))
     rows = np.full((len(query), k), -1, np.int64)
     distances = np.full((len(query), k), -1, np.int32)
@@ -194,18 +201,25 @@ def nearest(query: Words, database: Words, k: int) -> tuple[Ints, Distances]:
     return rows, distances
 
 
-def within(query: Words, database: Words, radius: int) -> tuple[Ints, Ints, Distances]:
+def within(
+    query: Words, database: Words, radius: int, *, allowed: NDArray[np.bool_] | None = None
+) -> tuple[Ints, Ints, Distances]:
     """All rows of ``database`` within ``radius`` bits of every query.
 
     Args:
         query: ``(q, n_words)``.
         database: ``(n, n_words)``; in Fortran order it is used as it is, else it is copied once a call.
         radius: In bits, at least 0.
+        allowed: ``(n,) bool``, rows that may be found; None for all.
 
     Returns:
         Limits ``(q + 1,) int64``, and rows (int64) and distances (int32, bits) of all hits: query i owns places
         ``limits[i]:limits[i + 1]``, by (distance, row).
     """
+    if allowed is not None:
+        own = np.flatnonzero(allowed)
+        limits, found_rows, found = within(query, database[own], radius)
+        return limits, own[found_rows], found
     if not HAVE_NUMBA:
         return within_numpy(query, database, radius)
     planes = np.ascontiguousarray(database.T)

@@ -27,8 +27,8 @@ class Engine:
     """An engine and a place for one new index in it."""
 
     place: str | Path
+    where: str  # the engine's words for "the year is 2021 or later"
     keeps: bool = True  # whether an index outlives its process
-    where: str | None = None  # the engine's words for "the year is 2021 or later"
     opened: list[Index] = field(default_factory=list)
 
     def open(self, n_bits: int | None = None, create: bool = False, **options: Any) -> Any:
@@ -37,15 +37,16 @@ class Engine:
 
 
 def on_embedded(request: pytest.FixtureRequest, name: str) -> Engine:
-    return Engine(request.getfixturevalue("tmp_path") / name)
+    return Engine(request.getfixturevalue("tmp_path") / name, where="metadata->>'year' >= 2021")
 
 
 def in_memory(request: pytest.FixtureRequest, name: str) -> Engine:
-    return Engine("memory://", keeps=False)
+    return Engine("memory://", keeps=False, where="metadata->>'year' >= 2021")
 
 
 def on_shards(request: pytest.FixtureRequest, name: str) -> Engine:
-    return Engine(f"sharded://{request.getfixturevalue('tmp_path')}/{name}?shards=3&replicas=2")
+    place = f"sharded://{request.getfixturevalue('tmp_path')}/{name}?shards=3&replicas=2"
+    return Engine(place, where="metadata->>'year' >= 2021")
 
 
 def on_postgres(request: pytest.FixtureRequest, name: str) -> Engine:
@@ -269,9 +270,7 @@ def test_what_is_refused_changes_nothing(engine: Engine) -> None:
     assert index.present([0, 1, 3, 5]) == {0, 5} and len(index) == 3
 
 
-def test_filter_where_offered(searcher: Engine) -> None:
-    if searcher.where is None:
-        pytest.skip("this engine has no filter yet")
+def test_filter(searcher: Engine) -> None:
     index = searcher.open(12, create=True)
     rng = np.random.default_rng(0)
     values = rng.integers(16, size=60).tolist()

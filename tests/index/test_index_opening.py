@@ -4,6 +4,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def run_sql(folder: Path, *statements: str) -> None:
 def test_manifest(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest.pop("created_by").startswith("distillhash ")
-    assert manifest == {"format_version": 1, "n_bits": 8, "model_fingerprint": "abc"}
+    checksum = f"{zlib.crc32(json.dumps([8, 'abc']).encode()):08x}"
+    assert manifest == {"format_version": 2, "n_bits": 8, "model_fingerprint": "abc", "checksum": checksum}
     assert sorted(file.name for file in folder.iterdir()) == ["items.sqlite", "manifest.json"]
 
 
@@ -52,9 +54,9 @@ def test_reopens(folder: Path, arguments: dict[str, Any]) -> None:
 @pytest.mark.parametrize("durability", ["normal", "full"])
 def test_durability_is_what_sqlite_is_told(tmp_path: Path, durability: Any) -> None:
     index: Any = open_index(tmp_path / "i", n_bits=8, create=True, durability=durability)
-    level = index._connection.execute("PRAGMA synchronous").fetchone()[0]
+    level = index._items._connection.execute("PRAGMA synchronous").fetchone()[0]
     assert level == {"normal": 1, "full": 2}[durability]  # https://sqlite.org/pragma.html#pragma_synchronous
-    assert index._connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    assert index._items._connection.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "field missing": (lambda f: (f / "manifest.json").write_text('{"format_version": 1}'), "damaged"),
     "n_bits of zero": (lambda f: change_manifest(f, n_bits=0), "damaged"),
     "n_bits is text": (lambda f: change_manifest(f, n_bits="8"), "damaged"),
-    "newer format": (lambda f: change_manifest(f, format_version=2), "has format 2, .* upgrade"),
+    "another n_bits": (lambda f: change_manifest(f, n_bits=7), "checksum differs"),
+    "another model": (lambda f: change_manifest(f, model_fingerprint="abd"), "checksum differs"),
+    "older format": (lambda f: change_manifest(f, format_version=1), "has format 1, .* again"),
+    "newer format": (lambda f: change_manifest(f, format_version=3), "has format 3, .* upgrade"),
     "database missing": (lambda f: (f / "items.sqlite").unlink(), "is missing"),
     "database empty": (lambda f: (f / "items.sqlite").write_bytes(b""), "is not the database of an index"),
     "not a database": (lambda f: (f / "items.sqlite").write_bytes(b"no database at all" * 100), "damaged"),
@@ -133,10 +138,11 @@ def test_no_index_is_made_over_another_database(folder: Path, damage: str) -> No
         ("UPDATE items SET code = x'01' WHERE id = 1", 7, "pad bits"),
     ],
 )
-def test_damaged_codes_are_named_by_search(folder: Path, statement: str, n_bits: int, sentence: str) -> None:
-    change_manifest(folder, n_bits=n_bits)
-    run_sql(folder, statement)
-    with open_index(folder) as index, pytest.raises(FormatError, match=sentence):
+def test_damaged_codes_are_named_by_search(tmp_path: Path, statement: str, n_bits: int, sentence: str) -> None:
+    with open_index(tmp_path / "index", n_bits=n_bits, create=True) as index:
+        index.add(Codes.from_packed(np.array([[2], [4]], np.uint8), n_bits))
+    run_sql(tmp_path / "index", statement)
+    with open_index(tmp_path / "index") as index, pytest.raises(FormatError, match=sentence):
         index.search(Codes.from_packed(np.zeros((1, 1), np.uint8), n_bits))
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from distillhash import Codes
 from distillhash.errors import DistillHashError
-from distillhash.index import embedded, open_index
+from distillhash.index import items, open_index
 
 BATCH = 37
 
@@ -103,7 +103,7 @@ def test_processes_that_make_and_fill_one_index_take_turns(tmp_path: Path) -> No
 def test_a_writer_that_waits_too_long_says_so_and_search_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(items, "_WAIT_SECONDS", 0.05)
     with open_index(tmp_path / "index", n_bits=32, create=True) as index:
         index.add(codes_of([1]))
         other = sqlite3.connect(tmp_path / "index" / "items.sqlite", isolation_level=None)
@@ -120,10 +120,10 @@ def test_a_full_disk_stores_nothing_of_the_batch(tmp_path: Path) -> None:
     with open_index(tmp_path / "index", n_bits=32, create=True) as index:
         index.add(codes_of([1]))
         inner: Any = index
-        pages = inner._connection.execute("PRAGMA page_count").fetchone()[0]
-        inner._connection.execute(f"PRAGMA max_page_count={pages + 2}")
+        pages = inner._items._connection.execute("PRAGMA page_count").fetchone()[0]
+        inner._items._connection.execute(f"PRAGMA max_page_count={pages + 2}")
         with pytest.raises(DistillHashError, match="full"):
             index.add(codes_of(list(range(5000))))
         assert len(index) == 1
-        inner._connection.execute("PRAGMA max_page_count=1000000")
+        inner._items._connection.execute("PRAGMA max_page_count=1000000")
         assert index.add(codes_of([2])).tolist() == [1]

@@ -178,6 +178,6 @@ def test_without_create_there_must_be_one(tmp_path: Path) -> None:
 
 def test_full_durability_reaches_the_shards(tmp_path: Path) -> None:
     index: Any = open_index(f"sharded://{tmp_path}/i", 8, create=True, durability="full")
-    levels = [part._connection.execute("PRAGMA synchronous").fetchone()[0] for part in index._opened.values()]
+    levels = [part._items._connection.execute("PRAGMA synchronous").fetchone()[0] for part in index._opened.values()]
     assert levels == [2, 2] and index._journal._journal.execute("PRAGMA synchronous").fetchone()[0] == 2
     index.close()

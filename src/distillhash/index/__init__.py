@@ -7,7 +7,8 @@ from pathlib import Path
 from distillhash.errors import ParameterError
 from distillhash.index.address import folder_of, number, refuse_options, scheme_of, shown, split_options
 from distillhash.index.base import Index, Item, RangeResult, SearchResult
-from distillhash.index.embedded import Durability, EmbeddedIndex
+from distillhash.index.embedded import EmbeddedIndex
+from distillhash.index.items import Durability
 
 __all__ = ["Index", "Item", "RangeResult", "SearchResult", "open_index"]
 
@@ -56,11 +57,9 @@ def open_index(
 
         return MilvusIndex(uri, n_bits=n_bits, create=create, model_fingerprint=model_fingerprint)
     if scheme == "memory":
-        from distillhash.index.in_memory import InMemoryIndex
-
         if uri != "memory://":
             raise ParameterError(f"memory:// takes no name and no options, got {shown(uri)!r}")
-        return InMemoryIndex(n_bits=n_bits, model_fingerprint=model_fingerprint)
+        return EmbeddedIndex(None, n_bits=n_bits, create=True, model_fingerprint=model_fingerprint)
     folder = folder_of(uri_or_dir)
     if folder is None:
         raise ParameterError(f"{scheme}:// is not an engine of this version; choose from {', '.join(ENGINES)}")

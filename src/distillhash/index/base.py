@@ -126,20 +126,26 @@ class Index(ABC):
         """
 
     @abstractmethod
-    def search(self, codes: Codes, k: int = 10) -> SearchResult:
+    def search(self, codes: Codes, k: int = 10, *, where: str | None = None) -> SearchResult:
         """The ``k`` nearest items of every code; fewer where the index holds fewer.
 
+        Args:
+            codes: ``q`` codes of the index's length.
+            k: How many.
+            where: Search only items for which this condition over ``id``, ``key`` and ``metadata`` holds, in the engine's own
+                words: SQL as in ``metadata->>'label' = 'cat'``, on Milvus ``metadata["label"] == "cat"``.
+
         Raises:
-            ParameterError: ``k`` is not a positive integer.
+            ParameterError: ``k`` is not a positive integer, or the engine does not understand the condition.
             DataError: another code length.
         """
 
     @abstractmethod
-    def range_search(self, codes: Codes, radius: int = 3) -> RangeResult:
-        """All items within ``radius`` bits of every code; memory grows with the number of answers.
+    def range_search(self, codes: Codes, radius: int = 3, *, where: str | None = None) -> RangeResult:
+        """All items within ``radius`` bits of every code; memory grows with the number of answers. ``where`` as in :meth:`search`.
 
         Raises:
-            ParameterError: ``radius`` is not an integer of at least 0.
+            ParameterError: ``radius`` is not an integer of at least 0, or the engine does not understand the condition.
             DataError: another code length.
         """
 
@@ -158,6 +164,12 @@ class Index(ABC):
     @abstractmethod
     def present(self, ids: Sequence[int]) -> set[int]:
         """Those of the ids that are there."""
+
+    def prepare(self) -> None:  # noqa: B027  # an engine that has nothing to do says nothing
+        """Do now what the next search would have to do first, such as reading the codes; it changes no answer."""
+
+    def compact(self) -> None:  # noqa: B027
+        """Give back the space of what was removed or replaced, where the engine does not do so by itself."""
 
     @abstractmethod
     def __len__(self) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from distillhash.errors import DistillHashError, FormatError, ParameterError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MOST_BITS = 4096
 
 
@@ -61,16 +62,25 @@ class Manifest:
         try:
             fields = json.loads(text)
             version, n_bits, fingerprint = int(fields["format_version"]), fields["n_bits"], fields["model_fingerprint"]
+            checksum = fields.get("checksum")
         except (ValueError, KeyError, TypeError) as error:
             raise FormatError(f"{source} is damaged ({error!r}); restore it or build the index again") from error
         if version > FORMAT_VERSION:
             raise FormatError(
                 f"{index} has format {version}, this version reads up to {FORMAT_VERSION}; upgrade distillhash"
             )
+        if version < FORMAT_VERSION:
+            raise FormatError(f"{index} has format {version}, from before the first release; build the index again")
         try:
-            return cls.new(n_bits, fingerprint)
+            held = cls.new(n_bits, fingerprint)
         except (ParameterError, TypeError) as error:
             raise FormatError(f"{source} is damaged ({error}); restore it or build the index again") from error
+        if checksum != held._checksum():
+            raise FormatError(f"{source} is damaged (its checksum differs); restore it or build the index again")
+        return held
+
+    def _checksum(self) -> str:
+        return f"{zlib.crc32(json.dumps([self.n_bits, self.model_fingerprint]).encode()):08x}"
 
     def text(self) -> str:
         """The manifest as JSON."""
@@ -80,6 +90,7 @@ class Manifest:
             "format_version": FORMAT_VERSION,
             "n_bits": self.n_bits,
             "model_fingerprint": self.model_fingerprint,
+            "checksum": self._checksum(),
             "created_by": f"distillhash {__version__}",
         }
         return json.dumps(fields, indent=1) + "\n"

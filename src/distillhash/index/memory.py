@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes, bytes_per_code, words_per_code
 from distillhash.errors import DataError, FormatError
+from distillhash.index.base import RangeResult, SearchResult
 
 
 @dataclass(frozen=True)
@@ -61,5 +62,31 @@ class CodesInMemory:
 
     def without(self, ids: NDArray[np.int64]) -> CodesInMemory:
         """The codes of all other ids; ids that are not here do not matter."""
-        keep = ~np.isin(self.ids, ids)
+        return self.where(~self.holds(ids))
+
+    def where(self, keep: NDArray[np.bool_]) -> CodesInMemory:
+        """The rows of a mask."""
         return self if keep.all() else CodesInMemory(self.ids[keep], self.planes[:, keep])
+
+    def holds(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """``(n,)``: which rows have one of these ids, which are ascending; ids that are not here do not matter."""
+        mask = np.zeros(len(self.ids), np.bool_)
+        places = np.searchsorted(self.ids, ids)
+        inside = places < len(self.ids)
+        places, ids = places[inside], ids[inside]
+        mask[places[self.ids[places] == ids]] = True
+        return mask
+
+    def nearest(self, codes: Codes, k: int, allowed: NDArray[np.bool_] | None = None) -> SearchResult:
+        """The ``k`` nearest of the allowed rows (None: of all), see :meth:`distillhash.index.Index.search`."""
+        from distillhash.hamming import nearest
+
+        rows, distances = nearest(codes.words(), self.planes.T, k, allowed=allowed)
+        return SearchResult(np.append(self.ids, -1)[rows], distances)  # row -1, no item, becomes id -1
+
+    def within(self, codes: Codes, radius: int, allowed: NDArray[np.bool_] | None = None) -> RangeResult:
+        """The allowed rows within ``radius`` bits, see :meth:`distillhash.index.Index.range_search`."""
+        from distillhash.hamming import within
+
+        limits, rows, distances = within(codes.words(), self.planes.T, radius, allowed=allowed)
+        return RangeResult(limits, self.ids[rows], distances)

@@ -145,17 +145,7 @@ class MilvusIndex(Index):
         return len(wanted)
 
     def search(self, codes: Codes, k: int = 10, *, where: str | None = None) -> SearchResult:
-        """See :meth:`Index.search`.
-
-        Args:
-            codes: Queries.
-            k: How many; at most 16,384 (the option ``largest``), or at least as many as there are items.
-            where: Search only items for which this expression of Milvus over ``id``, ``key`` and ``metadata`` holds, as in
-                ``'metadata["year"] >= 2020'``.
-
-        Raises:
-            ParameterError: also where k is too large, or the expression is none.
-        """
+        """See :meth:`Index.search`; ``k`` is at most 16,384 (the option ``largest``), or at least the number of items."""
         self._check_codes(codes)
         check_k(k)
         most = k if k <= self._largest else min(k, len(self))
@@ -172,7 +162,7 @@ class MilvusIndex(Index):
         return nearest_from_pairs(answers if most else [[] for _ in queries], k)
 
     def range_search(self, codes: Codes, radius: int = 3, *, where: str | None = None) -> RangeResult:
-        """See :meth:`Index.range_search`; ``where`` as in :meth:`search`."""
+        """See :meth:`Index.range_search`."""
         self._check_codes(codes)
         check_radius(radius)
         answers: list[list[milvus_search.Pair]] = []

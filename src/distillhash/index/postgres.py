@@ -125,23 +125,13 @@ class PostgresIndex(Index):
         return self._session.write(work)
 
     def search(self, codes: Codes, k: int = 10, *, where: str | None = None) -> SearchResult:
-        """See :meth:`Index.search`.
-
-        Args:
-            codes: Queries.
-            k: How many.
-            where: Search only items for which this SQL condition over ``id``, ``key`` and ``metadata`` holds, as in
-                ``"(metadata->>'year')::int >= 2020"``. It becomes part of a statement: take it from no stranger.
-
-        Raises:
-            ParameterError: also where the condition is no SQL.
-        """
+        """See :meth:`Index.search`; the condition becomes part of a statement: take it from no stranger."""
         self._check_codes(codes)
         check_k(k)
         return nearest_from_pairs(self._answers(_NEAREST, codes, int(k), where), k)
 
     def range_search(self, codes: Codes, radius: int = 3, *, where: str | None = None) -> RangeResult:
-        """See :meth:`Index.range_search`; ``where`` as in :meth:`search`."""
+        """See :meth:`Index.range_search`."""
         self._check_codes(codes)
         check_radius(radius)
         return range_from_pairs(self._answers(_WITHIN, codes, min(int(radius), self.n_bits), where))

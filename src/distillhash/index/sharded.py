@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError, DistillHashError, ParameterError
 from distillhash.index.base import Index, Item, RangeResult, SearchResult, check_k, check_radius
-from distillhash.index.embedded import Durability, EmbeddedIndex
+from distillhash.index.embedded import EmbeddedIndex
 from distillhash.index.incoming import Incoming, Row
+from distillhash.index.items import Durability
 from distillhash.index.manifest import Manifest
 from distillhash.index.merge import merge_nearest, merge_within
 from distillhash.index.rows import check_ids, is_id, item_from_row
@@ -156,17 +157,17 @@ class ShardedIndex(Index):
                 _store(replica, mine)
         self._journal.clear()
 
-    def search(self, codes: Codes, k: int = 10) -> SearchResult:
+    def search(self, codes: Codes, k: int = 10, *, where: str | None = None) -> SearchResult:
         """See :meth:`Index.search`."""
         self._check_codes(codes)
         check_k(k)
-        return merge_nearest(self._ask(lambda shard: shard.search(codes, k)), k)
+        return merge_nearest(self._ask(lambda shard: shard.search(codes, k, where=where)), k)
 
-    def range_search(self, codes: Codes, radius: int = 3) -> RangeResult:
+    def range_search(self, codes: Codes, radius: int = 3, *, where: str | None = None) -> RangeResult:
         """See :meth:`Index.range_search`."""
         self._check_codes(codes)
         check_radius(radius)
-        return merge_within(self._ask(lambda shard: shard.range_search(codes, radius)))
+        return merge_within(self._ask(lambda shard: shard.range_search(codes, radius, where=where)))
 
     def get(self, ids: Sequence[int]) -> list[Item]:
         """See :meth:`Index.get`."""
@@ -188,6 +189,17 @@ class ShardedIndex(Index):
     def present(self, ids: Sequence[int]) -> set[int]:
         """See :meth:`Index.present`."""
         return set().union(*self._ask(lambda shard: shard.present(ids)))
+
+    def prepare(self) -> None:
+        """See :meth:`Index.prepare`."""
+        self._ask(EmbeddedIndex.prepare)
+
+    def compact(self) -> None:
+        """See :meth:`Index.compact`; every replica must be there."""
+        with self._journal.writing():
+            self._finish()
+            for _, replica in self._replicas():
+                replica.compact()
 
     def __len__(self) -> int:
         return sum(self._ask(len))

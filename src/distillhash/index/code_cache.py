@@ -1,0 +1,97 @@
+"""The codes of an index as a file that is mapped into memory: a copy of the rows that can be thrown away and made again.
+
+The file says which database and which generation of it the codes are, and carries checksums of itself and of them. Whatever is wrong
+with it (cut short, a flipped bit, another database, a generation from which the way to the present is not known), it is not used.
+It is replaced as a whole; who has the old one mapped keeps that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillhash.codes import words_per_code
+from distillhash.index.memory import CodesInMemory
+
+_MAGIC = b"distillhash codes 1\n"
+_HEADER_BYTES = 4096  # one page, so that the arrays begin on a page
+_ID, _WORD = np.dtype("<i8"), np.dtype("<u8")
+
+
+@dataclass(frozen=True)
+class CachedCodes:
+    """The codes of one generation of one database.
+
+    Attributes:
+        codes: All of them.
+        store: Name of the database.
+        generation: Of these codes.
+        last_id: The largest id ever used by then.
+    """
+
+    codes: CodesInMemory
+    store: str
+    generation: int
+    last_id: int
+
+
+def write(file: Path, held: CachedCodes) -> bool:
+    """Replace the file; False where that cannot be done (a folder that is not ours, a full disk), which costs time later, not answers."""
+    ids, planes = held.codes.ids.astype(_ID, copy=False), held.codes.planes.astype(_WORD, copy=False)
+    fields = {
+        "store": held.store,
+        "generation": held.generation,
+        "last_id": held.last_id,
+        "shape": list(planes.shape),
+        "checksum": _checksum(ids, planes),
+    }
+    text = json.dumps(fields).encode()
+    header = _MAGIC + b"%08x %08x\n" % (len(text), zlib.crc32(text)) + text
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(header.ljust(_HEADER_BYTES, b"\0"))
+            ids.tofile(stream)
+            planes.tofile(stream)
+        temporary.replace(file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        return False
+    return True
+
+
+def read(file: Path, n_bits: int) -> CachedCodes | None:
+    """The codes in the file, mapped; None where there is no file, or one that cannot be trusted."""
+    try:
+        header = file.open("rb").read(_HEADER_BYTES)
+        sizes, _, text = header.removeprefix(_MAGIC).partition(b"\n")
+        length, checksum = (int(part, 16) for part in sizes.split())
+        text = text[:length]
+        if not header.startswith(_MAGIC) or zlib.crc32(text) != checksum:
+            return None
+        fields = json.loads(text)
+        n_words, n = fields["shape"]
+        if n_words != words_per_code(n_bits) or file.stat().st_size != _HEADER_BYTES + 8 * n * (1 + n_words):
+            return None
+        mapped = np.memmap(file, np.uint8, "r", _HEADER_BYTES) if n else np.zeros(0, np.uint8)
+        ids, planes = mapped[: 8 * n].view(_ID), mapped[8 * n :].view(_WORD).reshape(n_words, n)
+        if _checksum(ids, planes) != fields["checksum"]:
+            return None
+        return CachedCodes(CodesInMemory(ids, planes), fields["store"], fields["generation"], fields["last_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _checksum(*arrays: NDArray[Any]) -> int:
+    checksum = 0
+    for array in arrays:
+        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        checksum = zlib.crc32(content.data, checksum)
+    return checksum
