@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, ParameterError
-from distillhash.index import Index, open_index
+from distillhash.index import Index, RangeResult, SearchResult, open_index
 from distillhash.index.address import folder_of, shown
 from distillhash.index.rows import check_keys
 from distillhash.model import HashModel, load_model
@@ -186,7 +186,14 @@ def add_codes_file(index: Index, path: str, *, progress: bool = False) -> Added:
 
 
 def find(
-    index: Index, model: HashModel, query: Any, *, k: int = 10, radius: int | None = None, max_pixels: int | None = None
+    index: Index,
+    model: HashModel,
+    query: Any,
+    *,
+    k: int = 10,
+    radius: int | None = None,
+    where: str | None = None,
+    max_pixels: int | None = None,
 ) -> tuple[list[dict[str, Any]], list[Skipped]]:
     """The neighbours of every item of ``query``, nearest first.
 
@@ -196,6 +203,7 @@ def find(
         query: An image file, or whatever :func:`distillhash.sources.open_source` takes.
         k: Neighbours per item.
         radius: Everything within this many bits instead.
+        where: Only items for which this condition holds, see :meth:`distillhash.index.Index.search`.
         max_pixels: Images above this are skipped.
 
     Returns:
@@ -206,7 +214,11 @@ def find(
     skipped: list[Skipped] = []
     for batch in model.encode_batches(source, max_pixels=max_pixels):
         skipped += batch.skipped
-        found = index.search(batch.codes, k) if radius is None else index.range_search(batch.codes, radius)
+        found: SearchResult | RangeResult = (
+            index.search(batch.codes, k, where=where)
+            if radius is None
+            else index.range_search(batch.codes, radius, where=where)
+        )
         for position, row in enumerate(batch.rows):
             pairs = found[position]
             items = index.get([identifier for identifier, _ in pairs])

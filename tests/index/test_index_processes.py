@@ -1,6 +1,7 @@
 """Several processes: readers beside a writer, writers taking turns, and a writer that is killed."""
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -61,6 +62,16 @@ def test_every_acknowledged_batch_survives_a_kill_and_none_is_half_there(tmp_pat
             assert [item.code for item in index.get(list(range(stored)))] == [codes_of([i]) for i in range(stored)]
             assert index.search(codes_of([stored - 1]), k=1)[0] == [(stored - 1, 0)]
         batch = stored // BATCH
+
+
+@pytest.mark.parametrize("kills", [25, pytest.param(2000, marks=pytest.mark.long)])
+def test_a_writer_that_is_killed_at_any_moment(tmp_path: Path, kills: int) -> None:
+    """Adds, replacements, removals, compactions and new cache files, with a reader beside; see ``killing.py``."""
+    program = [sys.executable, str(Path(__file__).with_name("killing.py")), str(tmp_path / "index"), str(kills), "0"]
+    result = subprocess.run(program, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith(f"{kills} kills, ")
+    assert int(re.findall(r"\d+ changes", result.stdout)[0].split()[0]) > kills // 5
 
 
 def test_a_reader_sees_whole_batches_while_another_process_writes(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
         [
             "distillhash index photos/ --model model --index photos.index",
             "distillhash index codes.parquet --model model --index milvus://localhost:19530/photos",
-            "distillhash index --index photos.index --remove 17 42",
+            "distillhash index --index photos.index --remove 17 42 --compact",
         ],
         run,
     )
@@ -37,13 +37,14 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--index", required=True, metavar="DIR|URI", help=f"{INDEX_HELP}, made if absent")
     parser.add_argument("--remove", nargs="+", type=int, metavar="ID", default=[], help="ids to remove")
+    parser.add_argument("--compact", action="store_true", help="give the space of removed items back to the disk")
     add_reading_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Remove, then add what is new or changed."""
-    if arguments.source is None and not arguments.remove:
-        raise ParameterError("nothing to do: give a SOURCE to add, or --remove with ids")
+    """Remove, then add what is new or changed, then compact."""
+    if arguments.source is None and not arguments.remove and not arguments.compact:
+        raise ParameterError("nothing to do: give a SOURCE to add, --remove with ids, or --compact")
     from distillhash.index.address import folder_of, shown
     from distillhash.indexing import add_codes_file, add_source, index_model, is_codes_file, open_model_index
 
@@ -61,6 +62,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             )
             summary |= {"added": added.added, "updated": added.updated, "unchanged": added.unchanged}
             summary |= report_skipped(arguments, added.skipped, (folder or Path()) / "skipped.json")
+        if arguments.compact:
+            index.compact()
+        index.prepare()  # so that the first search need not
         summary["n_items"] = len(index)
     parts = [f"{summary[name]} {name}" for name in ("added", "updated", "unchanged", "removed") if name in summary]
     say(arguments, f"{', '.join(parts)}; {summary['n_items']} items in {summary['index']}")

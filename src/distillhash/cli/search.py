@@ -18,6 +18,7 @@ def add_parser(subparsers: Any) -> None:
         [
             "distillhash search cat.jpg --index photos.index -k 5",
             "distillhash search queries/ --index photos.index --radius 6 --json",
+            "distillhash search cat.jpg --index photos.index --where \"key LIKE '%/2021/%'\"",
             "distillhash search cat.jpg --index postgresql://localhost/photos --model model",
         ],
         run,
@@ -27,6 +28,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--model", metavar="DIR", help="model folder; needed where the index is on a server")
     parser.add_argument("-k", type=int, default=10, help="neighbours per query (default: 10)")
     parser.add_argument("--radius", type=int, metavar="R", help="all items within R bits instead of the k nearest")
+    parser.add_argument(
+        "--where", metavar="CONDITION", help="search only items for which this holds: SQL over id, key and metadata"
+    )
     add_reading_options(parser)
 
 
@@ -40,7 +44,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     with open_model_index(arguments.index, model, create=False) as index:
         for query in arguments.queries:
             found, bad = find(
-                index, model, query, k=arguments.k, radius=arguments.radius, max_pixels=arguments.max_pixels
+                index,
+                model,
+                query,
+                k=arguments.k,
+                radius=arguments.radius,
+                where=arguments.where,
+                max_pixels=arguments.max_pixels,
             )
             results += found
             skipped += [{"query": item.key, "reason": item.reason} for item in bad]

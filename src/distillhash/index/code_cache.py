@@ -1,8 +1,8 @@
 """The codes of an index as a file that is mapped into memory: a copy of the rows that can be thrown away and made again.
 
-The file says which database and which generation of it the codes are, and carries checksums of itself and of them. Whatever is wrong
-with it (cut short, a flipped bit, another database, a generation from which the way to the present is not known), it is not used.
-It is replaced as a whole; who has the old one mapped keeps that.
+The file says of which generation of the rows the codes are, and carries checksums of its head and of them. One that is cut short or
+damaged is not used, nor one of a generation that the database does not know. It is replaced as a whole; who has the old one mapped keeps
+that.
 """
 
 from __future__ import annotations
@@ -27,18 +27,11 @@ _ID, _WORD = np.dtype("<i8"), np.dtype("<u8")
 
 @dataclass(frozen=True)
 class CachedCodes:
-    """The codes of one generation of one database.
-
-    Attributes:
-        codes: All of them.
-        store: Name of the database.
-        generation: Of these codes.
-        last_id: The largest id ever used by then.
-    """
+    """All codes of a state, see :class:`distillhash.index.items.State` for the other attributes."""
 
     codes: CodesInMemory
-    store: str
     generation: int
+    name: str
     last_id: int
 
 
@@ -46,8 +39,8 @@ def write(file: Path, held: CachedCodes) -> bool:
     """Replace the file; False where that cannot be done (a folder that is not ours, a full disk), which costs time later, not answers."""
     ids, planes = held.codes.ids.astype(_ID, copy=False), held.codes.planes.astype(_WORD, copy=False)
     fields = {
-        "store": held.store,
         "generation": held.generation,
+        "name": held.name,
         "last_id": held.last_id,
         "shape": list(planes.shape),
         "checksum": _checksum(ids, planes),
@@ -84,7 +77,7 @@ def read(file: Path, n_bits: int) -> CachedCodes | None:
         ids, planes = mapped[: 8 * n].view(_ID), mapped[8 * n :].view(_WORD).reshape(n_words, n)
         if _checksum(ids, planes) != fields["checksum"]:
             return None
-        return CachedCodes(CodesInMemory(ids, planes), fields["store"], fields["generation"], fields["last_id"])
+        return CachedCodes(CodesInMemory(ids, planes), fields["generation"], fields["name"], fields["last_id"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -24,7 +24,6 @@ from distillhash.codes import Codes
 from distillhash.errors import DataError, DistillHashError, FormatError
 from distillhash.index import code_cache
 from distillhash.index.base import Index, Item, RangeResult, SearchResult, check_k, check_radius
-from distillhash.index.code_cache import CachedCodes
 from distillhash.index.incoming import Incoming
 from distillhash.index.items import Durability, ItemTable, State
 from distillhash.index.manifest import Manifest
@@ -200,41 +199,41 @@ class EmbeddedIndex(Index):
             snapshot = self._known_snapshot(state)
             if snapshot.generation != state.generation:
                 changed = self._items.changed_since(snapshot.generation)
-                snapshot = snapshot.after(state, changed, self._codes_since(snapshot))
+                try:
+                    snapshot = snapshot.after(state, changed, self._codes_since(snapshot), self.n_bits)
+                except DataError as error:
+                    raise self._damaged(error) from error
             among = None if where is None else self._items.matching(where)
         if snapshot.changes() > max(_CACHED_FROM, len(snapshot.base.ids) // _CACHED_SHARE):
-            snapshot = self._cached(snapshot, state)
+            snapshot = self._cached(snapshot)
         self._snapshot = snapshot
         return snapshot, among
 
     def _codes_since(self, snapshot: Snapshot) -> Iterator[CodesInMemory]:
         for rows in self._items.codes_since(snapshot.generation, snapshot.last_id):
-            try:
-                yield CodesInMemory.from_rows(rows, self.n_bits)
-            except FormatError as error:
-                raise self._damaged(error) from error
+            yield CodesInMemory.from_rows(rows, self.n_bits)
 
     def _known_snapshot(self, state: State) -> Snapshot:
         """The latest state that is at hand and from which the way to the present is known."""
         held = self._snapshot
-        if held is not None and held.generation >= state.known_from:
+        if held is not None and self._items.leads_here(held.generation, held.name):
             return held
         if self.folder is not None and state.items >= _CACHED_FROM:
             cached = code_cache.read(self.folder / "codes.cache", self.n_bits)
-            if cached and cached.store == state.store and state.known_from <= cached.generation <= state.generation:
+            if cached is not None and self._items.leads_here(cached.generation, cached.name):
                 return Snapshot.of_cached(cached, self.n_bits)
         return Snapshot.of_nothing(self.n_bits)
 
-    def _cached(self, snapshot: Snapshot, state: State) -> Snapshot:
+    def _cached(self, snapshot: Snapshot) -> Snapshot:
         """The same state, mapped from a new cache file if that can be written."""
-        folded = snapshot.folded()
+        folded = snapshot.folded(self.n_bits)
         if self.folder is not None:
             file = self.folder / "codes.cache"
-            if code_cache.write(file, CachedCodes(folded.base, state.store, state.generation, state.last_id)):
+            if code_cache.write(file, folded):
                 mapped = code_cache.read(file, self.n_bits)
-                if mapped and (mapped.store, mapped.generation) == (state.store, state.generation):
-                    return Snapshot.of_cached(mapped, self.n_bits)
-        return folded
+                if mapped is not None and mapped.name == folded.name:  # else another process was just as quick
+                    folded = mapped
+        return Snapshot.of_cached(folded, self.n_bits)
 
     def _damaged(self, error: Exception) -> FormatError:
         return FormatError(f"{self._items.name} is damaged ({error}); restore it or build the index again")

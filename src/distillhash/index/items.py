@@ -1,16 +1,17 @@
 """The rows of an embedded index in SQLite: the truth about what it holds.
 
-Beside the items stands a counter of committed changes, the generation, and for every item that was replaced or removed the generation
-in which it was last; so whoever holds the codes of one generation reads only what changed since. Items that are merely new need no such
+Every committed change makes a new generation, which has a number and a random name: the name tells it from one of the same number in
+another life of the database, before a copy of it was restored. For every item that was replaced or removed the last generation in which
+it was is kept, so that whoever holds the codes of one generation reads only what changed since. Items that are merely new need no such
 note: their ids are larger than all before them.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import sqlite3
 import time
-import uuid
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,8 +32,7 @@ _TABLES = (
         id INTEGER PRIMARY KEY AUTOINCREMENT, code BLOB NOT NULL, key TEXT UNIQUE, digest BLOB, metadata TEXT)""",
     "CREATE TABLE IF NOT EXISTS changes (id INTEGER PRIMARY KEY, generation INTEGER NOT NULL)",
     "CREATE INDEX IF NOT EXISTS changes_by_generation ON changes (generation)",
-    """CREATE TABLE IF NOT EXISTS state (one INTEGER PRIMARY KEY CHECK (one = 1),
-        store TEXT NOT NULL, generation INTEGER NOT NULL, known_from INTEGER NOT NULL, items INTEGER NOT NULL)""",
+    "CREATE TABLE IF NOT EXISTS generations (number INTEGER PRIMARY KEY, name TEXT NOT NULL, items INTEGER NOT NULL)",
 )
 _MOST_VARIABLES = 500  # of one SQL statement; SQLite allows 999 at least
 _ROWS_AT_ONCE = 65536  # read into Python objects, which are many times larger than the codes
@@ -46,16 +46,14 @@ class State(NamedTuple):
     """What is committed.
 
     Attributes:
-        store: Name of this database among all, for files that are kept beside it.
         generation: Number of changes so far.
-        known_from: Since which generation ``changes`` is complete.
+        name: Of this generation.
         items: Number of items.
         last_id: The largest id ever used, -1 at first.
     """
 
-    store: str
     generation: int
-    known_from: int
+    name: str
     items: int
     last_id: int
 
@@ -99,23 +97,29 @@ class ItemTable:
         with self.transaction():
             for table in _TABLES:
                 self._run(table)
-            self._run("INSERT OR IGNORE INTO state VALUES (1, ?, 0, 0, 0)", uuid.uuid4().hex)
+            if self._run("SELECT count(*) FROM generations").fetchone() == (0,):
+                self._run("INSERT INTO generations VALUES (0, ?, 0)", secrets.token_hex(8))
 
     def check(self) -> None:
         """Raise :class:`FormatError` unless these are the tables of an index."""
         columns = [row[0] for row in self._run("SELECT name FROM pragma_table_info('items')")]
         tables = {row[0] for row in self._run("SELECT name FROM sqlite_master")}
-        if columns != _COLUMNS or not {"changes", "state"} <= tables:
+        if columns != _COLUMNS or not {"changes", "generations"} <= tables:
             raise FormatError(f"{self.name} is not the database of an index; restore it or build the index again")
 
     def state(self) -> State:
         """What is committed now."""
-        row = self._run("SELECT store, generation, known_from, items FROM state").fetchone()
-        if row is None:
-            raise FormatError(f"{self.name} is damaged (no state); restore it or build the index again")
+        newest = self._run("SELECT number, name, items FROM generations ORDER BY number DESC LIMIT 1").fetchone()
+        if newest is None:
+            raise FormatError(f"{self.name} is damaged (no generation); restore it or build the index again")
         last = self._run("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
-        store, generation, known_from, items = row
-        return State(store, generation, known_from, items, -1 if last is None else int(last[0]))
+        number, name, items = newest
+        return State(number, name, items, -1 if last is None else int(last[0]))
+
+    def leads_here(self, generation: int, name: str) -> bool:
+        """Whether what changed since that generation is known, and it was one of this database."""
+        found = self._run("SELECT name FROM generations WHERE number = ?", generation).fetchone()
+        return found is not None and found[0] == name
 
     def put(self, rows: Iterable[Row], ids: NDArray[np.int64], replaced: Collection[int]) -> None:
         """Store rows with these ids, of which ``replaced`` are there already; within a transaction."""
@@ -133,8 +137,9 @@ class ItemTable:
         self._note(ids, -len(ids))
 
     def _note(self, changed: Collection[int], more: int) -> None:
-        self._run("UPDATE state SET generation = generation + 1, items = items + ?", more)
-        generation = self.state().generation
+        generation, _, items, _ = self.state()
+        generation += 1
+        self._run("INSERT INTO generations VALUES (?, ?, ?)", generation, secrets.token_hex(8), items + more)
         self._run_many("INSERT OR REPLACE INTO changes VALUES (?, ?)", ((item, generation) for item in changed))
 
     def changed_since(self, generation: int) -> NDArray[np.int64]:
@@ -150,11 +155,14 @@ class ItemTable:
             generation,
             last_id,
         )
-        try:
-            while rows := cursor.fetchmany(_ROWS_AT_ONCE):
-                yield rows
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
+        while True:
+            try:
+                rows = cursor.fetchmany(_ROWS_AT_ONCE)
+            except sqlite3.Error as error:
+                raise self._explained(error) from error
+            if not rows:
+                return
+            yield rows
 
     def rows(self, ids: Sequence[int]) -> dict[int, tuple[Any, ...]]:
         """All columns of those items that are there."""
@@ -194,7 +202,7 @@ class ItemTable:
         """Forget what changed in the past and give free space back to the disk."""
         with self.transaction():
             self._run("DELETE FROM changes")
-            self._run("UPDATE state SET known_from = generation")
+            self._run("DELETE FROM generations WHERE number < ?", self.state().generation)
         self._run("VACUUM")
         self._run("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -250,5 +258,7 @@ def _address(database: Path | None) -> str:
         return ":memory:"
     log = database.with_name(database.name + "-wal")
     # SQLite wants to make files beside a database to read it. Where it cannot and nothing waits in a log, nothing changes either.
-    frozen = database.exists() and not os.access(database.parent, os.W_OK) and not (log.exists() and log.stat().st_size)
+    effective = os.access in os.supports_effective_ids
+    writable = os.access(database.parent, os.W_OK, effective_ids=effective)
+    frozen = database.exists() and not writable and not (log.exists() and log.stat().st_size)
     return f"file:{quote(str(database.absolute()))}" + ("?immutable=1" if frozen else "")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes, bytes_per_code, words_per_code
-from distillhash.errors import DataError, FormatError
+from distillhash.errors import DataError
 from distillhash.index.base import RangeResult, SearchResult
 
 
@@ -35,7 +35,7 @@ class CodesInMemory:
         """Codes from (id, packed code) rows, ids ascending.
 
         Raises:
-            FormatError: a code has another length.
+            DataError: a code has another length, or pad bits that are set.
         """
         if not rows:
             return cls.empty(n_bits)
@@ -43,18 +43,31 @@ class CodesInMemory:
         width = bytes_per_code(n_bits)
         if set(map(len, codes)) != {width}:
             wrong = next(place for place, code in enumerate(codes) if len(code) != width)
-            raise FormatError(f"the code of id {ids[wrong]} has {len(codes[wrong])} bytes, not {width}")
-        try:
-            packed = Codes.from_packed(np.frombuffer(b"".join(codes), np.uint8).reshape(-1, width), n_bits)
-        except DataError as error:
-            raise FormatError(str(error)) from error
+            raise DataError(f"the code of id {ids[wrong]} has {len(codes[wrong])} bytes, not {width}")
+        packed = Codes.from_packed(np.frombuffer(b"".join(codes), np.uint8).reshape(-1, width), n_bits)
         return cls(np.array(ids, np.int64), np.ascontiguousarray(packed.words().T))
 
     @classmethod
-    def joined(cls, parts: Sequence[CodesInMemory]) -> CodesInMemory:
-        """All parts in one, ids ascending."""
-        ids = np.concatenate([part.ids for part in parts])
-        planes = np.concatenate([part.planes for part in parts], axis=1)
+    def joined(cls, parts: Iterable[CodesInMemory], n: int, n_bits: int) -> CodesInMemory:
+        """All parts in one, ids ascending.
+
+        Args:
+            parts: Taken one after the other, so that they need not be in memory together.
+            n: How many codes they have.
+            n_bits: Code length.
+
+        Raises:
+            DataError: they have more or fewer.
+        """
+        ids, planes = np.empty(n, np.int64), np.empty((words_per_code(n_bits), n), np.uint64)
+        end = 0
+        for part in parts:
+            start, end = end, end + len(part.ids)
+            if end > n:
+                break
+            ids[start:end], planes[:, start:end] = part.ids, part.planes
+        if end != n:
+            raise DataError(f"there are {'more' if end > n else 'fewer'} items than the {n} counted")
         if np.all(ids[1:] > ids[:-1]):
             return cls(ids, planes)
         order = np.argsort(ids, kind="stable")

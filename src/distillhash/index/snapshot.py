@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +22,14 @@ class Snapshot:
     """A base, of which some rows are gone, and fresh codes; no id is in both.
 
     Attributes:
-        generation: Of the state, see :class:`distillhash.index.items.State`.
-        last_id: The largest id ever used by then.
+        generation, name, last_id: Of the state, see :class:`distillhash.index.items.State`.
         base: Codes as they were in an earlier generation.
         gone: ``(n_base,)``: rows that were replaced or removed since; None if there are none.
         fresh: Codes that are new or were replaced since.
     """
 
     generation: int
+    name: str
     last_id: int
     base: CodesInMemory
     gone: NDArray[np.bool_] | None
@@ -37,37 +38,43 @@ class Snapshot:
     @classmethod
     def of_nothing(cls, n_bits: int) -> Snapshot:
         """The state before the first change."""
-        return cls(0, -1, CodesInMemory.empty(n_bits), None, CodesInMemory.empty(n_bits))
+        return cls.of_cached(CachedCodes(CodesInMemory.empty(n_bits), 0, "", -1), n_bits)
 
     @classmethod
     def of_cached(cls, cached: CachedCodes, n_bits: int) -> Snapshot:
-        """The state of a cache file."""
-        return cls(cached.generation, cached.last_id, cached.codes, None, CodesInMemory.empty(n_bits))
+        """A state whose codes are all in the base."""
+        return cls(cached.generation, cached.name, cached.last_id, cached.codes, None, CodesInMemory.empty(n_bits))
 
-    def after(self, state: State, changed: NDArray[np.int64], codes: Iterable[CodesInMemory]) -> Snapshot:
+    def after(self, state: State, changed: NDArray[np.int64], codes: Iterable[CodesInMemory], n_bits: int) -> Snapshot:
         """The state ``state``.
 
         Args:
             state: What is committed now.
             changed: Ids that were replaced or removed since, ascending.
             codes: Those that are new or replaced.
+            n_bits: Code length.
+
+        Raises:
+            DataError: the codes are not as many as the state says.
         """
         gone = self.base.holds(changed)
         if self.gone is not None:
             gone |= self.gone
-        fresh = CodesInMemory.joined([self.fresh.without(changed), *codes])
-        return Snapshot(state.generation, state.last_id, self.base, gone if gone.any() else None, fresh)
+        n_fresh = state.items - (len(gone) - int(gone.sum()))
+        fresh = CodesInMemory.joined(chain([self.fresh.without(changed)], codes), n_fresh, n_bits)
+        gone_if_any = gone if gone.any() else None
+        return Snapshot(state.generation, state.name, state.last_id, self.base, gone_if_any, fresh)
 
     def changes(self) -> int:
         """How many rows are not as in the base."""
         return len(self.fresh.ids) + (0 if self.gone is None else int(self.gone.sum()))
 
-    def folded(self) -> Snapshot:
-        """The same state as a base alone."""
+    def folded(self, n_bits: int) -> CachedCodes:
+        """All codes of this state in one."""
         kept = self.base if self.gone is None else self.base.where(~self.gone)
-        everything = CodesInMemory.joined([kept, self.fresh])
-        nothing = CodesInMemory(self.fresh.ids[:0], self.fresh.planes[:, :0])
-        return Snapshot(self.generation, self.last_id, everything, None, nothing)
+        n = len(kept.ids) + len(self.fresh.ids)
+        codes = CodesInMemory.joined([kept, self.fresh], n, n_bits) if len(kept.ids) else self.fresh
+        return CachedCodes(codes, self.generation, self.name, self.last_id)
 
     def nearest(self, codes: Codes, k: int, among: NDArray[np.int64] | None = None) -> SearchResult:
         """The ``k`` nearest items of every code; ``among`` are the ids that may be found, ascending (None: all)."""
