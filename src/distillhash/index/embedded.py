@@ -162,23 +162,23 @@ class EmbeddedIndex(Index):
 
     def search(self, codes: Codes, k: int = 10) -> SearchResult:
         """See :meth:`Index.search`."""
-        from distillhash.hamming import nearest
+        from distillhash.hamming import nearest, planes_of
 
         self._check_codes(codes)
         check_k(k)
         held = self._codes_in_memory()
-        rows, distances = nearest(codes.words(), held.planes.T, k)
+        rows, distances = nearest(planes_of(codes), held.planes, k)
         ids = np.append(held.ids, -1)[rows]  # row -1, no item, becomes id -1
         return SearchResult(ids, distances)
 
     def range_search(self, codes: Codes, radius: int = 3) -> RangeResult:
         """See :meth:`Index.range_search`."""
-        from distillhash.hamming import within
+        from distillhash.hamming import planes_of, within
 
         self._check_codes(codes)
         check_radius(radius)
         held = self._codes_in_memory()
-        limits, rows, distances = within(codes.words(), held.planes.T, radius)
+        limits, rows, distances = within(planes_of(codes), held.planes, radius)
         return RangeResult(limits, held.ids[rows], distances)
 
     def get(self, ids: Sequence[int]) -> list[Item]:

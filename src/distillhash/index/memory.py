@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.codes import Codes, bytes_per_code, words_per_code
+from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError, FormatError
+from distillhash.hamming.planes import Planes, planes_of
 
 
 @dataclass(frozen=True)
@@ -18,16 +19,18 @@ class CodesInMemory:
 
     Attributes:
         ids: ``(n,) int64``, ascending, so that the kernels' order of rows is the order of ids.
-        planes: ``(n_words, n) uint64``: the kernels stream one word of all codes at a time.
+        planes: ``(n_planes, n)``, as :func:`~distillhash.hamming.planes_of` gives them.
     """
 
     ids: NDArray[np.int64]
-    planes: NDArray[np.uint64]
+    planes: Planes
 
     @classmethod
     def empty(cls, n_bits: int) -> CodesInMemory:
         """No codes."""
-        return cls(np.zeros(0, np.int64), np.zeros((words_per_code(n_bits), 0), np.uint64))
+        return cls(
+            np.zeros(0, np.int64), planes_of(Codes.from_packed(np.zeros((0, bytes_per_code(n_bits)), np.uint8), n_bits))
+        )
 
     @classmethod
     def from_rows(cls, rows: Sequence[tuple[int, bytes]], n_bits: int) -> CodesInMemory:
@@ -47,7 +50,7 @@ class CodesInMemory:
             packed = Codes.from_packed(np.frombuffer(b"".join(codes), np.uint8).reshape(-1, width), n_bits)
         except DataError as error:
             raise FormatError(str(error)) from error
-        return cls(np.array(ids, np.int64), np.ascontiguousarray(packed.words().T))
+        return cls(np.array(ids, np.int64), planes_of(packed))
 
     @classmethod
     def joined(cls, parts: Sequence[CodesInMemory]) -> CodesInMemory:
