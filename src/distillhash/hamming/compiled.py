@@ -26,9 +26,6 @@ BLOCK = 256  # rows between two looks at the running minima
 GROUP = 4  # queries that share a load of the database
 TILE_WORDS = 4096  # of the database, passed over by all queries while they are in the innermost caches
 
-# What a query knows while rows pass: how many candidates are kept, the distance of the k-th candidate once there are k, how many are
-# no farther than that, and how many are at every distance. A candidate is its distance, then its row, in one integer.
-_KEPT, _WORST, _TOTAL, _COUNTS = range(4)
 _ROW_BITS = 47
 _ROW_MASK = 2**_ROW_BITS - 1
 
@@ -40,6 +37,9 @@ def _compiled(function: Callable[..., Any]) -> Any:
         return njit(nogil=True, cache=True)(function)
     except RuntimeError:  # no folder to keep compiled code in: a read-only installation without a home
         return njit(nogil=True)(function)
+
+
+_part = njit(nogil=True, forceinline=True)  # of a kernel: a call would pass every field of every array
 
 
 @intrinsic
@@ -231,7 +231,7 @@ def _distance(typing_context: Any, query: Any, first: Any, addresses: Any, allow
     return types.int64(query, types.int64, addresses, allowed, types.int64), codegen
 
 
-@_compiled
+@_part
 def _mask(query: Any, i: int, addresses: Any, allowed: Any, n: int, start: int, bound: int) -> Any:
     """:func:`_nearer`, for the last rows too."""
     if start + 64 <= n:
@@ -244,50 +244,48 @@ def _mask(query: Any, i: int, addresses: Any, allowed: Any, n: int, start: int, 
 
 
 @_compiled
+def _keep_nearest(kept: Any, n_kept: int, k: int, counts: Any) -> Any:
+    """Keep the k nearest of the candidates ``kept[:n_kept]``, in their order; how many stay, and the distance of the k-th."""
+    counts[:] = 0
+    for c in range(n_kept):
+        counts[kept[c] >> _ROW_BITS] += 1
+    farthest, nearer = 0, 0
+    while nearer + counts[farthest] < k and farthest < len(counts) - 1:
+        nearer += counts[farthest]
+        farthest += 1
+    ties, place = k - nearer, 0
+    for c in range(n_kept):
+        distance = kept[c] >> _ROW_BITS
+        kept[place] = kept[c]
+        place += distance < farthest or (distance == farthest and ties > 0)
+        ties -= distance == farthest
+    return place, farthest
+
+
+@_part
 def _take_block(
-    query: Any, i: int, addresses: Any, allowed: Any, n: int, start: int, k: int, bounds: Any, state: Any, kept: Any
-) -> None:
+    query: Any, i: int, addresses: Any, allowed: Any, n: int, start: int, k: int,
+    bounds: Any, n_kept: Any, kept: Any, counts: Any,
+) -> None:  # fmt: skip
     """Take the rows of a block that are nearer than the bound of query i into its candidates, which are by ascending row."""
-    counts = state[i, _COUNTS:]
-    n_kept, worst, total = state[i, _KEPT], state[i, _WORST], state[i, _TOTAL]
-    bound = bounds[i]
+    place = n_kept[i]
     for chunk in range(start, min(start + BLOCK, n), 64):
-        found = _mask(query, i, addresses, allowed, n, chunk, bound)
+        found = _mask(query, i, addresses, allowed, n, chunk, bounds[i])
         while found:
             row = chunk + _lowest_bit(found)
             found &= found - np.uint64(1)
-            distance = _distance(query, i, addresses, None, row)
-            if distance >= bound:
-                continue
-            kept[i, n_kept] = distance << _ROW_BITS | row
-            n_kept += 1
-            counts[distance] += 1
-            total += 1
-            while total - counts[worst] >= k:
-                total -= counts[worst]
-                counts[worst] = 0
-                worst -= 1
-            # With k candidates, a later row as far as the worst of them loses the tie.
-            bound = worst + (total < k)
-    if n_kept > kept.shape[1] - BLOCK:  # so there are more than k: the next block has room after this
-        at_worst = k - (total - counts[worst])
-        counts[worst], total = at_worst, k
-        place = 0
-        for c in range(n_kept):
-            distance = kept[i, c] >> _ROW_BITS
-            if distance < worst or (distance == worst and at_worst > 0):
-                at_worst -= distance == worst
-                kept[i, place] = kept[i, c]
-                place += 1
-        n_kept = place
-    bounds[i] = bound
-    state[i, _KEPT], state[i, _WORST], state[i, _TOTAL] = n_kept, worst, total
+            kept[i, place] = _distance(query, i, addresses, None, row) << _ROW_BITS | row
+            place += 1
+    if place > kept.shape[1] - BLOCK:
+        # Of two rows as far as the k-th the earlier one is in the answer, so what comes later must be nearer.
+        place, bounds[i] = _keep_nearest(kept[i], place, k, counts)
+    n_kept[i] = place
 
 
 @_compiled
 def _nearest_rows(
     query: Any, q: int, addresses: Any, allowed: Any, n: int, k: int,
-    bounds: Any, state: Any, kept: Any, rows: Any, distances: Any,
+    bounds: Any, n_kept: Any, kept: Any, counts: Any, rows: Any, distances: Any,
 ) -> None:  # fmt: skip
     tile_rows = max(TILE_WORDS // query.shape[1] // BLOCK, 1) * BLOCK
     for tile in range(0, n, tile_rows):
@@ -309,20 +307,22 @@ def _nearest_rows(
                     hits = _look_for_group(query, i, addresses, allowed, start, bounds)
                 while hits:
                     g = i + _lowest_bit(hits)
-                    _take_block(query, g, addresses, allowed, n, start, k, bounds, state, kept)
+                    _take_block(query, g, addresses, allowed, n, start, k, bounds, n_kept, kept, counts)
                     hits &= hits - np.uint64(1)
         if not going:
             break
     for i in range(q):
-        places, before = state[i, _COUNTS:], 0  # from now on, where each distance starts in the answer
-        for distance in range(len(places)):
-            before, places[distance] = before + places[distance], before
-        for c in range(state[i, _KEPT]):
+        place, _ = _keep_nearest(kept[i], n_kept[i], k, counts)
+        counts[:] = 0
+        for c in range(place):
+            counts[kept[i, c] >> _ROW_BITS] += 1
+        before = 0  # from now on, where each distance starts in the answer
+        for distance in range(len(counts)):
+            before, counts[distance] = before + counts[distance], before
+        for c in range(place):
             distance = kept[i, c] >> _ROW_BITS
-            place = places[distance]
-            if distance <= state[i, _WORST] and place < k:
-                rows[i, place], distances[i, place] = kept[i, c] & _ROW_MASK, distance
-                places[distance] += 1
+            rows[i, counts[distance]], distances[i, counts[distance]] = kept[i, c] & _ROW_MASK, distance
+            counts[distance] += 1
 
 
 def nearest_rows(
@@ -339,15 +339,14 @@ def nearest_rows(
         k: How many, from 1 to ``n``.
     """
     # numba takes seconds to compile what makes arrays, so they are made here.
-    n_distances = 8 * query.itemsize * query.shape[1] + 1
+    counts = np.empty(8 * query.itemsize * query.shape[1] + 1, np.int64)  # one for every distance
     bounds = np.zeros(len(query), np.int64)  # a row must be nearer than this: never so for a query that does not count
-    bounds[:q] = n_distances
-    state = np.zeros((q, _COUNTS + n_distances), np.int64)
-    state[:, _WORST] = n_distances - 1
-    kept = np.empty((q, min(2 * k, n) + BLOCK), np.int64)
+    bounds[:q] = len(counts)
+    n_kept = np.zeros(q, np.int64)
+    kept = np.empty((q, min(2 * k, n) + BLOCK), np.int64)  # candidates: distance, then row, in one integer
     rows = np.full((q, k), -1, np.int64)
     distances = np.full((q, k), -1, np.int32)
-    _nearest_rows(query, q, addresses, allowed, n, k, bounds, state, kept, rows, distances)
+    _nearest_rows(query, q, addresses, allowed, n, k, bounds, n_kept, kept, counts, rows, distances)
     return rows, distances
 
 
