@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash import Codes
-from distillhash.hamming import nearest
+from distillhash.hamming import nearest, planes_of
 
 
 def main() -> None:
@@ -29,22 +29,24 @@ def main() -> None:
     parser.add_argument("-k", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=7)
     arguments = parser.parse_args()
-    faiss.omp_set_num_threads(1)  # ours follows the cores of the process, hence taskset
+    faiss.omp_set_num_threads(1)
     rng = np.random.default_rng(0)
     for n_bits in map(int, arguments.bits.split(",")):
         database, query = (Codes.from_packed(clustered(rng, n, n_bits), n_bits) for n in (arguments.items, 256))
         index = faiss.IndexBinaryFlat(n_bits)
         index.add(database.packed)
-        words = np.asfortranarray(database.words())
+        planes = planes_of(database)
         for q in map(int, arguments.queries.split(",")):
             part = query[:q]
-            part_words, part_packed = part.words(), np.array(part.packed)
+            part_planes, part_packed = planes_of(part), np.array(part.packed)
             ours, theirs = times(
-                partial(nearest, part_words, words, arguments.k),
+                partial(nearest, part_planes, planes, arguments.k, threads=1),
                 partial(index.search, part_packed, arguments.k),
                 arguments.rounds,
             )
-            same = np.array_equal(nearest(part_words, words, arguments.k)[1], index.search(part_packed, arguments.k)[0])
+            same = np.array_equal(
+                nearest(part_planes, planes, arguments.k)[1], index.search(part_packed, arguments.k)[0]
+            )
             record = {
                 "items": arguments.items,
                 "n_bits": n_bits,

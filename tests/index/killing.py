@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from distillhash import Codes
+from distillhash.hamming import warm_up
 from distillhash.index import Index, embedded, open_index
 
 embedded._CACHED_FROM = 60  # so that cache files are written all the time
@@ -123,6 +124,7 @@ def start(work: object, *arguments: object) -> int:
 
 def main() -> None:
     folder, rounds, rng = Path(sys.argv[1]), int(sys.argv[2]), random.Random(int(sys.argv[3]))
+    warm_up(32)  # once, not in every child
     open_index(folder, n_bits=32, create=True).close()
     reader = os.fork()
     if not reader:

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.codes import words_per_code
 from distillhash.index.memory import CodesInMemory
 
 _MAGIC = b"distillhash codes 1\n"
 _HEADER_BYTES = 4096  # one page, so that the arrays begin on a page
-_ID, _WORD = np.dtype("<i8"), np.dtype("<u8")
+_ID = np.dtype("<i8")
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,8 @@ class CachedCodes:
 
 def write(file: Path, held: CachedCodes) -> bool:
     """Replace the file; False where that cannot be done (a folder that is not ours, a full disk), which costs time later, not answers."""
-    ids, planes = held.codes.ids.astype(_ID, copy=False), held.codes.planes.astype(_WORD, copy=False)
+    ids, planes = held.codes.ids.astype(_ID, copy=False), held.codes.planes
+    planes = planes.astype(planes.dtype.newbyteorder("<"), copy=False)
     fields = {
         "generation": held.generation,
         "name": held.name,
@@ -70,14 +70,20 @@ def read(file: Path, n_bits: int) -> CachedCodes | None:
         if not header.startswith(_MAGIC) or zlib.crc32(text) != checksum:
             return None
         fields = json.loads(text)
-        n_words, n = fields["shape"]
-        if n_words != words_per_code(n_bits) or file.stat().st_size != _HEADER_BYTES + 8 * n * (1 + n_words):
+        n_planes, n = fields["shape"]
+        like = CodesInMemory.empty(n_bits).planes
+        n_bytes = n * (_ID.itemsize + n_planes * like.itemsize)
+        if n_planes != len(like) or file.stat().st_size != _HEADER_BYTES + n_bytes:
             return None
         mapped = np.memmap(file, np.uint8, "r", _HEADER_BYTES) if n else np.zeros(0, np.uint8)
-        ids, planes = mapped[: 8 * n].view(_ID), mapped[8 * n :].view(_WORD).reshape(n_words, n)
+        ids, planes = (
+            mapped[: _ID.itemsize * n].view(_ID),
+            mapped[_ID.itemsize * n :].view(like.dtype.newbyteorder("<")),
+        )
         if _checksum(ids, planes) != fields["checksum"]:
             return None
-        return CachedCodes(CodesInMemory(ids, planes), fields["generation"], fields["name"], fields["last_id"])
+        codes = CodesInMemory(ids, planes.reshape(n_planes, n))
+        return CachedCodes(codes, fields["generation"], fields["name"], fields["last_id"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, DistillHashError, FormatError
+from distillhash.hamming import warm_up
 from distillhash.index import code_cache
 from distillhash.index.base import Index, Item, RangeResult, SearchResult, check_k, check_radius
 from distillhash.index.incoming import Incoming
@@ -169,7 +170,8 @@ class EmbeddedIndex(Index):
         return self._items.present([int(identifier) for identifier in ids if is_id(identifier)])
 
     def prepare(self) -> None:
-        """See :meth:`Index.prepare`: read the codes, and write the cache file if that is worth it."""
+        """See :meth:`Index.prepare`: read the codes, write the cache file if that is worth it, and load the compiled search."""
+        warm_up(self.n_bits)
         self._committed(None)
 
     def compact(self) -> None:

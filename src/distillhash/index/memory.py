@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.codes import Codes, bytes_per_code, words_per_code
+from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError
+from distillhash.hamming import nearest, planes_of, within
+from distillhash.hamming.planes import Planes
 from distillhash.index.base import RangeResult, SearchResult
 
 
@@ -19,16 +21,16 @@ class CodesInMemory:
 
     Attributes:
         ids: ``(n,) int64``, ascending, so that the kernels' order of rows is the order of ids.
-        planes: ``(n_words, n) uint64``: the kernels stream one word of all codes at a time.
+        planes: ``(n_planes, n)``, as :func:`distillhash.hamming.planes_of` lays them out for the kernels.
     """
 
     ids: NDArray[np.int64]
-    planes: NDArray[np.uint64]
+    planes: Planes
 
     @classmethod
     def empty(cls, n_bits: int) -> CodesInMemory:
         """No codes."""
-        return cls(np.zeros(0, np.int64), np.zeros((words_per_code(n_bits), 0), np.uint64))
+        return cls(np.zeros(0, np.int64), planes_of(Codes(np.zeros((0, bytes_per_code(n_bits)), np.uint8), n_bits)))
 
     @classmethod
     def from_rows(cls, rows: Sequence[tuple[int, bytes]], n_bits: int) -> CodesInMemory:
@@ -45,7 +47,7 @@ class CodesInMemory:
             wrong = next(place for place, code in enumerate(codes) if len(code) != width)
             raise DataError(f"the code of id {ids[wrong]} has {len(codes[wrong])} bytes, not {width}")
         packed = Codes.from_packed(np.frombuffer(b"".join(codes), np.uint8).reshape(-1, width), n_bits)
-        return cls(np.array(ids, np.int64), np.ascontiguousarray(packed.words().T))
+        return cls(np.array(ids, np.int64), planes_of(packed))
 
     @classmethod
     def joined(cls, parts: Iterable[CodesInMemory], n: int, n_bits: int) -> CodesInMemory:
@@ -59,7 +61,8 @@ class CodesInMemory:
         Raises:
             DataError: they have more or fewer.
         """
-        ids, planes = np.empty(n, np.int64), np.empty((words_per_code(n_bits), n), np.uint64)
+        like = cls.empty(n_bits).planes
+        ids, planes = np.empty(n, np.int64), np.empty((len(like), n), like.dtype)
         end = 0
         for part in parts:
             start, end = end, end + len(part.ids)
@@ -92,14 +95,10 @@ class CodesInMemory:
 
     def nearest(self, codes: Codes, k: int, allowed: NDArray[np.bool_] | None = None) -> SearchResult:
         """The ``k`` nearest of the allowed rows (None: of all), see :meth:`distillhash.index.Index.search`."""
-        from distillhash.hamming import nearest
-
-        rows, distances = nearest(codes.words(), self.planes.T, k, allowed=allowed)
+        rows, distances = nearest(planes_of(codes), self.planes, k, allowed=allowed)
         return SearchResult(np.append(self.ids, -1)[rows], distances)  # row -1, no item, becomes id -1
 
     def within(self, codes: Codes, radius: int, allowed: NDArray[np.bool_] | None = None) -> RangeResult:
         """The allowed rows within ``radius`` bits, see :meth:`distillhash.index.Index.range_search`."""
-        from distillhash.hamming import within
-
-        limits, rows, distances = within(codes.words(), self.planes.T, radius, allowed=allowed)
+        limits, rows, distances = within(planes_of(codes), self.planes, radius, allowed=allowed)
         return RangeResult(limits, self.ids[rows], distances)

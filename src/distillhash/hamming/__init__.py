@@ -1,0 +1,25 @@
+"""Exact Hamming search over planes of codes: the k nearest, everything within a radius.
+
+>>> import numpy as np
+>>> from distillhash import Codes
+>>> codes = Codes.from_signs(np.array([[1, 1, 1], [1, -1, 1], [-1, -1, -1]]))
+>>> rows, distances = nearest(planes_of(codes[:1]), planes_of(codes), k=2)
+>>> rows.tolist(), distances.tolist()
+([[0, 1]], [[0, 1]])
+"""
+
+from typing import Any
+
+from distillhash.hamming.planes import plane_dtype, planes_of
+from distillhash.hamming.search import nearest, warm_up, within
+
+__all__ = ["nearest", "plane_dtype", "planes_of", "popcount64", "warm_up", "within"]
+
+
+def __getattr__(name: str) -> Any:
+    """``popcount64``, for use inside njit functions, is there if numba is."""
+    if name == "popcount64":
+        from distillhash.hamming.compiled import popcount64
+
+        return popcount64
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
