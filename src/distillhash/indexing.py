@@ -26,6 +26,7 @@ from distillhash.sources import BadItemError, EmbeddingSource, ImageSource, Skip
 
 if TYPE_CHECKING:
     from distillhash.backbones import FeatureCache
+    from distillhash.rerank import Rerank
 
 _MODEL_FOLDER = "model"
 _MODEL_FILES = ("config.json", "model.safetensors")
@@ -193,6 +194,8 @@ def find(
     k: int = 10,
     radius: int | None = None,
     where: str | None = None,
+    rerank: Rerank | None = None,
+    candidates: int | None = None,
     max_pixels: int | None = None,
 ) -> tuple[list[dict[str, Any]], list[Skipped]]:
     """The neighbours of every item of ``query``, nearest first.
@@ -204,18 +207,32 @@ def find(
         k: Neighbours per item.
         radius: Everything within this many bits instead.
         where: Only items for which this condition holds, see :meth:`distillhash.index.Index.search`.
+        rerank: Order the candidates by this, see :mod:`distillhash.rerank`; None leaves them by distance.
+        candidates: How many nearest codes are put in order to give the first ``k``; None takes 10 k. With a radius, all within it are.
         max_pixels: Images above this are skipped.
 
     Returns:
-        One ``{"query", "neighbours": [{"id", "distance", "key", "metadata"}]}`` per usable item, and the skipped items.
+        One ``{"query", "neighbours": [{"id", "distance", "key", "metadata"}]}`` per usable item, with ``score`` where they are re-ranked,
+        and the skipped items.
+
+    Raises:
+        ParameterError: what the index or the re-ranking cannot do, or fewer candidates than ``k``.
     """
+    from distillhash.rerank import Reranker
+
+    if candidates is not None and (rerank is None or radius is not None):
+        raise ParameterError("candidates are for re-ranking the k nearest; give rerank, and no radius")
+    wanted = 10 * k if candidates is None else candidates
+    if wanted < k:
+        raise ParameterError(f"{wanted} candidates cannot give {k} neighbours; ask for {k} at least")
+    reranker = None if rerank is None else Reranker(model, rerank, max_pixels=max_pixels)
     source = _open_query(query)
     results: list[dict[str, Any]] = []
     skipped: list[Skipped] = []
     for batch in model.encode_batches(source, max_pixels=max_pixels):
         skipped += batch.skipped
         found: SearchResult | RangeResult = (
-            index.search(batch.codes, k, where=where)
+            index.search(batch.codes, k if reranker is None else wanted, where=where)
             if radius is None
             else index.range_search(batch.codes, radius, where=where)
         )
@@ -226,6 +243,10 @@ def find(
                 {"id": identifier, "distance": distance, "key": item.key, "metadata": item.metadata}
                 for (identifier, distance), item in zip(pairs, items, strict=True)
             ]
+            if reranker is not None:
+                scores = reranker.scores(batch.features[position], items)
+                order = np.argsort(-scores, kind="stable")[: len(items) if radius is not None else k]
+                neighbours = [neighbours[place] | {"score": float(scores[place])} for place in order]
             results.append({"query": source.path(int(row)) or source.keys[row], "neighbours": neighbours})
     return results, skipped
 

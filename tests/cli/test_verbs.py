@@ -125,7 +125,22 @@ def test_index_search_and_remove(photos: Path, model: Path, tmp_path: Path, caps
     everything = run_json(capsys, "search", folder, "--index", index, "-k", 1)["results"]
     assert len(everything) == 25
 
-    removed = run_json(capsys, "index", "--index", index, "--remove", neighbours[0]["id"])
+    cats = run_json(capsys, "search", query, "--index", index, "-k", 30, "--where", "key LIKE '%cats%'")["results"][0]
+    assert len(cats["neighbours"]) == 12 and all("cats" in n["key"] for n in cats["neighbours"])
+    by_features = [*("search", query, "--index", index, "-k", 3, "--rerank", "features", "--candidates", 25)]
+    ranked = run_json(capsys, *by_features)["results"][0]["neighbours"]
+    batches = list(library.encode_batches(str(folder)))
+    features = np.concatenate([batch.features for batch in batches]).astype(float)
+    keys = sorted(str(path) for path in folder.rglob("*.png"))
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    cosines = unit @ unit[keys.index(str(query))]
+    assert [n["key"] for n in ranked] == [keys[place] for place in np.argsort(-cosines)[:3]]
+    np.testing.assert_allclose([n["score"] for n in ranked], np.sort(cosines)[::-1][:3], atol=1e-5)
+    (folder / "dogs" / "04.png").unlink()
+    assert main([str(word) for word in by_features]) == 1
+    assert "04.png' cannot be read as an image file" in capsys.readouterr().err
+
+    removed = run_json(capsys, "index", "--index", index, "--remove", neighbours[0]["id"], "--compact")
     assert (removed["removed"], removed["n_items"]) == (1, 24)
     results = run_json(capsys, "search", query, "--index", index, "-k", 30)["results"]
     assert str(query) not in {n["key"] for n in results[0]["neighbours"]} and len(results[0]["neighbours"]) == 24

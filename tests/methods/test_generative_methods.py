@@ -203,7 +203,7 @@ def test_urph_pairwise_loss() -> None:
     assert float(pairwise_loss(wanted, wanted * 100, 0.01)) == 0
 
 
-def test_urph_reconstructs_and_reranks(tmp_path: Path) -> None:
+def test_urph_reconstructs(tmp_path: Path) -> None:
     x = clustered(240)
     hasher: Any = make_hasher("urph", 16, epochs=20, decoder_epochs=60, batch_size=32).fit(x)
     codes = hasher.encode(x)
@@ -211,16 +211,6 @@ def test_urph_reconstructs_and_reranks(tmp_path: Path) -> None:
     assert rebuilt.shape == x.shape and rebuilt.dtype == np.float32
     assert np.mean((rebuilt - x) ** 2) < 0.7 * np.mean((x - x.mean(axis=0)) ** 2)
     assert hasher.history_["decoder_loss"][-1] < hasher.history_["decoder_loss"][0]
-    candidates = np.random.default_rng(0).integers(0, 240, (7, 30))
-    ordered = hasher.rerank(x[:7], candidates, codes)
-    np.testing.assert_array_equal(np.sort(ordered, axis=1), np.sort(candidates, axis=1))  # never another set
-    for query in range(7):
-        distances = [np.sum((rebuilt[row] - x[query]) ** 2) for row in ordered[query]]
-        assert np.all(np.diff(distances) >= -1e-4)
-    short = np.where(np.arange(30) % 4 == 1, -1, candidates)  # -1: no item
-    kept = hasher.rerank(x[:7], short, codes)
-    for query in range(7):
-        assert sorted(kept[query]) == sorted(short[query]) and (kept[query, 22:] == -1).all()
     hasher.save(tmp_path / "urph")
     loaded: Any = load_hasher(tmp_path / "urph")
     np.testing.assert_array_equal(loaded.reconstruct(codes), rebuilt)

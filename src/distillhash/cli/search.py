@@ -19,6 +19,7 @@ def add_parser(subparsers: Any) -> None:
             "distillhash search cat.jpg --index photos.index -k 5",
             "distillhash search queries/ --index photos.index --radius 6 --json",
             "distillhash search cat.jpg --index photos.index --where \"key LIKE '%/2021/%'\"",
+            "distillhash search cat.jpg --index photos.index --rerank projection --candidates 500",
             "distillhash search cat.jpg --index postgresql://localhost/photos --model model",
         ],
         run,
@@ -31,6 +32,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--where", metavar="CONDITION", help="search only items for which this holds: SQL over id, key and metadata"
     )
+    parser.add_argument(
+        "--rerank",
+        choices=("projection", "decoder", "features"),
+        help="order the nearest codes by the query's real projection, by decoded features (urph), or by the features of image files",
+    )
+    parser.add_argument("--candidates", type=int, metavar="N", help="how many codes to re-rank (default: 10 k)")
     add_reading_options(parser)
 
 
@@ -50,6 +57,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 k=arguments.k,
                 radius=arguments.radius,
                 where=arguments.where,
+                rerank=arguments.rerank,
+                candidates=arguments.candidates,
                 max_pixels=arguments.max_pixels,
             )
             results += found

@@ -146,27 +146,6 @@ class URPH(HeadHasher):
         hidden = np.maximum(codes.signs().astype(np.float64) @ first + first_bias, 0)
         return np.asarray(hidden @ second + second_bias, np.float32)
 
-    def rerank(
-        self, query_features: NDArray[Any], candidates: NDArray[np.integer[Any]], database_codes: Codes
-    ) -> NDArray[np.intp]:
-        """Candidates in the order of the Euclidean distance between the query's feature and their reconstructed ones.
-
-        Args:
-            query_features: ``(q, d)``.
-            candidates: ``(q, R)`` rows of the database, such as the R nearest by Hamming distance; -1 where there are fewer.
-            database_codes: Codes of the whole database.
-
-        Returns:
-            ``(q, R)``: each row of ``candidates`` reordered, -1 last; ties keep their order.
-        """
-        ordered = np.empty(candidates.shape, np.intp)
-        for query, (feature, rows) in enumerate(zip(np.asarray(query_features, np.float64), candidates, strict=True)):
-            found = np.asarray(rows[rows >= 0], np.intp)
-            distances = np.square(self.reconstruct(database_codes[found]) - feature).sum(axis=1)
-            ordered[query] = -1
-            ordered[query, : len(found)] = found[np.argsort(distances, kind="stable")]
-        return ordered
-
     def state(self) -> dict[str, NDArray[Any]]:
         """The head's layers and the decoder's."""
         decoder = {
