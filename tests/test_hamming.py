@@ -132,7 +132,7 @@ def test_any_order_of_distances_over_several_tiles(order: str, k: int, q: int) -
 def test_threads_change_nothing(n_bits: int, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over groups of queries, and over parts of the database when there are few."""
     monkeypatch.setattr(search, "_BYTES_FOR_A_THREAD", 4096)
-    monkeypatch.setattr(search, "_QUERIES_AT_ONCE", 7)
+    monkeypatch.setattr(search, "_at_once", lambda n: 7)
     query, database = planes_of(random_codes(101, n_bits, 1)), planes_of(random_codes(50_003, n_bits))
     allowed = np.random.default_rng(0).random(50_003) < 0.3 if masked else None
     for q in (1, 2, 101):
@@ -156,7 +156,7 @@ def test_a_read_only_memory_map_is_searched_in_place(tmp_path: Path) -> None:
 
 
 def test_progress_counts_the_queries_of_a_batch(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_QUERIES_AT_ONCE", 4)
+    monkeypatch.setattr(search, "_at_once", lambda n: 4)
     query, database = planes_of(random_codes(19, 33, 1)), planes_of(random_codes(50, 33))
     for threads in (1, 2):
         done: list[int] = []
@@ -170,7 +170,7 @@ def test_progress_counts_the_queries_of_a_batch(engine: Engine, monkeypatch: pyt
 
 
 def test_an_error_in_progress_ends_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "_QUERIES_AT_ONCE", 1)
+    monkeypatch.setattr(search, "_at_once", lambda n: 1)
     query, database = planes_of(random_codes(50, 33, 1)), planes_of(random_codes(50, 33))
     calls: list[int] = []
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from threading import Lock
-from typing import TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Event, Lock
+from typing import TypeVar, cast
 
 T = TypeVar("T")
 
@@ -30,21 +31,36 @@ def run(tasks: Iterable[Callable[[], T]], threads: int) -> Iterator[T]:
         for task in waiting:
             yield task()
         return
-    pool = _at_least(threads)
-    running: set[Future[T]] = set()
+    ended: SimpleQueue[tuple[Callable[[], T] | None, T | None, BaseException | None]] = SimpleQueue()
+    taking, stopped = Lock(), Event()
+
+    def work() -> None:
+        """Take one task after the other, so that none waits for the caller to wake up."""
+        while True:
+            with taking:
+                mine = None if stopped.is_set() else next(waiting, None)
+            if mine is None:
+                ended.put((None, None, None))
+                return
+            try:
+                ended.put((mine, mine(), None))
+            except BaseException as error:
+                ended.put((mine, None, error))
+
+    pool, working = _at_least(threads), threads
     try:
-        for task in waiting:
-            running.add(pool.submit(task))
-            if len(running) == threads:
-                done = next(as_completed(running))
-                running.remove(done)
-                yield done.result()
-        for done in as_completed(set(running)):
-            running.remove(done)
-            yield done.result()
+        for _ in range(threads):
+            pool.submit(work)
+        while working:
+            done, result, error = ended.get()
+            if error is not None:
+                raise error
+            if done is None:
+                working -= 1
+            else:
+                yield cast(T, result)
     finally:
-        for future in running:
-            future.cancel()
+        stopped.set()
 
 
 def _at_least(threads: int) -> ThreadPoolExecutor:

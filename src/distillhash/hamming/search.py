@@ -23,7 +23,10 @@ Engine = Literal["numba", "faiss", "numpy"]
 Progress = Callable[[int], object]
 Mask = NDArray[np.uint8]
 
-_QUERIES_AT_ONCE = 128  # of one kernel call: they pass over a tile of the database together
+_QUERIES_AT_ONCE = 128  # of one kernel call, at least: they pass over a tile of the database together
+_PAIRS_AT_ONCE = (
+    1 << 25
+)  # of a query and a row; of a small database, a kernel call takes more queries, to be worth a call
 _MOST_KEPT = 1 << 22  # candidates of one kernel call, which bounds its memory for a large k
 _BYTES_FOR_A_THREAD = 1 << 24  # a few queries over less are not worth the hand-over to another thread
 
@@ -58,10 +61,10 @@ def nearest(
         ParameterError: ``k`` is negative, ``threads`` below 1, or the engine unknown.
         MissingDependencyError: the engine named is not installed.
     """
-    query, database, allowed = _checked(query, database, allowed)
+    query, database, allowed = check_arrays(query, database, allowed)
     if k < 0:
         raise ParameterError(f"k must be at least 0, got {k}")
-    engine, threads = _engine(engine), _threads(threads)
+    engine, threads = _engine(engine), check_threads(threads)
     q, n = query.shape[1], database.shape[1]
     rows = np.full((q, k), -1, np.int64)
     distances = np.full((q, k), -1, np.int32)
@@ -79,7 +82,7 @@ def nearest(
                 rows[queries, :k_held], distances[queries, :k_held] = kept[found], far
             return queries
 
-        _in_groups(search, q, _QUERIES_AT_ONCE, 1, progress)
+        in_groups(search, q, _at_once(n), 1, progress)
     elif q <= 2 * threads and parts > 1:
         _nearest_in_parts(query, database, allowed, parts, rows, distances)
         if progress is not None:
@@ -91,7 +94,7 @@ def nearest(
             rows[queries, :k_held], distances[queries, :k_held] = found
             return queries
 
-        _in_groups(search, q, max(1, min(_QUERIES_AT_ONCE, _MOST_KEPT // k_held)), threads, progress)
+        in_groups(search, q, max(1, min(_at_once(n), _MOST_KEPT // k_held)), threads, progress)
     return rows, distances
 
 
@@ -125,10 +128,10 @@ def within(
         ParameterError: ``radius`` is negative, ``threads`` below 1, or the engine unknown.
         MissingDependencyError: the engine named is not installed.
     """
-    query, database, allowed = _checked(query, database, allowed)
+    query, database, allowed = check_arrays(query, database, allowed)
     if radius < 0:
         raise ParameterError(f"the radius must be at least 0, got {radius}")
-    engine, threads = _engine(engine), _threads(threads)
+    engine, threads = _engine(engine), check_threads(threads)
     radius = min(radius, 8 * database.itemsize * len(database))
     found: dict[int, tuple[Ints, Ints, Distances]] = {}
     if engine == "numba":
@@ -145,7 +148,8 @@ def within(
             found[queries.start] = limits, kept[rows], distances
             return queries
 
-    _in_groups(search, query.shape[1], _QUERIES_AT_ONCE, threads if engine == "numba" else 1, progress)
+    at_once = _at_once(database.shape[1])
+    in_groups(search, query.shape[1], at_once, threads if engine == "numba" else 1, progress)
     parts = [found[start] for start in sorted(found)]
     sizes = np.concatenate([np.zeros(1, np.int64), *(np.diff(part[0]) for part in parts)])
     rows = np.concatenate([np.zeros(0, np.int64), *(part[1] for part in parts)])
@@ -201,7 +205,8 @@ def _nearest_in_parts(
 def _within_compiled(
     query: Planes, database: Planes, allowed: Mask | None, radius: int
 ) -> tuple[Ints, Ints, Distances]:
-    from distillhash.hamming.compiled import BLOCK, count_within, fill_within
+    from distillhash.hamming.compiled import count_within, fill_within
+    from distillhash.hamming.vectors import BLOCK
 
     arguments = _kernel_arguments(query, database, allowed, 0)
     n = database.shape[1]
@@ -219,7 +224,7 @@ def _within_compiled(
 
 def _kernel_arguments(query: Planes, database: Planes, allowed: Mask | None, first: int) -> tuple[Any, ...]:
     """What the kernels take before ``n``; the caller holds on to ``database`` and ``allowed`` while they run."""
-    from distillhash.hamming.compiled import GROUP
+    from distillhash.hamming.vectors import GROUP
 
     n_planes, q = query.shape
     filled = q if q == 1 else -(-q // GROUP) * GROUP
@@ -242,7 +247,11 @@ def _flat(engine: Engine, database: Planes, allowed: Mask | None) -> tuple[Ints,
     return kept, Flat(database[:, kept])
 
 
-def _in_groups(search: Callable[[slice], slice], q: int, most: int, threads: int, progress: Progress | None) -> None:
+def _at_once(n: int) -> int:
+    return max(_QUERIES_AT_ONCE, min(16 * _QUERIES_AT_ONCE, _PAIRS_AT_ONCE // max(n, 1)))
+
+
+def in_groups(search: Callable[[slice], slice], q: int, most: int, threads: int, progress: Progress | None) -> None:
     """Search groups of at most ``most`` queries, of one size as nearly as may be, so that threads end together."""
     if not q:
         return
@@ -256,9 +265,14 @@ def _in_groups(search: Callable[[slice], slice], q: int, most: int, threads: int
             progress(done)
 
 
-def _checked(
+def check_arrays(
     query: Planes, database: Planes, allowed: NDArray[Any] | None
 ) -> tuple[Planes, Planes, NDArray[np.uint8] | None]:
+    """The arrays of a search as kernels take them: the database and the mask in C order, the mask in bytes.
+
+    Raises:
+        DataError: shapes or dtypes that do not fit.
+    """
     for name, planes in (("query", query), ("database", database)):
         if planes.ndim != 2 or planes.dtype not in _WORDS:
             raise DataError(
@@ -283,7 +297,8 @@ def _checked(
 _WORDS = (np.dtype(np.uint16), np.dtype(np.uint32), np.dtype(np.uint64))
 
 
-def _threads(threads: int | None) -> int:
+def check_threads(threads: int | None) -> int:
+    """How many threads to use: at least 1, or all cores for None."""
     if threads is None:
         return pool.cores()
     if threads < 1:
