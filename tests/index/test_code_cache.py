@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from distillhash import Codes
 from distillhash.errors import DistillHashError
+from distillhash.hamming import ClusteredCodes
+from distillhash.hamming.clustered import Plan
 from distillhash.index import embedded, items, open_index
 
 N_BITS = 40
@@ -194,6 +197,68 @@ def test_compaction_gives_space_back_and_changes_no_answer(tmp_path: Path) -> No
         assert index.add(QUERY).tolist() == [5000]  # ids stay unused
         size = (folder / "items.sqlite").stat().st_size + (folder / "items.sqlite-wal").stat().st_size
     assert size < 100_000 < 5000 * 100
+
+
+@pytest.fixture
+def clustered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, NDArray[np.uint8]]:
+    """A compacted index of 3,000 codes around ten centres, which is searched by its groups."""
+    monkeypatch.setattr(embedded, "CLUSTERED_FROM", 3000)
+    monkeypatch.setattr(Plan, "pays", lambda *_: True)
+    flips = np.packbits(RNG.random((3000, 40)) < 0.08, axis=1)
+    values = VALUES[RNG.integers(0, 10, 3000)] ^ flips
+    with open_index(tmp_path / "index", n_bits=N_BITS, create=True) as index:
+        index.add(Codes.from_packed(values[:2999], N_BITS))
+        index.compact()
+        assert not (tmp_path / "index" / "codes.clusters").exists()
+        index.add(Codes.from_packed(values[2999:], N_BITS))
+        index.compact()
+        assert index.search(QUERY, 9)[0] == ranked(dict(enumerate(values)))[:9]
+    return tmp_path / "index", values
+
+
+def test_groups_are_found_once(clustered: tuple[Path, NDArray[np.uint8]], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, values = clustered
+    monkeypatch.setattr(ClusteredCodes, "__init__", None)  # so that it cannot be made anew
+    stored = dict(enumerate(values))
+    calls = []
+    original = ClusteredCodes.nearest
+
+    def counted(self: ClusteredCodes, *arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(ClusteredCodes, "nearest", counted)
+    with open_index(folder) as index:
+        assert index.search(QUERY, 9)[0] == ranked(stored)[:9]
+        radius = ranked(stored)[8][1]
+        near = [pair for pair in ranked(stored) if pair[1] <= radius]
+        assert index.range_search(QUERY, radius)[0] == near
+        index.remove([near[0][0], near[1][0]])
+        index.add(Codes.from_packed(VALUES[:3], N_BITS), ids=[near[2][0], 4000, 4001], upsert=True)
+        del stored[near[0][0]], stored[near[1][0]]
+        stored |= {near[2][0]: VALUES[0], 4000: VALUES[1], 4001: VALUES[2]}
+        assert index.search(QUERY, 9)[0] == ranked(stored)[:9]
+        odd = ranked({item: code for item, code in stored.items() if item % 2})
+        assert index.search(QUERY, 9, where="id % 2")[0] == odd[:9]
+    assert len(calls) == 3
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), cut=st.booleans())
+def test_damaged_groups(clustered: tuple[Path, NDArray[np.uint8]], place: float, bit: int, cut: bool) -> None:
+    folder, values = clustered
+    file = folder / "codes.clusters"
+    whole = file.read_bytes()
+    content = bytearray(whole)
+    offset = int(place * len(content))
+    if cut:
+        del content[offset:]
+    else:
+        content[offset] ^= 1 << bit
+    file.write_bytes(content)
+    with open_index(folder) as index:
+        assert index.search(QUERY, 9)[0] == ranked(dict(enumerate(values)))[:9]
+    file.write_bytes(whole)
 
 
 @contextmanager

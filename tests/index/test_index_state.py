@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from distillhash import Codes
 from distillhash.errors import DataError
-from distillhash.index import open_index
+from distillhash.index import embedded, open_index
 
 N_BITS = 10
 CODES = st.integers(0, 2**N_BITS - 1)
@@ -84,6 +84,10 @@ class IndexMachine(RuleBasedStateMachine):
         self.writer, self.reader = self.reader, self.writer
 
     @rule()
+    def compact(self) -> None:
+        self.writer.compact()
+
+    @rule()
     def reopen(self) -> None:
         self.writer.close()
         self.writer = open_index(self.folder / "index")
@@ -104,6 +108,22 @@ class IndexMachine(RuleBasedStateMachine):
         expected = [(to_codes([value]), key) for value, key in self.stored.values()]
         assert [(item.code, item.key) for item in items] == expected
 
+
+class SmallCacheMachine(IndexMachine):
+    """The same with a cache file from three changed items on."""
+
+    def __init__(self) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(embedded, "_CACHED_FROM", 3)
+        super().__init__()
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.patch.undo()
+
+
+SmallCacheMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestSmallCacheMachine = SmallCacheMachine.TestCase
 
 IndexMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
 TestIndexMachine = IndexMachine.TestCase

@@ -14,6 +14,8 @@ Without a folder the same engine keeps its rows in memory: ``memory://``.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,8 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, DistillHashError, FormatError
-from distillhash.hamming import warm_up
-from distillhash.index import code_cache
+from distillhash.hamming import ClusteredCodes, warm_up
+from distillhash.index import cluster_cache, code_cache
 from distillhash.index.base import Index, Item, RangeResult, SearchResult, check_k, check_radius
 from distillhash.index.incoming import Incoming
 from distillhash.index.items import Durability, ItemTable, State
@@ -31,6 +33,9 @@ from distillhash.index.manifest import Manifest
 from distillhash.index.memory import CodesInMemory
 from distillhash.index.rows import check_ids, is_id, item_from_row
 from distillhash.index.snapshot import Snapshot
+
+CLUSTERED_FROM = 1_000_000
+"""Items from which grouping the codes is tried; below that a scan takes tenths of a millisecond."""
 
 _CACHED_FROM = 65536  # changed items that are worth a new cache file; reading as many rows takes a tenth of a second
 _CACHED_SHARE = 64  # and no more often than each time a 64th of the codes changed
@@ -175,9 +180,18 @@ class EmbeddedIndex(Index):
         self._committed(None)
 
     def compact(self) -> None:
-        """See :meth:`Index.compact`."""
+        """See :meth:`Index.compact`; from ``CLUSTERED_FROM`` items on it also groups the codes, for searches that skip most of them."""
+        snapshot, _ = self._committed(None)
         self._items.compact()
-        self.prepare()
+        n = snapshot.n_items()
+        if n >= _CACHED_FROM:
+            snapshot = self._cached(snapshot)  # the way from an older file is forgotten now
+        if n >= CLUSTERED_FROM and find_spec("numba") is not None:
+            clusters = ClusteredCodes(snapshot.base.planes)
+            if self.folder is not None:
+                cluster_cache.write(self.folder / "codes.clusters", snapshot.name, clusters)
+            snapshot = replace(snapshot, base=replace(snapshot.base, clusters=clusters))
+        self._snapshot = snapshot
 
     def __len__(self) -> int:
         return self._items.state().items
@@ -223,7 +237,9 @@ class EmbeddedIndex(Index):
         if self.folder is not None and state.items >= _CACHED_FROM:
             cached = code_cache.read(self.folder / "codes.cache", self.n_bits)
             if cached is not None and self._items.leads_here(cached.generation, cached.name):
-                return Snapshot.of_cached(cached, self.n_bits)
+                clusters = cluster_cache.read(self.folder / "codes.clusters", cached.name, cached.codes.planes)
+                snapshot = Snapshot.of_cached(cached, self.n_bits)
+                return replace(snapshot, base=replace(snapshot.base, clusters=clusters))
         return Snapshot.of_nothing(self.n_bits)
 
     def _cached(self, snapshot: Snapshot) -> Snapshot:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError
-from distillhash.hamming import nearest, planes_of, within
+from distillhash.hamming import ClusteredCodes, nearest, planes_of, within
 from distillhash.hamming.planes import Planes
 from distillhash.index.base import RangeResult, SearchResult
 
@@ -22,10 +22,12 @@ class CodesInMemory:
     Attributes:
         ids: ``(n,) int64``, ascending, so that the kernels' order of rows is the order of ids.
         planes: ``(n_planes, n)``, as :func:`distillhash.hamming.planes_of` lays them out for the kernels.
+        clusters: The same planes grouped, where that was done; answers are the same.
     """
 
     ids: NDArray[np.int64]
     planes: Planes
+    clusters: ClusteredCodes | None = None
 
     @classmethod
     def empty(cls, n_bits: int) -> CodesInMemory:
@@ -95,10 +97,18 @@ class CodesInMemory:
 
     def nearest(self, codes: Codes, k: int, allowed: NDArray[np.bool_] | None = None) -> SearchResult:
         """The ``k`` nearest of the allowed rows (None: of all), see :meth:`distillhash.index.Index.search`."""
-        rows, distances = nearest(planes_of(codes), self.planes, k, allowed=allowed)
+        query = planes_of(codes)
+        if self.clusters is None:
+            rows, distances = nearest(query, self.planes, k, allowed=allowed)
+        else:
+            rows, distances = self.clusters.nearest(query, k, allowed=allowed)
         return SearchResult(np.append(self.ids, -1)[rows], distances)  # row -1, no item, becomes id -1
 
     def within(self, codes: Codes, radius: int, allowed: NDArray[np.bool_] | None = None) -> RangeResult:
         """The allowed rows within ``radius`` bits, see :meth:`distillhash.index.Index.range_search`."""
-        limits, rows, distances = within(planes_of(codes), self.planes, radius, allowed=allowed)
+        query = planes_of(codes)
+        if self.clusters is None:
+            limits, rows, distances = within(query, self.planes, radius, allowed=allowed)
+        else:
+            limits, rows, distances = self.clusters.within(query, radius, allowed=allowed)
         return RangeResult(limits, self.ids[rows], distances)

@@ -65,6 +65,10 @@ class Snapshot:
         gone_if_any = gone if gone.any() else None
         return Snapshot(state.generation, state.name, state.last_id, self.base, gone_if_any, fresh)
 
+    def n_items(self) -> int:
+        """Number of items."""
+        return len(self.base.ids) + len(self.fresh.ids) - (0 if self.gone is None else int(self.gone.sum()))
+
     def changes(self) -> int:
         """How many rows are not as in the base."""
         return len(self.fresh.ids) + (0 if self.gone is None else int(self.gone.sum()))
