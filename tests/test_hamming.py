@@ -97,7 +97,7 @@ def test_any_order_of_distances_over_several_tiles(order: str, k: int) -> None:
 
 
 def test_many_queries_in_threads_equal_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hamming, "_cores", lambda: 3)
+    monkeypatch.setattr(hamming, "available_cores", lambda: 3)
     query, database = random_codes(101, 127, 1), random_codes(5003, 127)
     words = np.asfortranarray(database.words())
     compiled: list[NDArray[Any]] = [

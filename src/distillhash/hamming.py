@@ -234,7 +234,7 @@ def _buffer(planes: Words) -> NDArray[Any]:
 
 def _in_groups(work: Callable[[slice], None], n: int, size: int) -> None:
     groups = [slice(start, start + size) for start in range(0, n, size)]
-    threads = min(len(groups), _cores())
+    threads = min(len(groups), available_cores())
     if threads <= 1:
         for group in groups:
             work(group)
@@ -243,7 +243,7 @@ def _in_groups(work: Callable[[slice], None], n: int, size: int) -> None:
             list(pool.map(work, groups))
 
 
-def _cores() -> int:
+def available_cores() -> int:
     """Cores this process may use (Linux knows; elsewhere all there are)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
