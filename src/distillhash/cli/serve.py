@@ -28,7 +28,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--index", required=True, metavar="DIR|URI", help=f"{INDEX_HELP}, filled by index")
     parser.add_argument("--model", metavar="DIR", help="model folder; needed where the index is on a server")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
+    )
     parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
     parser.add_argument(
         "--token-file", metavar="FILE", help=f"file with the token that requests must carry (or set {TOKEN_VARIABLE})"

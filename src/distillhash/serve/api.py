@@ -28,10 +28,12 @@ def routes(service: Service) -> APIRouter:
     """All routes but the page's."""
     router = APIRouter()
 
-    @router.post("/search", **_documented(schemas.SearchAnswer, 400, 404, 408, 413, 415, 422, 503), **_body(required=False))
+    @router.post(
+        "/search", **_documented(schemas.SearchAnswer, 400, 404, 408, 413, 415, 422, 503), **_body(required=False)
+    )
     async def search(
         request: Request,
-        id: Annotated[int | None, Query(ge=0, le=LARGEST_ID, description="Search by an item of the index.")] = None,  # noqa: A002
+        id: Annotated[int | None, Query(ge=0, le=LARGEST_ID, description="Search by an item of the index.")] = None,
         code: Annotated[
             str | None, Query(max_length=_LONGEST_CODE // 4, description="Search by a packed code in hexadecimal.")
         ] = None,
@@ -77,30 +79,31 @@ def routes(service: Service) -> APIRouter:
         return _json(service.details(item), 201 if is_new else 200, {"location": f"/items/{item.id}"})
 
     @router.get("/items/{id}", **_documented(schemas.ItemDetails, 404, 422, 503))
-    async def item(id: ItemId) -> Response:  # noqa: A002
+    async def item(id: ItemId) -> Response:
         """One item."""
         return _json(service.details(await service.library.item(id)))
 
     @router.delete("/items/{id}", status_code=204, **_documented(None, 404, 422, 503, status=204))
-    async def remove(id: ItemId) -> Response:  # noqa: A002
+    async def remove(id: ItemId) -> Response:
         """Remove an item from the index; files are not touched, but for uploads kept beside the index."""
         await service.remove(id)
         return Response(status_code=204)
 
     @router.get("/items/{id}/image", **_documented("image/*", 404, 422, 503))
-    async def image(id: ItemId) -> Response:  # noqa: A002
+    async def image(id: ItemId) -> Response:
         """The picture of an item at its full size."""
         return _picture(await asyncio.to_thread(service.pictures.original, await service.library.item(id)))
 
     @router.get("/items/{id}/thumbnail", **_documented("image/*", 404, 422, 503))
-    async def thumbnail(id: ItemId) -> Response:  # noqa: A002
+    async def thumbnail(id: ItemId) -> Response:
         """The picture of an item, small."""
         return _picture(await asyncio.to_thread(service.pictures.thumbnail, await service.library.item(id)))
 
     @router.get("/duplicates", **_documented(schemas.Groups, 422, 503))
     async def duplicates(
         radius: Annotated[
-            int | None, Query(ge=0, le=_LONGEST_CODE, description="In bits; the file's own where the server was given one.")
+            int | None,
+            Query(ge=0, le=_LONGEST_CODE, description="In bits; the file's own where the server was given one."),
         ] = None,
         offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,

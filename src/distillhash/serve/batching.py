@@ -11,9 +11,13 @@ from typing import Generic, TypeVar
 
 from distillhash.errors import DistillHashError
 
-
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
+
+
+def nobody(size: int) -> None:
+    """Observe nothing."""
+    del size
 
 
 class OverloadedError(DistillHashError):
@@ -36,7 +40,7 @@ class Batcher(Generic[Job, Answer]):
         wait_seconds: float = 0.0,
         threads: int = 1,
         max_waiting: int = 1024,
-        observe: Callable[[int], None] = lambda size: None,
+        observe: Callable[[int], None] = nobody,
     ) -> None:
         """Keep the settings; :meth:`start` starts the threads.
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from distillhash.errors import DataError
 from distillhash.hamming import available_cores
 from distillhash.model import HashModel
-from distillhash.serve.batching import Batcher
+from distillhash.serve.batching import Batcher, nobody
 from distillhash.sources import BadItemError, decode_resized
 
 Upload = bytes | NDArray[np.float32]
@@ -28,7 +28,7 @@ class Encoder:
         max_pixels: int,
         max_batch: int = 0,
         wait_seconds: float = 0.004,
-        observe: Callable[[int], None] = lambda size: None,
+        observe: Callable[[int], None] = nobody,
     ) -> None:
         """Keep the model; its weights are read by :meth:`warm_up`."""
         self.model = model
@@ -51,7 +51,7 @@ class Encoder:
             keep_freed_memory()
             torch.set_num_threads(1)  # passes run beside each other, one core each, as they do when an index is filled
             size = self.model.backbone.image_size
-            self._encode([np.zeros((size, size, 3), np.uint8)])  # type: ignore[list-item]  # pixels, as decode_resized takes them
+            self._encode([np.zeros((size, size, 3), np.uint8)])
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the threads, after :meth:`warm_up`: one per core, or one that feeds an accelerator."""
@@ -108,4 +108,3 @@ class Encoder:
             for place, code in zip(good, self.model.hasher.encode(features).packed, strict=True):
                 answers[place] = code.tobytes()
         return answers
-

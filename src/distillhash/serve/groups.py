@@ -119,8 +119,16 @@ def _in_index(document: dict[str, Any], index: Index) -> tuple[list[Group], int]
     ids = {path: (known.get(path) or known.get(absolute[path]) or (None, None))[0] for path in paths}
     groups, n_missing = [], 0
     for group in document["groups"]:
-        members = sorted(group["members"], key=lambda member, group=group: (member["path"] != group["keeper"], member["distance"]))
-        found = [(identifier, int(member["distance"])) for member in members if (identifier := ids[member["path"]]) is not None]
+        keeper = group["keeper"]
+        members = [member for member in group["members"] if member["path"] == keeper]
+        members += sorted(
+            (m for m in group["members"] if m["path"] != keeper), key=lambda member: int(member["distance"])
+        )
+        found = [
+            (identifier, int(member["distance"]))
+            for member in members
+            if (identifier := ids[member["path"]]) is not None
+        ]
         n_missing += len(members) - len(found)
         if len(found) > 1:
             groups.append(found)

@@ -114,7 +114,7 @@ class Guard:
                 await respond_problem(answer, problem, request_id.decode())
         finally:
             self._active -= 1
-            route = getattr(scope.get("route"), "path", scope["path"] if scope["path"] == "/search" else "other")
+            route = str(getattr(scope.get("route"), "path", "/search" if scope["path"] == "/search" else "other"))
             self._metrics.count(scope["method"], route, status, time.perf_counter() - started)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
@@ -132,7 +132,9 @@ class Guard:
         if scope["method"] not in _READING and _is_cross_site(headers, host):
             raise Problem(403, "requests that change or upload something are taken from this server's own page only")
         if self._session is not None and not self._is_public(scope["path"]) and not self._is_known(headers):
-            raise Problem(401, "a token is needed: send it as `Authorization: Bearer TOKEN`", {"www-authenticate": "Bearer"})
+            raise Problem(
+                401, "a token is needed: send it as `Authorization: Bearer TOKEN`", {"www-authenticate": "Bearer"}
+            )
 
     @staticmethod
     def _is_public(path: str) -> bool:
@@ -201,7 +203,9 @@ def too_large(most: int, got: str) -> Problem:
     return Problem(413, f"the body may have {most} bytes at most, got {got}; send a smaller picture", _CLOSE)
 
 
-async def respond(send: Send, status: int, body: bytes, media_type: bytes, headers: dict[str, str] | None = None) -> None:
+async def respond(
+    send: Send, status: int, body: bytes, media_type: bytes, headers: dict[str, str] | None = None
+) -> None:
     """Send a whole answer."""
     given = [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
     fields = [(b"content-type", media_type), (b"content-length", str(len(body)).encode()), *given]

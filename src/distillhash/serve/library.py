@@ -15,7 +15,7 @@ from distillhash.codes import Codes
 from distillhash.errors import DataError
 from distillhash.index import Index
 from distillhash.index.base import Item
-from distillhash.serve.batching import Batcher
+from distillhash.serve.batching import Batcher, nobody
 
 _MOST_TOGETHER = 64  # searches of one call
 Answer = TypeVar("Answer")
@@ -54,7 +54,7 @@ class Found:
 class Library:
     """An index, its searches answered in batches, everything else in turn between them."""
 
-    def __init__(self, index: Index, *, observe: Callable[[int], None] = lambda size: None) -> None:
+    def __init__(self, index: Index, *, observe: Callable[[int], None] = nobody) -> None:
         """Take an open index; from :meth:`start` on only the library's thread touches it."""
         self._index = index
         self.n_bits, self.model_fingerprint = index.n_bits, index.model_fingerprint
@@ -117,21 +117,26 @@ class Library:
 
     def _search(self, queries: list[Query], k: int) -> list[Found | Exception]:
         wanted = {query.item for query in queries if isinstance(query.item, int)}
-        held = {item.id: item.code.packed.tobytes() for item in self._index.get(list(self._index.present(list(wanted))))}
+        held = {
+            item.id: item.code.packed.tobytes() for item in self._index.get(list(self._index.present(list(wanted))))
+        }
         codes = [query.item if isinstance(query.item, bytes) else held.get(query.item) for query in queries]
         known = [code for code in codes if code is not None]
         if not known:
-            return [NoItemError(f"there is no item with id {query.item}") for query in queries]
+            return [_absent(query) for query in queries]
         packed = np.frombuffer(b"".join(known), np.uint8).reshape(len(known), -1)
         result = self._index.search(Codes(packed, self.n_bits), k)
         rows = iter(zip(result.ids, result.distances, strict=True))
-        hits = [None if code is None else _within(*next(rows), query.radius) for code, query in zip(codes, queries, strict=True)]
+        hits = [
+            None if code is None else _within(*next(rows), query.radius)
+            for code, query in zip(codes, queries, strict=True)
+        ]
         identifiers = {identifier for hit in hits if hit is not None for identifier in hit[0]}
         items = {item.id: item for item in self._index.get(list(identifiers))}
         answers: list[Found | Exception] = []
         for query, code, hit in zip(queries, codes, hits, strict=True):
             if code is None or hit is None:
-                answers.append(NoItemError(f"there is no item with id {query.item}"))
+                answers.append(_absent(query))
             else:
                 found, distances = hit
                 cut = query.radius is not None and len(found) == k
@@ -154,6 +159,10 @@ def all_ids(index: Index) -> NDArray[np.int64]:
     """The ids of all items, in ascending order; 12 bytes of memory an item while it runs."""
     anywhere = Codes(np.zeros((1, -(-index.n_bits // 8)), np.uint8), index.n_bits)
     return np.sort(index.range_search(anywhere, index.n_bits).ids)
+
+
+def _absent(query: Query) -> NoItemError:
+    return NoItemError(f"there is no item with id {query.item!r}")
 
 
 def _within(ids: NDArray[np.int64], distances: NDArray[np.int32], radius: int | None) -> tuple[list[int], list[int]]:

@@ -34,7 +34,13 @@ from distillhash.sources import (
 
 THUMBNAIL_SIDE = 400  # pixels; rows of the page are about 200 high, and screens have two pixels a point
 UPLOAD_PREFIX = "upload:"
-_SHOWN_AS_THEY_ARE = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif", "AVIF": "image/avif"}
+_SHOWN_AS_THEY_ARE = {
+    "JPEG": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "AVIF": "image/avif",
+}
 _TINY = 64  # pixels: below that a PNG is smaller than a JPEG, and sharp
 _HEADER = 1 << 17  # bytes of a file that hold its size
 
@@ -101,7 +107,9 @@ class Pictures:
             pixels = decode_thumbnail(content, THUMBNAIL_SIDE, max_pixels=self._max_pixels)
         except BadItemError as error:
             raise NoPictureError(f"the picture of item {item.id} cannot be decoded: {error}") from error
-        picture = Picture(_png(pixels), "image/png") if max(pixels.shape) <= _TINY else Picture(_jpeg(pixels), "image/jpeg")
+        picture = (
+            Picture(_png(pixels), "image/png") if max(pixels.shape) <= _TINY else Picture(_jpeg(pixels), "image/jpeg")
+        )
         with self._lock:
             if key not in self._thumbnails:
                 self._thumbnails[key] = picture
@@ -142,7 +150,9 @@ class Pictures:
                 part.write_bytes(content)
                 part.replace(path)
             except OSError as error:
-                raise DistillHashError(f"the upload cannot be kept ({error.strerror}); check the index folder") from error
+                raise DistillHashError(
+                    f"the upload cannot be kept ({error.strerror}); check the index folder"
+                ) from error
         return key
 
     def forget(self, item: Item) -> None:
@@ -171,7 +181,9 @@ class Pictures:
             except (OSError, ValueError) as error:
                 raise NoPictureError(f"the file of item {item.id} cannot be read any more") from error
         if item.digest is not None and digest(content) != item.digest:
-            raise NoPictureError(f"the file of item {item.id} changed since it was indexed; run `distillhash index` again")
+            raise NoPictureError(
+                f"the file of item {item.id} changed since it was indexed; run `distillhash index` again"
+            )
         return content
 
     def _row(self, item: Item) -> bytes | NDArray[np.uint8]:

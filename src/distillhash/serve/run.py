@@ -23,13 +23,17 @@ def bind(host: str, port: int) -> socket.socket:
         ParameterError: the address is not this machine's, or taken.
     """
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ParameterError(f"cannot listen on {host} port {port} ({reason}); choose another --port or --host") from error
+        raise ParameterError(
+            f"cannot listen on {host} port {port} ({reason}); choose another --port or --host"
+        ) from error
     return listener
 
 

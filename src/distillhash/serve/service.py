@@ -50,12 +50,16 @@ class Service:
         self.pictures = Pictures(folder, max_pixels=settings.max_pixels)
         self.groups = Groups(settings.duplicates)
         self.quality = Quality()
-        self.encoder = None if model is None else Encoder(
-            model,
-            max_pixels=settings.max_pixels,
-            max_batch=settings.max_batch,
-            wait_seconds=settings.batch_seconds,
-            observe=metrics.batch("model"),
+        self.encoder = (
+            None
+            if model is None
+            else Encoder(
+                model,
+                max_pixels=settings.max_pixels,
+                max_batch=settings.max_batch,
+                wait_seconds=settings.batch_seconds,
+                observe=metrics.batch("model"),
+            )
         )
         self.is_ready = False
         self.failure: Exception | None = None

@@ -62,7 +62,8 @@ async def read_body(request: Request) -> Body:
     if media_type.startswith("image/"):
         return Body(await request.body(), None)
     raise Problem(
-        415, f"send multipart/form-data with a field 'file', an image, or JSON with 'embedding', not {media_type[:60]!r}"
+        415,
+        f"send multipart/form-data with a field 'file', an image, or JSON with 'embedding', not {media_type[:60]!r}",
     )
 
 
