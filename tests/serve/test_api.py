@@ -157,7 +157,7 @@ def test_stats_health_metrics_and_quality(server: Running, client: httpx.Client)
     client.post("/search?id=1")
     assert 'distillhash_http_requests_total{method="POST",route="/search",status="200"}' in client.get("/metrics").text
     quality = client.get("/quality").json()
-    ids, codes = all_codes(server.index)
+    _, codes = all_codes(server.index)
     expected = bit_statistics(codes)
     assert np.allclose(sorted(quality["balance"]), sorted(expected["balance"]))
     assert quality["effective_bits"] == pytest.approx(expected["effective_bits"])

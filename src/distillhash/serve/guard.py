@@ -15,6 +15,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.requests import ClientDisconnect
+
 from distillhash.serve.metrics import Metrics
 from distillhash.serve.problems import MEDIA_TYPE, Problem, problem_from
 from distillhash.serve.settings import Settings
@@ -33,6 +35,7 @@ _LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
 _READING = {"GET", "HEAD", "OPTIONS"}
 _CLOSE = {"connection": "close"}
 _DRAIN_SECONDS = 10.0
+_GONE = 499  # what servers write down where a client left before its answer
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _HEADERS = [
     (
@@ -105,6 +108,8 @@ class Guard:
                 await self._app(scope, body.receive, answer)
             else:
                 await respond(answer, 200, await found, b"application/json")
+        except ClientDisconnect:
+            status = status or _GONE
         except Exception as error:
             problem = problem_from(error)
             if problem is None:

@@ -43,12 +43,8 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-def serve(service: Service, listener: socket.socket, *, say: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way are finished first.
-
-    Raises:
-        DistillHashError: warm-up failed.
-    """
+def make_server(service: Service) -> uvicorn.Server:
+    """A server of the service's application, with every limit in place."""
     application = create_app(service, on_failure=lambda: setattr(server, "should_exit", True))
     config = uvicorn.Config(
         application,
@@ -63,6 +59,16 @@ def serve(service: Service, listener: socket.socket, *, say: Callable[[str], Non
         timeout_graceful_shutdown=_STOP_SECONDS,
     )
     server = uvicorn.Server(config)
+    return server
+
+
+def serve(service: Service, listener: socket.socket, *, say: Callable[[str], None]) -> None:
+    """Serve until SIGINT or SIGTERM; requests under way are finished first.
+
+    Raises:
+        DistillHashError: warm-up failed.
+    """
+    server = make_server(service)
     # uvicorn stops gracefully at a signal, then raises it again for whoever handled it before: nobody needs it then.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
