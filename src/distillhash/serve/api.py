@@ -1,6 +1,7 @@
-"""The routes: HTTP in, calls of :class:`~distillhash.serve.service.Service`, JSON out."""
+"""The routes: HTTP in, calls of :class:`~distillhash.serve.service.Service`, JSON out.
 
-from __future__ import annotations
+Annotations are evaluated here, as FastAPI reads them and one depends on the index's code length.
+"""
 
 import asyncio
 from typing import Annotated, Any
@@ -11,22 +12,22 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from distillhash.codes import bytes_per_code
 from distillhash.index.rows import LARGEST_ID
 from distillhash.serve import schemas
-from distillhash.serve.guard import COOKIE, session_of
 from distillhash.serve.library import Query as Search
 from distillhash.serve.pictures import Picture
 from distillhash.serve.problems import MEDIA_TYPE, Problem
 from distillhash.serve.service import Service
-from distillhash.serve.settings import MOST_RESULTS
+from distillhash.serve.settings import COOKIE, MOST_RESULTS
 from distillhash.serve.uploads import BODY_SCHEMA, has_body, read_body
 
 ItemId = Annotated[int, Path(ge=0, le=LARGEST_ID, description="Id of an item of the index.")]
 _PICTURE_SECONDS = 300
-_LONGEST_CODE = 65_536  # bits
+_LARGEST_RADIUS = 65_536  # bits
 
 
 def routes(service: Service) -> APIRouter:
     """All routes but the page's."""
     router = APIRouter()
+    digits = 2 * bytes_per_code(service.n_bits)
 
     @router.post(
         "/search", **_documented(schemas.SearchAnswer, 400, 404, 408, 413, 415, 422, 503), **_body(required=False)
@@ -35,11 +36,12 @@ def routes(service: Service) -> APIRouter:
         request: Request,
         id: Annotated[int | None, Query(ge=0, le=LARGEST_ID, description="Search by an item of the index.")] = None,
         code: Annotated[
-            str | None, Query(max_length=_LONGEST_CODE // 4, description="Search by a packed code in hexadecimal.")
+            str | None,
+            Query(pattern=f"^[0-9a-fA-F]{{{digits}}}$", description="Search by a packed code in hexadecimal."),
         ] = None,
         k: Annotated[int, Query(ge=1, le=MOST_RESULTS, description="How many neighbours at most.")] = 10,
         radius: Annotated[
-            int | None, Query(ge=0, le=_LONGEST_CODE, description="Only neighbours within this many bits.")
+            int | None, Query(ge=0, le=_LARGEST_RADIUS, description="Only neighbours within this many bits.")
         ] = None,
     ) -> Response:
         """The nearest items of an uploaded image, of an item, or of a code. An item finds itself first, at distance 0."""
@@ -103,7 +105,7 @@ def routes(service: Service) -> APIRouter:
     async def duplicates(
         radius: Annotated[
             int | None,
-            Query(ge=0, le=_LONGEST_CODE, description="In bits; the file's own where the server was given one."),
+            Query(ge=0, le=_LARGEST_RADIUS, description="In bits; the file's own where the server was given one."),
         ] = None,
         offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
@@ -144,35 +146,27 @@ def routes(service: Service) -> APIRouter:
         """Counts and times in Prometheus's text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @router.get("/session", **_documented(schemas.Session))
+    async def access(request: Request) -> Response:
+        """Whether this client may ask for more: without a token set, everyone may."""
+        return _json({"allowed": service.settings.admits(request.headers)})
+
     @router.post("/session", status_code=204, **_documented(None, 401, 422, status=204))
     async def session(request: Request) -> Response:
         """Trade `Authorization: Bearer TOKEN` for a cookie, which pictures in the page need."""
-        token = service.settings.token
+        settings = service.settings
+        if not settings.admits(request.headers):
+            raise Problem(401, "this is not the server's token", {"www-authenticate": "Bearer"})
         response = Response(status_code=204)
-        if token is not None:
-            if not tokens_equal(request.headers.get("authorization", ""), token):
-                raise Problem(401, "this is not the server's token", {"www-authenticate": "Bearer"})
-            response.set_cookie(COOKIE, session_of(token), httponly=True, samesite="strict", path="/")
+        if settings.session is not None:
+            response.set_cookie(COOKIE, settings.session, httponly=True, samesite="strict", path="/")
         return response
 
     return router
 
 
-def tokens_equal(authorization: str, token: str) -> bool:
-    """Whether a header holds the token; takes as long whatever it holds."""
-    import hmac
-
-    scheme, _, given = authorization.partition(" ")
-    return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), token.encode())
-
-
-def _packed(text: str, n_bits: int) -> bytes:
-    try:
-        code = bytes.fromhex(text) if text.isascii() and text.isalnum() else b""
-    except ValueError:
-        code = b""
-    if len(code) != bytes_per_code(n_bits):
-        raise Problem(422, f"the code must be {2 * bytes_per_code(n_bits)} hexadecimal digits, as /encode gives it")
+def _packed(digits: str, n_bits: int) -> bytes:
+    code = bytes.fromhex(digits)
     pad = 8 * len(code) - n_bits
     if code[-1] & ((1 << pad) - 1):
         raise Problem(422, f"the last {pad} bits of a code of {n_bits} bits must be zero")

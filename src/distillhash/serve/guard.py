@@ -6,7 +6,6 @@ Plain ASGI around the whole application, so that nothing is parsed before it is 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import re
 import secrets
@@ -15,6 +14,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
 from distillhash.serve.metrics import Metrics
@@ -28,7 +28,6 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Direct = Callable[[Scope, dict[bytes, bytes]], Awaitable[bytes] | None]
 
-COOKIE = "distillhash_session"
 _PUBLIC = {"/", "/healthz", "/readyz", "/session"}
 _PUBLIC_FOLDER = "/static/"
 _LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
@@ -67,7 +66,6 @@ class Guard:
             direct: Answers the commonest request without the application's routing, or returns None where it is another one.
         """
         self._app, self._settings, self._metrics, self._direct = app, settings, metrics, direct
-        self._session = None if settings.token is None else session_of(settings.token)
         self._names = _LOCAL_NAMES | {settings.host}
         self._active = 0
 
@@ -136,26 +134,14 @@ class Guard:
             raise Problem(421, "this server answers to localhost only; open it under the address it printed")
         if scope["method"] not in _READING and _is_cross_site(headers, host):
             raise Problem(403, "requests that change or upload something are taken from this server's own page only")
-        if self._session is not None and not self._is_public(scope["path"]) and not self._is_known(headers):
+        if (
+            self._settings.token is not None
+            and not _is_public(scope["path"])
+            and not self._settings.admits(Headers(scope=scope))
+        ):
             raise Problem(
                 401, "a token is needed: send it as `Authorization: Bearer TOKEN`", {"www-authenticate": "Bearer"}
             )
-
-    @staticmethod
-    def _is_public(path: str) -> bool:
-        return path in _PUBLIC or (path.startswith(_PUBLIC_FOLDER) and ".." not in path)
-
-    def _is_known(self, headers: dict[bytes, bytes]) -> bool:
-        assert self._settings.token is not None
-        assert self._session is not None
-        scheme, _, token = headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() == b"bearer" and hmac.compare_digest(token.strip(), self._settings.token.encode()):
-            return True
-        for part in headers.get(b"cookie", b"").split(b";"):
-            name, _, value = part.strip().partition(b"=")
-            if name == COOKIE.encode() and hmac.compare_digest(value, self._session.encode()):
-                return True
-        return False
 
 
 class _Body:
@@ -223,9 +209,8 @@ async def respond_problem(send: Send, problem: Problem, request_id: str) -> None
     await respond(send, problem.status, problem.body(request_id), MEDIA_TYPE.encode(), problem.headers)
 
 
-def session_of(token: str) -> str:
-    """The value of the cookie that stands for a token."""
-    return hmac.new(token.encode(), b"distillhash session", "sha256").hexdigest()
+def _is_public(path: str) -> bool:
+    return path in _PUBLIC or (path.startswith(_PUBLIC_FOLDER) and ".." not in path)
 
 
 def _has_body(headers: dict[bytes, bytes]) -> bool:

@@ -105,6 +105,12 @@ class QualityNumbers(BaseModel):
     nearest_distances: list[int]
 
 
+class Session(BaseModel):
+    """Access."""
+
+    allowed: bool
+
+
 class Status(BaseModel):
     """Health."""
 

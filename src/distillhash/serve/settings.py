@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from distillhash.errors import ParameterError
 
+COOKIE = "distillhash_session"
 MOST_RESULTS = 10_000
 SHORTEST_TOKEN = 16
 
@@ -59,6 +62,25 @@ class Settings:
                 f"--host {self.host} lets other machines in, which needs a token; set the environment variable "
                 "DISTILLHASH_TOKEN or give --token-file, or leave --host at 127.0.0.1"
             )
+
+    @property
+    def session(self) -> str | None:
+        """Value of the cookie that stands for the token; pictures in a page cannot carry a header."""
+        return (
+            None if self.token is None else hmac.new(self.token.encode(), b"distillhash session", "sha256").hexdigest()
+        )
+
+    def admits(self, headers: Mapping[str, str]) -> bool:
+        """Whether a request's headers hold the token or the cookie; comparing takes as long whatever they hold."""
+        if self.token is None or self.session is None:
+            return True
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and hmac.compare_digest(token.strip().encode(), self.token.encode()):
+            return True
+        pairs = (part.strip().partition("=") for part in headers.get("cookie", "").split(";"))
+        return any(
+            name == COOKIE and hmac.compare_digest(value.encode(), self.session.encode()) for name, _, value in pairs
+        )
 
     @property
     def is_local(self) -> bool:

@@ -337,9 +337,9 @@ takeIn(searchFile, refuse);
 
 async function open() {
   try {
+    if (!(await api.access()).allowed) return askForToken();
     facts = await api.statistics();
   } catch (error) {
-    if (error.status === 401) return askForToken();
     view.hidden = false;
     view.className = "is-start";
     return message($("hero-error"), "The server does not answer", error.message);
