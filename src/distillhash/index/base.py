@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -158,6 +158,10 @@ class Index(ABC):
     @abstractmethod
     def present(self, ids: Sequence[int]) -> set[int]:
         """Those of the ids that are there."""
+
+    def state(self) -> Hashable | None:
+        """A value that is another one after every change, whichever process made it; None where the engine cannot say cheaply."""
+        return None
 
     @abstractmethod
     def __len__(self) -> int:

@@ -204,6 +204,10 @@ class EmbeddedIndex(Index):
         wanted = [int(identifier) for identifier in ids if is_id(identifier)]
         return {row[0] for row in self._select_in("SELECT id FROM items WHERE id IN ({})", wanted)}
 
+    def state(self) -> tuple[int, int]:
+        """See :meth:`Index.state`: what SQLite counts of other connections' commits, and of this one's changed rows."""
+        return int(self._run("PRAGMA data_version").fetchone()[0]), self._connection.total_changes
+
     def __len__(self) -> int:
         return int(self._run("SELECT COUNT(*) FROM items").fetchone()[0])
 

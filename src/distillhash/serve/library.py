@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,7 +17,11 @@ from distillhash.index import Index
 from distillhash.index.base import Item
 from distillhash.serve.batching import Batcher, nobody
 
-_MOST_TOGETHER = 64  # searches of one call
+_MOST_TOGETHER = (
+    16  # searches of one call: what the kernels take in one go, so that none of them waits for a thread to start
+)
+_MOST_HELD = 50_000  # items in memory, about 1 KB each
+_TRIES = 5
 Answer = TypeVar("Answer")
 
 
@@ -58,6 +62,8 @@ class Library:
         """Take an open index; from :meth:`start` on only the library's thread touches it."""
         self._index = index
         self.n_bits, self.model_fingerprint = index.n_bits, index.model_fingerprint
+        self._held: dict[int, Item] = {}
+        self._state: Hashable | None = None
         self._jobs: Batcher[Query | Callable[[Index], Any], Any] = Batcher(
             self._answer, name="index", max_batch=_MOST_TOGETHER, observe=observe
         )
@@ -116,32 +122,52 @@ class Library:
         return answers
 
     def _search(self, queries: list[Query], k: int) -> list[Found | Exception]:
-        wanted = {query.item for query in queries if isinstance(query.item, int)}
-        held = {
-            item.id: item.code.packed.tobytes() for item in self._index.get(list(self._index.present(list(wanted))))
-        }
-        codes = [query.item if isinstance(query.item, bytes) else held.get(query.item) for query in queries]
+        for _ in range(_TRIES):
+            try:
+                return self._search_once(queries, k)
+            except NoItemError:  # another process removed what the search had found
+                continue
+        raise DataError("the index changes faster than it can be read; try again")
+
+    def _search_once(self, queries: list[Query], k: int) -> list[Found | Exception]:
+        held = self._items({query.item for query in queries if isinstance(query.item, int)})
+        codes = [_code_of(query, held) for query in queries]
         known = [code for code in codes if code is not None]
         if not known:
             return [_absent(query) for query in queries]
         packed = np.frombuffer(b"".join(known), np.uint8).reshape(len(known), -1)
         result = self._index.search(Codes(packed, self.n_bits), k)
-        rows = iter(zip(result.ids, result.distances, strict=True))
+        rows = zip(result.ids, result.distances, strict=True)
         hits = [
-            None if code is None else _within(*next(rows), query.radius)
-            for code, query in zip(codes, queries, strict=True)
+            None if code is None else _within(*next(rows), q.radius) for code, q in zip(codes, queries, strict=True)
         ]
-        identifiers = {identifier for hit in hits if hit is not None for identifier in hit[0]}
-        items = {item.id: item for item in self._index.get(list(identifiers))}
+        wanted = {identifier for hit in hits if hit is not None for identifier in hit[0]}
+        items = self._items(wanted)
+        if len(items) < len(wanted):
+            raise NoItemError("an item is gone")
         answers: list[Found | Exception] = []
         for query, code, hit in zip(queries, codes, hits, strict=True):
             if code is None or hit is None:
                 answers.append(_absent(query))
             else:
-                found, distances = hit
-                cut = query.radius is not None and len(found) == k
-                answers.append(Found(code, [items[identifier] for identifier in found], distances, cut))
+                ids, distances = hit
+                cut = query.radius is not None and len(ids) == k
+                answers.append(Found(code, [items[identifier] for identifier in ids], distances, cut))
         return answers
+
+    def _items(self, ids: set[int]) -> dict[int, Item]:
+        """Those of the ids that are there.
+
+        Items are held as long as the index says that nothing changed: reading rows is most of the time of a search.
+        """
+        state = self._index.state()
+        if state is None or state != self._state or len(self._held) > _MOST_HELD:
+            self._held.clear()
+            self._state = state
+        missing = ids.difference(self._held)
+        if missing:
+            self._held.update((item.id, item) for item in self._index.get(sorted(self._index.present(list(missing)))))
+        return {identifier: self._held[identifier] for identifier in ids if identifier in self._held}
 
 
 def item_of(index: Index, identifier: int) -> Item:
@@ -159,6 +185,12 @@ def all_ids(index: Index) -> NDArray[np.int64]:
     """The ids of all items, in ascending order; 12 bytes of memory an item while it runs."""
     anywhere = Codes(np.zeros((1, -(-index.n_bits // 8)), np.uint8), index.n_bits)
     return np.sort(index.range_search(anywhere, index.n_bits).ids)
+
+
+def _code_of(query: Query, held: dict[int, Item]) -> bytes | None:
+    if isinstance(query.item, bytes):
+        return query.item
+    return held[query.item].code.packed.tobytes() if query.item in held else None
 
 
 def _absent(query: Query) -> NoItemError:
