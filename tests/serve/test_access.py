@@ -81,7 +81,7 @@ def test_the_command_line_says_what_is_wrong(
         ([*index, "--max-upload", "0"], 2, "max_upload"),
         ([*index, "--duplicates", str(tmp_path / "groups.json")], 1, "dedup --out"),
         ([*index, "--host", "203.0.113.9", "--token-file", str(tmp_path / "good")], 2, "cannot listen on 203.0.113.9"),
-        (["--index", str(tmp_path / "nothing")], 2, "there is no index"),
+        (["--index", str(tmp_path / "nothing")], 1, "there is no index"),
     ):
         assert main(["serve", *words]) == status, words
         assert said in capsys.readouterr().err, words

@@ -279,6 +279,25 @@ def test_embeddings_are_searched_too(vectors: Path, tmp_path: Path) -> None:
         problem(client.get(f"/items/{added.json()['id']}/image"), 404)
 
 
+def test_an_index_without_a_model_or_without_items(tmp_path: Path) -> None:
+    codes = np.random.default_rng(0).integers(0, 256, (9, 3), np.uint8)
+    with open_index(tmp_path / "i", n_bits=24, create=True) as index:
+        index.add(Codes.from_packed(codes, 24))
+    open_index(tmp_path / "empty", n_bits=24, create=True).close()
+    with running(tmp_path / "i", tmp_path) as server, httpx.Client(base_url=server.url) as client:
+        assert client.get("/stats").json()["accepts"] is None
+        ranking = brute_force(Codes.from_packed(codes[2:3], 24), np.arange(9), Codes.from_packed(codes, 24), 9)
+        assert pairs(client.post("/search?id=2&k=9")) == ranking
+        assert "keeps no model" in problem(client.post("/search", files={"file": make_png()}), 422)
+        problem(client.get("/items/1/thumbnail"), 404)
+    with running(tmp_path / "empty", tmp_path) as server, httpx.Client(base_url=server.url) as client:
+        assert pairs(client.post("/search?code=00ff00")) == []
+        assert client.get("/items").json() == {"items": []}
+        assert client.get("/duplicates").json()["groups"] == []
+        problem(client.get("/quality"), 422)
+        problem(client.post("/search?id=0"), 404)
+
+
 def test_a_changed_file_is_not_shown(own_index: Path, photo_folder: Path, tmp_path: Path) -> None:
     """Whatever is put behind an indexed path later, the server does not hand it out."""
     copy = tmp_path / "one.jpg"

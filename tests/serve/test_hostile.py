@@ -274,6 +274,20 @@ def test_too_many_at_once_get_503(photo_index: Path) -> None:
         assert httpx.get(url + "stats").status_code == 200
 
 
+def test_bodies_have_a_common_limit(photo_index: Path) -> None:
+    with in_thread(photo_index, max_held=300_000) as url:
+        port = int(url.rstrip("/").rpartition(":")[2])
+        head = post("/search", "content-length: 250000", "content-type: image/jpeg")
+        with socket.create_connection(("127.0.0.1", port)) as slow:
+            slow.sendall(head + b"\xff" * 200_000)
+            time.sleep(0.3)
+            answer = httpx.post(url + "encode", files={"file": make_jpeg() + bytes(150_000)})
+            assert answer.status_code == 503 and answer.headers["retry-after"]
+            assert httpx.post(url + "encode", files={"file": make_jpeg()}).status_code == 200
+        time.sleep(0.3)
+        assert httpx.post(url + "encode", files={"file": make_jpeg() + bytes(150_000)}).status_code == 200
+
+
 def test_pictures_are_shown_as_pictures_only(server: Running, client: httpx.Client) -> None:
     """A file that is a JPEG and something else too comes as a JPEG that runs nothing."""
     headers = client.get("/items/1/image").headers

@@ -55,6 +55,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise MissingDependencyError(
             f"serve needs packages that are not installed ({error.name}); pip install 'distillhash[serve]'"
         ) from error
+    from distillhash.index import open_index
     from distillhash.index.address import folder_of, shown
     from distillhash.indexing import index_model, open_model_index
     from distillhash.serve.settings import Settings
@@ -66,10 +67,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         max_pixels=arguments.max_pixels,
         duplicates=Path(arguments.duplicates) if arguments.duplicates else None,
     )
-    model = index_model(arguments.index, arguments.model, device=arguments.device)
     started = time.perf_counter()
-    index = open_model_index(arguments.index, model, create=False)
-    service = Service(index, model, folder_of(arguments.index), settings, Metrics())
+    folder = folder_of(arguments.index)
+    if arguments.model or (folder is not None and (folder / "model" / "config.json").exists()):
+        model = index_model(arguments.index, arguments.model, device=arguments.device)
+        index = open_model_index(arguments.index, model, create=False)
+    else:
+        model, index = None, open_index(arguments.index)  # by id and by code it can be searched all the same
+    service = Service(index, model, folder, settings, Metrics())
     listener = bind(arguments.host, arguments.port)
     url = url_of(listener)
     say(arguments, f"{len(index)} items of {index.n_bits} bits in {shown(arguments.index)}")

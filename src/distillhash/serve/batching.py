@@ -27,8 +27,9 @@ class OverloadedError(DistillHashError):
 class Batcher(Generic[Job, Answer]):
     """Threads that answer jobs in batches.
 
-    A thread takes the first job that waits, then whatever else is there, up to ``max_batch``; with ``wait_seconds`` it gives others
-    that long to arrive. Under load batches fill by themselves, and nobody waits for company that is not coming.
+    A thread takes the first job that waits, then whatever else is there, up to ``max_batch``. With ``wait_seconds`` it goes on for as long
+    as jobs keep arriving that close to each other: under load batches fill, and nobody waits for company that is not coming. One thread
+    at a time collects, as two would share what arrives between two half batches.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Batcher(Generic[Job, Answer]):
             work: Answers a batch, one answer or exception for each job; what it raises, every job of the batch gets.
             name: Of the threads.
             max_batch: Jobs of one batch at most.
-            wait_seconds: How long the first job of a batch waits for others.
+            wait_seconds: Longest time between two jobs of a batch; its first waits ten times that at most.
             threads: How many batches are worked on at a time.
             max_waiting: Jobs not yet answered at most.
             observe: Told the size of every batch.
@@ -57,6 +58,7 @@ class Batcher(Generic[Job, Answer]):
         self._max_batch, self._wait_seconds, self._max_waiting = max_batch, wait_seconds, max_waiting
         self._queue: SimpleQueue[tuple[Job, asyncio.Future[Answer]] | None] = SimpleQueue()
         self._threads = [threading.Thread(target=self._run, name=f"{name}-{i}", daemon=True) for i in range(threads)]
+        self._collecting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.n_waiting = 0
 
@@ -92,7 +94,8 @@ class Batcher(Generic[Job, Answer]):
         assert self._loop is not None
         running = True
         while running:
-            batch, running = self._take()
+            with self._collecting:
+                batch, running = self._take()
             if not batch:
                 continue
             try:
@@ -112,9 +115,9 @@ class Batcher(Generic[Job, Answer]):
         if entry is None:
             return [], False
         batch = [entry]
-        give_up = time.monotonic() + self._wait_seconds
+        give_up = time.monotonic() + 10 * self._wait_seconds
         while len(batch) < self._max_batch:
-            left = give_up - time.monotonic()
+            left = min(self._wait_seconds, give_up - time.monotonic())
             try:
                 entry = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
             except Empty:

@@ -27,7 +27,7 @@ class Encoder:
         *,
         max_pixels: int,
         max_batch: int = 0,
-        wait_seconds: float = 0.004,
+        wait_seconds: float = 0.008,
         observe: Callable[[int], None] = nobody,
     ) -> None:
         """Keep the model; its weights are read by :meth:`warm_up`."""

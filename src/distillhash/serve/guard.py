@@ -68,6 +68,7 @@ class Guard:
         self._app, self._settings, self._metrics, self._direct = app, settings, metrics, direct
         self._names = _LOCAL_NAMES | {settings.host}
         self._active = 0
+        self._held = _Held(settings.max_held)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -81,7 +82,7 @@ class Guard:
             request_id = secrets.token_hex(8).encode()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         status = 0
-        body = _Body(receive, self._settings, expected=_has_body(headers))
+        body = _Body(receive, self._settings, self._held, expected=_has_body(headers))
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -117,6 +118,7 @@ class Guard:
                 await respond_problem(answer, problem, request_id.decode())
         finally:
             self._active -= 1
+            body.forget()
             route = str(getattr(scope.get("route"), "path", "/search" if scope["path"] == "/search" else "other"))
             self._metrics.count(scope["method"], route, status, time.perf_counter() - started)
 
@@ -130,7 +132,7 @@ class Guard:
         if int(length) > self._settings.max_upload:
             raise too_large(self._settings.max_upload, f"{int(length)} bytes")
         host = headers.get(b"host", b"").decode("latin-1").lower()
-        if self._settings.is_local and re.sub(r":\d+$", "", host) not in self._names:
+        if self._settings.is_local and self._settings.token is None and re.sub(r":\d+$", "", host) not in self._names:
             raise Problem(421, "this server answers to localhost only; open it under the address it printed")
         if scope["method"] not in _READING and _is_cross_site(headers, host):
             raise Problem(403, "requests that change or upload something are taken from this server's own page only")
@@ -144,11 +146,19 @@ class Guard:
             )
 
 
+class _Held:
+    """Bytes of all bodies that are in memory, and how many there may be."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.now = most, 0
+
+
 class _Body:
     """A request's body, counted and timed as it arrives."""
 
-    def __init__(self, receive: Receive, settings: Settings, *, expected: bool) -> None:
-        self._receive, self._settings = receive, settings
+    def __init__(self, receive: Receive, settings: Settings, held: _Held, *, expected: bool) -> None:
+        self._receive, self._settings, self._held = receive, settings, held
+        self._counted = 0  # of this body, in what is held
         self._received = 0
         self._deadline: float | None = None
         self.complete = not expected
@@ -171,7 +181,17 @@ class _Body:
             raise Problem(408, f"the body did not arrive within {seconds:g} s", _CLOSE) from None
         if self._received > self._settings.max_upload:
             raise too_large(self._settings.max_upload, "more")
+        size = len(message.get("body", b""))
+        if self._held.now + size > self._held.most:
+            raise Problem(503, "too many uploads are being worked on; try again", {"retry-after": "1", **_CLOSE})
+        self._held.now += size
+        self._counted += size
         return message
+
+    def forget(self) -> None:
+        """The request is answered."""
+        self._held.now -= self._counted
+        self._counted = 0
 
     async def drain(self) -> None:
         """Throw away what still comes, within limits; call it when the answer is on its way."""

@@ -26,6 +26,7 @@ class Settings:
         max_pixels: Largest image, width x height, checked before a pixel is decoded.
         body_seconds: Longest time a request body may take to arrive.
         max_requests: Requests answered at one time; more get 503.
+        max_held: Bytes of all bodies held at one time, from their arrival to their answer; more get 503.
         max_batch: Images encoded together at most; 0 takes the backbone's own batch.
         batch_seconds: How long an image waits for others to be encoded with.
         duplicates: File that ``distillhash dedup --out`` wrote, shown on the page.
@@ -37,8 +38,9 @@ class Settings:
     max_pixels: int = 64_000_000
     body_seconds: float = 30.0
     max_requests: int = 256
+    max_held: int = 512 * 2**20
     max_batch: int = 0
-    batch_seconds: float = 0.004
+    batch_seconds: float = 0.008
     duplicates: Path | None = None
 
     def __post_init__(self) -> None:
