@@ -152,7 +152,9 @@ class Service:
             chosen = np.random.default_rng(seed).choice(ids, min(n, len(ids)), replace=False)
             return index.get(chosen.tolist())
 
-        return await self.library.run(draw)
+        items = await self.library.run(draw)
+        await self._measure([item.id for item in items if item.id not in self._sizes])
+        return items
 
     async def add(self, body: Body) -> tuple[Item, bool]:
         """Store an upload; returns the item and whether it is new. The same file again is the same item."""

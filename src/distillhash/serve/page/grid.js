@@ -41,11 +41,19 @@ export function layOut(items, n, width, target, caption) {
   return { rows, height: top };
 }
 
-export function pictureOf(item, { alt, eager = false }) {
+// `onSize` hears of a picture whose size the server did not know yet.
+export function pictureOf(item, { alt, eager = false, onSize = () => {} }) {
   if (!item.picture) return codePicture(item);
   const image = make("img", { src: thumbnail(item.id), alt, decoding: "async", loading: eager ? null : "lazy" });
   if (isTiny(item)) image.classList.add("tiny");
-  image.addEventListener("load", () => image.classList.add("there"));
+  image.addEventListener("load", () => {
+    image.classList.add("there");
+    if (item.width) return;
+    item.width = image.naturalWidth;
+    item.height = image.naturalHeight;
+    if (isTiny(item)) image.classList.add("tiny");
+    onSize();
+  });
   image.addEventListener("error", () => image.replaceWith(codePicture(item)));
   return image;
 }
@@ -110,7 +118,7 @@ export class Grid {
 
   target() {
     const first = this.items.slice(0, 24).filter((item) => item.picture);
-    if (first.length && first.every(isTiny)) return 84;
+    if (first.length && first.every(isTiny)) return 104;
     if (this.items.length && !first.length) return 96;
     return this.host.clientWidth < 560 ? 116 : 184;
   }
@@ -133,6 +141,11 @@ export class Grid {
     }
     this.layout.width = width;
     this.render();
+  }
+
+  relayoutSoon() {
+    clearTimeout(this.soon);
+    this.soon = setTimeout(() => this.relayout(), 150);
   }
 
   render() {
@@ -173,14 +186,14 @@ export class Grid {
 
   tile(item, place, width, height) {
     const away = this.query ? `${item.distance} of ${this.query.length} bits differ` : "";
-    const frame = make("span", { class: "frame" }, pictureOf(item, { alt: item.name, eager: true }));
+    const frame = make("span", { class: "frame" }, pictureOf(item, { alt: item.name, eager: true, onSize: () => this.relayoutSoon() }));
     frame.style.height = `${height}px`;
     const link = make("a", { href: `#/item/${item.id}`, tabindex: place === this.focused ? 0 : -1, title: item.name, "aria-label": `${item.name}${away && `, ${away}`}. Search with it.` }, frame);
     if (this.query) {
       const canvas = make("canvas", { "aria-hidden": "true" });
       const bits = bitsOf(item.code, this.query.length);
       const patterns = [{ bits: this.query }, { bits: differing(bits, this.query), kind: "differs" }];
-      draw(canvas, width < 90 ? patterns.slice(1) : patterns, 24);
+      draw(canvas, width < 88 ? patterns.slice(1) : patterns, 24);
       const unit = item.distance === 1 ? "bit" : "bits";
       link.append(make("span", { class: "caption" }, make("b", {}, String(item.distance)), width < 116 ? null : unit, canvas));
     }

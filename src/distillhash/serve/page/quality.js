@@ -89,7 +89,8 @@ function distances({ pair_distances: pairs, nearest_distances: nearest, n_bits: 
       plot.append(bar);
     });
     const peak = shares.indexOf(Math.max(...shares));
-    plot.append(text(x(peak), y(shares[peak]) - 7, words, "middle", "label"));
+    const isFirst = x(peak) < LEFT + 44; // the label would run into the axis
+    plot.append(text(isFirst ? LEFT + 4 : x(peak), y(shares[peak]) - 7, words, isFirst ? "start" : "middle", "label"));
   }
   return plot;
 }
