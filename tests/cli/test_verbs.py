@@ -213,6 +213,7 @@ def test_demo_does_the_whole_job(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert summary["map"] > 3 * summary["map_random"]
     assert summary["map"] > summary["others"]["lsh, 32 bits"]
     assert len(open_index(tmp_path / "demo" / "index")) == 1438
+    assert summary["serve"] == f"distillhash serve --index {tmp_path / 'demo' / 'index'}"
     report = (tmp_path / "demo" / "report.html").read_text()
     assert "distillhash demo --out" in report and report.count("data:image/") > 80
     run_json(capsys, "demo", "--out", tmp_path / "demo", "--bits", 16)  # again, with another length

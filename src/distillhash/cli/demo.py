@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -87,13 +89,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     say(arguments, f"   {hasher.method}: MAP {metrics['map']:.3f}; a random ranking has {metrics['map_random']:.3f}")
     for other_run in others:
         say(arguments, f"   {other_run.label.split(',')[0]}: MAP {other_run.metrics['map']:.3f}")
+    serve = f"{_program()} serve --index {shlex.quote(str(out / 'index'))}"
     say(arguments, f"done in {seconds:.0f} s; open {report}")
+    say(arguments, f"to search these images in the browser, run\n\n    {serve}\n\nand open http://127.0.0.1:8000/")
     return {
         "model": str(out / "model"),
         "index": str(out / "index"),
         "report": str(report),
+        "serve": serve,
         "seconds": seconds,
         "map": metrics["map"],
         "map_random": metrics["map_random"],
         "others": {other_run.label: other_run.metrics["map"] for other_run in others},
     }
+
+
+def _program() -> str:
+    """How the reader calls this program: by its name, or by the path of an environment that is not activated."""
+    started = Path(sys.argv[0])
+    if started.name != "distillhash" or shutil.which("distillhash") == str(started.absolute()):
+        return "distillhash"
+    return shlex.quote(sys.argv[0])

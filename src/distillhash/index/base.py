@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -170,6 +170,10 @@ class Index(ABC):
 
     def compact(self) -> None:  # noqa: B027
         """Give back the space of what was removed or replaced, where the engine does not do so by itself."""
+
+    def state(self) -> Hashable | None:
+        """A value that is another one after every change, whichever process made it; None where the engine cannot say cheaply."""
+        return None
 
     @abstractmethod
     def __len__(self) -> int:

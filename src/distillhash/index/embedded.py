@@ -193,6 +193,10 @@ class EmbeddedIndex(Index):
             snapshot = replace(snapshot, base=replace(snapshot.base, clusters=clusters))
         self._snapshot = snapshot
 
+    def state(self) -> State:
+        """See :meth:`Index.state`."""
+        return self._items.state()
+
     def __len__(self) -> int:
         return self._items.state().items
 

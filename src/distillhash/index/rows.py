@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.codes import Codes
+from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError, FormatError
 from distillhash.index.base import Item
 
@@ -83,7 +83,10 @@ def item_from_row(row: tuple[Any, ...], n_bits: int) -> Item:
     """
     identifier, code, key, digest, metadata = row
     try:
-        codes = Codes.from_packed(np.frombuffer(code, np.uint8)[None], n_bits)
+        packed, width = np.frombuffer(code, np.uint8)[None], bytes_per_code(n_bits)
+        is_sound = len(code) == width and not code[-1] & ((1 << (8 * width - n_bits)) - 1)
+        # The common case without from_packed's general checks: they would be most of the time of a search that is served.
+        codes = Codes(packed, n_bits) if is_sound else Codes.from_packed(packed, n_bits)
         return Item(identifier, codes, key_from_sql(key), digest, None if metadata is None else json.loads(metadata))
     except (TypeError, ValueError) as error:
         raise FormatError(f"the row of id {identifier}: {error}") from error

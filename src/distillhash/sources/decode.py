@@ -117,6 +117,52 @@ def decode_resized(data: bytes | NDArray[Any], size: int, max_pixels: int = MAX_
     return resize_image(np.array(_decode_rgb(data, max_pixels, draft_size=2 * size)), size)
 
 
+def decode_thumbnail(data: bytes | NDArray[Any], side: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """Decode one image small, aspect kept: for people, not for features.
+
+    Args:
+        data: An encoded file, or pixels ``(h, w, 3) uint8``.
+        side: Longest side of the result in pixels, at least 1; a smaller image keeps its size.
+        max_pixels: As in :func:`decode_image`.
+
+    Returns:
+        ``(h, w, 3) uint8`` RGB, upright.
+
+    Raises:
+        BadItemError: as in :func:`decode_image`.
+        ParameterError: ``side`` is below 1.
+    """
+    _check_size(side)
+    if isinstance(data, np.ndarray):
+        image = Image.fromarray(_checked_pixels(data, max_pixels))
+    else:
+        image = _decode_rgb(data, max_pixels, draft_size=side)
+    image.thumbnail((side, side))
+    return np.array(image)
+
+
+def image_size(data: bytes | NDArray[Any]) -> tuple[int, int]:
+    """Width and height as the image is shown (EXIF orientation applied), from the header alone.
+
+    Raises:
+        BadItemError: not an image of the allow-list, or a damaged header.
+    """
+    if isinstance(data, np.ndarray):
+        return data.shape[1], data.shape[0]
+    _, image = _open(data)
+    width, height = image.size
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def image_format(data: bytes) -> str:
+    """The format's name found from the content: ``JPEG``, ``PNG``, ``WEBP``, ``GIF``, ``BMP``, ``TIFF``, ``PPM`` or ``AVIF``.
+
+    Raises:
+        BadItemError: not an image of the allow-list, or a damaged header.
+    """
+    return _open(data)[0]
+
+
 def check_pixel_limit(data: bytes | NDArray[Any], max_pixels: int) -> None:
     """Raise :class:`BadItemError` for an image of more pixels, as :func:`decode_image` would; reads the header alone."""
     if isinstance(data, bytes):

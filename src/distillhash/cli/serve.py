@@ -1,0 +1,91 @@
+"""``distillhash serve``: an index over HTTP, with a page to search it by looking."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from distillhash.cli.common import INDEX_HELP, add_verb, say
+from distillhash.errors import MissingDependencyError, ParameterError
+
+TOKEN_VARIABLE = "DISTILLHASH_TOKEN"
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "serve",
+        "serve an index: a page to search it in the browser, and an HTTP API",
+        [
+            "distillhash serve --index photos.index",
+            "DISTILLHASH_TOKEN=$(openssl rand -hex 24) distillhash serve --index photos.index --host 0.0.0.0 --port 80",
+        ],
+        run,
+    )
+    parser.add_argument("--index", required=True, metavar="DIR|URI", help=f"{INDEX_HELP}, filled by index")
+    parser.add_argument("--model", metavar="DIR", help="model folder; needed where the index is on a server")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
+    parser.add_argument(
+        "--token-file", metavar="FILE", help=f"file with the token that requests must carry (or set {TOKEN_VARIABLE})"
+    )
+    parser.add_argument("--duplicates", metavar="FILE", help="groups that dedup --out wrote, to be shown on the page")
+    parser.add_argument("--max-upload", type=int, default=20, metavar="MB", help="largest upload (default: 20)")
+    parser.add_argument(
+        "--max-pixels", type=int, default=64_000_000, metavar="N", help="largest picture (default: 64000000)"
+    )
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Open everything that may fail, then serve until a signal."""
+    if not 0 <= arguments.port <= 65535:
+        raise ParameterError(f"--port must be in 0..65535, got {arguments.port}")
+    try:
+        from distillhash.serve.metrics import Metrics
+        from distillhash.serve.run import bind, serve, url_of
+        from distillhash.serve.service import Service
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"serve needs packages that are not installed ({error.name}); pip install 'distillhash[serve]'"
+        ) from error
+    from distillhash.index import open_index
+    from distillhash.index.address import folder_of, shown
+    from distillhash.indexing import index_model, open_model_index
+    from distillhash.serve.settings import Settings
+
+    settings = Settings(
+        host=arguments.host,
+        token=_token(arguments.token_file),
+        max_upload=arguments.max_upload * 2**20,
+        max_pixels=arguments.max_pixels,
+        duplicates=Path(arguments.duplicates) if arguments.duplicates else None,
+    )
+    started = time.perf_counter()
+    folder = folder_of(arguments.index)
+    if arguments.model or (folder is not None and (folder / "model" / "config.json").exists()):
+        model = index_model(arguments.index, arguments.model, device=arguments.device)
+        index = open_model_index(arguments.index, model, create=False)
+    else:
+        model, index = None, open_index(arguments.index)  # by id and by code it can be searched all the same
+    service = Service(index, model, folder, settings, Metrics())
+    listener = bind(arguments.host, arguments.port)
+    url = url_of(listener)
+    say(arguments, f"{len(index)} items of {index.n_bits} bits in {shown(arguments.index)}")
+    serve(service, listener, say=lambda text: say(arguments, text))
+    return {"url": url, "seconds": time.perf_counter() - started}
+
+
+def _token(file: str | None) -> str | None:
+    if file is None:
+        return os.environ.get(TOKEN_VARIABLE) or None
+    try:
+        return Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ParameterError(f"the token file {file} cannot be read ({error}); write the token into it") from error

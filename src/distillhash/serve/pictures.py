@@ -1,0 +1,239 @@
+"""The pictures of items: where they are found, and small copies of them.
+
+An item's picture is found through what the index holds, never through what a request says: the file that was indexed, the row of
+the table it came from, or an upload kept beside the index. A file is shown only while its content is what was indexed, so a path
+that something else was put behind shows nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from distillhash.errors import DataError, DistillHashError
+from distillhash.index.base import Item
+from distillhash.sources import (
+    BadItemError,
+    ImageSource,
+    decode_image,
+    decode_thumbnail,
+    digest,
+    image_format,
+    image_size,
+    open_source,
+)
+
+THUMBNAIL_SIDE = 400  # pixels; rows of the page are about 200 high, and screens have two pixels a point
+UPLOAD_PREFIX = "upload:"
+_SHOWN_AS_THEY_ARE = {
+    "JPEG": "image/jpeg",
+    "PNG": "image/png",
+    "WEBP": "image/webp",
+    "GIF": "image/gif",
+    "AVIF": "image/avif",
+}
+_TINY = 64  # pixels: below that a PNG is smaller than a JPEG, and sharp
+_HEADER = 1 << 17  # bytes of a file that hold its size
+
+
+class NoPictureError(DataError):
+    """An item has no picture, or it is not there any more."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Bytes a browser shows."""
+
+    content: bytes
+    media_type: str
+
+
+class Pictures:
+    """Pictures of items, thumbnails of the latest kept in memory; safe to use from several threads."""
+
+    def __init__(self, folder: Path | None, *, max_pixels: int, memory: int = 64 * 2**20) -> None:
+        """Remember the limits.
+
+        Args:
+            folder: The index's folder, where uploads are kept; None keeps none.
+            max_pixels: Larger pictures are not decoded.
+            memory: Bytes of thumbnails kept.
+        """
+        self._uploads = None if folder is None else folder / "uploads"
+        self._max_pixels, self._memory = max_pixels, memory
+        self._thumbnails: OrderedDict[bytes, Picture] = OrderedDict()
+        self._held = 0
+        self._sources: dict[str, tuple[ImageSource, dict[str, int]] | None] = {}
+        self._lock = threading.Lock()
+
+    def original(self, item: Item) -> Picture:
+        """The picture at its full size: the file itself where browsers know its format, else a PNG of it.
+
+        Raises:
+            NoPictureError: there is none.
+        """
+        content = self._read(item)
+        if isinstance(content, bytes):
+            try:
+                media_type = _SHOWN_AS_THEY_ARE.get(image_format(content))
+            except BadItemError as error:
+                raise NoPictureError(f"the file of item {item.id} is not an image any more: {error}") from error
+            if media_type is not None:
+                return Picture(content, media_type)
+        return Picture(_png(self._decoded(item, content)), "image/png")
+
+    def thumbnail(self, item: Item) -> Picture:
+        """The picture with its longest side at most :data:`THUMBNAIL_SIDE` pixels.
+
+        Raises:
+            NoPictureError: there is none.
+        """
+        key = f"{item.id}:".encode() + (item.digest or b"")
+        with self._lock:
+            if key in self._thumbnails:
+                self._thumbnails.move_to_end(key)
+                return self._thumbnails[key]
+        content = self._read(item)
+        try:
+            pixels = decode_thumbnail(content, THUMBNAIL_SIDE, max_pixels=self._max_pixels)
+        except BadItemError as error:
+            raise NoPictureError(f"the picture of item {item.id} cannot be decoded: {error}") from error
+        picture = (
+            Picture(_png(pixels), "image/png") if max(pixels.shape) <= _TINY else Picture(_jpeg(pixels), "image/jpeg")
+        )
+        with self._lock:
+            if key not in self._thumbnails:
+                self._thumbnails[key] = picture
+                self._held += len(picture.content)
+            while self._held > self._memory:
+                _, dropped = self._thumbnails.popitem(last=False)
+                self._held -= len(dropped.content)
+        return picture
+
+    def size(self, item: Item) -> tuple[int, int] | None:
+        """Width and height as shown, from the header alone; None where there is no picture."""
+        try:
+            path = self._file(item)
+            if path is None:
+                content = self._row(item)
+            else:
+                with path.open("rb") as file:
+                    content = file.read(_HEADER)
+            try:
+                return image_size(content)
+            except BadItemError:  # some formats keep their header at the end
+                return None if path is None else image_size(path.read_bytes())
+        except (BadItemError, NoPictureError, OSError):
+            return None
+
+    def keep_upload(self, content: bytes) -> str:
+        """Store an uploaded file beside the index; returns the item's key.
+
+        Raises:
+            DistillHashError: the folder cannot be written.
+        """
+        key = UPLOAD_PREFIX + digest(content).hex()
+        if self._uploads is not None:
+            path = self._uploads / key.removeprefix(UPLOAD_PREFIX)
+            try:
+                self._uploads.mkdir(exist_ok=True)
+                part = path.with_suffix(f".{threading.get_ident()}.part")
+                part.write_bytes(content)
+                part.replace(path)
+            except OSError as error:
+                raise DistillHashError(
+                    f"the upload cannot be kept ({error.strerror}); check the index folder"
+                ) from error
+        return key
+
+    def forget(self, item: Item) -> None:
+        """Delete what was kept of an item that is removed; files the user has are never touched."""
+        if self._uploads is not None and item.key is not None and item.key.startswith(UPLOAD_PREFIX):
+            (self._uploads / item.key.removeprefix(UPLOAD_PREFIX)).unlink(missing_ok=True)
+
+    def _file(self, item: Item) -> Path | None:
+        """The file behind an item, if it is one."""
+        if item.key is None:
+            raise NoPictureError(f"item {item.id} was indexed without a picture")
+        if item.key.startswith(UPLOAD_PREFIX) and self._uploads is not None:
+            name = item.key.removeprefix(UPLOAD_PREFIX)
+            if len(name) == 32 and all(letter in "0123456789abcdef" for letter in name):
+                return self._uploads / name
+        return Path(item.key) if os.path.isabs(item.key) else None  # noqa: PTH117  # Path() of any text may raise
+
+    def _read(self, item: Item) -> bytes | NDArray[np.uint8]:
+        path = self._file(item)
+        content: bytes | NDArray[np.uint8]
+        if path is None:
+            content = self._row(item)
+        else:
+            try:
+                content = path.read_bytes()
+            except (OSError, ValueError) as error:
+                raise NoPictureError(f"the file of item {item.id} cannot be read any more") from error
+        if item.digest is not None and digest(content) != item.digest:
+            raise NoPictureError(
+                f"the file of item {item.id} changed since it was indexed; run `distillhash index` again"
+            )
+        return content
+
+    def _row(self, item: Item) -> bytes | NDArray[np.uint8]:
+        """The item's row of the source that was indexed."""
+        metadata: dict[str, Any] = item.metadata or {}
+        name, key = metadata.get("source"), metadata.get("key")
+        if not isinstance(name, str) or not isinstance(key, str):
+            raise NoPictureError(f"item {item.id} was indexed without a picture")
+        opened = self._source(name.partition("#")[0])
+        if opened is None or key not in opened[1]:
+            raise NoPictureError(f"the source of item {item.id} is not where it was indexed from")
+        try:
+            return opened[0].read(opened[1][key])
+        except BadItemError as error:
+            raise NoPictureError(f"the picture of item {item.id} cannot be read any more: {error}") from error
+
+    def _source(self, name: str) -> tuple[ImageSource, dict[str, int]] | None:
+        with self._lock:
+            if name not in self._sources:
+                try:
+                    source = open_source(name)
+                except DistillHashError:
+                    source = None
+                is_images = isinstance(source, ImageSource)
+                self._sources[name] = (source, {key: row for row, key in enumerate(source.keys)}) if is_images else None  # type: ignore[assignment,union-attr]
+            return self._sources[name]
+
+    def _decoded(self, item: Item, content: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
+        try:
+            return decode_image(content, max_pixels=self._max_pixels)
+        except BadItemError as error:
+            raise NoPictureError(f"the picture of item {item.id} cannot be decoded: {error}") from error
+
+
+def name_of(item: Item) -> str:
+    """What people call an item, without where it lies: its key within its source."""
+    metadata = item.metadata or {}
+    for name in (metadata.get("name"), metadata.get("key")):
+        if isinstance(name, str) and name and not os.path.isabs(name):  # noqa: PTH117
+            return name
+    return os.path.basename(item.key) if item.key else f"item {item.id}"  # noqa: PTH119
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=3)
+    return stream.getvalue()
+
+
+def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=84, progressive=True)
+    return stream.getvalue()

@@ -1,0 +1,94 @@
+"""The body of a request: an image as a multipart field or as it is, or an embedding as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+
+from distillhash.serve.encoder import Upload
+from distillhash.serve.problems import Problem
+
+_MOST_JSON = 2**20
+_MOST_FIELD = 4096
+_MOST_NAME = 200
+
+_FILE = {"type": "string", "format": "binary", "description": "An image: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF."}
+_NAME = {"type": "string", "maxLength": _MOST_NAME}
+_EMBEDDING = {"type": "array", "items": {"type": "number"}, "minItems": 1}
+BODY_SCHEMA = {
+    "multipart/form-data": {
+        "schema": {"type": "object", "properties": {"file": _FILE, "name": _NAME}, "required": ["file"]}
+    },
+    "application/json": {
+        "schema": {"type": "object", "properties": {"embedding": _EMBEDDING, "name": _NAME}, "required": ["embedding"]}
+    },
+    "image/*": {"schema": _FILE},
+}
+
+
+@dataclass(frozen=True)
+class Body:
+    """What was uploaded, and under which name."""
+
+    upload: Upload
+    name: str | None
+
+
+def has_body(request: Request) -> bool:
+    """Whether the request carries a body."""
+    return request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+
+
+async def read_body(request: Request) -> Body:
+    """The upload in a request.
+
+    Raises:
+        Problem: 400 malformed, 413 too much JSON, 415 another content type, 422 without what is needed.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
+        async with request.form(max_files=1, max_fields=4, max_part_size=_MOST_FIELD) as form:
+            file, name = form.get("file"), form.get("name")
+            if not isinstance(file, UploadFile):
+                raise Problem(422, "the multipart body has no file in its field 'file'")
+            return Body(await file.read(), _name(name if isinstance(name, str) and name else file.filename))
+    if media_type == "application/json":
+        return _from_json(await request.body())
+    if media_type.startswith("image/"):
+        return Body(await request.body(), None)
+    raise Problem(
+        415,
+        f"send multipart/form-data with a field 'file', an image, or JSON with 'embedding', not {media_type[:60]!r}",
+    )
+
+
+def _from_json(body: bytes) -> Body:
+    if len(body) > _MOST_JSON:
+        raise Problem(413, f"a JSON body may have {_MOST_JSON} bytes at most, got {len(body)}")
+    try:
+        document: Any = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Problem(400, f"the body is not JSON: {error}; NaN and Infinity are not JSON numbers") from error
+    values = document.get("embedding") if isinstance(document, dict) else None
+    if not isinstance(values, list) or not values or any(type(value) not in (int, float) for value in values):
+        raise Problem(422, "the JSON body must be an object with 'embedding', a list of numbers")
+    name = document.get("name")
+    if name is not None and not isinstance(name, str):
+        raise Problem(422, "the name must be text")
+    with np.errstate(over="ignore"):
+        return Body(np.array(values, np.float64).astype(np.float32), _name(name))
+
+
+def _name(text: str | None) -> str | None:
+    """A file name without folders and control characters."""
+    if not text:
+        return None
+    if len(text) > _MOST_NAME:
+        raise Problem(422, f"the name may have {_MOST_NAME} characters at most, got {len(text)}")
+    name = text.replace("\\", "/").rpartition("/")[2]
+    return "".join(letter for letter in name if letter.isprintable()) or None

@@ -1,0 +1,313 @@
+"""The HTTP API on a real server: answers are those of the library, errors are problem documents."""
+
+import io
+import json
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from distillhash import Codes, load_model
+from distillhash.cli import main
+from distillhash.codes import hamming_distances
+from distillhash.index import open_index
+from distillhash.quality import bit_statistics
+from distillhash.sources import decode_image
+from image_factory import make_jpeg, make_png, make_rotated
+from serving import N_PHOTOS, Running, running
+
+
+def all_codes(index: Path) -> tuple[np.ndarray, Codes]:
+    with open_index(index) as opened:
+        items = opened.get(list(range(N_PHOTOS)))
+    packed = np.concatenate([item.code.packed for item in items])
+    return np.array([item.id for item in items]), Codes.from_packed(packed, 64)
+
+
+def brute_force(query: Codes, ids: np.ndarray, codes: Codes, k: int) -> list[tuple[int, int]]:
+    distances = hamming_distances(query, codes)[0].astype(int)
+    return sorted(zip(ids.tolist(), distances.tolist(), strict=True), key=lambda pair: (pair[1], pair[0]))[:k]
+
+
+def pairs(answer: httpx.Response) -> list[tuple[int, int]]:
+    assert answer.status_code == 200, answer.text
+    return [(row["id"], row["distance"]) for row in answer.json()["results"]]
+
+
+def problem(answer: httpx.Response, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    document = answer.json()
+    assert document["status"] == status and document["title"] and document["type"] == "about:blank"
+    assert document["request_id"] == answer.headers["x-request-id"]
+    return str(document["detail"])
+
+
+def test_search_by_id_is_the_exact_ranking(server: Running, client: httpx.Client) -> None:
+    ids, codes = all_codes(server.index)
+    for row in (0, 7, 59):
+        found = client.post("/search", params={"id": int(ids[row]), "k": 25})
+        assert pairs(found) == brute_force(codes[row], ids, codes, 25)
+    assert found.json()["query"] == {"id": 59, "code": codes[59].packed.tobytes().hex()}
+    assert len(pairs(client.post("/search", params={"id": 0}))) == 10
+    assert len(pairs(client.post("/search", params={"id": 0, "k": 10_000}))) == N_PHOTOS
+
+
+def test_search_by_upload_is_that_of_the_library(server: Running, client: httpx.Client) -> None:
+    ids, codes = all_codes(server.index)
+    content = make_jpeg(300, 200, seed=1000)
+    path = server.photos.parent / "query.jpg"
+    path.write_bytes(content)
+    code = load_model(server.index / "model").encode([str(path)])
+    found = client.post("/search", params={"k": 60}, files={"file": ("query.jpg", content)})
+    assert pairs(found) == brute_force(code, ids, codes, 60)
+    assert found.json()["query"]["code"] == code.packed.tobytes().hex()
+    raw = client.post("/search", params={"k": 60}, content=content, headers={"content-type": "image/jpeg"})
+    assert raw.json() == found.json()
+    by_code = client.post("/search", params={"k": 60, "code": found.json()["query"]["code"]})
+    assert by_code.json() == found.json()
+    assert client.post("/encode", files={"file": content}).json() == {"code": code.packed.tobytes().hex(), "n_bits": 64}
+
+
+def test_an_indexed_photo_finds_itself_at_distance_0(server: Running, client: httpx.Client) -> None:
+    photo = server.photos / "a" / "07.jpg"
+    best = client.post("/search", files={"file": photo.read_bytes()}).json()["results"][0]
+    assert (best["distance"], best["name"], best["width"], best["height"]) == (0, "a/07.jpg", 100, 100)
+
+
+def test_radius_cuts_the_ranking(server: Running, client: httpx.Client) -> None:
+    ids, codes = all_codes(server.index)
+    everything = brute_force(codes[3], ids, codes, 60)
+    radius = everything[20][1]
+    answer = client.post("/search", params={"id": 3, "radius": radius, "k": 60})
+    assert pairs(answer) == [pair for pair in everything if pair[1] <= radius]
+    assert answer.json()["truncated"] is False
+    cut = client.post("/search", params={"id": 3, "radius": 64, "k": 5})
+    assert pairs(cut) == everything[:5] and cut.json()["truncated"] is True
+
+
+def test_the_direct_path_answers_as_the_routed_one(client: httpx.Client) -> None:
+    """`id` first is answered before routing, `k` first is not; both must be the same answer."""
+    direct, routed = client.post("/search?id=5&k=12"), client.post("/search?k=12&id=5")
+    assert direct.content == routed.content
+    assert {n: v for n, v in direct.headers.items() if n not in ("date", "x-request-id")} == {
+        n: v for n, v in routed.headers.items() if n not in ("date", "x-request-id")
+    }
+    for path in ("/search?id={}&k=0", "/search?id={}&k=10001", "/search?id=99999&k=3"):
+        assert client.post(path.format(5)).status_code == (404 if "99999" in path else 422)
+
+
+def test_items_images_and_thumbnails(server: Running, client: httpx.Client) -> None:
+    with open_index(server.index) as index:
+        item = index.get([4])[0]
+    assert item.key is not None
+    found = client.get("/items/4").json()
+    assert found["name"] == (item.metadata or {})["key"] and found["code"] == item.code.packed.tobytes().hex()
+    assert str(server.photos) not in json.dumps(found)
+    image = client.get("/items/4/image")
+    assert image.content == Path(item.key).read_bytes() and image.headers["content-type"] == "image/jpeg"
+    thumbnail = client.get("/items/4/thumbnail")
+    shown = Image.open(io.BytesIO(thumbnail.content))
+    assert shown.size == (found["width"], found["height"]) == decode_image(image.content).shape[1::-1]
+    assert "max-age" in thumbnail.headers["cache-control"]
+    problem(client.get("/items/999"), 404)
+    problem(client.get("/items/999/image"), 404)
+
+
+def test_sample_is_random_and_repeatable(client: httpx.Client) -> None:
+    def ids(seed: int) -> list[int]:
+        return [item["id"] for item in client.get("/items", params={"sample": 20, "seed": seed}).json()["items"]]
+
+    assert ids(1) == ids(1) != ids(2)
+    assert len(set(ids(1))) == 20
+
+
+def test_concurrent_uploads_are_batched_and_each_gets_its_own_answer(server: Running, client: httpx.Client) -> None:
+    contents = [make_png(50, 40, seed=2000 + i) for i in range(40)]
+    alone = [client.post("/encode", files={"file": content}).json()["code"] for content in contents[:5]]
+    with ThreadPoolExecutor(16) as pool:
+        together = list(
+            pool.map(
+                lambda c: httpx.post(server.url + "encode", files={"file": c}, timeout=60).json()["code"], contents
+            )
+        )
+    assert together[:5] == alone
+    assert len(set(together)) > 20
+    metrics = client.get("/metrics").text
+    buckets = [
+        line
+        for line in metrics.splitlines()
+        if line.startswith('distillhash_batch_size_bucket{le="1.0",queue="model"}')
+    ]
+    total = [line for line in metrics.splitlines() if line.startswith('distillhash_batch_size_count{queue="model"}')]
+    assert float(buckets[0].split()[-1]) < float(total[0].split()[-1]), "no batch held more than one image"
+
+
+def test_stats_health_metrics_and_quality(server: Running, client: httpx.Client) -> None:
+    stats = client.get("/stats").json()
+    assert (stats["n_items"], stats["n_bits"], stats["method"], stats["accepts"]) == (N_PHOTOS, 64, "lsh", "image")
+    assert client.get("/healthz").json() == {"status": "alive"}
+    assert client.get("/readyz").json() == {"status": "ready"}
+    client.post("/search?id=1")
+    assert 'distillhash_http_requests_total{method="POST",route="/search",status="200"}' in client.get("/metrics").text
+    quality = client.get("/quality").json()
+    _, codes = all_codes(server.index)
+    expected = bit_statistics(codes)
+    assert np.allclose(sorted(quality["balance"]), sorted(expected["balance"]))
+    assert quality["effective_bits"] == pytest.approx(expected["effective_bits"])
+    distances = hamming_distances(codes, codes)
+    upper = distances[np.triu_indices(N_PHOTOS, 1)]
+    assert quality["pair_distances"] == np.bincount(upper, minlength=65).tolist()
+    np.fill_diagonal(distances, 65)
+    assert quality["nearest_distances"] == np.bincount(distances.min(axis=1), minlength=65).tolist()
+
+
+def test_every_answer_has_the_security_headers_and_a_request_id(client: httpx.Client) -> None:
+    for path in ("/", "/stats", "/items/1/thumbnail", "/nothing", "/static/app.js", "/openapi.json"):
+        headers = client.get(path, headers={"x-request-id": "my-id.7"}).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy
+        assert headers["x-content-type-options"] == "nosniff" and headers["x-request-id"] == "my-id.7"
+    assert client.get("/stats", headers={"x-request-id": "a\tb<script>"}).headers["x-request-id"] != "a\tb<script>"
+
+
+def test_the_page_is_whole_and_asks_nobody_else(client: httpx.Client) -> None:
+    page = client.get("/").text
+    assert "<title>distillhash</title>" in page
+    for name in ("app.js", "style.css", "grid.js", "icon.svg"):
+        answer = client.get(f"/static/{name}")
+        assert answer.status_code == 200 and "https://" not in answer.text
+        assert "http://" not in answer.text.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_add_search_and_remove_while_serving(own_index: Path, photo_folder: Path) -> None:
+    with running(own_index, photo_folder) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        content = make_rotated(6)
+        added = client.post("/items", files={"file": ("../../evil/new.jpg", content)})
+        item = added.json()
+        assert added.status_code == 201 and added.headers["location"] == f"/items/{item['id']}"
+        assert (item["name"], item["width"], item["height"]) == ("new.jpg", 24, 40)  # EXIF 6: turned by a quarter
+        again = client.post("/items", files={"file": ("other.jpg", content)})
+        assert again.status_code == 200 and again.json()["id"] == item["id"]
+        assert client.get("/stats").json()["n_items"] == N_PHOTOS + 1
+        assert pairs(client.post("/search", files={"file": content}))[0] == (item["id"], 0)
+        assert client.get(f"/items/{item['id']}/image").content == content
+        assert client.delete(f"/items/{item['id']}").status_code == 204
+        problem(client.delete(f"/items/{item['id']}"), 404)
+        problem(client.get(f"/items/{item['id']}/thumbnail"), 404)
+        problem(client.post(f"/search?id={item['id']}"), 404)
+        assert list((own_index / "uploads").iterdir()) == []
+        assert client.delete("/items/0").status_code == 204
+        assert len(list(photo_folder.rglob("*.jpg"))) == N_PHOTOS, "removing an item touched the user's files"
+
+        # Another process adds: the next search sees it.
+        extra = photo_folder.parent / "extra"
+        extra.mkdir(exist_ok=True)
+        (extra / "x.jpg").write_bytes(make_jpeg(90, 90, seed=5000))
+        command = [sys.executable, "-m", "distillhash.cli", "index", str(extra), "--index", str(own_index), "--quiet"]
+        subprocess.run(command, check=True)
+        best = client.post("/search", files={"file": (extra / "x.jpg").read_bytes()}).json()["results"][0]
+        assert (best["name"], best["distance"]) == ("x.jpg", 0)
+
+
+def test_searches_go_on_while_items_come_and_go(own_index: Path, photo_folder: Path) -> None:
+    with running(own_index, photo_folder) as server:
+        stop, failures = threading.Event(), []
+
+        def look() -> None:
+            with httpx.Client(base_url=server.url, timeout=30) as client:
+                while not stop.is_set():
+                    answer = client.post("/search?id=11&k=20")
+                    if answer.status_code != 200 or answer.json()["results"][0]["distance"] != 0:
+                        failures.append(answer.text)
+
+        lookers = [threading.Thread(target=look) for _ in range(4)]
+        for looker in lookers:
+            looker.start()
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            for number in range(12):
+                added = client.post("/items", files={"file": make_png(30, 30, seed=3000 + number)}).json()
+                if number % 2:
+                    assert client.delete(f"/items/{added['id']}").status_code == 204
+        stop.set()
+        for looker in lookers:
+            looker.join()
+        assert not failures
+    with open_index(own_index) as index:
+        assert len(index) == N_PHOTOS + 6
+
+
+def test_requests_under_way_are_finished_at_the_end(own_index: Path, photo_folder: Path) -> None:
+    with running(own_index, photo_folder) as server, ThreadPoolExecutor(20) as pool:
+        contents = [make_png(400, 300, seed=i) for i in range(20)]
+        answers = [
+            pool.submit(httpx.post, server.url + "search", files={"file": content}, timeout=60) for content in contents
+        ]
+        with httpx.Client(base_url=server.url) as client:
+            while 'distillhash_waiting{queue="model"} 0.0' in client.get("/metrics").text and not answers[-1].done():
+                pass
+        server.process.terminate()
+        done = [answer.result() for answer in answers if answer.exception() is None]
+        assert [answer.status_code for answer in done] == [200] * len(done) and done
+
+
+def test_embeddings_are_searched_too(vectors: Path, tmp_path: Path) -> None:
+    model, index = tmp_path / "m", tmp_path / "i"
+    assert main(["train", str(vectors), "--method", "itq", "--bits", "12", "--out", str(model), "--quiet"]) == 0
+    assert main(["index", str(vectors), "--model", str(model), "--index", str(index), "--quiet"]) == 0
+    x = np.load(vectors)
+    with running(index, vectors) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        assert client.get("/stats").json()["accepts"] == "embedding"
+        found = client.post("/search?k=200", json={"embedding": x[17].tolist()})
+        codes = load_model(model).encode(str(vectors))
+        assert pairs(found) == brute_force(codes[17], np.arange(200), codes, 200)
+        assert {row["picture"] for row in found.json()["results"]} == {False}
+        for values, status in (([1.0, 2.0], 422), ([1e300] * 16, 422), (["1"] * 16, 422), ([], 422), ("x", 422)):
+            problem(client.post("/search", json={"embedding": values}), status)
+        body = '{"embedding": [' + ",".join(["NaN"] * 16) + "]}"
+        json_type = {"content-type": "application/json"}
+        problem(client.post("/search", content=body, headers=json_type), 400)
+        problem(client.post("/search", files={"file": make_png()}), 422)
+        added = client.post("/items", json={"embedding": (-x[0]).tolist(), "name": "minus"})
+        assert added.status_code == 201 and added.json()["name"] == "minus"
+        problem(client.get(f"/items/{added.json()['id']}/image"), 404)
+
+
+def test_an_index_without_a_model_or_without_items(tmp_path: Path) -> None:
+    codes = np.random.default_rng(0).integers(0, 256, (9, 3), np.uint8)
+    with open_index(tmp_path / "i", n_bits=24, create=True) as index:
+        index.add(Codes.from_packed(codes, 24))
+    open_index(tmp_path / "empty", n_bits=24, create=True).close()
+    with running(tmp_path / "i", tmp_path) as server, httpx.Client(base_url=server.url) as client:
+        assert client.get("/stats").json()["accepts"] is None
+        ranking = brute_force(Codes.from_packed(codes[2:3], 24), np.arange(9), Codes.from_packed(codes, 24), 9)
+        assert pairs(client.post("/search?id=2&k=9")) == ranking
+        assert "keeps no model" in problem(client.post("/search", files={"file": make_png()}), 422)
+        problem(client.get("/items/1/thumbnail"), 404)
+    with running(tmp_path / "empty", tmp_path) as server, httpx.Client(base_url=server.url) as client:
+        assert pairs(client.post("/search?code=00ff00")) == []
+        assert client.get("/items").json() == {"items": []}
+        assert client.get("/duplicates").json()["groups"] == []
+        problem(client.get("/quality"), 422)
+        problem(client.post("/search?id=0"), 404)
+
+
+def test_a_changed_file_is_not_shown(own_index: Path, photo_folder: Path, tmp_path: Path) -> None:
+    """Whatever is put behind an indexed path later, the server does not hand it out."""
+    copy = tmp_path / "one.jpg"
+    copy.write_bytes(make_jpeg(50, 50, seed=77))
+    assert main(["index", str(copy), "--index", str(own_index), "--quiet"]) == 0
+    with running(own_index, photo_folder) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        identifier = client.post("/search", files={"file": copy.read_bytes()}).json()["results"][0]["id"]
+        assert client.get(f"/items/{identifier}/image").status_code == 200
+        copy.unlink()
+        copy.symlink_to("/etc/passwd")
+        assert "changed since" in problem(client.get(f"/items/{identifier}/image"), 404)
+        copy.unlink()
+        problem(client.get(f"/items/{identifier}/thumbnail"), 404)

@@ -1,0 +1,96 @@
+"""`distillhash serve` as a process of its own, for the tests of every part of it."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from distillhash import load_model
+from distillhash.index import open_index
+from distillhash.serve.metrics import Metrics
+from distillhash.serve.run import bind, make_server, url_of
+from distillhash.serve.service import Service
+from distillhash.serve.settings import Settings
+
+N_PHOTOS = 60
+
+
+@dataclass
+class Running:
+    """A server process."""
+
+    url: str
+    index: Path
+    photos: Path
+    process: subprocess.Popen[str]
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rstrip("/").rpartition(":")[2])
+
+    def rss_mb(self) -> float:
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@contextlib.contextmanager
+def in_thread(index: Path, **settings: Any) -> Iterator[str]:
+    """A server in this process, for settings that the command line does not offer; gives its URL."""
+    opened = open_index(index)
+    service = Service(opened, load_model(index / "model"), index, Settings(**settings), Metrics())
+    listener = bind("127.0.0.1", 0)
+    server = make_server(service)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        wait_until_ready(url_of(listener))
+        yield url_of(listener)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def wait_until_ready(url: str) -> None:
+    for _ in range(600):
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(url + "readyz").status_code == 200:
+                return
+        time.sleep(0.1)
+    raise AssertionError("the server did not get ready")
+
+
+@contextlib.contextmanager
+def running(index: Path, photos: Path, *words: str, token: str | None = None) -> Iterator[Running]:
+    """`distillhash serve` on a free port, ready; stopped by SIGTERM, which must end it with exit status 0."""
+    environment = dict(os.environ) | ({"DISTILLHASH_TOKEN": token} if token else {})
+    command = [sys.executable, "-m", "distillhash.cli", "serve", "--index", str(index), "--port", "0", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if line.startswith("serving at "):
+            break
+    else:
+        raise AssertionError(f"the server did not start: {''.join(lines)}")
+    server = Running(lines[-1].split()[2], index, photos, process)
+    try:
+        wait_until_ready(server.url)
+        yield server
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+        assert process.wait(30) == 0, rest
+        assert "Traceback" not in rest, rest
+    finally:
+        process.kill()
+        process.wait()
