@@ -95,8 +95,8 @@ def test_the_plan_weighs_one_query_batches_and_k() -> None:
     assert plan.pays(1, 100)
     assert not plan.pays(1, 101)
     assert plan.pays(1000, 10)
-    assert plan.pays(4, 100)
-    assert not plan.pays(6, 100)
+    assert plan.pays(3, 100)
+    assert not plan.pays(4, 100)  # not by enough
 
 
 def test_the_plan_is_measured() -> None:
