@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError
 from distillhash.hamming.planes import Distances, Ints, Planes
-from distillhash.hamming.search import Progress, check_arrays, check_threads, in_groups, nearest, within
+from distillhash.hamming.search import Progress, check_arrays, check_threads, in_groups, nearest, warm_up, within
 
 _MOST_CENTRES = 1 << 14
 _ROWS_PER_CENTRE = 512
@@ -108,7 +108,16 @@ class ClusteredCodes:
 
     @classmethod
     def from_arrays(cls, planes: Planes, arrays: dict[str, NDArray[Any]]) -> ClusteredCodes:
-        """The structure that gave ``arrays``, over the same planes."""
+        """The structure that gave ``arrays``, over the same planes.
+
+        Raises:
+            DataError: there is not one row in ``arrays`` for each of the planes.
+        """
+        if len(arrays["row_of"]) != planes.shape[1] or len(arrays["centres"]) != len(planes):
+            raise DataError(
+                f"these arrays are of {len(arrays['row_of'])} codes of {len(arrays['centres'])} planes, the planes have"
+                f" {planes.shape[1]} of {len(planes)}; make the structure anew"
+            )
         self = cls.__new__(cls)
         self._arrange(planes, arrays["centres"], arrays["row_of"], arrays["rings"])
         one, batch, *clustered = arrays["plan"].tolist()
@@ -181,14 +190,24 @@ class ClusteredCodes:
         progress: Progress | None = None,
     ) -> tuple[Ints, Ints, Distances]:
         """All rows within ``radius`` bits; see :func:`distillhash.hamming.within`."""
+        q = query.shape[1]
+        if not q or radius < 0 or not self.plan.pays(q, 1):
+            return within(query, self.planes, radius, allowed=allowed, threads=threads, progress=progress)
+        return self._within(query, min(radius, self._rings.shape[1] - 2), allowed, threads, progress)
+
+    def _within(
+        self,
+        query: Planes,
+        radius: int,
+        allowed: NDArray[Any] | None,
+        threads: int | None,
+        progress: Progress | None,
+    ) -> tuple[Ints, Ints, Distances]:
         from distillhash.hamming.clustered_kernels import within_clustered
         from distillhash.hamming.compiled import ROW_BITS, ROW_MASK
 
         query, _, mask = check_arrays(query, self.planes, allowed)
         q = query.shape[1]
-        if not q or radius < 0 or not self.plan.pays(q, 1):
-            return within(query, self.planes, radius, allowed=allowed, threads=threads, progress=progress)
-        radius = min(radius, self._rings.shape[1] - 2)
         keys: list[Ints] = [np.zeros(0, np.int64)] * q
         given_up = np.zeros(q, np.bool_)
         words = np.ascontiguousarray(query.T)
@@ -218,6 +237,14 @@ class ClusteredCodes:
         limits = np.cumsum([0, *map(len, keys)])
         joined = np.concatenate([np.zeros(0, np.int64), *keys])
         return limits, joined & ROW_MASK, (joined >> ROW_BITS).astype(np.int32)
+
+    def warm_up(self) -> None:
+        """Compile, or load from disk, all that searches need, so that the first is as fast as the next."""
+        warm_up(self._rings.shape[1] - 2)
+        one = self.planes[:, :1]
+        for allowed in (None, np.ones(self.planes.shape[1], np.uint8)):
+            self._nearest(one, 1, self._effort(), allowed, 1, None)
+            self._within(one, 0, allowed, 1, None)
 
     def _effort(self) -> int:
         return int(EFFORT * len(self._row_of))
