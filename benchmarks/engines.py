@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from code_shapes import SHAPES, made_codes
+from code_shapes import made_codes
 from engines_report import write_report
 
 OURS, FAISS = "distillhash", "FAISS flat"
@@ -257,8 +257,8 @@ def measure(shape: str, n: int, n_bits: int, k: int, rounds: int) -> list[dict[s
     """All engines over one database."""
     names = [OURS, FAISS]
     if n_bits == 64:
-        names += [AVX2, *OTHERS] if shape == "clustered" else []
-        names += [CLUSTERED] if n >= 1_000_000 else []
+        names += [AVX2, *OTHERS]
+        names += [CLUSTERED] if n >= 10_000_000 else []
     if n >= 1_000_000:
         names.append(TWO)
     batched = {OURS, FAISS, TWO, AVX2, CLUSTERED} if n >= 1_000_000 else set()
@@ -313,7 +313,6 @@ def main() -> None:
         return
     sizes = [int(size) for size in arguments.items.split(",")]
     plans = [("clustered", n, 64) for n in sizes] + [("clustered", n, 128) for n in sizes if n >= 1_000_000]
-    plans += [(shape, n, 64) for shape in SHAPES[1:] for n in sizes if n >= 10_000_000]
     records = []
     for shape, n, n_bits in plans:
         for record in measure(shape, n, n_bits, arguments.k, arguments.rounds):
