@@ -3,8 +3,8 @@
     taskset -c 0 python benchmarks/hamming_search.py --out results/hamming-search/clustered.json
 
 Both take turns, 25 queries in a row, so that each finds in cache what it left there. Times are CPU microseconds a query: means, since
-a tenth of the clustered queries are noise and much dearer, and medians. Answers are compared. "structure" is :class:`ClusteredCodes` as it is; "unplanned" is it where its plan says that it
-pays, always. With ``--masked`` half of the rows are not allowed.
+a tenth of the clustered queries are noise and much dearer, and medians. Answers are compared. "structure" is :class:`ClusteredCodes` as
+it is; "unplanned" is it where its plan says that it pays, always. With ``--masked`` half of the rows are not allowed.
 """
 
 from __future__ import annotations

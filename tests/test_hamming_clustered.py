@@ -92,13 +92,13 @@ def test_a_query_is_given_to_the_scan_only_if_it_looks_at_too_much(
 
 
 def test_the_plan_weighs_one_query_batches_and_k() -> None:
-    plan = Plan(scan_one=1.0, scan_batch=0.1, clustered=(0.05, 0.2, 2.0))
+    plan = Plan(scan_one=1.0, scan_batch=0.1, clustered=(0.04, 0.2, 2.0))
     assert plan.pays(1, 10)
     assert plan.pays(1, 100)
     assert not plan.pays(1, 101)
     assert plan.pays(1000, 10)
-    assert plan.pays(3, 100)
-    assert not plan.pays(4, 100)  # not by enough
+    assert plan.pays(2, 100)
+    assert not plan.pays(3, 100)  # not by enough
 
 
 def test_the_plan_is_measured() -> None:
