@@ -1,79 +1,101 @@
-"""Exact Hamming search against FAISS's IndexBinaryFlat, one thread each, interleaved in one run.
+"""The clustered structure against our own scan, on codes of three shapes: one thread, k = 10 and 100, one query at a time and in batches.
 
-    taskset -c 0 python benchmarks/hamming_search.py
+    taskset -c 0 python benchmarks/hamming_search.py --out results/hamming-search/clustered.json
 
-Prints one JSON object per code length and number of queries: milliseconds of a call (median) and the ratio. Answers are compared.
+Both take turns, 25 queries in a row, so that each finds in cache what it left there. Times are CPU microseconds a query: means, since
+a tenth of the clustered queries are noise and much dearer, and medians. Answers are compared. "structure" is :class:`ClusteredCodes` as
+it is; "unplanned" is it where its plan says that it pays, always. With ``--masked`` half of the rows are not allowed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
+from typing import Any
 
-import faiss
 import numpy as np
-from numpy.typing import NDArray
 
-from distillhash import Codes
-from distillhash.hamming import nearest, planes_of
+from code_shapes import SHAPES, made_codes
+from distillhash.bench.versions import versions
+from distillhash.hamming import ClusteredCodes, clustered, nearest, planes_of, warm_up
+
+IN_A_ROW = 25  # queries
+ALWAYS = clustered.Plan(np.inf, np.inf, (0.0, 0.0, 0.0))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--bits", default="64,128,256")
-    parser.add_argument("--queries", default="1,256")
-    parser.add_argument("-k", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--items", type=int, default=10_000_000)
+    parser.add_argument("--bits", type=int, default=64)
+    parser.add_argument("--queries", type=int, default=500)
+    parser.add_argument("--shapes", default=",".join(SHAPES))
+    parser.add_argument("--masked", action="store_true")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    faiss.omp_set_num_threads(1)
-    rng = np.random.default_rng(0)
-    for n_bits in map(int, arguments.bits.split(",")):
-        database, query = (Codes.from_packed(clustered(rng, n, n_bits), n_bits) for n in (arguments.items, 256))
-        index = faiss.IndexBinaryFlat(n_bits)
-        index.add(database.packed)
-        planes = planes_of(database)
-        for q in map(int, arguments.queries.split(",")):
-            part = query[:q]
-            part_planes, part_packed = planes_of(part), np.array(part.packed)
-            ours, theirs = times(
-                partial(nearest, part_planes, planes, arguments.k, threads=1),
-                partial(index.search, part_packed, arguments.k),
-                arguments.rounds,
-            )
-            same = np.array_equal(
-                nearest(part_planes, planes, arguments.k)[1], index.search(part_packed, arguments.k)[0]
-            )
-            record = {
-                "items": arguments.items,
-                "n_bits": n_bits,
-                "queries": q,
-                "k": arguments.k,
-                "same_distances": same,
-            }
-            print(json.dumps(record | {"ours_ms": ours, "faiss_ms": theirs, "faiss/ours": round(theirs / ours, 2)}))
+    warm_up(arguments.bits)
+    records = []
+    for shape in arguments.shapes.split(","):
+        for record in compared(shape, arguments):
+            print(json.dumps(record), flush=True)
+            records.append(record)
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        command = " ".join(["python benchmarks/hamming_search.py", *sys.argv[1:]])
+        report = {"command": command, "versions": versions(), "records": records}
+        arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
-def clustered(rng: np.random.Generator, n: int, n_bits: int) -> NDArray[np.uint8]:
-    """Codes around 1,000 centres with a tenth of the bits flipped, like the codes of real images rather than noise."""
-    centres = np.random.default_rng(1).integers(0, 2, (1000, n_bits), np.uint8)
-    bits = centres[rng.integers(0, 1000, n)]
-    bits ^= rng.random(bits.shape, np.float32) < 0.1
-    return np.packbits(bits, axis=1)
-
-
-def times(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Median milliseconds of both, taking turns."""
-    found: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds + 1):
-        for call, seconds in zip((ours, theirs), found, strict=True):
-            start = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - start)
-    return round(1e3 * float(np.median(found[0][1:])), 3), round(1e3 * float(np.median(found[1][1:])), 3)
+def compared(shape: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One record for each k."""
+    database, query = (
+        planes_of(codes) for codes in made_codes(shape, arguments.items, arguments.bits, arguments.queries)
+    )
+    allowed = np.random.default_rng(0).random(arguments.items) < 0.5 if arguments.masked else None
+    begin = time.perf_counter(), time.process_time()
+    structure = ClusteredCodes(database)
+    built = time.perf_counter() - begin[0], time.process_time() - begin[1]
+    unplanned = ClusteredCodes.from_arrays(database, structure.arrays())
+    unplanned.plan = ALWAYS
+    records = []
+    for k in (10, 100):
+        options: Any = {"k": k, "allowed": allowed, "threads": 1}
+        ways: dict[str, Callable[[Any], Any]] = {
+            "scan": partial(nearest, database=database, **options),
+            "structure": partial(structure.nearest, **options),
+            "unplanned": partial(unplanned.nearest, **options),
+        }
+        record: dict[str, Any] = {"shape": shape, "items": arguments.items, "n_bits": arguments.bits, "k": k,
+                                  "masked": arguments.masked, "build_seconds": round(built[0], 1),
+                                  "build_cpu_seconds": round(built[1], 1),
+                                  "bytes_per_code_beside_planes": round(structure.nbytes / arguments.items, 2),
+                                  "planned_one": structure.plan.pays(1, k),
+                                  "planned_batch": structure.plan.pays(arguments.queries, k)}  # fmt: skip
+        answers = [way(query) for way in ways.values()]
+        record["same"] = all(
+            np.array_equal(one, other) for found in answers for one, other in zip(found, answers[0], strict=True)
+        )
+        one: dict[str, list[float]] = {name: [] for name in ways}
+        for start in range(0, query.shape[1], IN_A_ROW):
+            for name, way in ways.items():
+                for i in range(start, min(start + IN_A_ROW, query.shape[1])):
+                    begin_cpu = time.thread_time()
+                    way(query[:, i : i + 1])
+                    one[name].append(1e6 * (time.thread_time() - begin_cpu))
+        for name, way in ways.items():
+            begin_cpu = time.thread_time()
+            way(query)
+            batch = 1e6 * (time.thread_time() - begin_cpu) / query.shape[1]
+            record |= {f"{name}_us": round(float(np.mean(one[name])), 1), f"{name}_batch_us": round(batch, 1)}
+            record[f"{name}_median_us"] = round(float(np.median(one[name])), 1)
+        record["scan/structure"] = round(record["scan_us"] / record["structure_us"], 2)
+        record["scan/structure_batch"] = round(record["scan_batch_us"] / record["structure_batch_us"], 2)
+        records.append(record)
+    return records
 
 
 if __name__ == "__main__":

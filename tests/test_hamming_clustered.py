@@ -1,5 +1,7 @@
 """The clustered structure against the plain searches: same answers, whatever the codes, and a plan that follows the measurements."""
 
+import subprocess
+import sys
 from typing import Any
 
 import hypothesis.strategies as st
@@ -90,13 +92,13 @@ def test_a_query_is_given_to_the_scan_only_if_it_looks_at_too_much(
 
 
 def test_the_plan_weighs_one_query_batches_and_k() -> None:
-    plan = Plan(scan_one=1.0, scan_batch=0.1, clustered=(0.05, 0.2, 2.0))
+    plan = Plan(scan_one=1.0, scan_batch=0.1, clustered=(0.04, 0.2, 2.0))
     assert plan.pays(1, 10)
     assert plan.pays(1, 100)
     assert not plan.pays(1, 101)
     assert plan.pays(1000, 10)
-    assert plan.pays(4, 100)
-    assert not plan.pays(6, 100)
+    assert plan.pays(2, 100)
+    assert not plan.pays(3, 100)  # not by enough
 
 
 def test_the_plan_is_measured() -> None:
@@ -119,3 +121,30 @@ def test_bad_arguments_are_refused_as_by_the_scan() -> None:
             structure.within(structure.planes[:, :1], 1, allowed=np.ones(3, bool))
     with pytest.raises(DataError, match="no codes"):
         ClusteredCodes(np.zeros((1, 0), np.uint64))
+
+
+def test_arrays_of_other_codes_are_refused() -> None:
+    database = codes("clustered", 600, 1, np.uint64, 0)
+    arrays = ClusteredCodes(database, threads=1).arrays()
+    with pytest.raises(DataError, match="of 600 codes of 1 planes, the planes have 599 of 1"):
+        ClusteredCodes.from_arrays(database[:, 1:], arrays)
+
+
+def test_after_warm_up_nothing_is_compiled() -> None:
+    program = (
+        "import numpy as np\n"
+        "from numba.core import event\n"
+        "from distillhash.hamming import ClusteredCodes\n"
+        "from distillhash.hamming.clustered import Plan\n"
+        "planes = np.random.default_rng(0).integers(0, 2**64, (1, 5000), np.uint64)\n"
+        "structure = ClusteredCodes.from_arrays(planes, ClusteredCodes(planes).arrays())\n"
+        "structure.warm_up()\n"
+        "with event.install_recorder('numba:compile') as recorder:\n"
+        "    for structure.plan in (Plan(1, 1, (0, 0, 0)), Plan(0, 0, (1, 1, 1))):\n"
+        "        for allowed in (None, np.ones(5000, bool)):\n"
+        "            structure.nearest(planes[:, :9], 5, allowed=allowed)\n"
+        "            structure.within(planes[:, :9], 5, allowed=allowed)\n"
+        "print(len(recorder.buffer))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "0"

@@ -22,22 +22,25 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError
 from distillhash.hamming.planes import Distances, Ints, Planes
-from distillhash.hamming.search import Progress, check_arrays, check_threads, in_groups, nearest, within
+from distillhash.hamming.search import Progress, check_arrays, check_threads, in_groups, nearest, warm_up, within
 
 _MOST_CENTRES = 1 << 14
 _ROWS_PER_CENTRE = 512
 _SAMPLE_PER_CENTRE = 20
 _ROUNDS = 3  # of k-majority
-_TRIALS = 32  # queries that are timed
+_TRIALS = 32  # queries that are timed one by one; batches have four times as many
+_BATCHES = 3
+_MARGIN = 0.5  # of the time of a scan; what the structure must stay under to be planned, for no timing is exact
 _TRIED_K = (10, 100, 1000)
 _PAD = 64  # rows after the last, which the kernels read and do not use
 _QUERIES_AT_ONCE = 64  # of one kernel call
+_CENTRES_AT_ONCE = 16  # whose rows are asked for before any is looked at
 EFFORT = 0.1  # of the rows; what a query may look at before it is given to the scan
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What was measured when the structure was made: seconds a query, on one thread.
+    """What was measured when the structure was made: CPU seconds a query, on one thread.
 
     Attributes:
         scan_one: By the scan, one query at a time.
@@ -52,7 +55,9 @@ class Plan:
     def pays(self, q: int, k: int) -> bool:
         """Whether the structure is planned for ``q`` queries in one call, for their ``k`` nearest."""
         scan = max(self.scan_one / q, self.scan_batch)
-        return any(k <= tried and seconds < scan for tried, seconds in zip(_TRIED_K, self.clustered, strict=True))
+        return any(
+            k <= tried and seconds < _MARGIN * scan for tried, seconds in zip(_TRIED_K, self.clustered, strict=True)
+        )
 
 
 class ClusteredCodes:
@@ -94,9 +99,8 @@ class ClusteredCodes:
         last = held.shape[1] - 1
         # Of a centre without rows the nearest is farther than the farthest, so that nothing is looked at.
         nearest_held = np.where(held.any(axis=1), held.argmax(axis=1), 1)
-        self._reach = np.stack(
-            [nearest_held, np.where(held.any(axis=1), last - held[:, ::-1].argmax(axis=1), 0)], axis=1
-        )
+        farthest_held = np.where(held.any(axis=1), last - held[:, ::-1].argmax(axis=1), 0)
+        self._reach = np.stack([nearest_held, farthest_held], axis=1).astype(np.uint16)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All that :meth:`from_arrays` needs beside the planes; to be kept with them."""
@@ -105,7 +109,16 @@ class ClusteredCodes:
 
     @classmethod
     def from_arrays(cls, planes: Planes, arrays: dict[str, NDArray[Any]]) -> ClusteredCodes:
-        """The structure that gave ``arrays``, over the same planes."""
+        """The structure that gave ``arrays``, over the same planes.
+
+        Raises:
+            DataError: there is not one row in ``arrays`` for each of the planes.
+        """
+        if len(arrays["row_of"]) != planes.shape[1] or len(arrays["centres"]) != len(planes):
+            raise DataError(
+                f"these arrays are of {len(arrays['row_of'])} codes of {len(arrays['centres'])} planes, the planes have"
+                f" {planes.shape[1]} of {len(planes)}; make the structure anew"
+            )
         self = cls.__new__(cls)
         self._arrange(planes, arrays["centres"], arrays["row_of"], arrays["rings"])
         one, batch, *clustered = arrays["plan"].tolist()
@@ -178,14 +191,24 @@ class ClusteredCodes:
         progress: Progress | None = None,
     ) -> tuple[Ints, Ints, Distances]:
         """All rows within ``radius`` bits; see :func:`distillhash.hamming.within`."""
+        q = query.shape[1]
+        if not q or radius < 0 or not self.plan.pays(q, 1):
+            return within(query, self.planes, radius, allowed=allowed, threads=threads, progress=progress)
+        return self._within(query, min(radius, self._rings.shape[1] - 2), allowed, threads, progress)
+
+    def _within(
+        self,
+        query: Planes,
+        radius: int,
+        allowed: NDArray[Any] | None,
+        threads: int | None,
+        progress: Progress | None,
+    ) -> tuple[Ints, Ints, Distances]:
         from distillhash.hamming.clustered_kernels import within_clustered
         from distillhash.hamming.compiled import ROW_BITS, ROW_MASK
 
         query, _, mask = check_arrays(query, self.planes, allowed)
         q = query.shape[1]
-        if not q or radius < 0 or not self.plan.pays(q, 1):
-            return within(query, self.planes, radius, allowed=allowed, threads=threads, progress=progress)
-        radius = min(radius, self._rings.shape[1] - 2)
         keys: list[Ints] = [np.zeros(0, np.int64)] * q
         given_up = np.zeros(q, np.bool_)
         words = np.ascontiguousarray(query.T)
@@ -216,6 +239,14 @@ class ClusteredCodes:
         joined = np.concatenate([np.zeros(0, np.int64), *keys])
         return limits, joined & ROW_MASK, (joined >> ROW_BITS).astype(np.int32)
 
+    def warm_up(self) -> None:
+        """Compile, or load from disk, all that searches need, so that the first is as fast as the next."""
+        warm_up(self._rings.shape[1] - 2)
+        one = self.planes[:, :1]
+        for allowed in (None, np.ones(self.planes.shape[1], np.uint8)):
+            self._nearest(one, 1, self._effort(), allowed, 1, None)
+            self._within(one, 0, allowed, 1, None)
+
     def _effort(self) -> int:
         return int(EFFORT * len(self._row_of))
 
@@ -224,36 +255,39 @@ class ClusteredCodes:
         return tuple(first + plane * step for plane in range(len(self._moved)))
 
     def _scratch(self) -> tuple[NDArray[Any], ...]:
-        """Memory for a kernel call: distances of the centres, their order, a counter for every distance."""
+        """Memory for a kernel call: distances of the centres, their order, a counter for every distance, runs of rows."""
         n_centres = self._centres.shape[1]
         return (
             np.empty(n_centres, np.uint16),
             np.empty(n_centres, np.int32),
             np.empty(self._rings.shape[1] - 1, np.int64),
+            np.empty((_CENTRES_AT_ONCE, 2), np.int64),
         )
 
     def _measured(self, rng: np.random.Generator) -> Plan:
         """Time both ways on rows of the database, each changed in one bit so that it does not find itself at once."""
         n = self.planes.shape[1]
-        query = self.planes[:, rng.choice(n, _TRIALS)]
+        query = self.planes[:, rng.choice(n, 4 * _TRIALS)]
         query[0] ^= query.dtype.type(1)
 
-        def seconds(search: Callable[[Planes], object], width: int) -> float:
+        def seconds(search: Callable[[Planes], object], width: int, times: int) -> list[float]:
             taken = []
-            for start in [0, *range(0, _TRIALS, width)]:  # the first call is not counted: it may have to compile
-                begin = time.perf_counter()
-                search(query[:, start : start + width])
-                taken.append(time.perf_counter() - begin)
-            return float(np.mean(taken[1:])) / width
+            for start in [0, *range(0, width * times, width)]:  # the first call is not counted: it may have to compile
+                begin = time.thread_time()  # not the clock: other jobs would decide
+                search(query.take(range(start, start + width), axis=1, mode="wrap"))
+                taken.append((time.thread_time() - begin) / width)
+            return taken[1:]
 
         def clustered(k: int) -> float:
-            return seconds(lambda part: self._nearest(part, min(k, n), self._effort(), None, 1, None), 1)
+            taken = seconds(lambda part: self._nearest(part, min(k, n), self._effort(), None, 1, None), 1, _TRIALS)
+            return float(np.mean(taken))  # a few dear queries among many cheap ones count
 
         def scan(part: Planes) -> object:
             return nearest(part, self.planes, min(_TRIED_K[0], n), threads=1)
 
         ten, hundred, thousand = map(clustered, _TRIED_K)
-        return Plan(seconds(scan, 1), seconds(scan, _TRIALS), (ten, hundred, thousand))
+        one, batch = seconds(scan, 1, _TRIALS), seconds(scan, 4 * _TRIALS, _BATCHES)
+        return Plan(float(np.mean(one)), min(batch), (ten, hundred, thousand))
 
 
 def _centres(sample: Planes, n_centres: int, rng: np.random.Generator, threads: int | None) -> Planes:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from distillhash.hamming.compiled import ROW_BITS, compiled, part
-from distillhash.hamming.vectors import distance_of, lowest_bit, nearer, popcount64
+from distillhash.hamming.vectors import distance_of, lowest_bit, nearer, popcount64, prefetch
 
 _VISIT = 32  # rows whose look costs as much as to find out where the rows of a centre are
 
@@ -66,7 +66,7 @@ def _replace_top(heap: Any, k: int, key: int) -> None:
 @compiled
 def nearest_clustered(
     query: Any, centres: Any, rings: Any, reach: Any, addresses: Any, row_of: Any, allowed: Any, k: int, effort: int,
-    far: Any, order: Any, counts: Any, heaps: Any,
+    far: Any, order: Any, counts: Any, runs: Any, heaps: Any,
 ) -> None:  # fmt: skip
     """The k nearest allowed rows of every query into ``heaps`` as distance and row in one integer; not sorted.
 
@@ -85,6 +85,7 @@ def nearest_clustered(
         far: ``(n_centres,)`` to work in, and so are the others.
         order: ``(n_centres,)``.
         counts: ``(n_bits + 1,)``.
+        runs: ``(centres at once, 2)``.
         heaps: ``(q, k)``, filled with a key that is larger than any.
     """
     farthest_reach = 0
@@ -93,31 +94,44 @@ def nearest_clustered(
     for i in range(len(query)):
         heap = heaps[i]
         _order_by_distance(query, i, centres, far, order, counts)
-        spent = np.int64(0)
-        for c in order:
+        spent, place, at_once = np.int64(0), 0, 1
+        while place < len(order):
             bound = heap[0] >> ROW_BITS  # a row may be as far as the k-th, if it is before it
             # Triangle inequality: a row at distance r from its centre is at least |far - r| from the query.
-            if far[c] - farthest_reach > bound:
+            if far[order[place]] - farthest_reach > bound:
                 break
-            low, high = max(reach[c, 0], far[c] - bound), min(reach[c, 1], far[c] + bound)
-            if low > high:
-                continue
-            first, stop = np.int64(rings[c, low]), np.int64(rings[c, high + 1])
-            spent += stop - first + _VISIT
+            # Memory is what takes time, and a branch on what is not there yet stops everything: so the runs of rows of several
+            # centres are found first, then asked for, then looked at. The first few at once are few, for they lower the bound most.
+            n_runs = 0
+            while place < len(order) and n_runs < at_once:
+                c = order[place]
+                place += 1
+                low, high = max(reach[c, 0], far[c] - bound), min(reach[c, 1], far[c] + bound)
+                if low <= high:
+                    runs[n_runs, 0], runs[n_runs, 1] = rings[c, low], rings[c, high + 1]
+                    n_runs += 1
+                elif far[c] - farthest_reach > bound:
+                    break
+            for run in range(n_runs):
+                spent += runs[run, 1] - runs[run, 0] + _VISIT
+                prefetch(query, i, addresses, None, runs[run, 0])
             if spent > effort:
                 heap[0] = -1
                 break
-            for start in range(first, stop, 64):
-                found = _mask_until(query, i, addresses, start, stop, (heap[0] >> ROW_BITS) + 1)
-                while found:
-                    at = start + lowest_bit(found)
-                    found &= found - np.uint64(1)
-                    row = np.int64(row_of[at])
-                    if allowed is not None and allowed[row] == 0:
-                        continue
-                    key = distance_of(query, i, addresses, None, at) << ROW_BITS | row
-                    if key < heap[0]:
-                        _replace_top(heap, k, key)
+            at_once = min(2 * at_once, len(runs))
+            for run in range(n_runs):
+                stop = runs[run, 1]
+                for start in range(runs[run, 0], stop, 64):
+                    found = _mask_until(query, i, addresses, start, stop, (heap[0] >> ROW_BITS) + 1)
+                    while found:
+                        at = start + lowest_bit(found)
+                        found &= found - np.uint64(1)
+                        row = np.int64(row_of[at])
+                        if allowed is not None and allowed[row] == 0:
+                            continue
+                        key = distance_of(query, i, addresses, None, at) << ROW_BITS | row
+                        if key < heap[0]:
+                            _replace_top(heap, k, key)
 
 
 @compiled

@@ -227,3 +227,17 @@ def distance_of(typing_context: Any, query: Any, first: Any, addresses: Any, all
         return distance
 
     return types.int64(query, types.int64, addresses, allowed, types.int64), codegen
+
+
+@intrinsic
+def prefetch(typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, start: Any) -> Any:
+    """Ask for the 64 rows from ``start``, which are needed soon."""
+    del typing_context, first, start
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        rows = _Rows(context, builder, signature, arguments)
+        for ahead in range(0, 8 * rows.bits, 64):
+            rows.prefetch(rows.start, ahead)
+        return context.get_dummy_value()
+
+    return types.void(query, types.int64, addresses, allowed, types.int64), codegen
