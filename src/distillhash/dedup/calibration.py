@@ -176,9 +176,8 @@ def calibrate(
         tail, nearest = None, np.zeros(reach + 1)
     else:
         counts = count_pairs(codes, others, reach=max(reach, radius or 0), seed=seed)
-        picture = _pictures(counts.left, counts.right, counts.distance <= reach // 2, n_items)
         shapes = known or [np.random.default_rng(seed).exponential(reach / 4, 1000).astype(np.int64)]
-        tail, nearest = fit_tail(counts, shapes, picture, seed=seed), np.cumsum(counts.nearest)
+        tail, nearest = fit_tail(counts, shapes, seed=seed), np.cumsum(counts.nearest)
     radii = np.arange(len(nearest))
     false = np.zeros(len(radii)) if tail is None else np.cumsum(tail.false)
     recall = None if copies is None or not known else np.array([copies.recall(r) for r in radii])
@@ -222,15 +221,6 @@ def _calibration(
             for r in range(0, len(false), step)
         ],
     )
-
-
-def _pictures(left: Distances, right: Distances, near: NDArray[np.bool_], n: int) -> Distances:
-    """A number for every row; rows joined by near pairs share theirs."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    graph = coo_array((np.ones(int(near.sum()), np.int8), (left[near], right[near])), shape=(n, n))
-    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
 
 
 def _count(number: float) -> str:
