@@ -79,7 +79,7 @@ def move(moves: Sequence[Move], trash: Path, root: Path | None, *, progress: boo
     with _journal(trash) as (file, entries):
         _finish(entries, trash)
         batch = 1 + max((int(entry.trash.partition("/")[0]) for entry in entries), default=0)
-        leaving = {os.path.realpath(one.path) for one in moves}
+        leaving = {os.path.realpath(one.path) for one in moves if not Path(one.path).is_symlink()}
         with Progress("moving", len(moves), unit="files", quiet=not progress) as shown:
             for number, one in enumerate(moves):
                 shown.advance(1)
@@ -212,9 +212,14 @@ def _finish(entries: Sequence[Entry], trash: Path) -> None:
     for entry in entries:
         home, away = Path(entry.path), trash / entry.trash
         away.with_name(away.name + ".part").unlink(missing_ok=True)
-        if os.path.lexists(home) and os.path.lexists(away) and home.samefile(away):
+        if home.is_file() and away.is_file() and _same(home, away, entry.digest):
             away.unlink()
             _sync_folder(away.parent)
+
+
+def _same(home: Path, away: Path, judged: str) -> bool:
+    """Whether two names hold one file: really so, or by a copy to another disk that was cut off before the original went."""
+    return home.samefile(away) or all(digest(path.read_bytes()).hex() == judged for path in (home, away))
 
 
 def _move(source: Path, target: Path) -> None:
