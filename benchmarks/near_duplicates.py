@@ -225,23 +225,52 @@ def false_pairs(cifar10: str, cache: FeatureCache) -> list[dict[str, Any]]:
 
 def table(rows: list[dict[str, Any]], stated: list[dict[str, Any]]) -> str:
     """Both results as Markdown."""
-    lines = ["# Near-duplicates of 1,000 photographs", "", "    " + "python benchmarks/near_duplicates.py PHOTOS cifar10:DIR --set FOLDER --out results/near-duplicates", ""]
+    lines = [
+        "# Near-duplicates of 1,000 photographs",
+        "",
+        "    " + "python benchmarks/near_duplicates.py PHOTOS cifar10:DIR --set FOLDER --out results/near-duplicates",
+        "",
+    ]
     for name in dict.fromkeys(row["collection"] for row in rows):
-        lines += [f"## Originals with {name} edits", "", "| method | setting | threshold | precision | recall | F1 |", "|---|---|---|---|---|---|"]
+        lines += [
+            f"## Originals with {name} edits",
+            "",
+            "| method | setting | threshold | precision | recall | F1 |",
+            "|---|---|---|---|---|---|",
+        ]
         for row in rows:
             if row["collection"] == name:
                 numbers = " | ".join(f"{row[key]:.4f}" for key in ("precision", "recall", "f1"))
                 lines.append(f"| {row['method']} | {row['setting']} | {row['threshold']} | {numbers} |")
-        lines += [""] + [row["sentence"] + "." for row in rows if row["collection"] == name and "sentence" in row] + [""]
+        lines += (
+            [""] + [row["sentence"] + "." for row in rows if row["collection"] == name and "sentence" in row] + [""]
+        )
     heavy = [row for row in rows if row["collection"] != "light"]
     edits = list(heavy[0]["recall_by_edit"])
-    lines += ["## Share of copies found with their original", "", "| method | setting | " + " | ".join(edits) + " |", "|---" * (len(edits) + 2) + "|"]
+    lines += [
+        "## Share of copies found with their original",
+        "",
+        "| method | setting | " + " | ".join(edits) + " |",
+        "|---" * (len(edits) + 2) + "|",
+    ]
     for row in heavy:
-        lines.append(f"| {row['method']} | {row['setting']} | " + " | ".join(f"{row['recall_by_edit'][e]:.3f}" for e in edits) + " |")
-    lines += ["", "## Stated and counted false pairs", "", "| sample | radius | stated | 90% interval | counted |", "|---|---|---|---|---|"]
+        lines.append(
+            f"| {row['method']} | {row['setting']} | "
+            + " | ".join(f"{row['recall_by_edit'][e]:.3f}" for e in edits)
+            + " |"
+        )
+    lines += [
+        "",
+        "## Stated and counted false pairs",
+        "",
+        "| sample | radius | stated | 90% interval | counted |",
+        "|---|---|---|---|---|",
+    ]
     for one in stated:
         low, high = one["interval"]
-        lines.append(f"| {one['sample']} | {one['radius']}, chosen | {one['stated']:.1f} | {low:.1f} to {high:.1f} | {one['counted']} |")
+        lines.append(
+            f"| {one['sample']} | {one['radius']}, chosen | {one['stated']:.1f} | {low:.1f} to {high:.1f} | {one['counted']} |"
+        )
         for wanted in (20, 100, 1000, 10_000):
             near = min(one["curve"], key=lambda row: abs(np.log((row["stated"] + 1e-9) / wanted)))
             lines.append(f"| | {near['radius']} | {near['stated']:.1f} | | {near['counted']} |")

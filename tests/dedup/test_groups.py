@@ -36,7 +36,10 @@ def stars_by_loop(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    n=st.integers(1, 50), n_bits=st.sampled_from([1, 7, 33, 64, 130, 256]), share=st.floats(0, 0.4), seed=st.integers(0, 99)
+    n=st.integers(1, 50),
+    n_bits=st.sampled_from([1, 7, 33, 64, 130, 256]),
+    share=st.floats(0, 0.4),
+    seed=st.integers(0, 99),
 )
 def test_stars_are_those_of_the_loop(n: int, n_bits: int, share: float, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -72,7 +72,9 @@ def check_restored(contents: dict[Path, bytes], trash: Path) -> None:
 
 
 @pytest.mark.parametrize("across_disks", [False, True])
-def test_killed_at_any_step_nothing_is_lost(tmp_path: Path, across_disks: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_at_any_step_nothing_is_lost(
+    tmp_path: Path, across_disks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if across_disks:  # what a link to another disk answers
         real = os.link
 
@@ -156,7 +158,11 @@ def test_what_is_not_moved(tmp_path: Path) -> None:
     ]
     left = dict(move(moves[:3] + moves[6:] + moves[5:6], trash, root).left)
     reasons = [left[one.path] for one in (*moves[:3], *moves[6:])]
-    for reason, part in zip(reasons, ("changed", "cannot be read", "a link", "outside", "keeper is gone", "keeper is to be moved"), strict=True):
+    for reason, part in zip(
+        reasons,
+        ("changed", "cannot be read", "a link", "outside", "keeper is gone", "keeper is to be moved"),
+        strict=True,
+    ):
         assert part in reason
     assert outside.exists() and not Path(moves[5].path).exists()
 

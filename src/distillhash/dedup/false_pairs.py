@@ -155,9 +155,7 @@ class Tail:
         return float(low), float(high)
 
 
-def fit_tail(
-    counts: PairCounts, shapes: Sequence[NDArray[np.integer]], *, seed: int = 0
-) -> Tail:
+def fit_tail(counts: PairCounts, shapes: Sequence[NDArray[np.integer]], *, seed: int = 0) -> Tail:
     """Split the counts into false pairs and duplicates.
 
     Args:
