@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from distillhash.dedup import groups
 from distillhash.errors import FormatError
-from distillhash.hamming import within
 from distillhash.index import Index
 from distillhash.index.base import Item
 from distillhash.serve.library import all_ids, concatenated
 from distillhash.serve.problems import Problem
 
 MOST_ITEMS = 20_000  # grouped on the fly, under a second on one core
-_BLOCK = 256  # queries whose answers are held at once
 Group = list[tuple[int, int]]  # (id, distance to the keeper); the keeper first
 
 
@@ -31,7 +28,7 @@ class Groups:
             FormatError: it is not what ``distillhash dedup --out`` writes.
         """
         self._document = None if file is None else _read(file)
-        self._kept: tuple[tuple[int, int], list[Group]] | None = None
+        self._kept: tuple[tuple[Hashable | None, int], list[Group]] | None = None
 
     def page(self, index: Index, *, radius: int | None, offset: int, limit: int) -> dict[str, Any]:
         """Some of the groups, largest first; call it in the index's thread.
@@ -46,7 +43,7 @@ class Groups:
         n_missing = 0
         if self._document is not None:
             radius, expected = self._document["radius"], self._document.get("expected_false_pairs")
-            groups, n_missing = _in_index(self._document, index)
+            found, n_missing = _in_index(self._document, index)
         else:
             expected = None
             radius = max(1, index.n_bits // 16) if radius is None else radius
@@ -56,17 +53,17 @@ class Groups:
                     f"the index holds {len(index)} items, and groups are found while you wait for up to {MOST_ITEMS}; run "
                     "`distillhash dedup SOURCE --out dups.json` and serve with `--duplicates dups.json`",
                 )
-            key = len(index), radius
-            if self._kept is None or self._kept[0] != key:
+            key = index.state(), radius
+            if self._kept is None or self._kept[0] != key or key[0] is None:
                 self._kept = key, star_groups(index, radius)
-            groups = self._kept[1]
-        shown = groups[offset : offset + limit]
+            found = self._kept[1]
+        shown = found[offset : offset + limit]
         held = index.present([identifier for group in shown for identifier, _ in group])
         items: Mapping[int, Item] = {item.id: item for item in index.get(sorted(held))}
         return {
             "radius": radius,
             "expected_false_pairs": expected,
-            "n_groups": len(groups),
+            "n_groups": len(found),
             "n_missing": n_missing,
             "from_file": self._document is not None,
             "groups": [[(items[member], distance) for member, distance in group if member in held] for group in shown],
@@ -74,28 +71,11 @@ class Groups:
 
 
 def star_groups(index: Index, radius: int) -> list[Group]:
-    """Groups without chaining: every member lies within ``radius`` bits of its group's keeper.
-
-    Items with the most neighbours become keepers first (then by id), and take those of their neighbours that are still free.
-    """
+    """Groups without chaining, largest first: every member lies within ``radius`` bits of its group's keeper, the lowest id it could be."""
     ids = all_ids(index)
-    words = concatenated(index.get(ids.tolist()), index.n_bits).words()
-    planes = np.asfortranarray(words)
-    counts = [np.diff(within(words[start : start + _BLOCK], planes, radius)[0]) for start in range(0, len(ids), _BLOCK)]
-    n_near = np.concatenate([np.zeros(0, np.int64), *counts])  # itself included
-    is_free = np.ones(len(ids), bool)
-    groups = []
-    for row in np.argsort(-n_near, kind="stable")[: np.count_nonzero(n_near > 1)]:
-        if not is_free[row]:
-            continue
-        _, rows, distances = within(words[row : row + 1], planes, radius)
-        is_free[row] = False
-        near = is_free[rows]
-        members, far = rows[near], distances[near]
-        if len(members):
-            is_free[members] = False
-            groups.append([(int(ids[row]), 0), *zip(ids[members].tolist(), far.tolist(), strict=True)])
-    return sorted(groups, key=len, reverse=True)
+    stars = groups.star_groups(concatenated(index.get(ids.tolist()), index.n_bits), radius)
+    found = [list(zip(ids[rows].tolist(), stars.distance[rows].tolist(), strict=True)) for rows in stars.groups()]
+    return sorted(found, key=len, reverse=True)
 
 
 def _read(file: Path) -> dict[str, Any]:

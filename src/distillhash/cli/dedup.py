@@ -1,0 +1,211 @@
+"""``distillhash dedup``: groups of near-duplicates, with a radius calibrated on the images themselves."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from distillhash.cli.common import (
+    SOURCE_HELP,
+    add_reading_options,
+    add_verb,
+    command_line,
+    open_cache,
+    report_skipped,
+    say,
+)
+from distillhash.errors import DataError, ParameterError
+
+if TYPE_CHECKING:
+    from distillhash.dedup.job import Report, Settings
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "dedup",
+        "find near-duplicates, and move them to a trash folder if asked",
+        [
+            "distillhash dedup photos/ --out dups.json --html review.html",
+            "distillhash dedup photos/ --apply        # moves what the review showed; undone by:",
+            "distillhash dedup photos/ --undo",
+            "distillhash dedup inbox/ --reference photos/ --keep sharpness,resolution",
+            "distillhash dedup --not-duplicate a.jpg b.jpg",
+        ],
+        run,
+    )
+    parser.add_argument("source", metavar="SOURCE", nargs="?", help=SOURCE_HELP)
+    parser.add_argument("--out", metavar="FILE", help="groups as JSON")
+    parser.add_argument("--csv", metavar="FILE", help="one line an image")
+    parser.add_argument("--html", metavar="FILE", help="a page with thumbnails and distances, complete in itself")
+    add_radius_options(parser)
+    parser.add_argument(
+        "--reference", metavar="SOURCE", help="report what of SOURCE this collection holds already; it stays whole"
+    )
+    parser.add_argument("--ignore-same-folder", action="store_true", help="never link two images of one folder")
+    parser.add_argument(
+        "--keep",
+        default="resolution,sharpness,size,format",
+        metavar="LIST",
+        help="what makes the better image (default: %(default)s)",
+    )
+    moving = parser.add_mutually_exclusive_group()
+    moving.add_argument("--dry-run", action="store_true", help="move nothing (the default)")
+    moving.add_argument("--apply", action="store_true", help="move all but the keeper of each group to the trash")
+    moving.add_argument("--undo", action="store_true", help="bring back everything that is in the trash")
+    moving.add_argument(
+        "--not-duplicate",
+        nargs=2,
+        metavar=("A", "B"),
+        action="append",
+        default=[],
+        help="remember that two files are no duplicates",
+    )
+    parser.add_argument("--trash", metavar="DIR", help="default: .distillhash-trash in the folder SOURCE")
+    parser.add_argument(
+        "--verdicts", metavar="FILE", help="where --not-duplicate is kept (default: the user's data folder)"
+    )
+    add_reading_options(parser)
+
+
+def add_radius_options(parser: argparse.ArgumentParser) -> None:
+    """What ``dedup`` and ``leaks`` share."""
+    parser.add_argument("--model", metavar="DIR", help="compare codes of this model (default: made for the collection)")
+    parser.add_argument("--radius", type=int, metavar="BITS", help="default: calibrated on the images")
+    parser.add_argument(
+        "--false-pairs",
+        type=float,
+        metavar="N",
+        help="accept about N false pairs (default: 1 per 100 found or 1000 images)",
+    )
+    parser.add_argument("--mirror", action="store_true", help="calibrate for mirrored copies as well")
+
+
+def settings(arguments: argparse.Namespace, spare_cache: str) -> Settings:
+    """What both jobs take; without a cache features are kept in ``spare_cache`` for the run, as they are read twice."""
+    from distillhash.backbones import FeatureCache
+    from distillhash.dedup.job import Settings
+
+    return Settings(
+        model=arguments.model,
+        radius=arguments.radius,
+        most_false_pairs=arguments.false_pairs,
+        mirror=arguments.mirror,
+        device=arguments.device,
+        cache=open_cache(arguments) or FeatureCache(spare_cache),
+        max_pixels=arguments.max_pixels,
+        progress=not arguments.quiet,
+    )
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Find, report, move; or undo; or remember."""
+    from distillhash.dedup.verdicts import Verdicts
+
+    verdicts = Verdicts(_verdicts_file(arguments))
+    if arguments.not_duplicate:
+        for a, b in arguments.not_duplicate:
+            verdicts.add(Path(a), Path(b))
+        say(arguments, f"{len(verdicts)} pairs are kept apart: {verdicts.path}")
+        return {"verdicts": str(verdicts.path), "n_verdicts": len(verdicts)}
+    if arguments.undo:
+        return _undo(arguments)
+    if arguments.source is None:
+        raise ParameterError("dedup needs a SOURCE, or --undo with --trash DIR, or --not-duplicate A B")
+    from distillhash.dedup.job import find_duplicates
+    from distillhash.dedup.keep import parse_policy
+    from distillhash.dedup.output import report_csv, report_json, write_json, write_text
+    from distillhash.sources import open_source
+
+    policy = parse_policy(arguments.keep)
+    trash = _trash(arguments) if arguments.apply else None
+    source = open_source(arguments.source)
+    if trash is not None and source.path(0) is None:
+        raise DataError(f"--apply moves files, and the items of {arguments.source} are no files of their own")
+    reference = None if arguments.reference is None else open_source(arguments.reference)
+    with tempfile.TemporaryDirectory() as spare:
+        report = find_duplicates(
+            source,
+            settings(arguments, spare),
+            reference=reference,
+            policy=policy,
+            ignore_same_folder=arguments.ignore_same_folder,
+            verdicts=verdicts,
+        )
+    summary = report_json(report)
+    listed = Path(arguments.out).with_suffix(".skipped.json") if arguments.out else Path("dedup.skipped.json")
+    summary |= report_skipped(arguments, report.skipped, listed)
+    say(arguments, report.calibration.sentence())
+    say(arguments, f"{report.n_duplicates:,} duplicates in {len(report.groups):,} groups, by {report.codes}")
+    if arguments.out:
+        write_json(Path(arguments.out), summary)
+    if arguments.csv:
+        write_text(Path(arguments.csv), report_csv(report))
+    if arguments.html:
+        from distillhash.dedup.review import review_page
+
+        write_text(Path(arguments.html), review_page(report, command_line(arguments), arguments.source))
+    for option in ("out", "csv", "html"):
+        if getattr(arguments, option):
+            say(arguments, f"{option}: {getattr(arguments, option)}")
+    if trash is None:
+        say(arguments, "nothing was moved; --apply moves all but the keepers to the trash, --undo brings them back")
+        return summary
+    return summary | _apply(arguments, report, trash)
+
+
+def _apply(arguments: argparse.Namespace, report: Report, trash: Path) -> dict[str, Any]:
+    from distillhash.dedup.trash import Move, move
+
+    moves = [
+        Move(item.path, item.facts.digest, group[0].path, item.distance)
+        for group in report.groups
+        for item in group[1:]
+        if item.facts is not None
+    ]
+    folder = Path(arguments.source)
+    outcome = move(moves, trash, folder if folder.is_dir() else None, progress=not arguments.quiet)
+    say(
+        arguments,
+        f"{len(outcome.done):,} files moved to {trash}; `distillhash dedup --undo --trash {trash}` brings them back",
+    )
+    for path, reason in outcome.left[:10]:
+        say(arguments, f"left in its place: {path}: {reason}")
+    return {"trash": str(trash), "n_moved": len(outcome.done), "left": [list(pair) for pair in outcome.left]}
+
+
+def _undo(arguments: argparse.Namespace) -> dict[str, Any]:
+    from distillhash.dedup.trash import undo
+
+    trash = _trash(arguments)
+    outcome = undo(trash, progress=not arguments.quiet)
+    say(arguments, f"{len(outcome.done):,} files brought back from {trash}")
+    for path, reason in outcome.left[:10]:
+        say(arguments, f"not brought back: {path}: {reason}")
+    return {
+        "trash": str(trash),
+        "n_restored": len(outcome.done),
+        "left": [list(pair) for pair in outcome.left],
+        "exit_code": 1 if outcome.left else 0,
+    }
+
+
+def _trash(arguments: argparse.Namespace) -> Path:
+    from distillhash.dedup.trash import FOLDER_NAME
+
+    if arguments.trash:
+        return Path(arguments.trash)
+    if arguments.source is None or not Path(arguments.source).is_dir():
+        raise ParameterError("the trash lies in the folder SOURCE by default; give --trash DIR for any other source")
+    return Path(arguments.source) / FOLDER_NAME
+
+
+def _verdicts_file(arguments: argparse.Namespace) -> Path:
+    if arguments.verdicts:
+        return Path(arguments.verdicts)
+    from platformdirs import user_data_path
+
+    return user_data_path("distillhash") / "not-duplicates.tsv"

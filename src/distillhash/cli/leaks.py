@@ -1,0 +1,56 @@
+"""``distillhash leaks``: test images that the training set holds already."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from distillhash.cli.common import SOURCE_HELP, add_reading_options, add_verb, report_skipped, say
+from distillhash.cli.dedup import add_radius_options, settings
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "leaks",
+        "report test images that have a near-duplicate in the training set",
+        [
+            "distillhash leaks data/train data/test --out leaks.json",
+            "distillhash leaks cifar10:data#train cifar10:data#test --check",
+        ],
+        run,
+    )
+    parser.add_argument("train", metavar="TRAIN", help=SOURCE_HELP)
+    parser.add_argument("test", metavar="TEST", help="the same")
+    parser.add_argument("--out", metavar="FILE", help="leaks as JSON")
+    parser.add_argument("--check", action="store_true", help="exit 1 if there are any")
+    add_radius_options(parser)
+    add_reading_options(parser)
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Find and report."""
+    from distillhash.dedup.job import find_leaks
+    from distillhash.dedup.output import leaks_json, write_json
+    from distillhash.sources import open_source
+
+    train, test = open_source(arguments.train), open_source(arguments.test)
+    with tempfile.TemporaryDirectory() as spare:
+        report = find_leaks(train, test, settings(arguments, spare))
+    summary = leaks_json(report)
+    listed = Path(arguments.out).with_suffix(".skipped.json") if arguments.out else Path("leaks.skipped.json")
+    summary |= report_skipped(arguments, report.skipped, listed)
+    say(arguments, report.calibration.sentence())
+    say(
+        arguments,
+        f"{len(report.leaks):,} of {report.n_test:,} test images have a near-duplicate among {report.n_train:,}",
+    )
+    for leak in report.leaks[:5]:
+        say(arguments, f"  {leak.test.path} is {leak.test.distance} bits from {leak.train.path} ({leak.test.match})")
+    if arguments.out:
+        write_json(Path(arguments.out), summary)
+        say(arguments, f"out: {arguments.out}")
+    return summary | {"exit_code": 1 if arguments.check and report.leaks else 0}

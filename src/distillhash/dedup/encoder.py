@@ -1,0 +1,119 @@
+"""Which codes a collection is compared by.
+
+A model that the user gives is used as it is. Otherwise images are embedded by the default backbone at 224 pixels (small edits are lost at
+128) and coded in ``LEARNED_BITS`` bits by ITQ, fitted on the collection itself. Where that cannot be fitted well (few items, or vectors
+with fewer dimensions than bits) the codes are ``RANDOM_BITS`` random hyperplanes through the origin, whose distances estimate angles of
+the features and depend on no other item. `docs/dedup.md` has the measurements behind these numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillhash.codes import Codes
+from distillhash.errors import DataError
+from distillhash.methods import make_hasher
+from distillhash.model import HashModel, concatenate, load_model
+from distillhash.sources import EmbeddingSource, Skipped, Source
+
+if TYPE_CHECKING:
+    from distillhash.backbones import FeatureCache
+
+IMAGE_SIZE = 224
+LEARNED_BITS, RANDOM_BITS = 512, 1024
+FEWEST_TO_LEARN = 1_000
+LEARN_FROM, ITERATIONS = 4_000, 20
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A fitted model and a sentence that says what its codes are."""
+
+    model: HashModel
+    description: str
+
+    def encode(self, source: Source, *, progress: bool = False, max_pixels: int | None = None) -> Coded:
+        """Codes of every usable item; features pass through, codes stay."""
+        codes, rows, skipped = [], [np.zeros(0, np.intp)], list[Skipped]()
+        for batch in self.model.encode_batches(source, progress=progress, max_pixels=max_pixels):
+            codes.append(batch.codes)
+            rows.append(batch.rows)
+            skipped += batch.skipped
+        return Coded(concatenate(codes, self.model.n_bits), np.concatenate(rows), skipped)
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Codes of the usable items of a source.
+
+    Attributes:
+        codes: ``m`` codes.
+        rows: ``(m,)`` rows of the source.
+        skipped: The items that could not be used.
+    """
+
+    codes: Codes
+    rows: NDArray[np.intp]
+    skipped: list[Skipped]
+
+
+def make_encoder(
+    source: Source,
+    *,
+    model: str | None = None,
+    device: str = "auto",
+    cache: FeatureCache | None = None,
+    max_pixels: int | None = None,
+    progress: bool = False,
+) -> Encoder:
+    """The encoder for a collection; see the module's text.
+
+    Args:
+        source: What is to be compared.
+        model: A model folder, or None.
+        device: Where the backbone runs.
+        cache: Where features are kept; without one they are computed twice.
+        max_pixels: Images above this are skipped.
+        progress: Show progress on stderr.
+
+    Raises:
+        DataError: nothing usable in the source.
+        FormatError: ``model`` is not a model folder.
+    """
+    if model is not None:
+        loaded = load_model(model, device=device, cache=cache)
+        return Encoder(loaded, f"codes of {loaded.n_bits} bits by the model {model}")
+    vectors = isinstance(source, EmbeddingSource)
+    backbone = "embeddings" if vectors else "efficientnet-lite0"
+    width = source.vectors.shape[1] if isinstance(source, EmbeddingSource) else LEARNED_BITS
+    options = {"device": device, "cache": cache, "image_size": None if vectors else IMAGE_SIZE}
+    given = "the vectors" if vectors else f"{backbone} at {IMAGE_SIZE} pixels"
+    if len(source) >= FEWEST_TO_LEARN and width >= LEARNED_BITS:
+        learned = HashModel(backbone, make_hasher("itq", LEARNED_BITS, iterations=ITERATIONS), **options)
+        learned.fit(source, max_images=LEARN_FROM, max_pixels=max_pixels, progress=progress)
+        if learned.training["n_used"] >= FEWEST_TO_LEARN:
+            used = min(LEARN_FROM, learned.training["n_used"])
+            return Encoder(learned, f"ITQ codes of {LEARNED_BITS} bits over {given}, fitted on {used:,} of the items")
+    hasher = make_hasher("lsh", RANDOM_BITS, centre=False)
+    planes = HashModel(backbone, hasher, **options)
+    hasher.fit(np.eye(2, width if vectors else planes.backbone.dim))  # planes through the origin: drawn, not learned
+    return Encoder(
+        planes, f"{RANDOM_BITS} random hyperplanes over {given}; too few items or dimensions to fit ITQ codes"
+    )
+
+
+def encode_or_fail(encoder: Encoder, source: Source, *, progress: bool = False, max_pixels: int | None = None) -> Coded:
+    """Codes of a source.
+
+    Raises:
+        DataError: nothing usable in it.
+    """
+    coded = encoder.encode(source, progress=progress, max_pixels=max_pixels)
+    if not len(coded.codes):
+        first = f"; first {coded.skipped[0].key}: {coded.skipped[0].reason}" if coded.skipped else ""
+        raise DataError(f"nothing usable in {source.name}: all {len(source)} items were skipped{first}")
+    return coded

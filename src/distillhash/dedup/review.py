@@ -1,0 +1,119 @@
+"""The review page: every group with thumbnails, distances and what would be kept, in one HTML file that loads nothing and runs no script."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from importlib.resources import files
+from io import BytesIO
+from shlex import quote
+
+from distillhash.dedup.calibration import Calibration
+from distillhash.dedup.job import Item, Report
+from distillhash.sources import BadItemError, ImageSource, load_image
+
+GROUPS_SHOWN = 300
+MEMBERS_SHOWN = 11
+THUMBNAIL = 240
+"""Longest side in pixels; shown at half of it on fine screens."""
+
+_DOUBT = {"similar": 0, "near": 1, "same picture": 2, "same pixels": 3, "same file": 4}
+
+
+@dataclass(frozen=True)
+class Card:
+    """One image on the page."""
+
+    item: Item
+    thumbnail: str | None
+    facts: str
+    nearness: int
+
+
+@dataclass(frozen=True)
+class GroupCard:
+    """One group on the page; ``command`` keeps its first member apart from the keeper in later runs."""
+
+    keeper: Card
+    members: list[Card]
+    n_hidden: int
+    command: str | None
+
+
+def review_page(report: Report, command: str, source: str) -> str:
+    """The page as HTML.
+
+    Groups come by falling doubt: first those that the perceptual hash does not confirm, then by distance. Beyond ``GROUPS_SHOWN`` groups
+    and ``MEMBERS_SHOWN`` members of a group only counts are shown; the JSON and CSV files hold everything.
+
+    Args:
+        report: What :func:`distillhash.dedup.find_duplicates` found.
+        command: The command that made it.
+        source: What was searched.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    ordered = sorted(report.groups, key=_doubt)
+    return environment.from_string((files("distillhash.dedup") / "review.html.j2").read_text("utf-8")).render(
+        report=report,
+        calibration=report.calibration,
+        curve=_chosen_rows(report.calibration),
+        groups=[_group(group, report.calibration.radius) for group in ordered[:GROUPS_SHOWN]],
+        n_hidden=max(0, len(ordered) - GROUPS_SHOWN),
+        freed=size_text(sum(item.facts.bytes for group in report.groups for item in group[1:] if item.facts)),
+        command=command,
+        source=source,
+    )
+
+
+def size_text(n_bytes: int) -> str:
+    """Bytes as people say them: ``812 B``, ``3.4 MB``."""
+    size = float(n_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:,.1f} TB"
+
+
+def _doubt(group: list[Item]) -> tuple[int, int, str]:
+    members = group[1:]
+    return min(_DOUBT[item.match] for item in members), -max(item.distance for item in members), group[0].path
+
+
+def _group(group: list[Item], radius: int) -> GroupCard:
+    keeper, *members = group
+    doubtful = sorted(members, key=lambda item: (_DOUBT[item.match], -item.distance, item.path))
+    shown = doubtful[:MEMBERS_SHOWN]
+    apart = next((item for item in doubtful if item.facts is not None and item.match != "same file"), None)
+    command = apart and f"distillhash dedup --not-duplicate {quote(keeper.path)} {quote(apart.path)}"
+    return GroupCard(_card(keeper, radius), [_card(item, radius) for item in shown], len(members) - len(shown), command)
+
+
+def _card(item: Item, radius: int) -> Card:
+    facts = item.facts
+    text = "" if facts is None else f"{facts.width} × {facts.height}, {size_text(facts.bytes)}, {facts.format}"
+    return Card(item, thumbnail(item), text, round(100 * (1 - item.distance / (radius + 1))))
+
+
+def thumbnail(item: Item) -> str | None:
+    """A small JPEG as a data address; None for vectors and for what can no longer be read."""
+    from PIL import Image
+
+    if not isinstance(item.source, ImageSource):
+        return None
+    try:
+        image = Image.fromarray(load_image(item.source, item.row))
+    except BadItemError:
+        return None
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    stream = BytesIO()
+    image.save(stream, "JPEG", quality=78)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
+def _chosen_rows(calibration: Calibration) -> list[dict[str, float | None]]:
+    """About a dozen radii around the chosen one, for the table."""
+    near = [row for row in calibration.curve if row["radius"] <= 2 * calibration.radius + 8]
+    return near[:: max(1, len(near) // 12)]

@@ -1,0 +1,128 @@
+"""Stated false pairs against formulas and against codes whose duplicates are known."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.stats import binom
+
+from distillhash.codes import Codes, hamming_distances
+from distillhash.dedup.calibration import Copies, calibrate
+from distillhash.errors import ParameterError
+
+
+def packed(bits: NDArray[np.uint8]) -> Codes:
+    return Codes.from_packed(np.packbits(bits, axis=1), bits.shape[1])
+
+
+def flipped(bits: NDArray[np.uint8], share: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.uint8]:
+    return bits ^ (rng.random(bits.shape) < share[:, None]).astype(np.uint8)
+
+
+def known_copies(rng: np.random.Generator, n_bits: int, share: float) -> Copies:
+    """Six copies of 100 codes, each bit flipped with probability up to ``share``."""
+    original = rng.integers(0, 2, (100, n_bits), np.uint8)
+    made = np.stack([flipped(original, rng.uniform(0, share, 100), rng) for _ in range(6)], axis=1)
+    first, second = np.triu_indices(6, 1)
+    away = (made != original[:, None]).sum(axis=2).astype(np.int64)
+    return Copies(list("abcdef"), away, (made[:, first] != made[:, second]).sum(axis=2).astype(np.int64))
+
+
+@pytest.mark.parametrize("duplicates", [0, 400])
+def test_independent_bits_follow_the_binomial_law(duplicates: int) -> None:
+    rng = np.random.default_rng(1)
+    n, n_bits = 3000, 64
+    bits = rng.integers(0, 2, (n, n_bits), np.uint8)
+    bits = np.concatenate([bits, flipped(bits[:duplicates], rng.uniform(0, 0.06, duplicates), rng)])
+    copies = known_copies(rng, n_bits, 0.06)
+    pairs = len(bits) * (len(bits) - 1) / 2
+    for radius in (12, 14, 16):
+        found = calibrate(packed(bits), copies=copies, radius=radius)
+        expected = pairs * binom.cdf(radius, n_bits, 0.5)
+        assert expected / 2 < found.expected_false_pairs < 2 * expected
+        low, high = found.false_pairs_interval
+        assert low <= found.expected_false_pairs <= high
+
+
+def test_correlated_codes_with_duplicates_among_them() -> None:
+    """Pictures in loose clusters, which is what makes tails heavy; truth is counted over pairs known to be different."""
+    rng = np.random.default_rng(2)
+    n, n_bits = 3000, 256
+    directions = rng.standard_normal((24, n_bits))
+    bits = ((rng.standard_normal((n, 24)) @ directions + 2.5 * rng.standard_normal((n, n_bits))) > 0).astype(np.uint8)
+    bits = np.concatenate([bits, flipped(bits[:500], rng.uniform(0, 0.08, 500), rng)])
+    picture = np.concatenate([np.arange(n), np.arange(500)])
+    codes, copies = packed(bits), known_copies(rng, n_bits, 0.08)
+    different = np.triu(picture[:, None] != picture, 1)
+    distances = hamming_distances(codes, codes)[different]
+    compared = 0
+    for radius in range(30, 80, 6):
+        truth = int(np.count_nonzero(distances <= radius))
+        if truth >= 20:
+            found = calibrate(codes, copies=copies, radius=radius)
+            assert truth / 2 < found.expected_false_pairs < 2 * truth, radius
+            compared += 1
+    assert compared >= 3
+
+
+def test_the_radius_finds_copies_and_stops_there() -> None:
+    rng = np.random.default_rng(3)
+    bits = rng.integers(0, 2, (2000, 256), np.uint8)
+    copies = known_copies(rng, 256, 0.1)
+    found = calibrate(packed(bits), copies=copies)
+    assert found.radius == np.sort(copies.to_original.ravel())[int(np.ceil(0.99 * 600)) - 1]
+    assert found.recall == np.mean(copies.to_original <= found.radius) and found.expected_false_pairs < 0.5
+    assert found.recall_by_edit.keys() == set("abcdef")
+    text = found.sentence()
+    assert text.startswith(f"radius {found.radius} of 256 bits: about 0 false pairs") and "among 2,000 images" in text
+
+
+def test_false_pairs_bound_the_radius() -> None:
+    rng = np.random.default_rng(4)
+    bits = rng.integers(0, 2, (2000, 64), np.uint8)
+    copies = known_copies(rng, 64, 0.45)  # copies as far as strangers
+    few = calibrate(packed(bits), copies=copies, most_false_pairs=5)
+    more = calibrate(packed(bits), copies=copies, most_false_pairs=5000)
+    assert few.expected_false_pairs <= 5 < more.expected_false_pairs <= 5000 and few.radius < more.radius
+    assert few.recall is not None and few.recall < 0.9
+
+
+def test_pairs_across_two_collections() -> None:
+    rng = np.random.default_rng(5)
+    one, other = (packed(rng.integers(0, 2, (n, 64), np.uint8)) for n in (1500, 2500))
+    found = calibrate(one, other, copies=known_copies(rng, 64, 0.05), radius=15)
+    expected = 1500 * 2500 * binom.cdf(15, 64, 0.5)
+    assert found.n_items == 4000 and expected / 2 < found.expected_false_pairs < 2 * expected
+
+
+def test_a_part_of_a_large_collection_tells_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    codes = packed(rng.integers(0, 2, (6000, 64), np.uint8))
+    copies = known_copies(rng, 64, 0.05)
+    monkeypatch.setattr("distillhash.dedup.false_pairs.MOST_COMPARED", 6000 * 640)
+    expected = 6000 * 5999 / 2 * binom.cdf(14, 64, 0.5)
+    assert expected / 2 < calibrate(codes, copies=copies, radius=14).expected_false_pairs < 2 * expected
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 33])
+def test_small_collections_find_their_copies(n: int) -> None:
+    rng = np.random.default_rng(n)
+    bits = rng.integers(0, 2, (n, 1024), np.uint8)
+    both = packed(np.concatenate([bits, flipped(bits, np.full(n, 0.05), rng)]))
+    found = calibrate(both, copies=known_copies(rng, 1024, 0.15))
+    assert found.radius > 80 and found.expected_false_pairs < 1
+    assert calibrate(packed(bits), copies=known_copies(rng, 1024, 0.15)).expected_false_pairs < 1
+
+
+def test_same_codes_same_answer() -> None:
+    rng = np.random.default_rng(7)
+    codes, copies = packed(rng.integers(0, 2, (500, 64), np.uint8)), known_copies(rng, 64, 0.1)
+    assert calibrate(codes, copies=copies) == calibrate(codes, copies=copies)
+
+
+def test_refusals() -> None:
+    codes = packed(np.zeros((3, 16), np.uint8))
+    for radius in (-1, 16):
+        with pytest.raises(ParameterError, match=r"0\.\.15"):
+            calibrate(codes, radius=radius)
+    with pytest.raises(ParameterError, match="at least 0, got -1"):
+        calibrate(codes, most_false_pairs=-1)

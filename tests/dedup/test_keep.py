@@ -1,0 +1,93 @@
+"""Facts of files, the order of preference, and what people said."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from distillhash.dedup.keep import Facts, image_format, parse_policy, phash_distance, preference, read_facts, sharpness
+from distillhash.dedup.verdicts import Verdicts
+from distillhash.errors import DataError, FormatError, ParameterError
+from distillhash.sources import digest, open_source
+from image_factory import encode, make_pixels
+
+FACTS = Facts(100, 100, 5000, "JPEG", 8.0, "d", "p", None)
+
+
+def test_facts_of_a_file(tmp_path: Path) -> None:
+    pixels = make_pixels(64, 48)
+    (tmp_path / "a.jpg").write_bytes(data := encode(pixels, "PNG"))  # named wrongly on purpose
+    facts = read_facts(open_source(tmp_path), 0)  # type: ignore[arg-type]
+    assert (facts.width, facts.height, facts.bytes, facts.format) == (64, 48, len(data), "PNG")
+    assert facts.digest == digest(data).hex() and facts.pixels_digest == digest(pixels).hex()
+
+
+def test_the_perceptual_hash_is_the_librarys() -> None:
+    imagehash = pytest.importorskip("imagehash")
+    from distillhash.dedup.keep import perceptual_hash
+
+    a, b = make_pixels(64, 48), make_pixels(64, 48, seed=1)
+    one, other = imagehash.phash(Image.fromarray(a)), imagehash.phash(Image.fromarray(b))
+    assert phash_distance(perceptual_hash(a), perceptual_hash(b)) == one - other
+    assert phash_distance(None, perceptual_hash(a)) is None
+
+
+@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+def test_the_format_is_that_of_the_content(suffix: str) -> None:
+    assert image_format(encode(make_pixels(), suffix)) == suffix
+
+
+def test_blur_and_thumbnails_are_less_sharp() -> None:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (128, 128, 3), np.uint8)).resize((512, 512), Image.Resampling.BICUBIC)
+    blurred = image.filter(ImageFilter.GaussianBlur(6))
+    enlarged = image.resize((64, 64)).resize((512, 512))
+    sharp = sharpness(np.asarray(image))
+    assert sharp > 1.5 * sharpness(np.asarray(blurred)) and sharp > 1.5 * sharpness(np.asarray(enlarged))
+
+
+def test_each_criterion_decides_in_its_turn() -> None:
+    better = {
+        "resolution": replace(FACTS, width=101),
+        "sharpness": replace(FACTS, sharpness=16.0),
+        "size": replace(FACTS, bytes=5001),
+        "format": replace(FACTS, format="PNG"),
+    }
+    for criterion, facts in better.items():
+        assert preference([FACTS, facts], ["a", "b"]).tolist() == [1, 0]
+        assert preference([FACTS, facts], ["a", "b"], tuple(better.keys() - {criterion})).tolist() == [0, 1]
+    both = [better["size"], better["resolution"]]
+    assert preference(both, ["a", "b"], ("size", "resolution")).tolist() == [0, 1]
+    assert preference(both, ["a", "b"], ("resolution", "size")).tolist() == [1, 0]
+    assert preference([replace(FACTS, sharpness=8.2), FACTS], ["b.jpg", "a.jpg"]).tolist() == [
+        1,
+        0,
+    ]  # too little to count
+    assert preference([FACTS, FACTS], ["/x/photo (1).jpg", "/y/photo.jpg"]).tolist() == [1, 0]
+
+
+def test_policies() -> None:
+    assert parse_policy("size, format") == ("size", "format")
+    for wrong in ("", "age", "size,size"):
+        with pytest.raises(ParameterError, match="resolution,sharpness,size,format"):
+            parse_policy(wrong)
+
+
+def test_verdicts_follow_the_content(tmp_path: Path) -> None:
+    a, b, file = tmp_path / "a.jpg", tmp_path / "b\t.jpg", tmp_path / "data" / "verdicts.tsv"
+    a.write_bytes(b"one")
+    b.write_bytes(b"two")
+    verdicts = Verdicts(file)
+    verdicts.add(a, b)
+    verdicts.add(b, a)
+    one, two = digest(b"one").hex(), digest(b"two").hex()
+    read = Verdicts(file)
+    assert len(read) == 1 and read.apart(one, two) and read.apart(two, one) and not read.apart(one, one)
+    assert file.read_text().count("\n") == 2
+    with pytest.raises(DataError, match="cannot be read"):
+        verdicts.add(a, tmp_path / "gone")
+    file.write_text("not digests\n")
+    with pytest.raises(FormatError, match="line 1"):
+        Verdicts(file)
