@@ -72,6 +72,15 @@ def wait_until_ready(url: str) -> None:
 @contextlib.contextmanager
 def running(index: Path, photos: Path, *words: str, token: str | None = None) -> Iterator[Running]:
     """`distillhash serve` on a free port, ready; stopped by SIGTERM, which must end it with exit status 0."""
+    with starting(index, *words, token=token) as server:
+        server.photos = photos
+        wait_until_ready(server.url)
+        yield server
+
+
+@contextlib.contextmanager
+def starting(index: Path, *words: str, token: str | None = None) -> Iterator[Running]:
+    """The same, not waited for."""
     environment = dict(os.environ) | ({"DISTILLHASH_TOKEN": token} if token else {})
     command = [sys.executable, "-m", "distillhash.cli", "serve", "--index", str(index), "--port", "0", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
@@ -83,9 +92,8 @@ def running(index: Path, photos: Path, *words: str, token: str | None = None) ->
             break
     else:
         raise AssertionError(f"the server did not start: {''.join(lines)}")
-    server = Running(lines[-1].split()[2], index, photos, process)
+    server = Running(lines[-1].split()[2], index, index, process)
     try:
-        wait_until_ready(server.url)
         yield server
         process.send_signal(signal.SIGTERM)
         rest = process.stderr.read()

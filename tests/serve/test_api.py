@@ -20,7 +20,7 @@ from distillhash.index import open_index
 from distillhash.quality import bit_statistics
 from distillhash.sources import decode_image
 from image_factory import make_jpeg, make_png, make_rotated
-from serving import N_PHOTOS, Running, running
+from serving import N_PHOTOS, Running, running, starting
 
 
 def all_codes(index: Path) -> tuple[np.ndarray, Codes]:
@@ -255,6 +255,14 @@ def test_requests_under_way_are_finished_at_the_end(own_index: Path, photo_folde
         server.process.terminate()
         done = [answer.result() for answer in answers if answer.exception() is None]
         assert [answer.status_code for answer in done] == [200] * len(done) and done
+
+
+def test_a_server_that_is_not_ready_yet_says_so_and_can_be_stopped(photo_index: Path) -> None:
+    with starting(photo_index) as server:
+        answer = httpx.get(server.url + "readyz")
+        if answer.status_code != 200:  # it is quick, but hardly that quick
+            assert "being loaded" in problem(answer, 503) and answer.headers["retry-after"]
+        assert httpx.get(server.url + "healthz").status_code == 200
 
 
 def test_embeddings_are_searched_too(vectors: Path, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ class Batcher(Generic[Job, Answer]):
         self._threads = [threading.Thread(target=self._run, name=f"{name}-{i}", daemon=True) for i in range(threads)]
         self._collecting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_stopped = False
         self.n_waiting = 0
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -72,9 +73,11 @@ class Batcher(Generic[Job, Answer]):
         """Queue a job; call it in the loop's own thread.
 
         Raises:
-            OverloadedError: the queue is full.
+            OverloadedError: the queue is full, or stopped.
         """
         assert self._loop is not None, "start comes first"
+        if self._is_stopped:
+            raise OverloadedError("the server is stopping")
         if self.n_waiting >= self._max_waiting:
             raise OverloadedError(f"{self.n_waiting} requests are waiting already; try again in a moment")
         self.n_waiting += 1
@@ -84,6 +87,7 @@ class Batcher(Generic[Job, Answer]):
 
     def stop(self) -> None:
         """Let the threads finish what is queued, and wait for them."""
+        self._is_stopped = True
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:

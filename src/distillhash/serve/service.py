@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from distillhash.codes import Codes
+from distillhash.codes import Codes, bytes_per_code
 from distillhash.index import Index
 from distillhash.index.base import Item
 from distillhash.model import HashModel
@@ -64,7 +63,6 @@ class Service:
         self.is_ready = False
         self.failure: Exception | None = None
         self._sizes: dict[int, tuple[int, int]] = {}  # of pictures; (0, 0) where an item has none
-        self._stopping = threading.Event()
         self._started = time.monotonic()
         metrics.watch("index", lambda: self.library.n_waiting)
         metrics.watch("model", lambda: 0 if self.encoder is None else self.encoder.n_waiting)
@@ -79,7 +77,7 @@ class Service:
                 await asyncio.to_thread(self.encoder.warm_up)
                 self.encoder.start(loop)
             ids = await self.library.run(all_ids)
-            nothing = bytes(-(-self.n_bits // 8))
+            nothing = bytes(bytes_per_code(self.n_bits))
             await self.library.search(Query(nothing, 1))
         except Exception as error:
             self.failure = error
@@ -90,7 +88,6 @@ class Service:
     async def stop(self) -> None:
         """Finish what waits, close the index."""
         self.is_ready = False
-        self._stopping.set()
         if self.encoder is not None:
             await asyncio.to_thread(self.encoder.stop)
         await asyncio.to_thread(self.library.stop)
@@ -215,8 +212,6 @@ class Service:
     async def _measure(self, ids: list[int]) -> None:
         """Note the sizes of pictures, for a layout that does not jump; a few at a time, other work goes between."""
         for start in range(0, len(ids), _SIZES_AT_ONCE):
-            if self._stopping.is_set():
-                return
             part = ids[start : start + _SIZES_AT_ONCE]
             try:
                 items = await self.library.run(lambda index, part=part: index.get(sorted(index.present(part))))  # type: ignore[misc]
