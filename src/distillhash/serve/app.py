@@ -70,13 +70,13 @@ def create_app(service: Service, *, on_failure: Callable[[], None] = lambda: Non
     def answer_405(request: Request, error: Exception) -> Response:
         # Each route knows its own methods only; one path may have several routes.
         methods = [
-            route.methods
+            route.methods or set()
             for route in router.routes
             if isinstance(route, APIRoute) and route.path_regex.match(request.url.path)
         ]
         response = _answer_error(request, error)
         if methods:
-            response.headers["allow"] = ", ".join(sorted(set().union(*methods)))
+            response.headers["allow"] = ", ".join(sorted(set[str]().union(*methods)))
         return response
 
     for kind in (Problem, DistillHashError, HTTPException, RequestValidationError, Exception):
