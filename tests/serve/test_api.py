@@ -10,8 +10,11 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from distillhash import Codes, load_model
 from distillhash.cli import main
@@ -19,7 +22,7 @@ from distillhash.codes import hamming_distances
 from distillhash.index import open_index
 from distillhash.quality import bit_statistics
 from distillhash.sources import decode_image
-from image_factory import make_jpeg, make_png, make_rotated
+from image_factory import encode, make_jpeg, make_pixels, make_png, make_rotated
 from serving import N_PHOTOS, Running, in_thread, running, starting
 
 
@@ -304,6 +307,26 @@ def test_an_index_without_a_model_or_without_items(tmp_path: Path) -> None:
         assert client.get("/duplicates").json()["groups"] == []
         problem(client.get("/quality"), 422)
         problem(client.post("/search?id=0"), 404)
+
+
+def test_pictures_come_from_tables_and_schemes_too(own_index: Path, tmp_path: Path) -> None:
+    contents = [make_jpeg(40, 30, seed=700 + i) for i in range(3)] + [encode(make_pixels(20, 10), "TIFF")]
+    table = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"image": [{"bytes": content, "path": None} for content in contents]}), table)
+    assert main(["index", str(table), "--index", str(own_index), "--quiet"]) == 0
+    assert main(["index", "digits:#0:2", "--index", str(own_index), "--quiet"]) == 0
+    with in_thread(own_index) as url, httpx.Client(base_url=url, timeout=30) as client:
+        for number, content in enumerate(contents):
+            image = client.get(f"/items/{N_PHOTOS + number}/image")
+            if number < 3:
+                assert image.content == content
+            else:  # browsers do not show TIFF
+                assert image.headers["content-type"] == "image/png"
+                assert np.array_equal(decode_image(image.content), make_pixels(20, 10))
+        digit = client.get(f"/items/{N_PHOTOS + 4}").json()
+        assert (digit["name"], digit["picture"]) == ("digits/0", True)
+        shown = decode_image(client.get(f"/items/{N_PHOTOS + 4}/thumbnail").content)
+        assert np.array_equal(shown[..., 0], np.rint(load_digits().images[0] * 255 / 16))
 
 
 def test_a_changed_file_is_not_shown(own_index: Path, tmp_path: Path) -> None:
