@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of bare and upload")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    busy = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         index = build(arguments.photos, Path(folder), arguments.items)
         contents = [path.read_bytes() for path in sorted(arguments.photos.rglob("*.jpg"))[:500]]
@@ -53,6 +54,7 @@ def main() -> None:
     facts = {
         "command": "python benchmarks/serve_load.py " + " ".join(["PHOTOS", *sys.argv[2:]]),
         "cores": len(os.sched_getaffinity(0)),
+        "load_average_before": round(busy, 1),
         "python": platform.python_version(),
         "processor": processor(),
         "items": arguments.items,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import torch
 
 from distillhash import load_model
 from distillhash.index import open_index
@@ -45,8 +46,9 @@ class Running:
 @contextlib.contextmanager
 def in_thread(index: Path, **settings: Any) -> Iterator[str]:
     """A server in this process, for settings that the command line does not offer; gives its URL."""
-    opened = open_index(index)
-    service = Service(opened, load_model(index / "model"), index, Settings(**settings), Metrics())
+    model = load_model(index / "model") if (index / "model").exists() else None
+    service = Service(open_index(index), model, index, Settings(**settings), Metrics())
+    n_threads = torch.get_num_threads()  # a server sets it, for the whole process
     listener = bind("127.0.0.1", 0)
     server = make_server(service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -57,6 +59,7 @@ def in_thread(index: Path, **settings: Any) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join(30)
+        torch.set_num_threads(n_threads)
         assert not thread.is_alive()
 
 
@@ -72,6 +75,15 @@ def wait_until_ready(url: str) -> None:
 @contextlib.contextmanager
 def running(index: Path, photos: Path, *words: str, token: str | None = None) -> Iterator[Running]:
     """`distillhash serve` on a free port, ready; stopped by SIGTERM, which must end it with exit status 0."""
+    with starting(index, *words, token=token) as server:
+        server.photos = photos
+        wait_until_ready(server.url)
+        yield server
+
+
+@contextlib.contextmanager
+def starting(index: Path, *words: str, token: str | None = None) -> Iterator[Running]:
+    """The same, not waited for."""
     environment = dict(os.environ) | ({"DISTILLHASH_TOKEN": token} if token else {})
     command = [sys.executable, "-m", "distillhash.cli", "serve", "--index", str(index), "--port", "0", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
@@ -83,9 +95,8 @@ def running(index: Path, photos: Path, *words: str, token: str | None = None) ->
             break
     else:
         raise AssertionError(f"the server did not start: {''.join(lines)}")
-    server = Running(lines[-1].split()[2], index, photos, process)
+    server = Running(lines[-1].split()[2], index, index, process)
     try:
-        wait_until_ready(server.url)
         yield server
         process.send_signal(signal.SIGTERM)
         rest = process.stderr.read()

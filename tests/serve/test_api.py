@@ -10,8 +10,11 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from distillhash import Codes, load_model
 from distillhash.cli import main
@@ -19,8 +22,8 @@ from distillhash.codes import hamming_distances
 from distillhash.index import open_index
 from distillhash.quality import bit_statistics
 from distillhash.sources import decode_image
-from image_factory import make_jpeg, make_png, make_rotated
-from serving import N_PHOTOS, Running, running
+from image_factory import encode, make_jpeg, make_pixels, make_png, make_rotated
+from serving import N_PHOTOS, Running, in_thread, running, starting
 
 
 def all_codes(index: Path) -> tuple[np.ndarray, Codes]:
@@ -187,7 +190,7 @@ def test_the_page_is_whole_and_asks_nobody_else(client: httpx.Client) -> None:
 
 
 def test_add_search_and_remove_while_serving(own_index: Path, photo_folder: Path) -> None:
-    with running(own_index, photo_folder) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    with in_thread(own_index) as url, httpx.Client(base_url=url, timeout=30) as client:
         content = make_rotated(6)
         added = client.post("/items", files={"file": ("../../evil/new.jpg", content)})
         item = added.json()
@@ -216,12 +219,12 @@ def test_add_search_and_remove_while_serving(own_index: Path, photo_folder: Path
         assert (best["name"], best["distance"]) == ("x.jpg", 0)
 
 
-def test_searches_go_on_while_items_come_and_go(own_index: Path, photo_folder: Path) -> None:
-    with running(own_index, photo_folder) as server:
+def test_searches_go_on_while_items_come_and_go(own_index: Path) -> None:
+    with in_thread(own_index) as url:
         stop, failures = threading.Event(), []
 
         def look() -> None:
-            with httpx.Client(base_url=server.url, timeout=30) as client:
+            with httpx.Client(base_url=url, timeout=30) as client:
                 while not stop.is_set():
                     answer = client.post("/search?id=11&k=20")
                     if answer.status_code != 200 or answer.json()["results"][0]["distance"] != 0:
@@ -230,7 +233,7 @@ def test_searches_go_on_while_items_come_and_go(own_index: Path, photo_folder: P
         lookers = [threading.Thread(target=look) for _ in range(4)]
         for looker in lookers:
             looker.start()
-        with httpx.Client(base_url=server.url, timeout=30) as client:
+        with httpx.Client(base_url=url, timeout=30) as client:
             for number in range(12):
                 added = client.post("/items", files={"file": make_png(30, 30, seed=3000 + number)}).json()
                 if number % 2:
@@ -257,12 +260,20 @@ def test_requests_under_way_are_finished_at_the_end(own_index: Path, photo_folde
         assert [answer.status_code for answer in done] == [200] * len(done) and done
 
 
+def test_a_server_that_is_not_ready_yet_says_so_and_can_be_stopped(photo_index: Path) -> None:
+    with starting(photo_index) as server:
+        answer = httpx.get(server.url + "readyz")
+        if answer.status_code != 200:  # it is quick, but hardly that quick
+            assert "being loaded" in problem(answer, 503) and answer.headers["retry-after"]
+        assert httpx.get(server.url + "healthz").status_code == 200
+
+
 def test_embeddings_are_searched_too(vectors: Path, tmp_path: Path) -> None:
     model, index = tmp_path / "m", tmp_path / "i"
     assert main(["train", str(vectors), "--method", "itq", "--bits", "12", "--out", str(model), "--quiet"]) == 0
     assert main(["index", str(vectors), "--model", str(model), "--index", str(index), "--quiet"]) == 0
     x = np.load(vectors)
-    with running(index, vectors) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    with in_thread(index) as url, httpx.Client(base_url=url, timeout=30) as client:
         assert client.get("/stats").json()["accepts"] == "embedding"
         found = client.post("/search?k=200", json={"embedding": x[17].tolist()})
         codes = load_model(model).encode(str(vectors))
@@ -290,7 +301,7 @@ def test_an_index_without_a_model_or_without_items(tmp_path: Path) -> None:
         assert pairs(client.post("/search?id=2&k=9")) == ranking
         assert "keeps no model" in problem(client.post("/search", files={"file": make_png()}), 422)
         problem(client.get("/items/1/thumbnail"), 404)
-    with running(tmp_path / "empty", tmp_path) as server, httpx.Client(base_url=server.url) as client:
+    with in_thread(tmp_path / "empty") as url, httpx.Client(base_url=url) as client:
         assert pairs(client.post("/search?code=00ff00")) == []
         assert client.get("/items").json() == {"items": []}
         assert client.get("/duplicates").json()["groups"] == []
@@ -298,12 +309,32 @@ def test_an_index_without_a_model_or_without_items(tmp_path: Path) -> None:
         problem(client.post("/search?id=0"), 404)
 
 
-def test_a_changed_file_is_not_shown(own_index: Path, photo_folder: Path, tmp_path: Path) -> None:
+def test_pictures_come_from_tables_and_schemes_too(own_index: Path, tmp_path: Path) -> None:
+    contents = [make_jpeg(40, 30, seed=700 + i) for i in range(3)] + [encode(make_pixels(20, 10), "TIFF")]
+    table = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"image": [{"bytes": content, "path": None} for content in contents]}), table)
+    assert main(["index", str(table), "--index", str(own_index), "--quiet"]) == 0
+    assert main(["index", "digits:#0:2", "--index", str(own_index), "--quiet"]) == 0
+    with in_thread(own_index) as url, httpx.Client(base_url=url, timeout=30) as client:
+        for number, content in enumerate(contents):
+            image = client.get(f"/items/{N_PHOTOS + number}/image")
+            if number < 3:
+                assert image.content == content
+            else:  # browsers do not show TIFF
+                assert image.headers["content-type"] == "image/png"
+                assert np.array_equal(decode_image(image.content), make_pixels(20, 10))
+        digit = client.get(f"/items/{N_PHOTOS + 4}").json()
+        assert (digit["name"], digit["picture"]) == ("digits/0", True)
+        shown = decode_image(client.get(f"/items/{N_PHOTOS + 4}/thumbnail").content)
+        assert np.array_equal(shown[..., 0], np.rint(load_digits().images[0] * 255 / 16))
+
+
+def test_a_changed_file_is_not_shown(own_index: Path, tmp_path: Path) -> None:
     """Whatever is put behind an indexed path later, the server does not hand it out."""
     copy = tmp_path / "one.jpg"
     copy.write_bytes(make_jpeg(50, 50, seed=77))
     assert main(["index", str(copy), "--index", str(own_index), "--quiet"]) == 0
-    with running(own_index, photo_folder) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+    with in_thread(own_index) as url, httpx.Client(base_url=url, timeout=30) as client:
         identifier = client.post("/search", files={"file": copy.read_bytes()}).json()["results"][0]["id"]
         assert client.get(f"/items/{identifier}/image").status_code == 200
         copy.unlink()

@@ -121,7 +121,7 @@ def test_upload_shows_the_exact_neighbours(open_page: Open, server: Running, tmp
     shown = results(page)
     assert shown == ranking[: len(shown)] and len(shown) > 10
     page.evaluate("scrollTo(0, document.body.scrollHeight)")
-    page.wait_for_function("document.querySelector('.tile[data-place=\"59\"]')")
+    expect(page.locator('.tile[data-place="59"]')).to_be_attached()
     tail = results(page)
     assert tail == ranking[-len(tail) :]
 

@@ -17,7 +17,7 @@ from distillhash.serve.pictures import Picture
 from distillhash.serve.problems import MEDIA_TYPE, Problem
 from distillhash.serve.service import Service
 from distillhash.serve.settings import COOKIE, MOST_RESULTS
-from distillhash.serve.uploads import BODY_SCHEMA, has_body, read_body
+from distillhash.serve.uploads import EMBEDDING_BODY, IMAGE_BODY, has_body, read_body
 
 ItemId = Annotated[int, Path(ge=0, le=LARGEST_ID, description="Id of an item of the index.")]
 _PICTURE_SECONDS = 300
@@ -30,7 +30,9 @@ def routes(service: Service) -> APIRouter:
     digits = 2 * bytes_per_code(service.n_bits)
 
     @router.post(
-        "/search", **_documented(schemas.SearchAnswer, 400, 404, 408, 413, 415, 422, 503), **_body(required=False)
+        "/search",
+        **_documented(schemas.SearchAnswer, 400, 404, 408, 413, 415, 422, 503),
+        **_body(service, required=False),
     )
     async def search(
         request: Request,
@@ -55,7 +57,9 @@ def routes(service: Service) -> APIRouter:
             query = Search(await service.encode(await read_body(request)), k, radius)
         return _json(await service.search(query))
 
-    @router.post("/encode", **_documented(schemas.Encoded, 400, 408, 413, 415, 422, 503), **_body(required=True))
+    @router.post(
+        "/encode", **_documented(schemas.Encoded, 400, 408, 413, 415, 422, 503), **_body(service, required=True)
+    )
     async def encode(request: Request) -> Response:
         """The code of an uploaded image, or of an embedding where the index's model takes those."""
         code = await service.encode(await read_body(request))
@@ -73,7 +77,7 @@ def routes(service: Service) -> APIRouter:
         "/items",
         status_code=201,
         **_documented(schemas.ItemDetails, 200, 400, 408, 413, 415, 422, 503, status=201),
-        **_body(required=True),
+        **_body(service, required=True),
     )
     async def add(request: Request) -> Response:
         """Add an image (or an embedding) to the index; the same image again is the same item."""
@@ -202,5 +206,7 @@ def _documented(answer: Any, *others: int, status: int = 200) -> dict[str, Any]:
     return {"responses": responses, "response_class": Response}
 
 
-def _body(*, required: bool) -> dict[str, Any]:
-    return {"openapi_extra": {"requestBody": {"required": required, "content": BODY_SCHEMA}}}
+def _body(service: Service, *, required: bool) -> dict[str, Any]:
+    takes_images = service.encoder is None or service.encoder.takes_images
+    content = IMAGE_BODY if takes_images else EMBEDDING_BODY
+    return {"openapi_extra": {"requestBody": {"required": required, "content": content}}}

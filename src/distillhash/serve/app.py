@@ -13,6 +13,7 @@ from typing import Any, cast
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
+from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -45,8 +46,9 @@ def create_app(service: Service, *, on_failure: Callable[[], None] = lambda: Non
         warm_up = asyncio.create_task(service.start())
         warm_up.add_done_callback(lambda task: _report(task, on_failure))
         yield
-        await service.stop()
+        warm_up.cancel()  # it may still be at it, or measuring pictures
         await asyncio.wait([warm_up])
+        await service.stop()
 
     api = FastAPI(
         title="distillhash",
@@ -57,15 +59,29 @@ def create_app(service: Service, *, on_failure: Callable[[], None] = lambda: Non
         redoc_url=None,
         default_response_class=Response,
     )
-    api.include_router(routes(service))
+    router = routes(service)
+    api.include_router(router)
     api.mount("/static", StaticFiles(directory=PAGE), name="static")
 
     @api.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
 
+    def answer_405(request: Request, error: Exception) -> Response:
+        # Each route knows its own methods only; one path may have several routes.
+        methods = [
+            route.methods or set()
+            for route in router.routes
+            if isinstance(route, APIRoute) and route.path_regex.match(request.url.path)
+        ]
+        response = _answer_error(request, error)
+        if methods:
+            response.headers["allow"] = ", ".join(sorted(set[str]().union(*methods)))
+        return response
+
     for kind in (Problem, DistillHashError, HTTPException, RequestValidationError, Exception):
         api.add_exception_handler(kind, _answer_error)
+    api.add_exception_handler(405, answer_405)
     _document_problems(api)
     return Guard(cast("App", api), service.settings, service.metrics, _direct(service))
 

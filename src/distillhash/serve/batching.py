@@ -28,8 +28,9 @@ class Batcher(Generic[Job, Answer]):
     """Threads that answer jobs in batches.
 
     A thread takes the first job that waits, then whatever else is there, up to ``max_batch``. With ``wait_seconds`` it goes on for as long
-    as jobs keep arriving that close to each other: under load batches fill, and nobody waits for company that is not coming. One thread
-    at a time collects, as two would share what arrives between two half batches.
+    as jobs keep arriving that close to each other, three times as far while another batch is being worked on, whose clients will be back:
+    under load batches fill, and nobody waits for company that is not coming. One thread at a time collects, as two would share what
+    arrives between two half batches.
     """
 
     def __init__(
@@ -59,7 +60,9 @@ class Batcher(Generic[Job, Answer]):
         self._queue: SimpleQueue[tuple[Job, asyncio.Future[Answer]] | None] = SimpleQueue()
         self._threads = [threading.Thread(target=self._run, name=f"{name}-{i}", daemon=True) for i in range(threads)]
         self._collecting = threading.Lock()
+        self._working: set[int] = set()  # threads
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_stopped = False
         self.n_waiting = 0
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -72,9 +75,11 @@ class Batcher(Generic[Job, Answer]):
         """Queue a job; call it in the loop's own thread.
 
         Raises:
-            OverloadedError: the queue is full.
+            OverloadedError: the queue is full, or stopped.
         """
         assert self._loop is not None, "start comes first"
+        if self._is_stopped:
+            raise OverloadedError("the server is stopping")
         if self.n_waiting >= self._max_waiting:
             raise OverloadedError(f"{self.n_waiting} requests are waiting already; try again in a moment")
         self.n_waiting += 1
@@ -84,6 +89,7 @@ class Batcher(Generic[Job, Answer]):
 
     def stop(self) -> None:
         """Let the threads finish what is queued, and wait for them."""
+        self._is_stopped = True
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:
@@ -98,10 +104,12 @@ class Batcher(Generic[Job, Answer]):
                 batch, running = self._take()
             if not batch:
                 continue
+            self._working.add(threading.get_ident())
             try:
                 answers = self._work([job for job, _ in batch])
             except Exception as error:
                 answers = [error] * len(batch)
+            self._working.discard(threading.get_ident())
             self._observe(len(batch))
             futures = [future for _, future in batch]
             try:
@@ -117,7 +125,8 @@ class Batcher(Generic[Job, Answer]):
         batch = [entry]
         give_up = time.monotonic() + 10 * self._wait_seconds
         while len(batch) < self._max_batch:
-            left = min(self._wait_seconds, give_up - time.monotonic())
+            gap = self._wait_seconds * (3 if self._working else 1)
+            left = min(gap, give_up - time.monotonic())
             try:
                 entry = self._queue.get(timeout=left) if left > 0 else self._queue.get_nowait()
             except Empty:

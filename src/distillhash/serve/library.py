@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.codes import Codes
+from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError
 from distillhash.index import Index
 from distillhash.index.base import Item
@@ -183,7 +183,7 @@ def item_of(index: Index, identifier: int) -> Item:
 
 def all_ids(index: Index) -> NDArray[np.int64]:
     """The ids of all items, in ascending order; 12 bytes of memory an item while it runs."""
-    anywhere = Codes(np.zeros((1, -(-index.n_bits // 8)), np.uint8), index.n_bits)
+    anywhere = Codes(np.zeros((1, bytes_per_code(index.n_bits)), np.uint8), index.n_bits)
     return np.sort(index.range_search(anywhere, index.n_bits).ids)
 
 
@@ -207,4 +207,4 @@ def _within(ids: NDArray[np.int64], distances: NDArray[np.int32], radius: int | 
 def concatenated(items: Sequence[Item], n_bits: int) -> Codes:
     """The codes of items, in their order."""
     packed = b"".join(item.code.packed.tobytes() for item in items)
-    return Codes(np.frombuffer(packed, np.uint8).reshape(len(items), -1), n_bits)
+    return Codes(np.frombuffer(packed, np.uint8).reshape(len(items), bytes_per_code(n_bits)), n_bits)

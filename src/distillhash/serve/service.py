@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,6 @@ class Service:
         self.is_ready = False
         self.failure: Exception | None = None
         self._sizes: dict[int, tuple[int, int]] = {}  # of pictures; (0, 0) where an item has none
-        self._stopping = threading.Event()
         self._started = time.monotonic()
         metrics.watch("index", lambda: self.library.n_waiting)
         metrics.watch("model", lambda: 0 if self.encoder is None else self.encoder.n_waiting)
@@ -89,7 +87,6 @@ class Service:
     async def stop(self) -> None:
         """Finish what waits, close the index."""
         self.is_ready = False
-        self._stopping.set()
         if self.encoder is not None:
             await asyncio.to_thread(self.encoder.stop)
         await asyncio.to_thread(self.library.stop)
@@ -214,8 +211,6 @@ class Service:
     async def _measure(self, ids: list[int]) -> None:
         """Note the sizes of pictures, for a layout that does not jump; a few at a time, other work goes between."""
         for start in range(0, len(ids), _SIZES_AT_ONCE):
-            if self._stopping.is_set():
-                return
             part = ids[start : start + _SIZES_AT_ONCE]
             try:
                 items = await self.library.run(lambda index, part=part: index.get(sorted(index.present(part))))  # type: ignore[misc]

@@ -20,14 +20,14 @@ _MOST_NAME = 200
 _FILE = {"type": "string", "format": "binary", "description": "An image: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF."}
 _NAME = {"type": "string", "maxLength": _MOST_NAME}
 _EMBEDDING = {"type": "array", "items": {"type": "number"}, "minItems": 1}
-BODY_SCHEMA = {
-    "multipart/form-data": {
-        "schema": {"type": "object", "properties": {"file": _FILE, "name": _NAME}, "required": ["file"]}
-    },
+IMAGE_BODY = {
+    "multipart/form-data": {"schema": {"type": "object", "properties": {"file": _FILE}, "required": ["file"]}},
+    "image/*": {"schema": _FILE},
+}
+EMBEDDING_BODY = {
     "application/json": {
         "schema": {"type": "object", "properties": {"embedding": _EMBEDDING, "name": _NAME}, "required": ["embedding"]}
     },
-    "image/*": {"schema": _FILE},
 }
 
 
@@ -53,10 +53,10 @@ async def read_body(request: Request) -> Body:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
         async with request.form(max_files=1, max_fields=4, max_part_size=_MOST_FIELD) as form:
-            file, name = form.get("file"), form.get("name")
+            file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise Problem(422, "the multipart body has no file in its field 'file'")
-            return Body(await file.read(), _name(name if isinstance(name, str) and name else file.filename))
+            return Body(await file.read(), _name(file.filename))
     if media_type == "application/json":
         return _from_json(await request.body())
     if media_type.startswith("image/"):
