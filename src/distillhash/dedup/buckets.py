@@ -98,7 +98,7 @@ class Buckets:
     @property
     def is_exhaustive(self) -> bool:
         """Whether every pair is compared."""
-        return self.bits.shape[1] == 0
+        return int(self.bits.shape[1]) == 0
 
     @classmethod
     def of(cls, words: Words, n_bits: int, radius: int, *, exhaustive: int = EXHAUSTIVE) -> Buckets:
