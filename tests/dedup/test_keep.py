@@ -71,7 +71,7 @@ def test_each_criterion_decides_in_its_turn() -> None:
 def test_policies() -> None:
     assert parse_policy("size, format") == ("size", "format")
     for wrong in ("", "age", "size,size"):
-        with pytest.raises(ParameterError, match="resolution,sharpness,size,format"):
+        with pytest.raises(ParameterError, match="resolution,size,sharpness,format"):
             parse_policy(wrong)
 
 

@@ -83,7 +83,7 @@ def test_killed_at_any_step_nothing_is_lost(
                 raise OSError(18, "Invalid cross-device link")
             real(source, target, **options)
 
-        monkeypatch.setattr(trash_module.os, "link", link)
+        monkeypatch.setattr(os, "link", link)
     step, steps = 1, 0
     while True:
         root, trash = tmp_path / f"photos{step}", tmp_path / f"photos{step}" / ".trash"

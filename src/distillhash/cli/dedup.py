@@ -48,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--ignore-same-folder", action="store_true", help="never link two images of one folder")
     parser.add_argument(
         "--keep",
-        default="resolution,sharpness,size,format",
+        default="resolution,size,sharpness,format",
         metavar="LIST",
         help="what makes the better image (default: %(default)s)",
     )

@@ -100,7 +100,7 @@ class Buckets:
     @property
     def is_exhaustive(self) -> bool:
         """Whether every pair is compared."""
-        return self.bits.shape[1] == 0
+        return int(self.bits.shape[1]) == 0
 
     @classmethod
     def of(cls, words: Words, n_bits: int, radius: int, *, exhaustive: int = EXHAUSTIVE) -> Buckets:
@@ -131,7 +131,7 @@ def plan(n: int, n_bits: int, radius: int, exhaustive: int = EXHAUSTIVE) -> tupl
     """Bits a table samples and number of tables; ``(0, 1)`` compares everything."""
     if n <= exhaustive:
         return 0, 1
-    for k in range(min(_MOST_BITS, max(1, round(math.log2(n)) - 3)), 0, -1):
+    for k in range(min(_MOST_BITS, max(1, round(math.log2(n)) - 1)), 0, -1):
         shared = math.prod((n_bits - radius - i) / (n_bits - i) for i in range(k)) if n_bits - radius > k else 0.0
         if 0 < shared < 1:
             n_tables = math.ceil(math.log(MISSED) / math.log1p(-shared))

@@ -180,7 +180,7 @@ def calibrate(
         tail, nearest = fit_tail(counts, shapes, seed=seed), np.cumsum(counts.nearest)
     radii = np.arange(len(nearest))
     false = np.zeros(len(radii)) if tail is None else np.cumsum(tail.false)
-    recall = None if copies is None or not known else np.array([copies.recall(r) for r in radii])
+    recall = None if copies is None or not known else np.array([copies.recall(int(r)) for r in radii])
     if radius is None:
         found = np.maximum(nearest - false, 0)
         accepted = np.maximum(FALSE_PER_FOUND * found, max(FALSE_PER_ITEM * n_items, FALSE_AT_LEAST))

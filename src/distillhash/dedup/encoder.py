@@ -90,16 +90,22 @@ def make_encoder(
     vectors = isinstance(source, EmbeddingSource)
     backbone = "embeddings" if vectors else "efficientnet-lite0"
     width = source.vectors.shape[1] if isinstance(source, EmbeddingSource) else LEARNED_BITS
-    options = {"device": device, "cache": cache, "image_size": None if vectors else IMAGE_SIZE}
+    size = None if vectors else IMAGE_SIZE
     given = "the vectors" if vectors else f"{backbone} at {IMAGE_SIZE} pixels"
     if len(source) >= FEWEST_TO_LEARN and width >= LEARNED_BITS:
-        learned = HashModel(backbone, make_hasher("itq", LEARNED_BITS, iterations=ITERATIONS), **options)
+        learned = HashModel(
+            backbone,
+            make_hasher("itq", LEARNED_BITS, iterations=ITERATIONS),
+            image_size=size,
+            device=device,
+            cache=cache,
+        )
         learned.fit(source, max_images=LEARN_FROM, max_pixels=max_pixels, progress=progress)
         if learned.training["n_used"] >= FEWEST_TO_LEARN:
             used = min(LEARN_FROM, learned.training["n_used"])
             return Encoder(learned, f"ITQ codes of {LEARNED_BITS} bits over {given}, fitted on {used:,} of the items")
     hasher = make_hasher("lsh", RANDOM_BITS, centre=False)
-    planes = HashModel(backbone, hasher, **options)
+    planes = HashModel(backbone, hasher, image_size=size, device=device, cache=cache)
     hasher.fit(np.eye(2, width if vectors else planes.backbone.dim))  # planes through the origin: drawn, not learned
     return Encoder(
         planes, f"{RANDOM_BITS} random hyperplanes over {given}; too few items or dimensions to fit ITQ codes"

@@ -32,7 +32,7 @@ TAIL = 0.01  # share of random pairs that are counted
 FEWEST = 300  # pairs in the tail, where there are as many
 MOST_COMPARED = 2**29  # pairs looked at; above, a random part of the items is compared with all
 MOST_KEPT = 2000  # pairs at one distance kept for the bootstrap, about
-REPLICATES = 100
+REPLICATES = 50
 LEVEL = 0.9
 USUAL_DROP, DROP_SPREAD = 16.0, 2.0
 """Where there is little to go by: the logarithm of the density is assumed to fall by this much from the mean random distance to 0."""
@@ -156,7 +156,7 @@ class Tail:
         return float(low), float(high)
 
 
-def fit_tail(counts: PairCounts, shapes: Sequence[NDArray[np.integer]], *, seed: int = 0) -> Tail:
+def fit_tail(counts: PairCounts, shapes: Sequence[NDArray[np.integer[Any]]], *, seed: int = 0) -> Tail:
     """Split the counts into false pairs and duplicates.
 
     Args:
@@ -164,6 +164,13 @@ def fit_tail(counts: PairCounts, shapes: Sequence[NDArray[np.integer]], *, seed:
         shapes: Distances between known copies, one array for each kind of pair; empty where no copies could be made.
         seed: Draws the bootstrap.
     """
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):  # products of a few hundred numbers: threads would only wait for each other
+        return _fit_tail(counts, shapes, seed)
+
+
+def _fit_tail(counts: PairCounts, shapes: Sequence[NDArray[np.integer[Any]]], seed: int) -> Tail:
     furthest = len(counts.histogram) - 1
     known = np.array([_density(shape, furthest) for shape in shapes if len(shape)]).reshape(-1, furthest + 1)
     start, (false, duplicates) = _fit(counts.histogram, known, counts.random_distance, None)
@@ -175,7 +182,7 @@ def fit_tail(counts: PairCounts, shapes: Sequence[NDArray[np.integer]], *, seed:
         weight = rng.standard_exponential(n_pictures)
         weight /= weight.mean()
         weights = counts.weight * weight[left] * weight[right]
-        histogram = np.bincount(counts.distance, weights, furthest + 1)
+        histogram = np.bincount(counts.distance, weights, furthest + 1).astype(np.float64)
         replicate[:] = _fit(histogram, known, counts.random_distance, start)[1][0]
     return Tail(false / counts.share, duplicates / counts.share, replicates / counts.share)
 
@@ -194,7 +201,7 @@ def _pictures(
     return picture[left], picture[right], int(n)
 
 
-def _density(distances: NDArray[np.integer], furthest: int) -> Floats:
+def _density(distances: NDArray[np.integer[Any]], furthest: int) -> Floats:
     """Shape of a set of distances: a Gaussian kernel whose width grows with the distance; what lies beyond ``furthest`` is cut off."""
     grid = np.arange(furthest + 1)
     values, counts = np.unique(distances, return_counts=True)

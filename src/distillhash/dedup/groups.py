@@ -67,7 +67,7 @@ def _blocked(a: int, b: int, places: Any, apart: Any) -> bool:
         return False
     pair = min(a, b) * len(places) + max(a, b)
     place = np.searchsorted(apart, pair)
-    return place < len(apart) and apart[place] == pair
+    return bool(place < len(apart) and apart[place] == pair)
 
 
 @compiled

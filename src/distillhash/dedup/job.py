@@ -237,9 +237,11 @@ def _against(source: Source, reference: Source, settings: Settings, verdicts: Ve
 
 
 def _encode(source: Source, settings: Settings) -> tuple[Encoder, Coded, Copies | None]:
-    options = {"max_pixels": settings.max_pixels, "progress": settings.progress}
-    encoder = make_encoder(source, model=settings.model, device=settings.device, cache=settings.cache, **options)
-    coded = encode_or_fail(encoder, source, **options)
+    pixels, progress = settings.max_pixels, settings.progress
+    encoder = make_encoder(
+        source, model=settings.model, device=settings.device, cache=settings.cache, max_pixels=pixels, progress=progress
+    )
+    coded = encode_or_fail(encoder, source, max_pixels=pixels, progress=progress)
     return encoder, coded, _copies(encoder, source, coded, settings)
 
 

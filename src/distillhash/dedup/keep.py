@@ -15,7 +15,7 @@ from distillhash.errors import ParameterError
 from distillhash.progress import Progress
 from distillhash.sources import MAX_PIXELS, BadItemError, ImageSource, decode_image, digest
 
-CRITERIA = ("resolution", "sharpness", "size", "format")
+CRITERIA = ("resolution", "size", "sharpness", "format")
 """The default policy: the first criterion that tells two images apart decides; what remains equal goes by path.
 
 Sharpness counts in steps of a factor of 1.4, so that it tells a blown-up thumbnail from the real thing and leaves the rest to the size."""

@@ -87,7 +87,7 @@ def _group(group: list[Item], radius: int) -> GroupCard:
     doubtful = sorted(members, key=lambda item: (_DOUBT[item.match], -item.distance, item.path))
     shown = doubtful[:MEMBERS_SHOWN]
     apart = next((item for item in doubtful if item.facts is not None and item.match != "same file"), None)
-    command = apart and f"distillhash dedup --not-duplicate {quote(keeper.path)} {quote(apart.path)}"
+    command = None if apart is None else f"distillhash dedup --not-duplicate {quote(keeper.path)} {quote(apart.path)}"
     return GroupCard(_card(keeper, radius), [_card(item, radius) for item in shown], len(members) - len(shown), command)
 
 
