@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,14 +180,41 @@ def find(
         skipped += batch.skipped
         found = index.search(batch.codes, k) if radius is None else index.range_search(batch.codes, radius)
         for position, row in enumerate(batch.rows):
-            pairs = found[position]
-            items = index.get([identifier for identifier, _ in pairs])
-            neighbours = [
-                {"id": identifier, "distance": distance, "key": item.key, "metadata": item.metadata}
-                for (identifier, distance), item in zip(pairs, items, strict=True)
-            ]
-            results.append({"query": source.path(int(row)) or source.keys[row], "neighbours": neighbours})
+            name = source.path(int(row)) or source.keys[row]
+            results.append({"query": name, "neighbours": _neighbours(index, found[position])})
     return results, skipped
+
+
+def find_texts(
+    index: Index, model: HashModel, texts: Sequence[str], *, k: int = 10, radius: int | None = None
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The items nearest to each of ``texts``, as :func:`find` gives them; and remarks about texts the model knows little of.
+
+    Raises:
+        ParameterError: a model without texts.
+        DataError: a text of which the model knows no word.
+    """
+    from distillhash.crossmodal import CrossModalModel
+    from distillhash.texts import unfamiliar_texts
+
+    if not isinstance(model, CrossModalModel):
+        raise ParameterError(
+            f"this index was built with {model.hasher.method}, which knows images alone; search by text needs one trained with --pairs"
+        )
+    codes = model.encode_texts(texts)
+    found = index.search(codes, k) if radius is None else index.range_search(codes, radius)
+    results = [
+        {"query": text, "neighbours": _neighbours(index, found[position])} for position, text in enumerate(texts)
+    ]
+    return results, [odd.reason for odd in unfamiliar_texts(model.text_encoder, texts)]
+
+
+def _neighbours(index: Index, pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    items = index.get([identifier for identifier, _ in pairs])
+    return [
+        {"id": identifier, "distance": distance, "key": item.key, "metadata": item.metadata}
+        for (identifier, distance), item in zip(pairs, items, strict=True)
+    ]
 
 
 def _open_query(query: Any) -> Source:

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from distillhash.cli.common import add_reading_options, add_verb, open_cache, say
-from distillhash.errors import DataError
+from distillhash.errors import DataError, ParameterError
 
 
 def add_parser(subparsers: Any) -> None:
@@ -18,10 +18,14 @@ def add_parser(subparsers: Any) -> None:
         [
             "distillhash search cat.jpg --index photos.index -k 5",
             "distillhash search queries/ --index photos.index --radius 6 --json",
+            "distillhash search --text 'a dog on a beach' --index photos.index",
         ],
         run,
     )
-    parser.add_argument("queries", nargs="+", metavar="QUERY", help="an image file, a folder, or a .npy of embeddings")
+    parser.add_argument("queries", nargs="*", metavar="QUERY", help="an image file, a folder, or a .npy of embeddings")
+    parser.add_argument(
+        "--text", action="append", default=[], metavar="WORDS", help="a sentence; needs a model trained with --pairs"
+    )
     parser.add_argument("--index", required=True, metavar="DIR", help="index folder written by index")
     parser.add_argument("-k", type=int, default=10, help="neighbours per query (default: 10)")
     parser.add_argument("--radius", type=int, metavar="R", help="all items within R bits instead of the k nearest")
@@ -32,8 +36,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode the queries, search, print."""
     from pathlib import Path
 
-    from distillhash.indexing import find, index_model, open_model_index
+    from distillhash.indexing import find, find_texts, index_model, open_model_index
 
+    if not arguments.queries and not arguments.text:
+        raise ParameterError("nothing to search for: give a QUERY, or --text with a sentence")
     folder = Path(arguments.index)
     model = index_model(folder, None, device=arguments.device, cache=open_cache(arguments))
     results: list[dict[str, Any]] = []
@@ -45,6 +51,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             )
             results += found
             skipped += [{"query": item.key, "reason": item.reason} for item in bad]
+        if arguments.text:
+            found, remarks = find_texts(index, model, arguments.text, k=arguments.k, radius=arguments.radius)
+            results += found
+            for remark in remarks:
+                say(arguments, remark)
     for item in skipped:
         say(arguments, f"{item['query']}: {item['reason']}")
     if skipped and (arguments.strict or not results):
