@@ -91,6 +91,21 @@ def random_initial(hasher: Controlled, _: Floats, distilled: PairLabels) -> Pair
     return pairs
 
 
+def thinned(hasher: Controlled, _: Floats, distilled: PairLabels) -> PairLabels:
+    """A random part of the distilled pairs: of each sign as many as there are initial labels."""
+    upper, wanted, pairs = upper_of(distilled), counts(hasher.initial_pairs_), np.zeros_like(distilled)
+    for sign in (1, -1):
+        places = np.flatnonzero(upper == sign)
+        kept = hasher.rng.choice(places, min(wanted[sign], len(places)), replace=False)
+        symmetric(len(pairs), kept, sign, pairs)
+    return pairs
+
+
+def most_extreme_few(hasher: Controlled, logits: Floats, _distilled: PairLabels) -> PairLabels:
+    """The most extreme estimates: of each sign as many as there are initial labels."""
+    return most_extreme(hasher, logits, hasher.initial_pairs_)
+
+
 def sign_of_estimate(_: Controlled, logits: Floats, _distilled: PairLabels) -> PairLabels:
     """Every pair by the sign of its estimate: no abstention."""
     pairs = np.sign(logits).astype(np.int8)
@@ -138,19 +153,28 @@ def initial_relabelled(hasher: Controlled, logits: Floats, _distilled: PairLabel
 
 @dataclass(frozen=True)
 class Variant:
-    """One row: a table, a name, a method with its options, a control."""
+    """One row: a table, a name, a method with its options, a control, a code length (``--bits`` where it is None), augmented views."""
 
     table: str
     name: str
     method: str = "distillhash"
     options: dict[str, Any] = field(default_factory=dict)
     control: Control | None = None
+    n_bits: int | None = None
+    n_views: int = 0
 
 
 def sweep(table: str, option: str, values: list[Any], **fixed: Any) -> list[Variant]:
     return [Variant(table, f"{option}={value}", options={option: value, **fixed}) for value in values]
 
 
+FAMILY: list[tuple[str, str, dict[str, Any]]] = [
+    ("distillhash", "distillhash", {}),
+    ("distillhash-initial, same initial labels", "distillhash-initial", {"alpha": 1.5}),
+    ("ssdh, same initial labels", "ssdh", {"alpha": 1.5}),
+    ("distillhash-initial", "distillhash-initial", {}),
+    ("ssdh", "ssdh", {}),
+]
 NETWORK = {"estimate": "network"}
 VARIANTS = [
     Variant("Readings", "distillhash, recommended"),
@@ -164,10 +188,18 @@ VARIANTS = [
     Variant("Controls", "random subset of the initial labels, same counts", control=random_initial),
     Variant("Controls", "sign of the estimate, all pairs", control=sign_of_estimate),
     Variant("Controls", "most extreme estimates, same counts", control=most_extreme),
+    Variant("Controls", "the rule, thinned to the initial counts", control=thinned),
+    Variant("Controls", "most extreme estimates, initial counts", control=most_extreme_few),
     Variant("Controls", "rule, only where the initial label agrees", control=only_agreeing),
     Variant("Controls", "initial pairs, relabelled by the estimate", control=initial_relabelled),
     Variant("Controls", "true labels on the rule's pairs (uses labels)", control=oracle_on_support),
     Variant("Controls", "true labels on all pairs (uses labels)", control=oracle_everywhere),
+    *(
+        Variant("Lengths", f"{name}, {n_bits} bits", method, options, n_bits=n_bits)
+        for n_bits in (16, 64, 128)
+        for name, method, options in FAMILY
+    ),
+    *(Variant("Augmented views", f"{name}, 6 views", method, options, n_views=6) for name, method, options in FAMILY),
     *sweep("Estimate", "local_neighbours", [5, 10, 30, 100]),
     *sweep("Estimate", "estimate_epochs", [1, 3, 10, 30], estimate="network"),
     *sweep("Estimate", "estimate_epochs", [3, 10], estimate="held-out"),
@@ -208,7 +240,7 @@ def fresh_labels(view: NDArray[np.float32], hasher: Any, rows: NDArray[np.intp])
     )
 
 
-def measure(variant: Variant, prepared: Prepared, view: NDArray[np.float32], n_bits: int, seed: int) -> dict[str, Any]:
+def measure(variant: Variant, prepared: Prepared, views: NDArray[np.float32], n_bits: int, seed: int) -> dict[str, Any]:
     split, features, labels = prepared.split, prepared.features, prepared.labels
     options = dict(variant.options)
     options |= DistillHash.READINGS[options.pop("reading")] if "reading" in options else {}
@@ -218,7 +250,7 @@ def measure(variant: Variant, prepared: Prepared, view: NDArray[np.float32], n_b
         hasher.control, hasher.classes = variant.control, labels[split.train]
     else:
         hasher = make_hasher(variant.method, n_bits, seed=seed, **options)
-    hasher.fit(features[split.train])
+    hasher.fit(features[split.train], views=views[: variant.n_views] if variant.n_views else None)
     codes = hasher.encode(features[split.query]), hasher.encode(features[split.database])
     facts = {
         **describe_pairs(hasher.pairs_),
@@ -234,7 +266,7 @@ def measure(variant: Variant, prepared: Prepared, view: NDArray[np.float32], n_b
     }
     if variant.method == "distillhash":
         record["calibration_error"] = calibration_error(
-            hasher.logits, fresh_labels(view, hasher, hasher.history_["rows"])
+            hasher.logits, fresh_labels(views[0], hasher, hasher.history_["rows"])
         )
     return record
 
@@ -249,7 +281,7 @@ def main() -> None:
     source, backbone, cache = open_source(arguments.source), make_backbone(), FeatureCache()
     prepared = prepare(source, load_protocol("cifar10-validation"), backbone, cache=cache)
     train = source.select(prepared.split.train)
-    views = extract_features(train, backbone, cache=cache, n_views=1).views
+    views = extract_features(train, backbone, cache=cache, n_views=6).views
     assert views is not None
     arguments.out.mkdir(parents=True, exist_ok=True)
     kept = arguments.out / "rows.jsonl"
@@ -260,7 +292,7 @@ def main() -> None:
             if (variant.table, variant.name, json.dumps(variant.options), seed) in done:
                 continue
             row = {"table": variant.table, "name": variant.name, "options": variant.options, "seed": seed}
-            row |= measure(variant, prepared, views[0], arguments.bits, seed)
+            row |= measure(variant, prepared, views, variant.n_bits or arguments.bits, seed)
             rows.append(row)
             with kept.open("a") as file:
                 file.write(json.dumps(row) + "\n")

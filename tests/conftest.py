@@ -1,11 +1,13 @@
 """Shared fixtures: small real data, and no test touches the user's cache."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from engine_servers import MilvusServer, postgres_server
 from image_factory import make_png
 
 
@@ -36,3 +38,22 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("vectors") / "vectors.npy"
     np.save(file, (centres[np.arange(200) % 10] + 0.6 * rng.standard_normal((200, 16))).astype(np.float32))
     return file
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URI of a Postgres server with pgvector, shared by all tests."""
+    with postgres_server() as uri:
+        yield uri
+
+
+@pytest.fixture(scope="session")
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
+    """A Milvus server, shared by all tests; those that kill it start one of their own."""
+    if address := os.environ.get("DISTILLHASH_TEST_MILVUS"):
+        yield MilvusServer.running(address)
+        return
+    server = MilvusServer(tmp_path_factory.mktemp("milvus"))
+    server.start()
+    yield server
+    server.kill()

@@ -59,6 +59,9 @@ def test_arrays_and_views(vectors: Path, photos: Path) -> None:
     model = HashModel("embeddings", make_hasher("pcah", 4)).fit(x)
     assert model.encode(x) == make_hasher("pcah", 4).fit(x).encode(x)
     assert small(method="ssdh").fit(photos, n_views=1).training["n_views"] == 1
+    assert small(method="ssdh").fit(photos).training["n_views"] == 0
+    assert small(method="distillhash-contrast").fit(photos).training["n_views"] == 6
+    assert HashModel("embeddings", make_hasher("distillhash-contrast", 4)).fit(x).training["n_views"] == 0
 
 
 def test_labels_are_never_read(photos: Path) -> None:

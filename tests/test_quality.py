@@ -9,7 +9,7 @@ import pytest
 from distillhash import quality
 from distillhash.codes import Codes, hamming_distances
 from distillhash.errors import DataError, ParameterError
-from distillhash.quality import bit_statistics, neighbour_recall
+from distillhash.quality import bit_statistics, neighbour_recall, replicated_neighbours
 
 
 def random_codes(rng: np.random.Generator, n: int, n_bits: int) -> Codes:
@@ -175,3 +175,36 @@ def test_bad_input_is_named() -> None:
         neighbour_recall(codes, codes, features, features, ks=(0,))
     with pytest.raises(ParameterError, match="at least one k"):
         neighbour_recall(codes, codes, features, features, ks=())
+
+
+@pytest.mark.parametrize(("n", "share"), [(2, 1.0), (5, 0.5), (7, 0.3)])
+def test_replicated_neighbours_equal_the_mean_over_all_tie_orders(n: int, share: float) -> None:
+    rng = np.random.default_rng(n)
+    first, second = (Codes.from_projection(rng.standard_normal((n, bits))) for bits in (3, 5))
+    k = max(1, round(share * (n - 1)))
+    total = 0.0
+    for i in range(n):
+        others = [j for j in range(n) if j != i]
+        nearest = []
+        for codes in (first, second):
+            signs = codes.signs()
+            distances = {j: int((signs[i] != signs[j]).sum()) for j in others}
+            orders = [set(sorted(order, key=lambda j: distances[j])[:k]) for order in permutations(others)]
+            nearest.append(orders)
+        total += float(np.mean([len(a & b) / k for a in nearest[0] for b in nearest[1]]))
+    assert replicated_neighbours(first, second, share) == pytest.approx(total / n, rel=1e-5)
+
+
+def test_replicated_neighbours_of_equal_and_of_unrelated_codes() -> None:
+    rng = np.random.default_rng(0)
+    x, y = (Codes.from_projection(rng.standard_normal((400, 64))) for _ in range(2))
+    distinct = Codes.from_projection(np.where(np.tril(np.ones((40, 40))) > 0, 1.0, -1.0))
+    assert replicated_neighbours(distinct, distinct, 1 / 39) == pytest.approx(
+        (1 + 38 * 0.5 + 1) / 40
+    )  # inner items: two at distance 1
+    assert replicated_neighbours(x, y, 0.1) == pytest.approx(0.1, abs=0.02)
+    assert replicated_neighbours(x, x, 0.1) > 0.7
+    with pytest.raises(DataError, match="got 400 and 40"):
+        replicated_neighbours(x, distinct)
+    with pytest.raises(ParameterError, match="share must be above 0"):
+        replicated_neighbours(x, y, 0)

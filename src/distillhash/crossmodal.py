@@ -120,7 +120,7 @@ class CrossModalModel(HashModel):
         self,
         source: PairsLike,
         *,
-        n_views: int = 0,
+        n_views: int | None = None,
         fine_tune: bool = False,
         max_images: int = 50_000,
         max_pixels: int | None = None,
@@ -130,7 +130,7 @@ class CrossModalModel(HashModel):
 
         Args:
             source: Whatever :func:`distillhash.sources.pair_files.open_pairs` takes.
-            n_views: Must be 0: the second view of an image is its text.
+            n_views: Must be None or 0: the second view of an image is its text.
             fine_tune: Must be False.
             max_images: Images learned from at most, drawn by the hasher's seed, with all their texts.
             max_pixels: Images above this are skipped; None takes the decoder's limit.

@@ -1,6 +1,7 @@
 """A model and an index together: add a source, find what is near a query.
 
-An index folder carries its model (in ``model/``), so that a query needs the index alone.
+An index folder carries its model (in ``model/``), so that a query needs the index alone. An index on a server does not: it keeps the
+model's fingerprint, and refuses any other.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, ParameterError
 from distillhash.index import Index, open_index
+from distillhash.index.address import folder_of, shown
+from distillhash.index.rows import check_keys
 from distillhash.model import HashModel, load_model
+from distillhash.progress import Progress
 from distillhash.sources import BadItemError, EmbeddingSource, ImageSource, Skipped, Source, open_source
 
 if TYPE_CHECKING:
@@ -26,11 +30,12 @@ if TYPE_CHECKING:
 
 _MODEL_FOLDER = "model"
 _MODEL_FILES = ("config.json", "model.safetensors")
+_CODES_AT_ONCE = 50_000
 
 
 @dataclass
 class Added:
-    """What :func:`add_source` did: items added, replaced because their content changed, left alone, and not usable."""
+    """What :func:`add_source` or :func:`add_codes_file` did: items added, replaced as their content changed, left alone, not usable."""
 
     added: int = 0
     updated: int = 0
@@ -39,14 +44,19 @@ class Added:
 
 
 def index_model(
-    folder: Path, model_folder: str | None, *, device: str = "auto", cache: FeatureCache | None = None
+    place: Path | str, model_folder: str | None, *, device: str = "auto", cache: FeatureCache | None = None
 ) -> HashModel:
-    """The model of an index; at first use it is copied into the index from ``model_folder``.
+    """The model of an index; at first use it is copied from ``model_folder`` into the index, if that lives in a folder.
 
     Raises:
-        ParameterError: a new index without a model.
+        ParameterError: a new index, or one on a server, without a model.
         FormatError: ``model_folder`` is another model than the index was built with.
     """
+    folder = folder_of(place)
+    if folder is None:
+        if model_folder is None:
+            raise ParameterError(f"{shown(place)} keeps no model; give --model DIR")
+        return load_model(model_folder, device=device, cache=cache)
     own = folder / _MODEL_FOLDER
     has_own = (own / _MODEL_FILES[0]).exists()
     if not has_own and model_folder is None:
@@ -70,9 +80,9 @@ def index_model(
     return model
 
 
-def open_model_index(folder: Path, model: HashModel, *, create: bool = True) -> Index:
-    """The index in ``folder``, tied to ``model``."""
-    return open_index(folder, n_bits=model.n_bits, create=create, model_fingerprint=model.fingerprint)
+def open_model_index(place: Path | str, model: HashModel, *, create: bool = True) -> Index:
+    """The index at ``place`` (a folder or a URI), tied to ``model``."""
+    return open_index(place, n_bits=model.n_bits, create=create, model_fingerprint=model.fingerprint)
 
 
 def add_source(
@@ -142,18 +152,37 @@ def is_codes_file(source: str) -> bool:
     return False
 
 
-def add_codes_file(index: Index, path: str) -> Added:
+def add_codes_file(index: Index, path: str, *, progress: bool = False) -> Added:
     """Add codes that ``encode`` wrote; known keys get their new code.
+
+    Codes with keys go in batches, and those that the index holds are not sent again: after a crash, running again goes on where it
+    stopped. Codes without keys go in one call of ``add``.
 
     Raises:
         DataError: the codes have another length than the index.
     """
+    from distillhash.sources import digest
+
     codes, keys = Codes.load(path)
     result = Added()
-    known = index.known(keys) if keys is not None else {}
-    index.add(codes, keys=keys, upsert=keys is not None)
-    result.updated = len(known)
-    result.added = len(codes) - len(known)
+    if keys is None:
+        result.added = len(index.add(codes))
+        return result
+    check_keys(keys)
+    with Progress("storing", len(codes), unit="codes", quiet=not progress) as shown_progress:
+        for start in range(0, len(codes), _CODES_AT_ONCE):
+            part, part_keys = codes[start : start + _CODES_AT_ONCE], keys[start : start + _CODES_AT_ONCE]
+            digests = [digest(code) for code in part.packed]
+            known = index.known(part_keys)
+            rows = [row for row, key in enumerate(part_keys) if known.get(key, (0, None))[1] != digests[row]]
+            if rows:
+                chosen_keys = [part_keys[row] for row in rows]
+                index.add(part[rows], keys=chosen_keys, digests=[digests[row] for row in rows], upsert=True)
+                replaced = sum(key in known for key in chosen_keys)
+                result.updated += replaced
+                result.added += len(rows) - replaced
+            result.unchanged += len(part) - len(rows)
+            shown_progress.advance(len(part))
     return result
 
 

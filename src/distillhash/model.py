@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError, SkippedItemsWarning
-from distillhash.methods import Hasher, hasher_from
+from distillhash.methods import Hasher, default_views, hasher_from
 from distillhash.methods.base import read_model_folder, sample_rows, write_model_folder
 from distillhash.sources import EmbeddingSource, ImageSource, Skipped, Source, open_source
 
@@ -123,7 +123,7 @@ class HashModel:
         self,
         source: SourceLike,
         *,
-        n_views: int = 0,
+        n_views: int | None = None,
         fine_tune: bool = False,
         max_images: int = 50_000,
         max_pixels: int | None = None,
@@ -133,8 +133,9 @@ class HashModel:
 
         Args:
             source: Whatever :func:`distillhash.sources.open_source` takes.
-            n_views: Augmented copies of every image whose features training may draw.
-            fine_tune: Train the backbone together with the head (pair-label methods only).
+            n_views: Augmented copies of every image whose features training may draw; None takes six for the methods that use views, and
+                none for embeddings.
+            fine_tune: Train the backbone together with the head (methods that train a head only).
             max_images: Items learned from at most, drawn by the hasher's seed; memory is ``4 d max_images`` bytes a view.
             max_pixels: Images above this are skipped; None takes the decoder's limit.
             progress: Show progress on stderr.
@@ -149,6 +150,8 @@ class HashModel:
         opened = self._open(source)
         if max_images < 2:
             raise ParameterError(f"max_images must be at least 2, got {max_images}")
+        if n_views is None:
+            n_views = 0 if isinstance(opened, EmbeddingSource) else default_views(self.hasher.method)
         if n_views < 0:
             raise ParameterError(f"the number of views must be at least 0, got {n_views}")
         if isinstance(opened, EmbeddingSource) and (n_views or fine_tune):

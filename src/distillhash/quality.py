@@ -159,6 +159,52 @@ def neighbour_recall(
     return result | {"curve": curve, "ks": list(ks), "depths": list(depths)} | sizes
 
 
+def replicated_neighbours(first: Codes, second: Codes, share: float = 0.05) -> float:
+    """How far two hash functions agree about who is near: expected overlap of an item's nearest ``share`` under one and the other.
+
+    A criterion for choosing settings without labels: train twice on disjoint halves of the images and compare on images that neither
+    saw. What both find is in the data and not in the sample; settings too sharp find their own noise, settings too blunt leave
+    the order within the nearest to chance. docs/distillhash-contrast.md shows how it follows MAP. Compare values of one code length and
+    one set of items.
+
+    Args:
+        first: ``n`` codes of the items under one function.
+        second: ``n`` codes of the same items under the other, of any length.
+        share: Part of the other items that counts as near.
+
+    Returns:
+        Mean over items of |A and B| / k, k the rounded share and at least 1; an exact expectation where a tie is cut, each tied item
+        equally likely and independently in A and B. Unrelated codes score the share.
+
+    Raises:
+        DataError: different numbers of items, or fewer than 2.
+        ParameterError: ``share`` outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise ParameterError(f"share must be above 0 and at most 1, got {share}")
+    n = len(first)
+    if n != len(second) or n < 2:
+        raise DataError(f"both sides must hold the codes of the same 2 or more items, got {n} and {len(second)}")
+    k = max(1, round(share * (n - 1)))
+    total = 0.0
+    step = max(1, _PAIR_BLOCK // n)
+    for start in range(0, n, step):
+        rows = np.arange(start, min(start + step, n))
+        total += float((_chances_near(first, rows, k) * _chances_near(second, rows, k)).sum())
+    return total / (n * k)
+
+
+def _chances_near(codes: Codes, rows: NDArray[np.intp], k: int) -> Floats32:
+    """The chance of every item to be among the k nearest others of each of ``rows``, ``(len(rows), n)``."""
+    distances = hamming_distances(codes[rows], codes).astype(np.int64)
+    own = np.arange(len(rows))
+    distances[own, rows] = codes.n_bits + 1  # after everything else
+    levels = codes.n_bits + 2
+    counts = np.bincount((own[:, None] * levels + distances).ravel(), minlength=len(rows) * levels).reshape(-1, levels)
+    chances = np.clip(_divide(k - (np.cumsum(counts, axis=1) - counts), counts), 0, 1)
+    return np.take_along_axis(chances, distances, axis=1).astype(np.float32)
+
+
 def _sign_moments(codes: Codes) -> tuple[Ints, Ints]:
     """Sums ``(K,)`` and products ``(K, K)`` of the signs over all codes, as integers."""
     sums, products = np.zeros(codes.n_bits, np.int64), np.zeros((codes.n_bits, codes.n_bits), np.int64)

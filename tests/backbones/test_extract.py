@@ -66,7 +66,7 @@ def test_features_in_row_order(backbone: Any, n: int) -> None:
     assert table.views is None and table.skipped == []
 
 
-def test_bad_items_are_skipped_with_a_reason(backbone: Any) -> None:
+def test_bad_items_are_skipped_with_a_reason(backbone: Any, tmp_path: Path) -> None:
     table = extract_features(Pictures([0, 1, -5, 2, 3], broken=frozenset({1})), backbone)
     np.testing.assert_array_equal(table.rows, [0, 3, 4])
     np.testing.assert_array_equal(table.features, expected(backbone, [0, 2, 3]))
@@ -76,6 +76,10 @@ def test_bad_items_are_skipped_with_a_reason(backbone: Any) -> None:
         extract_features(Pictures([-1, -2]), backbone)
     with pytest.raises(DataError, match="nothing usable"):
         extract_features(Pictures([3]), backbone, max_pixels=80)
+    cache = FeatureCache(tmp_path)
+    extract_features(Pictures([3]), backbone, cache=cache)
+    with pytest.raises(DataError, match="over the limit of 80 pixels"):  # also where the cache has the features
+        extract_features(Pictures([3]), backbone, cache=cache, max_pixels=80)
     with pytest.raises(ParameterError, match="pixel limit must be at least 1, got 0"):
         extract_features(Pictures([3]), backbone, max_pixels=0)
 

@@ -138,7 +138,7 @@ def test_index_takes_codes_and_embeddings(
     summary = run_json(capsys, "index", tmp_path / "codes.npz", "--model", vector_model, "--index", tmp_path / "a")
     assert summary["added"] == 200
     again = run_json(capsys, "index", tmp_path / "codes.npz", "--index", tmp_path / "a")
-    assert (again["added"], again["updated"], again["n_items"]) == (0, 200, 200)
+    assert (again["added"], again["updated"], again["unchanged"], again["n_items"]) == (0, 0, 200, 200)
     summary = run_json(capsys, "index", vectors, "--model", vector_model, "--index", tmp_path / "b")
     assert summary["added"] == 200
     results = run_json(capsys, "search", vectors, "--index", tmp_path / "b", "-k", 1)["results"]
@@ -225,6 +225,8 @@ def test_views_and_fine_tuning(photos: Path, tmp_path: Path, capsys: pytest.Capt
     quick = ["--method", "ssdh", "--bits", 8, "--set", "epochs=1", *SMALL]
     with_views = run_json(capsys, "train", photos, *quick, "--views", 1, "--out", tmp_path / "views")
     assert with_views["n_views"] == 1
+    default = run_json(capsys, "train", photos, "--bits", 8, "--set", "epochs=1", *SMALL, "--out", tmp_path / "default")
+    assert (default["method"], default["n_views"]) == ("distillhash-contrast", 6)
     tuned = run_json(
         capsys, "train", photos, *quick, "--fine-tune", "--set", "learning_rate=0.001", "--out", tmp_path / "tuned"
     )

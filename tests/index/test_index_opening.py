@@ -88,12 +88,6 @@ def test_a_new_index_needs_create_and_a_code_length(tmp_path: Path) -> None:
         open_index(tmp_path / "file" / "i", n_bits=8, create=True)
 
 
-@pytest.mark.parametrize("uri", ["milvus://localhost:19530/photos", "postgresql://localhost/photos"])
-def test_other_engines_are_refused_by_name(uri: str) -> None:
-    with pytest.raises(ParameterError, match=f"{uri.partition(':')[0]}:// is not an engine of this version"):
-        open_index(uri, n_bits=8, create=True)
-
-
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "manifest cut short": (lambda f: (f / "manifest.json").write_text('{"format_ver'), "damaged"),
     "manifest of bytes": (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe\0"), "damaged"),

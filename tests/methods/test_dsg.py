@@ -10,7 +10,7 @@ from scipy.special import ndtr
 
 from distillhash.errors import DataError, ParameterError
 from distillhash.methods import make_hasher
-from distillhash.methods.dsg import Guidance
+from distillhash.methods.guided_hasher import Guidance
 from distillhash.pairs.clusters import assign_clusters
 from distillhash.pairs.losses import squared_loss, weighted_squared_loss
 from distillhash.pairs.similarity import cosine_distances, fit_half_gaussians

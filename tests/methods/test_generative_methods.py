@@ -217,6 +217,10 @@ def test_urph_reconstructs_and_reranks(tmp_path: Path) -> None:
     for query in range(7):
         distances = [np.sum((rebuilt[row] - x[query]) ** 2) for row in ordered[query]]
         assert np.all(np.diff(distances) >= -1e-4)
+    short = np.where(np.arange(30) % 4 == 1, -1, candidates)  # -1: no item
+    kept = hasher.rerank(x[:7], short, codes)
+    for query in range(7):
+        assert sorted(kept[query]) == sorted(short[query]) and (kept[query, 22:] == -1).all()
     hasher.save(tmp_path / "urph")
     loaded: Any = load_hasher(tmp_path / "urph")
     np.testing.assert_array_equal(loaded.reconstruct(codes), rebuilt)
@@ -250,11 +254,11 @@ def test_dmuh_loss_and_weights() -> None:
     for i in range(5):
         for j in range(5):
             if i != j:
-                t = float(u[i] @ u[j]) / 2
+                t = 4 * float(u[i] @ u[j]) / 3
                 total += float(by_image[i, j]) * (np.log1p(np.exp(t)) - float(pairs[i, j]) * t)
                 count += 1
     quantisation = np.mean(by_bit.numpy() * (u.numpy() - np.where(u.numpy() >= 0, 1, -1)) ** 2)
-    found = uncertain_loss(u, pairs, by_bit, by_image, 0.1)
+    found = uncertain_loss(u, pairs, by_bit, by_image, 4.0, 0.1)
     assert float(found) == pytest.approx(total / count + 0.1 * quantisation, rel=1e-4)
     even_bit, even_image = attention_weights(u, u, 1.0)  # no uncertainty: all weights 1
     np.testing.assert_allclose(even_bit, 1, rtol=1e-5)

@@ -177,6 +177,7 @@ def test_a_diverging_loss_is_reported() -> None:
 
 def test_fine_tuning_trains_the_trunk_and_the_estimator_only_a_copy() -> None:
     x = clustered()
+    sizes: list[int] = []
 
     class Doubled:
         """Inputs of twice the width, through a trunk that halves them."""
@@ -185,6 +186,7 @@ def test_fine_tuning_trains_the_trunk_and_the_estimator_only_a_copy() -> None:
             return len(x)
 
         def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> torch.Tensor:
+            sizes.append(len(rows))
             return torch.from_numpy(np.concatenate([x[rows], x[rows]], axis=1))
 
         def pair(
@@ -204,8 +206,20 @@ def test_fine_tuning_trains_the_trunk_and_the_estimator_only_a_copy() -> None:
     assert outputs.shape == (90, 48)
     assert hasher.history_["estimate_loss"][0][-1] < hasher.history_["estimate_loss"][0][0]
     assert torch.equal(trunk.weight.detach(), before)
+    # The head learns from the features first; at a step size of nearly 0 nothing comes after that.
+    plain = pair_hasher("ssdh", 8, epochs=2).fit(x)
+    tuned = pair_hasher("ssdh", 8, epochs=2, fine_tune_epochs=1, fine_tune_rate=1e-12).fit(x, images=images)
+    assert tuned.history_["loss"][:2] == plain.history_["loss"] and len(tuned.history_["loss"]) == 3
+    np.testing.assert_allclose(tuned.project(x), plain.project(x), atol=1e-5)
     pair_hasher("ssdh", 8, epochs=2).fit(x, images=images)
     assert not torch.equal(trunk.weight.detach(), before)
+    with pytest.raises(ParameterError, match="learning_rate must be positive"):
+        pair_hasher("ssdh", 8, fine_tune_rate=0.0)
+    sizes.clear()
+    pair_hasher("ssdh", 8, epochs=2, fine_tune_batch=9).fit(x, images=images)
+    assert max(sizes) == 9
+    with pytest.raises(ParameterError, match="batch_size at least 2"):
+        pair_hasher("ssdh", 8, fine_tune_batch=1)
     with pytest.raises(ParameterError, match="itq learns from fixed features"):
         pair_hasher("itq", 8).fit(x, images=images)
 

@@ -25,7 +25,15 @@ from numpy.typing import NDArray
 from distillhash.backbones.base import Backbone
 from distillhash.backbones.cache import FeatureStore
 from distillhash.backbones.views import View, augment
-from distillhash.sources import BadItemError, ImageSource, Skipped, decode_resized, digest
+from distillhash.sources import (
+    MAX_PIXELS,
+    BadItemError,
+    ImageSource,
+    Skipped,
+    check_pixel_limit,
+    decode_resized,
+    digest,
+)
 
 CHUNK = 16
 """Rows read and looked up together, and rows of one :class:`FeatureBatch`."""
@@ -148,10 +156,11 @@ class Extraction:
         found = self._store.get([self._key(value) for value in digests.values()]) if self._store is not None else {}
         pixels: dict[int, NDArray[np.uint8]] = {}
         for row, content in contents.items():
-            if self._key(digests[row]) in found:
-                continue
             try:
-                pixels[row] = decode_resized(content, self._backbone.image_size, self._max_pixels)
+                if self._key(digests[row]) not in found:
+                    pixels[row] = decode_resized(content, self._backbone.image_size, self._max_pixels)
+                elif self._max_pixels < MAX_PIXELS:  # the cache was filled under another limit, perhaps
+                    check_pixel_limit(content, self._max_pixels)
             except BadItemError as error:
                 skipped[row] = Skipped(self._source.keys[row], str(error))
         usable = [row for row in contents if row not in skipped]

@@ -13,7 +13,7 @@ from importlib import import_module
 
 from distillhash.errors import DistillHashError, SkippedItemsWarning
 
-VERBS = ("demo", "train", "encode", "index", "search", "evaluate", "bench", "ls")
+VERBS = ("demo", "train", "encode", "index", "search", "export", "evaluate", "bench", "ls")
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from distillhash.cli.common import add_reading_options, add_verb, open_cache, say
+from distillhash.cli.common import INDEX_HELP, add_reading_options, add_verb, open_cache, say
 from distillhash.errors import DataError, ParameterError
 
 
@@ -18,6 +18,7 @@ def add_parser(subparsers: Any) -> None:
         [
             "distillhash search cat.jpg --index photos.index -k 5",
             "distillhash search queries/ --index photos.index --radius 6 --json",
+            "distillhash search cat.jpg --index postgresql://localhost/photos --model model",
             "distillhash search --text 'a dog on a beach' --index photos.index",
         ],
         run,
@@ -26,7 +27,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--text", action="append", default=[], metavar="WORDS", help="a sentence; needs a model trained with --pairs"
     )
-    parser.add_argument("--index", required=True, metavar="DIR", help="index folder written by index")
+    parser.add_argument("--index", required=True, metavar="DIR|URI", help=f"{INDEX_HELP}, filled by index")
+    parser.add_argument("--model", metavar="DIR", help="model folder; needed where the index is on a server")
     parser.add_argument("-k", type=int, default=10, help="neighbours per query (default: 10)")
     parser.add_argument("--radius", type=int, metavar="R", help="all items within R bits instead of the k nearest")
     add_reading_options(parser)
@@ -34,17 +36,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode the queries, search, print."""
-    from pathlib import Path
-
     from distillhash.indexing import find, find_texts, index_model, open_model_index
 
     if not arguments.queries and not arguments.text:
         raise ParameterError("nothing to search for: give a QUERY, or --text with a sentence")
-    folder = Path(arguments.index)
-    model = index_model(folder, None, device=arguments.device, cache=open_cache(arguments))
+    model = index_model(arguments.index, arguments.model, device=arguments.device, cache=open_cache(arguments))
     results: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
-    with open_model_index(folder, model, create=False) as index:
+    with open_model_index(arguments.index, model, create=False) as index:
         for query in arguments.queries:
             found, bad = find(
                 index, model, query, k=arguments.k, radius=arguments.radius, max_pixels=arguments.max_pixels

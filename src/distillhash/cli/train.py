@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from distillhash.model import HashModel
     from distillhash.sources import Source
 
-DEFAULT_METHOD = "distillhash"
+DEFAULT_METHOD = "distillhash-contrast"
 MOST_REMARKS = 5
 
 
@@ -47,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
         help="SOURCE holds image-text pairs (see `distillhash ls pairs`); learn codes for both",
     )
     parser.add_argument(
-        "--method", help="see `distillhash ls methods` (default: distillhash; with --pairs: cross-contrast)"
+        "--method", help="see `distillhash ls methods` (default: distillhash-contrast; with --pairs: cross-contrast)"
     )
     parser.add_argument(
         "--text-encoder", metavar="NAME", help="with --pairs: see `distillhash ls text-encoders` (default: minilm)"
@@ -56,7 +56,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", required=True, metavar="DIR", help="model folder to write")
     add_backbone_options(parser)
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--views", type=int, default=0, metavar="N", help="augmented copies of each image to train on")
+    parser.add_argument(
+        "--views",
+        type=int,
+        metavar="N",
+        help="augmented copies of each image to train on (default: 6 for the methods that use them, see `distillhash ls methods`)",
+    )
     parser.add_argument(
         "--fine-tune", action="store_true", help="train the backbone as well (slow without an accelerator)"
     )

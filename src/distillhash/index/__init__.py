@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from distillhash.errors import ParameterError
+from distillhash.index.address import folder_of, number, refuse_options, scheme_of, shown, split_options
 from distillhash.index.base import Index, Item, RangeResult, SearchResult
 from distillhash.index.embedded import Durability, EmbeddedIndex
 
 __all__ = ["Index", "Item", "RangeResult", "SearchResult", "open_index"]
+
+ENGINES = ("a folder", "sharded://FOLDER", "memory://", "postgresql://", "milvus://")
 
 
 def open_index(
@@ -22,23 +25,62 @@ def open_index(
     """Open an index.
 
     Args:
-        uri_or_dir: A folder. (``milvus://`` and ``postgresql://`` are not in this version.)
+        uri_or_dir: A folder (the embedded engine), ``sharded://FOLDER?shards=N&replicas=R``, ``memory://``,
+            ``postgresql://user@host:port/database?table=NAME`` or ``milvus://host:port/collection``.
         n_bits: Code length; needed for a new index, checked for an old one.
-        create: Make the folder when there is none.
+        create: Make the index when there is none.
         model_fingerprint: The model the codes come from; an index built with another is refused.
-        durability: ``normal`` survives the death of the process, ``full`` loss of power as well, at the cost of a disk flush per ``add``.
+        durability: ``normal`` survives the death of the process (on Postgres: what the server is set to), ``full`` loss of power as
+            well, at the cost of a disk flush per ``add``. Milvus and memory have the one level they have.
 
     Raises:
         DataError: no index there, and ``create`` is not set.
-        ParameterError: another code length, or an engine that is not there.
+        ParameterError: another code length, or an engine or option that is not there.
         FormatError: damaged, of a newer format, or built with another model. An index built without ``model_fingerprint``
             takes the codes of any model.
+        MissingDependencyError: the engine's client is not installed; the message names the extra.
+        DistillHashError: a server that does not answer or refuses.
     """
-    scheme, separator, _ = str(uri_or_dir).partition("://")
-    if separator:
-        raise ParameterError(
-            f"{scheme}:// is not an engine of this version, which has the embedded one only; give a folder instead"
+    scheme = scheme_of(uri_or_dir)
+    uri = str(uri_or_dir)
+    if scheme in ("memory", "milvus") and durability != "normal":
+        raise ParameterError(f"{scheme}:// has no durability levels, got {durability!r}; leave durability out")
+    if scheme in ("postgresql", "postgres"):
+        from distillhash.index.postgres import PostgresIndex
+
+        return PostgresIndex(
+            uri, n_bits=n_bits, create=create, model_fingerprint=model_fingerprint, durability=durability
+        )
+    if scheme == "milvus":
+        from distillhash.index.milvus import MilvusIndex
+
+        return MilvusIndex(uri, n_bits=n_bits, create=create, model_fingerprint=model_fingerprint)
+    if scheme == "memory":
+        from distillhash.index.in_memory import InMemoryIndex
+
+        if uri != "memory://":
+            raise ParameterError(f"memory:// takes no name and no options, got {shown(uri)!r}")
+        return InMemoryIndex(n_bits=n_bits, model_fingerprint=model_fingerprint)
+    folder = folder_of(uri_or_dir)
+    if folder is None:
+        raise ParameterError(f"{scheme}:// is not an engine of this version; choose from {', '.join(ENGINES)}")
+    if scheme == "sharded" or (folder / "shards.json").exists():
+        from distillhash.index.shard_plan import MOST_SHARDS
+        from distillhash.index.sharded import OPTIONS, ShardedIndex
+
+        rest, options = split_options(uri, OPTIONS) if scheme else (uri, {})
+        if scheme:
+            refuse_options(rest, OPTIONS)
+        counts = {name: number(value, name, least=1, most=MOST_SHARDS) for name, value in options.items()}
+        return ShardedIndex(
+            folder,
+            shards=counts.get("shards"),
+            replicas=counts.get("replicas"),
+            n_bits=n_bits,
+            create=create,
+            model_fingerprint=model_fingerprint,
+            durability=durability,
         )
     return EmbeddedIndex(
-        Path(uri_or_dir), n_bits=n_bits, create=create, model_fingerprint=model_fingerprint, durability=durability
+        folder, n_bits=n_bits, create=create, model_fingerprint=model_fingerprint, durability=durability
     )

@@ -156,6 +156,10 @@ class Index(ABC):
         """Id and content digest of those keys that are there."""
 
     @abstractmethod
+    def present(self, ids: Sequence[int]) -> set[int]:
+        """Those of the ids that are there."""
+
+    @abstractmethod
     def __len__(self) -> int:
         """Number of items."""
 

@@ -15,7 +15,6 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -25,19 +24,10 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
 from distillhash.index.base import Index, Item, RangeResult, SearchResult, check_k, check_radius
+from distillhash.index.incoming import Incoming
 from distillhash.index.manifest import Manifest
 from distillhash.index.memory import CodesInMemory
-from distillhash.index.rows import (
-    LARGEST_ID,
-    check_digests,
-    check_ids,
-    check_keys,
-    encode_metadata,
-    is_id,
-    item_from_row,
-    key_from_sql,
-    key_to_sql,
-)
+from distillhash.index.rows import check_ids, is_id, item_from_row, key_from_sql, key_to_sql
 
 Durability = Literal["normal", "full"]
 _COLUMNS = ["id", "code", "key", "digest", "metadata"]
@@ -138,53 +128,28 @@ class EmbeddedIndex(Index):
     ) -> NDArray[np.int64]:
         """See :meth:`Index.add`."""
         self._check_codes(codes)
-        for name, values in (("ids", ids), ("metadata", metadata), ("keys", keys), ("digests", digests)):
-            if values is not None and len(values) != len(codes):
-                raise DataError(f"{len(values)} {name} for {len(codes)} codes; give one for each code")
-        given = None if ids is None else check_ids(ids)
-        keys = None if keys is None else check_keys(keys)
-        stored_digests = repeat(None) if digests is None else check_digests(digests)
-        stored_metadata = repeat(None) if metadata is None else encode_metadata(metadata)
+        incoming = Incoming.checked(codes, ids, metadata, keys, digests)
         with self._transaction():
-            chosen = self._choose_ids(len(codes), given, keys, upsert)
-            packed = (code.tobytes() for code in codes.packed)
-            stored_keys = repeat(None) if keys is None else map(key_to_sql, keys)
-            # The ids run out first, after each of the others gave as many.
-            rows = zip(chosen.tolist(), packed, stored_keys, stored_digests, stored_metadata, strict=False)
+            row = self._run("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
+            chosen = incoming.choose_ids(
+                known=self.known(incoming.keys or []),
+                present=self.present([] if incoming.ids is None else incoming.ids.tolist()),
+                following=0 if row is None else int(row[0]) + 1,
+                upsert=upsert,
+            )
+            rows = (
+                (identifier, code, None if key is None else key_to_sql(key), digest, entry)
+                for identifier, code, key, digest, entry in incoming.rows(chosen)
+            )
             self._connection.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?)", rows)
         self._touch(chosen)
-        return chosen
-
-    def _choose_ids(
-        self, n: int, given: NDArray[np.int64] | None, keys: Sequence[str] | None, upsert: bool
-    ) -> NDArray[np.int64]:
-        known = self.known(keys) if keys is not None else {}
-        if known and not upsert:
-            raise DataError(f"the key {next(iter(known))!r} is in the index already; pass upsert=True to replace it")
-        if given is not None:
-            if not upsert and (present := self._present(given.tolist())):
-                raise DataError(f"the id {min(present)} is in the index already; pass upsert=True to replace it")
-            for identifier, key in zip(given.tolist(), keys or (), strict=False):
-                if key in known and known[key][0] != identifier:
-                    raise DataError(f"the key {key!r} belongs to id {known[key][0]}, not {identifier}; give that id")
-            return given
-        row = self._run("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
-        following = 0 if row is None else int(row[0]) + 1
-        chosen = np.empty(n, np.int64)
-        for place in range(n):
-            if keys is not None and keys[place] in known:
-                chosen[place] = known[keys[place]][0]
-            elif following > LARGEST_ID:
-                raise DataError(f"no id is left after {LARGEST_ID}; give ids of your own")
-            else:
-                chosen[place], following = following, following + 1
         return chosen
 
     def remove(self, ids: Sequence[int] | NDArray[np.int64] = (), *, keys: Sequence[str] = ()) -> int:
         """See :meth:`Index.remove`."""
         wanted = set(check_ids(ids).tolist())
         with self._transaction():
-            if absent := wanted - self._present(list(wanted)):
+            if absent := wanted - self.present(list(wanted)):
                 raise DataError(f"there is no item with id {min(absent)} in {self.folder}; nothing was removed")
             known = self.known(keys)
             for key in keys:
@@ -234,6 +199,11 @@ class EmbeddedIndex(Index):
         rows = self._select_in("SELECT key, id, digest FROM items WHERE key IN ({})", list(map(key_to_sql, keys)))
         return {key_from_sql(key): (identifier, digest) for key, identifier, digest in rows}
 
+    def present(self, ids: Sequence[int]) -> set[int]:
+        """See :meth:`Index.present`."""
+        wanted = [int(identifier) for identifier in ids if is_id(identifier)]
+        return {row[0] for row in self._select_in("SELECT id FROM items WHERE id IN ({})", wanted)}
+
     def __len__(self) -> int:
         return int(self._run("SELECT COUNT(*) FROM items").fetchone()[0])
 
@@ -271,9 +241,6 @@ class EmbeddedIndex(Index):
         self._loaded, self._version = held, version
         self._touched.clear()
         return held
-
-    def _present(self, ids: list[int]) -> set[int]:
-        return {row[0] for row in self._select_in("SELECT id FROM items WHERE id IN ({})", ids)}
 
     def _run(self, statement: str) -> sqlite3.Cursor:
         try:

@@ -1,4 +1,4 @@
-"""``manifest.json`` of an index folder: what the index holds, and the refusal of what does not fit it."""
+"""The manifest of an index (a file in its folder, or text on its server): what it holds, and the refusal of what does not fit."""
 
 from __future__ import annotations
 
@@ -41,28 +41,58 @@ class Manifest:
             FormatError: damaged, or of a newer format.
         """
         try:
-            fields = json.loads(file.read_text(encoding="utf-8"))
-            version, n_bits, fingerprint = int(fields["format_version"]), fields["n_bits"], fields["model_fingerprint"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
             raise FormatError(f"{file} is damaged ({error!r}); restore it or build the index again") from error
+        return cls.parse(text, str(file), str(file.parent))
+
+    @classmethod
+    def parse(cls, text: str, source: str, index: str) -> Manifest:
+        """The manifest that :meth:`text` wrote.
+
+        Args:
+            text: JSON.
+            source: What the text came from, for messages.
+            index: The index it belongs to, for messages.
+
+        Raises:
+            FormatError: damaged, or of a newer format.
+        """
+        try:
+            fields = json.loads(text)
+            version, n_bits, fingerprint = int(fields["format_version"]), fields["n_bits"], fields["model_fingerprint"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise FormatError(f"{source} is damaged ({error!r}); restore it or build the index again") from error
         if version > FORMAT_VERSION:
             raise FormatError(
-                f"{file.parent} has format {version}, this version reads up to {FORMAT_VERSION}; upgrade distillhash"
+                f"{index} has format {version}, this version reads up to {FORMAT_VERSION}; upgrade distillhash"
             )
         try:
             return cls.new(n_bits, fingerprint)
         except (ParameterError, TypeError) as error:
-            raise FormatError(f"{file} is damaged ({error}); restore it or build the index again") from error
+            raise FormatError(f"{source} is damaged ({error}); restore it or build the index again") from error
 
-    def check_fits(self, folder: Path, n_bits: int | None, model_fingerprint: str | None) -> None:
-        """Raise unless the index in ``folder`` can take codes of this length and model (None: not asked for)."""
+    def text(self) -> str:
+        """The manifest as JSON."""
+        from distillhash import __version__
+
+        fields = {
+            "format_version": FORMAT_VERSION,
+            "n_bits": self.n_bits,
+            "model_fingerprint": self.model_fingerprint,
+            "created_by": f"distillhash {__version__}",
+        }
+        return json.dumps(fields, indent=1) + "\n"
+
+    def check_fits(self, index: Path | str, n_bits: int | None, model_fingerprint: str | None) -> None:
+        """Raise unless ``index``, which is named in messages, can take codes of this length and model (None: not asked for)."""
         if n_bits is not None and n_bits != self.n_bits:
             raise ParameterError(
-                f"{folder} holds codes of {self.n_bits} bits, not {n_bits}; leave n_bits out or make a new index"
+                f"{index} holds codes of {self.n_bits} bits, not {n_bits}; leave n_bits out or make a new index"
             )
         if None not in (model_fingerprint, self.model_fingerprint) and model_fingerprint != self.model_fingerprint:
             raise FormatError(
-                f"{folder} was built with another model (fingerprint {self.model_fingerprint}, not {model_fingerprint}); "
+                f"{index} was built with another model (fingerprint {self.model_fingerprint}, not {model_fingerprint}); "
                 "make a new index for this one"
             )
 
@@ -72,18 +102,10 @@ class Manifest:
         Raises:
             DistillHashError: the folder cannot be written.
         """
-        from distillhash import __version__
-
-        fields = {
-            "format_version": FORMAT_VERSION,
-            "n_bits": self.n_bits,
-            "model_fingerprint": self.model_fingerprint,
-            "created_by": f"distillhash {__version__}",
-        }
         temporary = file.with_name(f".{file.name}.{os.getpid()}")
         try:
             with temporary.open("w", encoding="utf-8") as stream:
-                stream.write(json.dumps(fields, indent=1) + "\n")
+                stream.write(self.text())
                 stream.flush()
                 os.fsync(stream.fileno())
             temporary.replace(file)

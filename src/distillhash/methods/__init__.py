@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from distillhash.errors import FormatError, ParameterError
 from distillhash.methods.base import Hasher, read_model_folder
 
-__all__ = ["METHODS", "Hasher", "MethodInfo", "load_hasher", "make_hasher", "method_class", "method_names"]
+__all__ = [
+    "METHODS",
+    "Hasher",
+    "MethodInfo",
+    "default_views",
+    "load_hasher",
+    "make_hasher",
+    "method_class",
+    "method_names",
+]
 
 
 class MethodInfo(NamedTuple):
@@ -78,6 +87,15 @@ METHODS = {
         2019,
         PAIRS,
     ),
+    "distillhash-contrast": MethodInfo(
+        "distillhash_contrast",
+        "DistillHashContrast",
+        "Distilled neighbourhoods and contrastive codes",
+        "this project",
+        2026,
+        CONTRASTIVE,
+        VIEWS,
+    ),
     "distillhash-initial": MethodInfo(
         "distillhash_initial", "DistillHashInitial", "DistillHash*: the same without distilling", "CVPR", 2019, PAIRS
     ),
@@ -132,6 +150,11 @@ METHODS = {
     ),
 }
 """Every method by name."""
+
+
+def default_views(method: str) -> int:
+    """How many augmented views of every image ``method`` learns from unless told otherwise: 6, or 0 where it uses none."""
+    return 6 if method in METHODS and METHODS[method].uses == VIEWS else 0
 
 
 def method_names() -> list[str]:

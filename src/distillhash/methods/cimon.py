@@ -3,7 +3,8 @@
 Paper: Luo, Wu, Ma, Chen, Deng, Ma, Jin, Huang, Hua, "CIMON: Towards High-quality Hash Codes", IJCAI 2021.
 https://arxiv.org/abs/2010.07804
 
-Symbols: (S1, W1), (S2, W2) -> labels and weights from two augmented feature sets, made as in :mod:`.dsg`; u1, u2 -> relaxed codes of two
+Symbols: (S1, W1), (S2, W2) -> labels and weights from two augmented feature sets, made as in
+:mod:`.guided_hasher`; u1, u2 -> relaxed codes of two
 augmented views; L(u; S, W) -> sum w_ij |S_ij| (<u_i, u_j> / K - S_ij)^2 over a batch; eta -> ``contrast``.
 Loss: L(u1; S1, W1) + L(u2; S2, W2), in parallel, + L(u1; S2, W2) + L(u2; S1, W1), crosswise, + eta NT-Xent(u1, u2), u = tanh(outputs).
 
@@ -26,15 +27,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distillhash.methods.base import TrainingSet
-from distillhash.methods.dsg import DSG
+from distillhash.methods.guided_hasher import GuidedHasher
 from distillhash.methods.head_hasher import check_not_negative, check_positive
 from distillhash.pairs.losses import nt_xent
 from distillhash.training import CachedFeatures
 
 
 @dataclass(eq=False, repr=False)
-class CIMON(DSG):
-    """Guidance from two views, crosswise, and contrast between them. Further hyper-parameters: see :class:`DSG`.
+class CIMON(GuidedHasher):
+    """Guidance from two views, crosswise, and contrast between them. Further hyper-parameters: see :class:`GuidedHasher`.
 
     ``initial_pairs_``, ``pairs_`` and ``weights_`` are those of the first feature set. The memory for all pairs of both sets is about 14
     bytes times the square of the rows.

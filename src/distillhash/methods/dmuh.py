@@ -2,18 +2,21 @@
 
 Paper: Fu, Wang, Wu, Zhang, He, "Deep Momentum Uncertainty Hashing", Pattern Recognition 2022. https://arxiv.org/abs/2009.08012
 
-Symbols: u -> outputs; v -> outputs of the momentum network, whose weights follow theta' <- mu theta' + (1 - mu) theta; U_ik = |u_ik -
-v_ik| -> bit uncertainty; U_i -> its mean over bits, image uncertainty. Loss: mean over pairs of a_ij (softplus(T_ij) - S_ij T_ij), T =
-<u_i, u_j> / 2, S_ij = 1 for images that share a label, plus quantisation times the mean of g_ik (u_ik - sign u_ik)^2. g and a grow with
-the uncertainties and have mean 1.
+Symbols: u -> outputs; v -> outputs of the momentum network, whose weights follow theta' <- mu theta' + (1 - mu) theta; U_ik = |u_ik
+- v_ik| -> bit uncertainty; U_i -> its mean over bits, image uncertainty. Loss: mean over pairs of a_ij (softplus(T_ij) - S_ij
+T_ij), T = scale <u_i, u_j> / K, S_ij = 1 for images that share a label, plus quantisation times the mean of g_ik (u_ik - sign
+u_ik)^2. g and a grow with the uncertainties and have mean 1.
 
 RECONSTRUCTED: the abstract says that the two networks' discrepancy is the uncertainty of bits, its mean that of images, and that the
-uncertain get more attention. The forms of a and g, their warm-up and all numbers are our reading.
+uncertain get more attention. The forms of a and g and all numbers are our reading.
 
 Departs from the paper in:
 1. A head on standardised features; the paper trains a network end to end.
 2. mu is .95: training takes some hundred steps, and a slower momentum network would measure progress instead of uncertainty.
-3. Uncertainties are divided by the mean |u| of the batch, because outputs are unbounded; no gradient flows into them.
+3. T is <u_i, u_j> / 2 in the papers of this family, whose logits grow with K until a few bits decide every pair: at 128 bits the codes
+   are worse than at 32. The default has the same range of logits at every length; ``scale = K / 2`` is theirs.
+4. Uncertainties count relative to their mean, because outputs are unbounded; no gradient flows into them.
+5. More than ``max_train`` rows are sampled down, because S is n x n.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from torch.nn.functional import softplus
 
 from distillhash.errors import DataError, ParameterError
 from distillhash.methods.base import TrainingSet
-from distillhash.methods.head_hasher import HeadHasher, check_not_negative
+from distillhash.methods.head_hasher import HeadHasher, check_not_negative, check_positive
 
 
 @dataclass(eq=False, repr=False)
@@ -39,6 +42,7 @@ class DMUH(HeadHasher):
     Attributes:
         momentum: mu of the momentum network.
         attention: How much the uncertain count: weights are 1 + attention * uncertainty / mean uncertainty, scaled to mean 1; 0 for none.
+        scale: The logit of a pair whose outputs are the same signs.
         quantisation: Weight of the distance from the signs.
     """
 
@@ -46,11 +50,14 @@ class DMUH(HeadHasher):
     needs_labels = True
     momentum: float = 0.95
     attention: float = 1.0
-    quantisation: float = 1.0
+    scale: float = 4.0
+    quantisation: float = 0.1
+    max_train: int = 10_000
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_not_negative(self, "attention", "quantisation")
+        check_positive(self, "scale")
         if not 0 <= self.momentum < 1:
             raise ParameterError(f"momentum must be at least 0 and below 1, got {self.momentum}")
 
@@ -70,7 +77,7 @@ class DMUH(HeadHasher):
             u, v = outputs
             pairs = torch.from_numpy(same[np.ix_(rows, rows)]).to(u)
             by_bit, by_image = attention_weights(u.detach(), v, self.attention)
-            return uncertain_loss(u, pairs, by_bit, by_image, self.quantisation)
+            return uncertain_loss(u, pairs, by_bit, by_image, self.scale, self.quantisation)
 
         self.history_["loss"] = self._train(network, data, loss)
         self._keep(head, module)
@@ -102,7 +109,7 @@ def shared_labels(labels: NDArray[np.generic]) -> NDArray[np.bool_]:
 
 def attention_weights(u: Tensor, v: Tensor, attention: float) -> tuple[Tensor, Tensor]:
     """Weights with mean 1 of every bit ``(b, K)`` and every pair of images ``(b, b)``."""
-    uncertainty = (u - v).abs() / u.abs().mean().clamp(min=1e-12)
+    uncertainty = (u - v).abs()
     mean = uncertainty.mean().clamp(min=1e-12)
     by_bit = 1 + attention * uncertainty / mean
     image = uncertainty.mean(dim=1)
@@ -110,9 +117,11 @@ def attention_weights(u: Tensor, v: Tensor, attention: float) -> tuple[Tensor, T
     return by_bit / by_bit.mean(), by_image / by_image.mean()
 
 
-def uncertain_loss(u: Tensor, pairs: Tensor, by_bit: Tensor, by_image: Tensor, quantisation: float) -> Tensor:
+def uncertain_loss(
+    u: Tensor, pairs: Tensor, by_bit: Tensor, by_image: Tensor, scale: float, quantisation: float
+) -> Tensor:
     """Weighted negative log-likelihood of all pairs of different images in a batch, and the weighted quantisation error."""
-    logits = u @ u.T / 2
+    logits = scale / u.shape[1] * (u @ u.T)
     others = 1 - torch.eye(len(u), device=u.device)
     likelihood = (by_image * (softplus(logits) - pairs * logits) * others).sum() / others.sum()
     signs = torch.where(u >= 0, 1.0, -1.0)

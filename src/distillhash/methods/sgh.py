@@ -12,8 +12,8 @@ exactly.
 
 Departs from the paper in:
 1. Features are standardised first (mean and one scale); the release scales its output per dimension instead.
-2. W starts from the principal components turned by a random rotation, and U from the regression of the features on those bits: from a
-   random start bits die that the reconstruction never comes to use.
+2. Without a hidden layer and with a frozen backbone, W starts from the principal components turned by a random rotation, and U from
+   the regression of the features on those bits: from a random start bits die that the reconstruction never comes to use.
 3. Adam at 1e-3 for 30 epochs in batches of 256; released: 1e-2, 5,000 steps of 500, no prior, and the hard threshold instead of a draw.
 """
 

@@ -17,6 +17,12 @@ def straight_through_sign(outputs: Tensor) -> Tensor:
     return outputs + (signs - outputs).detach()
 
 
+def tanh_through_sign(outputs: Tensor) -> Tensor:
+    """Signs in {-1, +1}, 0 -> +1; the gradient passes as if they were ``tanh(outputs)``, so bits far from 0 hold still."""
+    smooth = torch.tanh(outputs)
+    return smooth + (torch.where(outputs >= 0, 1.0, -1.0) - smooth).detach()
+
+
 def half_batch_cosines(rows: Tensor) -> Tensor:
     """Cosines of each row of the first half of a batch with its partner in the second, ``(b // 2,)``; an odd row is left out."""
     half = len(rows) // 2

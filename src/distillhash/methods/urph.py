@@ -3,11 +3,11 @@
 Paper: Karaman, Lin, Hu, Chang, "Unsupervised Rank-Preserving Hashing for Large-Scale Image Retrieval", ICMR 2019.
 https://arxiv.org/abs/1903.01545
 
-Symbols: r_qi = cos(x_q, x_i) -> similarities of the features; s_qi = <u_q, u_i> / K, u = tanh(outputs) -> of the codes. Every row of a
-batch is a query over the others. ``rank_loss="listwise"``: KL(softmax(r_q / t1) || softmax(s_q / t2)), mean over queries.
-``"pairwise"``: the hinge max(0, margin - (s_qi - s_qj)) over pairs with r_qi > r_qj, weighted by 1 / log2(1 + rank of i), the rank
-counted from 1. A decoder from codes to features re-ranks candidates: the query's own feature against the reconstructed ones, no stored
-features needed.
+Symbols: r_qi = cos(x_q, x_i) -> similarities of the features; s_qi = <u_q, u_i> / K, u = tanh(outputs) -> of the codes. Every row
+of a batch is a query over the others. ``rank_loss="listwise"``: KL(softmax(r_q / t1) || softmax(s_q / t2)), mean over queries.
+``"pairwise"``: the hinge max(0, margin - (s_qi - s_qj)) over the pairs whose ranks by r_q are half a list apart, weighted by 1 /
+log2(1 + rank of i), the rank counted from 1. A decoder from codes to features re-ranks candidates: the query's own feature against
+the reconstructed ones, no stored features needed.
 
 RECONSTRUCTED: the paper's abstract tells the aim (ranking by codes as by features, every training item a query, an optional decoder,
 search on codes and re-ranking by reconstructed features). Losses, network and numbers are our reading.
@@ -153,17 +153,18 @@ class URPH(HeadHasher):
 
         Args:
             query_features: ``(q, d)``.
-            candidates: ``(q, R)`` rows of the database, such as the R nearest by Hamming distance.
+            candidates: ``(q, R)`` rows of the database, such as the R nearest by Hamming distance; -1 where there are fewer.
             database_codes: Codes of the whole database.
 
         Returns:
-            ``(q, R)``: each row of ``candidates`` reordered; ties keep their order.
+            ``(q, R)``: each row of ``candidates`` reordered, -1 last; ties keep their order.
         """
         ordered = np.empty(candidates.shape, np.intp)
         for query, (feature, rows) in enumerate(zip(np.asarray(query_features, np.float64), candidates, strict=True)):
-            rebuilt = self.reconstruct(database_codes[np.asarray(rows, np.intp)])
-            distances = np.square(rebuilt - feature).sum(axis=1)
-            ordered[query] = rows[np.argsort(distances, kind="stable")]
+            found = np.asarray(rows[rows >= 0], np.intp)
+            distances = np.square(self.reconstruct(database_codes[found]) - feature).sum(axis=1)
+            ordered[query] = -1
+            ordered[query, : len(found)] = found[np.argsort(distances, kind="stable")]
         return ordered
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -194,7 +195,7 @@ def listwise_loss(wanted: Tensor, found: Tensor, feature_temperature: float, cod
 
 
 def pairwise_loss(wanted: Tensor, found: Tensor, margin: float) -> Tensor:
-    """Weighted mean hinge over neighbouring ranks: each item against the one that follows it in the order of the features."""
+    """Weighted mean hinge: each item against the one half of the list further down in the order of the features."""
     own = torch.eye(len(wanted), dtype=torch.bool, device=wanted.device)
     others = (len(wanted), len(wanted) - 1)
     order = wanted[~own].view(others).argsort(dim=1, descending=True, stable=True)

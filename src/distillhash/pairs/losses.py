@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize, softplus
+from torch.nn.functional import cross_entropy, log_softmax, normalize, softplus
 
 PairLoss = Literal["likelihood", "squared"]
 
@@ -56,6 +56,28 @@ def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:
     logits = unit @ unit.T / temperature
     logits = logits.masked_fill(torch.eye(2 * n, dtype=torch.bool, device=logits.device), -torch.inf)
     return cross_entropy(logits, torch.arange(2 * n, device=logits.device).roll(n))
+
+
+def neighbour_contrast(codes: Tensor, positives: Tensor, *, temperature: float) -> Tensor:
+    """Contrastive loss with many positives a row: the mean over rows of the mean over their positives of -log softmax(cos / temperature).
+
+    Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, Eq. 2 (the mean outside the logarithm).
+
+    Args:
+        codes: ``(b, n_bits)``.
+        positives: ``(b, b)`` bool; the diagonal is ignored. A row without positives counts nothing.
+        temperature: tau.
+
+    Returns:
+        Scalar.
+    """
+    unit = normalize(codes)
+    own = torch.eye(len(codes), dtype=torch.bool, device=codes.device)
+    logs = log_softmax((unit @ unit.T / temperature).masked_fill(own, -torch.inf), dim=1)
+    positives = positives & ~own
+    counts = positives.sum(dim=1)
+    means = torch.where(positives, logs, 0.0).sum(dim=1) / counts.clamp(min=1)
+    return -means.sum() / (counts > 0).sum().clamp(min=1)
 
 
 def relax(outputs: Tensor, relaxation: Literal["tanh", "none"]) -> Tensor:

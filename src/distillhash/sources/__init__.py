@@ -1,7 +1,14 @@
 """Where images and embeddings come from, and how bytes become pixels."""
 
 from distillhash.sources.base import BadItemError, EmbeddingSource, ImageSource, Skipped, Source
-from distillhash.sources.decode import MAX_PIXELS, decode_image, decode_resized, load_image, resize_image
+from distillhash.sources.decode import (
+    MAX_PIXELS,
+    check_pixel_limit,
+    decode_image,
+    decode_resized,
+    load_image,
+    resize_image,
+)
 from distillhash.sources.digest import digest
 from distillhash.sources.registry import open_source, source_names
 
@@ -12,6 +19,7 @@ __all__ = [
     "ImageSource",
     "Skipped",
     "Source",
+    "check_pixel_limit",
     "decode_image",
     "decode_resized",
     "digest",

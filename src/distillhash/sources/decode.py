@@ -117,6 +117,15 @@ def decode_resized(data: bytes | NDArray[Any], size: int, max_pixels: int = MAX_
     return resize_image(np.array(_decode_rgb(data, max_pixels, draft_size=2 * size)), size)
 
 
+def check_pixel_limit(data: bytes | NDArray[Any], max_pixels: int) -> None:
+    """Raise :class:`BadItemError` for an image of more pixels, as :func:`decode_image` would; reads the header alone."""
+    if isinstance(data, bytes):
+        width, height = _open(data)[1].size
+    else:
+        height, width = data.shape[:2]
+    _check_pixel_count(width, height, max_pixels)
+
+
 def load_image(source: ImageSource, row: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Item ``row`` of ``source``, read and decoded: ``(h, w, 3) uint8`` RGB.
 

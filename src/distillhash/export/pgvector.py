@@ -1,0 +1,40 @@
+"""SQL for ``psql -f``: one transaction that makes the tables of an index and fills them by ``COPY``.
+
+The result is an index that ``open_index("postgresql://...?table=NAME")`` opens. ``bit(n)`` is written as text, bit 0 first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from distillhash.codes import Codes
+from distillhash.export.content import Content, replacing
+from distillhash.index.manifest import Manifest
+from distillhash.index.postgres import to_bit_text
+
+
+def write(content: Content, out: Path) -> list[Path]:
+    """Write ``out``."""
+    name, n_bits = content.name, content.codes.n_bits
+    manifest = Manifest.new(n_bits, None).text().replace("'", "''")
+    with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        stream.write(f"""\\set ON_ERROR_STOP on
+SET client_encoding = 'UTF8';
+SET client_min_messages = warning;
+SET standard_conforming_strings = on;
+BEGIN;
+CREATE EXTENSION IF NOT EXISTS vector;
+CREATE TABLE {name} (id bigint PRIMARY KEY, code bit({n_bits}) NOT NULL, key text, digest bytea, metadata json);
+CREATE TABLE {name}_manifest (manifest text NOT NULL, last_id bigint NOT NULL);
+INSERT INTO {name}_manifest VALUES ('{manifest}', {len(content.codes) - 1});
+COPY {name} (id, code, key) FROM stdin;
+""")
+        for block in content.blocks():
+            bits = to_bit_text(Codes(np.asarray(block.packed), n_bits))
+            for place, text in enumerate(bits):
+                key = "\\N" if block.keys is None else block.keys[place].replace("\\", "\\\\")
+                stream.write(f"{block.first + place}\t{text}\t{key}\n")
+        stream.write(f"\\.\nCREATE UNIQUE INDEX {name}_key ON {name} (md5(key));\nCOMMIT;\nANALYZE {name};\n")
+    return [out]

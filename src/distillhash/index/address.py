@@ -1,0 +1,78 @@
+"""Where an index is: a folder, or a URI of an engine.
+
+A URI is ``scheme://place?option=value&...``. What an engine does not know it refuses by name, so that a mistyped option is not ignored.
+Passwords never reach a message: :func:`shown` is what people get to see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, urlencode
+
+from distillhash.errors import ParameterError
+
+FOLDER_SCHEMES = ("", "sharded")
+
+
+def scheme_of(place: str | Path) -> str:
+    """The scheme of a URI, in lower case; empty for a folder."""
+    scheme, separator, _ = str(place).partition("://")
+    return scheme.lower() if separator else ""
+
+
+def folder_of(place: str | Path) -> Path | None:
+    """The folder of an index that lives in one, None for an index on a server or in memory."""
+    scheme = scheme_of(place)
+    if scheme not in FOLDER_SCHEMES:
+        return None
+    return Path(str(place).partition("://")[2].partition("?")[0]) if scheme else Path(place)
+
+
+def split_options(uri: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """A URI without the options in ``known``, and their values; other options stay in the URI.
+
+    Raises:
+        ParameterError: an option comes twice.
+    """
+    rest, _, query = uri.partition("?")
+    pairs = parse_qsl(query, keep_blank_values=True)
+    taken: dict[str, str] = {}
+    for name, value in pairs:
+        if name in known:
+            if name in taken:
+                raise ParameterError(f"the option {name!r} comes twice in {shown(uri)}; give it once")
+            taken[name] = value
+    left = urlencode([pair for pair in pairs if pair[0] not in known], quote_via=quote)
+    return rest + ("?" + left if left else ""), taken
+
+
+def refuse_options(uri: str, known: Sequence[str]) -> None:
+    """Raise :class:`ParameterError` if the URI has an option at all; the engine takes those in ``known``."""
+    if query := uri.partition("?")[2]:
+        unknown = query.partition("=")[0]
+        raise ParameterError(f"{shown(uri)} has the unknown option {unknown!r}; choose from {', '.join(known)}")
+
+
+def number(value: str, name: str, *, least: int, most: int) -> int:
+    """An option's value as an integer.
+
+    Raises:
+        ParameterError: no integer, or out of range.
+    """
+    if not value.isascii() or not value.isdigit() or not least <= int(value) <= most:
+        raise ParameterError(f"the option {name} must be an integer in {least}..{most}, got {value!r}")
+    return int(value)
+
+
+def shown(place: str | Path) -> str:
+    """The address for messages and logs: without a password."""
+    if not scheme_of(place):
+        return str(place)
+    scheme, _, rest = str(place).partition("://")
+    rest, question, query = rest.partition("?")
+    host, slash, path = rest.partition("/")
+    user, at, host = host.rpartition("@")
+    pairs = [pair for pair in parse_qsl(query, keep_blank_values=True) if pair[0] not in ("password", "sslpassword")]
+    options = urlencode(pairs, safe="/:", quote_via=quote)
+    return f"{scheme}://{user.partition(':')[0]}{at}{host}{slash}{path}{question if options else ''}{options}"

@@ -1,0 +1,198 @@
+"""DistillHash-contrast: distilled neighbourhoods as positives of a contrastive loss on binary codes. This project's own method.
+
+Not in a paper. DistillHash (CVPR 2019) trains on the pairs whose label can be trusted; here trust is agreement between neighbourhoods, and
+the pairs train the loss of supervised contrastive learning (Khosla et al., NeurIPS 2020), each image's neighbours in place of its
+class. docs/distillhash-contrast.md has the measurements behind every choice.
+
+1. Features become their signed square roots at unit length (:func:`~distillhash.pairs.agreement.root_rows`).
+2. A linear metric weighs each direction by how much more images differ in it than an image's augmented views do; without views, than
+   nearest neighbours do (:func:`~distillhash.pairs.agreement.invariant_metric`).
+3. An image's neighbourhood N(i) is the ``neighbourhood`` share of images whose lists of nearest neighbours overlap most with its own
+   (:func:`~distillhash.pairs.agreement.agreeing_neighbours`).
+4. A batch holds B images and, for each, one of N(i), every one as a random view. Pairs (i, j) with j in N(i), or i in N(j), are positives,
+   all others negatives. Loss: :func:`~distillhash.pairs.losses.neighbour_contrast` on the codes sign(u), the gradient taken
+   through tanh(u).
+
+Neighbourhoods are found within random parts of at most ``part`` images, so time is linear and memory constant in the number of images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distillhash.errors import ParameterError
+from distillhash.methods.base import TrainingSet
+from distillhash.methods.head_hasher import Head, HeadHasher, check_choice, check_positive
+from distillhash.methods.straight_through import straight_through_sign, tanh_through_sign
+from distillhash.pairs.agreement import (
+    RootRows,
+    agreeing_neighbours,
+    centred_unit,
+    invariant_metric,
+    root_rows,
+    scatter_of_neighbours,
+    scatter_of_views,
+)
+from distillhash.pairs.losses import neighbour_contrast
+from distillhash.pairs.neighbours import nearest_neighbours
+from distillhash.pairs.similarity import cosine_distances
+from distillhash.training import Inputs, Schedule
+
+Metric = Literal["invariant", "cosine"]
+Agreement = Literal["overlap", "cosine"]
+Positives = Literal["all", "one"]
+Gradient = Literal["tanh", "identity"]
+
+
+@dataclass(eq=False, repr=False)
+class DistillHashContrast(HeadHasher):
+    """Distilled neighbourhoods and contrastive codes. Further hyper-parameters: see :class:`HeadHasher`.
+
+    ``neighbours_`` are the rows of N(i), ``(m, k)``, nearest first, among ``history_["rows"]``.
+
+    Attributes:
+        root: Take signed square roots of the features, for the neighbourhoods and for the head.
+        metric: Compare features in the ``invariant`` metric or by plain ``cosine``.
+        directions: Directions that the metric keeps.
+        emphasis: How much the metric favours directions that views leave alone.
+        neighbourhood: Share of the images (of a part) that make up N(i); at least 5 of them.
+        agreement: Order them by ``overlap`` of neighbour lists or by ``cosine`` alone.
+        positives: ``all`` neighbours in the batch, or only the ``one`` drawn with the image; the others are negatives then.
+        gradient: Of the sign: through ``tanh``, or as of the ``identity``.
+        temperature: tau.
+        part: Images among which neighbourhoods are found; memory is about 12 bytes times its square.
+    """
+
+    method = "distillhash-contrast"
+    hidden: int = 1024
+    epochs: int = 20
+    batch_size: int = 256
+    schedule: Schedule = "cosine"
+    root: bool = True
+    metric: Metric = "invariant"
+    directions: int = 256
+    emphasis: float = 0.25
+    neighbourhood: float = 0.02
+    agreement: Agreement = "overlap"
+    positives: Positives = "all"
+    gradient: Gradient = "tanh"
+    temperature: float = 0.5
+    part: int = 10_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("metric", self.metric, Metric)
+        check_choice("agreement", self.agreement, Agreement)
+        check_choice("positives", self.positives, Positives)
+        check_choice("gradient", self.gradient, Gradient)
+        check_positive(self, "temperature", "directions")
+        if self.emphasis < 0:
+            raise ParameterError(f"emphasis must be at least 0, got {self.emphasis}")
+        if not 0 < self.neighbourhood <= 1:
+            raise ParameterError(f"neighbourhood must be above 0 and at most 1, got {self.neighbourhood}")
+        if self.part < 20:
+            raise ParameterError(f"part must be at least 20, got {self.part}")
+
+    def _fit(self, given: TrainingSet) -> None:
+        data = self._data(given)
+        features = self._transform(data.features)
+        views = None if data.views is None else np.stack([self._transform(view) for view in data.views])
+        self.neighbours_ = self._neighbourhoods(features, views)
+        neighbourhoods = _Neighbourhoods(data.inputs, self.neighbours_)
+        head = Head(features, self.hidden)
+        module = head.build(self.n_bits, self.seed)
+        network = data.network(nn.Sequential(RootRows(), module) if self.root else module)
+
+        def loss(outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
+            del rows  # the batch holds their partners as well
+            codes = tanh_through_sign(outputs) if self.gradient == "tanh" else straight_through_sign(outputs)
+            positives = neighbourhoods.positives(all_in_batch=self.positives == "all").to(codes.device)
+            return neighbour_contrast(codes, positives, temperature=self.temperature)
+
+        self.history_["loss"] = self._train(network, data, loss, inputs=neighbourhoods)
+        self._keep(head, module)
+
+    def _transform(self, features: NDArray[Any]) -> NDArray[Any]:
+        return root_rows(features) if self.root else features
+
+    def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        return super()._project(self._transform(features))
+
+    def _neighbourhoods(self, features: NDArray[np.float32], views: NDArray[np.float32] | None) -> NDArray[np.int32]:
+        """N(i) of every row ``(m, k)``; the same k in every part."""
+        n = len(features)
+        parts = np.array_split(np.random.default_rng(self.seed).permutation(n), -(-n // self.part))
+        smallest = min(len(part) for part in parts)
+        kept = min(max(5, round(self.neighbourhood * smallest)), smallest - 1)
+        compared = self._compared(features, views, kept)
+        neighbours = np.empty((n, kept), np.int32)
+        for part in map(np.sort, parts):
+            if self.agreement == "overlap":
+                found = agreeing_neighbours(compared[part], kept, kept)
+            else:
+                found = nearest_neighbours(cosine_distances(compared[part]), kept)
+            neighbours[part] = part[found]
+        return neighbours
+
+    def _compared(
+        self, features: NDArray[np.float32], views: NDArray[np.float32] | None, kept: int
+    ) -> NDArray[np.float32]:
+        """What cosines are taken of: plain features beside the mean over views, in the metric."""
+        kinds = [features] if views is None else [features, (features + views.sum(axis=0)) / (len(views) + 1)]
+        if self.metric == "invariant":
+            total = np.cov(features, rowvar=False, dtype=np.float64)
+            metric = invariant_metric(
+                total, self._within(features, views, kept), directions=self.directions, emphasis=self.emphasis
+            )
+            kinds = [kind @ metric for kind in kinds]
+        return np.hstack([centred_unit(kind) for kind in kinds])
+
+    def _within(
+        self, features: NDArray[np.float32], views: NDArray[np.float32] | None, kept: int
+    ) -> NDArray[np.float64]:
+        if views is not None:
+            return scatter_of_views(features, views)
+        # Without views: nearest neighbours, few of them and in one part of the rows, stand in for views.
+        rows = np.sort(np.random.default_rng(self.seed).permutation(len(features))[: self.part])
+        sample = features[rows]
+        return scatter_of_neighbours(sample, nearest_neighbours(cosine_distances(centred_unit(sample)), min(10, kept)))
+
+
+class _Neighbourhoods:
+    """Batches of images and, for each, a random one of its neighbourhood: ``(2 b, ...)``, the images first."""
+
+    def __init__(self, inputs: Inputs, neighbours: NDArray[np.int32]) -> None:
+        from scipy.sparse import csr_array
+
+        self._inputs, self._neighbours = inputs, neighbours
+        n, k = neighbours.shape
+        listed = csr_array((np.ones(n * k, bool), neighbours.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
+        self._graph = listed.maximum(listed.T).tocsr()
+        self._drawn: NDArray[np.intp] = np.empty(0, np.intp)
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
+        """A view of each row, then a view of a partner of each; who was drawn is kept for :meth:`positives`."""
+        partners = self._neighbours[rows, rng.integers(self._neighbours.shape[1], size=len(rows))]
+        self._drawn = np.concatenate([rows, partners])
+        return self._inputs.batch(self._drawn, rng)
+
+    def pair(self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:
+        """The inputs' own."""
+        return self._inputs.pair(rows, rng, noise)
+
+    def positives(self, *, all_in_batch: bool) -> Tensor:
+        """Who is whose positive in the last batch, ``(2 b, 2 b)`` bool: neighbours and equal images, or only the partners drawn."""
+        n = len(self._drawn)
+        if not all_in_batch:
+            return torch.eye(n, dtype=torch.bool).roll(n // 2, dims=0)
+        near = self._graph[self._drawn][:, self._drawn].toarray()
+        return torch.from_numpy(near | np.equal.outer(self._drawn, self._drawn))

@@ -1,0 +1,381 @@
+"""What every engine must do, in one suite over all of them: against plain loops, on real servers."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from distillhash import Codes
+from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
+from distillhash.index import Index, open_index
+
+WIDTHS = (1, 8, 12, 33, 64, 127, 128, 256)
+NUMBERS = itertools.count()
+RUN = secrets.token_hex(3)  # a server may outlive the tests
+
+
+@dataclass
+class Engine:
+    """An engine and a place for one new index in it."""
+
+    place: str | Path
+    keeps: bool = True  # whether an index outlives its process
+    where: str | None = None  # the engine's words for "the year is 2021 or later"
+    opened: list[Index] = field(default_factory=list)
+
+    def open(self, n_bits: int | None = None, create: bool = False, **options: Any) -> Any:
+        self.opened.append(open_index(self.place, n_bits, create, **options))
+        return self.opened[-1]
+
+
+def on_embedded(request: pytest.FixtureRequest, name: str) -> Engine:
+    return Engine(request.getfixturevalue("tmp_path") / name)
+
+
+def in_memory(request: pytest.FixtureRequest, name: str) -> Engine:
+    return Engine("memory://", keeps=False)
+
+
+def on_shards(request: pytest.FixtureRequest, name: str) -> Engine:
+    return Engine(f"sharded://{request.getfixturevalue('tmp_path')}/{name}?shards=3&replicas=2")
+
+
+def on_postgres(request: pytest.FixtureRequest, name: str) -> Engine:
+    uri = f"{request.getfixturevalue('postgres')}&table={name}"
+    return Engine(uri, where="(metadata->>'year')::int >= 2021")
+
+
+def on_milvus(request: pytest.FixtureRequest, name: str) -> Engine:
+    return Engine(request.getfixturevalue("milvus").uri(name), where='metadata["year"] >= 2021')
+
+
+def on_milvus_of_small_answers(request: pytest.FixtureRequest, name: str) -> Engine:
+    """A server that gives at most 8 items a time: every cut tie and every range is put together from parts."""
+    return Engine(request.getfixturevalue("milvus").uri(name, "largest=8"), where='metadata["year"] >= 2021')
+
+
+ENGINES: dict[str, Callable[[pytest.FixtureRequest, str], Engine]] = {
+    "embedded": on_embedded,
+    "memory": in_memory,
+    "sharded": on_shards,
+    "postgres": on_postgres,
+    "milvus": on_milvus,
+}
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    yield from opened_engine(request, ENGINES[request.param])
+
+
+@pytest.fixture(params=[*ENGINES, "milvus of small answers"])
+def searcher(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    yield from opened_engine(request, ENGINES.get(request.param, on_milvus_of_small_answers))
+
+
+def opened_engine(
+    request: pytest.FixtureRequest, make: Callable[[pytest.FixtureRequest, str], Engine]
+) -> Iterator[Engine]:
+    engine = make(request, f"index_{RUN}_{next(NUMBERS)}")
+    yield engine
+    for index in engine.opened:
+        index.close()
+
+
+@pytest.fixture
+def keeper(engine: Engine) -> Engine:
+    if not engine.keeps:
+        pytest.skip("the in-memory engine keeps nothing")
+    return engine
+
+
+def to_codes(values: list[int], n_bits: int) -> Codes:
+    """Codes whose bits are those of an integer, lowest first."""
+    bits = [[value >> bit & 1 for bit in range(n_bits)] for value in values]
+    return Codes.from_signs(2 * np.array(bits, np.int8).reshape(len(values), n_bits) - 1)
+
+
+def ranked(stored: dict[int, int], query: int) -> list[tuple[int, int]]:
+    """All (id, distance) by (distance, id), by a loop over integers."""
+    pairs = [(bin(query ^ value).count("1"), identifier) for identifier, value in stored.items()]
+    return [(identifier, distance) for distance, identifier in sorted(pairs)]
+
+
+@pytest.mark.parametrize("n_bits", WIDTHS)
+def test_answers_equal_a_loop(searcher: Engine, n_bits: int) -> None:
+    rng = np.random.default_rng(n_bits)
+    pool = [int.from_bytes(rng.bytes(32)) % 2**n_bits for _ in range(7)]
+    pool += [value ^ 1 << int(rng.integers(n_bits)) for value in pool]  # many at one distance
+    values = [pool[i] for i in rng.integers(len(pool), size=50)]
+    ids = rng.permutation(200)[:50].tolist()
+    stored = dict(zip(ids, values, strict=True))
+    index = searcher.open(n_bits, create=True)
+    index.add(to_codes(values[:30], n_bits), ids=ids[:30])
+    index.add(to_codes(values[30:], n_bits), ids=ids[30:])
+    assert len(index) == 50
+    queries = [*pool[:2], values[3] ^ 2**n_bits - 1, 0]  # the third is n_bits away from one of them
+    expected = [ranked(stored, query) for query in queries]
+    assert expected[2][-1][1] == n_bits
+    codes = to_codes(queries, n_bits)
+    for k in (1, 5, 8) if "largest" in str(searcher.place) else (1, 5, 8, 50, 70):
+        found = index.search(codes, k)
+        assert found.ids.shape == found.distances.shape == (4, k)
+        assert found.ids.dtype == np.int64 and found.distances.dtype == np.int32
+        assert list(found) == [rows[:k] for rows in expected]
+        assert (found.ids[:, 50:] == -1).all() and (found.distances[:, 50:] == -1).all()
+    for radius in (0, n_bits // 3, n_bits, n_bits + 5):
+        near = index.range_search(codes, radius)
+        assert list(near) == [[row for row in rows if row[1] <= radius] for rows in expected]
+        assert near.limits[0] == 0 and near.limits[-1] == len(near.ids) == len(near.distances)
+
+
+def test_ties_at_the_cut_go_by_ascending_id(searcher: Engine) -> None:
+    index = searcher.open(16, create=True)
+    ids = [40, 5, 2**63 - 1, 33, 12, 7, 2**40, 19, 21, 100, 3, 64, 65, 66, 67, 68, 69, 70, 71, 72]
+    index.add(to_codes([3] * 19 + [0], 16), ids=ids)
+    expected = [(72, 0), *((identifier, 2) for identifier in sorted(ids[:-1]))]
+    assert index.search(to_codes([0], 16), 4)[0] == expected[:4]
+    assert index.search(to_codes([0], 16), 1)[0] == expected[:1]
+    assert index.range_search(to_codes([0], 16), 2)[0] == expected
+
+
+def test_empty_things(engine: Engine) -> None:
+    index = engine.open(12, create=True)
+    query = to_codes([1, 2], 12)
+    assert list(index.search(query, 3)) == [[], []] and index.search(query, 3).ids.shape == (2, 3)
+    assert list(index.range_search(query, 12)) == [[], []]
+    nothing = to_codes([], 12)
+    assert index.add(nothing).tolist() == []
+    assert index.search(nothing, 3).ids.shape == (0, 3) and len(index.range_search(nothing, 3)) == 0
+    assert index.get([]) == [] and index.known([]) == {} and index.present([]) == set() and index.remove([]) == 0
+    assert len(index) == 0
+
+
+def test_items_come_back_as_they_were_stored(engine: Engine) -> None:
+    index = engine.open(12, create=True)
+    keys = [
+        "cat.jpg",
+        "",
+        "c:\\users\\u0041.png",
+        "caf\udce9.jpg",
+        "a\nb\tc\0d",
+        "'\"%s{}\\",
+        "ö" * 2000,
+        "\U0001f408",
+        "\\u12",
+    ]
+    digests = [bytes([number]) * 16 for number in range(len(keys))]
+    entries: list[dict[str, Any] | None] = [
+        None, {}, {"a": [1, 2.5, None, True, {"b": "\udce9\0"}]}, {"\\u0041": "'"}, {"n": -(2**63)}, {"x": 2**63 - 1}, {"t": "ö"},
+        {"": ""}, {"z": 1e300},
+    ]  # fmt: skip
+    values = list(range(len(keys)))
+    ids = index.add(to_codes(values, 12), metadata=entries, keys=keys, digests=digests).tolist()
+    plain = index.add(to_codes([77], 12)).tolist()
+    items = index.get([*reversed(ids), *plain, *plain])
+    for item, place in zip(items, reversed(range(len(keys))), strict=False):
+        assert (item.id, item.key, item.digest, item.metadata) == (
+            ids[place],
+            keys[place],
+            digests[place],
+            entries[place],
+        )
+        assert item.code == to_codes([values[place]], 12)
+    assert items[-1] == items[-2]
+    assert (items[-1].id, items[-1].key, items[-1].digest, items[-1].metadata) == (plain[0], None, None, None)
+    known = index.known([*keys, "dog.jpg", "\\u0000"])
+    assert known == {key: (ids[place], digests[place]) for place, key in enumerate(keys)}
+    assert index.present([ids[0], 999, *plain]) == {ids[0], *plain}
+    for unknown in (999, -1, 2**70):
+        with pytest.raises(DataError, match=f"no item with id {unknown}"):
+            index.get([ids[0], unknown])
+
+
+def test_upsert_replaces_whole_items_and_keeps_ids(engine: Engine) -> None:
+    index = engine.open(8, create=True)
+    first = index.add(
+        to_codes([1, 2, 3], 8), keys=["a", "b", "c"], metadata=[{"v": 1}] * 3, digests=[b"x"] * 3
+    ).tolist()
+    assert first == [0, 1, 2]
+    before = index.get(first)
+    for options in ({"keys": ["new", "b"]}, {"ids": [7, 1]}, {"ids": [7, 8], "keys": ["new", "b"]}):
+        with pytest.raises(DataError, match="pass upsert=True"):
+            index.add(to_codes([9, 9], 8), **options)
+    with pytest.raises(DataError, match="the key 'b' belongs to id 1, not 7"):
+        index.add(to_codes([9], 8), ids=[7], keys=["b"], upsert=True)
+    assert index.get(first) == before and len(index) == 3
+    assert index.add(to_codes([20, 30], 8), keys=["b", "d"], upsert=True).tolist() == [1, 3]
+    assert index.add(to_codes([40], 8), ids=[2], upsert=True).tolist() == [2]
+    items = index.get([1, 2, 3])
+    assert [item.code for item in items] == [to_codes([20], 8), to_codes([40], 8), to_codes([30], 8)]
+    assert [(item.key, item.digest, item.metadata) for item in items] == [
+        ("b", None, None),
+        (None,) * 3,
+        ("d", None, None),
+    ]
+    assert set(index.known(["a", "b", "c", "d"])) == {"a", "b", "d"}
+    assert index.search(to_codes([20], 8), 2)[0] == ranked({0: 1, 1: 20, 2: 40, 3: 30}, 20)[:2]
+    assert len(index) == 4
+
+
+def test_removed_items_are_gone_and_their_ids_stay_unused(engine: Engine) -> None:
+    index = engine.open(8, create=True)
+    index.add(to_codes(list(range(10)), 8), keys=[f"k{number}" for number in range(10)])
+    for ids, keys, sentence in [
+        ([1, 50], [], "id 50"), ([1], ["gone"], "key 'gone'"), ([2, 2], [], "2 comes twice"),
+    ]:  # fmt: skip
+        with pytest.raises(DataError, match=sentence):
+            index.remove(ids, keys=keys)
+    assert len(index) == 10
+    assert index.remove([8, 9, 3], keys=["k3", "k5"]) == 4
+    left = {identifier: identifier for identifier in (0, 1, 2, 4, 6, 7)}
+    assert len(index) == 6 and index.present(range(10)) == left.keys()
+    assert index.search(to_codes([9], 8), 10)[0] == ranked(left, 9)
+    assert index.known(["k8", "k7"]).keys() == {"k7"}
+    assert index.add(to_codes([200], 8)).tolist() == [10]
+    assert index.add(to_codes([201], 8), ids=[40]).tolist() == [40]
+    assert index.remove([40]) == 1
+    assert index.add(to_codes([202], 8), keys=["k9"]).tolist() == [41]
+
+
+def test_what_is_refused_changes_nothing(engine: Engine) -> None:
+    index = engine.open(8, create=True)
+    index.add(to_codes([1], 8))
+    two = to_codes([5, 6], 8)
+    calls: list[tuple[Callable[[], Any], type[DistillHashError], str]] = [
+        (lambda: index.add(to_codes([1], 9)), DataError, "holds codes of 8 bits, got 9"),
+        (lambda: index.add(two, ids=[1]), DataError, "1 ids for 2 codes"),
+        (lambda: index.add(two, ids=[3, 3]), DataError, "3 comes twice"),
+        (lambda: index.add(two, ids=[3, -1]), DataError, "got -1"),
+        (lambda: index.add(two, keys=["a", "a"]), DataError, "'a' comes twice"),
+        (lambda: index.add(two, metadata=[{}, {"x": float("nan")}]), DataError, "entry 1 is not JSON"),
+        (lambda: index.add(two, ids=[5, 2**63 - 1]) is None or index.add(two), DataError, "no id is left"),
+        (lambda: index.search(to_codes([1], 9)), DataError, "got 9"),
+        (lambda: index.search(two, 0), ParameterError, "positive integer, got 0"),
+        (lambda: index.range_search(to_codes([1], 9)), DataError, "got 9"),
+        (lambda: index.range_search(two, -1), ParameterError, "at least 0 bits, got -1"),
+    ]
+    for call, error, sentence in calls:
+        with pytest.raises(error, match=sentence):
+            call()
+    assert index.present([0, 1, 3, 5]) == {0, 5} and len(index) == 3
+
+
+def test_filter_where_offered(searcher: Engine) -> None:
+    if searcher.where is None:
+        pytest.skip("this engine has no filter yet")
+    index = searcher.open(12, create=True)
+    rng = np.random.default_rng(0)
+    values = rng.integers(16, size=60).tolist()
+    years = (2015 + rng.integers(10, size=60)).tolist()
+    index.add(to_codes(values, 12), metadata=[{"year": year, "note": "100%"} for year in years])
+    stored = {identifier: value for identifier, value in enumerate(values) if years[identifier] >= 2021}
+    for query in (0, 9):
+        codes = to_codes([query], 12)
+        assert index.search(codes, 6, where=searcher.where)[0] == ranked(stored, query)[:6]
+        expected = [row for row in ranked(stored, query) if row[1] <= 2]
+        assert index.range_search(codes, 2, where=searcher.where)[0] == expected
+        assert index.search(codes, 6, where="id < 0")[0] == []
+    for wrong in ("no_such_field = = 1", "id >"):
+        with pytest.raises(ParameterError, match="where="):
+            index.search(to_codes([0], 12), 3, where=wrong)
+    assert len(index.search(to_codes([0], 12), 3)[0]) == 3  # and it still answers
+
+
+def test_reopened_index_is_the_same(keeper: Engine) -> None:
+    with pytest.raises(DataError, match=r"no (sharded )?index"):
+        keeper.open(33)
+    for n_bits in (None, 0, 4097):
+        with pytest.raises(ParameterError, match=r"code length|n_bits must be"):
+            keeper.open(n_bits, create=True)
+    stored = dict(enumerate([5, 2**32 + 1, 77, 78, 5]))
+    with closing(keeper.open(33, create=True, model_fingerprint="abc")) as index:
+        index.add(to_codes(list(stored.values()), 33), keys=list("abcde"))
+        index.remove([4])
+    del stored[4]
+    for options in ({}, {"n_bits": 33}, {"create": True}, {"model_fingerprint": "abc"}):
+        with closing(keeper.open(**options)) as index:
+            assert (len(index), index.n_bits, index.model_fingerprint) == (4, 33, "abc")
+            assert index.search(to_codes([78], 33), 9)[0] == ranked(stored, 78)
+    with pytest.raises(ParameterError, match="holds codes of 33 bits, not 64"):
+        keeper.open(64, create=True)
+    with pytest.raises(FormatError, match=r"another model .fingerprint abc, not xyz"):
+        keeper.open(model_fingerprint="xyz")
+    with closing(keeper.open()) as index:
+        assert index.add(to_codes([1], 33)).tolist() == [5]  # 4 is never given again
+
+
+def test_a_second_connection_sees_what_the_first_one_stores(keeper: Engine) -> None:
+    one, other = keeper.open(8, create=True), keeper.open()
+    for turn in range(3):
+        one.add(to_codes([turn], 8))
+        assert other.search(to_codes([turn], 8), 1)[0][0][1] == 0
+        one, other = other, one
+    assert one.present([0, 1, 2, 3]) == {0, 1, 2}
+    one.remove([1])
+    assert len(other) == 2 and other.search(to_codes([1], 8), 5)[0] == ranked({0: 0, 2: 2}, 1)
+
+
+def test_any_sequence_of_changes(engine: Engine) -> None:
+    """A random walk of all operations against a dictionary."""
+    rng = np.random.default_rng(7)
+    index = engine.open(10, create=True)
+    stored: dict[int, int] = {}
+    keys: dict[int, str | None] = {}
+    following = 0
+    for step in range(60):
+        values = rng.integers(2**10, size=int(rng.integers(1, 6))).tolist()
+        action = rng.integers(5)
+        if action == 0:
+            ids = index.add(to_codes(values, 10)).tolist()
+            assert ids == list(range(following, following + len(values)))
+            new_keys: list[str | None] = [None] * len(ids)
+        elif action == 1:
+            ids = rng.permutation(80)[: len(values)].tolist()
+            index.add(to_codes(values, 10), ids=ids, upsert=True)
+            new_keys = [None] * len(ids)
+        elif action == 2:
+            names = [f"k{number}" for number in rng.permutation(12)[: len(values)]]
+            new_keys = list(names)
+            ids = index.add(to_codes(values, 10), keys=names, upsert=True).tolist()
+            held = {key: identifier for identifier, key in keys.items() if key is not None}
+            assert [held.get(name, identifier) for name, identifier in zip(names, ids, strict=True)] == ids
+        elif action == 3 and stored:
+            leaving = rng.permutation(sorted(stored))[:3].tolist()
+            assert index.remove(leaving) == len(leaving)
+            for identifier in leaving:
+                del stored[identifier], keys[identifier]
+            continue
+        elif engine.keeps and step % 2:
+            index.close()
+            index = engine.open()
+            continue
+        else:
+            query = int(rng.integers(2**10))
+            assert index.search(to_codes([query], 10), 7)[0] == ranked(stored, query)[:7]
+            near = [row for row in ranked(stored, query) if row[1] <= 3]
+            assert index.range_search(to_codes([query], 10), 3)[0] == near
+            continue
+        stored |= dict(zip(ids, values, strict=True))
+        keys |= dict(zip(ids, new_keys, strict=True))
+        following = max(following, max(ids) + 1)
+    items = index.get(list(stored))
+    assert [(item.code, item.key) for item in items] == [(to_codes([v], 10), keys[i]) for i, v in stored.items()]
+    assert len(index) == len(stored)
+
+
+def test_a_closed_index_says_so(engine: Engine) -> None:
+    index = engine.open(8, create=True)
+    index.close()
+    index.close()
+    for call in (lambda: len(index), lambda: index.search(to_codes([1], 8)), lambda: index.add(to_codes([1], 8))):
+        with pytest.raises(DataError, match="closed"):
+            call()

@@ -1,0 +1,161 @@
+"""DistillHash-contrast: its loss against a loop, its neighbourhoods, and what each option changes."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from distillhash.errors import ParameterError
+from distillhash.methods import make_hasher
+from distillhash.methods.distillhash_contrast import _Neighbourhoods
+from distillhash.methods.straight_through import tanh_through_sign
+from distillhash.metrics import evaluate_codes
+from distillhash.pairs.losses import neighbour_contrast, nt_xent
+from distillhash.training import CachedFeatures
+
+
+def clustered(n: int = 120, d: int = 24, seed: int = 0, noise: float = 0.5) -> NDArray[Any]:
+    """Six clusters, row i in cluster i mod 6; the centres are the same for every seed."""
+    centres = np.random.default_rng(99).standard_normal((6, d))
+    rng = np.random.default_rng(seed)
+    return np.maximum(centres[np.arange(n) % 6] + noise * rng.standard_normal((n, d)), 0).astype(np.float32)
+
+
+def fitted(x: NDArray[Any], views: NDArray[Any] | None = None, **options: Any) -> Any:
+    return make_hasher("distillhash-contrast", 12, **{"epochs": 3, "hidden": 32, **options}).fit(x, views=views)
+
+
+def test_tanh_through_sign() -> None:
+    outputs = torch.tensor([[-0.3, 0.0, 2.0]], requires_grad=True)
+    signs = tanh_through_sign(outputs)
+    assert signs.tolist() == [[-1, 1, 1]]
+    torch.autograd.backward(signs, torch.ones(1, 3))
+    assert outputs.grad is not None
+    np.testing.assert_allclose(outputs.grad, 1 - np.tanh([[-0.3, 0, 2]]) ** 2, rtol=1e-6)
+
+
+def test_loss_equals_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.standard_normal((9, 5))
+    positives = rng.random((9, 9)) < 0.3
+    positives[3] = False  # a row without positives counts nothing
+    total, count = 0.0, 0
+    for i in range(9):
+        cosines = [codes[i] @ c / np.sqrt(codes[i] @ codes[i] * (c @ c)) / 0.4 for c in codes]
+        others = [j for j in range(9) if j != i]
+        log_sum = np.log(sum(np.exp(cosines[j]) for j in others))
+        mine = [j for j in others if positives[i, j]]
+        if mine:
+            total += np.mean([log_sum - cosines[j] for j in mine])
+            count += 1
+    found = neighbour_contrast(torch.from_numpy(codes), torch.from_numpy(positives), temperature=0.4)
+    assert float(found) == pytest.approx(total / count)
+    assert float(neighbour_contrast(torch.from_numpy(codes), torch.zeros(9, 9, dtype=torch.bool), temperature=1)) == 0
+
+
+def test_one_positive_a_row_is_nt_xent() -> None:
+    codes = torch.from_numpy(np.random.default_rng(0).standard_normal((8, 5)))
+    partners = torch.eye(8, dtype=torch.bool).roll(4, dims=0)
+    one = neighbour_contrast(codes, partners, temperature=0.5)
+    assert float(one) == pytest.approx(float(nt_xent(*codes.chunk(2), temperature=0.5)))
+
+
+def test_batches_hold_neighbours_and_say_who_is_positive() -> None:
+    x = np.arange(10, dtype=np.float32)[:, None]
+    lists = np.array([[(i + 1) % 10, (i + 2) % 10] for i in range(10)], np.int32)
+    pairs = _Neighbourhoods(CachedFeatures(x), lists)
+    rows = np.array([0, 4, 7])
+    batch = pairs.batch(rows, np.random.default_rng(0)).numpy().ravel().astype(int)
+    np.testing.assert_array_equal(batch[:3], rows)
+    assert all(batch[3 + i] in lists[row] for i, row in enumerate(rows))
+    found = pairs.positives(all_in_batch=True).numpy()
+    for a, i in enumerate(batch):
+        for b, j in enumerate(batch):
+            assert found[a, b] == (i == j or j in lists[i] or i in lists[j])
+    one = pairs.positives(all_in_batch=False).numpy()
+    np.testing.assert_array_equal(one, np.roll(np.eye(6, dtype=bool), 3, axis=0))
+
+
+def test_neighbourhoods_hold_their_share_and_follow_the_clusters() -> None:
+    hasher = fitted(clustered(), neighbourhood=0.1)
+    assert hasher.neighbours_.shape == (120, 12)
+    own = np.arange(120)[:, None]
+    assert not (hasher.neighbours_ == own).any()
+    assert (hasher.neighbours_ % 6 == own % 6).mean() > 0.95
+    assert fitted(clustered(), neighbourhood=0.001).neighbours_.shape == (120, 5)
+    assert fitted(clustered(4)).neighbours_.shape == (4, 3)
+
+
+def test_parts_bound_the_memory_and_keep_neighbours_inside() -> None:
+    x = clustered(130)
+    hasher = fitted(x, part=50, neighbourhood=0.2)
+    parts = np.array_split(np.random.default_rng(0).permutation(130), 3)
+    part_of = np.empty(130, int)
+    for number, part in enumerate(parts):
+        part_of[part] = number
+    assert hasher.neighbours_.shape == (130, 9)  # a fifth of the smallest part, 43
+    assert (part_of[hasher.neighbours_] == part_of[:, None]).all()
+    assert (hasher.neighbours_ % 6 == np.arange(130)[:, None] % 6).mean() > 0.6
+
+
+def test_views_decide_what_the_metric_ignores() -> None:
+    # The kind of an item is small in the features; a large part is noise, which its views draw anew.
+    kind = np.arange(200) % 4
+
+    def seen(seed: int) -> NDArray[np.float32]:
+        drawn = np.random.default_rng(seed)
+        return np.hstack(
+            [np.eye(4)[kind] + 0.2 * drawn.standard_normal((200, 4)), 2 * drawn.standard_normal((200, 20))]
+        ).astype(np.float32)
+
+    x, views = seen(0), np.stack([seen(1), seen(2)])
+    purity = {
+        metric: float((kind[fitted(x, views, metric=metric, root=False).neighbours_] == kind[:, None]).mean())
+        for metric in ("invariant", "cosine")
+    }
+    assert purity["invariant"] > purity["cosine"] + 0.2
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"root": False}, {"metric": "cosine"}, {"directions": 2}, {"emphasis": 1.0}, {"neighbourhood": 0.2}, {"agreement": "cosine"},
+        {"positives": "one"}, {"gradient": "identity"}, {"temperature": 0.1}, {"part": 60},
+    ],
+)  # fmt: skip
+def test_every_option_matters(option: dict[str, Any]) -> None:
+    x = clustered(noise=1.0)
+    views = np.stack([clustered(noise=1.0, seed=s) for s in (1, 2)])
+    plain, changed = (fitted(x, views, **settings).project(x) for settings in ({}, option))
+    assert not np.allclose(plain, changed)
+
+
+def test_training_lowers_the_loss_and_orders_the_clusters() -> None:
+    x = clustered(600)
+    hasher = fitted(x, epochs=60, neighbourhood=0.15)
+    assert hasher.history_["loss"][-1] < hasher.history_["loss"][0]
+    new, classes = clustered(300, seed=5), np.arange(300) % 6
+    codes = hasher.encode(new)
+    assert evaluate_codes(codes, codes, classes, classes)["map"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"metric": "l2"}, "metric must be one of invariant, cosine"),
+        ({"agreement": "x"}, "agreement must be one of"),
+        ({"positives": "two"}, "positives must be one of"),
+        ({"gradient": "none"}, "gradient must be one of"),
+        ({"temperature": 0}, "temperature must be above 0"),
+        ({"directions": 0}, "directions must be above 0"),
+        ({"emphasis": -1}, "emphasis must be at least 0"),
+        ({"neighbourhood": 0}, "neighbourhood must be above 0"),
+        ({"neighbourhood": 1.5}, "neighbourhood must be above 0 and at most 1"),
+        ({"part": 3}, "part must be at least 20"),
+    ],
+)
+def test_settings_out_of_range(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(ParameterError, match=message):
+        make_hasher("distillhash-contrast", 8, **option)
