@@ -193,7 +193,7 @@ def run(everything: Part, out: Path, bits: list[int], seeds: list[int]) -> list[
                 if (variant.name, n_bits, seed) in done:
                     continue
                 distances, facts = learn(variant, train, n_bits, seed)
-                row = {"variant": variant.name, "method": variant.method, "options": variant.options}
+                row: dict[str, Any] = {"variant": variant.name, "method": variant.method, "options": variant.options}
                 row |= {"n_bits": n_bits, "seed": seed, **measure(distances, train, query), **facts}
                 rows.append(row)
                 with kept.open("a") as file:

@@ -72,10 +72,10 @@ def test_floats_are_ranked_and_ties_among_them_kept() -> None:
 
 def test_map_and_recall_are_those_of_evaluate_codes() -> None:
     rng = np.random.default_rng(0)
-    codes = [Codes.from_signs(rng.choice([-1, 1], (n, 10))) for n in (30, 50)]
-    classes = [rng.integers(0, 4, n) for n in (30, 50)]
-    found = retrieval_metrics(hamming_distances(*codes), np.equal.outer(*classes).astype(float), (1, 10))
-    expected = evaluate_codes(*codes, *classes)
+    query, database = (Codes.from_signs(rng.choice([-1, 1], (n, 10))) for n in (30, 50))
+    asked, held = (rng.integers(0, 4, n) for n in (30, 50))
+    found = retrieval_metrics(hamming_distances(query, database), np.equal.outer(asked, held).astype(float), (1, 10))
+    expected = evaluate_codes(query, database, asked, held)
     for name in ("map", "recall@1", "recall@10"):
         assert found[name] == pytest.approx(expected[name], abs=1e-12)
 
@@ -110,8 +110,9 @@ def test_word_overlap_is_jaccard_of_content_words() -> None:
     found = [["a beach"], ["dog dog dog", "barks on a beach!"], ["cars"]]
     table = word_overlap(asked, found)(np.array([0, 1]))
     sets = {"dog", "beach", "barks"}
-    expected = [len(sets & other) / len(sets | other) for other in ({"beach"}, {"dog", "barks", "beach"}, {"cars"})]
-    np.testing.assert_allclose(table, [expected, [0, 0, 0]])
+    others = ({"beach"}, {"dog", "barks", "beach"}, {"cars"})
+    expected = [len(sets & other) / len(sets | other) for other in others]
+    np.testing.assert_allclose(table, np.array([expected, [0.0, 0, 0]]))
     with pytest.raises(DataError, match="no content word"):
         word_overlap([["of"]], [["the"]])
 

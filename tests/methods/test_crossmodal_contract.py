@@ -115,7 +115,7 @@ def test_refusals(method: str, tmp_path: Path) -> None:
         hasher.fit(IMAGES)
     with pytest.raises(ParameterError, match="leave out labels, views"):
         hasher.fit(IMAGES, IMAGES, views=IMAGES[None], labels=np.zeros(120, int))
-    for images, texts, owners, message in [
+    cases: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None, str]] = [
         (IMAGES, TEXTS, None, r"120 images but 240 texts; make them equal, or give owners \(240,\)"),
         (IMAGES, TEXTS, OWNERS + 1, "owners must be .* from 0 to 119"),
         (IMAGES, TEXTS, OWNERS[:5], "owners must be"),
@@ -123,7 +123,8 @@ def test_refusals(method: str, tmp_path: Path) -> None:
         (np.zeros(5), TEXTS, OWNERS, "image features must be a 2-d array"),
         (IMAGES, np.full((120, 3), np.nan), None, "text features must be finite; row 0"),
         (IMAGES[:1], TEXTS[:1], None, "at least 2 pairs"),
-    ]:
+    ]
+    for images, texts, owners, message in cases:
         with pytest.raises(DataError, match=message):
             hasher.fit(images, texts, owners=owners)
     assert not hasher.is_fitted
