@@ -134,8 +134,14 @@ def test_refusals(model: CrossModalModel, miniature: Path, photos: Path) -> None
         new_model().encode_texts(["sea"])
     with pytest.raises(ParameterError, match="needs a cross-modal hasher"):
         CrossModalModel(hasher=make_hasher("itq", 8))
-    with pytest.raises(ParameterError, match="leave out views and fine-tuning"):
-        new_model().fit(miniature, n_views=2)
+    with pytest.raises(ParameterError, match="leave out fine-tuning"):
+        new_model().fit(miniature, fine_tune=True)
+    with pytest.raises(ParameterError, match="views need images; these pairs hold embeddings"):
+        CrossModalModel("embeddings", make_cross_hasher("ccaitq", 4), text_encoder="embeddings").fit(
+            paired_vectors(20, 1)[:2], n_views=2
+        )
+    with pytest.raises(ParameterError, match="views must be at least 0, got -1"):
+        new_model().fit(miniature, n_views=-1)
     with pytest.raises(ParameterError, match="max_images must be at least 2, got 1"):
         new_model().fit(miniature, max_images=1)
     with pytest.raises(ParameterError, match="images and texts together"):
@@ -152,6 +158,13 @@ def evaluate_vectors() -> None:
     other = open_pairs((images, texts))
     other.images.keys = [f"other {i}" for i in range(30)]
     evaluate_model(fitted, (images, texts), other)
+
+
+def test_the_method_that_uses_views_gets_six() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)
+    pairs = open_pairs((images, [f"word{i % 3}" for i in range(12)]))
+    assert new_model("cross-contrast", n_bits=2, epochs=1).fit(pairs).training["n_views"] == 6
+    assert new_model("ccaitq", n_bits=2).fit(pairs).training["n_views"] == 0
 
 
 def test_max_images_bounds_what_is_learned_from(miniature: Path) -> None:

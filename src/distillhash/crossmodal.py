@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, NotFittedError, ParameterError
+from distillhash.methods import DEFAULT_VIEWS
 from distillhash.methods.base import Hasher, sample_rows
 from distillhash.methods.crossmodal import CrossModalHasher
 from distillhash.model import HashModel
-from distillhash.sources import Skipped
+from distillhash.sources import EmbeddingSource, Skipped
 from distillhash.sources.pair_files import open_pairs
 from distillhash.sources.pairs import PairSource
 from distillhash.texts import (
@@ -49,6 +50,7 @@ class PairFeatures:
         owners: ``(t,)`` positions in ``rows`` of the image of each text.
         skipped: Items and texts that are in neither.
         remarks: What is odd about texts that are used all the same.
+        views: ``(n_views, m, d) float32`` of augmented copies of the images, or None.
     """
 
     rows: NDArray[np.intp]
@@ -58,6 +60,7 @@ class PairFeatures:
     owners: NDArray[np.intp]
     skipped: list[Skipped]
     remarks: list[str]
+    views: NDArray[np.float32] | None
 
 
 class CrossModalModel(HashModel):
@@ -130,7 +133,8 @@ class CrossModalModel(HashModel):
 
         Args:
             source: Whatever :func:`distillhash.sources.pair_files.open_pairs` takes.
-            n_views: Must be None or 0: the second view of an image is its text.
+            n_views: Augmented copies of every image whose features training may draw; None takes six for the methods that use views, and
+                none where the images are vectors already.
             fine_tune: Must be False.
             max_images: Images learned from at most, drawn by the hasher's seed, with all their texts.
             max_pixels: Images above this are skipped; None takes the decoder's limit.
@@ -143,46 +147,54 @@ class CrossModalModel(HashModel):
             DataError: no pair is usable, or too few are for the method.
             ParameterError: views or fine-tuning asked for.
         """
-        if n_views or fine_tune:
+        if fine_tune:
             raise ParameterError(
-                "cross-modal methods learn from fixed features of images and texts; leave out views and fine-tuning"
+                "cross-modal methods learn from fixed features of images and texts; leave out fine-tuning"
             )
         if max_images < 2:
             raise ParameterError(f"max_images must be at least 2, got {max_images}")
         opened = open_pairs(source)
+        vectors = isinstance(opened.images, EmbeddingSource)
+        if n_views is None:
+            n_views = DEFAULT_VIEWS if self.hasher.uses_views and not vectors else 0
+        if n_views < 0:
+            raise ParameterError(f"the number of views must be at least 0, got {n_views}")
+        if n_views and vectors:
+            raise ParameterError("augmented views need images; these pairs hold embeddings")
         chosen = sample_rows(len(opened), max_images, np.random.default_rng(self.hasher.seed))
         sample = opened if len(chosen) == len(opened) else opened.select(chosen)
         self._check_kinds(sample)
         if isinstance(sample.texts, list):
             self.text_encoder.fit(sample.texts)
-        pairs = self.pair_features(sample, progress=progress, max_pixels=max_pixels)
+        pairs = self.pair_features(sample, n_views=n_views, progress=progress, max_pixels=max_pixels)
         kept, owners = np.unique(
             pairs.owners, return_inverse=True
         )  # images without a usable text have nothing to teach
-        self.hasher.fit(pairs.images[kept], pairs.texts, owners=owners)
+        views = None if pairs.views is None else pairs.views[:, kept]
+        self.hasher.fit(pairs.images[kept], pairs.texts, owners=owners, views=views)
         self.skipped_, self.remarks_ = pairs.skipped, pairs.remarks
         self.training = {
             "source": opened.name,
             "n_items": len(opened),
             "n_used": len(kept),
             "n_texts": len(pairs.texts),
-            "n_views": 0,
+            "n_views": n_views,
             "fine_tuned": False,
         }
         self.fingerprint = None
         return self
 
     def pair_features(
-        self, source: PairsLike, *, progress: bool = False, max_pixels: int | None = None
+        self, source: PairsLike, *, n_views: int = 0, progress: bool = False, max_pixels: int | None = None
     ) -> PairFeatures:
-        """Features of both sides of a source of pairs, and what of it cannot be used.
+        """Features of both sides of a source of pairs, and of ``n_views`` augmented copies of the images; and what of it cannot be used.
 
         Raises:
             DataError: no usable image, or no usable text.
         """
         opened = open_pairs(source)
         self._check_kinds(opened)
-        table = self._extract(opened.images, n_views=0, progress=progress, max_pixels=max_pixels)
+        table = self._extract(opened.images, n_views=n_views, progress=progress, max_pixels=max_pixels)
         position = np.full(len(opened), -1, np.intp)
         position[table.rows] = np.arange(len(table.rows))
         odd = unfamiliar_texts(self.text_encoder, opened.texts) if isinstance(opened.texts, list) else []
@@ -202,6 +214,7 @@ class CrossModalModel(HashModel):
             position[opened.owners[places]],
             skipped,
             [text.reason for text in odd if text.usable],
+            table.views,
         )
 
     def _check_kinds(self, pairs: PairSource) -> None:

@@ -103,7 +103,11 @@ def test_ls_names_methods_encoders_and_pairs(capsys: pytest.CaptureFixture[str])
         ),
         (["train", "--pairs", "PHOTOS", "--out", "x"], 1, "holds none of captions.csv"),
         (["train", "--pairs", "PAIRS", "--method", "itq", "--out", "x"], 2, "unknown cross-modal method 'itq'"),
-        (["train", "--pairs", "PAIRS", "--views", "2", "--text-encoder", "bow", "--out", "x"], 2, "leave out views"),
+        (
+            ["train", "--pairs", "PAIRS", "--fine-tune", "--text-encoder", "bow", "--out", "x"],
+            2,
+            "leave out fine-tuning",
+        ),
         (["train", "--pairs", "PAIRS", "--text-encoder", "nope", "--out", "x"], 2, "unknown text encoder 'nope'"),
         (
             ["evaluate", "--model", "MODEL", "--query", "PAIRS", "--database", "PAIRS", "--report", "r.html"],

@@ -6,26 +6,19 @@ import numpy as np
 import pytest
 import torch
 
+from distillhash.errors import ParameterError
 from distillhash.methods.crossmodal import TrainingPairs, make_cross_hasher
 from distillhash.methods.crossmodal.canonical import canonical_directions
-from distillhash.methods.crossmodal.cross_contrast import tanh_sign
-from distillhash.methods.crossmodal.towers import PairInputs, Standardised, TextDrawer, standardise
-from distillhash.pairs.losses import nt_xent
+from distillhash.methods.crossmodal.cross_contrast import CrossContrast, _Towers
+from distillhash.methods.crossmodal.towers import PairInputs, Standardised, TextDrawer, Tower, standardise
+from distillhash.pairs.losses import neighbour_contrast
+from distillhash.training import CachedFeatures
 from pair_factory import paired_vectors
 
 IMAGES, TEXTS, OWNERS = paired_vectors(40, 3)
 
 
-def test_codes_are_signs_with_the_gradient_of_tanh() -> None:
-    outputs = torch.tensor([-2.0, -0.1, 0.0, 0.4, 3.0], requires_grad=True)
-    codes = tanh_sign(outputs)
-    assert codes.tolist() == pytest.approx([-1, -1, 1, 1, 1])
-    (gradient,) = torch.autograd.grad(codes.sum(), outputs)
-    expected = [1 - math.tanh(u) ** 2 for u in outputs.tolist()]
-    assert gradient.tolist() == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_loss_of_a_batch_equals_a_plain_loop() -> None:
+def test_the_loss_without_neighbours_equals_a_plain_loop() -> None:
     rng = np.random.default_rng(0)
     images, texts = (rng.choice([-1.0, 1.0], (6, 16)) for _ in range(2))
     everything = np.concatenate([images, texts])
@@ -34,8 +27,83 @@ def test_the_loss_of_a_batch_equals_a_plain_loop() -> None:
         partner = (i + 6) % 12
         similarities = {j: everything[i] @ everything[j] / 16 / 0.3 for j in range(12) if j != i}
         total -= similarities[partner] - math.log(sum(math.exp(value) for value in similarities.values()))
-    found = nt_xent(torch.from_numpy(images), torch.from_numpy(texts), temperature=0.3)
+    own = torch.eye(6, dtype=torch.bool).repeat(2, 2)
+    found = neighbour_contrast(torch.from_numpy(everything), own, temperature=0.3)
     assert found.item() == pytest.approx(total / 12)
+
+
+def test_the_network_gives_signs_of_images_then_of_texts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    towers = [Tower(width, 0, 5, "relu", generator) for width in (3, 2)]
+    rows = torch.randn(4, 5, generator=generator)
+    found = _Towers(towers[0], towers[1], 3)(rows)
+    expected = torch.cat([towers[0](rows[:, :3]), towers[1](rows[:, 3:])])
+    np.testing.assert_allclose(found.detach().numpy(), np.where(expected.detach().numpy() >= 0, 1, -1), atol=1e-6)
+
+
+def test_neighbours_are_those_whose_lists_overlap_on_both_sides() -> None:
+    images, texts, _ = paired_vectors(40, 1)
+    hasher = CrossContrast(8, neighbourhood=0.2)
+    found = hasher._neighbourhoods(images, texts)
+    assert found.shape == (40, 8)
+    sides = []
+    for side in (images, texts):
+        centred = side.astype(np.float64) - side.mean(axis=0)
+        sides.append(centred / np.linalg.norm(centred, axis=1, keepdims=True))
+    cosines = sides[0] @ sides[0].T + sides[1] @ sides[1].T
+    lists = []
+    for i in range(40):
+        others = sorted((j for j in range(40) if j != i), key=lambda j: -cosines[i, j])
+        lists.append({i, *others[:8]})
+    for i in range(40):
+        overlaps = {j: len(lists[i] & lists[j]) / len(lists[i] | lists[j]) for j in range(40) if j != i}
+        least = sorted(overlaps.values(), reverse=True)[7]
+        assert all(overlaps[int(j)] >= least - 1e-6 for j in found[i])
+
+
+def test_neighbours_as_positives_change_the_codes() -> None:
+    plain, near = (
+        make_cross_hasher("cross-contrast", 16, neighbourhood=share, epochs=10).fit(IMAGES, TEXTS, owners=OWNERS)
+        for share in (0.0, 0.2)
+    )
+    assert plain.encode_texts(TEXTS) != near.encode_texts(TEXTS)
+    with pytest.raises(ParameterError, match=r"neighbourhood must be at least 0 and at most 1, got 1\.5"):
+        make_cross_hasher("cross-contrast", 8, neighbourhood=1.5)
+
+
+def test_directions_in_which_views_differ_shrink() -> None:
+    # Two features carry the same signal; augmentation shakes the second. Its share of the first canonical variable must fall.
+    rng = np.random.default_rng(0)
+    signal = rng.standard_normal(200)
+    images = np.stack([signal, signal], axis=1) + 0.3 * rng.standard_normal((200, 2))
+    texts = np.stack([signal, rng.standard_normal(200)], axis=1)
+    views = np.stack([images + np.stack([np.zeros(200), rng.standard_normal(200)], axis=1) for _ in range(4)])
+    shares = []
+    for given in (None, views):
+        seen, _ = standardise(TrainingPairs(images, texts, np.arange(200), given), "correlated", 0.1)
+        assert seen.directions is not None
+        shares.append(abs(seen.directions[1, 0]) / np.abs(seen.directions[:, 0]).sum())
+    assert shares[1] < 0.7 * shares[0]
+    # and W is the mean outer product of rows about their own mean, by plain loops
+    everything = np.stack([images, *views])
+    within = np.zeros((2, 2))
+    for i in range(200):
+        for row in everything[:, i]:
+            off = row - everything[:, i].mean(axis=0)
+            within += np.outer(off, off) / (5 * 200)
+    centres = everything.mean(axis=0)
+    A, _, rho = canonical_directions(centres - centres.mean(axis=0), texts - texts.mean(axis=0), 2, 0.1, within)
+    assert seen.directions is not None
+    np.testing.assert_allclose(seen.directions, A * rho, atol=1e-5)
+
+
+def test_views_are_drawn_and_change_the_codes() -> None:
+    views = IMAGES + np.random.default_rng(5).normal(0, 1, (3, *IMAGES.shape)).astype(np.float32)
+    hashers = [
+        make_cross_hasher("cross-contrast", 12).fit(IMAGES, TEXTS, owners=OWNERS, views=given)
+        for given in (None, views)
+    ]
+    assert hashers[0].encode_images(IMAGES) != hashers[1].encode_images(IMAGES)
 
 
 def test_an_image_comes_with_one_of_its_texts() -> None:
@@ -46,7 +114,7 @@ def test_an_image_comes_with_one_of_its_texts() -> None:
     seen = np.stack([draw(np.arange(40), rng) for _ in range(200)])
     assert (pairs.owners[seen] == np.arange(40)).all()
     assert all(len(set(column)) == 3 for column in seen.T)
-    inputs = PairInputs(Standardised(IMAGES)(IMAGES), Standardised(TEXTS)(pairs.texts), pairs)
+    inputs = PairInputs(CachedFeatures(Standardised(IMAGES)(IMAGES)), Standardised(TEXTS)(pairs.texts), pairs)
     batch = inputs.batch(np.array([5, 0]), rng).numpy()
     assert len(inputs) == 40 and batch.shape == (2, 24 + 18)
     np.testing.assert_allclose(batch[:, :24], Standardised(IMAGES)(IMAGES[[5, 0]]), atol=1e-6)

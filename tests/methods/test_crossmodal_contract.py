@@ -14,6 +14,7 @@ from distillhash.codes import hamming_distances
 from distillhash.cross_metrics import retrieval_metrics
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
 from distillhash.methods.crossmodal import (
+    CROSS_METHODS,
     CrossModalHasher,
     cross_method_class,
     cross_method_names,
@@ -113,8 +114,10 @@ def test_refusals(method: str, tmp_path: Path) -> None:
         hasher.save(tmp_path)
     with pytest.raises(ParameterError, match="images and texts together; give text_features"):
         hasher.fit(IMAGES)
-    with pytest.raises(ParameterError, match="leave out labels, views"):
-        hasher.fit(IMAGES, IMAGES, views=IMAGES[None], labels=np.zeros(120, int))
+    with pytest.raises(ParameterError, match="leave out labels"):
+        hasher.fit(IMAGES, IMAGES, labels=np.zeros(120, int))
+    with pytest.raises(DataError, match=r"views must be \(n_views, 120, 24\), got \(1, 120, 18\)"):
+        hasher.fit(IMAGES, TEXTS, owners=OWNERS, views=TEXTS[None, :120])
     cases: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None, str]] = [
         (IMAGES, TEXTS, None, r"120 images but 240 texts; make them equal, or give owners \(240,\)"),
         (IMAGES, TEXTS, OWNERS + 1, "owners must be .* from 0 to 119"),
@@ -194,6 +197,14 @@ def test_names_are_checked() -> None:
 def test_values_are_checked(method: str, option: str, value: Any, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
         make_cross_hasher(method, 8, **{option: value})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_views_are_used_by_the_methods_that_say_so(method: str) -> None:
+    views = IMAGES + np.random.default_rng(0).normal(0, 1, (2, *IMAGES.shape)).astype(np.float32)
+    plain, viewed = (make(method, 12).fit(IMAGES, TEXTS, owners=OWNERS, views=given) for given in (None, views))
+    changed = plain.encode_images(IMAGES) != viewed.encode_images(IMAGES)
+    assert changed == cross_method_class(method).uses_views == ("views" in CROSS_METHODS[method].uses)
 
 
 def test_every_method_names_its_source() -> None:

@@ -44,6 +44,7 @@ RANDOM, SHALLOW, PAIRS = "data-independent", "shallow", "pair labels"
 CONTRASTIVE, GENERATIVE, SIMILARITY = "contrastive", "generative", "similarity preserving"
 PSEUDO, REGULARISED, SUPERVISED = "pseudo labels", "regularised", "supervised"
 VIEWS, LABELS = "features and views", "features and labels"
+DEFAULT_VIEWS = 6
 
 METHODS = {
     "agh": MethodInfo("agh", "AGH", "Hashing with Graphs", "ICML", 2011, SHALLOW),
@@ -153,8 +154,11 @@ METHODS = {
 
 
 def default_views(method: str) -> int:
-    """How many augmented views of every image ``method`` learns from unless told otherwise: 6, or 0 where it uses none."""
-    return 6 if method in METHODS and METHODS[method].uses == VIEWS else 0
+    """How many augmented views of every image ``method`` learns from unless told otherwise: 6, or 0 where it uses none.
+
+    The methods for images and texts say so themselves (``uses_views``).
+    """
+    return DEFAULT_VIEWS if method in METHODS and METHODS[method].uses == VIEWS else 0
 
 
 def method_names() -> list[str]:

@@ -80,7 +80,7 @@ class PairSource:
         first = np.cumsum(counts) - counts
         places = np.arange(len(owners)) - first[owners] + starts[owners]
         position = {int(row): place for place, row in enumerate(rows)}
-        dropped = [(position[row], skipped) for row, skipped in self.dropped if row in position]
+        dropped = [(position.get(row, -1), skipped) for row, skipped in self.dropped if row in position or row < 0]
         return PairSource(self.name, self.images.select(rows), take_texts(self.texts, places), owners, dropped)
 
     def without_text(self) -> NDArray[np.intp]:

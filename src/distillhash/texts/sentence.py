@@ -73,14 +73,20 @@ class SentenceEncoder(TextEncoder):
         return vectors
 
     def known_words(self, text: str) -> tuple[int, int]:
-        """Words that are one token, and words; a single letter or sign of another script than ours counts as no word."""
+        """Words that are known, and words.
+
+        To ``minilm``, which is English, those that are one token, less single letters of other scripts. Of other encoders the languages
+        are not known, and a word in pieces is no stranger: there all count that have no unknown piece.
+        """
         words = re.findall(r"\w+", text)
-        known = 0
-        for word in words:
-            pieces = self._tokenizer.tokenize(word)
-            whole = len(pieces) == 1 and pieces[0] != self._tokenizer.unk_token
-            known += whole and (len(word) > 1 or word.isascii())
-        return known, len(words)
+        pieces = [self._tokenizer.tokenize(word) for word in words]
+        known = [bool(found) and self._tokenizer.unk_token not in found for found in pieces]
+        if self.name == "minilm":
+            whole = [
+                len(found) == 1 and (len(word) > 1 or word.isascii()) for word, found in zip(words, pieces, strict=True)
+            ]
+            known = [there and one for there, one in zip(known, whole, strict=True)]
+        return sum(known), len(words)
 
     @cached_property
     def fingerprint(self) -> str:

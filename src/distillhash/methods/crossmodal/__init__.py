@@ -20,7 +20,7 @@ __all__ = [
     "make_cross_hasher",
 ]
 
-KIND, PAIRS = "cross-modal", "images and texts"
+KIND, PAIRS, PAIRS_AND_VIEWS = "cross-modal", "images and texts", "images, views and texts"
 DEFAULT_CROSS_METHOD = "cross-contrast"
 """What ``train --pairs`` takes: the best measured."""
 
@@ -37,11 +37,11 @@ CROSS_METHODS = {
     "cross-contrast": MethodInfo(
         "crossmodal.cross_contrast",
         "CrossContrast",
-        "A Simple Framework for Contrastive Learning (its loss, on codes of image and text)",
-        "ICML",
-        2020,
+        "Contrastive codes with a text as one more view of an image",
+        "this project",
+        2026,
         KIND,
-        PAIRS,
+        PAIRS_AND_VIEWS,
     ),
     "ugach": MethodInfo(
         "crossmodal.ugach",

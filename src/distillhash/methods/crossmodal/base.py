@@ -29,16 +29,13 @@ class TrainingPairs:
         images: ``(n, d)``.
         texts: ``(t, e)``, t >= n.
         owners: ``(t,) intp``, the image of each text; every image has one at least.
+        views: ``(n_views, n, d)`` of augmented copies of the images, or None.
     """
 
     images: NDArray[Any]
     texts: NDArray[Any]
     owners: NDArray[np.intp]
-
-    def texts_of(self) -> list[NDArray[np.intp]]:
-        """Rows of the texts of each image."""
-        order = np.argsort(self.owners, kind="stable")
-        return np.split(order, np.cumsum(np.bincount(self.owners, minlength=len(self.images)))[:-1])
+    views: NDArray[Any] | None = None
 
     def mean_texts(self) -> NDArray[np.float64]:
         """``(n, e)``: the mean of each image's texts."""
@@ -104,6 +101,7 @@ class CrossModalHasher(Hasher):
     """
 
     activation: ClassVar[Activation] = "tanh"
+    uses_views: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,6 +118,7 @@ class CrossModalHasher(Hasher):
         text_features: NDArray[Any] | None = None,
         *,
         owners: NDArray[Any] | None = None,
+        views: NDArray[Any] | None = None,
         **others: Any,
     ) -> Self:
         """Learn from pairs; never from labels.
@@ -128,7 +127,8 @@ class CrossModalHasher(Hasher):
             image_features: ``(n, d)`` finite floats, n >= 2.
             text_features: ``(t, e)`` finite floats.
             owners: ``(t,)`` integers, the image row of each text; None where text i belongs to image i and t = n.
-            **others: What methods for images alone take (views, images, labels): refused.
+            views: ``(n_views, n, d)`` image features of augmented copies; methods that cannot use them ignore them.
+            **others: What methods for images alone take (images, labels): refused.
 
         Returns:
             self.
@@ -158,8 +158,12 @@ class CrossModalHasher(Hasher):
         bare = np.flatnonzero(np.bincount(rows, minlength=n) == 0)
         if bare.size:
             raise DataError(f"{bare.size} of {n} images have no text, first row {bare[0]}; leave those images out")
+        if views is not None and np.shape(views)[1:] != images.shape:
+            raise DataError(f"views must be (n_views, {n}, {images.shape[1]}), got {np.shape(views)}")
         self.history_ = {}
-        self.image_, self.text_ = self._fit_pairs(TrainingPairs(images, texts, rows.astype(np.intp)))
+        self.image_, self.text_ = self._fit_pairs(
+            TrainingPairs(images, texts, rows.astype(np.intp), views if self.uses_views else None)
+        )
         self.n_features_, self.n_text_features_ = images.shape[1], texts.shape[1]
         return self
 

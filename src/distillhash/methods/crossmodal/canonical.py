@@ -13,7 +13,9 @@ from distillhash.errors import DataError
 Floats = NDArray[np.float64]
 
 
-def canonical_directions(X: Floats, Y: Floats, k: int, regularisation: float) -> tuple[Floats, Floats, Floats]:
+def canonical_directions(
+    X: Floats, Y: Floats, k: int, regularisation: float, within: Floats | None = None
+) -> tuple[Floats, Floats, Floats]:
     """Regularised CCA of centred rows, by the singular values of the whitened cross-covariance.
 
     Args:
@@ -21,6 +23,8 @@ def canonical_directions(X: Floats, Y: Floats, k: int, regularisation: float) ->
         Y: ``(t, e)``, row by row the partners of X.
         k: Directions wanted.
         regularisation: Ridge, as a share of each side's mean variance.
+        within: ``(d, d)`` scatter inside each row of X (of an image's augmented views, where a row is their mean); it counts as variance
+            that has nothing to do with Y.
 
     Returns:
         ``W_x (d, k)``, ``W_y (e, k)``, and the correlations ``(k,)`` in [0, 1], falling.
@@ -33,7 +37,13 @@ def canonical_directions(X: Floats, Y: Floats, k: int, regularisation: float) ->
             f"{k} bits need at least {k} features on either side for a canonical direction each, got {X.shape[1]} of images and "
             f"{Y.shape[1]} of texts; ask for fewer bits"
         )
-    whiteners = [_whitener(side, regularisation, name) for side, name in ((X, "images"), (Y, "texts"))]
+    covariances = [side.T @ side / len(side) for side in (X, Y)]
+    if within is not None:
+        covariances[0] = covariances[0] + within
+    whiteners = [
+        _whitener(covariance, regularisation, name)
+        for covariance, name in zip(covariances, ("images", "texts"), strict=True)
+    ]
     cross = whiteners[0] @ (X.T @ Y / len(X)) @ whiteners[1]
     left, values, right = np.linalg.svd(cross, full_matrices=False)
     signs = np.where(
@@ -42,9 +52,8 @@ def canonical_directions(X: Floats, Y: Floats, k: int, regularisation: float) ->
     return whiteners[0] @ left[:, :k] * signs, whiteners[1] @ right[:k].T * signs, np.clip(values[:k], 0, 1)
 
 
-def _whitener(centred: Floats, regularisation: float, name: str) -> Floats:
+def _whitener(covariance: Floats, regularisation: float, name: str) -> Floats:
     """The symmetric inverse square root of the regularised covariance."""
-    covariance = centred.T @ centred / len(centred)
     ridge = regularisation * float(np.trace(covariance)) / len(covariance)
     if not ridge > 0:
         raise DataError(f"the features of the {name} are all alike; there is nothing to correlate")

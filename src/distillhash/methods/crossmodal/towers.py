@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from distillhash.methods.crossmodal.base import Activation, Side, TrainingPairs
 from distillhash.methods.crossmodal.canonical import canonical_directions
 from distillhash.methods.head_hasher import linear
+from distillhash.pairs.agreement import scatter_of_views
+from distillhash.training import CachedFeatures
 
 InputKind = Literal["correlated", "features"]
 
@@ -48,14 +50,19 @@ def standardise(pairs: TrainingPairs, kind: InputKind, ridge: float) -> tuple[St
 
     ``features`` are the features; ``correlated`` are all canonical variables of images and texts (regularised CCA, see
     :mod:`distillhash.methods.crossmodal.canonical`), scaled by their correlations: directions that say nothing about the other modality
-    shrink, which is what keeps networks from learning a few hundred pairs by heart.
+    shrink, which is what keeps networks from learning a few hundred pairs by heart. Where images have views, an image is the mean of its
+    own, and directions in which they differ shrink too.
     """
     if kind == "features":
         return Standardised(pairs.images), Standardised(pairs.texts)
-    images, texts = np.asarray(pairs.images, np.float64)[pairs.owners], np.asarray(pairs.texts, np.float64)
+    centres, within = np.asarray(pairs.images, np.float64), None
+    if pairs.views is not None:
+        within = scatter_of_views(pairs.images, pairs.views)
+        centres = (centres + pairs.views.sum(axis=0, dtype=np.float64)) / (len(pairs.views) + 1)
+    images, texts = centres[pairs.owners], np.asarray(pairs.texts, np.float64)
     most = min(images.shape[1], texts.shape[1])
-    A, B, rho = canonical_directions(images - images.mean(axis=0), texts - texts.mean(axis=0), most, ridge)
-    return Standardised(pairs.images, A * rho), Standardised(pairs.texts, B * rho)
+    A, B, rho = canonical_directions(images - images.mean(axis=0), texts - texts.mean(axis=0), most, ridge, within)
+    return Standardised(centres, A * rho), Standardised(pairs.texts, B * rho)
 
 
 class Tower(nn.Module):
@@ -89,9 +96,9 @@ class Tower(nn.Module):
 
 
 class PairInputs:
-    """Batches of images, each with one of its texts drawn at random: ``(b, d + e)``, for the training loop."""
+    """Batches of images, each in a view and with a text drawn at random: ``(b, d + e)``, for the training loop."""
 
-    def __init__(self, images: NDArray[np.float32], texts: NDArray[np.float32], pairs: TrainingPairs) -> None:
+    def __init__(self, images: CachedFeatures, texts: NDArray[np.float32], pairs: TrainingPairs) -> None:
         """Standardised features of both sides."""
         self._images, self._texts = images, texts
         self._drawer = TextDrawer(pairs)
@@ -101,7 +108,7 @@ class PairInputs:
 
     def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
         """``(len(rows), d + e) float32``."""
-        return torch.from_numpy(np.concatenate([self._images[rows], self._texts[self._drawer(rows, rng)]], axis=1))
+        return torch.cat([self._images.batch(rows, rng), torch.from_numpy(self._texts[self._drawer(rows, rng)])], dim=1)
 
     def pair(self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:
         """Two draws of the same images with noise on them, as the training loop's protocol has it."""
