@@ -1,14 +1,15 @@
 """Codes of images and captions on the first 1,000 pictures of Flickr8k: three methods beside chance and float CCA.
 
-    python benchmarks/cross_modal.py ../shared/data/flickr8k_mini/pairs.parquet --out results/flickr8k-crossmodal
+    python benchmarks/cross_modal.py PAIRS.parquet --out results/cross-modal
 
-800 pictures teach, 200 ask; the split is drawn once by a fixed seed and kept in OUT/split.json with its checksum. Default backbone and text
-encoder, computed once. Two questions, both ways (image to text, text to image):
+800 pictures teach, 200 ask; the split is drawn once by a fixed seed and kept in OUT/split.json with its checksum. Default backbone (with
+six augmented views of every picture) and text encoder, computed once. Two questions, both ways (image to text, text to image):
 
 - own: the 200 pictures and their 1,000 captions among each other; relevant is what belongs together;
 - words: the 200 ask, the 800 answer; relevance is graded by common content words of all captions of two pictures.
 
-Options were chosen with --validate, on five folds of the 800. Finished rows are kept in OUT/rows.jsonl, so a stopped run goes on.
+Options were chosen with --validate 'METHOD name=value ...', on five folds of the 800: the 200 are never asked there. Finished rows are
+kept in OUT/rows.jsonl and OUT/validation.jsonl, so a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from distillhash.texts import DEFAULT_TEXT_ENCODER, make_text_encoder
 
 SPLIT_SEED, N_QUERIES, FOLDS = 2018, 200, 5
 DEPTHS = (1, 5, 10)
-FLOAT_CCA = {"regularisation": 3.0, "power": 1.0}
+N_VIEWS = 6
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Variant:
     name: str
     method: str = ""
     options: dict[str, Any] = field(default_factory=dict)
+    views: bool = True
 
 
 VARIANTS = [
@@ -56,6 +58,8 @@ VARIANTS = [
     Variant("float CCA"),
     Variant("ccaitq", "ccaitq"),
     Variant("cross-contrast", "cross-contrast"),
+    Variant("cross-contrast, no views", "cross-contrast", views=False),
+    Variant("cross-contrast, neighbours", "cross-contrast", {"neighbourhood": 0.02}),
     Variant("ugach", "ugach"),
     Variant("ugach, uniform negatives", "ugach", {"adversarial": False}),
     Variant("ugach, pre-trained only", "ugach", {"rounds": 0}),
@@ -71,6 +75,7 @@ class Part:
     images: NDArray[np.float32]
     texts: NDArray[np.float32]
     owners: NDArray[np.intp]
+    views: NDArray[np.float32]
 
     def take(self, rows: NDArray[np.intp]) -> Part:
         """The pictures of ``rows`` with their captions."""
@@ -83,6 +88,7 @@ class Part:
             self.images[rows],
             self.texts[order],
             np.array([position[int(owner)] for owner in self.owners[order]], np.intp),
+            self.views[:, rows],
         )
 
 
@@ -94,12 +100,13 @@ def load(spec: str, text_encoder: str) -> Part:
     """Features of all pictures and captions; a vocabulary is learned from the teaching pictures' captions alone."""
     pairs = open_pairs(spec)
     assert isinstance(pairs.texts, list)
-    table = extract_features(pairs.images, make_backbone(), cache=FeatureCache(), progress=True)
+    table = extract_features(pairs.images, make_backbone(), cache=FeatureCache(), n_views=N_VIEWS, progress=True)
     if table.skipped or len(pairs.without_text()):
         raise SystemExit("the table must hold usable images with captions only")
     captions: list[list[str]] = [[] for _ in pairs.keys]
     for owner, text in zip(pairs.owners, pairs.texts, strict=True):
         captions[owner].append(text)
+    assert table.views is not None
     keys = list(pairs.keys)
     train = split(keys)[0]
     encoder = make_text_encoder(text_encoder).fit([text for row in train for text in captions[row]])
@@ -110,7 +117,7 @@ def load(spec: str, text_encoder: str) -> Part:
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         np.save(kept, encoder.encode(pairs.texts))
-    return Part(keys, captions, table.features, np.load(kept), pairs.owners)
+    return Part(keys, captions, table.features, np.load(kept), pairs.owners, table.views)
 
 
 def split(keys: list[str]) -> tuple[NDArray[np.intp], NDArray[np.intp], dict[str, Any]]:
@@ -130,7 +137,7 @@ def learn(variant: Variant, train: Part, n_bits: int, seed: int) -> tuple[Distan
     if variant.name == "float CCA":
         return float_cca(train, n_bits), {"fit_seconds": time.perf_counter() - started}
     hasher = make_cross_hasher(variant.method, n_bits, seed=seed, **variant.options)
-    hasher.fit(train.images, train.texts, owners=train.owners)
+    hasher.fit(train.images, train.texts, owners=train.owners, views=train.views if variant.views else None)
     facts: dict[str, Any] = {"fit_seconds": time.perf_counter() - started}
     facts |= {name: hasher.history_[name] for name in ("hardness", "reward") if hasher.history_.get(name)}
 
@@ -147,8 +154,9 @@ def float_cca(train: Part, n_bits: int) -> Distances:
     """Cosine distances of the canonical variables that ``ccaitq`` rounds."""
     images, texts = train.images[train.owners].astype(float), train.texts.astype(float)
     means = images.mean(axis=0), texts.mean(axis=0)
-    A, B, rho = canonical_directions(images - means[0], texts - means[1], n_bits, FLOAT_CCA["regularisation"])
-    weights = A * rho ** FLOAT_CCA["power"], B * rho ** FLOAT_CCA["power"]
+    options = make_cross_hasher("ccaitq", n_bits).parameters()
+    A, B, rho = canonical_directions(images - means[0], texts - means[1], n_bits, options["regularisation"])
+    weights = A * rho ** options["power"], B * rho ** options["power"]
 
     def unit(features: NDArray[np.float32], side: int) -> NDArray[np.float64]:
         projected = (features - means[side]) @ weights[side]
@@ -187,8 +195,8 @@ def run(everything: Part, out: Path, bits: list[int], seeds: list[int]) -> list[
     kept = out / "rows.jsonl"
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
     done = {(row["variant"], row["n_bits"], row["seed"]) for row in rows}
-    for n_bits in bits:
-        for variant in VARIANTS:
+    for variant in VARIANTS:
+        for n_bits in bits:
             for seed in seeds if variant.method else seeds[:1]:
                 if (variant.name, n_bits, seed) in done:
                     continue
@@ -241,43 +249,82 @@ def tables(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def validate(everything: Part, words: list[str], n_bits: int) -> None:
-    """Options on five folds of the 800: ``METHOD name=value ...``; prints R@10 and MAP both ways."""
+SHORT = {
+    "R@10": ("own_i2t_hit@10", "own_t2i_hit@10"),
+    "MAP": ("own_i2t_map", "own_t2i_map"),
+    "words MAP": ("words_i2t_map", "words_t2i_map"),
+    "words NDCG@10": ("words_i2t_ndcg@10", "words_t2i_ndcg@10"),
+    "seconds": ("fit_seconds",),
+}
+
+
+def validate(everything: Part, out: Path, settings: list[str], bits: list[int], n_folds: int) -> None:
+    """Settings ``METHOD name=value ...`` (``views=false`` withholds the views) on folds of the 800; OUT/validation.md."""
+    out.mkdir(parents=True, exist_ok=True)
+    kept = out / "validation.jsonl"
+    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    done = {(row["setting"], row["n_bits"], row["n_folds"]) for row in rows}
+    for n_bits in bits:
+        for setting in settings:
+            if (setting, n_bits, n_folds) not in done:
+                rows.append(
+                    {
+                        "setting": setting,
+                        "n_bits": n_bits,
+                        "n_folds": n_folds,
+                        **over_folds(everything, shlex.split(setting), n_bits, n_folds),
+                    }
+                )
+                with kept.open("a") as file:
+                    file.write(json.dumps(rows[-1]) + "\n")
+                print(rows[-1], flush=True)
+    lines = ["| setting | bits | folds | " + " | ".join(SHORT) + " |", "|---" * (len(SHORT) + 3) + "|"]
+    for row in rows:
+        values = [float(np.mean([row[name] for name in names])) for names in SHORT.values()]
+        lines.append(
+            f"| `{row['setting']}` | {row['n_bits']} | {row['n_folds']} | "
+            + " | ".join(f"{value:.3f}" for value in values)
+            + " |"
+        )
+    (out / "validation.md").write_text("\n".join(lines) + "\n")
+
+
+def over_folds(everything: Part, words: list[str], n_bits: int, n_folds: int) -> dict[str, float]:
+    """Mean metrics of a setting over the first ``n_folds`` of five folds."""
     train_rows, _, _ = split(everything.keys)
     order = np.random.default_rng(7).permutation(train_rows)
     folds = np.array_split(order, FOLDS)
     options = {name: json.loads(value) for name, _, value in (word.partition("=") for word in words[1:])}
+    views = options.pop("views", True)
     found = []
-    for seed, fold in enumerate(folds):
+    for seed, fold in enumerate(folds[:n_folds]):
         rest = np.sort(np.setdiff1d(order, fold))
         train, query = everything.take(rest), everything.take(np.sort(fold))
-        distances, _ = learn(Variant(words[0], words[0], options), train, n_bits, seed)
-        found.append(measure(distances, train, query))
-    means = {name: float(np.mean([row[name] for row in found])) for name in COLUMNS}
-    print(n_bits, " ".join(words), " ".join(f"{name} {value:.3f}" for name, value in means.items()), flush=True)
+        distances, facts = learn(Variant(words[0], words[0], options, views), train, n_bits, seed)
+        found.append({**measure(distances, train, query), "fit_seconds": facts["fit_seconds"]})
+    return {name: float(np.mean([row[name] for row in found])) for name in (*COLUMNS, "fit_seconds")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source")
-    parser.add_argument("--out", type=Path, default=Path("results/flickr8k-crossmodal"))
+    parser.add_argument("--out", type=Path, default=Path("results/cross-modal"))
     parser.add_argument("--bits", default="16,32,64,128")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--text-encoder", default=DEFAULT_TEXT_ENCODER)
     parser.add_argument("--validate", action="append", metavar="'METHOD name=value ...'", default=[])
+    parser.add_argument("--folds", type=int, default=FOLDS, help="of the five, for --validate")
     arguments = parser.parse_args()
     everything = load(arguments.source, arguments.text_encoder)
     bits, seeds = ([int(word) for word in words.split(",")] for words in (arguments.bits, arguments.seeds))
-    for words in arguments.validate:
-        for n_bits in bits:
-            validate(everything, shlex.split(words), n_bits)
     if arguments.validate:
+        validate(everything, arguments.out, arguments.validate, bits, arguments.folds)
         return
     rows = run(everything, arguments.out, bits, seeds)
     (arguments.out / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
     (arguments.out / "table.md").write_text(tables(rows))
     provenance = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": shlex.join(["python", *(Path(w).name if w == arguments.source else w for w in sys.argv)]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seeds": seeds,
         "text_encoder": arguments.text_encoder,
