@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from distillhash import load_model
@@ -80,6 +82,21 @@ def test_evaluate_gives_both_directions(model: Path, miniature: Path, capsys: py
     assert (summary["method"], summary["n_images"], summary["n_skipped"]) == ("ccaitq", 20, 0)
     assert main(["evaluate", "--model", str(model), "--query", spec, "--database", spec]) == 0
     assert "text to image  own     map " in capsys.readouterr().err
+
+
+def test_evaluate_names_what_it_leaves_out(
+    model: Path, miniature: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = pq.read_table(miniature).to_pylist()[:12]
+    rows[2]["tags"], rows[4]["tags"] = [], ["Möwe", "Strandkorb"]
+    spec = tmp_path / "p.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), spec)
+    words = ["evaluate", "--model", model, "--query", spec, "--database", spec]
+    summary = run_json(capsys, *words)
+    reasons = {item["key"]: item["reason"] for item in summary["skipped"]}
+    assert set(reasons) == {"im2.png", "im4.png"} and summary["n_skipped"] == 2
+    assert "none of its 2 words" in reasons["im4.png"] and summary["n_texts"] == 10
+    run_json(capsys, *words, "--strict", exit_code=1)
 
 
 def test_ls_names_methods_encoders_and_pairs(capsys: pytest.CaptureFixture[str]) -> None:

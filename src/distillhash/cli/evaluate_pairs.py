@@ -34,4 +34,9 @@ def run_pairs(arguments: argparse.Namespace, model: CrossModalModel) -> dict[str
         for name, metrics in report[direction].items():
             numbers = "  ".join(f"{key} {metrics[key]:.4f}" for key in _SHOWN)
             say(arguments, f"  {direction.replace('_', ' '):<14} {name:<7} {numbers}")
-    return {**report, "method": model.hasher.method, "backbone": model.backbone_name, "n_skipped": len(skipped)}
+    if skipped:
+        first = skipped[0]
+        say(arguments, f"{len(skipped)} items could not be used (first: {first.key}: {first.reason}); --json lists all")
+    left_out = [{"key": item.key, "reason": item.reason} for item in skipped]
+    facts = {"method": model.hasher.method, "backbone": model.backbone_name}
+    return {**report, **facts, "n_skipped": len(skipped), "skipped": left_out}
