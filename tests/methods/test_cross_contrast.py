@@ -12,7 +12,6 @@ from distillhash.methods.crossmodal.canonical import canonical_directions
 from distillhash.methods.crossmodal.cross_contrast import CrossContrast, _Towers
 from distillhash.methods.crossmodal.towers import PairInputs, Standardised, TextDrawer, Tower, standardise
 from distillhash.pairs.losses import neighbour_contrast
-from distillhash.training import CachedFeatures
 from pair_factory import paired_vectors
 
 IMAGES, TEXTS, OWNERS = paired_vectors(40, 3)
@@ -97,7 +96,7 @@ def test_directions_in_which_views_differ_shrink() -> None:
     np.testing.assert_allclose(seen.directions, A * rho, atol=1e-5)
 
 
-def test_views_are_drawn_and_change_the_codes() -> None:
+def test_views_change_the_codes() -> None:
     views = IMAGES + np.random.default_rng(5).normal(0, 1, (3, *IMAGES.shape)).astype(np.float32)
     hashers = [
         make_cross_hasher("cross-contrast", 12).fit(IMAGES, TEXTS, owners=OWNERS, views=given)
@@ -114,7 +113,7 @@ def test_an_image_comes_with_one_of_its_texts() -> None:
     seen = np.stack([draw(np.arange(40), rng) for _ in range(200)])
     assert (pairs.owners[seen] == np.arange(40)).all()
     assert all(len(set(column)) == 3 for column in seen.T)
-    inputs = PairInputs(CachedFeatures(Standardised(IMAGES)(IMAGES)), Standardised(TEXTS)(pairs.texts), pairs)
+    inputs = PairInputs(Standardised(IMAGES)(IMAGES), Standardised(TEXTS)(pairs.texts), pairs)
     batch = inputs.batch(np.array([5, 0]), rng).numpy()
     assert len(inputs) == 40 and batch.shape == (2, 24 + 18)
     np.testing.assert_allclose(batch[:, :24], Standardised(IMAGES)(IMAGES[[5, 0]]), atol=1e-6)

@@ -9,7 +9,7 @@ Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visu
    An image is the mean of its augmented views there, and directions in which they differ shrink as well, which is the invariant metric of
    ``distillhash-contrast`` with the texts in it; captions of one image do the same on their side.
 2. The hash functions are linear in these and start from those of CCA-ITQ.
-3. A batch holds images in a random view, each with one of its texts; L = mean over the codes i of the mean over positives j of
+3. A batch holds images, each with one of its texts; L = mean over the codes i of the mean over positives j of
    -log softmax_j(cos(b_i, b_j) / tau). Positives are the codes of the same item. b = sign(u), the gradient taken through tanh(u).
 4. With ``neighbourhood``, a batch holds a neighbour of each image too, and all neighbours are positives: N(i) is that share of the items
    whose lists of nearest neighbours, by images and mean texts together, overlap most with that of i. Off by default: see
@@ -36,7 +36,7 @@ from distillhash.methods.straight_through import tanh_through_sign
 from distillhash.pairs.agreement import agreeing_neighbours, centred_unit
 from distillhash.pairs.losses import neighbour_contrast
 from distillhash.pairs.neighbourhoods import NeighbourhoodInputs
-from distillhash.training import CachedFeatures, Inputs, TrainingSettings, one_thread, train
+from distillhash.training import Inputs, TrainingSettings, one_thread, train
 
 Floats = NDArray[np.float32]
 _ROTATION_UPDATES = 50
@@ -97,8 +97,7 @@ class CrossContrast(CrossModalHasher):
     def _fit_pairs(self, pairs: TrainingPairs) -> tuple[Side, Side]:
         seen = standardise(pairs, self.inputs, self.ridge)
         images, texts = seen[0](pairs.images), seen[1](pairs.texts)
-        views = None if pairs.views is None else np.stack([seen[0](view) for view in pairs.views])
-        inputs: Inputs = PairInputs(CachedFeatures(images, views), texts, pairs)
+        inputs: Inputs = PairInputs(images, texts, pairs)
         neighbourhoods = None
         if self.neighbourhood:
             inputs = neighbourhoods = NeighbourhoodInputs(

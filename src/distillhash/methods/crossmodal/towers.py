@@ -13,7 +13,6 @@ from distillhash.methods.crossmodal.base import Activation, Side, TrainingPairs
 from distillhash.methods.crossmodal.canonical import canonical_directions
 from distillhash.methods.head_hasher import linear
 from distillhash.pairs.agreement import scatter_of_views
-from distillhash.training import CachedFeatures
 
 InputKind = Literal["correlated", "features"]
 
@@ -96,9 +95,9 @@ class Tower(nn.Module):
 
 
 class PairInputs:
-    """Batches of images, each in a view and with a text drawn at random: ``(b, d + e)``, for the training loop."""
+    """Batches of images, each with one of its texts drawn at random: ``(b, d + e)``, for the training loop."""
 
-    def __init__(self, images: CachedFeatures, texts: NDArray[np.float32], pairs: TrainingPairs) -> None:
+    def __init__(self, images: NDArray[np.float32], texts: NDArray[np.float32], pairs: TrainingPairs) -> None:
         """Standardised features of both sides."""
         self._images, self._texts = images, texts
         self._drawer = TextDrawer(pairs)
@@ -108,7 +107,7 @@ class PairInputs:
 
     def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
         """``(len(rows), d + e) float32``."""
-        return torch.cat([self._images.batch(rows, rng), torch.from_numpy(self._texts[self._drawer(rows, rng)])], dim=1)
+        return torch.from_numpy(np.concatenate([self._images[rows], self._texts[self._drawer(rows, rng)]], axis=1))
 
     def pair(self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:
         """Two draws of the same images with noise on them, as the training loop's protocol has it."""

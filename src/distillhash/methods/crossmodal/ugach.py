@@ -14,9 +14,8 @@ Departs from the paper in: (``reading="code"`` follows the release in 1, 2 and 4
 1. A hidden layer of 512 (paper: 8,192) on canonical variables of both modalities instead of the features.
 2. Adam and larger batches instead of SGD with single triplets; initial weights by fan-in instead of a truncated normal of deviation .1; a
    slower discriminator and generator.
-3. The generator's pool is at least 64 items (1/50 of a small training set is a handful), and 2 draws a query are from it. A generated
-   negative that is a graph positive is not drawn, where the release drops the draw. An image's texts are one of its several at a time, and
-   their mean in the graph.
+3. The pool that negatives are drawn from has at least 64 items (1/50 of a small training set is a handful). Graph positives are not
+   drawn from it; the release draws them and drops them. Of an image's several texts one is drawn at a time; the graph has their mean.
 4. Weight decay 1e-4 (release: .01 over all weights and biases, which dominates the early loss of wide layers).
 5. The last round's discriminator; the release keeps the best on the labels of the test queries.
 
