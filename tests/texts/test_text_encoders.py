@@ -140,6 +140,11 @@ def test_a_sentence_is_the_mean_of_its_tokens(tiny_bert: Path) -> None:
     assert encoder.known_words("a dog, hund barks") == (3, 4)  # hund is hu ##nd, barks is unknown
 
 
+def test_loading_from_a_folder_prints_nothing(tiny_bert: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make_text_encoder(f"hf:{tiny_bert}", device="cpu")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_other_weights_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
     encoder = make_text_encoder(f"hf:{tiny_bert}", device="cpu")
     config = encoder.config()

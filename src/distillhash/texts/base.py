@@ -56,8 +56,8 @@ class Unfamiliar(NamedTuple):
 def unfamiliar_texts(encoder: TextEncoder, texts: Sequence[str]) -> list[Unfamiliar]:
     """The texts of whose words the encoder knows less than half; not ``usable`` where it knows none.
 
-    A word is known when it is in the vocabulary whole. An English encoder breaks words of other languages into pieces, so this finds
-    most texts in other languages, and misses those made of words that English has too.
+    Which words are known is the encoder's to say (:meth:`TextEncoder.known_words`). An English encoder breaks words of other languages into
+    pieces, so this finds most texts in other languages, and misses those made of words that English has too.
     """
     found = []
     for position, text in enumerate(texts):

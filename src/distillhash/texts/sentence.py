@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -114,18 +115,14 @@ class SentenceEncoder(TextEncoder):
             )
 
     def _tokens(self, text: str) -> list[int]:
-        most = min(
-            _MOST_TOKENS, int(getattr(self._model.config, "max_position_embeddings", 0) or _MOST_TOKENS), self._limit
-        )
-        found: list[int] = self._tokenizer(text, truncation=True, max_length=most)["input_ids"]
+        found: list[int] = self._tokenizer(text, truncation=True, max_length=self._most_tokens)["input_ids"]
         return found
 
     @cached_property
-    def _limit(self) -> int:
-        text_config = getattr(self._model.config, "text_config", None)
-        return min(
-            int(self._tokenizer.model_max_length), int(getattr(text_config, "max_position_embeddings", _MOST_TOKENS))
-        )
+    def _most_tokens(self) -> int:
+        config = getattr(self._model.config, "text_config", self._model.config)
+        positions = int(getattr(config, "max_position_embeddings", _MOST_TOKENS))
+        return min(_MOST_TOKENS, int(self._tokenizer.model_max_length), positions)
 
     def _batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
         tokens = torch.tensor([self._tokens(text) for text in texts], device=self.device)
@@ -147,8 +144,9 @@ def _load(place: str, name: str) -> tuple[Any, Any]:
             f"the text encoder {name} needs transformers; pip install 'distillhash[hf]'"
         ) from error
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place)
-        model, loading = AutoModel.from_pretrained(place, output_loading_info=True)
+        with _no_progress_bar() if Path(place).is_dir() else nullcontext():  # a download may show one
+            tokenizer = AutoTokenizer.from_pretrained(place)
+            model, loading = AutoModel.from_pretrained(place, output_loading_info=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DataError(
@@ -165,6 +163,20 @@ def _load(place: str, name: str) -> tuple[Any, Any]:
     if getattr(model, "pooler", None) is not None:
         model.pooler = None  # unused, and drawn at random where the checkpoint lacks it
     return tokenizer, model.eval().float()
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Reading weights from disk takes less than a second; leave the bars as they were."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _minilm_folder() -> Path:
