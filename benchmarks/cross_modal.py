@@ -321,7 +321,6 @@ def main() -> None:
         validate(everything, arguments.out, arguments.validate, bits, arguments.folds)
         return
     rows = run(everything, arguments.out, bits, seeds)
-    (arguments.out / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
     (arguments.out / "table.md").write_text(tables(rows))
     provenance = {
         "command": shlex.join(["python", *(Path(w).name if w == arguments.source else w for w in sys.argv)]),
