@@ -10,21 +10,35 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["Codes", "HashModel", "Hasher", "load_hasher", "load_model", "make_hasher", "method_names"]
+__all__ = [
+    "Codes",
+    "CrossModalModel",
+    "HashModel",
+    "Hasher",
+    "load_hasher",
+    "load_model",
+    "make_cross_hasher",
+    "make_hasher",
+    "method_names",
+]
 
 _HOME = {
     "Codes": "distillhash.codes",
+    "CrossModalModel": "distillhash.crossmodal",
     "HashModel": "distillhash.model",
     "Hasher": "distillhash.methods",
     "load_hasher": "distillhash.methods",
     "load_model": "distillhash.model",
+    "make_cross_hasher": "distillhash.methods.crossmodal",
     "make_hasher": "distillhash.methods",
     "method_names": "distillhash.methods",
 }
 
 if TYPE_CHECKING:
     from distillhash.codes import Codes
+    from distillhash.crossmodal import CrossModalModel
     from distillhash.methods import Hasher, load_hasher, make_hasher, method_names
+    from distillhash.methods.crossmodal import make_cross_hasher
     from distillhash.model import HashModel, load_model
 
 

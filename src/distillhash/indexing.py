@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, ParameterError
-from distillhash.index import Index, RangeResult, SearchResult, open_index
+from distillhash.index import Index, Item, RangeResult, SearchResult, open_index
 from distillhash.index.address import folder_of, shown
 from distillhash.index.rows import check_keys
 from distillhash.model import HashModel, load_model
@@ -237,18 +238,54 @@ def find(
             else index.range_search(batch.codes, radius, where=where)
         )
         for position, row in enumerate(batch.rows):
-            pairs = found[position]
-            items = index.get([identifier for identifier, _ in pairs])
-            neighbours = [
-                {"id": identifier, "distance": distance, "key": item.key, "metadata": item.metadata}
-                for (identifier, distance), item in zip(pairs, items, strict=True)
-            ]
+            items = index.get([identifier for identifier, _ in found[position]])
+            neighbours = _neighbours(items, found[position])
             if reranker is not None:
                 scores = reranker.scores(batch.features[position], items)
                 order = np.argsort(-scores, kind="stable")[: len(items) if radius is not None else k]
                 neighbours = [neighbours[place] | {"score": float(scores[place])} for place in order]
             results.append({"query": source.path(int(row)) or source.keys[row], "neighbours": neighbours})
     return results, skipped
+
+
+def find_texts(
+    index: Index,
+    model: HashModel,
+    texts: Sequence[str],
+    *,
+    k: int = 10,
+    radius: int | None = None,
+    where: str | None = None,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The items nearest to each of ``texts``, as :func:`find` gives them; and remarks about texts the model knows little of.
+
+    Raises:
+        ParameterError: a model without texts.
+        DataError: a text of which the model knows no word.
+    """
+    from distillhash.crossmodal import CrossModalModel
+    from distillhash.texts import unfamiliar_texts
+
+    if not isinstance(model, CrossModalModel):
+        raise ParameterError(
+            f"this index was built with {model.hasher.method}, which knows images alone; search by text needs one trained with --pairs"
+        )
+    codes = model.encode_texts(texts)
+    found: SearchResult | RangeResult = (
+        index.search(codes, k, where=where) if radius is None else index.range_search(codes, radius, where=where)
+    )
+    results = []
+    for position, text in enumerate(texts):
+        items = index.get([identifier for identifier, _ in found[position]])
+        results.append({"query": text, "neighbours": _neighbours(items, found[position])})
+    return results, [odd.reason for odd in unfamiliar_texts(model.text_encoder, texts)]
+
+
+def _neighbours(items: Sequence[Item], pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    return [
+        {"id": identifier, "distance": distance, "key": item.key, "metadata": item.metadata}
+        for (identifier, distance), item in zip(pairs, items, strict=True)
+    ]
 
 
 def _open_query(query: Any) -> Source:

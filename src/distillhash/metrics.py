@@ -150,6 +150,20 @@ def distance_histograms(
     return counts, hits
 
 
+def average_precision(counts: Ints, hits: Ints) -> Floats:
+    """Average precision of every query over the whole ranking, exact over ties.
+
+    Args:
+        counts: ``(q, L)``, items at each level of distance, nearest level first; every row has the same sum.
+        hits: ``(q, L)``, relevant items among them, at least one a row.
+
+    Returns:
+        ``(q,) float64``.
+    """
+    ranking = _Ranking(counts, hits)
+    return np.asarray(ranking.precision_sum(int(counts[0].sum())) / hits.sum(axis=1))
+
+
 class _Ranking:
     """Closed forms over the histograms of a batch of queries; each method returns one value per query."""
 

@@ -252,11 +252,19 @@ class HashModel:
         tensors = dict(self.hasher.state())
         if self.training.get("fine_tuned"):
             tensors |= {_BACKBONE_PREFIX + name: array for name, array in self.backbone.tensors().items()}
+        write_model_folder(path, self.model_config(), tensors)
+        self.fingerprint = read_model_folder(path)[0]["fingerprint"]
+
+    def model_config(self) -> dict[str, Any]:
+        """What ``config.json`` says: the hasher's part, the backbone with its fingerprint, the training.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+        """
         config = self.hasher.config()
         config["backbone"] = {**self.backbone.config(), "fingerprint": self.backbone.fingerprint}
         config["training"] = self.training
-        write_model_folder(path, config, tensors)
-        self.fingerprint = read_model_folder(path)[0]["fingerprint"]
+        return config
 
     def __repr__(self) -> str:
         return f"HashModel(backbone={self.backbone_name!r}, hasher={self.hasher!r})"
@@ -278,13 +286,24 @@ def load_model(path: str | Path, *, device: str = "auto", cache: FeatureCache | 
         raise FormatError(f"{path} holds a hasher without a backbone; read it with load_hasher")
     own = {name: array for name, array in tensors.items() if not name.startswith(_BACKBONE_PREFIX)}
     hasher = hasher_from(config, own)
-    model = HashModel(config["backbone"]["name"], hasher, device=device, cache=cache)
+    model = _bare_model(config, hasher, device=device, cache=cache)
     model._backbone_config = config["backbone"]
     model._backbone_tensors = {
         name.removeprefix(_BACKBONE_PREFIX): array for name, array in tensors.items() if name not in own
     }
     model.training = config.get("training", {})
     model.fingerprint = config["fingerprint"]
+    return model
+
+
+def _bare_model(config: dict[str, Any], hasher: Hasher, *, device: str, cache: FeatureCache | None) -> HashModel:
+    name, text = config["backbone"]["name"], config.get("text_encoder")
+    if text is None:
+        return HashModel(name, hasher, device=device, cache=cache)
+    from distillhash.crossmodal import CrossModalModel
+
+    model = CrossModalModel(name, hasher, text_encoder=text["name"], device=device, cache=cache)
+    model._text_config = text
     return model
 
 

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from distillhash.errors import ParameterError
 from distillhash.methods import make_hasher
-from distillhash.methods.distillhash_contrast import _Neighbourhoods
 from distillhash.methods.straight_through import tanh_through_sign
 from distillhash.metrics import evaluate_codes
 from distillhash.pairs.losses import neighbour_contrast, nt_xent
+from distillhash.pairs.neighbourhoods import NeighbourhoodInputs
 from distillhash.training import CachedFeatures
 
 
@@ -65,7 +65,7 @@ def test_one_positive_a_row_is_nt_xent() -> None:
 def test_batches_hold_neighbours_and_say_who_is_positive() -> None:
     x = np.arange(10, dtype=np.float32)[:, None]
     lists = np.array([[(i + 1) % 10, (i + 2) % 10] for i in range(10)], np.int32)
-    pairs = _Neighbourhoods(CachedFeatures(x), lists)
+    pairs = NeighbourhoodInputs(CachedFeatures(x), lists)
     rows = np.array([0, 4, 7])
     batch = pairs.batch(rows, np.random.default_rng(0)).numpy().ravel().astype(int)
     np.testing.assert_array_equal(batch[:3], rows)

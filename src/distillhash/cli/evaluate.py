@@ -18,10 +18,11 @@ def add_parser(subparsers: Any) -> None:
     parser = add_verb(
         subparsers,
         "evaluate",
-        "measure how well a model retrieves, by the labels a source carries",
+        "measure how well a model retrieves, by the labels a source carries or, across modalities, by its pairs",
         [
             "distillhash evaluate --model model --query digits:#test --database digits:#train",
             "distillhash evaluate --model model --query cifar10:data#test --database cifar10:data#train --report eval.html",
+            "distillhash evaluate --model crossmodal --query pairs.parquet#800: --database pairs.parquet#800:",
         ],
         run,
     )
@@ -39,6 +40,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.model import load_model
 
     model = load_model(arguments.model, device=arguments.device, cache=open_cache(arguments))
+    from distillhash.crossmodal import CrossModalModel
+
+    if isinstance(model, CrossModalModel):
+        from distillhash.cli.evaluate_pairs import run_pairs
+
+        return run_pairs(arguments, model)
     sides: list[Side] = []
     for role in ("query", "database"):
         side = encode_side(

@@ -13,27 +13,26 @@ def add_parser(subparsers: Any) -> None:
     parser = add_verb(
         subparsers,
         "ls",
-        "list methods, backbones, protocols or sources",
+        "list methods, backbones, text encoders, protocols, sources or sources of pairs",
         ["distillhash ls methods", "distillhash ls sources --json"],
         run,
     )
-    parser.add_argument("what", choices=("methods", "backbones", "protocols", "sources"))
+    parser.add_argument("what", choices=("methods", "backbones", "text-encoders", "protocols", "sources", "pairs"))
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print names with a line each."""
     if arguments.what == "methods":
         from distillhash.methods import METHODS
+        from distillhash.methods.crossmodal import CROSS_METHODS
 
+        methods = sorted({**METHODS, **CROSS_METHODS}.items())
         if not arguments.json:
-            rows = [
-                (name, f"{info.venue} {info.year}", info.kind, info.uses, info.title)
-                for name, info in sorted(METHODS.items())
-            ]
+            rows = [(name, f"{info.venue} {info.year}", info.kind, info.uses, info.title) for name, info in methods]
             widths = [*[max(map(len, column)) for column in zip(*rows, strict=True)][:-1], 0]
             for row in rows:
                 print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)))  # noqa: T201  # as below
-        return {"methods": {name: info.as_dict() for name, info in sorted(METHODS.items())}}
+        return {"methods": {name: info.as_dict() for name, info in methods}}
     entries = _entries(arguments.what)
     if not arguments.json:
         width = max(map(len, entries))
@@ -46,6 +45,14 @@ def _entries(what: str) -> dict[str, str]:
         from distillhash.backbones import backbone_names
 
         return backbone_names()
+    if what == "text-encoders":
+        from distillhash.texts import text_encoder_names
+
+        return text_encoder_names()
+    if what == "pairs":
+        from distillhash.sources.pair_files import pair_source_names
+
+        return pair_source_names()
     if what == "protocols":
         from distillhash.bench.protocol import protocol_summaries
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from distillhash.cli.common import INDEX_HELP, add_reading_options, add_verb, open_cache, say
-from distillhash.errors import DataError
+from distillhash.errors import DataError, ParameterError
 
 
 def add_parser(subparsers: Any) -> None:
@@ -21,10 +21,14 @@ def add_parser(subparsers: Any) -> None:
             "distillhash search cat.jpg --index photos.index --where \"key LIKE '%/2021/%'\"",
             "distillhash search cat.jpg --index photos.index --rerank projection --candidates 500",
             "distillhash search cat.jpg --index postgresql://localhost/photos --model model",
+            "distillhash search --text 'a dog on a beach' --index photos.index",
         ],
         run,
     )
-    parser.add_argument("queries", nargs="+", metavar="QUERY", help="an image file, a folder, or a .npy of embeddings")
+    parser.add_argument("queries", nargs="*", metavar="QUERY", help="an image file, a folder, or a .npy of embeddings")
+    parser.add_argument(
+        "--text", action="append", default=[], metavar="WORDS", help="a sentence; needs a model trained with --pairs"
+    )
     parser.add_argument("--index", required=True, metavar="DIR|URI", help=f"{INDEX_HELP}, filled by index")
     parser.add_argument("--model", metavar="DIR", help="model folder; needed where the index is on a server")
     parser.add_argument("-k", type=int, default=10, help="neighbours per query (default: 10)")
@@ -43,8 +47,12 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode the queries, search, print."""
-    from distillhash.indexing import find, index_model, open_model_index
+    from distillhash.indexing import find, find_texts, index_model, open_model_index
 
+    if not arguments.queries and not arguments.text:
+        raise ParameterError("nothing to search for: give a QUERY, or --text with a sentence")
+    if arguments.text and arguments.rerank is not None:
+        raise ParameterError("--rerank orders by what is known of an image; leave it out where --text is given")
     model = index_model(arguments.index, arguments.model, device=arguments.device, cache=open_cache(arguments))
     results: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
@@ -63,6 +71,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             )
             results += found
             skipped += [{"query": item.key, "reason": item.reason} for item in bad]
+        if arguments.text:
+            found, remarks = find_texts(
+                index, model, arguments.text, k=arguments.k, radius=arguments.radius, where=arguments.where
+            )
+            results += found
+            for remark in remarks:
+                say(arguments, remark)
     for item in skipped:
         say(arguments, f"{item['query']}: {item['reason']}")
     if skipped and (arguments.strict or not results):

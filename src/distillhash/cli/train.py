@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from distillhash.cli.common import (
     SOURCE_HELP,
@@ -17,6 +17,14 @@ from distillhash.cli.common import (
     report_skipped,
     say,
 )
+from distillhash.errors import ParameterError
+
+if TYPE_CHECKING:
+    from distillhash.model import HashModel
+    from distillhash.sources import Source
+
+DEFAULT_METHOD = "distillhash-contrast"
+MOST_REMARKS = 5
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,12 +36,21 @@ def add_parser(subparsers: Any) -> None:
         [
             "distillhash train photos/ --method distillhash --bits 64 --out model",
             "distillhash train embeddings.npy --method itq --bits 128 --out model --set iterations=100",
+            "distillhash train --pairs captions.csv --method ugach --bits 64 --out model",
         ],
         run,
     )
     parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
     parser.add_argument(
-        "--method", default="distillhash-contrast", help="see `distillhash ls methods` (default: distillhash-contrast)"
+        "--pairs",
+        action="store_true",
+        help="SOURCE holds image-text pairs (see `distillhash ls pairs`); learn codes for both",
+    )
+    parser.add_argument(
+        "--method", help="see `distillhash ls methods` (default: distillhash-contrast; with --pairs: cross-contrast)"
+    )
+    parser.add_argument(
+        "--text-encoder", metavar="NAME", help="with --pairs: see `distillhash ls text-encoders` (default: minilm)"
     )
     parser.add_argument("--bits", type=int, default=64, help="code length (default: 64)")
     parser.add_argument("--out", required=True, metavar="DIR", help="model folder to write")
@@ -67,21 +84,9 @@ def add_backbone_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train and write the model folder with its report."""
     from distillhash.bench.model_report import write_training_report
-    from distillhash.methods import make_hasher
-    from distillhash.model import HashModel
-    from distillhash.sources import EmbeddingSource, open_source
 
-    hasher = make_hasher(arguments.method, arguments.bits, seed=arguments.seed, **hyperparameters(arguments))
-    source = open_source(arguments.source)
-    default = "embeddings" if isinstance(source, EmbeddingSource) else "efficientnet-lite0"
-    model = HashModel(
-        arguments.backbone or default,
-        hasher,
-        image_size=arguments.image_size,
-        weights=arguments.weights,
-        device=arguments.device,
-        cache=open_cache(arguments),
-    )
+    model, source, images = _pair_model(arguments) if arguments.pairs else _image_model(arguments)
+    hasher = model.hasher
     started = time.perf_counter()
     model.fit(
         source,
@@ -94,8 +99,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     out = Path(arguments.out)
     skipped = report_skipped(arguments, model.skipped_, out / "skipped.json")
+    for remark in list(dict.fromkeys(getattr(model, "remarks_", [])))[:MOST_REMARKS]:
+        say(arguments, remark)
     model.save(out)
-    report = write_training_report(out / "report.html", model, source, command=command_line(arguments))
+    report = write_training_report(out / "report.html", model, images, command=command_line(arguments))
     say(
         arguments,
         f"trained {hasher.method}, {hasher.n_bits} bits, on {model.training['n_used']} items in {seconds:.1f} s",
@@ -117,11 +124,58 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _image_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
+    """The model to train, what it learns from, and the images (or vectors) among that."""
+    from distillhash.methods import make_hasher
+    from distillhash.model import HashModel
+    from distillhash.sources import open_source
+
+    if arguments.text_encoder is not None:
+        raise ParameterError(f"--text-encoder {arguments.text_encoder} needs texts; add --pairs, or leave it out")
+    arguments.method = arguments.method or DEFAULT_METHOD
+    hasher = make_hasher(arguments.method, arguments.bits, seed=arguments.seed, **hyperparameters(arguments))
+    source = open_source(arguments.source)
+    return HashModel(hasher=hasher, **_parts(arguments, source)), source, source
+
+
+def _pair_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
+    """The same for image-text pairs."""
+    import numpy as np
+
+    from distillhash.crossmodal import CrossModalModel
+    from distillhash.methods.crossmodal import DEFAULT_CROSS_METHOD, make_cross_hasher
+    from distillhash.sources.pair_files import open_pairs
+    from distillhash.texts import DEFAULT_TEXT_ENCODER
+
+    hasher = make_cross_hasher(
+        arguments.method or DEFAULT_CROSS_METHOD, arguments.bits, seed=arguments.seed, **hyperparameters(arguments)
+    )
+    pairs = open_pairs(arguments.source)
+    ready = isinstance(pairs.texts, np.ndarray)
+    text_encoder = arguments.text_encoder or ("embeddings" if ready else DEFAULT_TEXT_ENCODER)
+    model = CrossModalModel(hasher=hasher, text_encoder=text_encoder, **_parts(arguments, pairs.images))
+    return model, pairs, pairs.images
+
+
+def _parts(arguments: argparse.Namespace, source: Source) -> dict[str, Any]:
+    """The backbone's arguments; vectors need none."""
+    from distillhash.sources import EmbeddingSource
+
+    default = "embeddings" if isinstance(source, EmbeddingSource) else "efficientnet-lite0"
+    return {
+        "backbone": arguments.backbone or default,
+        "image_size": arguments.image_size,
+        "weights": arguments.weights,
+        "device": arguments.device,
+        "cache": open_cache(arguments),
+    }
+
+
 def hyperparameters(arguments: argparse.Namespace) -> dict[str, Any]:
     """What ``--set`` says, and the device for methods that train on one."""
     from distillhash.methods import method_class
 
     settings = parse_settings(arguments.set)
-    if method_class(arguments.method).fine_tunes and arguments.device != "auto":
+    if not arguments.pairs and method_class(arguments.method).fine_tunes and arguments.device != "auto":
         settings.setdefault("device", arguments.device)
     return settings

@@ -44,6 +44,7 @@ RANDOM, SHALLOW, PAIRS = "data-independent", "shallow", "pair labels"
 CONTRASTIVE, GENERATIVE, SIMILARITY = "contrastive", "generative", "similarity preserving"
 PSEUDO, REGULARISED, SUPERVISED = "pseudo labels", "regularised", "supervised"
 VIEWS, LABELS = "features and views", "features and labels"
+DEFAULT_VIEWS = 6
 
 METHODS = {
     "agh": MethodInfo("agh", "AGH", "Hashing with Graphs", "ICML", 2011, SHALLOW),
@@ -153,8 +154,11 @@ METHODS = {
 
 
 def default_views(method: str) -> int:
-    """How many augmented views of every image ``method`` learns from unless told otherwise: 6, or 0 where it uses none."""
-    return 6 if METHODS[method].uses == VIEWS else 0
+    """How many augmented views of every image ``method`` learns from unless told otherwise: 6, or 0 where it uses none.
+
+    The methods for images and texts say so themselves (``uses_views``).
+    """
+    return DEFAULT_VIEWS if method in METHODS and METHODS[method].uses == VIEWS else 0
 
 
 def method_names() -> list[str]:
@@ -169,6 +173,8 @@ def method_class(method: str) -> type[Hasher]:
         ParameterError: unknown name.
     """
     if method not in METHODS:
+        if method in _cross_modal().CROSS_METHODS:
+            raise ParameterError(f"{method} learns from images and texts; use make_cross_hasher, or train --pairs")
         raise ParameterError(f"unknown method {method!r}; choose one of {', '.join(method_names())}")
     info = METHODS[method]
     found: type[Hasher] = getattr(import_module(f"distillhash.methods.{info.module}"), info.class_name)
@@ -219,7 +225,13 @@ def hasher_from(config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Has
     """The fitted hasher described by the contents of a model folder."""
     try:
         parameters, method = dict(config["parameters"]), config["method"]
-        hasher = make_hasher(method, parameters.pop("n_bits"), seed=parameters.pop("seed"), **parameters)
+        make = _cross_modal().make_cross_hasher if method in _cross_modal().CROSS_METHODS else make_hasher
+        hasher: Hasher = make(method, parameters.pop("n_bits"), seed=parameters.pop("seed"), **parameters)
     except (KeyError, TypeError, ParameterError) as error:
         raise FormatError(f"the model's config.json does not describe a usable hasher: {error}") from error
     return hasher.restore(config, tensors)
+
+
+def _cross_modal() -> Any:
+    """The registry of the methods for images and texts, which builds on this one."""
+    return import_module("distillhash.methods.crossmodal")

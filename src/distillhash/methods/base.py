@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields
 from hashlib import blake2b
 from pathlib import Path
@@ -153,17 +154,12 @@ class Hasher(ABC):
             NotFittedError: before ``fit``.
             DataError: another width than in ``fit``, or a value that is not finite.
         """
+        self._check_fitted()
+        return project_blocks(self._project, features, self.n_features_, self.n_bits, "features")
+
+    def _check_fitted(self) -> None:
         if not self.is_fitted:
             raise NotFittedError(f"this {self.method} hasher is not fitted; call fit(features) first")
-        features = np.asarray(features)
-        if features.ndim != 2 or features.shape[1] != self.n_features_:
-            raise DataError(f"features must be (n, {self.n_features_}) as in fit, got shape {features.shape}")
-        projection = np.empty((len(features), self.n_bits), np.float32)
-        for start in range(0, len(features), _BLOCK):
-            block = np.asarray(features[start : start + _BLOCK], np.float64)
-            _check_finite(block, start)
-            projection[start : start + len(block)] = self._project(block)
-        return projection
 
     def encode(self, features: NDArray[Any]) -> Codes:
         """Codes of features: the sign of :meth:`project`, x >= 0 -> +1 (DistillHash Eq. 12). Row i is feature row i."""
@@ -287,6 +283,29 @@ def read_model_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArr
         return config, load(data)
     except (SafetensorError, ValueError) as error:
         raise FormatError(f"{folder}/model.safetensors is damaged ({error}); train the model again") from error
+
+
+def project_blocks(
+    project: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    features: NDArray[Any],
+    width: int | None,
+    n_bits: int,
+    name: str,
+) -> NDArray[np.float32]:
+    """``(n, n_bits) float32``: ``project`` of the features in float64, block by block.
+
+    Raises:
+        DataError: features that are not ``(n, width)``, or a value that is not finite.
+    """
+    features = np.asarray(features)
+    if features.ndim != 2 or features.shape[1] != width:
+        raise DataError(f"{name} must be (n, {width}) as in fit, got shape {features.shape}")
+    projection = np.empty((len(features), n_bits), np.float32)
+    for start in range(0, len(features), _BLOCK):
+        block = np.asarray(features[start : start + _BLOCK], np.float64)
+        _check_finite(block, start)
+        projection[start : start + len(block)] = project(block)
+    return projection
 
 
 def check_features(features: NDArray[Any]) -> NDArray[Any]:

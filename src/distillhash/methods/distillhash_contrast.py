@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -40,9 +39,10 @@ from distillhash.pairs.agreement import (
     scatter_of_views,
 )
 from distillhash.pairs.losses import neighbour_contrast
+from distillhash.pairs.neighbourhoods import NeighbourhoodInputs
 from distillhash.pairs.neighbours import nearest_neighbours
 from distillhash.pairs.similarity import cosine_distances
-from distillhash.training import Inputs, Schedule
+from distillhash.training import Schedule
 
 Metric = Literal["invariant", "cosine"]
 Agreement = Literal["overlap", "cosine"]
@@ -104,7 +104,7 @@ class DistillHashContrast(HeadHasher):
         features = self._transform(data.features)
         views = None if data.views is None else np.stack([self._transform(view) for view in data.views])
         self.neighbours_ = self._neighbourhoods(features, views)
-        neighbourhoods = _Neighbourhoods(data.inputs, self.neighbours_)
+        neighbourhoods = NeighbourhoodInputs(data.inputs, self.neighbours_)
         head = Head(features, self.hidden)
         module = head.build(self.n_bits, self.seed)
         network = data.network(nn.Sequential(RootRows(), module) if self.root else module)
@@ -162,37 +162,3 @@ class DistillHashContrast(HeadHasher):
         rows = np.sort(np.random.default_rng(self.seed).permutation(len(features))[: self.part])
         sample = features[rows]
         return scatter_of_neighbours(sample, nearest_neighbours(cosine_distances(centred_unit(sample)), min(10, kept)))
-
-
-class _Neighbourhoods:
-    """Batches of images and, for each, a random one of its neighbourhood: ``(2 b, ...)``, the images first."""
-
-    def __init__(self, inputs: Inputs, neighbours: NDArray[np.int32]) -> None:
-        from scipy.sparse import csr_array
-
-        self._inputs, self._neighbours = inputs, neighbours
-        n, k = neighbours.shape
-        listed = csr_array((np.ones(n * k, bool), neighbours.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
-        self._graph = listed.maximum(listed.T).tocsr()
-        self._drawn: NDArray[np.intp] = np.empty(0, np.intp)
-
-    def __len__(self) -> int:
-        return len(self._inputs)
-
-    def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
-        """A view of each row, then a view of a partner of each; who was drawn is kept for :meth:`positives`."""
-        partners = self._neighbours[rows, rng.integers(self._neighbours.shape[1], size=len(rows))]
-        self._drawn = np.concatenate([rows, partners])
-        return self._inputs.batch(self._drawn, rng)
-
-    def pair(self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:
-        """The inputs' own."""
-        return self._inputs.pair(rows, rng, noise)
-
-    def positives(self, *, all_in_batch: bool) -> Tensor:
-        """Who is whose positive in the last batch, ``(2 b, 2 b)`` bool: neighbours and equal images, or only the partners drawn."""
-        n = len(self._drawn)
-        if not all_in_batch:
-            return torch.eye(n, dtype=torch.bool).roll(n // 2, dims=0)
-        near = self._graph[self._drawn][:, self._drawn].toarray()
-        return torch.from_numpy(near | np.equal.outer(self._drawn, self._drawn))

