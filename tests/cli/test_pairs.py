@@ -110,6 +110,11 @@ def test_ls_names_methods_encoders_and_pairs(capsys: pytest.CaptureFixture[str])
     ("words", "exit_code", "message"),
     [
         (["search", "--index", "INDEX"], 2, "give a QUERY, or --text with a sentence"),
+        (
+            ["search", "--text", "sea", "--index", "INDEX", "--rerank", "projection"],
+            2,
+            "leave it out where --text is given",
+        ),
         (["search", "--text", "Hund am Ufer", "--index", "INDEX"], 1, "'Hund am Ufer' has none of its 3 words"),
         (["search", "--text", "sea", "--index", "PLAIN"], 2, "itq, which knows images alone; search by text needs"),
         (["train", "PHOTOS", "--method", "ugach", "--out", "x"], 2, "ugach learns from images and texts"),
