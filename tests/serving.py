@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from distillhash.serve.service import Service
 from distillhash.serve.settings import Settings
 
 N_PHOTOS = 60
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @dataclass
@@ -105,3 +107,17 @@ def starting(index: Path, *words: str, token: str | None = None) -> Iterator[Run
     finally:
         process.kill()
         process.wait()
+
+
+def pairs(answer: httpx.Response) -> list[tuple[int, int]]:
+    assert answer.status_code == 200, answer.text
+    return [(row["id"], row["distance"]) for row in answer.json()["results"]]
+
+
+def problem(answer: httpx.Response, status: int) -> str:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    document = answer.json()
+    assert document["status"] == status and document["title"] and document["type"] == "about:blank"
+    assert document["request_id"] == answer.headers["x-request-id"]
+    return str(document["detail"])

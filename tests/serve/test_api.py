@@ -23,7 +23,7 @@ from distillhash.index import open_index
 from distillhash.quality import bit_statistics
 from distillhash.sources import decode_image
 from image_factory import encode, make_jpeg, make_pixels, make_png, make_rotated
-from serving import N_PHOTOS, Running, in_thread, running, starting
+from serving import N_PHOTOS, Running, in_thread, pairs, problem, running, starting
 
 
 def all_codes(index: Path) -> tuple[np.ndarray, Codes]:
@@ -36,20 +36,6 @@ def all_codes(index: Path) -> tuple[np.ndarray, Codes]:
 def brute_force(query: Codes, ids: np.ndarray, codes: Codes, k: int) -> list[tuple[int, int]]:
     distances = hamming_distances(query, codes)[0].astype(int)
     return sorted(zip(ids.tolist(), distances.tolist(), strict=True), key=lambda pair: (pair[1], pair[0]))[:k]
-
-
-def pairs(answer: httpx.Response) -> list[tuple[int, int]]:
-    assert answer.status_code == 200, answer.text
-    return [(row["id"], row["distance"]) for row in answer.json()["results"]]
-
-
-def problem(answer: httpx.Response, status: int) -> str:
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "application/problem+json"
-    document = answer.json()
-    assert document["status"] == status and document["title"] and document["type"] == "about:blank"
-    assert document["request_id"] == answer.headers["x-request-id"]
-    return str(document["detail"])
 
 
 def test_search_by_id_is_the_exact_ranking(server: Running, client: httpx.Client) -> None:

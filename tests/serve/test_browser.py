@@ -1,7 +1,6 @@
 """The page in a real browser: Debian's Chromium, driven by Playwright. Skipped where there is no Chromium."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ from distillhash import Codes
 from distillhash.codes import hamming_distances
 from distillhash.index import open_index
 from image_factory import make_jpeg
-from serving import N_PHOTOS, Running, in_thread
+from serving import CHROMIUM, N_PHOTOS, Running, in_thread
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; apt-get install chromium")
 
 Open = Callable[..., Page]

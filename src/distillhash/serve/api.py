@@ -22,6 +22,7 @@ from distillhash.serve.uploads import EMBEDDING_BODY, IMAGE_BODY, has_body, read
 ItemId = Annotated[int, Path(ge=0, le=LARGEST_ID, description="Id of an item of the index.")]
 _PICTURE_SECONDS = 300
 _LARGEST_RADIUS = 65_536  # bits
+_LONGEST_TEXT = 1000  # characters
 
 
 def routes(service: Service) -> APIRouter:
@@ -41,18 +42,26 @@ def routes(service: Service) -> APIRouter:
             str | None,
             Query(pattern=f"^[0-9a-fA-F]{{{digits}}}$", description="Search by a packed code in hexadecimal."),
         ] = None,
+        text: Annotated[
+            str | None,
+            Query(
+                min_length=1, max_length=_LONGEST_TEXT, description="Search by a sentence, where the model takes them."
+            ),
+        ] = None,
         k: Annotated[int, Query(ge=1, le=MOST_RESULTS, description="How many neighbours at most.")] = 10,
         radius: Annotated[
             int | None, Query(ge=0, le=_LARGEST_RADIUS, description="Only neighbours within this many bits.")
         ] = None,
     ) -> Response:
-        """The nearest items of an uploaded image, of an item, or of a code. An item finds itself first, at distance 0."""
-        if (id is not None) + (code is not None) + has_body(request) != 1:
-            raise Problem(422, "give exactly one of: an image in the multipart field 'file', ?id=, ?code=")
+        """The nearest items of an uploaded image, of an item, a code or a sentence. An item finds itself first, at distance 0."""
+        if (id is not None) + (code is not None) + (text is not None) + has_body(request) != 1:
+            raise Problem(422, "give exactly one of: an image in the multipart field 'file', ?id=, ?code=, ?text=")
         if id is not None:
             query = Search(id, k, radius)
         elif code is not None:
             query = Search(_packed(code, service.n_bits), k, radius)
+        elif text is not None:
+            query = Search(await service.encode_text(text), k, radius)
         else:
             query = Search(await service.encode(await read_body(request)), k, radius)
         return _json(await service.search(query))

@@ -83,6 +83,7 @@ class Statistics(BaseModel):
     model_fingerprint: str | None
     n_trained_on: int | None
     accepts: str | None = Field(description="image, embedding, or null where the index keeps no model.")
+    accepts_text: bool = Field(description="Whether ?text= is understood.")
     max_upload: int
     max_pixels: int
     has_duplicates_file: bool

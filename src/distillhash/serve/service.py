@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import orjson
 
 from distillhash.codes import Codes
+from distillhash.crossmodal import CrossModalModel
 from distillhash.index import Index
 from distillhash.index.base import Item
 from distillhash.model import HashModel
@@ -60,6 +62,8 @@ class Service:
                 observe=metrics.batch("model"),
             )
         )
+        self.texts = model if isinstance(model, CrossModalModel) else None
+        self._text_lock = threading.Lock()
         self.is_ready = False
         self.failure: Exception | None = None
         self._sizes: dict[int, tuple[int, int]] = {}  # of pictures; (0, 0) where an item has none
@@ -76,6 +80,8 @@ class Service:
             if self.encoder is not None:
                 await asyncio.to_thread(self.encoder.warm_up)
                 self.encoder.start(loop)
+            if self.texts is not None:
+                await asyncio.to_thread(self.texts.text_encoder.encode, ["a"])
             ids = await self.library.run(all_ids)
             await self.library.run(lambda index: index.prepare())
         except Exception as error:
@@ -102,6 +108,25 @@ class Service:
         if not self.is_ready:
             raise Problem(503, "the model is being loaded; try again in a moment", {"retry-after": "1"})
         return await self.encoder.encode(body.upload)
+
+    async def encode_text(self, text: str) -> bytes:
+        """The packed code of a sentence.
+
+        Raises:
+            Problem: 503 before warm-up is over, 422 where the index's model knows images alone.
+            DataError: the model knows none of its words.
+        """
+        model = self.texts
+        if model is None:
+            raise Problem(422, "this index's model knows images alone; one trained with --pairs takes sentences")
+        if not self.is_ready:
+            raise Problem(503, "the model is being loaded; try again in a moment", {"retry-after": "1"})
+
+        def encode() -> bytes:
+            with self._text_lock:  # a sentence takes milliseconds; tokenizers are not made for several threads
+                return bytes(model.encode_texts([text]).packed[0])
+
+        return await asyncio.to_thread(encode)
 
     async def search(self, query: Query) -> bytes:
         """The JSON answer to a query."""
@@ -201,6 +226,7 @@ class Service:
             "model_fingerprint": self.library.model_fingerprint,
             "n_trained_on": training.get("n_used"),
             "accepts": None if self.encoder is None else "image" if self.encoder.takes_images else "embedding",
+            "accepts_text": self.texts is not None,
             "max_upload": self.settings.max_upload,
             "max_pixels": self.settings.max_pixels,
             "has_duplicates_file": self.settings.duplicates is not None,

@@ -31,6 +31,7 @@ export const item = (id, signal) => call("GET", `/items/${id}`, { signal });
 export const sample = (n, seed) => call("GET", `/items?sample=${n}&seed=${seed}`).then((found) => found.items);
 export const searchItem = (id, k, signal) => call("POST", `/search?id=${id}&k=${k}`, { signal });
 export const searchCode = (code, k, signal) => call("POST", `/search?code=${code}&k=${k}`, { signal });
+export const searchText = (text, k, signal) => call("POST", `/search?text=${encodeURIComponent(text)}&k=${k}`, { signal });
 export const access = () => call("GET", "/session");
 export const signIn = (token) => call("POST", "/session", { headers: { authorization: `Bearer ${token}` } });
 

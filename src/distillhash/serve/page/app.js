@@ -52,6 +52,7 @@ async function route() {
   if (name === "quality") return showQuality();
   if (name === "item" && /^\d+$/.test(value)) return search({ key: `item/${value}`, id: Number(value) });
   if (name === "code" && /^[0-9a-f]+$/.test(value)) return search({ key: `code/${value}`, code: value });
+  if (name === "words" && value) return search({ key: `words/${value}`, text: decodeURIComponent(value) });
   return start();
 }
 
@@ -75,7 +76,7 @@ async function start() {
 async function search(wanted) {
   if (query?.key === wanted.key && query.results) return;
   const known = uploads.get(wanted.code);
-  const run = begin({ ...wanted, url: known?.url, name: known?.name });
+  const run = begin({ ...wanted, url: known?.url, name: known?.name ?? (wanted.text && `“${wanted.text}”`) });
   try {
     if (wanted.id !== undefined) {
       const [item, answer] = await Promise.all([api.item(wanted.id, run.signal), api.searchItem(wanted.id, FIRST, run.signal)]);
@@ -83,6 +84,9 @@ async function search(wanted) {
       query.name = item.name;
       show(answer);
       if (facts.n_items > FIRST) show(await api.searchItem(wanted.id, ALL, run.signal));
+    } else if (wanted.text !== undefined) {
+      show(await api.searchText(wanted.text, FIRST, run.signal));
+      if (facts.n_items > FIRST) show(await api.searchText(wanted.text, ALL, run.signal));
     } else {
       show(known?.answer ?? (await api.searchCode(wanted.code, FIRST, run.signal)));
       if (facts.n_items > FIRST) show(await api.searchCode(wanted.code, ALL, run.signal));
@@ -315,6 +319,11 @@ document.addEventListener("keydown", (event) => {
 });
 
 $("drop").addEventListener("click", choose);
+$("words-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const words = $("words").value.trim();
+  if (words) go(`#/words/${encodeURIComponent(words)}`);
+});
 $("shuffle").addEventListener("click", async () => {
   seed = (seed + 1) % 2 ** 31;
   grid.show(await api.sample(60, seed).catch((error) => fail(error) ?? []));
@@ -347,6 +356,7 @@ async function open() {
   const word = facts.accepts === "embedding" ? "item" : "image";
   $("facts").textContent = `${plural(facts.n_items, word)} · ${facts.n_bits} bits${facts.method ? ` · ${facts.method}` : ""}`;
   if (facts.accepts !== "image") $("drop").hidden = true;
+  $("words-form").hidden = !facts.accepts_text;
   if (!facts.n_items) {
     $("hero-heading").textContent = "This index is empty; add pictures with `distillhash index`";
     $("shuffle").hidden = true;
