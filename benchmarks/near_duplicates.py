@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from near_duplicates_set import HEAVY, LIGHT, make_set
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -28,12 +27,13 @@ from distillhash import Codes
 from distillhash.backbones import FeatureCache, extract_features, make_backbone
 from distillhash.bench.versions import versions
 from distillhash.dedup.calibration import calibrate, measure_copies
-from distillhash.dedup.edits import EditedImages
 from distillhash.dedup.edits import LIGHT as CALIBRATION_EDITS
+from distillhash.dedup.edits import EditedImages
 from distillhash.dedup.encoder import encode_or_fail, make_encoder
 from distillhash.dedup.job import Settings, find_duplicates
 from distillhash.hamming import within
 from distillhash.sources import ImageSource, open_source
+from near_duplicates_set import HEAVY, LIGHT, make_set
 
 Ints = NDArray[np.int64]
 
