@@ -33,7 +33,7 @@ class Settings:
     Attributes:
         model: A model folder, or None for codes made for the collection.
         radius: In bits, or None to calibrate.
-        most_false_pairs: False pairs to accept, or None for the rule of :func:`distillhash.dedup.calibrate`.
+        most_false_pairs: False pairs to accept, or None for the rule of :func:`distillhash.dedup.calibration.calibrate`.
         mirror: Look for mirror images too when choosing the radius.
         device: Where the backbone runs.
         cache: Where features are kept.

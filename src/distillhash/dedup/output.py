@@ -32,7 +32,7 @@ _COLUMNS = (
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """``{"radius", "expected_false_pairs", "groups": [{"keeper", "members": [{"path", "distance"}]}]}`` and more; members hold the keeper."""
+    """``{"radius", "expected_false_pairs", "groups": [{"keeper", "members": [{"path", "distance"}]}]}`` and more, keeper included."""
     return {
         "radius": report.calibration.radius,
         "expected_false_pairs": report.calibration.expected_false_pairs,

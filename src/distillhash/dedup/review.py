@@ -47,7 +47,7 @@ def review_page(report: Report, command: str, source: str) -> str:
     and ``MEMBERS_SHOWN`` members of a group only counts are shown; the JSON and CSV files hold everything.
 
     Args:
-        report: What :func:`distillhash.dedup.find_duplicates` found.
+        report: What :func:`distillhash.dedup.job.find_duplicates` found.
         command: The command that made it.
         source: What was searched.
     """
