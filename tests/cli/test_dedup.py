@@ -58,7 +58,7 @@ def test_report_apply_undo(pictures: Path, tmp_path: Path, capsys: pytest.Captur
     for group in written["groups"]:
         assert group["members"][0]["path"] == group["keeper"] and len(group["members"]) == 2
         assert [member["distance"] for member in group["members"]] == [0, 0]
-    rows = list(csv.DictReader(Path("dups.csv").open()))
+    rows = list(csv.DictReader(Path("dups.csv").read_text().splitlines()))
     assert [row["keep"] for row in rows] == ["yes", "no"] * 2 and rows[1]["match"] == "same file"
     assert Path("review.html").read_text().startswith("<!doctype html>")
     assert contents(pictures) == before

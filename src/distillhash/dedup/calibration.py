@@ -149,8 +149,8 @@ def calibrate(
 ) -> Calibration:
     """Choose a radius, or say what to expect of a given one.
 
-    The radius is the smallest that finds ``WANTED_RECALL`` of the light edits, as long as the expected false pairs stay acceptable; else the
-    largest that they allow.
+    The radius is the smallest that finds ``WANTED_RECALL`` of the light edits, if its expected false pairs are acceptable; else the largest
+    that they allow.
 
     Args:
         codes: ``n`` codes of the collection.

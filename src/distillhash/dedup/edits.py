@@ -21,7 +21,7 @@ QUALITY = 90
 """JPEG quality of the edited file where the edit is not the encoding itself."""
 
 LONGEST_SIDE = 1024
-"""Larger originals are reduced to this before they are edited: features are taken from far fewer pixels, and edits of 50 megapixels are slow."""
+"""Larger originals are reduced to this before they are edited: features need fewer pixels, and edits of 50 megapixels are slow."""
 
 _ORIENTATION_TAG = 0x0112
 _TURNS = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}

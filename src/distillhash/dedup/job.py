@@ -33,7 +33,7 @@ class Settings:
     Attributes:
         model: A model folder, or None for codes made for the collection.
         radius: In bits, or None to calibrate.
-        most_false_pairs: False pairs to accept, or None for the rule of :func:`distillhash.dedup.calibrate`.
+        most_false_pairs: False pairs to accept, or None for the rule of :func:`distillhash.dedup.calibration.calibrate`.
         mirror: Look for mirror images too when choosing the radius.
         device: Where the backbone runs.
         cache: Where features are kept.
@@ -341,7 +341,7 @@ def _file_number(source: Source, row: int, numbers: dict[Any, int]) -> int:
 
 
 def _without_aliases(source: Source) -> tuple[Source, int]:
-    """A source whose every file appears once: further names of a file (links) are no duplicates to be rid of. Real names go before links."""
+    """A source whose every file appears once: further names of a file (links) are no duplicates. Real names go first."""
     if len(source) == 0 or source.path(0) is None:
         return source, 0
     numbers: dict[Any, int] = {}

@@ -32,7 +32,7 @@ _COLUMNS = (
 
 
 def report_json(report: Report) -> dict[str, Any]:
-    """``{"radius", "expected_false_pairs", "groups": [{"keeper", "members": [{"path", "distance", ...}]}], ...}``; members hold the keeper."""
+    """``{"radius", "expected_false_pairs", "groups": [{"keeper", "members": [{"path", "distance"}]}]}`` and more, keeper included."""
     return {
         "radius": report.calibration.radius,
         "expected_false_pairs": report.calibration.expected_false_pairs,
@@ -76,7 +76,7 @@ def calibration_json(calibration: Calibration) -> dict[str, Any]:
 
 
 def report_csv(report: Report) -> str:
-    """One line an image: group number, whether it is kept, and what is known of it. Names that a spreadsheet would run get a quote before."""
+    """One line an image: group number, whether it is kept, and what is known of it. Names that a spreadsheet would run are quoted."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(_COLUMNS)

@@ -1,4 +1,4 @@
-"""The review page: every group with thumbnails, distances and what would be kept, in one HTML file that loads nothing and runs no script."""
+"""The review page: every group with thumbnails, distances and what would be kept, in one HTML file without scripts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def review_page(report: Report, command: str, source: str) -> str:
     and ``MEMBERS_SHOWN`` members of a group only counts are shown; the JSON and CSV files hold everything.
 
     Args:
-        report: What :func:`distillhash.dedup.find_duplicates` found.
+        report: What :func:`distillhash.dedup.job.find_duplicates` found.
         command: The command that made it.
         source: What was searched.
     """
@@ -93,7 +93,7 @@ def _group(group: list[Item], radius: int) -> GroupCard:
 
 def _card(item: Item, radius: int) -> Card:
     facts = item.facts
-    text = "" if facts is None else f"{facts.width} × {facts.height}, {size_text(facts.bytes)}, {facts.format}"
+    text = "" if facts is None else f"{facts.width} x {facts.height}, {size_text(facts.bytes)}, {facts.format}"
     return Card(item, thumbnail(item), text, round(100 * (1 - item.distance / (radius + 1))))
 
 
