@@ -59,6 +59,7 @@ def read(file: Path, name: str, planes: Planes) -> ClusteredCodes | None:
 
 def _checksum(arrays: dict[str, NDArray[Any]]) -> int:
     checksum = 0
-    for key in sorted(arrays):
-        checksum = zlib.crc32(np.ascontiguousarray(arrays[key]).reshape(-1).view(np.uint8).data, checksum)
+    for key, array in sorted(arrays.items()):
+        checksum = zlib.crc32(f"{key} {array.dtype} {array.shape}".encode(), checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, checksum)
     return checksum

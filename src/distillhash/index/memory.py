@@ -102,7 +102,9 @@ class CodesInMemory:
             rows, distances = nearest(query, self.planes, k, allowed=allowed)
         else:
             rows, distances = self.clusters.nearest(query, k, allowed=allowed)
-        return SearchResult(np.append(self.ids, -1)[rows], distances)  # row -1, no item, becomes id -1
+        if not len(self.ids):
+            return SearchResult(rows, distances)  # all -1
+        return SearchResult(np.where(rows < 0, -1, self.ids[rows]), distances)
 
     def within(self, codes: Codes, radius: int, allowed: NDArray[np.bool_] | None = None) -> RangeResult:
         """The allowed rows within ``radius`` bits, see :meth:`distillhash.index.Index.range_search`."""
