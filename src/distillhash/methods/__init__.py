@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from distillhash.errors import FormatError, ParameterError
-from distillhash.methods.base import Hasher, read_model_folder
+from distillhash.methods.base import Hasher, instantiate, read_model_folder
 
 __all__ = [
     "METHODS",
@@ -194,22 +193,7 @@ def make_hasher(method: str, n_bits: int, *, seed: int = 0, **hyperparameters: A
     Raises:
         ParameterError: unknown method or hyper-parameter, or a value out of range.
     """
-    cls = method_class(method)
-    readings: dict[str, dict[str, Any]] = getattr(cls, "READINGS", {})
-    if readings and "reading" in hyperparameters:
-        reading = hyperparameters.pop("reading")
-        if reading not in readings:
-            raise ParameterError(f"unknown reading {reading!r} of {method}; choose one of {', '.join(readings)}")
-        hyperparameters = {**readings[reading], **hyperparameters}
-    known = {field.name for field in fields(cls)} - {"n_bits", "seed"}
-    unknown = sorted(set(hyperparameters) - known)
-    if unknown:
-        options = ", ".join(sorted(known | ({"reading"} if readings else set()))) or "none"
-        raise ParameterError(f"{method} has no hyper-parameter {unknown[0]!r}; it takes {options}")
-    try:
-        return cls(n_bits, seed=seed, **hyperparameters)
-    except TypeError as error:  # a value of the wrong type met a comparison
-        raise ParameterError(f"a hyper-parameter of {method} has the wrong type ({error})") from error
+    return instantiate(method_class(method), n_bits, seed, hyperparameters)
 
 
 def load_hasher(path: str | Path) -> Hasher:

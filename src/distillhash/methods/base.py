@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -227,6 +227,32 @@ class AffineHasher(Hasher):
         if weight.shape != (len(mean), self.n_bits) or bias.shape != (self.n_bits,):
             raise ValueError(f"weight of shape {weight.shape} for {self.n_bits} bits")
         self._set_affine(mean, weight, bias)
+
+
+H = TypeVar("H", bound=Hasher)
+
+
+def instantiate(cls: type[H], n_bits: int, seed: int, hyperparameters: dict[str, Any]) -> H:
+    """An unfitted hasher of a class; ``reading``, where there is one, sets several hyper-parameters and yields to those given by name.
+
+    Raises:
+        ParameterError: unknown hyper-parameter or reading, or a value out of range.
+    """
+    readings: dict[str, dict[str, Any]] = getattr(cls, "READINGS", {})
+    if readings and "reading" in hyperparameters:
+        reading = hyperparameters.pop("reading")
+        if reading not in readings:
+            raise ParameterError(f"unknown reading {reading!r} of {cls.method}; choose one of {', '.join(readings)}")
+        hyperparameters = {**readings[reading], **hyperparameters}
+    known = {field.name for field in fields(cls)} - {"n_bits", "seed"}
+    unknown = sorted(set(hyperparameters) - known)
+    if unknown:
+        options = ", ".join(sorted(known | ({"reading"} if readings else set())))
+        raise ParameterError(f"{cls.method} has no hyper-parameter {unknown[0]!r}; it takes {options or 'none'}")
+    try:
+        return cls(n_bits, seed=seed, **hyperparameters)
+    except TypeError as error:  # a value of the wrong type met a comparison
+        raise ParameterError(f"a hyper-parameter of {cls.method} has the wrong type ({error})") from error
 
 
 def write_model_folder(path: str | Path, config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
 from distillhash.errors import ParameterError
 from distillhash.methods import MethodInfo
+from distillhash.methods.base import instantiate
 from distillhash.methods.crossmodal.base import CrossModalHasher, TrainingPairs
 
 __all__ = [
@@ -87,19 +87,4 @@ def make_cross_hasher(method: str, n_bits: int, *, seed: int = 0, **hyperparamet
     Raises:
         ParameterError: unknown method or hyper-parameter, or a value out of range.
     """
-    cls = cross_method_class(method)
-    readings: dict[str, dict[str, Any]] = getattr(cls, "READINGS", {})
-    if readings and "reading" in hyperparameters:
-        reading = hyperparameters.pop("reading")
-        if reading not in readings:
-            raise ParameterError(f"unknown reading {reading!r} of {method}; choose one of {', '.join(readings)}")
-        hyperparameters = {**readings[reading], **hyperparameters}
-    known = {field.name for field in fields(cls)} - {"n_bits", "seed"}
-    unknown = sorted(set(hyperparameters) - known)
-    if unknown:
-        options = ", ".join(sorted(known | ({"reading"} if readings else set())))
-        raise ParameterError(f"{method} has no hyper-parameter {unknown[0]!r}; it takes {options}")
-    try:
-        return cls(n_bits, seed=seed, **hyperparameters)
-    except TypeError as error:  # a value of the wrong type met a comparison
-        raise ParameterError(f"a hyper-parameter of {method} has the wrong type ({error})") from error
+    return instantiate(cross_method_class(method), n_bits, seed, hyperparameters)
