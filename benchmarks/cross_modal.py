@@ -294,7 +294,7 @@ def over_folds(everything: Part, words: list[str], n_bits: int, n_folds: int) ->
     train_rows, _, _ = split(everything.keys)
     order = np.random.default_rng(7).permutation(train_rows)
     folds = np.array_split(order, FOLDS)
-    options = {name: json.loads(value) for name, _, value in (word.partition("=") for word in words[1:])}
+    options = {name: as_value(value) for name, _, value in (word.partition("=") for word in words[1:])}
     views = options.pop("views", True)
     found = []
     for seed, fold in enumerate(folds[:n_folds]):
@@ -303,6 +303,14 @@ def over_folds(everything: Part, words: list[str], n_bits: int, n_folds: int) ->
         distances, facts = learn(Variant(words[0], words[0], options, views), train, n_bits, seed)
         found.append({**measure(distances, train, query), "fit_seconds": facts["fit_seconds"]})
     return {name: float(np.mean([row[name] for row in found])) for name in (*COLUMNS, "fit_seconds")}
+
+
+def as_value(text: str) -> Any:
+    """A number, true or false where the text is one, else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def main() -> None:
