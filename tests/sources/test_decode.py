@@ -16,7 +16,15 @@ from PIL import Image, ImageCms, ImageFile, features
 
 import image_factory as factory
 from distillhash.errors import ParameterError
-from distillhash.sources import BadItemError, decode_image, decode_resized, digest, resize_image
+from distillhash.sources import (
+    BadItemError,
+    decode_image,
+    decode_resized,
+    decode_thumbnail,
+    digest,
+    encode_thumbnail,
+    resize_image,
+)
 
 
 @pytest.mark.parametrize("suffix", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
@@ -335,3 +343,14 @@ def test_digest() -> None:
     assert len({digest(pixels), *(digest(other) for other in others)}) == 5
     assert digest(pixels.astype(">i4")) == digest(pixels.astype("<i4"))
     assert digest(np.zeros((0, 3))) != digest(np.zeros((3, 0)))
+
+
+@pytest.mark.parametrize(("side", "kind", "media_type"), [(64, "PNG", "image/png"), (65, "JPEG", "image/jpeg")])
+def test_thumbnails_as_files(side: int, kind: str, media_type: str) -> None:
+    """Tiny ones are PNGs with exactly the decoded pixels, others JPEGs of the same shape."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 80, 3), np.uint8)
+    content, found = encode_thumbnail(pixels, side)
+    image = Image.open(io.BytesIO(content))
+    assert (image.format, found, image.size) == (kind, media_type, (side, round(side / 2)))
+    if kind == "PNG":
+        np.testing.assert_array_equal(np.array(image), decode_thumbnail(pixels, side))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +17,7 @@ from distillhash.codes import Codes, hamming_distances
 from distillhash.model import HashModel, concatenate
 from distillhash.pairs.diagnosis import judge_pairs
 from distillhash.quality import bit_statistics, neighbour_recall
-from distillhash.sources import ImageSource, Skipped, Source, load_image, open_source
+from distillhash.sources import ImageSource, Skipped, Source, encode_thumbnail, open_source
 
 REPORT_ITEMS = 1000
 SAMPLE_QUERIES = 8
@@ -135,7 +134,7 @@ def sample_queries(query: Side, database: Side, *, seed: int, same_items: bool =
             order = order[order != position]
         neighbours = [
             SampleNeighbour(
-                thumbnail(database.source, int(database.rows[place])),
+                _thumbnail(database.source, int(database.rows[place])),
                 database.source.keys[database.rows[place]],
                 int(distances[place]),
                 _relevant(query, int(position), database, int(place)) if not same_items else None,
@@ -143,20 +142,12 @@ def sample_queries(query: Side, database: Side, *, seed: int, same_items: bool =
             for place in order[:SAMPLE_NEIGHBOURS]
         ]
         row = int(query.rows[position])
-        samples.append(SampleQuery(thumbnail(query.source, row), query.source.keys[row], neighbours))
+        samples.append(SampleQuery(_thumbnail(query.source, row), query.source.keys[row], neighbours))
     return samples
 
 
-def thumbnail(source: ImageSource, row: int) -> bytes:
-    """Item ``row`` as a small JPEG (PNG where it is tiny), longest side 96 pixels at most."""
-    from PIL import Image
-
-    image = Image.fromarray(load_image(source, row))
-    tiny = max(image.size) <= THUMBNAIL // 2
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG") if tiny else image.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
+def _thumbnail(source: ImageSource, row: int) -> bytes:
+    return encode_thumbnail(source.read(row), THUMBNAIL)[0]
 
 
 def _relevant(query: Side, position: int, database: Side, place: int) -> bool | None:

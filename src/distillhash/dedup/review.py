@@ -5,12 +5,11 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from importlib.resources import files
-from io import BytesIO
 from shlex import quote
 
 from distillhash.dedup.calibration import Calibration
 from distillhash.dedup.job import Item, Report
-from distillhash.sources import BadItemError, ImageSource, load_image
+from distillhash.sources import BadItemError, ImageSource, encode_thumbnail
 
 GROUPS_SHOWN = 300
 MEMBERS_SHOWN = 11
@@ -98,19 +97,14 @@ def _card(item: Item, radius: int) -> Card:
 
 
 def thumbnail(item: Item) -> str | None:
-    """A small JPEG as a data address; None for vectors and for what can no longer be read."""
-    from PIL import Image
-
+    """A small picture as a data address; None for vectors and for what can no longer be read."""
     if not isinstance(item.source, ImageSource):
         return None
     try:
-        image = Image.fromarray(load_image(item.source, item.row))
+        content, media_type = encode_thumbnail(item.source.read(item.row), THUMBNAIL)
     except BadItemError:
         return None
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BICUBIC, reducing_gap=2.0)
-    stream = BytesIO()
-    image.save(stream, "JPEG", quality=78)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
 def _chosen_rows(calibration: Calibration) -> list[dict[str, float | None]]:

@@ -25,8 +25,8 @@ from distillhash.sources import (
     BadItemError,
     ImageSource,
     decode_image,
-    decode_thumbnail,
     digest,
+    encode_thumbnail,
     image_format,
     image_size,
     open_source,
@@ -41,7 +41,6 @@ _SHOWN_AS_THEY_ARE = {
     "GIF": "image/gif",
     "AVIF": "image/avif",
 }
-_TINY = 64  # pixels: below that a PNG is smaller than a JPEG, and sharp
 _HEADER = 1 << 17  # bytes of a file that hold its size
 
 
@@ -104,12 +103,9 @@ class Pictures:
                 return self._thumbnails[key]
         content = self._read(item)
         try:
-            pixels = decode_thumbnail(content, THUMBNAIL_SIDE, max_pixels=self._max_pixels)
+            picture = Picture(*encode_thumbnail(content, THUMBNAIL_SIDE, max_pixels=self._max_pixels))
         except BadItemError as error:
             raise NoPictureError(f"the picture of item {item.id} cannot be decoded: {error}") from error
-        picture = (
-            Picture(_png(pixels), "image/png") if max(pixels.shape) <= _TINY else Picture(_jpeg(pixels), "image/jpeg")
-        )
         with self._lock:
             if key not in self._thumbnails:
                 self._thumbnails[key] = picture
@@ -239,10 +235,4 @@ def name_of(item: Item) -> str:
 def _png(pixels: NDArray[np.uint8]) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG", compress_level=3)
-    return stream.getvalue()
-
-
-def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=84, progressive=True)
     return stream.getvalue()

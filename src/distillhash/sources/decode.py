@@ -32,6 +32,7 @@ MAX_PIXELS = 178_956_970
 """Default limit on width x height: 512 MiB of RGB pixels, and the number at which Pillow itself refuses."""
 
 _PLUGINS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Ppm", "Avif")
+_TINY = 64  # pixels a side, up to which a PNG is smaller than a JPEG
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -139,6 +140,21 @@ def decode_thumbnail(data: bytes | NDArray[Any], side: int, *, max_pixels: int =
         image = _decode_rgb(data, max_pixels, draft_size=side)
     image.thumbnail((side, side))
     return np.array(image)
+
+
+def encode_thumbnail(data: bytes | NDArray[Any], side: int, *, max_pixels: int = MAX_PIXELS) -> tuple[bytes, str]:
+    """A small copy of an image as a file for a page, and its media type.
+
+    It is a JPEG, or a PNG where it has at most 64 pixels a side: there that is smaller, and sharp. Arguments and errors are those of
+    :func:`decode_thumbnail`.
+    """
+    image = Image.fromarray(decode_thumbnail(data, side, max_pixels=max_pixels))
+    stream = BytesIO()
+    if max(image.size) <= _TINY:
+        image.save(stream, "PNG")
+        return stream.getvalue(), "image/png"
+    image.save(stream, "JPEG", quality=84, progressive=True)
+    return stream.getvalue(), "image/jpeg"
 
 
 def image_size(data: bytes | NDArray[Any]) -> tuple[int, int]:
