@@ -345,7 +345,7 @@ def test_digest() -> None:
     assert digest(np.zeros((0, 3))) != digest(np.zeros((3, 0)))
 
 
-@pytest.mark.parametrize(("side", "kind", "media_type"), [(64, "PNG", "image/png"), (65, "JPEG", "image/jpeg")])
+@pytest.mark.parametrize(("side", "kind", "media_type"), [(64, "PNG", "image/png"), (66, "JPEG", "image/jpeg")])
 def test_thumbnails_as_files(side: int, kind: str, media_type: str) -> None:
     """Tiny ones are PNGs with exactly the decoded pixels, others JPEGs of the same shape."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 80, 3), np.uint8)
