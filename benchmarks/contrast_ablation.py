@@ -10,6 +10,7 @@ on; OUT/ablation.md holds the tables. Rows that say so use labels and are contro
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import time
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from distillhash import make_hasher
 from distillhash.backbones import FeatureCache, extract_features, make_backbone
+from distillhash.backbones.views import ViewSettings
 from distillhash.bench.protocol import load_protocol
 from distillhash.bench.run import Prepared, prepare
 from distillhash.methods.distillhash_contrast import DistillHashContrast
@@ -72,13 +74,14 @@ class LabelledPairs(PairHasher):
 
 @dataclass(frozen=True)
 class Variant:
-    """One row: a table, a name, options, a code length, the number of views."""
+    """One row: a table, a name, options, a code length, the number of views and how many of them lose colour (None: the default)."""
 
     table: str
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     n_bits: int = 32
     n_views: int = 6
+    grey: float | None = None
     method: str = "distillhash-contrast"
 
 
@@ -93,10 +96,15 @@ VARIANTS = [
     Variant("Ingredients", "gradient of the identity", {"gradient": "identity"}),
     Variant("Ingredients", "linear head", {"hidden": 0}),
     Variant("Ingredients", "constant step size", {"schedule": "constant"}),
+    Variant("Ingredients", "no dropout of features", {"dropout": 0.0}),
+    Variant("Ingredients", "one view in ten without colour, not every other", grey=0.1),
+    Variant("Ingredients", "four views", n_views=4),
+    Variant("Ingredients", "two views", n_views=2),
     Variant("Ingredients", "no views", n_views=0),
+    Variant("Ingredients", "no views, no dropout of features", {"dropout": 0.0}, n_views=0),
     Variant("Ingredients", "none: cosine neighbours, linear head, identity, constant", {
         "root": False, "metric": "cosine", "agreement": "cosine", "positives": "one", "gradient": "identity", "hidden": 0,
-        "schedule": "constant",
+        "schedule": "constant", "dropout": 0.0,
     }),
     Variant("Controls", "labelled contrastive head (uses labels)", method="labelled-contrast"),
     Variant("Controls", "labelled pair head (uses labels)", method="labelled-pairs"),
@@ -136,8 +144,15 @@ def main() -> None:
     arguments = parser.parse_args()
     source, backbone, cache = open_source(arguments.source), make_backbone(), FeatureCache()
     prepared = prepare(source, load_protocol("cifar10-validation"), backbone, cache=cache)
-    views = extract_features(source.select(prepared.split.train), backbone, cache=cache, n_views=6).views
-    assert views is not None
+    train = source.select(prepared.split.train)
+
+    @functools.cache
+    def views(grey: float | None) -> NDArray[np.float32]:
+        settings = ViewSettings() if grey is None else ViewSettings(grey=grey)
+        found = extract_features(train, backbone, cache=cache, n_views=6, settings=settings).views
+        assert found is not None
+        return found
+
     arguments.out.mkdir(parents=True, exist_ok=True)
     kept = arguments.out / "rows.jsonl"
     for seed in map(int, arguments.seeds.split(",")):
@@ -146,7 +161,7 @@ def main() -> None:
             if not wanted or any(key(row) == (variant.name, seed) for row in read(kept)):
                 continue
             row = {"table": variant.table, "name": variant.name, "seed": seed}
-            row |= measure(variant, prepared, views, seed)
+            row |= measure(variant, prepared, views(variant.grey), seed)
             with kept.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(f"{variant.name}, seed {seed}: {row['map']:.4f}", flush=True)

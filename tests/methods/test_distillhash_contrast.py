@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from distillhash.errors import ParameterError
 from distillhash.methods import make_hasher
+from distillhash.methods.distillhash_contrast import FeatureDropout
 from distillhash.methods.straight_through import tanh_through_sign
 from distillhash.metrics import evaluate_codes
 from distillhash.pairs.losses import neighbour_contrast, nt_xent
@@ -122,7 +123,7 @@ def test_views_decide_what_the_metric_ignores() -> None:
     "option",
     [
         {"root": False}, {"metric": "cosine"}, {"directions": 2}, {"emphasis": 1.0}, {"neighbourhood": 0.2}, {"agreement": "cosine"},
-        {"positives": "one"}, {"gradient": "identity"}, {"temperature": 0.1}, {"part": 60},
+        {"positives": "one"}, {"gradient": "identity"}, {"temperature": 0.1}, {"dropout": 0.0}, {"part": 60},
     ],
 )  # fmt: skip
 def test_every_option_matters(option: dict[str, Any]) -> None:
@@ -130,6 +131,24 @@ def test_every_option_matters(option: dict[str, Any]) -> None:
     views = np.stack([clustered(noise=1.0, seed=s) for s in (1, 2)])
     plain, changed = (fitted(x, views, **settings).project(x) for settings in ({}, option))
     assert not np.allclose(plain, changed)
+
+
+def test_dropout_is_of_training_alone_and_leaves_the_mean_as_it_is() -> None:
+    x = torch.from_numpy(np.random.default_rng(0).uniform(1, 2, (400, 50)).astype(np.float32))
+    module = FeatureDropout(0.3, torch.Generator().manual_seed(0))
+    dropped = module(x)
+    kept = dropped != 0
+    assert float(kept.float().mean()) == pytest.approx(0.7, abs=0.01)
+    torch.testing.assert_close(dropped[kept], x[kept] / 0.7)
+    assert torch.equal(module.eval()(x), x)
+
+
+def test_dropout_draws_from_the_seed_and_not_from_torch() -> None:
+    x = clustered()
+    torch.manual_seed(1)
+    first = fitted(x).project(x)
+    torch.manual_seed(2)
+    np.testing.assert_array_equal(fitted(x).project(x), first)
 
 
 def test_training_lowers_the_loss_and_orders_the_clusters() -> None:
@@ -153,6 +172,8 @@ def test_training_lowers_the_loss_and_orders_the_clusters() -> None:
         ({"emphasis": -1}, "emphasis must be at least 0"),
         ({"neighbourhood": 0}, "neighbourhood must be above 0"),
         ({"neighbourhood": 1.5}, "neighbourhood must be above 0 and at most 1"),
+        ({"dropout": -0.1}, "dropout must be at least 0"),
+        ({"dropout": 1}, "dropout must be at least 0 and below 1"),
         ({"part": 3}, "part must be at least 20"),
     ],
 )

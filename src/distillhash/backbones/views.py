@@ -37,7 +37,7 @@ class ViewSettings:
     degrees: float = 15.0
     flip: float = 0.5
     colour: float = 0.4
-    grey: float = 0.1
+    grey: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest_crop <= 1 or self.ratio < 1:

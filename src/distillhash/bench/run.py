@@ -207,11 +207,13 @@ def _run(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict
 
 def _identity(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict[str, Any]) -> str:
     """What a run depends on: a kept run is taken up only when all of it is the same."""
+    views = prepared.views if METHODS[method].uses == VIEWS else None
     facts = {
         "version": distillhash.__version__,
         "split": prepared.split.checksum,
         "backbone": prepared.backbone,
-        "n_views": 0 if prepared.views is None or METHODS[method].uses != VIEWS else len(prepared.views),
+        "n_views": 0 if views is None else len(views),
+        **({} if views is None else {"views": sha256(np.ascontiguousarray(views).data).hexdigest()}),
         "method": method,
         "parameters": make_hasher(method, n_bits, seed=seed, **settings).parameters(),
         "cutoffs": prepared.protocol.cutoffs,

@@ -10,8 +10,8 @@ class. docs/distillhash-contrast.md has the measurements behind every choice.
 3. An image's neighbourhood N(i) is the ``neighbourhood`` share of images whose lists of nearest neighbours overlap most with its own
    (:func:`~distillhash.pairs.agreement.agreeing_neighbours`).
 4. A batch holds B images and, for each, one of N(i), every one as a random view. Pairs (i, j) with j in N(i), or i in N(j), are positives,
-   all others negatives. Loss: :func:`~distillhash.pairs.losses.neighbour_contrast` on the codes sign(u), the gradient taken
-   through tanh(u).
+   all others negatives. A row loses a random fifth of its features first, which matters most where there are no views. Loss:
+   :func:`~distillhash.pairs.losses.neighbour_contrast` on the codes sign(u), the gradient taken through tanh(u).
 
 Neighbourhoods are found within random parts of at most ``part`` images, so time is linear and memory constant in the number of images.
 """
@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -66,6 +67,7 @@ class DistillHashContrast(HeadHasher):
         positives: ``all`` neighbours in the batch, or only the ``one`` drawn with the image; the others are negatives then.
         gradient: Of the sign: through ``tanh``, or as of the ``identity``.
         temperature: tau.
+        dropout: Share of the features that the head does without in training, drawn anew for every row.
         part: Images among which neighbourhoods are found; memory is about 12 bytes times its square.
     """
 
@@ -82,7 +84,8 @@ class DistillHashContrast(HeadHasher):
     agreement: Agreement = "overlap"
     positives: Positives = "all"
     gradient: Gradient = "tanh"
-    temperature: float = 0.5
+    temperature: float = 0.3
+    dropout: float = 0.2
     part: int = 10_000
 
     def __post_init__(self) -> None:
@@ -96,6 +99,8 @@ class DistillHashContrast(HeadHasher):
             raise ParameterError(f"emphasis must be at least 0, got {self.emphasis}")
         if not 0 < self.neighbourhood <= 1:
             raise ParameterError(f"neighbourhood must be above 0 and at most 1, got {self.neighbourhood}")
+        if not 0 <= self.dropout < 1:
+            raise ParameterError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if self.part < 20:
             raise ParameterError(f"part must be at least 20, got {self.part}")
 
@@ -107,7 +112,8 @@ class DistillHashContrast(HeadHasher):
         neighbourhoods = NeighbourhoodInputs(data.inputs, self.neighbours_)
         head = Head(features, self.hidden)
         module = head.build(self.n_bits, self.seed)
-        network = data.network(nn.Sequential(RootRows(), module) if self.root else module)
+        dropped = FeatureDropout(self.dropout, torch.Generator().manual_seed(self.seed + 1))
+        network = data.network(nn.Sequential(dropped, *([RootRows()] if self.root else []), module))
 
         def loss(outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
             del rows  # the batch holds their partners as well
@@ -162,3 +168,18 @@ class DistillHashContrast(HeadHasher):
         rows = np.sort(np.random.default_rng(self.seed).permutation(len(features))[: self.part])
         sample = features[rows]
         return scatter_of_neighbours(sample, nearest_neighbours(cosine_distances(centred_unit(sample)), min(10, kept)))
+
+
+class FeatureDropout(nn.Module):
+    """Zeros in place of a share of the features while training, the others scaled up; drawn from a generator of its own."""
+
+    def __init__(self, share: float, generator: torch.Generator) -> None:
+        super().__init__()
+        self.share, self.generator = share, generator
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``(b, d)`` to ``(b, d)``."""
+        if not self.training or not self.share:
+            return features
+        kept = torch.rand(features.shape, generator=self.generator) >= self.share
+        return features * kept.to(features) / (1 - self.share)
