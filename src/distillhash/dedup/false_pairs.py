@@ -7,7 +7,7 @@ read as a sum of two parts (Poisson maximum likelihood):
 * pairs of different pictures, a power of the distance: near any point, the number of others within a distance grows with a power of it,
   the local dimension (Houle 2017; Amsaleg et al., KDD 2015). The power may change once, slowly, over a factor of e below the largest
   distance, and stays what it is from there on; the many pairs at the upper end fix it, the lower end follows;
-* duplicates, in the shape that known edits of the collection's own images have (copy against original, and copy against copy), in
+* duplicates, in about the shape that known edits of the collection's own images have (copy against original, and copy against copy), in
   unknown numbers.
 
 The interval comes from a Bayesian bootstrap over pictures (Rubin 1981), where near copies count as one picture: a pair of scenes that is
@@ -40,6 +40,8 @@ USUAL_POWER, POWER_SPREAD = 10.0, 3.0
 """Where there is little to go by: the density is assumed to rise with this power of the distance, or a higher one."""
 BEND_SPREAD = 0.3
 """How far the logarithm of the power is assumed to change."""
+KNOTS, WARP_SPREAD = 8, 0.1
+"""Known copies are few, so their shape is uncertain: it may be warped by about this much at each of these places."""
 CERTAINLY = 10
 """At distances where copies are so many times as frequent as false pairs, two near items count as one picture for the bootstrap."""
 ENOUGH = 100.0
@@ -230,11 +232,15 @@ def _fit(histogram: Floats, known: Floats, start: Floats | None) -> tuple[Floats
     by_first = depth - by_last
     shapes = np.vstack([known, np.full(furthest + 1, 1 / (furthest + 1))])
     trust = np.minimum(1, ENOUGH / np.maximum(histogram, 1))
+    knots = np.linspace(0, furthest, KNOTS)
+    hats = np.array([np.interp(np.arange(furthest + 1), knots, row) for row in np.eye(KNOTS)])
+    amounts, warps = slice(3, 3 + len(shapes)), slice(3 + len(shapes), None)
 
     def parts(theta: Floats) -> tuple[Floats, Floats]:
         first, last = np.exp(np.clip(theta[1:3], -20, 8))
         shape = np.exp(np.clip(-first * by_first - last * by_last, -700, 0))
-        return np.exp(np.clip(theta[0], -50, 50)) * shape, np.exp(np.clip(theta[3:], -50, 50)) @ shapes
+        warp = np.exp(np.clip(theta[warps] @ hats, -5, 5))
+        return np.exp(np.clip(theta[0], -50, 50)) * shape, np.exp(np.clip(theta[amounts], -50, 50)) @ shapes * warp
 
     def loss(theta: Floats) -> tuple[float, Floats]:
         false, duplicates = parts(theta)
@@ -242,21 +248,25 @@ def _fit(histogram: Floats, known: Floats, start: Floats | None) -> tuple[Floats
         residual = trust * (1 - histogram / rate)
         first, last = np.exp(np.clip(theta[1:3], -20, 8))
         lacking, bend = max(USUAL_POWER - last, 0.0) / POWER_SPREAD, (theta[2] - theta[1]) / BEND_SPREAD
-        by_amount = np.exp(np.clip(theta[3:], -50, 50)) * (shapes @ residual)
+        warp = np.exp(np.clip(theta[warps] @ hats, -5, 5))
         gradient = [
             residual @ false,
             -(residual @ (false * by_first)) * first - bend / BEND_SPREAD,
             -(residual @ (false * by_last)) * last - lacking * last / POWER_SPREAD + bend / BEND_SPREAD,
-            *by_amount,
+            *(np.exp(np.clip(theta[amounts], -50, 50)) * (shapes @ (residual * warp))),
+            *(hats @ (residual * duplicates) + theta[warps] / WARP_SPREAD**2),
         ]
-        value = float(trust @ (rate - histogram * np.log(rate))) + lacking**2 / 2 + bend**2 / 2
+        value = float(trust @ (rate - histogram * np.log(rate)))
+        value += (lacking**2 + bend**2 + float(np.sum((theta[warps] / WARP_SPREAD) ** 2))) / 2
         return value / total, np.array(gradient) / total
 
     total = max(float(trust @ histogram), 1.0)
     top = max(float(histogram[-max(3, furthest // 20) :].mean()), 0.1)
     few = np.full(len(shapes), np.log(max(float(histogram[: furthest // 2 + 1].sum()), 0.5) / len(shapes)))
     starts = (
-        [start] if start is not None else [np.r_[np.log(top), np.log(b), np.log(b), few] for b in (5.0, 10.0, 20.0)]
+        [start]
+        if start is not None
+        else [np.r_[np.log(top), np.log(b), np.log(b), few, np.zeros(KNOTS)] for b in (5.0, 10.0, 20.0)]
     )
     precise = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-10}
     found = [minimize(loss, begin, jac=True, method="L-BFGS-B", options=precise) for begin in starts]
