@@ -2,8 +2,10 @@
 
     python benchmarks/near_duplicates_false_pairs.py cifar10:DIR --out results/near-duplicates
 
-Three disjoint samples of 8,000 CIFAR-10 training pictures, on which nothing was tuned, each with six light edits of every tenth picture:
-12,800 images. Which pictures was fixed before anything was looked at.
+Three disjoint samples of 8,000 CIFAR-10 training pictures, on which nothing was tuned. Which pictures was fixed before anything was looked
+at. Each sample is looked at three times: with six light edits of every tenth picture; with one edit of every tenth, another each time, for
+a close pair of pictures that have six copies each counts 49 times, which leaves few that are independent; and the latter with
+`--false-pairs 50`, where there is something to count. "Behind them" is the number of pairs of pictures that the counted pairs show.
 
 *Truth.* A pair is false if it shows two pictures. Edits show the picture they were made from. CIFAR-10 itself holds pictures twice and
 more (catalogue photographs, cropped, recoloured, mirrored): at small distances most pairs of its pictures are of this kind. Two pictures
@@ -27,7 +29,7 @@ from scipy.ndimage import gaussian_filter
 from distillhash import Codes
 from distillhash.backbones import FeatureCache
 from distillhash.bench.versions import versions
-from distillhash.dedup.calibration import calibrate, measure_copies
+from distillhash.dedup.calibration import Calibration, calibrate, measure_copies
 from distillhash.dedup.edits import LIGHT, EditedImages
 from distillhash.dedup.encoder import encode_or_fail, make_encoder
 from distillhash.sources import ImageSource, decode_image, open_source
@@ -51,11 +53,10 @@ def main() -> None:
     source = open_source(f"{arguments.cifar10}#train")
     assert isinstance(source, ImageSource)
     drawn = np.random.default_rng(5).permutation(len(source))[TUNED_ON:]
-    samples = [np.sort(drawn[number * SIZE : (number + 1) * SIZE]) for number in range(SAMPLES)]
-    rows = [
-        stated_and_counted(f"sample {number + 1}", source.select(sample), FeatureCache(arguments.cache))
-        for number, sample in enumerate(samples)
-    ]
+    rows: list[dict[str, Any]] = []
+    for number in range(SAMPLES):
+        sample = source.select(np.sort(drawn[number * SIZE : (number + 1) * SIZE]))
+        rows += stated_and_counted(f"sample {number + 1}", sample, FeatureCache(arguments.cache))
     command = "python benchmarks/near_duplicates_false_pairs.py cifar10:DIR --out results/near-duplicates"
     record = {"command": command, "versions": versions(), "same": SAME, "samples": rows}
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -63,32 +64,46 @@ def main() -> None:
     (arguments.out / "false-pairs.md").write_text(table(command, rows))
 
 
-def stated_and_counted(name: str, pictures: ImageSource, cache: FeatureCache) -> dict[str, Any]:
-    """One sample with edits of every ``EVERY``-th picture."""
+def stated_and_counted(name: str, pictures: ImageSource, cache: FeatureCache) -> list[dict[str, Any]]:
+    """One sample, looked at three times."""
     encoder = make_encoder(pictures, cache=cache)
     coded = encode_or_fail(encoder, pictures)
     edited = encode_or_fail(encoder, EditedImages(pictures.select(np.arange(0, len(pictures), EVERY)), LIGHT, seed=99))
-    shown = np.concatenate([coded.rows, EVERY * (edited.rows // len(LIGHT))])
-    codes = Codes.from_packed(np.concatenate([coded.codes.packed, edited.codes.packed]), coded.codes.n_bits)
-    calibration = calibrate(codes, copies=measure_copies(encoder, pictures, coded.codes, coded.rows))
+    copies = measure_copies(encoder, pictures, coded.codes, coded.rows)
+    image, edit = np.divmod(edited.rows, len(LIGHT))
+    alikeness = Alikeness(pictures)
+    rows = []
+    for edits, most in ((6, None), (1, None), (1, 50.0)):
+        kept = (edit - image) % len(LIGHT) < edits
+        codes = Codes.from_packed(np.concatenate([coded.codes.packed, edited.codes.packed[kept]]), coded.codes.n_bits)
+        shown = np.concatenate([coded.rows, EVERY * image[kept]])
+        calibration = calibrate(codes, copies=copies, most_false_pairs=most)
+        row = {"sample": name, "edits": edits, "most_false_pairs": most, "images": len(codes)}
+        rows.append(row | compared(calibration, codes, shown, alikeness))
+        keys = ("sample", "edits", "most_false_pairs", "radius", "stated", "counted", "behind", "twice_in_cifar10")
+        print(json.dumps({key: rows[-1][key] for key in keys}), flush=True)
+    return rows
+
+
+def compared(calibration: Calibration, codes: Codes, shown: Any, alikeness: Alikeness) -> dict[str, Any]:
+    """Stated and counted at the radius and at those around it."""
     most = 5 * calibration.radius // 4
     curve = [row for row in calibration.curve if calibration.radius // 2 <= row["radius"] <= most]
     pairs, distances = (np.concatenate(column) for column in zip(*hamming_levels(codes, most), strict=True))
     a, b = np.sort(shown[pairs], axis=1).T
-    false = a != b
-    twice = np.zeros(len(pairs), bool)
-    looked_at, which = np.unique(a[false] * len(pictures) + b[false], return_inverse=True)
-    alikeness = Alikeness(pictures)
-    alike = np.array([alikeness(*divmod(pair, len(pictures))) for pair in looked_at.tolist()])
-    twice[false] = (alike >= SAME)[which] if len(which) else False
+    a, b, distances = a[a != b], b[a != b], distances[a != b]
+    pictures, which = np.unique(np.stack([a, b], 1), axis=0, return_inverse=True)
+    twice = np.array([alikeness(int(one), int(other)) >= SAME for one, other in pictures], bool)[which.ravel()]
 
     def counted(radius: int) -> dict[str, int]:
-        near = false & (distances <= radius)
-        return {"counted": int(np.sum(near & ~twice)), "twice_in_cifar10": int(np.sum(near & twice))}
+        near = (distances <= radius) & ~twice
+        return {
+            "counted": int(near.sum()),
+            "behind": len(np.unique(which[near])),
+            "twice_in_cifar10": int(np.sum((distances <= radius) & twice)),
+        }
 
-    row = {
-        "sample": name,
-        "images": len(codes),
+    return {
         "sentence": calibration.sentence(),
         "radius": calibration.radius,
         "stated": calibration.expected_false_pairs,
@@ -98,8 +113,6 @@ def stated_and_counted(name: str, pictures: ImageSource, cache: FeatureCache) ->
             {"radius": one["radius"], "stated": one["expected_false_pairs"], **counted(one["radius"])} for one in curve
         ],
     }
-    print(json.dumps({key: row[key] for key in ("sample", "radius", "stated", "counted", "twice_in_cifar10")}))
-    return row
 
 
 class Alikeness:
@@ -144,21 +157,37 @@ def _unit(rows: Floats) -> Floats:
 
 def table(command: str, rows: list[dict[str, Any]]) -> str:
     """The samples as Markdown."""
-    lines = ["# False pairs, stated and counted", "", f"    {command}", ""]
-    lines += [
-        "| sample | radius | stated | 90% interval | counted | stated / counted | one picture twice in CIFAR-10 |"
+    lines = [
+        "# False pairs, stated and counted",
+        "",
+        f"    {command}",
+        "",
+        *_head("At the chosen radius", "90% interval"),
     ]
-    lines += ["|---|---|---|---|---|---|---|"]
     for one in rows:
         low, high = one["interval"]
-        lines.append(_line(f"{one['sample']} | **{one['radius']}**, chosen", one, f"{low:.1f} to {high:.1f}"))
-        lines += [_line(f" | {row['radius']}", row, "") for row in one["curve"] if row["counted"] >= 1]
+        lines.append(_line(_name(one), one, f"{low:.1f} to {high:.1f}"))
+    lines += ["", *_head("At radii around it", "")]
+    for one in rows:
+        if one["most_false_pairs"] is None:
+            lines += [_line(_name(one), row, "") for row in one["curve"] if row["counted"] >= 1]
     return "\n".join(lines) + "\n"
 
 
-def _line(start: str, row: dict[str, Any], interval: str) -> str:
+def _head(title: str, interval: str) -> list[str]:
+    names = ["collection", "radius", "stated", interval, "counted", "behind them", "stated / counted"]
+    return [f"## {title}", "", "| " + " | ".join([*names, "one picture twice in CIFAR-10"]) + " |", "|---" * 8 + "|"]
+
+
+def _name(row: dict[str, Any]) -> str:
+    asked = "" if row["most_false_pairs"] is None else f", `--false-pairs {row['most_false_pairs']:.0f}`"
+    return f"{row['sample']}, {row['edits']} of every tenth{asked}"
+
+
+def _line(name: str, row: dict[str, Any], interval: str) -> str:
     ratio = f"{row['stated'] / row['counted']:.2f}" if row["counted"] else ""
-    return f"| {start} | {row['stated']:.1f} | {interval} | {row['counted']} | {ratio} | {row['twice_in_cifar10']} |"
+    cells = [name, row["radius"], f"{row['stated']:.1f}", interval, row["counted"], row["behind"], ratio]
+    return "| " + " | ".join(map(str, [*cells, row["twice_in_cifar10"]])) + " |"
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def _claim(words: Any, starts: Any, members: Any, radius: int, places: Any, apar
             free = first  # what is taken leaves, so a crowd is walked through once
             for place in range(first, stop):
                 row = members[place]
-                found = bits_between(words[item], words[row], radius)
+                found = bits_between(words, item, words, row)
                 if found <= radius and not _blocked(item, row, places, apart):
                     keeper[row], distance[row] = item, found
                 else:
@@ -114,7 +114,7 @@ def _mark(words: Any, starts: Any, members: Any, radius: int, places: Any, apart
                     other = run_stop
                     continue
                 row = members[other]
-                if bits_between(words[item], words[row], radius) <= radius and not _blocked(item, row, places, apart):
+                if bits_between(words, item, words, row) <= radius and not _blocked(item, row, places, apart):
                     marked[item] = marked[row] = True
                 other += 1
     return marked

@@ -129,12 +129,14 @@ def _by_tables(query: _Side, database: _Side, plan: Plan, radius: int, tables: r
 
 
 @compiled
-def _passed_before(a: Any, b: Any, keys: Any, others: Any, tolerance: int, table: int) -> bool:
+def _passed_before(
+    query: Any, item: int, words: Any, row: int, keys: Any, others: Any, tolerance: int, table: int
+) -> bool:
     """Whether an earlier table has brought these two together."""
     for earlier in range(table):
         differing = 0
-        for word in range(len(a)):
-            difference = a[word] ^ b[word]
+        for word in range(words.shape[1]):
+            difference = query[item, word] ^ words[row, word]
             if difference & keys[earlier, word] != 0:
                 differing = tolerance + 1
                 break
@@ -181,8 +183,8 @@ def _match_buckets(
             row = rows[other]
             if query_places[item] >= 0 and query_places[item] == places[row]:
                 continue
-            found = bits_between(query[item], words[row], radius)
-            if found > radius or _passed_before(query[item], words[row], keys, others, tolerance, table):
+            found = bits_between(query, item, words, row)
+            if found > radius or _passed_before(query, item, words, row, keys, others, tolerance, table):
                 continue
             count[item] += 1
             if nearest[item] < 0 or found < distance[item] or (found == distance[item] and row < nearest[item]):

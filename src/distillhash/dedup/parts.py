@@ -83,7 +83,7 @@ def _join(words: Any, parent: Any, a: int, b: int, radius: int) -> bool:
     a_root, b_root = _root(parent, a), _root(parent, b)
     if a_root == b_root:
         return True
-    if bits_between(words[a], words[b], radius) > radius:
+    if bits_between(words, a, words, b) > radius:
         return False
     parent[max(a_root, b_root)] = min(a_root, b_root)
     return True

@@ -63,13 +63,11 @@ def ones(word: Any) -> int:
 
 
 @compiled
-def bits_between(a: Any, b: Any, radius: int) -> int:
-    """Hamming distance of two codes of words, or any number above ``radius`` as soon as it is known to be above."""
+def bits_between(words: Any, row: int, others: Any, other: int) -> int:
+    """Hamming distance of two rows of codes; all words, for a loop that may stop early is no vector code."""
     distance = 0
-    for word in range(len(a)):
-        distance += popcount64(a[word] ^ b[word])
-        if distance > radius:
-            break
+    for word in range(words.shape[1]):
+        distance += ones(words[row, word] ^ others[other, word])
     return distance
 
 
