@@ -33,6 +33,7 @@ from distillhash.dedup.calibration import calibrate
 from distillhash.dedup.false_pairs import count_pairs
 from distillhash.dedup.groups import Stars, near_rows, star_groups
 from distillhash.dedup.job import Item, Report
+from distillhash.dedup.keep import Facts
 from distillhash.dedup.parts import connected_parts
 from distillhash.dedup.review import review_page
 from distillhash.sources import ImageSource
@@ -99,11 +100,7 @@ def page(stars: Stars, near: Any, groups: list[Any], radius: int) -> int:
     """Bytes of the review page."""
     source = Drawn(int(near.max()) + 1)
     items = [
-        [
-            Item(source.keys[near[row]], int(stars.distance[row]), source, int(near[row]), None, match)
-            for row, match in zip(group.tolist(), ["keeper"] + ["near"] * (len(group) - 1), strict=True)
-        ]
-        for group in groups
+        [_item(source, int(near[row]), int(stars.distance[row]), row == group[0]) for row in group] for group in groups
     ]
     calibration = calibrate(clustered(2_000, radius), radius=radius)
     report = Report(calibration, "synthetic codes", items, [], len(source.keys))
@@ -113,13 +110,21 @@ def page(stars: Stars, near: Any, groups: list[Any], radius: int) -> int:
         return file.stat().st_size
 
 
+def _item(source: Drawn, row: int, distance: int, is_keeper: bool) -> Item:
+    """With facts as large as real ones."""
+    facts = Facts(480, 360, 20_000 + row, "JPEG", row / 7, f"{row:032x}", f"{row + 10**9:032x}", f"{row:016x}")
+    return Item(source.keys[row], distance, source, row, facts, "keeper" if is_keeper else "similar", 9)
+
+
 class Drawn(ImageSource):
-    """Pictures of 480 x 360 pixels, drawn and encoded when they are read."""
+    """JPEG files of 480 x 360 pixels; 64 different ones, in turn."""
 
     def __init__(self, n: int) -> None:
         """``n`` pictures."""
         self.name, self.labels, self.label_names = "drawn pictures", None, None
         self.keys = [f"picture-{row:07}.jpg" for row in range(n)]
+        coarse = np.random.default_rng(0).integers(0, 256, (64, 9, 12, 3), np.uint8)
+        self._files = [_jpeg(Image.fromarray(one).resize((480, 360), Image.Resampling.BICUBIC)) for one in coarse]
 
     def select(self, rows: Any) -> Drawn:
         """Not needed here."""
@@ -127,10 +132,13 @@ class Drawn(ImageSource):
 
     def read(self, row: int) -> bytes:
         """A JPEG file."""
-        coarse = np.random.default_rng(row).integers(0, 256, (9, 12, 3), np.uint8)
-        stream = BytesIO()
-        Image.fromarray(coarse).resize((480, 360), Image.Resampling.BICUBIC).save(stream, "JPEG")
-        return stream.getvalue()
+        return self._files[row % len(self._files)]
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    stream = BytesIO()
+    image.save(stream, "JPEG")
+    return stream.getvalue()
 
 
 def clustered(n: int, radius: int) -> Codes:

@@ -53,7 +53,7 @@ class Settings:
     progress: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One image or vector of a report.
 
