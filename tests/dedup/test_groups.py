@@ -14,7 +14,7 @@ from distillhash.codes import Codes, hamming_distances
 from distillhash.dedup.groups import Rules, near_rows, star_groups
 from distillhash.dedup.matches import match
 from distillhash.dedup.parts import connected_parts
-from distillhash.dedup.tables import MISSED, bit_planes, make_plan, passing_share, sorted_table
+from distillhash.dedup.tables import MISSED, Room, bit_planes, make_plan, passing_share
 from distillhash.errors import DataError, ParameterError
 
 
@@ -122,7 +122,7 @@ def test_a_table_holds_the_sampled_bits_sorted_by_key(n: int, n_bits: int, k: in
     codes, rng = clustered(n, n_bits, seed), np.random.default_rng(seed)
     words = codes.words()
     bits = rng.permutation(64 * words.shape[1])[:64]
-    values, rows = sorted_table(bit_planes(words), bits, k, n)
+    values, rows = Room.of(n).table(bit_planes(words), bits, k)
     expected = [
         sum((int(words[row, b // 64]) >> (int(b) % 64) & 1) << i for i, b in enumerate(bits)) for row in range(n)
     ]

@@ -15,13 +15,13 @@ from distillhash.dedup.tables import (
     EXHAUSTIVE,
     THREADS,
     Plan,
+    Room,
     Words,
     bit_planes,
     bits_between,
     compiled,
     make_plan,
     ones,
-    sorted_table,
 )
 from distillhash.hamming import pool
 
@@ -107,6 +107,7 @@ def _by_tables(query: _Side, database: _Side, plan: Plan, radius: int, tables: r
     n = len(query.words)
     found = Matches(np.full(n, -1, np.int64), np.full(n, -1, np.int32), np.zeros(n, np.int64))
     masks = plan.masks(query.words.shape[1])
+    rooms = Room.of(n), Room.of(len(database.words))
     for table in tables:
         bits = plan.bits[table]
         _match_buckets(
@@ -114,8 +115,8 @@ def _by_tables(query: _Side, database: _Side, plan: Plan, radius: int, tables: r
             database.words,
             query.places,
             database.places,
-            *sorted_table(query.planes, bits, plan.k, n),
-            *sorted_table(database.planes, bits, plan.k, len(database.words)),
+            *rooms[0].table(query.planes, bits, plan.k),
+            *rooms[1].table(database.planes, bits, plan.k),
             *masks,
             plan.key_mask,
             plan.tolerance,

@@ -19,13 +19,13 @@ from distillhash.dedup.tables import (
     EXHAUSTIVE,
     THREADS,
     Plan,
+    Room,
     Words,
     bit_planes,
     bits_between,
     compiled,
     make_plan,
     ones,
-    sorted_table,
 )
 from distillhash.hamming import pool
 
@@ -62,9 +62,9 @@ def _joined(words: Words, planes: Words, plan: Plan, radius: int, tables: range)
     """Parents by some of the tables."""
     n = len(words)
     parent = np.arange(n, dtype=np.int32)
-    lists = np.empty((3, n), np.int32)
+    lists, room = np.empty((3, n), np.int32), Room.of(n)
     for table in tables:
-        values, rows = sorted_table(planes, plan.bits[table], plan.k, n)
+        values, rows = room.table(planes, plan.bits[table], plan.k)
         _join_buckets(words, values, rows, plan.key_mask, plan.tolerance, radius, parent, lists)
     return parent
 

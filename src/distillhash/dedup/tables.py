@@ -204,10 +204,38 @@ def bit_planes(words: Any) -> Any:
     return planes
 
 
+@dataclass(frozen=True)
+class Room:
+    """Where a thread makes its tables, one after the other: ``(2, n)`` values and rows, before and after a pass of sorting."""
+
+    values: Words
+    rows: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, n: int) -> Room:
+        """Room for ``n`` codes."""
+        return cls(np.empty((2, n), np.uint64), np.empty((2, n), np.int32))
+
+    def table(self, planes: Words, bits: NDArray[np.int64], k: int) -> tuple[Words, NDArray[np.int32]]:
+        """One table.
+
+        Args:
+            planes: From :func:`bit_planes`.
+            bits: ``(m,)`` positions in a code's words, m at most 64.
+            k: The first ``k`` make the key.
+
+        Returns:
+            ``(n,) uint64`` sampled values, the key in the low ``k`` bits, sorted by it, and ``(n,) int32`` their rows; stable. Both are
+            overwritten by the next table.
+        """
+        half = _make_table(planes, bits, k, self.values, self.rows)
+        return self.values[half], self.rows[half]
+
+
 @compiled
-def sorted_table(planes: Any, bits: Any, k: int, n: int) -> Any:
-    """One table: ``(n,) uint64`` sampled values, the key in the low ``k`` bits, sorted by it, and ``(n,) int32`` their rows; stable."""
-    values, rows = np.empty(n, np.uint64), np.empty(n, np.int32)
+def _make_table(planes: Any, bits: Any, k: int, values: Any, rows: Any) -> int:
+    """Fill and sort; which half holds the result."""
+    n = values.shape[1]
     block = np.zeros(64, np.uint64)
     for column in range(planes.shape[1]):
         for i in range(len(bits)):
@@ -215,24 +243,23 @@ def sorted_table(planes: Any, bits: Any, k: int, n: int) -> Any:
         block[len(bits) :] = 0
         _transpose(block)
         for i in range(min(64, n - 64 * column)):
-            values[64 * column + i] = block[i]
-            rows[64 * column + i] = 64 * column + i
-    if k > 0:
-        other_values, other_rows = np.empty(n, np.uint64), np.empty(n, np.int32)
-        n_digits = (k + _DIGIT - 1) // _DIGIT
+            values[0, 64 * column + i] = block[i]
+            rows[0, 64 * column + i] = 64 * column + i
+    n_digits = (k + _DIGIT - 1) // _DIGIT
+    for digit in range(n_digits):  # by the lowest digit first
         width = (k + n_digits - 1) // n_digits
-        for digit in range(n_digits):  # by the lowest digit first
-            shift = np.uint64(digit * width)
-            mask = np.uint64((1 << min(width, k - digit * width)) - 1)
-            places = np.zeros((1 << width) + 1, np.int64)
-            for value in values:
-                places[((value >> shift) & mask) + np.uint64(1)] += 1
-            for i in range(1, len(places)):
-                places[i] += places[i - 1]
-            for i in range(n):
-                place = (values[i] >> shift) & mask
-                other_values[places[place]], other_rows[places[place]] = values[i], rows[i]
-                places[place] += 1
-            values, other_values = other_values, values
-            rows, other_rows = other_rows, rows
-    return values, rows
+        shift = np.uint64(digit * width)
+        mask = np.uint64((1 << min(width, k - digit * width)) - 1)
+        old_values, old_rows = values[digit % 2], rows[digit % 2]
+        new_values, new_rows = values[1 - digit % 2], rows[1 - digit % 2]
+        places = np.zeros((1 << width) + 1, np.int64)
+        for value in old_values:
+            places[((value >> shift) & mask) + np.uint64(1)] += 1
+        for i in range(1, len(places)):
+            places[i] += places[i - 1]
+        for i in range(n):
+            digit_value = (old_values[i] >> shift) & mask
+            place = places[digit_value]
+            new_values[place], new_rows[place] = old_values[i], old_rows[i]
+            places[digit_value] = place + 1
+    return n_digits % 2
