@@ -174,6 +174,15 @@ def test_a_crowd_is_one_group_and_walked_through_once(flips: float) -> None:
     assert time.perf_counter() - started < 20  # all pairs would be 1.8e9 a table
 
 
+def test_a_crowd_among_others_does_not_bring_everything_together() -> None:
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (60_000, 256), np.uint8)
+    bits[:30_000] = rng.random((30_000, 256)) < 0.02
+    codes = Codes.from_packed(np.packbits(bits, axis=1), 256)
+    assert not make_plan(codes, None, 30).is_exhaustive
+    assert [len(group) for group in star_groups(codes, 30).groups()] == [30_000]
+
+
 @pytest.mark.parametrize("exhaustive", [0, 1000])
 def test_match_is_the_nearest(exhaustive: int) -> None:
     query, database, radius = clustered(40, 128, 1), clustered(90, 128, 1), 30

@@ -107,7 +107,8 @@ class Plan:
 def make_plan(codes: Codes, others: Codes | None, radius: int, *, exhaustive: int = EXHAUSTIVE) -> Plan:
     """The tables that find pairs within a radius in the least time.
 
-    Longer keys make smaller buckets, and need more tables. How full buckets are depends on how far apart random pairs of these codes lie.
+    Longer keys make smaller buckets, and need more tables. How full buckets are depends on how far apart random pairs of these codes lie;
+    pairs within the radius do not count, for what is joined once is not compared again.
 
     Args:
         codes: ``n`` codes.
@@ -133,7 +134,7 @@ def make_plan(codes: Codes, others: Codes | None, radius: int, *, exhaustive: in
         for tried in range(1, min(_MOST_KEY_BITS, codes.n_bits - radius) + 1):
             passing, allowed = passing_share(codes.n_bits, radius, tried)
             needed = math.ceil(math.log(MISSED) / math.log1p(-passing)) if passing < 1 else 1
-            meeting = float(np.mean((1 - apart) ** tried))
+            meeting = float(np.mean(np.where(apart > radius / codes.n_bits, 1 - apart, 0) ** tried))
             if needed * (n_items * _PLACING + n_pairs * meeting) < cost:
                 cost = needed * (n_items * _PLACING + n_pairs * meeting)
                 k, n_tables, tolerance = tried, needed, allowed
