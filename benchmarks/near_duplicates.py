@@ -1,6 +1,6 @@
-"""Near-duplicates of 1,000 photographs with twelve edits each, against imagededup and imagehash; stated false pairs against counted ones.
+"""Near-duplicates of 1,000 photographs with twelve edits each, against imagededup and imagehash.
 
-    python benchmarks/near_duplicates.py PHOTOS cifar10:DIR --set FOLDER --out results/near-duplicates
+    python benchmarks/near_duplicates.py PHOTOS --set FOLDER --out results/near-duplicates
 
 PHOTOS is a source of 1,000 image files; FOLDER receives the edits. Pairs are scored: two images are a true pair when they show one picture.
 Ours are the pairs inside the groups of `distillhash dedup` at the radius it chooses; the others are all pairs within their threshold, at
@@ -26,10 +26,6 @@ from PIL import Image
 from distillhash import Codes
 from distillhash.backbones import FeatureCache, extract_features, make_backbone
 from distillhash.bench.versions import versions
-from distillhash.dedup.calibration import calibrate, measure_copies
-from distillhash.dedup.edits import LIGHT as CALIBRATION_EDITS
-from distillhash.dedup.edits import EditedImages
-from distillhash.dedup.encoder import encode_or_fail, make_encoder
 from distillhash.dedup.job import Settings, find_duplicates
 from distillhash.hamming import planes_of, within
 from distillhash.sources import ImageSource, open_source
@@ -41,7 +37,6 @@ Ints = NDArray[np.int64]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos")
-    parser.add_argument("cifar10")
     parser.add_argument("--set", type=Path, required=True, dest="folder")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache")
@@ -56,12 +51,11 @@ def main() -> None:
     light = source.select(np.flatnonzero(part != "heavy"))
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = kept(arguments.folder / "light.json", lambda: compare("light", light, cache))
-    stated = kept(arguments.folder / "false-pairs.json", lambda: false_pairs(arguments.cifar10, cache))
     rows += kept(arguments.folder / "heavy.json", lambda: compare("light and heavy", source, cache))
-    words = ["python", "benchmarks/near_duplicates.py", "PHOTOS", "cifar10:DIR", "--set", "FOLDER", "--out", "OUT"]
-    record = {"command": " ".join(words), "versions": versions(), "methods": rows, "false_pairs": stated}
+    words = ["python", "benchmarks/near_duplicates.py", "PHOTOS", "--set", "FOLDER", "--out", "OUT"]
+    record = {"command": " ".join(words), "versions": versions(), "methods": rows}
     (arguments.out / "near-duplicates.json").write_text(json.dumps(record, indent=1) + "\n")
-    (arguments.out / "table.md").write_text(table(rows, stated))
+    (arguments.out / "table.md").write_text(table(rows))
 
 
 def kept(path: Path, make: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -191,53 +185,12 @@ def score(
     }
 
 
-def false_pairs(cifar10: str, cache: FeatureCache) -> list[dict[str, Any]]:
-    """Three samples of pictures, a tenth of them with six copies each: false pairs as stated, and as counted over the known pictures."""
-    drawn = np.random.default_rng(2026).permutation(50_000)[12_000:14_000]
-    samples = {
-        "CIFAR-10 test, first 2,000": (f"{cifar10}#test", np.arange(2000)),
-        "CIFAR-10 test, last 2,000": (f"{cifar10}#test", np.arange(8000, 10_000)),
-        "CIFAR-10 train, 2,000 drawn": (f"{cifar10}#train", np.sort(drawn)),
-    }
-    found = []
-    for name, (spec, rows) in samples.items():
-        pictures = open_source(spec).select(rows)
-        assert isinstance(pictures, ImageSource)
-        copies = EditedImages(pictures.select(np.arange(0, len(rows), 10)), CALIBRATION_EDITS, seed=99)
-        encoder = make_encoder(pictures, cache=cache)
-        coded = encode_or_fail(encoder, pictures)
-        edited = encode_or_fail(encoder, copies)
-        picture = np.concatenate([np.arange(len(rows)), 10 * (edited.rows // len(CALIBRATION_EDITS))])
-        codes = Codes.from_packed(np.concatenate([coded.codes.packed, edited.codes.packed]), coded.codes.n_bits)
-        measured = measure_copies(encoder, pictures, coded.codes, coded.rows)
-        calibration = calibrate(codes, copies=measured)
-        stated = {row["radius"]: row["expected_false_pairs"] for row in calibration.curve}
-        counted = np.zeros(codes.n_bits, np.int64)
-        for pairs, distance in hamming_levels(codes, max(stated)):
-            different = picture[pairs[:, 0]] != picture[pairs[:, 1]]
-            counted += np.bincount(distance[different], minlength=codes.n_bits)
-        counted = np.cumsum(counted)
-        found.append(
-            {
-                "sample": name,
-                "sentence": calibration.sentence(),
-                "radius": calibration.radius,
-                "stated": calibration.expected_false_pairs,
-                "interval": calibration.false_pairs_interval,
-                "counted": int(counted[calibration.radius]),
-                "curve": [{"radius": r, "stated": s, "counted": int(counted[r])} for r, s in stated.items()],
-            }
-        )
-        print(found[-1]["sample"], found[-1]["stated"], found[-1]["counted"], file=sys.stderr)
-    return found
-
-
-def table(rows: list[dict[str, Any]], stated: list[dict[str, Any]]) -> str:
-    """Both results as Markdown."""
+def table(rows: list[dict[str, Any]]) -> str:
+    """The scores as Markdown."""
     lines = [
         "# Near-duplicates of 1,000 photographs",
         "",
-        "    " + "python benchmarks/near_duplicates.py PHOTOS cifar10:DIR --set FOLDER --out results/near-duplicates",
+        "    " + "python benchmarks/near_duplicates.py PHOTOS --set FOLDER --out results/near-duplicates",
         "",
     ]
     for name in dict.fromkeys(row["collection"] for row in rows):
@@ -268,21 +221,6 @@ def table(rows: list[dict[str, Any]], stated: list[dict[str, Any]]) -> str:
             + " | ".join(f"{row['recall_by_edit'][e]:.3f}" for e in edits)
             + " |"
         )
-    lines += [
-        "",
-        "## Stated and counted false pairs",
-        "",
-        "| sample | radius | stated | 90% interval | counted |",
-        "|---|---|---|---|---|",
-    ]
-    for one in stated:
-        low, high = one["interval"]
-        lines.append(
-            f"| {one['sample']} | {one['radius']}, chosen | {one['stated']:.1f} | {low:.1f} to {high:.1f} | {one['counted']} |"
-        )
-        for wanted in (20, 100, 1000, 10_000):
-            near = min(one["curve"], key=lambda row: abs(np.log((row["stated"] + 1e-9) / wanted)))
-            lines.append(f"| | {near['radius']} | {near['stated']:.1f} | | {near['counted']} |")
     return "\n".join(lines) + "\n"
 
 

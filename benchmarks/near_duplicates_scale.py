@@ -1,64 +1,179 @@
-"""Time and memory of grouping clustered codes.
+"""Time and memory of grouping synthetic codes of 512 bits, and of the review page over synthetic pictures.
 
-    python benchmarks/near_duplicates_scale.py --items 200000,2000000
+    python benchmarks/near_duplicates_scale.py --out results/near-duplicates/scale.json
 
-A quarter as many pictures as codes, each code a picture's with about a third of the radius flipped. Prints one JSON object per size:
-seconds to find the codes that have a neighbour, to group them, and to count pairs for the calibration, and the process's peak memory.
+Each case runs in a process of its own, with two threads. *clustered*: a quarter as many pictures as codes, each code a picture's with about
+a third of the radius flipped. *crowd*: the same, but 20,000 of the codes are of one picture. *chain*: a video, each frame a few bits from
+the one before, so that everything is connected and no frame is near more than some of the others.
+
+Seconds: to find connected parts, the codes that have a neighbour, and the groups; to count pairs for the calibration; to make and write
+the review page, with thumbnails of as many groups as it shows. Memory: the process with the codes in it before, and its peak.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
+import subprocess
+import sys
+import tempfile
 import time
+from io import BytesIO
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from distillhash import Codes
+from distillhash.bench.versions import versions
+from distillhash.dedup.calibration import calibrate
 from distillhash.dedup.false_pairs import count_pairs
-from distillhash.dedup.groups import near_rows, star_groups
+from distillhash.dedup.groups import Stars, near_rows, star_groups
+from distillhash.dedup.job import Item, Report
+from distillhash.dedup.keep import Facts
+from distillhash.dedup.parts import connected_parts
+from distillhash.dedup.review import review_page
+from distillhash.sources import ImageSource
+
+BITS = 512
+CROWD = 20_000
+CASES = [
+    ("clustered", 200_000, 64),
+    ("clustered", 200_000, 92),
+    ("clustered", 2_000_000, 64),
+    ("clustered", 2_000_000, 92),
+    ("crowd", 200_000, 64),
+    ("crowd", 200_000, 92),
+    ("chain", 100_000, 64),
+]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", default="200000,2000000")
-    parser.add_argument("--bits", type=int, default=512)
-    parser.add_argument("--radius", type=int, default=64)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--case", nargs=3, metavar=("KIND", "ITEMS", "RADIUS"), help="only this one, on stdout")
     arguments = parser.parse_args()
-    star_groups(clustered(64, arguments.bits, arguments.radius), arguments.radius)  # compiles
-    near_rows(clustered(64, arguments.bits, arguments.radius), arguments.radius)
-    for n in map(int, arguments.items.split(",")):
-        codes = clustered(n, arguments.bits, arguments.radius)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        started = time.perf_counter()
-        near = near_rows(codes, arguments.radius)
-        found = time.perf_counter()
-        stars = star_groups(codes[near], arguments.radius)
-        grouped = time.perf_counter()
-        count_pairs(codes)
-        counted = time.perf_counter()
-        record = {
-            "items": n,
-            "groups": len(stars.groups()),
-            "find_s": round(found - started, 1),
-            "group_s": round(grouped - found, 1),
-            "count_s": round(counted - grouped, 1),
-            "rss_before_mb": round(before),
-            "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-        }
-        print(json.dumps(record), flush=True)
+    if arguments.case:
+        print(json.dumps(measured(arguments.case[0], int(arguments.case[1]), int(arguments.case[2]))))
+        return
+    rows = []
+    for case in CASES:
+        command = [sys.executable, __file__, "--case", *map(str, case)]
+        rows.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
+        print(json.dumps(rows[-1]), file=sys.stderr)
+    words = "python benchmarks/near_duplicates_scale.py --out results/near-duplicates/scale.json"
+    text = json.dumps({"command": words, "versions": versions(), "cases": rows}, indent=1) + "\n"
+    if arguments.out:
+        arguments.out.write_text(text)
 
 
-def clustered(n: int, n_bits: int, radius: int) -> Codes:
+def measured(kind: str, n: int, radius: int) -> dict[str, Any]:
+    """One case."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])
+    small = clustered(64, radius)
+    star_groups(small, radius)  # compiles
+    codes = {"clustered": clustered, "crowd": crowded, "chain": chained}[kind](n, radius)
+    row: dict[str, Any] = {"kind": kind, "items": n, "radius": radius, "rss_before_mb": peak()}
+    times = [time.perf_counter()]
+    parts = connected_parts(codes, radius)
+    times.append(time.perf_counter())
+    near = near_rows(codes, radius, parts=parts)
+    stars = star_groups(codes[near], radius, parts=parts[near])
+    groups = stars.groups()
+    times.append(time.perf_counter())
+    row |= {"near": len(near), "groups": len(groups), "largest": max(map(len, groups))}
+    count_pairs(codes)
+    times.append(time.perf_counter())
+    row["peak_rss_codes_mb"] = peak()
+    row["page_mb"] = round(page(stars, near, groups, radius) / 1e6, 1)
+    times.append(time.perf_counter())
+    steps = ("parts_s", "groups_s", "count_s", "page_s")
+    row |= {step: round(b - a, 2) for step, a, b in zip(steps, times[:-1], times[1:], strict=True)}
+    return row | {"total_s": round(times[-1] - times[0], 1), "peak_rss_mb": peak()}
+
+
+def page(stars: Stars, near: Any, groups: list[Any], radius: int) -> int:
+    """Bytes of the review page."""
+    source = Drawn(int(near.max()) + 1)
+    items = [
+        [_item(source, int(near[row]), int(stars.distance[row]), row == group[0]) for row in group] for group in groups
+    ]
+    calibration = calibrate(clustered(2_000, radius), radius=radius)
+    report = Report(calibration, "synthetic codes", items, [], len(source.keys))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "review.html"
+        file.write_text(review_page(report, "distillhash dedup", source.name), "utf-8")
+        return file.stat().st_size
+
+
+def _item(source: Drawn, row: int, distance: int, is_keeper: bool) -> Item:
+    """With facts as large as real ones."""
+    facts = Facts(480, 360, 20_000 + row, "JPEG", row / 7, f"{row:032x}", f"{row + 10**9:032x}", f"{row:016x}")
+    return Item(source.keys[row], distance, source, row, facts, "keeper" if is_keeper else "similar", 9)
+
+
+class Drawn(ImageSource):
+    """JPEG files of 480 x 360 pixels; 64 different ones, in turn."""
+
+    def __init__(self, n: int) -> None:
+        """``n`` pictures."""
+        self.name, self.labels, self.label_names = "drawn pictures", None, None
+        self.keys = [f"picture-{row:07}.jpg" for row in range(n)]
+        coarse = np.random.default_rng(0).integers(0, 256, (64, 9, 12, 3), np.uint8)
+        self._files = [_jpeg(Image.fromarray(one).resize((480, 360), Image.Resampling.BICUBIC)) for one in coarse]
+
+    def select(self, rows: Any) -> Drawn:
+        """Not needed here."""
+        raise NotImplementedError
+
+    def read(self, row: int) -> bytes:
+        """A JPEG file."""
+        return self._files[row % len(self._files)]
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    stream = BytesIO()
+    image.save(stream, "JPEG")
+    return stream.getvalue()
+
+
+def clustered(n: int, radius: int) -> Codes:
     """Copies of ``n / 4`` random pictures."""
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (max(n // 4, 1), n_bits // 8), np.uint8)
-    packed = pictures[rng.integers(0, len(pictures), n)]
-    for start in range(0, n, 50_000):
-        flips = rng.random((len(packed[start : start + 50_000]), n_bits), np.float32) < radius / n_bits / 3
+    pictures = rng.integers(0, 256, (max(n // 4, 1), BITS // 8), np.uint8)
+    return _flipped(pictures[rng.integers(0, len(pictures), n)], radius / BITS / 3, rng)
+
+
+def crowded(n: int, radius: int) -> Codes:
+    """The same, with ``CROWD`` copies of one picture among them."""
+    rng = np.random.default_rng(1)
+    packed = clustered(n, radius).packed.copy()
+    one = np.repeat(rng.integers(0, 256, (1, BITS // 8), np.uint8), CROWD, axis=0)
+    packed[rng.permutation(n)[:CROWD]] = _flipped(one, radius / BITS / 3, rng).packed
+    return Codes.from_packed(packed, BITS)
+
+
+def chained(n: int, radius: int) -> Codes:
+    """A random walk, a tenth of the radius at a time."""
+    rng = np.random.default_rng(2)
+    steps = _flipped(np.zeros((n, BITS // 8), np.uint8), radius / BITS / 10, rng).packed
+    return Codes.from_packed(np.bitwise_xor.accumulate(steps, axis=0), BITS)
+
+
+def _flipped(packed: Any, share: float, rng: np.random.Generator) -> Codes:
+    for start in range(0, len(packed), 50_000):
+        flips = rng.random((len(packed[start : start + 50_000]), BITS), np.float32) < share
         packed[start : start + 50_000] ^= np.packbits(flips, axis=1)
-    return Codes.from_packed(packed, n_bits)
+    return Codes.from_packed(packed, BITS)
+
+
+def peak() -> int:
+    """Highest resident memory of this process so far, in MB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,20 @@
 """Groups against loops that compare everything."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
+from scipy.stats import hypergeom
 
 from distillhash.codes import Codes, hamming_distances
-from distillhash.dedup.buckets import MISSED, Buckets, plan
-from distillhash.dedup.groups import Rules, match, near_rows, star_groups
+from distillhash.dedup.groups import Rules, near_rows, star_groups
+from distillhash.dedup.matches import match
+from distillhash.dedup.parts import connected_parts
+from distillhash.dedup.tables import MISSED, Room, bit_planes, make_plan, passing_share
 from distillhash.errors import DataError, ParameterError
 
 
@@ -79,17 +85,72 @@ def test_pairs_at_the_radius_are_missed_as_rarely_as_stated() -> None:
     for row in copies:
         row[rng.permutation(n_bits)[:radius]] ^= 1
     codes = Codes.from_packed(np.packbits(np.concatenate([bits, copies]), axis=1), n_bits)
-    assert not Buckets.of(codes.words(), n_bits, radius).is_exhaustive
+    assert not make_plan(codes, None, radius).is_exhaustive
     found = star_groups(codes, radius)
     missed = np.mean(found.keeper[n:] != np.arange(n))
     assert missed < 2 * MISSED
 
 
-def test_the_plan_meets_its_promise_by_the_formula() -> None:
-    for n, n_bits, radius in ((10**5, 512, 64), (10**6, 256, 20), (2 * 10**6, 64, 3), (10**5, 64, 40)):
-        k, n_tables = plan(n, n_bits, radius)
-        shared = np.prod([(n_bits - radius - i) / (n_bits - i) for i in range(k)])
-        assert (1 - shared) ** n_tables <= MISSED or (k, n_tables) == (0, 1)
+@pytest.mark.parametrize(
+    ("n_bits", "radius", "k"), [(512, 64, 20), (512, 92, 14), (64, 3, 12), (64, 40, 2), (100, 0, 32)]
+)
+def test_a_pair_at_the_radius_passes_a_table_as_often_as_stated(n_bits: int, radius: int, k: int) -> None:
+    share, tolerance = passing_share(n_bits, radius, k)
+    sampled = min(64, n_bits)
+    agree = hypergeom(n_bits, radius, k).pmf(0)
+    few = hypergeom(n_bits - k, radius, sampled - k)
+    assert share == pytest.approx(agree * few.cdf(tolerance))
+    assert few.cdf(tolerance) >= 0.98 and (tolerance == 0 or few.cdf(tolerance - 1) < 0.98)
+
+
+@pytest.mark.parametrize(
+    ("n", "n_bits", "radius"), [(30_000, 512, 64), (30_000, 512, 92), (30_000, 104, 6), (30_000, 64, 28)]
+)
+def test_the_plan_meets_its_promise_by_the_formula(n: int, n_bits: int, radius: int) -> None:
+    rng = np.random.default_rng(0)
+    plan = make_plan(Codes.from_packed(rng.integers(0, 256, (n, -(-n_bits // 8)), np.uint8), n_bits), None, radius)
+    share = hypergeom(n_bits, radius, plan.k).pmf(0)
+    share *= hypergeom(n_bits - plan.k, radius, plan.bits.shape[1] - plan.k).cdf(plan.tolerance)
+    assert plan.is_exhaustive or (1 - share) ** len(plan.bits) <= MISSED
+    assert plan.is_exhaustive == (radius == 28)
+    assert all(len(set(bits)) == min(64, n_bits) for bits in plan.bits.tolist())
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(1, 200), n_bits=st.sampled_from([7, 33, 64, 130]), k=st.integers(0, 25), seed=st.integers(0, 99))
+def test_a_table_holds_the_sampled_bits_sorted_by_key(n: int, n_bits: int, k: int, seed: int) -> None:
+    codes, rng = clustered(n, n_bits, seed), np.random.default_rng(seed)
+    words = codes.words()
+    bits = rng.permutation(64 * words.shape[1])[:64]
+    values, rows = Room.of(n).table(bit_planes(words), bits, k)
+    expected = [
+        sum((int(words[row, b // 64]) >> (int(b) % 64) & 1) << i for i, b in enumerate(bits)) for row in range(n)
+    ]
+    order = sorted(range(n), key=lambda row: expected[row] % 2**k)
+    assert rows.tolist() == order and values.tolist() == [expected[row] for row in order]
+
+
+def parts_by_library(codes: Codes, radius: int) -> list[int]:
+    near = hamming_distances(codes, codes) <= radius
+    _, number = connected_components(near, directed=False)
+    return [int(np.argmax(number == own)) for own in number]
+
+
+@settings(max_examples=60, deadline=None)
+@given(n=st.integers(1, 120), n_bits=st.sampled_from([7, 64, 130]), share=st.floats(0, 0.4), seed=st.integers(0, 99))
+def test_parts_are_the_connected_components(n: int, n_bits: int, share: float, seed: int) -> None:
+    codes, radius = clustered(n, n_bits, seed), int(share * n_bits)
+    assert connected_parts(codes, radius).tolist() == parts_by_library(codes, radius)
+
+
+def test_tables_find_the_same_parts_with_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes, radius = clustered(3000, 256, 5, flips=0.04), 30
+    assert not make_plan(codes, None, radius, exhaustive=0).is_exhaustive
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr("distillhash.hamming.pool.cores", lambda threads=threads: threads)
+        found.append(connected_parts(codes, radius, exhaustive=0).tolist())
+    assert found[0] == found[1] == parts_by_library(codes, radius)
 
 
 def test_no_chains() -> None:
@@ -100,10 +161,26 @@ def test_no_chains() -> None:
     assert [group.tolist() for group in stars.groups()] == [[0, 1], [2, 3]]
 
 
-def test_a_crowd_of_equal_codes_is_one_group() -> None:
-    codes = Codes.from_packed(np.zeros((30_000, 32), np.uint8), 256)
-    stars = star_groups(codes, 20)
-    assert [len(group) for group in stars.groups()] == [30_000]
+@pytest.mark.parametrize("flips", [0, 0.02])
+def test_a_crowd_is_one_group_and_walked_through_once(flips: float) -> None:
+    rng = np.random.default_rng(0)
+    bits = (rng.random((60_000, 256)) < flips).astype(np.uint8)
+    codes = Codes.from_packed(np.packbits(bits, axis=1), 256)
+    rows = np.zeros(60_000, np.int64)
+    started = time.perf_counter()
+    stars = star_groups(codes, 30)
+    assert [len(group) for group in stars.groups()] == [60_000]
+    assert len(near_rows(codes, 30, rules=Rules(rows))) == 0
+    assert time.perf_counter() - started < 20  # all pairs would be 1.8e9 a table
+
+
+def test_a_crowd_among_others_does_not_bring_everything_together() -> None:
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (60_000, 256), np.uint8)
+    bits[:30_000] = rng.random((30_000, 256)) < 0.02
+    codes = Codes.from_packed(np.packbits(bits, axis=1), 256)
+    assert not make_plan(codes, None, 30).is_exhaustive
+    assert [len(group) for group in star_groups(codes, 30).groups()] == [30_000]
 
 
 @pytest.mark.parametrize("exhaustive", [0, 1000])
@@ -117,6 +194,18 @@ def test_match_is_the_nearest(exhaustive: int) -> None:
         if exhaustive or found.row[row] >= 0:
             assert found.row[row] == (np.argmin(distances[row]) if inside.any() else -1)
             assert found.distance[row] == (distances[row].min() if inside.any() else -1)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_match_by_tables_counts_every_pair_once(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distillhash.hamming.pool.cores", lambda: threads)
+    both, radius = clustered(5000, 256, 2, flips=0.04), 30
+    query, database = both[:1500], both[1500:]
+    assert not make_plan(query, database, radius, exhaustive=0).is_exhaustive
+    found, exact = (match(query, database, radius, exhaustive=most) for most in (0, 10_000))
+    assert exact.count.sum() > 1000
+    assert np.array_equal(found.row, exact.row) and np.array_equal(found.count, exact.count)
+    assert np.array_equal(found.distance, exact.distance)
 
 
 def test_match_skips_the_same_file() -> None:

@@ -4,13 +4,15 @@ Random pairs alone cannot say: at the radii of interest there is one in a millio
 real duplicates. So pairs are counted at every distance from 0 to a distance that about one pair in a hundred reaches, and the counts are
 read as a sum of two parts (Poisson maximum likelihood):
 
-* pairs of different pictures, exp(a + b t - c t^2) with b, c >= 0: the logarithm of a density's lower tail is smooth, rising and concave
-  (for a Gaussian it is exactly this); the many pairs at the upper end fix it, the lower end follows;
-* duplicates, in the shape that known edits of the collection's own images have (copy against original, and copy against copy), in
+* pairs of different pictures, a power of the distance: near any point, the number of others within a distance grows with a power of it,
+  the local dimension (Houle 2017; Amsaleg et al., KDD 2015). The power may change once, slowly, over a factor of e below the largest
+  distance, and stays what it is from there on; the many pairs at the upper end fix it, the lower end follows;
+* duplicates, in about the shape that known edits of the collection's own images have (copy against original, and copy against copy), in
   unknown numbers.
 
 The interval comes from a Bayesian bootstrap over pictures (Rubin 1981), where near copies count as one picture: a pair of scenes that is
-close brings all pairs of their copies with it, so pairs are far from independent.
+close brings all pairs of their copies with it, so pairs are far from independent. A pair weighs what its two pictures weigh together, and
+a pair of copies what its one picture weighs.
 """
 
 from __future__ import annotations
@@ -34,8 +36,14 @@ MOST_COMPARED = 2**29  # pairs looked at; above, a random part of the items is c
 MOST_KEPT = 2000  # pairs at one distance kept for the bootstrap, about
 REPLICATES = 50
 LEVEL = 0.9
-USUAL_DROP, DROP_SPREAD = 16.0, 2.0
-"""Where there is little to go by: the logarithm of the density is assumed to fall by this much from the mean random distance to 0."""
+USUAL_POWER, POWER_SPREAD = 10.0, 3.0
+"""Where there is little to go by: the density is assumed to rise with this power of the distance, or a higher one."""
+BEND_SPREAD = 0.3
+"""How far the logarithm of the power is assumed to change."""
+KNOTS, WARP_SPREAD = 8, 0.1
+"""Known copies are few, so their shape is uncertain: it may be warped by about this much at each of these places."""
+CERTAINLY = 10
+"""At distances where copies are so many times as frequent as false pairs, two near items count as one picture for the bootstrap."""
 ENOUGH = 100.0
 """Pairs at one distance beyond which more say no more: else a million at the upper end would bend the curve away from the few below."""
 _QUERIES = 64
@@ -50,7 +58,6 @@ class PairCounts:
         histogram: ``(furthest + 1,)`` counted pairs at each distance.
         share: Counted pairs per pair of the collection (1: all of them).
         nearest: ``(furthest + 1,)`` pairs at each distance when an item has at most ``crowd`` of them, in pairs of the collection.
-        random_distance: Median distance of random pairs.
         distance: ``(p,)`` of the counted pairs, of which those at crowded distances are a random part.
         weight: ``(p,)`` how many counted pairs each stands for.
         left: ``(p,)`` one row of each.
@@ -60,7 +67,6 @@ class PairCounts:
     histogram: Floats
     share: float
     nearest: Floats
-    random_distance: float
     distance: NDArray[np.int32]
     weight: Floats
     left: NDArray[np.int64]
@@ -85,7 +91,6 @@ def count_pairs(
     queries = planes_of(codes)
     database = queries if others is None else planes_of(others)
     pilot = _random_distances(queries, database, own, rng)
-    median = float(np.median(pilot))
     furthest = _furthest(pilot, reach, n * n_database // (2 if own else 1))
     n_queries = max(1, min(n, max(_QUERIES, MOST_COMPARED // n_database)))
     rows = np.sort(rng.permutation(n)[:n_queries])
@@ -110,7 +115,7 @@ def count_pairs(
         parts.append((kept, 1 / kept_share[kept], query[owner[once]], found[once] + (0 if own else n)))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     met = n_queries / n * (2 if own and n_queries < n else 1)  # a pair of one's own is met from both its ends
-    return PairCounts(histogram, met, nearest * (n / n_queries) / (2 if own else 1), max(median, 1.0), *columns)
+    return PairCounts(histogram, met, nearest * (n / n_queries) / (2 if own else 1), *columns)
 
 
 def _furthest(pilot: NDArray[np.int64], reach: int, n_pairs: int) -> int:
@@ -173,17 +178,19 @@ def fit_tail(counts: PairCounts, shapes: Sequence[NDArray[np.integer[Any]]], *, 
 def _fit_tail(counts: PairCounts, shapes: Sequence[NDArray[np.integer[Any]]], seed: int) -> Tail:
     furthest = len(counts.histogram) - 1
     known = np.array([_density(shape, furthest) for shape in shapes if len(shape)]).reshape(-1, furthest + 1)
-    start, (false, duplicates) = _fit(counts.histogram, known, counts.random_distance, None)
+    start, (false, duplicates) = _fit(counts.histogram, known, None)
     rng = np.random.default_rng(seed)
-    nearer = np.cumprod(duplicates[1:] > false[1:])  # at these distances a pair is more likely one picture than two
+    nearer = np.cumprod(
+        duplicates[1:] > 10 * false[1:]
+    )  # at these distances a pair is more likely one picture than two
     left, right, n_pictures = _pictures(counts.left, counts.right, counts.distance <= int(nearer.sum()))
     replicates = np.empty((REPLICATES, furthest + 1))
     for replicate in replicates:
         weight = rng.standard_exponential(n_pictures)
         weight /= weight.mean()
-        weights = counts.weight * weight[left] * weight[right]
+        weights = counts.weight * np.where(left == right, weight[left], weight[left] * weight[right])
         histogram = np.bincount(counts.distance, weights, furthest + 1).astype(np.float64)
-        replicate[:] = _fit(histogram, known, counts.random_distance, start)[1][0]
+        replicate[:] = _fit(histogram, known, start)[1][0]
     return Tail(false / counts.share, duplicates / counts.share, replicates / counts.share)
 
 
@@ -212,46 +219,55 @@ def _density(distances: NDArray[np.integer[Any]], furthest: int) -> Floats:
     return density / len(distances)
 
 
-def _fit(
-    histogram: Floats, known: Floats, random_distance: float, start: Floats | None
-) -> tuple[Floats, tuple[Floats, Floats]]:
+def _fit(histogram: Floats, known: Floats, start: Floats | None) -> tuple[Floats, tuple[Floats, Floats]]:
     """Penalised maximum likelihood: parameters, and (false, duplicates).
 
-    Slopes and amounts are exponentials, so they cannot turn negative.
+    Powers and amounts are exponentials, so they cannot turn negative.
     """
     from scipy.optimize import minimize
 
     furthest = len(histogram) - 1
-    t = (np.arange(furthest + 1) - furthest) / max(furthest, 1)
+    depth = np.log((furthest + 0.5) / (np.arange(furthest + 1) + 0.5))
+    by_last = np.minimum(depth, 1) ** 2 / 2 + np.maximum(depth - 1, 0)  # integrals over the logarithm of the distance
+    by_first = depth - by_last
     shapes = np.vstack([known, np.full(furthest + 1, 1 / (furthest + 1))])
     trust = np.minimum(1, ENOUGH / np.maximum(histogram, 1))
-    usual_drop = USUAL_DROP * furthest / random_distance
+    knots = np.linspace(0, furthest, KNOTS)
+    hats = np.array([np.interp(np.arange(furthest + 1), knots, row) for row in np.eye(KNOTS)])
+    amounts, warps = slice(3, 3 + len(shapes)), slice(3 + len(shapes), None)
 
     def parts(theta: Floats) -> tuple[Floats, Floats]:
-        slope, bend = np.exp(np.clip(theta[1:3], -20, 8))
-        shape = np.exp(np.clip(slope * t - bend * t * t, -700, 0))
-        return np.exp(np.clip(theta[0], -50, 50)) * shape, np.exp(np.clip(theta[3:], -50, 50)) @ shapes
+        first, last = np.exp(np.clip(theta[1:3], -20, 8))
+        shape = np.exp(np.clip(-first * by_first - last * by_last, -700, 0))
+        warp = np.exp(np.clip(theta[warps] @ hats, -5, 5))
+        return np.exp(np.clip(theta[0], -50, 50)) * shape, np.exp(np.clip(theta[amounts], -50, 50)) @ shapes * warp
 
     def loss(theta: Floats) -> tuple[float, Floats]:
         false, duplicates = parts(theta)
         rate = false + duplicates + 1e-12
         residual = trust * (1 - histogram / rate)
-        slope, bend = np.exp(np.clip(theta[1:3], -20, 8))
-        lacking = max(usual_drop - slope - bend, 0.0) / DROP_SPREAD
-        by_amount = np.exp(np.clip(theta[3:], -50, 50)) * (shapes @ residual)
+        first, last = np.exp(np.clip(theta[1:3], -20, 8))
+        lacking, bend = max(USUAL_POWER - last, 0.0) / POWER_SPREAD, (theta[2] - theta[1]) / BEND_SPREAD
+        warp = np.exp(np.clip(theta[warps] @ hats, -5, 5))
         gradient = [
             residual @ false,
-            residual @ (false * t) * slope - lacking * slope / DROP_SPREAD,
-            -(residual @ (false * t * t)) * bend - lacking * bend / DROP_SPREAD,
-            *by_amount,
+            -(residual @ (false * by_first)) * first - bend / BEND_SPREAD,
+            -(residual @ (false * by_last)) * last - lacking * last / POWER_SPREAD + bend / BEND_SPREAD,
+            *(np.exp(np.clip(theta[amounts], -50, 50)) * (shapes @ (residual * warp))),
+            *(hats @ (residual * duplicates) + theta[warps] / WARP_SPREAD**2),
         ]
-        value = float(trust @ (rate - histogram * np.log(rate))) + lacking**2 / 2
+        value = float(trust @ (rate - histogram * np.log(rate)))
+        value += (lacking**2 + bend**2 + float(np.sum((theta[warps] / WARP_SPREAD) ** 2))) / 2
         return value / total, np.array(gradient) / total
 
     total = max(float(trust @ histogram), 1.0)
     top = max(float(histogram[-max(3, furthest // 20) :].mean()), 0.1)
     few = np.full(len(shapes), np.log(max(float(histogram[: furthest // 2 + 1].sum()), 0.5) / len(shapes)))
-    starts = [start] if start is not None else [np.r_[np.log(top), np.log(b), -1.0, few] for b in (4.0, 8.0, 16.0)]
+    starts = (
+        [start]
+        if start is not None
+        else [np.r_[np.log(top), np.log(b), np.log(b), few, np.zeros(KNOTS)] for b in (5.0, 10.0, 20.0)]
+    )
     precise = {"maxiter": 500, "ftol": 1e-12, "gtol": 1e-10}
     found = [minimize(loss, begin, jac=True, method="L-BFGS-B", options=precise) for begin in starts]
     best = min(found, key=lambda one: float(one.fun))

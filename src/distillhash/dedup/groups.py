@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.codes import Codes, check_same_length
-from distillhash.dedup.buckets import EXHAUSTIVE, Buckets, bits_between, compiled, key_of
+from distillhash.codes import Codes
+from distillhash.dedup.parts import connected_parts
+from distillhash.dedup.tables import EXHAUSTIVE, bits_between, compiled
 from distillhash.errors import DataError
 
 Rows = NDArray[np.int64]
@@ -71,81 +72,77 @@ def _blocked(a: int, b: int, places: Any, apart: Any) -> bool:
 
 
 @compiled
-def _claim(words: Any, bits: Any, starts: Any, members: Any, order: Any, radius: int, places: Any, apart: Any) -> Any:
-    keeper = np.full(len(words), -1, np.int64)
+def _claim(words: Any, starts: Any, members: Any, radius: int, places: Any, apart: Any) -> Any:
+    """Stars within parts; ``members`` holds each part's rows by falling preference, and is used up."""
+    keeper = np.arange(len(words))
     distance = np.zeros(len(words), np.int32)
-    stops = starts[:, 1:].copy()
-    for item in order:
-        if keeper[item] >= 0:
-            continue
-        keeper[item] = item
-        for table in range(len(bits)):
-            bucket = key_of(words[item], bits[table])
-            free = starts[table, bucket]  # what is taken leaves its bucket, so a crowd is walked through once
-            for place in range(starts[table, bucket], stops[table, bucket]):
-                row = members[table, place]
-                if keeper[row] >= 0:
-                    continue
-                found = bits_between(words[item], words[row], radius)
+    for part in range(len(starts) - 1):
+        first, stop = starts[part], starts[part + 1]
+        while first < stop:
+            item = members[first]
+            first += 1
+            free = first  # what is taken leaves, so a crowd is walked through once
+            for place in range(first, stop):
+                row = members[place]
+                found = bits_between(words, item, words, row)
                 if found <= radius and not _blocked(item, row, places, apart):
                     keeper[row], distance[row] = item, found
                 else:
-                    members[table, free] = row
+                    members[free] = row
                     free += 1
-            stops[table, bucket] = free
+            stop = free
     return keeper, distance
 
 
 @compiled
-def _mark(words: Any, bits: Any, starts: Any, members: Any, radius: int, places: Any, apart: Any) -> Any:
+def _mark(words: Any, starts: Any, members: Any, radius: int, places: Any, apart: Any) -> Any:
+    """Which rows the rules leave a partner; ``members`` holds each part's rows by place, so that those of one place are stepped over."""
     marked = np.zeros(len(words), np.bool_)
-    for item in range(len(words)):
-        for table in range(len(bits)):
-            if marked[item]:
-                break
-            bucket = key_of(words[item], bits[table])
-            for place in range(starts[table, bucket], starts[table, bucket + 1]):
-                row = members[table, place]
-                if row == item or bits_between(words[item], words[row], radius) > radius:
+    for part in range(len(starts) - 1):
+        first, stop = starts[part], starts[part + 1]
+        run, run_stop = first, first
+        for at in range(first, stop):
+            item = members[at]
+            if at == run_stop:
+                run = at
+                run_stop += 1
+                while run_stop < stop and places[item] >= 0 and places[members[run_stop]] == places[item]:
+                    run_stop += 1
+            other = first
+            while other < stop and not marked[item]:
+                if other == run:
+                    other = run_stop
                     continue
-                if not _blocked(item, row, places, apart):
+                row = members[other]
+                if bits_between(words, item, words, row) <= radius and not _blocked(item, row, places, apart):
                     marked[item] = marked[row] = True
-                    break
+                other += 1
     return marked
 
 
-@compiled
-def _nearest_of(
-    query: Any, words: Any, bits: Any, starts: Any, members: Any, radius: int, query_places: Any, places: Any
-) -> Any:
-    nearest = np.full(len(query), -1, np.int64)
-    distance = np.full(len(query), -1, np.int32)
-    matches = np.zeros(len(query), np.int64)
-    seen = np.full(len(words), -1, np.int64)  # the query that counted a row already, in an earlier table
-    for item in range(len(query)):
-        for table in range(len(bits)):
-            bucket = key_of(query[item], bits[table])
-            for place in range(starts[table, bucket], starts[table, bucket + 1]):
-                row = members[table, place]
-                if seen[row] == item or (query_places[item] >= 0 and query_places[item] == places[row]):
-                    continue
-                found = bits_between(query[item], words[row], radius)
-                if found > radius:
-                    continue
-                seen[row] = item
-                matches[item] += 1
-                best = nearest[item]
-                if best < 0 or found < distance[item] or (found == distance[item] and row < best):
-                    nearest[item], distance[item] = row, found
-    return nearest, distance, matches
+def near_rows(
+    codes: Codes,
+    radius: int,
+    *,
+    rules: Rules | None = None,
+    parts: NDArray[np.int32] | None = None,
+    exhaustive: int = EXHAUSTIVE,
+) -> Rows:
+    """Rows that have at least one other within ``radius`` bits that the rules let them be linked to, ascending.
 
-
-def near_rows(codes: Codes, radius: int, *, rules: Rules | None = None, exhaustive: int = EXHAUSTIVE) -> Rows:
-    """Rows that have at least one other within ``radius`` bits that the rules let them be linked to, ascending."""
-    buckets = Buckets.of(codes.words(), codes.n_bits, radius, exhaustive=exhaustive)
+    Args:
+        codes: ``n`` codes.
+        radius: In bits, at least 0.
+        rules: Pairs that are never linked.
+        parts: What :func:`distillhash.dedup.parts.connected_parts` found for these codes and this radius; None finds them here.
+        exhaustive: As in :func:`star_groups`.
+    """
+    parts = connected_parts(codes, radius, exhaustive=exhaustive) if parts is None else parts
     places, apart = (rules or Rules()).arrays(len(codes))
-    marked = _mark(buckets.words, buckets.bits, buckets.starts, buckets.members, radius, places, apart)
-    return np.flatnonzero(marked).astype(np.int64)
+    starts, members = _by_part(parts, places)
+    if rules is None:
+        return np.sort(members)
+    return np.flatnonzero(_mark(codes.words(), starts, members, radius, places, apart)).astype(np.int64)
 
 
 def star_groups(
@@ -154,6 +151,7 @@ def star_groups(
     *,
     order: Rows | None = None,
     rules: Rules | None = None,
+    parts: NDArray[np.int32] | None = None,
     exhaustive: int = EXHAUSTIVE,
 ) -> Stars:
     """Stars around keepers; memory linear in the number of codes, deterministic.
@@ -163,8 +161,10 @@ def star_groups(
         radius: In bits, at least 0.
         order: Rows by falling preference as keepers, all of them once; None takes them as they come.
         rules: Pairs that are never linked.
+        parts: ``(n,)`` numbers that two codes within the radius share, from :func:`distillhash.dedup.parts.connected_parts`; None finds
+            them here.
         exhaustive: Up to this many codes every pair is compared; above, a pair at the radius is missed with probability
-            ``buckets.MISSED`` at most, nearer ones far less.
+            ``tables.MISSED`` at most, nearer ones far less.
 
     Raises:
         DataError: ``order`` is not a permutation.
@@ -174,53 +174,17 @@ def star_groups(
     order = np.arange(n, dtype=np.int64) if order is None else np.asarray(order, np.int64)
     if len(order) != n or not np.array_equal(np.sort(order), np.arange(n)):
         raise DataError(f"the order must hold each of the {n} rows once")
-    buckets = Buckets.of(codes.words(), codes.n_bits, radius, exhaustive=exhaustive)
+    parts = connected_parts(codes, radius, exhaustive=exhaustive) if parts is None else parts
     places, apart = (rules or Rules()).arrays(n)
-    keeper, distance = _claim(
-        buckets.words, buckets.bits, buckets.starts, buckets.members, order, radius, places, apart
-    )
-    return Stars(keeper, distance)
+    rank = np.empty(n, np.int64)
+    rank[order] = np.arange(n)
+    starts, members = _by_part(parts, rank)
+    return Stars(*_claim(codes.words(), starts, members, radius, places, apart))
 
 
-@dataclass(frozen=True)
-class Matches:
-    """The nearest item of another collection, for every query.
-
-    Attributes:
-        row: ``(q,) int64`` the nearest within the radius, equal distances by the lower row; -1 where there is none.
-        distance: ``(q,) int32`` bits; -1 where there is none.
-        count: ``(q,) int64`` how many lie within the radius.
-    """
-
-    row: Rows
-    distance: NDArray[np.int32]
-    count: NDArray[np.int64]
-
-
-def match(
-    query: Codes,
-    database: Codes,
-    radius: int,
-    *,
-    query_places: Rows | None = None,
-    database_places: Rows | None = None,
-    exhaustive: int = EXHAUSTIVE,
-) -> Matches:
-    """For every query code the nearest of ``database`` within ``radius`` bits; order of the items changes nothing but equal distances.
-
-    Args:
-        query: ``q`` codes.
-        database: Codes of the same length.
-        radius: In bits, at least 0.
-        query_places: ``(q,)`` numbers; a query and an item of the same number are not compared (the same file in both), -1 is none.
-        database_places: The same for the database.
-        exhaustive: As in :func:`star_groups`.
-    """
-    check_same_length(query, database)
-    buckets = Buckets.of(database.words(), database.n_bits, radius, exhaustive=exhaustive)
-    ours = np.full(len(query), -1, np.int64) if query_places is None else query_places
-    theirs = np.full(len(database), -1, np.int64) if database_places is None else database_places
-    found = _nearest_of(
-        query.words(), buckets.words, buckets.bits, buckets.starts, buckets.members, radius, ours, theirs
-    )
-    return Matches(*found)
+def _by_part(parts: NDArray[np.int32], rank: NDArray[np.int64]) -> tuple[Rows, Rows]:
+    """Rows of all parts of two or more, part by part and by ``rank`` within, and where each part starts, and the end."""
+    _, number, size = np.unique(parts, return_inverse=True, return_counts=True)
+    rows = np.flatnonzero(size[number] > 1)
+    rows = rows[np.lexsort((rank[rows], number[rows]))]
+    return np.concatenate([[0], np.cumsum(size[size > 1])]).astype(np.int64), rows

@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from distillhash.dedup.calibration import Calibration, Copies, calibrate, measure_copies
 from distillhash.dedup.encoder import Coded, Encoder, encode_or_fail, make_encoder
-from distillhash.dedup.groups import Rules, match, near_rows, star_groups
+from distillhash.dedup.groups import Rules, near_rows, star_groups
 from distillhash.dedup.keep import CRITERIA, Facts, gather_facts, phash_distance, preference
+from distillhash.dedup.matches import match
+from distillhash.dedup.parts import connected_parts
 from distillhash.dedup.verdicts import Verdicts
 from distillhash.errors import DataError
 from distillhash.sources import ImageSource, Skipped, Source
@@ -51,7 +53,7 @@ class Settings:
     progress: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One image or vector of a report.
 
@@ -134,13 +136,15 @@ def find_duplicates(
         coded.codes, copies=copies, radius=settings.radius, most_false_pairs=settings.most_false_pairs
     )
     places = _folders(source, coded.rows) if ignore_same_folder else None
-    near = near_rows(coded.codes, calibration.radius, rules=Rules(places))
+    parts = connected_parts(coded.codes, calibration.radius)
+    rules = None if places is None else Rules(places)
+    near = near_rows(coded.codes, calibration.radius, rules=rules, parts=parts)
     facts, near = _facts(source, coded.rows, near, settings)
     apart = _apart([facts.get(int(row)) for row in near], verdicts)
     keys = [_path(source, int(coded.rows[row])) for row in near]
     order = preference([facts[int(row)] for row in near], keys, policy) if facts else None
     rules = Rules(None if places is None else places[near], apart)
-    stars = star_groups(coded.codes[near], calibration.radius, order=order, rules=rules)
+    stars = star_groups(coded.codes[near], calibration.radius, order=order, rules=rules, parts=parts[near])
     groups = [
         [
             _item(

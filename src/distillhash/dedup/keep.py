@@ -24,7 +24,7 @@ _FORMATS = {"TIFF": 5, "PNG": 4, "BMP": 4, "PPM": 4, "WEBP": 2, "JPEG": 2, "AVIF
 _SHARPNESS_SIDE = 256
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What is known of one image.
 
