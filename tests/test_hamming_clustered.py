@@ -71,6 +71,53 @@ def test_answers_are_those_of_the_scan(
             assert same(ranges, within(query, database, radius, allowed=allowed, engine="numpy"))
 
 
+@given(
+    shape=st.sampled_from(["uniform", "clustered", "collapsed"]),
+    n=st.integers(1, 80) | st.sampled_from([513, 3000]),
+    seed=st.integers(0, 2**32 - 1),
+    share=st.none() | st.sampled_from([0.0, 0.1]),
+    data=st.data(),
+)
+@settings(deadline=None, max_examples=30)
+def test_an_approximate_answer_is_as_long_and_no_nearer(
+    shape: str, n: int, seed: int, share: float | None, data: Any
+) -> None:
+    k = data.draw(st.integers(0, n + 2), label="k")
+    database, query = codes(shape, n, 1, np.uint64, seed), codes(shape, 3, 1, np.uint64, seed + 1)
+    allowed = None if share is None else np.random.default_rng(seed).random(n) < share
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clustered, "_ROWS_PER_CENTRE", 16)
+        patch.setattr(clustered, "_TRIALS", 2)
+        structure = ClusteredCodes(database)
+    rows, far = structure.nearest(query, k, recall=0.01, allowed=allowed)
+    _, expected = nearest(query, database, k, allowed=allowed, engine="numpy")
+    np.testing.assert_array_equal(rows < 0, expected < 0)
+    assert (far >= expected).all()
+    for i, row in np.argwhere(rows >= 0):
+        assert far[i, row] == np.bitwise_count(query[0, i] ^ database[0, rows[i, row]])
+        assert allowed is None or allowed[rows[i, row]]
+    assert all(len(set(row[row >= 0])) == (row >= 0).sum() for row in rows)
+
+
+def test_recall_is_as_measured_on_queries_that_were_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = codes("clustered", 42_000, 1, np.uint64, 0)
+    database, query = np.ascontiguousarray(everything[:, :40_000]), np.ascontiguousarray(everything[:, 40_000:])
+    monkeypatch.setattr(clustered, "_ROWS_PER_CENTRE", 64)
+    structure = ClusteredCodes(database)
+    assert (np.diff(structure.recalls, axis=0) >= 0).all()
+    last = nearest(query, database, 10)[1][:, -1:]
+    for wanted in (0.5, 0.9):
+        measured = structure.recalls[structure.recalls[:, 1] >= wanted][0, 1]
+        _, far = structure.nearest(query, 10, recall=wanted)
+        assert float((far <= last).mean()) == pytest.approx(measured, abs=0.05)
+    monkeypatch.setattr(structure, "recalls", np.array([[0.01, 0.8]]))
+    assert same(structure.nearest(query, 10, recall=0.81), nearest(query, database, 10))
+    assert not same(structure.nearest(query, 10, recall=0.8), nearest(query, database, 10))
+    for wrong in (0.0, 1.5):
+        with pytest.raises(ParameterError, match="recall must be above 0 and at most 1"):
+            structure.nearest(query, 10, recall=wrong)
+
+
 @pytest.mark.parametrize(("shape", "scanned"), [("clustered", 0), ("collapsed", 0), ("uniform", 20)])
 def test_a_query_is_given_to_the_scan_only_if_it_looks_at_too_much(
     shape: str, scanned: int, monkeypatch: pytest.MonkeyPatch

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.errors import DataError
+from distillhash.errors import DataError, ParameterError
 from distillhash.hamming.planes import Distances, Ints, Planes
 from distillhash.hamming.search import Progress, check_arrays, check_threads, in_groups, nearest, warm_up, within
 
@@ -36,6 +36,10 @@ _PAD = 64  # rows after the last, which the kernels read and do not use
 _QUERIES_AT_ONCE = 64  # of one kernel call
 _CENTRES_AT_ONCE = 16  # whose rows are asked for before any is looked at
 EFFORT = 0.1  # of the rows; what a query may look at before it is given to the scan
+_SHARES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05)  # of the rows, for which recall is measured
+_HELD_OUT = 256  # queries that it is measured on
+RECALL_AT = 10
+"""Neighbours that recall is measured for."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,14 @@ class ClusteredCodes:
     """Codes grouped around centres. It needs numba, and 12 bytes a 64-bit code beside the planes: the codes in another order, and rows.
 
     Searches give what :func:`~distillhash.hamming.nearest` and :func:`~distillhash.hamming.within` give, and may run in several threads.
+    Only where a ``recall`` below 1 is asked for may neighbours be missing: then a query ends after a share of the rows, nearest centres
+    first, for which that recall was measured.
+
+    Attributes:
+        planes: The codes.
+        plan: What was measured of exact searches.
+        recalls: ``(m, 2)``, ascending: a share of the rows, and the share of the 10 nearest that is found after looking at so many.
+            Measured with rows of the database as queries, each without itself.
     """
 
     def __init__(
@@ -89,6 +101,7 @@ class ClusteredCodes:
         n_distances = 8 * planes.itemsize * len(planes) + 1
         self._arrange(planes, centres, *_grouped(rows[:, 0], distances[:, 0], centres.shape[1], n_distances))
         self.plan = self._measured(rng)
+        self.recalls = self._measured_recalls(rng)
 
     def _arrange(self, planes: Planes, centres: Planes, row_of: NDArray[Any], rings: NDArray[Any]) -> None:
         self.planes, self._centres, self._row_of, self._rings = planes, centres, row_of, rings
@@ -105,7 +118,9 @@ class ClusteredCodes:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All that :meth:`from_arrays` needs beside the planes; to be kept with them."""
         plan = np.array([self.plan.scan_one, self.plan.scan_batch, *self.plan.clustered])
-        return {"centres": self._centres, "row_of": self._row_of, "rings": self._rings, "plan": plan}
+        return {
+            "centres": self._centres, "row_of": self._row_of, "rings": self._rings, "plan": plan, "recalls": self.recalls,
+        }  # fmt: skip
 
     @classmethod
     def from_arrays(cls, planes: Planes, arrays: dict[str, NDArray[Any]]) -> ClusteredCodes:
@@ -123,6 +138,7 @@ class ClusteredCodes:
         self._arrange(planes, arrays["centres"], arrays["row_of"], arrays["rings"])
         one, batch, *clustered = arrays["plan"].tolist()
         self.plan = Plan(one, batch, tuple(clustered))
+        self.recalls = arrays["recalls"]
         return self
 
     @property
@@ -135,12 +151,33 @@ class ClusteredCodes:
         query: Planes,
         k: int,
         *,
+        recall: float | None = None,
         allowed: NDArray[Any] | None = None,
         threads: int | None = None,
         progress: Progress | None = None,
     ) -> tuple[Ints, Distances]:
-        """The ``k`` nearest rows; see :func:`distillhash.hamming.nearest`."""
+        """The ``k`` nearest rows; see :func:`distillhash.hamming.nearest`.
+
+        Args:
+            query: See there.
+            k: See there.
+            recall: Share of the nearest rows that must be found, on average over queries like the database's rows: the smallest effort for
+                which it was measured. As many rows come back as from an exact search. None, or more than was measured: all.
+            allowed: See there. Recall was measured without.
+            threads: See there.
+            progress: See there.
+
+        Raises:
+            ParameterError: ``recall`` does not lie above 0 and up to 1.
+        """
         q = query.shape[1]
+        if recall is not None and not 0 < recall <= 1:
+            raise ParameterError(f"recall must be above 0 and at most 1, got {recall}")
+        if q and recall is not None and 0 < k <= len(self._row_of):
+            enough = np.flatnonzero(self.recalls[:, 1] >= recall)
+            if len(enough):
+                effort = int(self.recalls[enough[0], 0] * len(self._row_of))
+                return self._nearest(query, k, effort, allowed, threads, progress, exact=False)
         if not q or not 0 < k <= len(self._row_of) or not self.plan.pays(q, k):
             return nearest(query, self.planes, k, allowed=allowed, threads=threads, progress=progress)
         return self._nearest(query, k, self._effort(), allowed, threads, progress)
@@ -153,6 +190,8 @@ class ClusteredCodes:
         allowed: NDArray[Any] | None,
         threads: int | None,
         progress: Progress | None,
+        *,
+        exact: bool = True,
     ) -> tuple[Ints, Distances]:
         from distillhash.hamming.clustered_kernels import nearest_clustered
         from distillhash.hamming.compiled import ROW_BITS, ROW_MASK
@@ -164,7 +203,7 @@ class ClusteredCodes:
         def search(queries: slice) -> slice:
             nearest_clustered(
                 np.ascontiguousarray(query[:, queries].T), self._centres, self._rings, self._reach, self._addresses(),
-                self._row_of, mask, k, effort, *self._scratch(), heaps[queries],
+                self._row_of, mask, k, effort, exact, *self._scratch(), heaps[queries],
             )  # fmt: skip
             return queries
 
@@ -288,6 +327,16 @@ class ClusteredCodes:
         ten, hundred, thousand = map(clustered, _TRIED_K)
         one, batch = seconds(scan, 1, _TRIALS), seconds(scan, 4 * _TRIALS, _BATCHES)
         return Plan(float(np.mean(one)), min(batch), (ten, hundred, thousand))
+
+    def _measured_recalls(self, rng: np.random.Generator) -> NDArray[np.float64]:
+        """See ``recalls``. A neighbour as far as the last one counts as found, whichever of them was named."""
+        n = self.planes.shape[1]
+        query = np.ascontiguousarray(self.planes[:, rng.choice(n, _HELD_OUT)])
+        k = min(RECALL_AT + 1, n)  # a row finds itself first
+        last = nearest(query, self.planes, k)[1][:, -1:]
+        found = [self._nearest(query, k, int(share * n), None, None, None, exact=False)[1] for share in _SHARES]
+        shares = [float((far[:, 1:] <= last).mean()) if k > 1 else 1.0 for far in found]
+        return np.column_stack([_SHARES, np.maximum.accumulate(shares)])
 
 
 def _centres(sample: Planes, n_centres: int, rng: np.random.Generator, threads: int | None) -> Planes:

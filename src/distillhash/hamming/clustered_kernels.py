@@ -66,11 +66,12 @@ def _replace_top(heap: Any, k: int, key: int) -> None:
 @compiled
 def nearest_clustered(
     query: Any, centres: Any, rings: Any, reach: Any, addresses: Any, row_of: Any, allowed: Any, k: int, effort: int,
-    far: Any, order: Any, counts: Any, runs: Any, heaps: Any,
+    exact: bool, far: Any, order: Any, counts: Any, runs: Any, heaps: Any,
 ) -> None:  # fmt: skip
     """The k nearest allowed rows of every query into ``heaps`` as distance and row in one integer; not sorted.
 
-    A query that would look at more than ``effort`` rows is given up: its heap begins with -1.
+    A query that would look at more than ``effort`` rows is given up: its heap begins with -1. Or, if the answer need not be ``exact``, it
+    ends with what was found so far.
 
     Args:
         query: ``(q, n_planes)``.
@@ -82,6 +83,7 @@ def nearest_clustered(
         allowed: ``(n,)`` by original row, or None.
         k: How many.
         effort: Rows to look at, at most; a centre counts as some.
+        exact: Whether to give up then.
         far: ``(n_centres,)`` to work in, and so are the others.
         order: ``(n_centres,)``.
         counts: ``(n_bits + 1,)``.
@@ -115,8 +117,9 @@ def nearest_clustered(
             for run in range(n_runs):
                 spent += runs[run, 1] - runs[run, 0] + _VISIT
                 prefetch(query, i, addresses, None, runs[run, 0])
-            if spent > effort:
-                heap[0] = -1
+            if spent > effort and (exact or heap[0] >> ROW_BITS < rings.shape[1] - 2):
+                if exact:
+                    heap[0] = -1
                 break
             at_once = min(2 * at_once, len(runs))
             for run in range(n_runs):

@@ -53,7 +53,7 @@ def read(file: Path, name: str, planes: Planes) -> ClusteredCodes | None:
         if about.get("checksum") != str(_checksum(arrays)):
             return None
         return ClusteredCodes.from_arrays(planes, arrays)
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, KeyError):  # a file of a development version may lack arrays
         return None
 
 
