@@ -61,7 +61,7 @@ class Trial:
         build_s = round(time.perf_counter() - begin, 1)
 
         def search(recall: float | None, i: int) -> NDArray[Any]:
-            return structure.nearest(words[:, i : i + 1], K, recall=recall, threads=1)[1][0]
+            return np.asarray(structure.nearest(words[:, i : i + 1], K, recall=recall, threads=1)[1][0])
 
         self.measure("distillhash", partial(search, None), build_s=build_s)
         for recall in (0.8, 0.9, 0.95, 0.99):
