@@ -3,8 +3,10 @@
     python benchmarks/near_duplicates_false_pairs.py cifar10:DIR --out results/near-duplicates
 
 Three disjoint samples of 8,000 CIFAR-10 pictures, on which nothing was tuned: the 14,000 training pictures that no earlier version of this
-estimate or of this benchmark was looked at on, and the 10,000 test pictures. Which pictures was fixed before anything was looked at. Each sample is looked at three times: with six light edits of every tenth picture; with one edit of every tenth, another each time, for
-a close pair of pictures that have six copies each counts 49 times, which leaves few that are independent; and the latter with
+estimate or of this benchmark was looked at on, and the 10,000 test pictures. Which pictures was fixed before anything was looked at.
+
+Each sample is looked at three times: with six light edits of every tenth picture; with one edit of every tenth, another each time, for a
+close pair of pictures that have six copies each counts 49 times, which leaves few that are independent; and the latter with
 `--false-pairs 50`, where there is something to count. "Behind them" is the number of pairs of pictures that the counted pairs show.
 
 *Truth.* A pair is false if it shows two pictures. Edits show the picture they were made from. CIFAR-10 itself holds pictures twice and
@@ -88,7 +90,16 @@ def stated_and_counted(name: str, pictures: ImageSource, cache: FeatureCache) ->
         calibration = calibrate(codes, copies=copies, most_false_pairs=most)
         row = {"sample": name, "edits": edits, "most_false_pairs": most, "images": len(codes)}
         rows.append(row | compared(calibration, codes, shown, alikeness))
-        keys = ("sample", "edits", "most_false_pairs", "radius", "stated", "counted", "joined_by_others", "twice_in_cifar10")
+        keys = (
+            "sample",
+            "edits",
+            "most_false_pairs",
+            "radius",
+            "stated",
+            "counted",
+            "joined_by_others",
+            "twice_in_cifar10",
+        )
         print(json.dumps({key: rows[-1][key] for key in keys}), flush=True)
     return rows
 
