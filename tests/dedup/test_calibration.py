@@ -59,9 +59,25 @@ def test_correlated_codes_with_duplicates_among_them() -> None:
         truth = int(np.count_nonzero(distances <= radius))
         if truth >= 20:
             found = calibrate(codes, copies=copies, radius=radius)
-            assert truth / 2 < found.expected_false_pairs < 2 * truth, radius
+            assert truth / 1.25 < found.expected_false_pairs < 1.25 * truth, radius
+            low, high = found.false_pairs_interval
+            assert low <= truth <= high, radius
             compared += 1
     assert compared >= 3
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_every_image_several_times(times: int) -> None:
+    """Then every pair of different pictures is there ``times ** 2`` times, and the copies are no false pairs."""
+    rng = np.random.default_rng(8)
+    bits = rng.integers(0, 2, (2000, 64), np.uint8)
+    copies = known_copies(rng, 64, 0.06)
+    once = hamming_distances(packed(bits), packed(bits))[np.triu_indices(2000, 1)]
+    for radius in (14, 16, 18):
+        found = calibrate(packed(np.tile(bits, (times, 1))), copies=copies, radius=radius)
+        truth = times**2 * int(np.count_nonzero(once <= radius))
+        low, high = found.false_pairs_interval
+        assert truth / 1.3 < found.expected_false_pairs < 1.3 * truth and low <= truth <= high, radius
 
 
 def test_the_radius_finds_copies_and_stops_there() -> None:

@@ -180,10 +180,8 @@ def _fit_tail(counts: PairCounts, shapes: Sequence[NDArray[np.integer[Any]]], se
     known = np.array([_density(shape, furthest) for shape in shapes if len(shape)]).reshape(-1, furthest + 1)
     start, (false, duplicates) = _fit(counts.histogram, known, None)
     rng = np.random.default_rng(seed)
-    nearer = np.cumprod(
-        duplicates[1:] > 10 * false[1:]
-    )  # at these distances a pair is more likely one picture than two
-    left, right, n_pictures = _pictures(counts.left, counts.right, counts.distance <= int(nearer.sum()))
+    certain = int(np.cumprod(duplicates[1:] > CERTAINLY * false[1:]).sum())
+    left, right, n_pictures = _pictures(counts.left, counts.right, counts.distance <= certain)
     replicates = np.empty((REPLICATES, furthest + 1))
     for replicate in replicates:
         weight = rng.standard_exponential(n_pictures)
