@@ -151,6 +151,13 @@ def test_dropout_draws_from_the_seed_and_not_from_torch() -> None:
     np.testing.assert_array_equal(fitted(x).project(x), first)
 
 
+def test_the_temperature_depends_on_views_unless_it_is_given() -> None:
+    x = clustered()
+    views = np.stack([clustered(seed=s) for s in (1, 2)])
+    np.testing.assert_array_equal(fitted(x).project(x), fitted(x, temperature=0.5).project(x))
+    np.testing.assert_array_equal(fitted(x, views).project(x), fitted(x, views, temperature=0.3).project(x))
+
+
 def test_training_lowers_the_loss_and_orders_the_clusters() -> None:
     x = clustered(600)
     hasher = fitted(x, epochs=60, neighbourhood=0.15)

@@ -45,6 +45,9 @@ from distillhash.pairs.neighbours import nearest_neighbours
 from distillhash.pairs.similarity import cosine_distances
 from distillhash.training import Schedule
 
+SHARP, SOFT = 0.3, 0.5
+"""Temperatures with and without views."""
+
 Metric = Literal["invariant", "cosine"]
 Agreement = Literal["overlap", "cosine"]
 Positives = Literal["all", "one"]
@@ -66,7 +69,7 @@ class DistillHashContrast(HeadHasher):
         agreement: Order them by ``overlap`` of neighbour lists or by ``cosine`` alone.
         positives: ``all`` neighbours in the batch, or only the ``one`` drawn with the image; the others are negatives then.
         gradient: Of the sign: through ``tanh``, or as of the ``identity``.
-        temperature: tau.
+        temperature: tau; None takes 0.3 where there are views, and 0.5 where there are none: positives are less pure then.
         dropout: Share of the features that the head does without in training, drawn anew for every row.
         part: Images among which neighbourhoods are found; memory is about 12 bytes times its square.
     """
@@ -84,7 +87,7 @@ class DistillHashContrast(HeadHasher):
     agreement: Agreement = "overlap"
     positives: Positives = "all"
     gradient: Gradient = "tanh"
-    temperature: float = 0.3
+    temperature: float | None = None
     dropout: float = 0.2
     part: int = 10_000
 
@@ -94,7 +97,9 @@ class DistillHashContrast(HeadHasher):
         check_choice("agreement", self.agreement, Agreement)
         check_choice("positives", self.positives, Positives)
         check_choice("gradient", self.gradient, Gradient)
-        check_positive(self, "temperature", "directions")
+        check_positive(self, "directions")
+        if self.temperature is not None:
+            check_positive(self, "temperature")
         if self.emphasis < 0:
             raise ParameterError(f"emphasis must be at least 0, got {self.emphasis}")
         if not 0 < self.neighbourhood <= 1:
@@ -115,11 +120,14 @@ class DistillHashContrast(HeadHasher):
         dropped = FeatureDropout(self.dropout, torch.Generator().manual_seed(self.seed + 1))
         network = data.network(nn.Sequential(dropped, *([RootRows()] if self.root else []), module))
 
+        default = SHARP if views is not None else SOFT
+        temperature = default if self.temperature is None else self.temperature
+
         def loss(outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
             del rows  # the batch holds their partners as well
             codes = tanh_through_sign(outputs) if self.gradient == "tanh" else straight_through_sign(outputs)
             positives = neighbourhoods.positives(all_in_batch=self.positives == "all").to(codes.device)
-            return neighbour_contrast(codes, positives, temperature=self.temperature)
+            return neighbour_contrast(codes, positives, temperature=temperature)
 
         self.history_["loss"] = self._train(network, data, loss, inputs=neighbourhoods)
         self._keep(head, module)
