@@ -149,7 +149,7 @@ function show(answer) {
   query.code = answer.query.code;
   query.bits = bitsOf(answer.query.code, answer.n_bits);
   query.results = answer.results.filter((item) => item.id !== answer.query.id);
-  hideMessages();
+  $("nothing").hidden = true; // what was said since the search began stays: it may be of something dropped meanwhile
   if (isFirst) showQuery();
   const distances = query.results.map((item) => item.distance);
   // The grid takes the items before the slider says how many of them are seen.
