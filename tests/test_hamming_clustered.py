@@ -113,6 +113,8 @@ def test_recall_is_as_measured_on_queries_that_were_not_seen(monkeypatch: pytest
     monkeypatch.setattr(structure, "recalls", np.array([[0.01, 0.8]]))
     assert same(structure.nearest(query, 10, recall=0.81), nearest(query, database, 10))
     assert not same(structure.nearest(query, 10, recall=0.8), nearest(query, database, 10))
+    monkeypatch.setattr(structure, "recalls", np.array([[0.01, 1.0]]))
+    assert same(structure.nearest(query, 10, recall=1.0), nearest(query, database, 10))
     for wrong in (0.0, 1.5):
         with pytest.raises(ParameterError, match="recall must be above 0 and at most 1"):
             structure.nearest(query, 10, recall=wrong)

@@ -162,7 +162,7 @@ class ClusteredCodes:
             query: See there.
             k: See there.
             recall: Share of the nearest rows that must be found, on average over queries like the database's rows: the smallest effort for
-                which it was measured. As many rows come back as from an exact search. None, or more than was measured: all.
+                which it was measured. As many rows come back as from an exact search. None, 1, or more than was measured: all.
             allowed: See there. Recall was measured without.
             threads: See there.
             progress: See there.
@@ -173,7 +173,7 @@ class ClusteredCodes:
         q = query.shape[1]
         if recall is not None and not 0 < recall <= 1:
             raise ParameterError(f"recall must be above 0 and at most 1, got {recall}")
-        if q and recall is not None and 0 < k <= len(self._row_of):
+        if q and recall is not None and recall < 1 and 0 < k <= len(self._row_of):  # a sample's 1 is no proof
             enough = np.flatnonzero(self.recalls[:, 1] >= recall)
             if len(enough):
                 effort = int(self.recalls[enough[0], 0] * len(self._row_of))
