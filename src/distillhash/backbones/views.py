@@ -1,7 +1,8 @@
 """Augmented views, computed on batches: random resized crop, flip, rotation, colour.
 
-DistillHash (CVPR 2019, 4.4) augments by random rotation and flipping; the crop and the colours are those of contrastive
-methods, milder, but for colour: every other view has none (docs/distillhash-contrast.md has the measurement). Crop, flip and rotation are one affine map, so pixels are interpolated once.
+DistillHash (CVPR 2019, 4.4) augments by random rotation and flipping; the crop and the colours are those of contrastive methods, milder,
+but every other view has no colour (docs/distillhash-contrast.md has the measurement). Crop, flip and rotation are one affine map, so
+pixels are interpolated once.
 """
 
 from __future__ import annotations
