@@ -226,6 +226,7 @@ async def load(port: int, pid: int, requests: list[bytes], n_clients: int, secon
 def bare(index: Path, contents: list[bytes], seconds: float) -> tuple[float, float]:
     """Images a second of the same model in a loop, one thread per core, full batches: of time on the clock, and of processor time."""
     import torch
+    from threadpoolctl import threadpool_limits
 
     from distillhash import load_model
     from distillhash.backbones.pipeline import keep_freed_memory
@@ -233,6 +234,7 @@ def bare(index: Path, contents: list[bytes], seconds: float) -> tuple[float, flo
 
     keep_freed_memory()
     torch.set_num_threads(1)
+    threadpool_limits(1, user_api="blas")
     model = load_model(index / "model")
     backbone = model.backbone
     _ = backbone.inference

@@ -213,6 +213,12 @@ def test_fine_tuning_trains_the_trunk_and_the_estimator_only_a_copy() -> None:
     np.testing.assert_allclose(tuned.project(x), plain.project(x), atol=1e-5)
     pair_hasher("ssdh", 8, epochs=2).fit(x, images=images)
     assert not torch.equal(trunk.weight.detach(), before)
+    # Normalisation keeps the statistics that the weights were learned with.
+    normalised = torch.nn.Sequential(trunk, torch.nn.BatchNorm1d(20), torch.nn.Dropout(0.5))
+    assert isinstance(statistics := normalised[1], torch.nn.BatchNorm1d)
+    pair_hasher("ssdh", 8, epochs=1).fit(x, images=TrainableImages(Doubled(), normalised))
+    assert statistics.running_mean is not None and not statistics.running_mean.any()
+    assert not torch.equal(statistics.weight.detach(), torch.ones(20))
     with pytest.raises(ParameterError, match="learning_rate must be positive"):
         pair_hasher("ssdh", 8, fine_tune_rate=0.0)
     sizes.clear()

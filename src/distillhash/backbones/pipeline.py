@@ -21,6 +21,7 @@ from functools import cache as cache_once
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from distillhash.backbones.base import Backbone
 from distillhash.backbones.cache import FeatureStore
@@ -103,6 +104,8 @@ class Extraction:
         with contextlib.ExitStack() as closing:
             # Setting the number of threads in a worker also sets it for threads that others start later.
             closing.callback(torch.set_num_threads, n_threads)
+            # Nor may a consumer's small products use a second: between them OpenBLAS's threads wait in a loop, on the workers' cores.
+            closing.enter_context(threadpool_limits(1, user_api="blas"))
             workers = closing.enter_context(_pool(n_workers))
             if self._backbone.device == "cpu":
                 yield from self._run(workers, workers, reads_ahead=2 * n_workers, passes_ahead=2 * n_workers)

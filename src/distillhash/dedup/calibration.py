@@ -17,12 +17,15 @@ from distillhash.errors import ParameterError
 from distillhash.sources import ImageSource
 
 WANTED_RECALL = 0.99
-"""Share of light edits beyond which a larger radius is not worth its false pairs."""
+"""Share of light edits that are to be found; beyond, the radius grows only where nearly all of what it adds are copies."""
 
 FALSE_PER_FOUND = 0.01
 FALSE_PER_ITEM = 0.001
 FALSE_AT_LEAST = 0.5
 """False pairs accepted: one per hundred duplicates found, or one per thousand images, or half a pair, whichever is most."""
+
+FEWEST_COPIES = 0.5
+"""Expected pairs of copies at the next distance, without which it is not worth to go there."""
 
 EDITED = 200
 """Images edited to calibrate, at most."""
@@ -149,8 +152,8 @@ def calibrate(
 ) -> Calibration:
     """Choose a radius, or say what to expect of a given one.
 
-    The radius is the smallest that finds ``WANTED_RECALL`` of the light edits, if its expected false pairs are acceptable; else the largest
-    that they allow.
+    The radius is the smallest that finds ``WANTED_RECALL`` of the light edits, and from there on grows as long as at the next distance as well
+    there are at most ``FALSE_PER_FOUND`` false pairs for each of copies; but never beyond what the expected false pairs allow.
 
     Args:
         codes: ``n`` codes of the collection.
@@ -189,10 +192,16 @@ def calibrate(
         allowed = np.flatnonzero(false <= accepted)
         chosen = int(allowed[-1]) if len(allowed) else 0
         if recall is not None and (enough := np.flatnonzero(recall >= WANTED_RECALL)).size:
-            chosen = min(chosen, int(enough[0]))
+            chosen = min(chosen, int(enough[0]) + (0 if tail is None else _more(tail, int(enough[0]))))
     else:
         chosen = radius
     return _calibration(chosen, radius is not None, codes.n_bits, n_items, tail, copies if known else None, false)
+
+
+def _more(tail: Tail, radius: int) -> int:
+    """By how many bits the radius can grow while nearly all of what each adds are copies, and there is something to add."""
+    false, copies = tail.false[radius + 1 :], tail.duplicates[radius + 1 :]
+    return int(np.cumprod((copies >= FEWEST_COPIES) & (false <= FALSE_PER_FOUND * copies)).sum())
 
 
 def _calibration(

@@ -3,7 +3,10 @@
 A model that the user gives is used as it is. Otherwise images are embedded by the default backbone at 224 pixels (small edits are lost at
 128) and coded in ``LEARNED_BITS`` bits by ITQ, fitted on the collection itself. Where that cannot be fitted well (few items, or vectors
 with fewer dimensions than bits) the codes are ``RANDOM_BITS`` random hyperplanes through the origin, whose distances estimate angles of
-the features and depend on no other item. `docs/dedup.md` has the measurements behind these numbers.
+the features and depend on no other item.
+
+The code of an image goes on with its perceptual hash (:mod:`distillhash.dedup.hashed`), half as many bits as those of the features, unless
+mirror images are looked for, whose hashes have nothing in common. `docs/dedup.md` has the measurements behind these numbers.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes
+from distillhash.dedup.hashed import HASH_BITS, HashedImages
 from distillhash.errors import DataError
 from distillhash.methods import make_hasher
 from distillhash.model import HashModel, concatenate, load_model
-from distillhash.sources import EmbeddingSource, Skipped, Source
+from distillhash.sources import EmbeddingSource, ImageSource, Skipped, Source
 
 if TYPE_CHECKING:
     from distillhash.backbones import FeatureCache
@@ -31,19 +35,40 @@ LEARN_FROM, ITERATIONS = 4_000, 20
 
 @dataclass(frozen=True)
 class Encoder:
-    """A fitted model and a sentence that says what its codes are."""
+    """What makes the codes.
+
+    Attributes:
+        model: Fitted, for the features' bits.
+        description: A sentence that says what the codes are.
+        hashes: How many times the perceptual hash follows; 0 for codes of the features alone.
+    """
 
     model: HashModel
     description: str
+    hashes: int = 0
+
+    @property
+    def n_bits(self) -> int:
+        """Length of the codes."""
+        return self.model.n_bits + self.hashes * HASH_BITS
 
     def encode(self, source: Source, *, progress: bool = False, max_pixels: int | None = None) -> Coded:
         """Codes of every usable item; features pass through, codes stay."""
-        codes, rows, skipped = [], [np.zeros(0, np.intp)], list[Skipped]()
+        hashed = None
+        if self.hashes:
+            assert isinstance(source, ImageSource)
+            source = hashed = HashedImages(source, cache=self.model.cache, max_pixels=max_pixels)
+        parts, rows, skipped = [], [np.zeros(0, np.intp)], list[Skipped]()
         for batch in self.model.encode_batches(source, progress=progress, max_pixels=max_pixels):
-            codes.append(batch.codes)
+            parts.append(batch.codes)
             rows.append(batch.rows)
             skipped += batch.skipped
-        return Coded(concatenate(codes, self.model.n_bits), np.concatenate(rows), skipped)
+        codes, used = concatenate(parts, self.model.n_bits), np.concatenate(rows)
+        if hashed is not None:
+            packed = np.hstack([codes.packed, *[hashed.hashes[used]] * self.hashes])
+            codes = Codes.from_packed(packed, self.n_bits)
+            hashed.close()
+        return Coded(codes, used, skipped)
 
 
 @dataclass(frozen=True)
@@ -65,6 +90,7 @@ def make_encoder(
     source: Source,
     *,
     model: str | None = None,
+    mirror: bool = False,
     device: str = "auto",
     cache: FeatureCache | None = None,
     max_pixels: int | None = None,
@@ -75,6 +101,7 @@ def make_encoder(
     Args:
         source: What is to be compared.
         model: A model folder, or None.
+        mirror: Mirror images are looked for.
         device: Where the backbone runs.
         cache: Where features are kept; without one they are computed twice.
         max_pixels: Images above this are skipped.
@@ -92,6 +119,7 @@ def make_encoder(
     width = source.vectors.shape[1] if isinstance(source, EmbeddingSource) else LEARNED_BITS
     size = None if vectors else IMAGE_SIZE
     given = "the vectors" if vectors else f"{backbone} at {IMAGE_SIZE} pixels"
+    hashed = not vectors and not mirror
     if len(source) >= FEWEST_TO_LEARN and width >= LEARNED_BITS:
         learned = HashModel(
             backbone,
@@ -103,13 +131,19 @@ def make_encoder(
         learned.fit(source, max_images=LEARN_FROM, max_pixels=max_pixels, progress=progress)
         if learned.training["n_used"] >= FEWEST_TO_LEARN:
             used = min(LEARN_FROM, learned.training["n_used"])
-            return Encoder(learned, f"ITQ codes of {LEARNED_BITS} bits over {given}, fitted on {used:,} of the items")
+            text = f"ITQ codes of {LEARNED_BITS} bits over {given}, fitted on {used:,} of the items"
+            return _with_hashes(Encoder(learned, text), LEARNED_BITS // 2 if hashed else 0)
     hasher = make_hasher("lsh", RANDOM_BITS, centre=False)
     planes = HashModel(backbone, hasher, image_size=size, device=device, cache=cache)
     hasher.fit(np.eye(2, width if vectors else planes.backbone.dim))  # planes through the origin: drawn, not learned
-    return Encoder(
-        planes, f"{RANDOM_BITS} random hyperplanes over {given}; too few items or dimensions to fit ITQ codes"
-    )
+    text = f"{RANDOM_BITS} random hyperplanes over {given} (too few items or dimensions to fit ITQ codes)"
+    return _with_hashes(Encoder(planes, text), RANDOM_BITS // 2 if hashed else 0)
+
+
+def _with_hashes(encoder: Encoder, n_bits: int) -> Encoder:
+    if not n_bits:
+        return encoder
+    return Encoder(encoder.model, f"{encoder.description}, and {n_bits} bits of perceptual hash", n_bits // HASH_BITS)
 
 
 def encode_or_fail(encoder: Encoder, source: Source, *, progress: bool = False, max_pixels: int | None = None) -> Coded:

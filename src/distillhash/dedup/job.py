@@ -36,7 +36,7 @@ class Settings:
         model: A model folder, or None for codes made for the collection.
         radius: In bits, or None to calibrate.
         most_false_pairs: False pairs to accept, or None for the rule of :func:`distillhash.dedup.calibration.calibrate`.
-        mirror: Look for mirror images too when choosing the radius.
+        mirror: Look for mirror images too, with codes of the features alone.
         device: Where the backbone runs.
         cache: Where features are kept.
         max_pixels: Images above this are skipped.
@@ -64,8 +64,8 @@ class Item:
         row: Its row there.
         facts: What is known of it; None for vectors.
         match: ``keeper``; ``same file`` and ``same pixels`` by digest; ``same picture`` where the perceptual hash agrees, ``similar`` where
-            it does not; ``near`` where there is none to ask.
-        phash_distance: Bits between its perceptual hash and the keeper's.
+            it does not; ``near`` for vectors.
+        phash_distance: Bits between its perceptual hash of 64 bits and the keeper's.
     """
 
     path: str
@@ -243,7 +243,13 @@ def _against(source: Source, reference: Source, settings: Settings, verdicts: Ve
 def _encode(source: Source, settings: Settings) -> tuple[Encoder, Coded, Copies | None]:
     pixels, progress = settings.max_pixels, settings.progress
     encoder = make_encoder(
-        source, model=settings.model, device=settings.device, cache=settings.cache, max_pixels=pixels, progress=progress
+        source,
+        model=settings.model,
+        mirror=settings.mirror,
+        device=settings.device,
+        cache=settings.cache,
+        max_pixels=pixels,
+        progress=progress,
     )
     coded = encode_or_fail(encoder, source, max_pixels=pixels, progress=progress)
     return encoder, coded, _copies(encoder, source, coded, settings)
@@ -304,17 +310,17 @@ def _apart(facts: Sequence[Facts | None], verdicts: Verdicts | None) -> NDArray[
 
 
 def _item(source: Source, row: int, distance: int, facts: Facts | None, kept: Facts | None, is_keeper: bool) -> Item:
-    away = None if facts is None or kept is None else phash_distance(facts.phash, kept.phash)
+    if facts is None or kept is None:
+        return Item(_path(source, row), distance, source, row, facts, "keeper" if is_keeper else "near")
+    away = phash_distance(facts.phash, kept.phash)
     if is_keeper:
         match = "keeper"
-    elif facts is None or kept is None:
-        match = "near"
     elif facts.digest == kept.digest:
         match = "same file"
     elif facts.pixels_digest == kept.pixels_digest:
         match = "same pixels"
     else:
-        match = "near" if away is None else "same picture" if away <= AGREES else "similar"
+        match = "same picture" if away <= AGREES else "similar"
     return Item(_path(source, row), distance, source, row, facts, match, away)
 
 

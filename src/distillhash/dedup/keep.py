@@ -37,7 +37,7 @@ class Facts:
             resolution and strong compression; comparable between copies of one picture only.
         digest: Content digest, 32 hex digits.
         pixels_digest: Digest of the decoded upright pixels, 32 hex digits; equal for the same picture in two lossless files.
-        phash: Perceptual hash of 64 bits as 16 hex digits, None without the library.
+        phash: Perceptual hash of 64 bits as 16 hex digits.
     """
 
     width: int
@@ -47,7 +47,7 @@ class Facts:
     sharpness: float
     digest: str
     pixels_digest: str
-    phash: str | None
+    phash: str
 
 
 def read_facts(source: ImageSource, row: int, *, max_pixels: int | None = None) -> Facts:
@@ -96,20 +96,17 @@ def sharpness(pixels: NDArray[np.uint8]) -> float:
     return float(np.abs(second).mean())
 
 
-def perceptual_hash(pixels: NDArray[np.uint8]) -> str | None:
-    """64-bit DCT hash by the library imagehash, as 16 hex digits; None where it is not installed (extra ``dedup``)."""
-    try:
-        import imagehash
-    except ImportError:
-        return None
+def perceptual_hash(pixels: NDArray[np.uint8]) -> str:
+    """64-bit DCT hash by the library imagehash, as 16 hex digits."""
+    import imagehash
     from PIL import Image
 
     return str(imagehash.phash(Image.fromarray(pixels)))
 
 
-def phash_distance(a: str | None, b: str | None) -> int | None:
-    """Bits between two perceptual hashes, None where one is missing."""
-    return None if a is None or b is None else (int(a, 16) ^ int(b, 16)).bit_count()
+def phash_distance(a: str, b: str) -> int:
+    """Bits between two perceptual hashes."""
+    return (int(a, 16) ^ int(b, 16)).bit_count()
 
 
 def parse_policy(text: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 The deep methods' networks are a pretrained backbone with its last layer replaced. On cached features that last part, the head, is all there
 is to train: one linear layer on standardised features, or a hidden layer below it. With ``images`` the backbone is trained too, after the
 head: gradients of a random head would undo what the backbone knows (Kumar et al., "Fine-Tuning can Distort Pretrained Features",
-ICLR 2022).
+ICLR 2022). It keeps the statistics of its batch normalisation, for those of augmented batches are others.
 """
 
 from __future__ import annotations
@@ -308,6 +308,16 @@ class _Trunk(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         return inputs if self.skipped else self.network(inputs)
+
+    def train(self, mode: bool = True) -> _Trunk:
+        """The network stays in eval mode while its weights are trained: no dropout, and fixed statistics of batch normalisation.
+
+        Statistics of augmented batches would replace those that the weights were learned with: MAP then falls instead of rising
+        (docs/distillhash-contrast.md).
+        """
+        super().train(mode)
+        self.network.eval()
+        return self
 
 
 class _Staged:

@@ -45,11 +45,13 @@ class Encoder:
         """
         if self.takes_images:
             import torch
+            from threadpoolctl import threadpool_limits
 
             from distillhash.backbones.pipeline import keep_freed_memory
 
             keep_freed_memory()
             torch.set_num_threads(1)  # passes run beside each other, one core each, as they do when an index is filled
+            threadpool_limits(1, user_api="blas")
             size = self.model.backbone.image_size
             self._encode([np.zeros((size, size, 3), np.uint8)])
 
