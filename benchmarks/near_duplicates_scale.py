@@ -1,4 +1,4 @@
-"""Time and memory of grouping synthetic codes of 512 bits, and of the review page over synthetic pictures.
+"""Time and memory of grouping synthetic codes of 768 bits, and of the review page over synthetic pictures.
 
     python benchmarks/near_duplicates_scale.py --out results/near-duplicates/scale.json
 
@@ -38,16 +38,16 @@ from distillhash.dedup.parts import connected_parts
 from distillhash.dedup.review import review_page
 from distillhash.sources import ImageSource
 
-BITS = 512
+BITS = 768
 CROWD = 20_000
 CASES = [
-    ("clustered", 200_000, 64),
-    ("clustered", 200_000, 92),
-    ("clustered", 2_000_000, 64),
-    ("clustered", 2_000_000, 92),
-    ("crowd", 200_000, 64),
-    ("crowd", 200_000, 92),
-    ("chain", 100_000, 64),
+    ("clustered", 200_000, 160),
+    ("clustered", 200_000, 190),
+    ("clustered", 2_000_000, 160),
+    ("clustered", 2_000_000, 190),
+    ("crowd", 200_000, 160),
+    ("crowd", 200_000, 190),
+    ("chain", 100_000, 160),
 ]
 
 

@@ -18,7 +18,9 @@ from distillhash import Codes
 from distillhash.codes import words_per_code
 from distillhash.errors import DataError, MissingDependencyError, ParameterError
 from distillhash.hamming import nearest, plane_dtype, planes_of, search, warm_up, within
+from distillhash.hamming.compiled import HALF_ROWS
 from distillhash.hamming.search import Engine
+from distillhash.hamming.vectors import BLOCK
 
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 WIDTHS = (1, 12, 16, 17, 32, 33, 64, 127, 128, 192, 256, 300, 512)
@@ -125,6 +127,26 @@ def test_any_order_of_distances_over_several_tiles(order: str, k: int, q: int) -
     for i in range(q):
         assert np.array_equal(rows[i], expected)
         assert np.array_equal(found[i], distances[expected])
+
+
+@pytest.mark.parametrize("n_bits", [65, 128, 256, 320])
+@pytest.mark.parametrize("n_centres", [1, 40, 4000])
+@pytest.mark.parametrize("masked", [False, True])
+def test_half_of_the_planes_is_enough_only_where_it_is(n_bits: int, n_centres: int, masked: bool) -> None:
+    """A lone query over several planes looks at half of them first, and gives that up where too many rows pass."""
+    rng = np.random.default_rng(n_centres)
+    n = 6 * HALF_ROWS + 77
+    centres = rng.integers(0, 2, (n_centres, n_bits))
+    bits = centres[rng.integers(0, n_centres, n + 8)] ^ (rng.random((n + 8, n_bits)) < 0.08)
+    bits[:, : 64 * (n_bits // 128)] &= rng.integers(0, 2, n + 8)[:, None]  # many rows are near by the first half
+    codes = Codes.from_signs(1 - 2 * bits)
+    query, database = planes_of(codes[:8]), planes_of(codes[8:])
+    allowed = (rng.random(n) < 0.7).astype(np.uint8) if masked else None
+    for k in (1, 100, 3 * BLOCK, n):
+        wanted = nearest(query, database, k, allowed=allowed, engine="numpy")
+        for i in range(query.shape[1]):
+            found = nearest(query[:, i : i + 1], database, k, allowed=allowed, threads=1, engine="numba")
+            assert same(found, tuple(part[i : i + 1] for part in wanted)), (k, i)
 
 
 @pytest.mark.parametrize("n_bits", [12, 30, 127])

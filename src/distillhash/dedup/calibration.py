@@ -152,8 +152,8 @@ def calibrate(
 ) -> Calibration:
     """Choose a radius, or say what to expect of a given one.
 
-    The radius is the smallest that finds ``WANTED_RECALL`` of the light edits, and from there on grows as long as at the next distance as well
-    there are at most ``FALSE_PER_FOUND`` false pairs for each of copies; but never beyond what the expected false pairs allow.
+    The radius is the smallest that finds ``WANTED_RECALL`` of the light edits, and from there on grows as long as the next distance adds at
+    most ``FALSE_PER_FOUND`` false pairs for each pair of copies; but never beyond what the expected false pairs allow.
 
     Args:
         codes: ``n`` codes of the collection.

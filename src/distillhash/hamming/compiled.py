@@ -13,9 +13,24 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from distillhash.hamming.vectors import BLOCK, GROUP, distance_of, look_for_group, look_for_one, lowest_bit, nearer
+from distillhash.hamming.vectors import (
+    BLOCK,
+    CHUNK,
+    GROUP,
+    distance_of,
+    look_at_half,
+    look_for_group,
+    look_for_one,
+    lowest_bit,
+    nearer,
+    nearer_by_half,
+    prefetch_row,
+)
 
 TILE_WORDS = 4096  # of the database, passed over by all queries while they are in the innermost caches
+HALF_ROWS = (
+    4096  # that a lone query looks at by half of the planes, as long as at most BLOCK - CHUNK are near enough by that
+)
 ROW_BITS = 47  # a candidate is its distance, then its row, in one integer
 ROW_MASK = 2**ROW_BITS - 1
 
@@ -112,17 +127,80 @@ def _nearest_rows(
         if not going:
             break
     for i in range(q):
-        place, _ = _keep_nearest(kept[i], n_kept[i], k, counts)
-        counts[:] = 0
-        for c in range(place):
-            counts[kept[i, c] >> ROW_BITS] += 1
-        before = 0  # from now on, where each distance starts in the answer
-        for distance in range(len(counts)):
-            before, counts[distance] = before + counts[distance], before
-        for c in range(place):
-            distance = kept[i, c] >> ROW_BITS
-            rows[i, counts[distance]], distances[i, counts[distance]] = kept[i, c] & ROW_MASK, distance
-            counts[distance] += 1
+        _write_answer(kept[i], n_kept[i], k, counts, rows[i], distances[i])
+
+
+@part
+def _write_answer(kept: Any, n_kept: int, k: int, counts: Any, rows: Any, distances: Any) -> None:
+    """The k nearest candidates by (distance, row); they come by ascending row."""
+    place, _ = _keep_nearest(kept, n_kept, k, counts)
+    counts[:] = 0
+    for c in range(place):
+        counts[kept[c] >> ROW_BITS] += 1
+    before = 0  # from now on, where each distance starts in the answer
+    for distance in range(len(counts)):
+        before, counts[distance] = before + counts[distance], before
+    for c in range(place):
+        distance = kept[c] >> ROW_BITS
+        rows[counts[distance]], distances[counts[distance]] = kept[c] & ROW_MASK, distance
+        counts[distance] += 1
+
+
+@part
+def _near_by_half(query: Any, addresses: Any, allowed: Any, start: int, stop: int, bounds: Any, found: Any) -> Any:
+    """Rows that are nearer than the bound by the first half of their planes: how many, and where it was given up for there were too many.
+
+    Their other half is asked for.
+    """
+    n_found = 0
+    for chunk in range(start, stop, CHUNK):
+        if look_at_half(query, 0, addresses, allowed, chunk, bounds):
+            mask = nearer_by_half(query, 0, addresses, allowed, chunk, bounds[0])
+            while mask:
+                row = chunk + lowest_bit(mask)
+                mask &= mask - np.uint64(1)
+                prefetch_row(query, 0, addresses, None, row)
+                found[n_found] = row
+                n_found += 1
+            if n_found > len(found) - CHUNK:
+                return n_found, chunk + CHUNK
+    return n_found, stop
+
+
+@compiled
+def _nearest_by_halves(
+    query: Any, addresses: Any, allowed: Any, n: int, k: int,
+    bounds: Any, n_kept: Any, kept: Any, counts: Any, found: Any, rows: Any, distances: Any,
+) -> None:  # fmt: skip
+    """As :func:`_nearest_rows` for a lone query over two planes and more: it reads half of them as long as that says enough.
+
+    A lone query is as fast as memory. Once the bound is small, hardly any row is near enough by half of its bits, and the other half of
+    nearly all is never read.
+    """
+    start, next_try, wait = 0, 0, HALF_ROWS
+    while start < n and bounds[0] > 0:
+        if start < next_try or start + HALF_ROWS > n:
+            if start + BLOCK > n or look_for_one(query, 0, addresses, allowed, start, bounds):
+                _take_block(query, 0, addresses, allowed, n, start, k, bounds, n_kept, kept, counts)
+            start += BLOCK
+            continue
+        n_found, reached = _near_by_half(query, addresses, allowed, start, start + HALF_ROWS, bounds, found)
+        if reached < start + HALF_ROWS:
+            wait *= 2
+            next_try = reached + wait
+        else:
+            wait = HALF_ROWS
+        start = reached
+        place = n_kept[0]
+        for c in range(n_found):
+            distance = distance_of(query, 0, addresses, None, found[c])
+            if distance < bounds[0]:
+                kept[0, place] = distance << ROW_BITS | found[c]
+                place += 1
+        if place > kept.shape[1] - BLOCK:
+            place, bounds[0] = _keep_nearest(kept[0], place, k, counts)
+        n_kept[0] = place
+    _write_answer(kept[0], n_kept[0], k, counts, rows[0], distances[0])
 
 
 def nearest_rows(
@@ -146,7 +224,11 @@ def nearest_rows(
     kept = np.empty((q, min(2 * k, n) + BLOCK), np.int64)  # candidates: distance, then row, in one integer
     rows = np.full((q, k), -1, np.int64)
     distances = np.full((q, k), -1, np.int32)
-    _nearest_rows(query, q, addresses, allowed, n, k, bounds, n_kept, kept, counts, rows, distances)
+    if q == 1 and len(addresses) > 1:
+        found = np.empty(BLOCK, np.int64)
+        _nearest_by_halves(query, addresses, allowed, n, k, bounds, n_kept, kept, counts, found, rows, distances)
+    else:
+        _nearest_rows(query, q, addresses, allowed, n, k, bounds, n_kept, kept, counts, rows, distances)
     return rows, distances
 
 

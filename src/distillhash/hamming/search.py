@@ -165,9 +165,10 @@ def warm_up(n_bits: int) -> None:
     if n_bits < 1:
         raise ParameterError(f"n_bits must be at least 1, got {n_bits}")
     dtype = plane_dtype(n_bits)
-    planes = np.zeros((-(-n_bits // (8 * dtype.itemsize)), 1), dtype)
-    for allowed in (None, np.ones(1, np.uint8)):
-        nearest(planes, planes, 1, allowed=allowed, threads=1)
+    planes = np.zeros((-(-n_bits // (8 * dtype.itemsize)), 2), dtype)
+    for allowed in (None, np.ones(2, np.uint8)):
+        for query in (planes[:, :1], planes):  # a lone query has a kernel of its own
+            nearest(query, planes, 1, allowed=allowed, threads=1)
         within(planes, planes, 0, allowed=allowed, threads=1)
 
 

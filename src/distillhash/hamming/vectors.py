@@ -20,6 +20,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 BLOCK = 256  # rows between two looks at the running minima
+CHUNK = 64  # rows of a mask, and of a look at half of the planes
 GROUP = 4  # queries that share a load of the database
 
 _AHEAD = 4096  # bytes; a lone query reads memory as fast as one core can, a fifth faster than without asking ahead
@@ -54,7 +55,7 @@ def lowest_bit(typing_context: Any, value: Any) -> Any:
 class _Rows:
     """Builds code that reads rows of the planes, several at once: one of them a lane of a 512-bit vector."""
 
-    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any) -> None:
+    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, half: bool = False) -> None:
         query_type, _, addresses_type, allowed_type, *_ = signature.args
         query, first, addresses, self.allowed, self.start, *_ = arguments
         self.builder = builder
@@ -66,6 +67,8 @@ class _Rows:
         self.first = first
         self.masked = not isinstance(allowed_type, types.NoneType)
         self.addresses = cgutils.unpack_tuple(builder, addresses, self.n_planes)
+        if half:
+            self.addresses = self.addresses[: self.n_planes // 2]
         self.query = context.make_array(query_type)(context, builder, query).data
 
     def splat(self, value: Any) -> Any:
@@ -76,7 +79,7 @@ class _Rows:
     def query_words(self, place: int) -> list[Any]:
         """The words of query ``first + place``."""
         at = self.builder.mul(self.builder.add(self.first, ir.Constant(_I64, place)), ir.Constant(_I64, self.n_planes))
-        places = [self.builder.add(at, ir.Constant(_I64, plane)) for plane in range(self.n_planes)]
+        places = [self.builder.add(at, ir.Constant(_I64, plane)) for plane in range(len(self.addresses))]
         return [self.builder.load(self.builder.gep(self.query, [place])) for place in places]
 
     def load(self, address: Any, row: Any, kind: Any, item_bytes: int) -> Any:
@@ -125,21 +128,24 @@ class _Rows:
         return self.builder.zext(self.builder.bitcast(found, ir.IntType(self.lanes)), _I64)
 
 
-def _look(group: int, steps: int) -> Any:
-    """A look at the block of rows from ``start``: bit g is set if a row is nearer to query ``first + g`` than its bound."""
+def _look(group: int, steps: int, block: int = BLOCK, half: bool = False) -> Any:
+    """A look at ``block`` rows from ``start``: bit g is set if a row is nearer to query ``first + g`` than its bound.
+
+    With ``half``, by the first half of the planes alone, where a row is at least as near.
+    """
 
     @intrinsic
     def look(typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, start: Any, bounds: Any) -> Any:
         del typing_context, first, start
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            rows = _Rows(context, builder, signature, arguments)
+            rows = _Rows(context, builder, signature, arguments, half)
             halves = ir.VectorType(_I16, 32)
             umin = cgutils.get_or_insert_function(
                 builder.module, ir.FunctionType(halves, [halves, halves]), "llvm.umin.v32i16"
             )
             queries = [[rows.splat(word) for word in rows.query_words(g)] for g in range(group)]
-            n_vectors = BLOCK // rows.lanes
+            n_vectors = block // rows.lanes
             unrolled = min(steps, n_vectors)
             before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
             builder.branch(loop)
@@ -188,27 +194,38 @@ def _look(group: int, steps: int) -> Any:
 
 look_for_one = _look(1, 8)
 look_for_group = _look(GROUP, 1)
+look_at_half = _look(1, 8, CHUNK, half=True)
 
 
-@intrinsic
-def nearer(typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, start: Any, bound: Any) -> Any:
-    """Bit b says whether row ``start + b`` is allowed and nearer to query ``first`` than ``bound``; 64 rows."""
-    del typing_context, first, start, bound
+def _nearer(half: bool) -> Any:
+    """Bit b says whether row ``start + b`` is allowed and nearer to query ``first`` than ``bound``; ``CHUNK`` rows."""
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        rows = _Rows(context, builder, signature, arguments)
-        words = [rows.splat(word) for word in rows.query_words(0)]
-        found = ir.Constant(_I64, 0)
-        for at in range(0, 64, rows.lanes):
-            row = builder.add(rows.start, ir.Constant(_I64, at))
-            distances = rows.distances(rows.words(row, rows.vector), words)
-            if rows.masked:
-                distances = builder.or_(distances, rows.forbidden(row))
-            lanes = rows.below(distances, arguments[5])
-            found = builder.or_(found, builder.shl(lanes, ir.Constant(_I64, at)))
-        return found
+    @intrinsic
+    def nearer(
+        typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, start: Any, bound: Any
+    ) -> Any:
+        del typing_context, first, start, bound
 
-    return types.uint64(query, types.int64, addresses, allowed, types.int64, types.int64), codegen
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            rows = _Rows(context, builder, signature, arguments, half)
+            words = [rows.splat(word) for word in rows.query_words(0)]
+            found = ir.Constant(_I64, 0)
+            for at in range(0, CHUNK, rows.lanes):
+                row = builder.add(rows.start, ir.Constant(_I64, at))
+                distances = rows.distances(rows.words(row, rows.vector), words)
+                if rows.masked:
+                    distances = builder.or_(distances, rows.forbidden(row))
+                lanes = rows.below(distances, arguments[5])
+                found = builder.or_(found, builder.shl(lanes, ir.Constant(_I64, at)))
+            return found
+
+        return types.uint64(query, types.int64, addresses, allowed, types.int64, types.int64), codegen
+
+    return nearer
+
+
+nearer = _nearer(half=False)
+nearer_by_half = _nearer(half=True)
 
 
 @intrinsic
@@ -229,15 +246,23 @@ def distance_of(typing_context: Any, query: Any, first: Any, addresses: Any, all
     return types.int64(query, types.int64, addresses, allowed, types.int64), codegen
 
 
-@intrinsic
-def prefetch(typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, start: Any) -> Any:
-    """Ask for the 64 rows from ``start``, which are needed soon."""
-    del typing_context, first, start
+def _prefetch(n_rows: int) -> Any:
+    """Ask for ``n_rows`` rows from ``start``, which are needed soon."""
 
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        rows = _Rows(context, builder, signature, arguments)
-        for ahead in range(0, 8 * rows.bits, 64):
-            rows.prefetch(rows.start, ahead)
-        return context.get_dummy_value()
+    @intrinsic
+    def prefetch(typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, start: Any) -> Any:
+        del typing_context, first, start
 
-    return types.void(query, types.int64, addresses, allowed, types.int64), codegen
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            rows = _Rows(context, builder, signature, arguments)
+            for ahead in range(0, n_rows * rows.bits // 8, 64):
+                rows.prefetch(rows.start, ahead)
+            return context.get_dummy_value()
+
+        return types.void(query, types.int64, addresses, allowed, types.int64), codegen
+
+    return prefetch
+
+
+prefetch = _prefetch(CHUNK)
+prefetch_row = _prefetch(1)
