@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from distillhash.backbones import FeatureCache, extract_features, iter_features, make_backbone
 from distillhash.backbones.base import BATCH
@@ -101,6 +102,20 @@ def test_threads_are_as_before(backbone: Any) -> None:
     next(started)
     started.close()  # type: ignore[attr-defined]  # it is a generator
     assert (torch.get_num_threads(), seen_by_a_new_thread(), threading.active_count()) == (before, new_before, running)
+
+
+def test_products_keep_to_one_thread_meanwhile(backbone: Any) -> None:
+    """The threads of a BLAS wait in a loop between small products, on cores that the passes need."""
+
+    def threads() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        started = iter_features(Noise(list(range(200))), backbone)
+        next(started)
+        assert threads() == {1}
+        started.close()  # type: ignore[attr-defined]  # it is a generator
+        assert threads() == {2}
 
 
 def test_an_error_of_the_source_ends_the_job(backbone: Any) -> None:
