@@ -119,7 +119,7 @@ def test_bad_input_is_one_sentence(pictures: Path, capsys: pytest.CaptureFixture
     np.save("vectors.npy", np.random.default_rng(0).standard_normal((20, 8)))
     for words, status, sentence in (
         (["dedup"], 2, "dedup needs a SOURCE"),
-        (["dedup", pictures, "--radius", "2000"], 2, "0..1023"),
+        (["dedup", pictures, "--radius", "2000"], 2, "0..1535"),
         (["dedup", "vectors.npy", "--apply", "--trash", "t"], 1, "no files of their own"),
         (["dedup", "--undo", "--trash", "nowhere"], 1, "no journal"),
         (["dedup", "gone"], 1, "there is no readable"),
