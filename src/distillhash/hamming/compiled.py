@@ -221,7 +221,8 @@ def nearest_rows(
     bounds = np.zeros(len(query), np.int64)  # a row must be nearer than this: never so for a query that does not count
     bounds[:q] = len(counts)
     n_kept = np.zeros(q, np.int64)
-    kept = np.empty((q, min(2 * k, n) + BLOCK), np.int64)  # candidates: distance, then row, in one integer
+    # Candidates: distance, then row, in one integer. More room would be emptied less often, but the bound would lag behind.
+    kept = np.empty((q, min(k + min(k, max(16, k // 4)), n) + BLOCK), np.int64)
     rows = np.full((q, k), -1, np.int64)
     distances = np.full((q, k), -1, np.int32)
     if q == 1 and len(addresses) > 1:
