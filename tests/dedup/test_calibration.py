@@ -92,6 +92,20 @@ def test_the_radius_finds_copies_and_stops_there() -> None:
     assert text.startswith(f"radius {found.radius} of 256 bits: about 0 false pairs") and "among 2,000 images" in text
 
 
+def test_the_radius_grows_where_nearly_all_it_adds_are_copies() -> None:
+    """Copies as far again as the known ones, in a collection that has nothing else at such distances."""
+    rng = np.random.default_rng(9)
+    bits = rng.integers(0, 2, (2000, 256), np.uint8)
+    copies = known_copies(rng, 256, 0.06)
+    needed = int(np.sort(copies.to_original.ravel())[int(np.ceil(0.99 * 600)) - 1])
+    with_copies = np.concatenate([bits, flipped(bits, rng.uniform(0, 0.11, 2000), rng)])
+    distances = (with_copies[:2000] != with_copies[2000:]).sum(axis=1)
+    found = calibrate(packed(with_copies), copies=copies)
+    assert found.radius > needed and found.expected_false_pairs < 1
+    assert np.mean(distances <= found.radius) > np.mean(distances <= needed) + 0.1
+    assert calibrate(packed(bits), copies=copies).radius == needed  # nothing there to grow for
+
+
 def test_false_pairs_bound_the_radius() -> None:
     rng = np.random.default_rng(4)
     bits = rng.integers(0, 2, (2000, 64), np.uint8)

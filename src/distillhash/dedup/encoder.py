@@ -11,7 +11,8 @@ mirror images are looked for, whose hashes have nothing in common. `docs/dedup.m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,21 +55,22 @@ class Encoder:
 
     def encode(self, source: Source, *, progress: bool = False, max_pixels: int | None = None) -> Coded:
         """Codes of every usable item; features pass through, codes stay."""
-        hashed = None
-        if self.hashes:
-            assert isinstance(source, ImageSource)
-            source = hashed = HashedImages(source, cache=self.model.cache, max_pixels=max_pixels)
-        parts, rows, skipped = [], [np.zeros(0, np.intp)], list[Skipped]()
+        if not self.hashes:
+            return self._encode(source, progress, max_pixels)
+        assert isinstance(source, ImageSource)
+        with closing(HashedImages(source, cache=self.model.cache, max_pixels=max_pixels)) as hashed:
+            coded = self._encode(hashed, progress, max_pixels)
+        packed = np.hstack([coded.codes.packed, *[hashed.hashes[coded.rows]] * self.hashes])
+        return replace(coded, codes=Codes.from_packed(packed, self.n_bits))
+
+    def _encode(self, source: Source, progress: bool, max_pixels: int | None) -> Coded:
+        """By the features alone."""
+        codes, rows, skipped = [], [np.zeros(0, np.intp)], list[Skipped]()
         for batch in self.model.encode_batches(source, progress=progress, max_pixels=max_pixels):
-            parts.append(batch.codes)
+            codes.append(batch.codes)
             rows.append(batch.rows)
             skipped += batch.skipped
-        codes, used = concatenate(parts, self.model.n_bits), np.concatenate(rows)
-        if hashed is not None:
-            packed = np.hstack([codes.packed, *[hashed.hashes[used]] * self.hashes])
-            codes = Codes.from_packed(packed, self.n_bits)
-            hashed.close()
-        return Coded(codes, used, skipped)
+        return Coded(concatenate(codes, self.model.n_bits), np.concatenate(rows), skipped)
 
 
 @dataclass(frozen=True)

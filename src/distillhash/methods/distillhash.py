@@ -20,7 +20,8 @@ options together (``make_hasher("distillhash", n_bits, reading=...)``); any opti
   of by a network that has memorised them. RECONSTRUCTED where the paper is silent; chosen by measurement, see docs/distillhash.md.
 
 Departs from the paper in:
-1. The backbone is whatever the features come from, frozen unless fine-tuned; the paper fine-tunes VGG16 end to end.
+1. The backbone is whatever the features come from, frozen unless fine-tuned, and then without dropout and
+   with the batch normalisation it was learned with; the paper fine-tunes VGG16 end to end.
 2. Batch size, epochs and step size are for a head on standardised features.
 3. Eq. (10) is a log-likelihood and is maximised; the text says minimised. The word "log" in Eq. (11) is dropped.
 4. The mean of Eq. (10) runs over labelled pairs of a batch of images (the batch holds images, not pairs).

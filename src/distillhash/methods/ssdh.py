@@ -7,7 +7,8 @@ Symbols: D -> cosine distances; d_l, d_r -> thresholds; S -> pairs_; u -> relaxe
 Loss: sum |S_ij| (<u_i, u_j> / K - S_ij)^2 over a batch, u = tanh(outputs).
 
 Departs from the paper in:
-1. The backbone is whatever the features come from, frozen unless fine-tuned; the paper fine-tunes a VGG network end to end.
+1. The backbone is whatever the features come from, frozen unless fine-tuned, and then without dropout and
+   with the batch normalisation it was learned with; the paper fine-tunes a VGG network end to end.
 2. Batch size, epochs and step size are for a head on standardised features (released: Adam 1e-3 with epsilon 1, batch 24, 10 epochs).
 3. beta is 0, not the released 2: on frozen features more dissimilar pairs measure better, on queries carved from the database side.
 4. Self-pairs and self-distances are left out (``self_pairs``, ``self_distances`` bring them back).
