@@ -49,6 +49,7 @@ class Running:
 def in_thread(index: Path, **settings: Any) -> Iterator[str]:
     """A server in this process, for settings that the command line does not offer; gives its URL."""
     model = load_model(index / "model") if (index / "model").exists() else None
+    settings = {"encoders": 0} | settings  # processes of their own start with every `running` server
     service = Service(open_index(index), model, index, Settings(**settings), Metrics())
     n_threads = torch.get_num_threads()  # a server sets it, for the whole process
     listener = bind("127.0.0.1", 0)
@@ -84,8 +85,8 @@ def running(index: Path, photos: Path, *words: str, token: str | None = None) ->
 
 
 @contextlib.contextmanager
-def starting(index: Path, *words: str, token: str | None = None) -> Iterator[Running]:
-    """The same, not waited for."""
+def starting(index: Path, *words: str, token: str | None = None, stopped: bool = True) -> Iterator[Running]:
+    """The same, not waited for; ``stopped`` in the end, unless it is killed before."""
     environment = dict(os.environ) | ({"DISTILLHASH_TOKEN": token} if token else {})
     command = [sys.executable, "-m", "distillhash.cli", "serve", "--index", str(index), "--port", "0", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
@@ -100,6 +101,8 @@ def starting(index: Path, *words: str, token: str | None = None) -> Iterator[Run
     server = Running(lines[-1].split()[2], index, index, process)
     try:
         yield server
+        if not stopped:
+            return
         process.send_signal(signal.SIGTERM)
         rest = process.stderr.read()
         assert process.wait(30) == 0, rest

@@ -98,6 +98,13 @@ class HashModel:
         return self.hasher.n_bits
 
     @property
+    def device(self) -> str:
+        """Where the backbone runs: ``cpu``, ``cuda`` or ``mps``."""
+        from distillhash.backbones.base import choose_device
+
+        return choose_device(self._device)
+
+    @property
     def backbone(self) -> Backbone:
         """The feature extractor, built on first use."""
         from distillhash.backbones import backbone_from_config, make_backbone

@@ -82,12 +82,20 @@ def test_radius_cuts_the_ranking(server: Running, client: httpx.Client) -> None:
 
 
 def test_the_direct_path_answers_as_the_routed_one(client: httpx.Client) -> None:
-    """`id` first is answered before routing, `k` first is not; both must be the same answer."""
+    """`id` first is answered before routing, `k` first is not, nor is an `&` at the end; both must be the same answer."""
     direct, routed = client.post("/search?id=5&k=12"), client.post("/search?k=12&id=5")
     assert direct.content == routed.content
     assert {n: v for n, v in direct.headers.items() if n not in ("date", "x-request-id")} == {
         n: v for n, v in routed.headers.items() if n not in ("date", "x-request-id")
     }
+    upload = {"file": ("a.png", make_png(90, 70, 3))}
+    assert client.post("/search?k=12", files=upload).content == client.post("/search?k=12&", files=upload).content
+    assert client.post("/search", files=upload).content == client.post("/search?k=10&", files=upload).content
+    for query in ("?k=12", "?k=12&"):
+        broken = client.post(
+            f"/search{query}", content=b"--b\r\nx", headers={"content-type": "multipart/form-data; boundary=c"}
+        )
+        assert "multipart" in problem(broken, 400)
     for path in ("/search?id={}&k=0", "/search?id={}&k=10001", "/search?id=99999&k=3"):
         assert client.post(path.format(5)).status_code == (404 if "99999" in path else 422)
 

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, expect, sync_playwright
 
 from distillhash import Codes
 from distillhash.codes import hamming_distances
@@ -206,6 +206,18 @@ def test_a_file_that_is_no_image(open_page: Open, tmp_path: Path) -> None:
     expect(page.locator(".caption").first).to_be_visible()  # the page goes on
 
 
+def test_a_picture_that_comes_before_the_page_knows_its_index(open_page: Open) -> None:
+    page = open_page()
+    held: list[Route] = []
+    page.route("**/stats", lambda route: held.append(route))
+    with page.expect_request("**/stats"):
+        page.reload(wait_until="domcontentloaded")
+    page.set_input_files("#file", {"name": "early.jpg", "mimeType": "image/jpeg", "buffer": make_jpeg(seed=4)})
+    held[-1].continue_()
+    expect(page.locator("#query-name")).to_have_text("early.jpg")
+    expect(page.locator(".caption").first).to_be_visible()
+
+
 def test_keyboard_only(open_page: Open) -> None:
     page = open_page("#/item/8")
     expect(page.locator(".caption").first).to_be_visible()
@@ -228,7 +240,7 @@ def test_keyboard_only(open_page: Open) -> None:
     expect(page.locator("#viewer-name")).not_to_have_text(name)
     page.keyboard.press("Escape")
     expect(page.locator("#viewer")).to_be_hidden()
-    assert page.evaluate(focused) == "1"
+    expect(page.locator(".tile:focus-within")).to_have_attribute("data-place", "1")
     before = int(page.locator("#radius").input_value())
     page.keyboard.press("[")
     assert int(page.locator("#radius").input_value()) == before - 1
@@ -313,23 +325,25 @@ def test_ten_thousand_results_stay_quick(open_page: Open) -> None:
             const start = performance.now();
             grid.show(items, { query: bitsOf(items[0].code, 64) });
             const shown = performance.now() - start;
-            let slowest = 0, most = 0;
+            let most = 0;
+            const frames = [];
             for (let i = 0; i < 60; i++) {
                 scrollTo(0, (i * 7919 * 37) % (document.body.scrollHeight - innerHeight));
                 const before = performance.now();
                 grid.render();
-                slowest = Math.max(slowest, performance.now() - before);
+                frames.push(performance.now() - before);
                 most = Math.max(most, host.childElementCount);
                 await new Promise(requestAnimationFrame);
             }
             const before = performance.now();
             grid.limit(5000);
-            return { shown, slowest, most, limited: performance.now() - before, height: host.clientHeight };
+            const limited = performance.now() - before;
+            return { shown, usual: frames.sort((a, b) => a - b)[30], slowest: frames[59], most, limited, height: host.clientHeight };
         }"""
     )
     assert found["most"] < 200, found
     assert found["height"] > 100_000, found
-    assert found["shown"] < 500 and found["slowest"] < 200 and found["limited"] < 200, found
+    assert found["shown"] < 500 and found["usual"] < 50 and found["slowest"] < 500 and found["limited"] < 200, found
 
 
 def test_groups_of_near_duplicates(open_page: Open, server: Running) -> None:
@@ -361,6 +375,7 @@ def test_groups_from_a_file(open_page: Open, server: Running, tmp_path: Path, ph
         expect(page.locator("#duplicates-radius")).to_be_hidden()
         expect(page.locator(".member .keep")).to_have_text("keep")
         assert page.locator(".member").first.get_attribute("href") == "#/item/2"
+        page.close()  # before the server stops: pictures may still be on their way
 
 
 def test_the_token_is_asked_for(open_page: Open, photo_index: Path) -> None:
@@ -370,3 +385,4 @@ def test_the_token_is_asked_for(open_page: Open, photo_index: Path) -> None:
         page.get_by_label("Token").fill("correct-horse-battery")
         page.get_by_role("button", name="Continue").click()
         expect(page.locator(".tile img.there").first).to_be_visible()
+        page.close()

@@ -40,6 +40,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--max-pixels", type=int, default=64_000_000, metavar="N", help="largest picture (default: 64000000)"
     )
+    parser.add_argument(
+        "--encoders",
+        type=int,
+        metavar="N",
+        help="processes that encode uploaded images on the processor, each with the model in its memory; 0 encodes in the server's own "
+        "(default: one per core, four at most)",
+    )
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
 
 
@@ -65,6 +72,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         token=_token(arguments.token_file),
         max_upload=arguments.max_upload * 2**20,
         max_pixels=arguments.max_pixels,
+        encoders=arguments.encoders,
         duplicates=Path(arguments.duplicates) if arguments.duplicates else None,
     )
     started = time.perf_counter()

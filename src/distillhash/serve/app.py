@@ -20,15 +20,16 @@ from starlette.exceptions import HTTPException
 from distillhash import __version__
 from distillhash.errors import DistillHashError
 from distillhash.serve.api import routes
-from distillhash.serve.guard import App, Guard, Scope
+from distillhash.serve.guard import App, Guard
 from distillhash.serve.library import Query
 from distillhash.serve.problems import MEDIA_TYPE, Problem, problem_from
 from distillhash.serve.schemas import ProblemDocument
 from distillhash.serve.service import Service
 from distillhash.serve.settings import MOST_RESULTS
+from distillhash.serve.uploads import has_body, read_body
 
 PAGE = Path(__file__).parent / "page"
-_BY_ID = re.compile(rb"id=(\d{1,18})(?:&k=(\d{1,5}))?")
+_COMMON = re.compile(rb"(?:id=(?P<id>\d{1,18})(?:&|$))?(?:k=(?P<k>\d{1,5}))?")
 
 log = logging.getLogger("distillhash.serve")
 
@@ -86,17 +87,23 @@ def create_app(service: Service, *, on_failure: Callable[[], None] = lambda: Non
     return Guard(cast("App", api), service.settings, service.metrics, _direct(service))
 
 
-def _direct(service: Service) -> Callable[[Scope, dict[bytes, bytes]], Awaitable[bytes] | None]:
-    """``POST /search?id=N&k=K`` without a body, written out: routing and validation would cost more than the search."""
+def _direct(service: Service) -> Callable[[Request], Awaitable[bytes] | None]:
+    """``POST /search?id=N&k=K`` and ``POST /search?k=K`` with a body, written out: routing and validation cost more than the search."""
 
-    def answer(scope: Scope, headers: dict[bytes, bytes]) -> Awaitable[bytes] | None:
-        if scope["path"] != "/search" or scope["method"] != "POST" or b"transfer-encoding" in headers:
+    async def by_upload(request: Request, k: int) -> bytes:
+        return await service.search(Query(await service.encode(await read_body(request)), k))
+
+    def answer(request: Request) -> Awaitable[bytes] | None:
+        scope = request.scope
+        if scope["path"] != "/search" or scope["method"] != "POST":
             return None
-        match = _BY_ID.fullmatch(scope["query_string"])
-        if match is None or headers.get(b"content-length", b"0") != b"0":
+        match = _COMMON.fullmatch(scope["query_string"])
+        if match is None or (match["id"] is None) != has_body(request):
             return None
-        k = int(match[2] or 10)
-        return service.search(Query(int(match[1]), k)) if 1 <= k <= MOST_RESULTS else None
+        k = int(match["k"] or 10)
+        if not 1 <= k <= MOST_RESULTS:
+            return None
+        return by_upload(request, k) if match["id"] is None else service.search(Query(int(match["id"]), k))
 
     return answer
 

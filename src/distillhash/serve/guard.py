@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 
 from distillhash.serve.metrics import Metrics
 from distillhash.serve.problems import MEDIA_TYPE, Problem, problem_from
@@ -26,7 +26,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
-Direct = Callable[[Scope, dict[bytes, bytes]], Awaitable[bytes] | None]
+Direct = Callable[[Request], Awaitable[bytes] | None]
 
 _PUBLIC = {"/", "/healthz", "/readyz", "/session"}
 _PUBLIC_FOLDER = "/static/"
@@ -63,7 +63,7 @@ class Guard:
             app: The application.
             settings: Limits and access.
             metrics: Where requests are counted.
-            direct: Answers the commonest request without the application's routing, or returns None where it is another one.
+            direct: Answers the commonest requests without the application's routing, or returns None where it is another one.
         """
         self._app, self._settings, self._metrics, self._direct = app, settings, metrics, direct
         self._names = _LOCAL_NAMES | {settings.host}
@@ -102,7 +102,7 @@ class Guard:
         self._active += 1
         try:
             self._check(scope, headers)
-            found = self._direct(scope, headers)
+            found = self._direct(Request(scope, body.receive))
             if found is None:
                 await self._app(scope, body.receive, answer)
             else:

@@ -57,8 +57,7 @@ class Service:
             else Encoder(
                 model,
                 max_pixels=settings.max_pixels,
-                max_batch=settings.max_batch,
-                wait_seconds=settings.batch_seconds,
+                processes=settings.encoders,
                 observe=metrics.batch("model"),
             )
         )

@@ -13,6 +13,7 @@ from distillhash.errors import ParameterError
 COOKIE = "distillhash_session"
 MOST_RESULTS = 10_000
 SHORTEST_TOKEN = 16
+MOST_ENCODERS = 256
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,7 @@ class Settings:
         body_seconds: Longest time a request body may take to arrive.
         max_requests: Requests answered at one time; more get 503.
         max_held: Bytes of all bodies held at one time, from their arrival to their answer; more get 503.
-        max_batch: Images encoded together at most; 0 takes the backbone's own batch.
-        batch_seconds: How long an image waits for others to be encoded with.
+        encoders: Processes that encode uploaded images on the processor; 0: none but the server's own, None: one per core, four at most.
         duplicates: File that ``distillhash dedup --out`` wrote, shown on the page.
     """
 
@@ -39,8 +39,7 @@ class Settings:
     body_seconds: float = 30.0
     max_requests: int = 256
     max_held: int = 512 * 2**20
-    max_batch: int = 0
-    batch_seconds: float = 0.008
+    encoders: int | None = None
     duplicates: Path | None = None
 
     def __post_init__(self) -> None:
@@ -52,6 +51,8 @@ class Settings:
         for name in ("max_upload", "max_pixels", "max_requests"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.encoders is not None and not 0 <= self.encoders <= MOST_ENCODERS:
+            raise ParameterError(f"encoders must be in 0..{MOST_ENCODERS}, got {self.encoders}")
         if self.token is not None and (
             len(self.token) < SHORTEST_TOKEN or not self.token.isascii() or not self.token.isprintable()
         ):

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import orjson
 from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
-from distillhash.serve.encoder import Upload
+from distillhash.serve.hashing import Upload
 from distillhash.serve.problems import Problem
 
 _MOST_JSON = 2**20
@@ -52,11 +53,14 @@ async def read_body(request: Request) -> Body:
     """
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
-        async with request.form(max_files=1, max_fields=4, max_part_size=_MOST_FIELD) as form:
-            file = form.get("file")
-            if not isinstance(file, UploadFile):
-                raise Problem(422, "the multipart body has no file in its field 'file'")
-            return Body(await file.read(), _name(file.filename))
+        try:
+            async with request.form(max_files=1, max_fields=4, max_part_size=_MOST_FIELD) as form:
+                file = form.get("file")
+                if not isinstance(file, UploadFile):
+                    raise Problem(422, "the multipart body has no file in its field 'file'")
+                return Body(await file.read(), _name(file.filename))
+        except MultiPartException as error:
+            raise Problem(400, error.message) from error
     if media_type == "application/json":
         return _from_json(await request.body())
     if media_type.startswith("image/"):

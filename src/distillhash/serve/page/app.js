@@ -99,6 +99,8 @@ async function search(wanted) {
 }
 
 async function searchFile(file) {
+  if (!facts) await opened; // it came before they did
+  if (!facts) return;
   if (facts.accepts !== "image") return refuse("This index keeps no model for pictures. Start from one of its items instead.");
   const reason = await whyNot(file, facts.max_upload);
   if (reason) return refuse(reason);
@@ -375,4 +377,4 @@ async function open() {
 }
 
 setTheme(THEMES[localStorage.getItem("theme")] ? localStorage.getItem("theme") : "auto");
-open();
+const opened = open();
