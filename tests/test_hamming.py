@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
 from itertools import pairwise
@@ -15,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from numpy.typing import NDArray
 
 from distillhash import Codes
-from distillhash.codes import words_per_code
 from distillhash.errors import DataError, MissingDependencyError, ParameterError
 from distillhash.hamming import nearest, plane_dtype, planes_of, search, warm_up, within
 from distillhash.hamming.compiled import HALF_ROWS
@@ -129,7 +129,7 @@ def test_any_order_of_distances_over_several_tiles(order: str, k: int, q: int) -
         assert np.array_equal(found[i], distances[expected])
 
 
-@pytest.mark.parametrize("n_bits", [65, 128, 256, 320])
+@pytest.mark.parametrize("n_bits", [64, 65, 128, 256, 320])
 @pytest.mark.parametrize("n_centres", [1, 40, 4000])
 @pytest.mark.parametrize("masked", [False, True])
 def test_half_of_the_planes_is_enough_only_where_it_is(n_bits: int, n_centres: int, masked: bool) -> None:
@@ -138,7 +138,7 @@ def test_half_of_the_planes_is_enough_only_where_it_is(n_bits: int, n_centres: i
     n = 6 * HALF_ROWS + 77
     centres = rng.integers(0, 2, (n_centres, n_bits))
     bits = centres[rng.integers(0, n_centres, n + 8)] ^ (rng.random((n + 8, n_bits)) < 0.08)
-    bits[:, : 64 * (n_bits // 128)] &= rng.integers(0, 2, n + 8)[:, None]  # many rows are near by the first half
+    bits[:, : n_bits // 2] &= rng.integers(0, 2, n + 8)[:, None]  # many rows are near by the first half
     codes = Codes.from_signs(1 - 2 * bits)
     query, database = planes_of(codes[:8]), planes_of(codes[8:])
     allowed = (rng.random(n) < 0.7).astype(np.uint8) if masked else None
@@ -147,6 +147,32 @@ def test_half_of_the_planes_is_enough_only_where_it_is(n_bits: int, n_centres: i
         for i in range(query.shape[1]):
             found = nearest(query[:, i : i + 1], database, k, allowed=allowed, threads=1, engine="numba")
             assert same(found, tuple(part[i : i + 1] for part in wanted)), (k, i)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="compiles for a processor of this family")
+def test_a_processor_that_counts_byte_by_byte_finds_the_same() -> None:
+    """Code for processors without an instruction that counts the bits of words; others would run what they have instead."""
+    script = """
+import numpy as np
+from distillhash.hamming import nearest, within
+rng = np.random.default_rng(0)
+for n_planes, masks in ((1, 1), (2, 2), (9, 1)):
+    database = rng.integers(0, 2**32, (n_planes, 9001), np.uint32)
+    database[:, ::3] = database[:, 5:6]
+    query = np.concatenate([database[:, :6], ~database[:, 5:6]], axis=1)
+    radius = 16 * n_planes
+    for allowed in (None, rng.random(9001) < 0.6)[:masks]:
+        for q in (1, 7):
+            one, other = (nearest(query[:, :q], database, 40, allowed=allowed, threads=1, engine=e) for e in ("numba", "numpy"))
+            assert all(map(np.array_equal, one, other)), (n_planes, q)
+        one, other = (within(query, database, radius, allowed=allowed, threads=1, engine=e) for e in ("numba", "numpy"))
+        assert all(map(np.array_equal, one, other)) and len(one[1]) > 9000, n_planes
+from distillhash.hamming import vectors
+assert not vectors._COUNTS_WORDS
+"""
+    environment = os.environ | {"NUMBA_CPU_NAME": "x86-64-v2", "NUMBA_CPU_FEATURES": ""}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("n_bits", [12, 30, 127])
@@ -226,10 +252,9 @@ def test_planes_hold_the_bits_in_the_narrowest_words(n_bits: int) -> None:
     codes = random_codes(5, n_bits)
     planes = planes_of(codes)
     assert planes.flags.c_contiguous
-    assert (
-        planes.dtype == plane_dtype(n_bits) == (np.uint16 if n_bits <= 16 else np.uint32 if n_bits <= 32 else np.uint64)
-    )
-    assert planes.shape == (words_per_code(n_bits), 5)
+    word_bits = 16 if n_bits <= 16 else 32 if n_bits <= 64 else 64
+    assert planes.dtype == plane_dtype(n_bits) == np.dtype(f"u{word_bits // 8}")
+    assert planes.shape == (-(-n_bits // word_bits), 5)
     assert np.array_equal(np.bitwise_count(planes).sum(axis=0), (codes.signs() == 1).sum(axis=1))
 
 

@@ -183,9 +183,10 @@ def test_after_warm_up_nothing_is_compiled() -> None:
     program = (
         "import numpy as np\n"
         "from numba.core import event\n"
-        "from distillhash.hamming import ClusteredCodes\n"
+        "from distillhash import Codes\n"
+        "from distillhash.hamming import ClusteredCodes, planes_of\n"
         "from distillhash.hamming.clustered import Plan\n"
-        "planes = np.random.default_rng(0).integers(0, 2**64, (1, 5000), np.uint64)\n"
+        "planes = planes_of(Codes.from_packed(np.random.default_rng(0).integers(0, 256, (5000, 8), np.uint8), 64))\n"
         "structure = ClusteredCodes.from_arrays(planes, ClusteredCodes(planes).arrays())\n"
         "structure.warm_up()\n"
         "with event.install_recorder('numba:compile') as recorder:\n"

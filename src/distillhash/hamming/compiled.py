@@ -28,9 +28,8 @@ from distillhash.hamming.vectors import (
 )
 
 TILE_WORDS = 4096  # of the database, passed over by all queries while they are in the innermost caches
-HALF_ROWS = (
-    4096  # that a lone query looks at by half of the planes, as long as at most BLOCK - CHUNK are near enough by that
-)
+HALF_ROWS = 4096  # that a lone query looks at by half of the planes
+MOST_BY_HALF = 48  # of them that may be near enough by that; where there are more, the other half is read along
 ROW_BITS = 47  # a candidate is its distance, then its row, in one integer
 ROW_MASK = 2**ROW_BITS - 1
 
@@ -226,7 +225,7 @@ def nearest_rows(
     rows = np.full((q, k), -1, np.int64)
     distances = np.full((q, k), -1, np.int32)
     if q == 1 and len(addresses) > 1:
-        found = np.empty(BLOCK, np.int64)
+        found = np.empty(MOST_BY_HALF + CHUNK, np.int64)
         _nearest_by_halves(query, addresses, allowed, n, k, bounds, n_kept, kept, counts, found, rows, distances)
     else:
         _nearest_rows(query, q, addresses, allowed, n, k, bounds, n_kept, kept, counts, rows, distances)

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
-from numba import types
+from llvmlite import binding, ir
+from numba import config, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -24,6 +24,9 @@ CHUNK = 64  # rows of a mask, and of a look at half of the planes
 GROUP = 4  # queries that share a load of the database
 
 _AHEAD = 4096  # bytes; a lone query reads memory as fast as one core can, a fifth faster than without asking ahead
+
+# Whether the processor that code is made for counts the bits of a word in one instruction, or byte by byte. (ARM does the second.)
+_COUNTS_WORDS = config.CPU_NAME is None and bool(binding.get_host_cpu_features().get("avx512vpopcntdq"))
 
 _I1, _I8, _I16, _I64 = (ir.IntType(width) for width in (1, 8, 16, 64))
 
@@ -62,6 +65,9 @@ class _Rows:
         self.n_planes = addresses_type.count
         self.bits = query_type.dtype.bitwidth
         self.lanes = 512 // self.bits
+        self.shift = (
+            24 if self.bits == 32 and self.n_planes < 8 and not _COUNTS_WORDS else 0
+        )  # a byte must hold a distance
         self.word = ir.IntType(self.bits)
         self.vector = ir.VectorType(self.word, self.lanes)
         self.first = first
@@ -113,7 +119,19 @@ class _Rows:
         return total
 
     def distances(self, words: list[Any], query: list[Any]) -> Any:
-        return self.count(words, query, self.vector, f"v{self.lanes}i{self.bits}")
+        """Of all lanes, ``self.shift`` bits to the left; what is below those bits means nothing."""
+        if not self.shift:
+            return self.count(words, query, self.vector, f"v{self.lanes}i{self.bits}")
+        of_bytes = ir.VectorType(_I8, 64)
+        xors = [self.builder.xor(word, other) for word, other in zip(words, query, strict=True)]
+        name, signature = "llvm.ctpop.v64i8", ir.FunctionType(of_bytes, [of_bytes])
+        ctpop = cgutils.get_or_insert_function(self.builder.module, signature, name)
+        counts = [self.builder.call(ctpop, [self.builder.bitcast(word, of_bytes)]) for word in xors]
+        total = counts[0]
+        for part in counts[1:]:
+            total = self.builder.add(total, part)
+        # The topmost byte of the product is the sum of all four.
+        return self.builder.mul(self.builder.bitcast(total, self.vector), ir.Constant(self.vector, [0x01010101] * 16))
 
     def forbidden(self, row: Any) -> Any:
         """Lanes of all ones where a row is not allowed, else of zeros."""
@@ -124,6 +142,7 @@ class _Rows:
     def below(self, distances: Any, bound: Any) -> Any:
         """One bit a lane: whether its distance is below ``bound``, an int64 that is small."""
         narrow = bound if self.bits == 64 else self.builder.trunc(bound, self.word)
+        narrow = self.builder.shl(narrow, ir.Constant(self.word, self.shift))
         found = self.builder.icmp_unsigned("<", distances, self.splat(narrow))
         return self.builder.zext(self.builder.bitcast(found, ir.IntType(self.lanes)), _I64)
 
@@ -140,10 +159,10 @@ def _look(group: int, steps: int, block: int = BLOCK, half: bool = False) -> Any
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             rows = _Rows(context, builder, signature, arguments, half)
-            halves = ir.VectorType(_I16, 32)
-            umin = cgutils.get_or_insert_function(
-                builder.module, ir.FunctionType(halves, [halves, halves]), "llvm.umin.v32i16"
-            )
+            kind, suffix = (rows.vector, "v16i32") if rows.shift else (ir.VectorType(_I16, 32), "v32i16")
+            farthest = ir.Constant(kind, [2**kind.element.width - 1] * kind.count)
+            signature_of_umin = ir.FunctionType(kind, [kind, kind])
+            umin = cgutils.get_or_insert_function(builder.module, signature_of_umin, f"llvm.umin.{suffix}")
             queries = [[rows.splat(word) for word in rows.query_words(g)] for g in range(group)]
             n_vectors = block // rows.lanes
             unrolled = min(steps, n_vectors)
@@ -154,7 +173,7 @@ def _look(group: int, steps: int, block: int = BLOCK, half: bool = False) -> Any
             vector.add_incoming(ir.Constant(_I64, 0), before)
             # Two minima for a lone query, so that one does not wait for the other.
             n_minima = max(group, 2)
-            entering = [builder.phi(halves) for _ in range(n_minima)]
+            entering = [builder.phi(kind) for _ in range(n_minima)]
             minima = list(entering)
             for step in range(unrolled):
                 at = builder.mul(builder.add(vector, ir.Constant(_I64, step)), ir.Constant(_I64, rows.lanes))
@@ -168,11 +187,11 @@ def _look(group: int, steps: int, block: int = BLOCK, half: bool = False) -> Any
                     if forbidden is not None:
                         distances = builder.or_(distances, forbidden)
                     m = g if group > 1 else step % n_minima
-                    minima[m] = builder.call(umin, [minima[m], builder.bitcast(distances, halves)])
+                    minima[m] = builder.call(umin, [minima[m], builder.bitcast(distances, kind)])
             following = builder.add(vector, ir.Constant(_I64, unrolled))
             vector.add_incoming(following, loop)
             for phi, value in zip(entering, minima, strict=True):
-                phi.add_incoming(ir.Constant(halves, [2**16 - 1] * 32), before)
+                phi.add_incoming(farthest, before)
                 phi.add_incoming(value, loop)
             builder.cbranch(builder.icmp_unsigned("<", following, ir.Constant(_I64, n_vectors)), loop, after)
             builder.position_at_end(after)

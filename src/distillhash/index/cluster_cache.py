@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from distillhash.errors import DataError
 from distillhash.hamming import ClusteredCodes
 from distillhash.hamming.planes import Planes
 
@@ -53,7 +54,7 @@ def read(file: Path, name: str, planes: Planes) -> ClusteredCodes | None:
         if about.get("checksum") != str(_checksum(arrays)):
             return None
         return ClusteredCodes.from_arrays(planes, arrays)
-    except (OSError, SafetensorError, KeyError):  # a file of a development version may lack arrays
+    except (OSError, SafetensorError, KeyError, DataError):  # a file of a development version may lack arrays, or have other planes
         return None
 
 
