@@ -2,9 +2,10 @@
 
 Compilers do not find it by themselves. 512 bits of the database are loaded, XORed with four queries that stay in registers, counted
 (``ctpop``: one instruction where the processor has it, table look-ups where it does not), and folded into one running minimum a
-query. Distances are below 2**16 and sit in lanes of 16, 32 or 64 bits whose upper
-parts are zero, so a minimum over 16-bit lanes serves them all; every vector unit since 2008 has it in one instruction. After a
-block of rows one compare says whether any row is near enough to be looked at by itself; hardly any block holds one.
+query. Distances are below 2**16 and sit in lanes of 16, 32 or 64 bits whose upper parts are zero, so a minimum over 16-bit lanes
+serves them all; every vector unit since 2008 has it in one instruction. Where words of 32 bits cannot be counted in one instruction,
+bytes are, and a product brings their sum into the topmost byte of a lane: then minima are over 32 bits (``_Rows.shift``). After a block
+of rows one compare says whether any row is near enough to be looked at by itself; hardly any block holds one.
 
 The database goes in as addresses, so that arrays of any origin (read-only, memory-mapped) share compiled code. numba keeps compiled
 kernels beside their file and does not see a change of this one: after one, delete ``__pycache__``.

@@ -54,7 +54,8 @@ def read(file: Path, name: str, planes: Planes) -> ClusteredCodes | None:
         if about.get("checksum") != str(_checksum(arrays)):
             return None
         return ClusteredCodes.from_arrays(planes, arrays)
-    except (OSError, SafetensorError, KeyError, DataError):  # a file of a development version may lack arrays, or have other planes
+    except (OSError, SafetensorError, KeyError, DataError):
+        # A file of a development version may lack arrays, or have other planes.
         return None
 
 
