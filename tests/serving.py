@@ -112,6 +112,17 @@ def starting(index: Path, *words: str, token: str | None = None, stopped: bool =
         process.wait()
 
 
+def children_of(pid: int) -> list[int]:
+    """Processes that a process started and that have not ended; none where there is no /proc to look in."""
+    threads = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for thread in threads for child in thread.read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
 def pairs(answer: httpx.Response) -> list[tuple[int, int]]:
     assert answer.status_code == 200, answer.text
     return [(row["id"], row["distance"]) for row in answer.json()["results"]]

@@ -23,7 +23,7 @@ from distillhash.index import open_index
 from distillhash.quality import bit_statistics
 from distillhash.sources import decode_image
 from image_factory import encode, make_jpeg, make_pixels, make_png, make_rotated
-from serving import N_PHOTOS, Running, in_thread, pairs, problem, running, starting
+from serving import N_PHOTOS, Running, children_of, in_thread, is_running, pairs, problem, running, starting
 
 
 def all_codes(index: Path) -> tuple[np.ndarray, Codes]:
@@ -249,9 +249,11 @@ def test_requests_under_way_are_finished_at_the_end(own_index: Path, photo_folde
         with httpx.Client(base_url=server.url) as client:
             while 'distillhash_waiting{queue="model"} 0.0' in client.get("/metrics").text and not answers[-1].done():
                 pass
+        children = children_of(server.process.pid)
         server.process.terminate()
         done = [answer.result() for answer in answers if answer.exception() is None]
         assert [answer.status_code for answer in done] == [200] * len(done) and done
+    assert not any(map(is_running, children))
 
 
 def test_a_server_that_is_not_ready_yet_says_so_and_can_be_stopped(photo_index: Path) -> None:

@@ -23,20 +23,24 @@ _STOP_SECONDS = 10
 class Child:
     """One process with a model of its own."""
 
-    def __init__(self, hasher: UploadHasher) -> None:
-        """Keep what the process will be sent; :meth:`start` starts it."""
-        self._pickled = pickle.dumps(hasher)
+    def __init__(self, hasher: bytes) -> None:
+        """Keep the pickled :class:`UploadHasher` that the process will be sent; :meth:`start` starts it."""
+        self._hasher = hasher
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it; it begins to load the model."""
+        path = os.pathsep.join(
+            folder or "." for folder in sys.path
+        )  # it finds what this process finds, and nothing else
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "distillhash.serve.child"],
+            [sys.executable, "-P", "-m", "distillhash.serve.child"],
+            env=os.environ | {"PYTHONPATH": path},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C is for the server, which finishes what was begun
         )
-        self._send(self._pickled)
+        self._send(self._hasher)
 
     def wait_until_ready(self) -> None:
         """Return when the first pass is done.
@@ -104,7 +108,8 @@ class Children:
 
     def __init__(self, hasher: UploadHasher, n: int) -> None:
         """Keep the settings; :meth:`warm_up` starts the processes."""
-        self._children = [Child(hasher) for _ in range(n)]
+        pickled = pickle.dumps(hasher)  # kept: one that dies is replaced by what the others are
+        self._children = [Child(pickled) for _ in range(n)]
         self._idle: SimpleQueue[Child] = SimpleQueue()
 
     def warm_up(self) -> None:
