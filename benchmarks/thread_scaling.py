@@ -2,8 +2,9 @@
 
     python benchmarks/thread_scaling.py --out results/hamming-search
 
-Batches of 500 queries for their 100 nearest among clustered codes, in one process; the numbers of threads take turns, batch by batch.
-Given are medians over all turns, and quartiles of the ratio within a turn, which are far apart where something else runs on the cores.
+Batches of 500 queries for their 100 nearest among clustered codes, in one process; the numbers of threads take turns of four batches, the
+first of which is not counted: a core that had nothing to do comes back slowly. Given are medians over all batches, and quartiles over the
+turns of the ratio of their medians, which are far apart where something else runs on the cores.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ from distillhash.hamming import nearest, planes_of, warm_up
 from distillhash.hamming.pool import cores
 
 K, N_QUERIES = 100, 500
+IN_A_ROW = 4
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--items", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--bits", type=int, nargs="+", default=[64, 128])
-    parser.add_argument("--turns", type=int, default=40, help="at 1M codes; fewer where there are more")
+    parser.add_argument("--turns", type=int, default=30, help="at 1M codes; fewer where there are more")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     busy = os.getloadavg()[0]
     records = []
     for n in arguments.items:
         for n_bits in arguments.bits:
-            records.append(measure(n, n_bits, max(24, arguments.turns * 1_000_000 // n)))
+            records.append(measure(n, n_bits, max(8, arguments.turns * 1_000_000 // n)))
             print(json.dumps(records[-1]), flush=True)
     if arguments.out:
         facts = {"load_average_before": round(busy, 1), "cores": cores(), "versions": versions(), "records": records}
@@ -47,23 +49,26 @@ def measure(n: int, n_bits: int, turns: int) -> dict[str, object]:
     warm_up(n_bits)
     counts = sorted({1, *(2**i for i in range(1, 10) if 2**i <= cores()), cores()})
     expected = nearest(query, database, K, threads=1)
-    taken = np.empty((turns + 1, len(counts)))
-    for turn in range(turns + 1):
+    taken = np.empty((turns, len(counts), IN_A_ROW))
+    for turn in range(turns):
         for place, threads in enumerate(counts):
-            begin = time.perf_counter()
-            found = nearest(query, database, K, threads=threads)
-            taken[turn, place] = time.perf_counter() - begin
-            assert np.array_equal(found[0], expected[0]) and np.array_equal(found[1], expected[1])
-    taken = taken[1:]
-    ratios = taken[:, :1] / taken
+            for batch in range(IN_A_ROW):
+                begin = time.perf_counter()
+                found = nearest(query, database, K, threads=threads)
+                taken[turn, place, batch] = time.perf_counter() - begin
+                assert np.array_equal(found[0], expected[0]) and np.array_equal(found[1], expected[1])
+    taken = taken[:, :, 1:]
+    medians = np.median(taken, axis=(0, 2))
+    of_turns = np.median(taken, axis=2)
+    ratios = of_turns[:, :1] / of_turns
     return {
         "items": n,
         "n_bits": n_bits,
         "turns": turns,
         "threads": {
             threads: {
-                "ms_a_query": round(1e3 * float(np.median(taken[:, place])) / N_QUERIES, 4),
-                "ratio_of_medians": round(float(np.median(taken[:, 0]) / np.median(taken[:, place])), 2),
+                "ms_a_query": round(1e3 * float(medians[place]) / N_QUERIES, 4),
+                "ratio_of_medians": round(float(medians[0] / medians[place]), 2),
                 "ratio_quartiles": [
                     round(float(np.quantile(ratios[:, place], share)), 2) for share in (0.25, 0.5, 0.75)
                 ],
