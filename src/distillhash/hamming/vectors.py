@@ -26,8 +26,16 @@ GROUP = 4  # queries that share a load of the database
 
 _AHEAD = 4096  # bytes; a lone query reads memory as fast as one core can, a fifth faster than without asking ahead
 
-# Whether the processor that code is made for counts the bits of a word in one instruction, or byte by byte. (ARM does the second.)
-_COUNTS_WORDS = config.CPU_NAME is None and bool(binding.get_host_cpu_features().get("avx512vpopcntdq"))
+
+def _counts_words() -> bool:
+    """Whether the processor that code is made for counts the bits of a word in one instruction, not byte by byte as ARM does."""
+    try:
+        return config.CPU_NAME is None and bool(binding.get_host_cpu_features().get("avx512vpopcntdq"))
+    except RuntimeError:  # LLVM does not know this processor
+        return False
+
+
+_COUNTS_WORDS = _counts_words()
 
 _I1, _I8, _I16, _I64 = (ir.IntType(width) for width in (1, 8, 16, 64))
 
@@ -66,9 +74,8 @@ class _Rows:
         self.n_planes = addresses_type.count
         self.bits = query_type.dtype.bitwidth
         self.lanes = 512 // self.bits
-        self.shift = (
-            24 if self.bits == 32 and self.n_planes < 8 and not _COUNTS_WORDS else 0
-        )  # a byte must hold a distance
+        # A byte must hold a distance.
+        self.shift = 24 if self.bits == 32 and self.n_planes < 8 and not _COUNTS_WORDS else 0
         self.word = ir.IntType(self.bits)
         self.vector = ir.VectorType(self.word, self.lanes)
         self.first = first
