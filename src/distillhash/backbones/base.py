@@ -43,7 +43,7 @@ class Backbone(ABC):
             raise ParameterError(f"the image size must be at least 16 pixels, got {image_size}")
         self.name, self.dim, self.image_size = name, dim, image_size
         self.device = choose_device(device)
-        self.batch_size = BATCH if self.device == "cpu" else DEVICE_BATCH
+        self.batch_size = images_a_pass(self.device)
         self.network = channels_last(network.eval().to(self.device))
 
     @abstractmethod
@@ -127,6 +127,11 @@ class Backbone(ABC):
         self.network.eval()
         for name in ("fingerprint", "inference"):
             self.__dict__.pop(name, None)
+
+
+def images_a_pass(device: str) -> int:
+    """How many images a forward pass takes on ``cpu`` or on an accelerator."""
+    return BATCH if device == "cpu" else DEVICE_BATCH
 
 
 def channels_last(network: nn.Module) -> nn.Module:

@@ -12,6 +12,8 @@ from distillhash.sources import BadItemError, decode_resized
 
 Upload = bytes | NDArray[np.float32]
 
+_VECTORS_AT_ONCE = 256
+
 
 class UploadHasher:
     """A model that takes images, or vectors where it was trained on embeddings. It can be pickled until it is warmed up."""
@@ -30,9 +32,9 @@ class UploadHasher:
     @property
     def batch_size(self) -> int:
         """Uploads of one pass."""
-        from distillhash.backbones.base import BATCH, DEVICE_BATCH
+        from distillhash.backbones.base import images_a_pass
 
-        return 256 if not self.takes_images else BATCH if self.on_cpu else DEVICE_BATCH
+        return images_a_pass(self.model.device) if self.takes_images else _VECTORS_AT_ONCE
 
     def warm_up(self) -> None:
         """Read the weights and run one pass, so that the first request does not wait for it.
