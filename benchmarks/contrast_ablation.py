@@ -3,8 +3,8 @@
     python benchmarks/contrast_ablation.py cifar10:DIR --out results/contrast-ablation
 
 Protocol cifar10-validation (its queries are carved from the database side and are no queries of cifar10-distillhash), default backbone,
-six views, 32 bits unless the row says otherwise, 3 seeds, last epoch. Finished rows are kept in OUT/rows.jsonl, so a stopped run goes
-on; OUT/ablation.md holds the tables. Rows that say so use labels and are controls.
+six views and a teacher unless the row says otherwise, 32 bits, 3 seeds, last epoch. Finished rows are kept in OUT/rows.jsonl, so a
+stopped run goes on; OUT/ablation.md holds the tables. Rows that say so use labels and are controls.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash import make_hasher
-from distillhash.backbones import FeatureCache, extract_features, make_backbone
+from distillhash.backbones import FeatureCache, FeatureTable, extract_features, make_backbone
 from distillhash.backbones.views import ViewSettings
 from distillhash.bench.protocol import load_protocol
 from distillhash.bench.run import Prepared, prepare
@@ -43,8 +43,8 @@ class LabelledContrast(DistillHashContrast):
         super().__post_init__()
         self.classes: NDArray[Any] = np.empty(0)
 
-    def _neighbourhoods(self, features: NDArray[np.float32], views: NDArray[np.float32] | None) -> NDArray[np.int32]:
-        del features, views
+    def _neighbourhoods(self, *compared: NDArray[np.float32] | None) -> NDArray[np.int32]:
+        del compared
         classes = self.classes[self.history_["rows"]]
         members = {name: np.flatnonzero(classes == name) for name in np.unique(classes)}
         size = min(map(len, members.values())) - 1
@@ -74,7 +74,10 @@ class LabelledPairs(PairHasher):
 
 @dataclass(frozen=True)
 class Variant:
-    """One row: a table, a name, options, a code length, the number of views and how many of them lose colour (None: the default)."""
+    """One row: a table, a name, options, a code length, the number of views and how many of them lose colour (None: the default).
+
+    There is a teacher where there are views, unless ``teacher`` is false.
+    """
 
     table: str
     name: str
@@ -82,6 +85,7 @@ class Variant:
     n_bits: int = 32
     n_views: int = 6
     grey: float | None = None
+    teacher: bool = True
     method: str = "distillhash-contrast"
 
 
@@ -91,6 +95,10 @@ TUNED = {"scale": 0.1, "batch_size": 256, "epochs": 60, "learning_rate": 3e-4}
 VARIANTS = [
     *(Variant("Lengths", f"distillhash-contrast, {n_bits} bits", n_bits=n_bits) for n_bits in (16, 32, 64, 128)),
     Variant("Ingredients", "all"),
+    Variant("Ingredients", "no teacher", teacher=False),
+    Variant("Ingredients", "head from nothing", {"start": 0.0}),
+    Variant("Ingredients", "head from nothing, no teacher", {"start": 0.0}, teacher=False),
+    Variant("Ingredients", "start of spread 1", {"start": 1.0}),
     Variant("Ingredients", "features without roots", {"root": False}),
     Variant("Ingredients", "cosine instead of the invariant metric", {"metric": "cosine"}),
     Variant("Ingredients", "whitening: directions weighted alike", {"emphasis": 0.0}),
@@ -105,10 +113,10 @@ VARIANTS = [
     Variant("Ingredients", "two views", n_views=2),
     Variant("Ingredients", "no views", n_views=0),
     Variant("Ingredients", "no views, no dropout of features", {"dropout": 0.0}, n_views=0),
-    Variant("Ingredients", "none: cosine neighbours, linear head, identity, constant", {
+    Variant("Ingredients", "none: cosine neighbours, linear head from nothing, identity, constant", {
         "root": False, "metric": "cosine", "agreement": "cosine", "positives": "one", "gradient": "identity", "hidden": 0,
-        "schedule": "constant", "dropout": 0.0,
-    }),
+        "schedule": "constant", "dropout": 0.0, "start": 0.0,
+    }, teacher=False),
     Variant("Controls", "labelled contrastive head (uses labels)", method="labelled-contrast"),
     Variant("Controls", "labelled pair head (uses labels)", method="labelled-pairs"),
     Variant("Controls", "labelled pair head, linear (uses labels)", {"hidden": 0}, method="labelled-pairs"),
@@ -124,7 +132,7 @@ VARIANTS = [
 LABELLED = {"labelled-contrast": LabelledContrast, "labelled-pairs": LabelledPairs}
 
 
-def measure(variant: Variant, prepared: Prepared, views: NDArray[np.float32], seed: int) -> dict[str, Any]:
+def measure(variant: Variant, prepared: Prepared, given: FeatureTable, seed: int) -> dict[str, Any]:
     split, features, labels = prepared.split, prepared.features, prepared.labels
     hasher: Any
     if variant.method in LABELLED:
@@ -133,8 +141,13 @@ def measure(variant: Variant, prepared: Prepared, views: NDArray[np.float32], se
     else:
         hasher = make_hasher(variant.method, variant.n_bits, seed=seed, **variant.options)
     started = time.perf_counter()
-    given = views[: variant.n_views] if variant.n_views and variant.method != "itq" else None
-    hasher.fit(features[split.train], views=given)
+    contrast = variant.method in ("distillhash-contrast", "labelled-contrast")
+    assert given.views is not None
+    hasher.fit(
+        features[split.train],
+        views=given.views[: variant.n_views] if variant.n_views and variant.method != "itq" else None,
+        teacher=given.teacher if contrast and variant.teacher and variant.n_views else None,
+    )
     seconds = time.perf_counter() - started
     codes = hasher.encode(features[split.query]), hasher.encode(features[split.database])
     score = evaluate_codes(*codes, labels[split.query], labels[split.database])["map"]
@@ -157,11 +170,9 @@ def main() -> None:
     train = source.select(prepared.split.train)
 
     @functools.cache
-    def views(grey: float | None) -> NDArray[np.float32]:
+    def given(grey: float | None) -> FeatureTable:
         settings = ViewSettings() if grey is None else ViewSettings(grey=grey)
-        found = extract_features(train, backbone, cache=cache, n_views=6, settings=settings).views
-        assert found is not None
-        return found
+        return extract_features(train, backbone, cache=cache, n_views=6, settings=settings, teacher=True)
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     kept = arguments.out / "rows.jsonl"
@@ -171,7 +182,7 @@ def main() -> None:
             if not wanted or any(key(row) == (variant.name, seed) for row in read(kept)):
                 continue
             row = {"table": variant.table, "name": variant.name, "seed": seed}
-            row |= measure(variant, prepared, views(variant.grey), seed)
+            row |= measure(variant, prepared, given(variant.grey), seed)
             with kept.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(f"{variant.name}, seed {seed}: {row['map']:.4f}", flush=True)

@@ -37,7 +37,7 @@ from distillhash.quality import neighbour_recall
 from distillhash.sources import open_source
 
 METHODS = ("itq", "distillhash-contrast")
-FINE = "distillhash-contrast, no views, metric=cosine, temperature=0.15"
+FINE = "distillhash-contrast, epochs=1"
 Floats = NDArray[np.float32]
 
 
@@ -61,7 +61,9 @@ def spread(values: list[float]) -> str:
 
 
 def classes(source: Any, protocol: str, n_views: int, bits: list[int], seeds: int) -> list[dict[str, Any]]:
-    prepared = prepare(source, load_protocol(protocol), make_backbone(), cache=FeatureCache(), n_views=n_views)
+    prepared = prepare(
+        source, load_protocol(protocol), make_backbone(), cache=FeatureCache(), n_views=n_views, teacher=True
+    )
     split, x, labels = prepared.split, prepared.features, prepared.labels
     sides = labels[split.query], labels[split.database]
     rows: list[dict[str, Any]] = [
@@ -71,8 +73,8 @@ def classes(source: Any, protocol: str, n_views: int, bits: list[int], seeds: in
         for n_bits in bits:
             scores = []
             for seed in range(seeds):
-                views = prepared.views if method == "distillhash-contrast" else None
-                hasher = make_hasher(method, n_bits, seed=seed).fit(x[split.train], views=views)
+                given = (prepared.views, prepared.teacher) if method == "distillhash-contrast" else (None, None)
+                hasher = make_hasher(method, n_bits, seed=seed).fit(x[split.train], views=given[0], teacher=given[1])
                 scores.append(
                     evaluate_codes(hasher.encode(x[split.query]), hasher.encode(x[split.database]), *sides)["map"]
                 )
@@ -83,9 +85,9 @@ def classes(source: Any, protocol: str, n_views: int, bits: list[int], seeds: in
 
 def photos(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
     captions = [" ".join(several) for several in pq.read_table(path, columns=["captions"])["captions"].to_pylist()]
-    table = extract_features(open_source(path), make_backbone(), cache=FeatureCache(), n_views=6)
-    x, views = table.features, table.views
-    assert views is not None and len(x) == len(captions)
+    table = extract_features(open_source(path), make_backbone(), cache=FeatureCache(), n_views=6, teacher=True)
+    x, views, teacher = table.features, table.views, table.teacher
+    assert views is not None and teacher is not None and len(x) == len(captions)
     words = TfidfVectorizer(stop_words="english").fit_transform(captions)
     overlap = (words @ words.T).toarray()
     order = np.random.default_rng(0).permutation(len(x))
@@ -98,15 +100,16 @@ def photos(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
         {"method": "float cosine", "n_bits": "", "caption overlap @10": f"{np.take_along_axis(graded, by_cosine, 1).mean():.4f}",
          "recall10@100": "1"},
     ]  # fmt: skip
+    ours: dict[str, Any] = {"views": views[:, database], "teacher": teacher[database]}
     for name, method, given, options in (
-        ("itq", "itq", None, {}),
-        ("distillhash-contrast", "distillhash-contrast", views[:, database], {}),
-        (FINE, "distillhash-contrast", None, {"metric": "cosine", "temperature": 0.15}),
+        ("itq", "itq", {}, {}),
+        ("distillhash-contrast", "distillhash-contrast", ours, {}),
+        (FINE, "distillhash-contrast", ours, {"epochs": 1}),
     ):
         for n_bits in bits:
             found: list[tuple[float, float]] = []
             for seed in range(seeds):
-                hasher = make_hasher(method, n_bits, seed=seed, **options).fit(x[database], views=given)
+                hasher = make_hasher(method, n_bits, seed=seed, **options).fit(x[database], **given)
                 codes = hasher.encode(x[query]), hasher.encode(x[database])
                 first = np.argsort(hamming_distances(*codes), axis=1, kind="stable")[:, :10]
                 recall = neighbour_recall(*codes, unit[query], unit[database], ks=(10,), depths=(100,))["recall10@100"]
@@ -155,14 +158,15 @@ def main() -> None:
     parser.add_argument("--photos")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--bits", default="32,64")
+    parser.add_argument("--photo-bits", default="32,64,128,256")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--parts", default="digits,photos,embeddings,large")
     arguments = parser.parse_args()
-    bits = [int(word) for word in arguments.bits.split(",")]
+    bits, photo_bits = ([int(word) for word in words.split(",")] for words in (arguments.bits, arguments.photo_bits))
     arguments.out.mkdir(parents=True, exist_ok=True)
     parts = {
         "digits": lambda: classes(open_source("digits:"), "folder", 6, bits, arguments.seeds),
-        "photos": lambda: photos(arguments.photos, bits, arguments.seeds),
+        "photos": lambda: photos(arguments.photos, photo_bits, arguments.seeds),
         "embeddings": lambda: classes(open_source(arguments.cifar10), "cifar10-distillhash", 0, bits, arguments.seeds),
         "large": lambda: large(open_source(arguments.cifar10)),
     }

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError, SkippedItemsWarning
-from distillhash.methods import Hasher, default_views, hasher_from
+from distillhash.methods import Hasher, default_views, hasher_from, uses_teacher
 from distillhash.methods.base import read_model_folder, sample_rows, write_model_folder
 from distillhash.sources import EmbeddingSource, ImageSource, Skipped, Source, open_source
 
@@ -167,10 +167,11 @@ class HashModel:
             raise ParameterError(f"{self.hasher.method} cannot fine-tune a backbone; leave out fine-tuning")
         chosen = sample_rows(len(opened), max_images, np.random.default_rng(self.hasher.seed))
         sample = opened if len(chosen) == len(opened) else opened.select(chosen)
-        table = self._extract(sample, n_views=n_views, progress=progress, max_pixels=max_pixels)
+        teacher = bool(n_views) and uses_teacher(self.hasher.method)
+        table = self._extract(sample, n_views=n_views, teacher=teacher, progress=progress, max_pixels=max_pixels)
         self.skipped_ = table.skipped
         images = self._trainable(sample.select(table.rows)) if fine_tune else None
-        self.hasher.fit(table.features, views=table.views, images=images)
+        self.hasher.fit(table.features, views=table.views, images=images, teacher=table.teacher)
         if images is not None:
             self.backbone.refresh()
         self.training = {
@@ -183,7 +184,9 @@ class HashModel:
         self.fingerprint = None
         return self
 
-    def _extract(self, source: Source, *, n_views: int, progress: bool, max_pixels: int | None) -> Any:
+    def _extract(
+        self, source: Source, *, n_views: int, progress: bool, max_pixels: int | None, teacher: bool = False
+    ) -> Any:
         from distillhash.backbones import extract_features
 
         return extract_features(
@@ -192,6 +195,7 @@ class HashModel:
             cache=self.cache,
             n_views=n_views,
             seed=self.hasher.seed,
+            teacher=teacher,
             progress=progress,
             max_pixels=max_pixels,
         )

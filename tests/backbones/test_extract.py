@@ -171,6 +171,20 @@ def test_vectors_pass_through() -> None:
     np.testing.assert_array_equal(table.features, vectors.astype(np.float32))
 
 
+def test_the_teacher_is_the_same_network_at_its_own_size(backbone: Any, tmp_path: Path) -> None:
+    cache = FeatureCache(tmp_path)
+    table = extract_features(Pictures([1, 2]), backbone, teacher=True, cache=cache)
+    assert backbone.image_size < 224
+    alone = extract_features(Pictures([1, 2]), make_backbone(image_size=224))
+    assert table.teacher is not None
+    np.testing.assert_array_equal(table.teacher, alone.features)
+    again = extract_features(Pictures([1, 2]), backbone, teacher=True, cache=cache)
+    assert again.teacher is not None
+    np.testing.assert_array_equal(again.teacher, alone.features)
+    assert extract_features(Pictures([1]), backbone).teacher is None
+    assert extract_features(Pictures([1]), make_backbone(image_size=224), teacher=True).teacher is None
+
+
 def test_vectors_have_no_views() -> None:
     vectors = open_source(np.ones((3, 2)))
     with pytest.raises(ParameterError, match="holds vectors; ask for 0 views, not 2"):

@@ -7,11 +7,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from distillhash.errors import ParameterError
+from distillhash.codes import Codes
+from distillhash.errors import DataError, ParameterError
 from distillhash.methods import make_hasher
 from distillhash.methods.distillhash_contrast import FeatureDropout
+from distillhash.methods.linear_start import linear_start
 from distillhash.methods.straight_through import tanh_through_sign
 from distillhash.metrics import evaluate_codes
+from distillhash.pairs.agreement import root_rows
 from distillhash.pairs.losses import neighbour_contrast, nt_xent
 from distillhash.pairs.neighbourhoods import NeighbourhoodInputs
 from distillhash.training import CachedFeatures
@@ -24,8 +27,11 @@ def clustered(n: int = 120, d: int = 24, seed: int = 0, noise: float = 0.5) -> N
     return np.maximum(centres[np.arange(n) % 6] + noise * rng.standard_normal((n, d)), 0).astype(np.float32)
 
 
-def fitted(x: NDArray[Any], views: NDArray[Any] | None = None, **options: Any) -> Any:
-    return make_hasher("distillhash-contrast", 12, **{"epochs": 3, "hidden": 32, **options}).fit(x, views=views)
+def fitted(
+    x: NDArray[Any], views: NDArray[Any] | None = None, teacher: NDArray[Any] | None = None, **options: Any
+) -> Any:
+    hasher = make_hasher("distillhash-contrast", 12, **{"epochs": 3, "hidden": 32, **options})
+    return hasher.fit(x, views=views, teacher=teacher)
 
 
 def test_tanh_through_sign() -> None:
@@ -119,11 +125,29 @@ def test_views_decide_what_the_metric_ignores() -> None:
     assert purity["invariant"] > purity["cosine"] + 0.2
 
 
+def test_the_teacher_decides_who_is_near_and_where_the_head_starts() -> None:
+    # The kind of an item is plain in the teacher's features alone.
+    kind, x = np.arange(200) % 4, np.random.default_rng(1).standard_normal((200, 24)).astype(np.float32)
+    x[:, :4] += np.eye(4, dtype=np.float32)[kind]
+    better = x.copy()
+    better[:, :4] += 9 * np.eye(4, dtype=np.float32)[kind]
+    options: dict[str, Any] = {"root": False, "metric": "cosine"}
+    alone, guided = fitted(x, **options), fitted(x, teacher=better, **options)
+    purity = [float((kind[hasher.neighbours_] == kind[:, None]).mean()) for hasher in (alone, guided)]
+    assert purity[1] > purity[0] + 0.2
+    started = fitted(x, teacher=better, learning_rate=1e-12, **options).encode(x)
+    expected = linear_start(x, better, 12, spread=1.0, seed=0)
+    assert started == Codes.from_projection((x - x.mean(axis=0)) @ expected)
+    with pytest.raises(DataError, match=r"the teacher's features must be \(200, 24\), got \(200, 5\)"):
+        fitted(x, teacher=better[:, :5])
+
+
 @pytest.mark.parametrize(
     "option",
     [
         {"root": False}, {"metric": "cosine"}, {"directions": 2}, {"emphasis": 1.0}, {"neighbourhood": 0.2}, {"agreement": "cosine"},
-        {"positives": "one"}, {"gradient": "identity"}, {"temperature": 0.1}, {"dropout": 0.0}, {"part": 60},
+        {"positives": "one"}, {"gradient": "identity"}, {"temperature": 0.1},
+        {"dropout": 0.0}, {"part": 60}, {"start": 0.0}, {"start": 1.0},
     ],
 )  # fmt: skip
 def test_every_option_matters(option: dict[str, Any]) -> None:
@@ -158,6 +182,20 @@ def test_the_temperature_depends_on_views_unless_it_is_given() -> None:
     np.testing.assert_array_equal(fitted(x, views).project(x), fitted(x, views, temperature=0.3).project(x))
 
 
+def test_fewer_images_change_less_of_the_start() -> None:
+    x = clustered(2100)
+    np.testing.assert_array_equal(fitted(x, epochs=1).project(x), fitted(x, epochs=1, start=3.0).project(x))
+    x = x[:500]
+    np.testing.assert_array_equal(fitted(x).project(x), fitted(x, start=12.0).project(x))
+    begun = Codes.from_projection(
+        (root_rows(x) - root_rows(x).mean(axis=0)) @ linear_start(root_rows(x), None, 12, spread=1.0, seed=0)
+    )
+    changed = [
+        int((fitted(x, start=spread, epochs=20).encode(x).signs() != begun.signs()).sum()) for spread in (1.0, 12.0)
+    ]
+    assert changed[1] < changed[0] / 2
+
+
 def test_training_lowers_the_loss_and_orders_the_clusters() -> None:
     x = clustered(600)
     hasher = fitted(x, epochs=60, neighbourhood=0.15)
@@ -177,6 +215,7 @@ def test_training_lowers_the_loss_and_orders_the_clusters() -> None:
         ({"temperature": 0}, "temperature must be above 0"),
         ({"directions": 0}, "directions must be above 0"),
         ({"emphasis": -1}, "emphasis must be at least 0"),
+        ({"start": -1}, "start must be at least 0"),
         ({"neighbourhood": 0}, "neighbourhood must be above 0"),
         ({"neighbourhood": 1.5}, "neighbourhood must be above 0 and at most 1"),
         ({"dropout": -0.1}, "dropout must be at least 0"),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from copy import copy
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ class Backbone(ABC):
         name: Its name in the registry.
         dim: Width d of its features.
         image_size: Side in pixels of the square images it takes.
+        trained_size: Side that the weights were trained with, where that is known and images may be smaller by default.
         network: Trainable module from normalised ``(n, 3, size, size)`` floats to ``(n, d)``; features come from it in eval mode.
         device: Where it runs.
         batch_size: Images a forward pass of :meth:`embed`.
@@ -36,6 +38,7 @@ class Backbone(ABC):
     image_size: int
     network: nn.Module
     default_size: ClassVar[int] = 224
+    trained_size: ClassVar[int | None] = None
 
     def __init__(self, name: str, network: nn.Module, dim: int, image_size: int, device: str) -> None:
         """Take a built network in eval mode."""
@@ -96,6 +99,15 @@ class Backbone(ABC):
                 out = self.inference(self.normalise(batch))
                 features[start : start + len(part)] = out[: len(part)].float().cpu().numpy()
         return features
+
+    def enlarged(self) -> Self | None:
+        """The same network, sharing its weights, for images of the size that it was trained with; None where they are not smaller."""
+        if self.trained_size is None or self.image_size >= self.trained_size:
+            return None
+        larger = copy(self)
+        larger.image_size = self.trained_size
+        larger.__dict__.pop("fingerprint", None)
+        return larger
 
     @cached_property
     def inference(self) -> nn.Module:

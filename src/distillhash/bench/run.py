@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import distillhash
 from distillhash.bench.protocol import Protocol, Split
 from distillhash.errors import DataError, ParameterError
-from distillhash.methods import METHODS, VIEWS, make_hasher
+from distillhash.methods import METHODS, VIEWS, make_hasher, uses_teacher
 from distillhash.metrics import evaluate_queries
 
 if TYPE_CHECKING:
@@ -34,7 +34,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Features and labels of a source, split by a protocol; ``views (n_views, n_train, d)`` of the training rows, or None."""
+    """Features and labels of a source, split by a protocol.
+
+    Attributes:
+        protocol, split: What is measured, and on which rows.
+        features, labels: Of all rows.
+        backbone: Its identity.
+        views: ``(n_views, n_train, d)`` of the training rows, or None.
+        teacher: ``(n_train, d)`` of the training rows at a larger size, or None.
+    """
 
     protocol: Protocol
     split: Split
@@ -42,6 +50,7 @@ class Prepared:
     labels: NDArray[Any]
     backbone: dict[str, Any]
     views: NDArray[np.float32] | None = None
+    teacher: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class Provenance:
     seeds: list[int]
     versions: dict[str, str]
     n_views: int = 0
+    teacher: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -79,10 +89,13 @@ def prepare(
     *,
     cache: FeatureCache | None,
     n_views: int = 0,
+    teacher: bool = False,
     shrink: bool = False,
     progress: bool = False,
 ) -> Prepared:
     """Features of every item of the source, once for all runs, and ``n_views`` augmented views of the training images.
+
+    Where there are views, ``teacher`` asks for the training images at the size that the backbone was trained with as well.
 
     Raises:
         DataError: the source does not fit the protocol, or an item of it cannot be read.
@@ -96,13 +109,14 @@ def prepare(
         raise DataError(
             f"a protocol needs every item, {len(table.skipped)} cannot be read (first {first.key}: {first.reason})"
         )
-    views = None
+    views = guiding = None
     if n_views:
         train = source.select(split.train)
-        views = extract_features(train, backbone, cache=cache, n_views=n_views, progress=progress).views
+        found = extract_features(train, backbone, cache=cache, n_views=n_views, teacher=teacher, progress=progress)
+        views, guiding = found.views, found.teacher
     assert source.labels is not None  # protocol.split has checked
     identity = {**backbone.config(), "fingerprint": backbone.fingerprint}
-    return Prepared(protocol, split, table.features, source.labels, identity, views)
+    return Prepared(protocol, split, table.features, source.labels, identity, views, guiding)
 
 
 def run_matrix(
@@ -182,6 +196,7 @@ def _run(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict
         hasher.fit(
             train,
             views=prepared.views if METHODS[method].uses == VIEWS else None,
+            teacher=prepared.teacher if uses_teacher(method) else None,
             labels=labels[split.train] if hasher.needs_labels else None,
         )
         fitted = time.perf_counter()
@@ -208,12 +223,14 @@ def _run(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict
 def _identity(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict[str, Any]) -> str:
     """What a run depends on: a kept run is taken up only when all of it is the same."""
     views = prepared.views if METHODS[method].uses == VIEWS else None
+    teacher = prepared.teacher if uses_teacher(method) else None
     facts = {
         "version": distillhash.__version__,
         "split": prepared.split.checksum,
         "backbone": prepared.backbone,
         "n_views": 0 if views is None else len(views),
         **({} if views is None else {"views": sha256(np.ascontiguousarray(views).data).hexdigest()}),
+        **({} if teacher is None else {"teacher": sha256(np.ascontiguousarray(teacher).data).hexdigest()}),
         "method": method,
         "parameters": make_hasher(method, n_bits, seed=seed, **settings).parameters(),
         "cutoffs": prepared.protocol.cutoffs,

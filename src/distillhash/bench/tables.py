@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distillhash.bench.protocol import Protocol
 from distillhash.bench.run import Provenance, Run
-from distillhash.methods import METHODS, SUPERVISED
+from distillhash.methods import METHODS, SUPERVISED, method_names, uses_teacher
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -211,6 +211,9 @@ def _conditions(runs: Sequence[Run], protocol: Protocol, provenance: Provenance)
         features += f" at {backbone['image_size']} pixels, frozen"
     if provenance.n_views:
         features += f"; {provenance.n_views} augmented views of the training images for the methods that use views"
+    if provenance.teacher:
+        guided = ", ".join(filter(uses_teacher, method_names()))
+        features += f"; the training images at the size that the backbone was trained with, for {guided}"
     words = [f"Random ranking: {np.mean(random):.4f}."] if random else []
     words += [
         f"Exact expectation over ties. Seeds {', '.join(map(str, provenance.seeds))}; last epoch; in parentheses the sample standard "

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.bench.run import Provenance, Run, add_kept_runs, prepare, run_matrix, write_provenance
     from distillhash.bench.tables import write_tables
     from distillhash.bench.versions import versions
-    from distillhash.methods import METHODS, VIEWS, make_hasher, method_class, method_names
+    from distillhash.methods import METHODS, VIEWS, make_hasher, method_class, method_names, uses_teacher
     from distillhash.sources import EmbeddingSource, open_source
 
     methods = arguments.methods.split(",")
@@ -87,6 +87,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         backbone,
         cache=FeatureCache(arguments.cache),
         n_views=arguments.views if use_views else 0,
+        teacher=any(map(uses_teacher, methods)),
         shrink=arguments.shrink,
         progress=not arguments.quiet,
     )
@@ -114,6 +115,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         seeds=sorted({run.record["seed"] for run in runs}),
         versions=versions(),
         n_views=0 if prepared.views is None else len(prepared.views),
+        teacher=prepared.teacher is not None,
         settings=settings,
     )
     write_provenance(out, provenance)

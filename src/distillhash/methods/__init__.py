@@ -20,6 +20,7 @@ __all__ = [
     "make_hasher",
     "method_class",
     "method_names",
+    "uses_teacher",
 ]
 
 
@@ -33,10 +34,13 @@ class MethodInfo(NamedTuple):
     year: int
     kind: str
     uses: str = "features"
+    teacher: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """What ``distillhash ls methods --json`` says of it."""
-        return {name: value for name, value in self._asdict().items() if name not in ("module", "class_name")}
+        return {
+            name: value for name, value in self._asdict().items() if name not in ("module", "class_name", "teacher")
+        }
 
 
 RANDOM, SHALLOW, PAIRS = "data-independent", "shallow", "pair labels"
@@ -95,6 +99,7 @@ METHODS = {
         2026,
         CONTRASTIVE,
         VIEWS,
+        teacher=True,
     ),
     "distillhash-initial": MethodInfo(
         "distillhash_initial", "DistillHashInitial", "DistillHash*: the same without distilling", "CVPR", 2019, PAIRS
@@ -158,6 +163,11 @@ def default_views(method: str) -> int:
     The methods for images and texts say so themselves (``uses_views``).
     """
     return DEFAULT_VIEWS if method in METHODS and METHODS[method].uses == VIEWS else 0
+
+
+def uses_teacher(method: str) -> bool:
+    """Whether ``method`` learns, where it has views, from features of larger images as well."""
+    return method in METHODS and METHODS[method].teacher
 
 
 def method_names() -> list[str]:

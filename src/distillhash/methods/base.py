@@ -36,6 +36,7 @@ class TrainingSet:
     views: NDArray[Any] | None = None
     images: TrainableImages | None = None
     labels: NDArray[Any] | None = None
+    teacher: NDArray[Any] | None = None
 
 
 @dataclass(eq=False, repr=False)
@@ -88,6 +89,7 @@ class Hasher(ABC):
         views: NDArray[Any] | None = None,
         images: TrainableImages | None = None,
         labels: NDArray[Any] | None = None,
+        teacher: NDArray[Any] | None = None,
     ) -> Self:
         """Learn, without labels unless the method is a supervised one.
 
@@ -95,6 +97,8 @@ class Hasher(ABC):
             features: ``(n, d)`` finite floats (an array or a memory map), n >= 2.
             views: ``(n_views, n, d)`` features of augmented copies; methods that cannot use them ignore them.
             images: The ``n`` images and the backbone's network, to train the backbone in place together with the head.
+            teacher: ``(n, d)`` better features of the same images from the same network, such as those at a larger size; they are needed
+                for training alone. Methods that cannot use them ignore them.
             labels: ``(n,)`` integer classes or ``(n, n_labels)`` bool, for the methods that need them and no others.
 
         Returns:
@@ -121,8 +125,10 @@ class Hasher(ABC):
             )
         if views is not None and np.shape(views)[1:] != features.shape:
             raise DataError(f"views must be (n_views, {len(features)}, {features.shape[1]}), got {np.shape(views)}")
+        if teacher is not None and np.shape(teacher) != features.shape:
+            raise DataError(f"the teacher's features must be {features.shape}, got {np.shape(teacher)}")
         self.history_ = {}
-        self._fit(TrainingSet(features, views, images, labels))
+        self._fit(TrainingSet(features, views, images, labels, teacher))
         self.n_features_ = features.shape[1]
         return self
 

@@ -6,12 +6,16 @@ class. docs/distillhash-contrast.md has the measurements behind every choice.
 
 1. Features become their signed square roots at unit length (:func:`~distillhash.pairs.agreement.root_rows`).
 2. A linear metric weighs each direction by how much more images differ in it than an image's augmented views do; without views, than
-   nearest neighbours do (:func:`~distillhash.pairs.agreement.invariant_metric`).
+   nearest neighbours do (:func:`~distillhash.pairs.agreement.invariant_metric`). In it, images are compared by their features, the
+   mean over their views and, where it is given, by what the same network makes of them at a larger size: the teacher, which
+   is not needed once the hash function is learned (Vapnik and Vashist 2009 call such features privileged).
 3. An image's neighbourhood N(i) is the ``neighbourhood`` share of images whose lists of nearest neighbours overlap most with its own
    (:func:`~distillhash.pairs.agreement.agreeing_neighbours`).
 4. A batch holds B images and, for each, one of N(i), every one as a random view. Pairs (i, j) with j in N(i), or i in N(j), are positives,
-   all others negatives. A row loses a random fifth of its features first, which matters most where there are no views. Loss:
+   all others negatives. A row loses a random tenth of its features first, which matters most where there are no views. Loss:
    :func:`~distillhash.pairs.losses.neighbour_contrast` on the codes sign(u), the gradient taken through tanh(u).
+5. u is the sum of ITQ's outputs, which stay, and of a hidden layer's, which learn (:mod:`~distillhash.methods.linear_start`). Given a
+   teacher, ITQ is that of a regression onto its features.
 
 Neighbourhoods are found within random parts of at most ``part`` images, so time is linear and memory constant in the number of images.
 """
@@ -28,7 +32,8 @@ from torch import Tensor, nn
 
 from distillhash.errors import ParameterError
 from distillhash.methods.base import TrainingSet
-from distillhash.methods.head_hasher import Head, HeadHasher, check_choice, check_positive
+from distillhash.methods.head_hasher import Head, HeadHasher, check_choice, check_not_negative, check_positive
+from distillhash.methods.linear_start import StartedHead, add_start, linear_start
 from distillhash.methods.straight_through import straight_through_sign, tanh_through_sign
 from distillhash.pairs.agreement import (
     RootRows,
@@ -47,6 +52,9 @@ from distillhash.training import Schedule
 
 SHARP, SOFT = 0.3, 0.5
 """Temperatures with and without views."""
+
+SPREAD, ENOUGH = 3.0, 2_000
+"""Of the outputs that the head starts from, and the images below which it grows: what few of them teach is little to go by."""
 
 Metric = Literal["invariant", "cosine"]
 Agreement = Literal["overlap", "cosine"]
@@ -68,6 +76,8 @@ class DistillHashContrast(HeadHasher):
         neighbourhood: Share of the images (of a part) that make up N(i); at least 5 of them.
         agreement: Order them by ``overlap`` of neighbour lists or by ``cosine`` alone.
         positives: ``all`` neighbours in the batch, or only the ``one`` drawn with the image; the others are negatives then.
+        start: Standard deviation of the outputs that the head starts from, those of a linear hash function: the larger, the more of
+            it stays. None takes 3, and with n < 2,000 images 6,000 / n; 0 starts from nothing.
         gradient: Of the sign: through ``tanh``, or as of the ``identity``.
         temperature: tau; None takes 0.3 where there are views, and 0.5 where there are none: positives are less pure then.
         dropout: Share of the features that the head does without in training, drawn anew for every row.
@@ -86,9 +96,10 @@ class DistillHashContrast(HeadHasher):
     neighbourhood: float = 0.02
     agreement: Agreement = "overlap"
     positives: Positives = "all"
+    start: float | None = None
     gradient: Gradient = "tanh"
     temperature: float | None = None
-    dropout: float = 0.2
+    dropout: float = 0.1
     part: int = 10_000
 
     def __post_init__(self) -> None:
@@ -100,8 +111,7 @@ class DistillHashContrast(HeadHasher):
         check_positive(self, "directions")
         if self.temperature is not None:
             check_positive(self, "temperature")
-        if self.emphasis < 0:
-            raise ParameterError(f"emphasis must be at least 0, got {self.emphasis}")
+        check_not_negative(self, "emphasis", *(() if self.start is None else ("start",)))
         if not 0 < self.neighbourhood <= 1:
             raise ParameterError(f"neighbourhood must be above 0 and at most 1, got {self.neighbourhood}")
         if not 0 <= self.dropout < 1:
@@ -113,10 +123,13 @@ class DistillHashContrast(HeadHasher):
         data = self._data(given)
         features = self._transform(data.features)
         views = None if data.views is None else np.stack([self._transform(view) for view in data.views])
-        self.neighbours_ = self._neighbourhoods(features, views)
+        teacher = None if data.teacher is None else self._transform(data.teacher)
+        self.neighbours_ = self._neighbourhoods(features, views, teacher)
         neighbourhoods = NeighbourhoodInputs(data.inputs, self.neighbours_)
         head = Head(features, self.hidden)
-        module = head.build(self.n_bits, self.seed)
+        layers = head.build(self.n_bits, self.seed)
+        start = self._start(features, teacher)
+        module = layers if start is None else StartedHead(layers, head.mean, start)
         dropped = FeatureDropout(self.dropout, torch.Generator().manual_seed(self.seed + 1))
         network = data.network(nn.Sequential(dropped, *([RootRows()] if self.root else []), module))
 
@@ -131,20 +144,31 @@ class DistillHashContrast(HeadHasher):
 
         self.history_["loss"] = self._train(network, data, loss, inputs=neighbourhoods)
         self._keep(head, module)
+        if start is not None:
+            self.layers_ = add_start(self.layers_, start)
 
     def _transform(self, features: NDArray[Any]) -> NDArray[Any]:
         return root_rows(features) if self.root else features
 
+    def _start(self, features: NDArray[np.float32], teacher: NDArray[np.float32] | None) -> NDArray[np.float64] | None:
+        spread = SPREAD * max(1, ENOUGH / len(features)) if self.start is None else self.start
+        return linear_start(features, teacher, self.n_bits, spread=spread, seed=self.seed) if spread else None
+
     def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         return super()._project(self._transform(features))
 
-    def _neighbourhoods(self, features: NDArray[np.float32], views: NDArray[np.float32] | None) -> NDArray[np.int32]:
+    def _neighbourhoods(
+        self,
+        features: NDArray[np.float32],
+        views: NDArray[np.float32] | None,
+        teacher: NDArray[np.float32] | None,
+    ) -> NDArray[np.int32]:
         """N(i) of every row ``(m, k)``; the same k in every part."""
         n = len(features)
         parts = np.array_split(np.random.default_rng(self.seed).permutation(n), -(-n // self.part))
         smallest = min(len(part) for part in parts)
         kept = min(max(5, round(self.neighbourhood * smallest)), smallest - 1)
-        compared = self._compared(features, views, kept)
+        compared = self._compared(features, views, teacher, kept)
         neighbours = np.empty((n, kept), np.int32)
         for part in map(np.sort, parts):
             if self.agreement == "overlap":
@@ -155,10 +179,18 @@ class DistillHashContrast(HeadHasher):
         return neighbours
 
     def _compared(
-        self, features: NDArray[np.float32], views: NDArray[np.float32] | None, kept: int
+        self,
+        features: NDArray[np.float32],
+        views: NDArray[np.float32] | None,
+        teacher: NDArray[np.float32] | None,
+        kept: int,
     ) -> NDArray[np.float32]:
-        """What cosines are taken of: plain features beside the mean over views, in the metric."""
-        kinds = [features] if views is None else [features, (features + views.sum(axis=0)) / (len(views) + 1)]
+        """What cosines are taken of: plain features, the mean over views and the teacher's features side by side, in the metric."""
+        kinds: list[NDArray[Any]] = [features]
+        if views is not None:
+            kinds.append((features + views.sum(axis=0)) / (len(views) + 1))
+        if teacher is not None:
+            kinds.append(teacher)
         if self.metric == "invariant":
             total = np.cov(features, rowvar=False, dtype=np.float64)
             metric = invariant_metric(

@@ -253,6 +253,7 @@ class Data:
     Attributes:
         features: ``(m, d) float32`` plain features.
         views: ``(n_views, m, d) float32`` or None.
+        teacher: ``(m, d) float32`` better features of the same images, or None.
         labels: ``(m,)`` or ``(m, n_labels)``, or None.
         trunk: The backbone's network when it is trained too.
         inputs: What training draws batches from: features, and images after :meth:`use_images`.
@@ -262,6 +263,7 @@ class Data:
         images: TrainableImages | None = given.images
         self.features: Floats = np.asarray(given.features[rows], np.float32)
         self.views = None if given.views is None else np.asarray(given.views[:, rows], np.float32)
+        self.teacher = None if given.teacher is None else np.asarray(given.teacher[rows], np.float32)
         self.labels = None if given.labels is None else given.labels[rows]
         self.trunk = None if images is None else images.trunk
         self.inputs = _Staged(

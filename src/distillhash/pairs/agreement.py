@@ -64,7 +64,7 @@ def invariant_metric(
     *,
     directions: int,
     emphasis: float = 0.25,
-    ridge: float = 0.1,
+    ridge: float = 0.5,
 ) -> NDArray[np.float64]:
     """Directions in which items differ more than what lies within them, weighted by how much more.
 
