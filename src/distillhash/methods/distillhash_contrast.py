@@ -77,7 +77,7 @@ class DistillHashContrast(HeadHasher):
         agreement: Order them by ``overlap`` of neighbour lists or by ``cosine`` alone.
         positives: ``all`` neighbours in the batch, or only the ``one`` drawn with the image; the others are negatives then.
         start: Standard deviation of the outputs that the head starts from, those of a linear hash function: the larger, the more of
-            it stays. None takes 3, and with n < 2,000 images 6,000 / n; 0 starts from nothing.
+            it stays. None takes 3, and with n < 2,000 images 3 (2,000 / n)^2; 0 starts from nothing.
         gradient: Of the sign: through ``tanh``, or as of the ``identity``.
         temperature: tau; None takes 0.3 where there are views, and 0.5 where there are none: positives are less pure then.
         dropout: Share of the features that the head does without in training, drawn anew for every row.
@@ -151,7 +151,7 @@ class DistillHashContrast(HeadHasher):
         return root_rows(features) if self.root else features
 
     def _start(self, features: NDArray[np.float32], teacher: NDArray[np.float32] | None) -> NDArray[np.float64] | None:
-        spread = SPREAD * max(1, ENOUGH / len(features)) if self.start is None else self.start
+        spread = SPREAD * max(1, ENOUGH / len(features)) ** 2 if self.start is None else self.start
         return linear_start(features, teacher, self.n_bits, spread=spread, seed=self.seed) if spread else None
 
     def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
