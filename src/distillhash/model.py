@@ -141,7 +141,7 @@ class HashModel:
         Args:
             source: Whatever :func:`distillhash.sources.open_source` takes.
             n_views: Augmented copies of every image whose features training may draw; None takes six for the methods that use views, and
-                none for embeddings.
+                none for embeddings. With views, `distillhash-contrast` learns from larger images as well (its teacher).
             fine_tune: Train the backbone together with the head (methods that train a head only).
             max_images: Items learned from at most, drawn by the hasher's seed; memory is ``4 d max_images`` bytes a view.
             max_pixels: Images above this are skipped; None takes the decoder's limit.
