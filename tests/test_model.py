@@ -64,6 +64,22 @@ def test_arrays_and_views(vectors: Path, photos: Path) -> None:
     assert HashModel("embeddings", make_hasher("distillhash-contrast", 4)).fit(x).training["n_views"] == 0
 
 
+def test_views_bring_a_teacher_for_the_method_that_has_one(photos: Path) -> None:
+    from distillhash.backbones import extract_features, make_backbone
+    from distillhash.sources import open_source
+
+    table = extract_features(open_source(photos), make_backbone(image_size=32, device="cpu"), n_views=1, teacher=True)
+    assert table.teacher is not None
+    hasher, other = (make_hasher("distillhash-contrast", 8, epochs=1) for _ in range(2))
+    model = HashModel(hasher=hasher, image_size=32, device="cpu").fit(photos, n_views=1)
+    other.fit(table.features, views=table.views, teacher=table.teacher)
+    assert model.encode(photos) == other.encode(table.features)
+    alone = make_hasher("distillhash-contrast", 8, epochs=1).fit(table.features, views=table.views)
+    assert alone.encode(table.features) != other.encode(table.features)
+    model.fit(photos, n_views=0)
+    assert model.encode(photos) == other.fit(table.features).encode(table.features)
+
+
 def test_labels_are_never_read(photos: Path) -> None:
     from distillhash.sources import open_source
 

@@ -166,7 +166,7 @@ def test_bench_on_any_folder_of_classes(photos: Path, tmp_path: Path, capsys: py
         "--protocol",
         "folder",
         "--methods",
-        "lsh,cibhash",
+        "lsh,distillhash-contrast",
         "--bits",
         "8",
         "--seeds",
@@ -183,7 +183,9 @@ def test_bench_on_any_folder_of_classes(photos: Path, tmp_path: Path, capsys: py
     assert ET.parse(tmp_path / "out" / "figures" / "pr-8.svg").getroot().tag.endswith("svg")
     markdown = (tmp_path / "out" / "table.md").read_text()
     assert "| lsh |" in markdown and "2 augmented views" in markdown and "Differences from the best" in markdown
-    assert json.loads((tmp_path / "out" / "provenance.json").read_text())["n_views"] == 2
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
+    assert provenance["n_views"] == 2 and provenance["teacher"] is True
+    assert "at the size that the backbone was trained with, for distillhash-contrast" in markdown
 
 
 def mini_flickr(root: Path, n: int) -> NDArray[np.bool_]:
