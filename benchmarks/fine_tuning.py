@@ -37,7 +37,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     kept = arguments.out / "rows.jsonl"
     source = open_source(arguments.source)
-    prepared = prepare(source, load_protocol("cifar10-validation"), make_backbone(), cache=FeatureCache(), n_views=6)
+    protocol, cache = load_protocol("cifar10-validation"), FeatureCache()
+    prepared = prepare(source, protocol, make_backbone(), cache=cache, n_views=6, teacher=True)
     split, labels, features = prepared.split, prepared.labels, prepared.features
     rng = np.random.default_rng(0)
     query = np.sort(rng.choice(split.query, 1000, replace=False))
@@ -48,10 +49,10 @@ def main() -> None:
                 continue
             settings: dict[str, Any] = {"fine_tune_epochs": arguments.epochs}
             frozen = make_hasher(method, 32, seed=seed)
-            views = prepared.views if method == "distillhash-contrast" else None
-            frozen.fit(features[split.train], views=views)
+            ours: dict[str, Any] = {"views": prepared.views, "teacher": prepared.teacher}
+            frozen.fit(features[split.train], **(ours if method == "distillhash-contrast" else {}))
             model = HashModel(
-                hasher=make_hasher(method, 32, seed=seed, **settings), device=arguments.device, cache=FeatureCache()
+                hasher=make_hasher(method, 32, seed=seed, **settings), device=arguments.device, cache=cache
             )
             started = time.perf_counter()
             model.fit(source.select(split.train), fine_tune=True)

@@ -44,6 +44,7 @@ def main() -> None:
         make_backbone(),
         cache=FeatureCache(),
         n_views=6,
+        teacher=True,
     )
     rows = []
     for method in METHODS:
@@ -66,8 +67,9 @@ def main() -> None:
 def measured(prepared: Any, method: str, n_bits: int, seed: int, n_candidates: int) -> dict[str, list[float]]:
     """Precision at every cut, for every order of the candidates."""
     split, x, labels = prepared.split, prepared.features, prepared.labels
-    views = prepared.views if method == "distillhash-contrast" else None
-    hasher: Any = make_hasher(method, n_bits, seed=seed).fit(x[split.train], views=views)
+    ours: dict[str, Any] = {"views": prepared.views, "teacher": prepared.teacher}
+    given = ours if method == "distillhash-contrast" else {}
+    hasher: Any = make_hasher(method, n_bits, seed=seed).fit(x[split.train], **given)
     query, database = x[split.query[::10]], x[split.database]
     codes = hasher.encode(database)
     candidates, _ = nearest(planes_of(hasher.encode(query)), planes_of(codes), n_candidates)
