@@ -6,6 +6,7 @@
 - photos: a Parquet table of images with a column ``captions`` (Flickr8k: five a photo), 800 to train on and search in, 200 queries drawn
   by seed 0. Relevance without classes: the mean TF-IDF cosine of captions of the 10 nearest with those of the query, and how
   many of the 10 nearest by float cosine are among the first 100.
+- folds: how much the head leaves its start (``start`` as a function of n below 2,000), on five folds of those 800, without the 200 queries.
 - embeddings: CIFAR-10, protocol cifar10-distillhash, given as vectors only, so there are no views.
 - large: the same with all 50,000 database images to train on, embeddings only: MAP, time and memory.
 
@@ -118,6 +119,40 @@ def photos(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def folds(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
+    captions = [" ".join(several) for several in pq.read_table(path, columns=["captions"])["captions"].to_pylist()]
+    table = extract_features(open_source(path), make_backbone(), cache=FeatureCache(), n_views=6, teacher=True)
+    x, views, teacher = table.features, table.views, table.teacher
+    assert views is not None and teacher is not None
+    words = TfidfVectorizer(stop_words="english").fit_transform(captions)
+    overlap = (words @ words.T).toarray()
+    ours = np.random.default_rng(0).permutation(len(x))[200:]
+    parts = [np.sort(part) for part in np.array_split(ours, 5)]
+    settings: list[tuple[str, str, dict[str, Any]]] = [("itq", "itq", {})]
+    settings += [
+        (f"start = 3 (2,000 / n)^{power}", "distillhash-contrast", {"start": 3 * (2000 / (len(ours) - len(parts[0]))) ** power})
+        for power in (0, 1, 2)
+    ]  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for name, method, options in settings:
+        row: dict[str, Any] = {"setting": name}
+        for n_bits in bits:
+            found = []
+            for seed in range(seeds):
+                for query in parts:
+                    rest = np.setdiff1d(ours, query)
+                    given = {"views": views[:, rest], "teacher": teacher[rest]} if options else {}
+                    hasher: Any = make_hasher(method, n_bits, seed=seed, **options)
+                    hasher.fit(x[rest], **given)
+                    distances = hamming_distances(hasher.encode(x[query]), hasher.encode(x[rest]))
+                    first = np.argsort(distances, axis=1, kind="stable")[:, :10]
+                    found.append(float(np.take_along_axis(overlap[np.ix_(query, rest)], first, 1).mean()))
+            row[f"{n_bits} bits"] = f"{np.mean(found):.4f}"
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
 def large(source: Any) -> list[dict[str, Any]]:
     prepared = prepare(source, load_protocol("cifar10-distillhash"), make_backbone(), cache=FeatureCache())
     split, x, labels = prepared.split, prepared.features, prepared.labels
@@ -156,13 +191,14 @@ def main() -> None:
     parser.add_argument("--bits", default="32,64")
     parser.add_argument("--photo-bits", default="32,64,128,256")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--parts", default="digits,photos,embeddings,large")
+    parser.add_argument("--parts", default="digits,photos,folds,embeddings,large")
     arguments = parser.parse_args()
     bits, photo_bits = ([int(word) for word in words.split(",")] for words in (arguments.bits, arguments.photo_bits))
     arguments.out.mkdir(parents=True, exist_ok=True)
     parts = {
         "digits": lambda: classes(open_source("digits:"), "folder", 6, bits, arguments.seeds),
         "photos": lambda: photos(arguments.photos, photo_bits, arguments.seeds),
+        "folds": lambda: folds(arguments.photos, photo_bits, arguments.seeds),
         "embeddings": lambda: classes(open_source(arguments.cifar10), "cifar10-distillhash", 0, bits, arguments.seeds),
         "large": lambda: large(open_source(arguments.cifar10)),
     }

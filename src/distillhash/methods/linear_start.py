@@ -1,9 +1,9 @@
 """A head that starts from a linear hash function and learns what to change.
 
 The start is ITQ (Gong et al., CVPR 2011) of the centred features at unit length or, where there are better features of the same images,
-of what a ridge regression (Hoerl and Kennard, Technometrics 1970) predicts of those. It stays as it is; layers beside it, whose outputs are 0 at first, are what training moves. The gradient
-of a sign through tanh vanishes where outputs are large, so the bits that the start is sure of stay and the others are open: few images
-change little of it, many images much.
+of what a ridge regression (Hoerl and Kennard, Technometrics 1970) predicts of those. It stays as it is; layers beside it, whose outputs
+are 0 at first, are what training moves. The gradient of a sign through tanh vanishes where outputs are large, so the bits that the start
+is sure of stay and the others are open: few images change little of it, many images much.
 """
 
 from __future__ import annotations
