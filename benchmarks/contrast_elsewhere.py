@@ -73,8 +73,8 @@ def classes(source: Any, protocol: str, n_views: int, bits: list[int], seeds: in
         for n_bits in bits:
             scores = []
             for seed in range(seeds):
-                given = (prepared.views, prepared.teacher) if method == "distillhash-contrast" else (None, None)
-                hasher = make_hasher(method, n_bits, seed=seed).fit(x[split.train], views=given[0], teacher=given[1])
+                given: dict[str, Any] = prepared.given(method)
+                hasher = make_hasher(method, n_bits, seed=seed).fit(x[split.train], **given)
                 scores.append(
                     evaluate_codes(hasher.encode(x[split.query]), hasher.encode(x[split.database]), *sides)["map"]
                 )

@@ -49,8 +49,8 @@ def main() -> None:
                 continue
             settings: dict[str, Any] = {"fine_tune_epochs": arguments.epochs}
             frozen = make_hasher(method, 32, seed=seed)
-            ours: dict[str, Any] = {"views": prepared.views, "teacher": prepared.teacher}
-            frozen.fit(features[split.train], **(ours if method == "distillhash-contrast" else {}))
+            given: dict[str, Any] = prepared.given(method)
+            frozen.fit(features[split.train], **given)
             model = HashModel(
                 hasher=make_hasher(method, 32, seed=seed, **settings), device=arguments.device, cache=cache
             )

@@ -67,9 +67,7 @@ def main() -> None:
 def measured(prepared: Any, method: str, n_bits: int, seed: int, n_candidates: int) -> dict[str, list[float]]:
     """Precision at every cut, for every order of the candidates."""
     split, x, labels = prepared.split, prepared.features, prepared.labels
-    ours: dict[str, Any] = {"views": prepared.views, "teacher": prepared.teacher}
-    given = ours if method == "distillhash-contrast" else {}
-    hasher: Any = make_hasher(method, n_bits, seed=seed).fit(x[split.train], **given)
+    hasher: Any = make_hasher(method, n_bits, seed=seed).fit(x[split.train], **prepared.given(method))
     query, database = x[split.query[::10]], x[split.database]
     codes = hasher.encode(database)
     candidates, _ = nearest(planes_of(hasher.encode(query)), planes_of(codes), n_candidates)

@@ -52,6 +52,13 @@ class Prepared:
     views: NDArray[np.float32] | None = None
     teacher: NDArray[np.float32] | None = None
 
+    def given(self, method: str) -> dict[str, NDArray[np.float32] | None]:
+        """What ``fit`` gets besides features and labels: ``views`` and ``teacher``, None where the method does not use them."""
+        return {
+            "views": self.views if METHODS[method].uses == VIEWS else None,
+            "teacher": self.teacher if uses_teacher(method) else None,
+        }
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -193,12 +200,8 @@ def _run(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict
         train = features[split.train]
         _forget_peak()
         started = time.perf_counter()
-        hasher.fit(
-            train,
-            views=prepared.views if METHODS[method].uses == VIEWS else None,
-            teacher=prepared.teacher if uses_teacher(method) else None,
-            labels=labels[split.train] if hasher.needs_labels else None,
-        )
+        given: dict[str, Any] = prepared.given(method)
+        hasher.fit(train, labels=labels[split.train] if hasher.needs_labels else None, **given)
         fitted = time.perf_counter()
         peak = peak_rss_mb()
         query_codes, database_codes = hasher.encode(features[split.query]), hasher.encode(features[split.database])
@@ -222,8 +225,8 @@ def _run(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict
 
 def _identity(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict[str, Any]) -> str:
     """What a run depends on: a kept run is taken up only when all of it is the same."""
-    views = prepared.views if METHODS[method].uses == VIEWS else None
-    teacher = prepared.teacher if uses_teacher(method) else None
+    given = prepared.given(method)
+    views, teacher = given["views"], given["teacher"]
     facts = {
         "version": distillhash.__version__,
         "split": prepared.split.checksum,

@@ -38,9 +38,7 @@ class MethodInfo(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """What ``distillhash ls methods --json`` says of it."""
-        return {
-            name: value for name, value in self._asdict().items() if name not in ("module", "class_name", "teacher")
-        }
+        return {name: value for name, value in self._asdict().items() if name not in ("module", "class_name")}
 
 
 RANDOM, SHALLOW, PAIRS = "data-independent", "shallow", "pair labels"
