@@ -3,8 +3,9 @@
     python benchmarks/contrast_criterion.py cifar10:DIR --out results/contrast-criterion
 
 For every setting and seed two models are trained on disjoint halves of the training images of protocol cifar10-validation (2,500 each, six
-views, 32 bits), and :func:`distillhash.quality.replicated_neighbours` is measured on 3,000 database images that neither saw. MAP is that of
-the two models on the carved queries; it needs labels, and only serves to judge the criterion. Finished rows are kept in OUT/rows.jsonl.
+views and the teacher, 32 bits), and :func:`distillhash.quality.replicated_neighbours` is measured on 3,000 database images that neither
+saw. MAP is that of the two models on the carved queries; it needs labels, and only serves to judge the criterion. Finished rows are kept in
+OUT/rows.jsonl.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from distillhash import make_hasher
-from distillhash.backbones import FeatureCache, extract_features, make_backbone
+from distillhash.backbones import FeatureCache, make_backbone
 from distillhash.bench.protocol import load_protocol
 from distillhash.bench.run import Prepared, prepare
 from distillhash.metrics import evaluate_codes
@@ -33,16 +33,18 @@ SETTINGS: list[tuple[str, list[Any]]] = [
 ]
 
 
-def measure(prepared: Prepared, views: NDArray[np.float32], options: dict[str, Any], seed: int) -> dict[str, float]:
+def measure(prepared: Prepared, options: dict[str, Any], seed: int) -> dict[str, float]:
     split, features, labels = prepared.split, prepared.features, prepared.labels
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(split.train))
+    views, teacher = prepared.views, prepared.teacher
+    assert views is not None and teacher is not None
     unseen = np.sort(rng.choice(np.setdiff1d(split.database, split.train), 3000, replace=False))
     codes, scores = [], []
     for number, half in enumerate(np.array_split(order, 2)):
         rows = np.sort(half)
         hasher = make_hasher("distillhash-contrast", 32, seed=2 * seed + number, **options)
-        hasher.fit(features[split.train[rows]], views=views[:, rows])
+        hasher.fit(features[split.train[rows]], views=views[:, rows], teacher=teacher[rows])
         codes.append(hasher.encode(features[unseen]))
         sides = hasher.encode(features[split.query]), hasher.encode(features[split.database])
         scores.append(evaluate_codes(*sides, labels[split.query], labels[split.database])["map"])
@@ -56,9 +58,8 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     arguments = parser.parse_args()
     source, backbone, cache = open_source(arguments.source), make_backbone(), FeatureCache()
-    prepared = prepare(source, load_protocol("cifar10-validation"), backbone, cache=cache)
-    views = extract_features(source.select(prepared.split.train), backbone, cache=cache, n_views=6).views
-    assert views is not None
+    protocol = load_protocol("cifar10-validation")
+    prepared = prepare(source, protocol, backbone, cache=cache, n_views=6, teacher=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     kept = arguments.out / "rows.jsonl"
     for seed in map(int, arguments.seeds.split(",")):
@@ -67,7 +68,7 @@ def main() -> None:
                 name = f"{option} = {value}"
                 if any((row["setting"], row["seed"]) == (name, seed) for row in read(kept)):
                     continue
-                row = {"setting": name, "seed": seed, **measure(prepared, views, {option: value}, seed)}
+                row = {"setting": name, "seed": seed, **measure(prepared, {option: value}, seed)}
                 with kept.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(row, flush=True)

@@ -14,8 +14,8 @@ class. docs/distillhash-contrast.md has the measurements behind every choice.
 4. A batch holds B images and, for each, one of N(i), every one as a random view. Pairs (i, j) with j in N(i), or i in N(j), are positives,
    all others negatives. A row loses a random tenth of its features first, which matters most where there are no views. Loss:
    :func:`~distillhash.pairs.losses.neighbour_contrast` on the codes sign(u), the gradient taken through tanh(u).
-5. u is the sum of ITQ's outputs, which stay, and of a hidden layer's, which learn (:mod:`~distillhash.methods.linear_start`). Given a
-   teacher, ITQ is that of a regression onto its features.
+5. u is the sum of ITQ's outputs, which stay, and of a hidden layer's, which learn (:mod:`~distillhash.methods.linear_start`). ITQ is that
+   of a ridge regression onto the teacher's features or, without one, onto the features themselves.
 
 Neighbourhoods are found within random parts of at most ``part`` images, so time is linear and memory constant in the number of images.
 """

@@ -1,9 +1,9 @@
 """A head that starts from a linear hash function and learns what to change.
 
-The start is ITQ (Gong et al., CVPR 2011) of the centred features at unit length or, where there are better features of the same images,
-of what a ridge regression (Hoerl and Kennard, Technometrics 1970) predicts of those. It stays as it is; layers beside it, whose outputs
-are 0 at first, are what training moves. The gradient of a sign through tanh vanishes where outputs are large, so the bits that the start
-is sure of stay and the others are open: few images change little of it, many images much.
+The start is ITQ (Gong et al., CVPR 2011) of what a ridge regression (Hoerl and Kennard, Technometrics 1970) predicts: better features of
+the same images where there are any, and otherwise the features themselves, whose directions of little variance it shrinks. It stays as it
+is; layers beside it, whose outputs are 0 at first, are what training moves. The gradient of a sign through tanh vanishes where outputs are
+large, so the bits that the start is sure of stay and the others are open: few images change little of it, many images much.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def linear_start(
 
     Args:
         features: ``(n, d)``.
-        teacher: ``(n, d)`` better features of the same items, or None.
+        teacher: ``(n, d)`` better features of the same items; None takes the features.
         n_bits: Code length. ITQ gives at most min(n - 1, d) bits; more of them are random directions, all of them.
         spread: Standard deviation of the outputs over all items and bits.
         seed: Draws ITQ's first rotation, or the directions.
     """
     n, d = features.shape
     off = features - features.mean(axis=0)
-    to_teacher = np.eye(d) if teacher is None else _regression(off, teacher - teacher.mean(axis=0))
+    to_teacher = _regression(off, off if teacher is None else teacher - teacher.mean(axis=0))
     if n_bits <= min(n - 1, d):
         weight = to_teacher @ ITQ(n_bits, seed=seed).fit(unit_rows(off @ to_teacher)).weight_
     else:
