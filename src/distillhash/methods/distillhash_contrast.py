@@ -122,7 +122,11 @@ class DistillHashContrast(HeadHasher):
     def _fit(self, given: TrainingSet) -> None:
         data = self._data(given)
         features = self._transform(data.features)
-        views = None if data.views is None else np.stack([self._transform(view) for view in data.views])
+        views = None
+        if data.views is not None:
+            views = np.empty_like(data.views)
+            for view, transformed in zip(data.views, views, strict=True):
+                transformed[:] = self._transform(view)
         teacher = None if data.teacher is None else self._transform(data.teacher)
         self.neighbours_ = self._neighbourhoods(features, views, teacher)
         neighbourhoods = NeighbourhoodInputs(data.inputs, self.neighbours_)

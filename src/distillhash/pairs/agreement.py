@@ -24,9 +24,10 @@ def root_rows(features: NDArray[Any]) -> NDArray[Any]:
     The Hellinger map. It keeps a few large activations from deciding every distance (Perronnin, Sanchez, Mensink, "Improving the Fisher
     Kernel", ECCV 2010; Arandjelovic, Zisserman, CVPR 2012).
     """
-    magnitudes = np.abs(features)
-    sums = magnitudes.sum(axis=1, keepdims=True)
-    return np.asarray(np.sign(features) * np.sqrt(magnitudes / np.where(sums > 0, sums, 1)))
+    roots = np.abs(features)
+    sums = roots.sum(axis=1, keepdims=True)
+    roots /= np.where(sums > 0, sums, 1)  # in place: there may be gigabytes of them
+    return np.asarray(np.copysign(np.sqrt(roots, out=roots), features, out=roots))
 
 
 class RootRows(torch.nn.Module):
