@@ -122,22 +122,18 @@ class DistillHashContrast(HeadHasher):
     def _fit(self, given: TrainingSet) -> None:
         data = self._data(given)
         features = self._transform(data.features)
-        views = None
-        if data.views is not None:
-            views = np.empty_like(data.views)
-            for view, transformed in zip(data.views, views, strict=True):
-                transformed[:] = self._transform(view)
         teacher = None if data.teacher is None else self._transform(data.teacher)
-        self.neighbours_ = self._neighbourhoods(features, views, teacher)
+        self.neighbours_ = self._neighbourhoods(features, data.views, teacher)
         neighbourhoods = NeighbourhoodInputs(data.inputs, self.neighbours_)
         head = Head(features, self.hidden)
         layers = head.build(self.n_bits, self.seed)
         start = self._start(features, teacher)
+        del features, teacher  # training takes the plain ones
         module = layers if start is None else StartedHead(layers, head.mean, start)
         dropped = FeatureDropout(self.dropout, torch.Generator().manual_seed(self.seed + 1))
         network = data.network(nn.Sequential(dropped, *([RootRows()] if self.root else []), module))
 
-        default = SHARP if views is not None else SOFT
+        default = SHARP if data.views is not None else SOFT
         temperature = default if self.temperature is None else self.temperature
 
         def loss(outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
@@ -189,9 +185,15 @@ class DistillHashContrast(HeadHasher):
         teacher: NDArray[np.float32] | None,
         kept: int,
     ) -> NDArray[np.float32]:
-        """What cosines are taken of: plain features, the mean over views and the teacher's features side by side, in the metric."""
+        """What cosines are taken of: plain features, the mean over views and the teacher's features side by side, in the metric.
+
+        ``views`` as they were given: their roots are the largest of all arrays, and are needed nowhere else.
+        """
         kinds: list[NDArray[Any]] = [features]
         if views is not None:
+            plain, views = views, np.empty_like(views)
+            for number, view in enumerate(plain):
+                views[number] = self._transform(view)
             kinds.append((features + views.sum(axis=0)) / (len(views) + 1))
         if teacher is not None:
             kinds.append(teacher)

@@ -261,9 +261,10 @@ class Data:
 
     def __init__(self, given: TrainingSet, rows: NDArray[np.intp]) -> None:
         images: TrainableImages | None = given.images
-        self.features: Floats = np.asarray(given.features[rows], np.float32)
-        self.views = None if given.views is None else np.asarray(given.views[:, rows], np.float32)
-        self.teacher = None if given.teacher is None else np.asarray(given.teacher[rows], np.float32)
+        chosen = slice(None) if len(rows) == len(given.features) else rows  # all of them are not copied
+        self.features: Floats = _floats(given.features[chosen])
+        self.views = None if given.views is None else _floats(given.views[:, chosen])
+        self.teacher = None if given.teacher is None else _floats(given.teacher[chosen])
         self.labels = None if given.labels is None else given.labels[rows]
         self.trunk = None if images is None else images.trunk
         self.inputs = _Staged(
@@ -299,6 +300,11 @@ class Data:
                 rows = np.arange(start, min(start + 64, len(plain)))
                 blocks.append(network(plain.batch(rows, rng).to(device)).cpu().numpy())
         return np.concatenate(blocks)
+
+
+def _floats(values: NDArray[Any]) -> Floats:
+    """float32 that torch can share: a copy only where the values are of another type or may not be written."""
+    return np.require(values, np.float32, "W")
 
 
 class _Trunk(nn.Module):
