@@ -121,10 +121,17 @@ def test_structure_is_kept(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_views_are_accepted(method: str) -> None:
-    x = clustered()
-    views = np.stack([clustered(seed=0) + 0.01, clustered(seed=0) * 1.05])
-    assert len(fit(make_hasher(method, 8), x, views=views).encode(x)) == 120
+def test_views_and_a_teacher_are_accepted_and_nothing_given_is_changed(method: str) -> None:
+    given = {
+        "x": clustered(),
+        "views": np.stack([clustered() + 0.01, clustered() * 1.05]),
+        "teacher": clustered(seed=1),
+    }
+    copies = {name: values.astype(np.float32) for name, values in given.items()}
+    hasher = fit(make_hasher(method, 8), **copies)
+    for name, values in copies.items():
+        np.testing.assert_array_equal(values, given[name].astype(np.float32))
+    assert len(hasher.encode(copies["x"])) == 120
 
 
 @pytest.mark.parametrize("method", METHODS)
