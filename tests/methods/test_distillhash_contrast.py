@@ -1,5 +1,6 @@
 """DistillHash-contrast: its loss against a loop, its neighbourhoods, and what each option changes."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes
-from distillhash.errors import DataError, ParameterError
-from distillhash.methods import make_hasher
+from distillhash.errors import DataError, FormatError, ParameterError
+from distillhash.methods import load_hasher, make_hasher
 from distillhash.methods.distillhash_contrast import FeatureDropout
 from distillhash.methods.linear_start import linear_start
 from distillhash.methods.straight_through import tanh_through_sign
@@ -30,7 +31,7 @@ def clustered(n: int = 120, d: int = 24, seed: int = 0, noise: float = 0.5) -> N
 def fitted(
     x: NDArray[Any], views: NDArray[Any] | None = None, teacher: NDArray[Any] | None = None, **options: Any
 ) -> Any:
-    hasher = make_hasher("distillhash-contrast", 12, **{"epochs": 3, "hidden": 32, **options})
+    hasher = make_hasher("distillhash-contrast", 12, **{"epochs": 3, "hidden": 32, "start": 3.0, **options})
     return hasher.fit(x, views=views, teacher=teacher)
 
 
@@ -135,9 +136,9 @@ def test_the_teacher_decides_who_is_near_and_where_the_head_starts() -> None:
     alone, guided = fitted(x, **options), fitted(x, teacher=better, **options)
     purity = [float((kind[hasher.neighbours_] == kind[:, None]).mean()) for hasher in (alone, guided)]
     assert purity[1] > purity[0] + 0.2
-    started = fitted(x, teacher=better, learning_rate=1e-12, **options).encode(x)
-    expected = linear_start(x, better, 12, spread=1.0, seed=0)
-    assert started == Codes.from_projection((x - x.mean(axis=0)) @ expected)
+    started = fitted(x, teacher=better, learning_rate=1e-12, plain_share=0.0, **options).encode(x)
+    expected = linear_start(x, x, better, 12, spread=1.0, plain_share=0.0, seed=0)
+    assert started == Codes.from_projection((x - x.mean(axis=0)) @ expected.features)
     with pytest.raises(DataError, match=r"the teacher's features must be \(200, 24\), got \(200, 5\)"):
         fitted(x, teacher=better[:, :5])
 
@@ -147,7 +148,7 @@ def test_the_teacher_decides_who_is_near_and_where_the_head_starts() -> None:
     [
         {"root": False}, {"metric": "cosine"}, {"directions": 2}, {"emphasis": 1.0}, {"neighbourhood": 0.2}, {"agreement": "cosine"},
         {"positives": "one"}, {"gradient": "identity"}, {"temperature": 0.1},
-        {"dropout": 0.0}, {"part": 60}, {"start": 0.0}, {"start": 1.0},
+        {"dropout": 0.0}, {"part": 60}, {"start": 0.0}, {"start": 1.0}, {"plain_share": 0.5},
     ],
 )  # fmt: skip
 def test_every_option_matters(option: dict[str, Any]) -> None:
@@ -184,16 +185,38 @@ def test_the_temperature_depends_on_views_unless_it_is_given() -> None:
 
 def test_fewer_images_change_less_of_the_start() -> None:
     x = clustered(2100)
-    np.testing.assert_array_equal(fitted(x, epochs=1).project(x), fitted(x, epochs=1, start=3.0).project(x))
+    many = fitted(x, epochs=1, start=3.0, plain_share=0.0).project(x)
+    np.testing.assert_array_equal(fitted(x, epochs=1, start=None).project(x), many)
     x = x[:500]
-    np.testing.assert_array_equal(fitted(x).project(x), fitted(x, start=48.0).project(x))
+    few = fitted(x, start=192.0, plain_share=0.75).project(x)
+    np.testing.assert_array_equal(fitted(x, start=None).project(x), few)
+    roots = root_rows(x)
+    start = linear_start(roots, x, None, 12, spread=1.0, plain_share=0.75, seed=0)
+    assert start.plain is not None
     begun = Codes.from_projection(
-        (root_rows(x) - root_rows(x).mean(axis=0)) @ linear_start(root_rows(x), None, 12, spread=1.0, seed=0)
-    )
-    changed = [
-        int((fitted(x, start=spread, epochs=20).encode(x).signs() != begun.signs()).sum()) for spread in (1.0, 12.0)
-    ]
+        (roots - roots.mean(axis=0)) @ start.features + (x - x.mean(axis=0)) @ start.plain
+    ).signs()
+    changed = [int((fitted(x, start=spread, epochs=20).encode(x).signs() != begun).sum()) for spread in (1.0, 12.0)]
     assert changed[1] < changed[0] / 2
+
+
+@pytest.mark.parametrize("hidden", [0, 32])
+def test_a_model_keeps_what_it_does_with_plain_features(hidden: int, tmp_path: Path) -> None:
+    x = clustered(300)
+    hasher = fitted(x, hidden=hidden)
+    hasher.save(tmp_path / "model")
+    loaded = load_hasher(tmp_path / "model")
+    np.testing.assert_array_equal(loaded.project(x), hasher.project(x))
+    without = dict(hasher.state())
+    assert without.pop("plain").shape == (24, 12)
+    earlier = make_hasher("distillhash-contrast", 12, hidden=hidden).restore(hasher.config(), without)
+    np.testing.assert_allclose(
+        hasher.project(x) - earlier.project(x), x @ hasher.state()["plain"], rtol=1e-2, atol=1e-2
+    )
+    with pytest.raises(FormatError, match="plain weights of shape"):
+        make_hasher("distillhash-contrast", 12, hidden=hidden).restore(
+            hasher.config(), without | {"plain": np.zeros((24, 11))}
+        )
 
 
 def test_training_lowers_the_loss_and_orders_the_clusters() -> None:
@@ -218,6 +241,7 @@ def test_training_lowers_the_loss_and_orders_the_clusters() -> None:
         ({"start": -1}, "start must be at least 0"),
         ({"neighbourhood": 0}, "neighbourhood must be above 0"),
         ({"neighbourhood": 1.5}, "neighbourhood must be above 0 and at most 1"),
+        ({"plain_share": 1.5}, "plain_share must be from 0 to 1, got 1.5"),
         ({"dropout": -0.1}, "dropout must be at least 0"),
         ({"dropout": 1}, "dropout must be at least 0 and below 1"),
         ({"part": 3}, "part must be at least 20"),

@@ -15,7 +15,8 @@ class. docs/distillhash-contrast.md has the measurements behind every choice.
    all others negatives. A row loses a random tenth of its features first, which matters most where there are no views. Loss:
    :func:`~distillhash.pairs.losses.neighbour_contrast` on the codes sign(u), the gradient taken through tanh(u).
 5. u is the sum of ITQ's outputs, which stay, and of a hidden layer's, which learn (:mod:`~distillhash.methods.linear_start`). ITQ is that
-   of a ridge regression onto the teacher's features or, without one, onto the features themselves.
+   of a ridge regression onto the teacher's features or, without one, onto the features themselves; with fewer than 2,000 images, of it
+   and the plain features side by side.
 
 Neighbourhoods are found within random parts of at most ``part`` images, so time is linear and memory constant in the number of images.
 """
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 from distillhash.errors import ParameterError
 from distillhash.methods.base import TrainingSet
 from distillhash.methods.head_hasher import Head, HeadHasher, check_choice, check_not_negative, check_positive
-from distillhash.methods.linear_start import StartedHead, add_start, linear_start
+from distillhash.methods.linear_start import LinearStart, PlusLinear, add_start, linear_start, silent
 from distillhash.methods.straight_through import straight_through_sign, tanh_through_sign
 from distillhash.pairs.agreement import (
     RootRows,
@@ -41,20 +42,21 @@ from distillhash.pairs.agreement import (
     centred_unit,
     invariant_metric,
     root_rows,
+    scatter_of_items,
     scatter_of_neighbours,
     scatter_of_views,
 )
 from distillhash.pairs.losses import neighbour_contrast
 from distillhash.pairs.neighbourhoods import NeighbourhoodInputs
 from distillhash.pairs.neighbours import nearest_neighbours
-from distillhash.pairs.similarity import cosine_distances
+from distillhash.pairs.similarity import cosine_distances, row_blocks
 from distillhash.training import Schedule
 
 SHARP, SOFT = 0.3, 0.5
 """Temperatures with and without views."""
 
 SPREAD, ENOUGH = 3.0, 2_000
-"""Of the outputs that the head starts from, and the images below which it grows: what few of them teach is little to go by."""
+"""Of the outputs that the head starts from, and the images below which less is learned: what few of them teach is little to go by."""
 
 Metric = Literal["invariant", "cosine"]
 Agreement = Literal["overlap", "cosine"]
@@ -77,7 +79,9 @@ class DistillHashContrast(HeadHasher):
         agreement: Order them by ``overlap`` of neighbour lists or by ``cosine`` alone.
         positives: ``all`` neighbours in the batch, or only the ``one`` drawn with the image; the others are negatives then.
         start: Standard deviation of the outputs that the head starts from, those of a linear hash function: the larger, the more of
-            it stays. None takes 3, and with n < 2,000 images 3 (2,000 / n)^2; 0 starts from nothing.
+            it stays. None takes 3, and with n < 2,000 images 3 (2,000 / n)^3; 0 starts from nothing.
+        plain_share: Of the plain features in what the start looks at; the rest is what the regression predicts. None takes 0, and with
+            n < 2,000 images 1 - n / 2,000.
         gradient: Of the sign: through ``tanh``, or as of the ``identity``.
         temperature: tau; None takes 0.3 where there are views, and 0.5 where there are none: positives are less pure then.
         dropout: Share of the features that the head does without in training, drawn anew for every row.
@@ -97,6 +101,7 @@ class DistillHashContrast(HeadHasher):
     agreement: Agreement = "overlap"
     positives: Positives = "all"
     start: float | None = None
+    plain_share: float | None = None
     gradient: Gradient = "tanh"
     temperature: float | None = None
     dropout: float = 0.1
@@ -114,6 +119,8 @@ class DistillHashContrast(HeadHasher):
         check_not_negative(self, "emphasis", *(() if self.start is None else ("start",)))
         if not 0 < self.neighbourhood <= 1:
             raise ParameterError(f"neighbourhood must be above 0 and at most 1, got {self.neighbourhood}")
+        if self.plain_share is not None and not 0 <= self.plain_share <= 1:
+            raise ParameterError(f"plain_share must be from 0 to 1, got {self.plain_share}")
         if not 0 <= self.dropout < 1:
             raise ParameterError(f"dropout must be at least 0 and below 1, got {self.dropout}")
         if self.part < 20:
@@ -127,11 +134,18 @@ class DistillHashContrast(HeadHasher):
         neighbourhoods = NeighbourhoodInputs(data.inputs, self.neighbours_)
         head = Head(features, self.hidden)
         layers = head.build(self.n_bits, self.seed)
-        start = self._start(features, teacher)
+        start = self._start(features, data.features, teacher)
+        plain_mean = data.features.mean(axis=0, dtype=np.float64)
         del features, teacher  # training takes the plain ones
-        module = layers if start is None else StartedHead(layers, head.mean, start)
+        module: nn.Module = layers
+        if start is not None:
+            module = PlusLinear(silent(layers), head.mean, start.features)
+        if self.root:
+            module = nn.Sequential(RootRows(), module)
+        if start is not None and start.plain is not None:
+            module = PlusLinear(module, plain_mean, start.plain)
         dropped = FeatureDropout(self.dropout, torch.Generator().manual_seed(self.seed + 1))
-        network = data.network(nn.Sequential(dropped, *([RootRows()] if self.root else []), module))
+        network = data.network(nn.Sequential(dropped, module))
 
         default = SHARP if data.views is not None else SOFT
         temperature = default if self.temperature is None else self.temperature
@@ -143,19 +157,40 @@ class DistillHashContrast(HeadHasher):
             return neighbour_contrast(codes, positives, temperature=temperature)
 
         self.history_["loss"] = self._train(network, data, loss, inputs=neighbourhoods)
-        self._keep(head, module)
+        self._keep(head, layers)
+        self.plain_: NDArray[np.float64] | None = None if start is None else start.plain
         if start is not None:
-            self.layers_ = add_start(self.layers_, start)
+            self.layers_ = add_start(self.layers_, start.features)
+        if self.plain_ is not None:
+            self.layers_[-1][1][:] -= plain_mean @ self.plain_
 
     def _transform(self, features: NDArray[Any]) -> NDArray[Any]:
         return root_rows(features) if self.root else features
 
-    def _start(self, features: NDArray[np.float32], teacher: NDArray[np.float32] | None) -> NDArray[np.float64] | None:
-        spread = SPREAD * max(1, ENOUGH / len(features)) ** 2 if self.start is None else self.start
-        return linear_start(features, teacher, self.n_bits, spread=spread, seed=self.seed) if spread else None
+    def _start(
+        self, features: NDArray[np.float32], plain: NDArray[np.float32], teacher: NDArray[np.float32] | None
+    ) -> LinearStart | None:
+        trusted = min(1.0, len(features) / ENOUGH)
+        spread = SPREAD / trusted**3 if self.start is None else self.start
+        share = 1 - trusted if self.plain_share is None else self.plain_share
+        if not spread:
+            return None
+        return linear_start(features, plain, teacher, self.n_bits, spread=spread, plain_share=share, seed=self.seed)
 
     def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
-        return super()._project(self._transform(features))
+        outputs = super()._project(self._transform(features))
+        return outputs if self.plain_ is None else outputs + features @ self.plain_
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The head, and the weights of plain features ``(d, n_bits)`` where the start has some."""
+        return super().state() | ({} if self.plain_ is None else {"plain": self.plain_})
+
+    def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
+        super()._set_state(state)
+        plain = state.get("plain")
+        if plain is not None and plain.shape != (len(self.mean_), self.n_bits):
+            raise ValueError(f"plain weights of shape {plain.shape}")
+        self.plain_ = plain
 
     def _neighbourhoods(
         self,
@@ -185,32 +220,31 @@ class DistillHashContrast(HeadHasher):
         teacher: NDArray[np.float32] | None,
         kept: int,
     ) -> NDArray[np.float32]:
-        """What cosines are taken of: plain features, the mean over views and the teacher's features side by side, in the metric.
-
-        ``views`` as they were given: their roots are the largest of all arrays, and are needed nowhere else.
-        """
+        """What cosines are taken of: plain features, the mean over views and the teacher's features side by side, in the metric."""
         kinds: list[NDArray[Any]] = [features]
+        blocks = row_blocks(len(features))
+        within = np.zeros((features.shape[1],) * 2)
         if views is not None:
-            plain, views = views, np.empty_like(views)
-            for number, view in enumerate(plain):
-                views[number] = self._transform(view)
-            kinds.append((features + views.sum(axis=0)) / (len(views) + 1))
+            mean = np.empty_like(features)
+            for block in blocks:  # the roots of all views would be the largest of all arrays
+                seen = np.stack([self._transform(view[block]) for view in views])
+                mean[block] = (features[block] + seen.sum(axis=0)) / (len(views) + 1)
+                if self.metric == "invariant":
+                    within += scatter_of_views(features[block], seen) * (len(seen[0]) / len(features))
+            kinds.append(mean)
+        elif self.metric == "invariant":
+            within = self._scatter_of_neighbours(features, kept)
         if teacher is not None:
             kinds.append(teacher)
         if self.metric == "invariant":
-            total = np.cov(features, rowvar=False, dtype=np.float64)
             metric = invariant_metric(
-                total, self._within(features, views, kept), directions=self.directions, emphasis=self.emphasis
+                scatter_of_items(features), within, directions=self.directions, emphasis=self.emphasis
             )
-            kinds = [kind @ metric for kind in kinds]
+            kinds = [np.concatenate([kind[block] @ metric for block in blocks]) for kind in kinds]
         return np.hstack([centred_unit(kind) for kind in kinds])
 
-    def _within(
-        self, features: NDArray[np.float32], views: NDArray[np.float32] | None, kept: int
-    ) -> NDArray[np.float64]:
-        if views is not None:
-            return scatter_of_views(features, views)
-        # Without views: nearest neighbours, few of them and in one part of the rows, stand in for views.
+    def _scatter_of_neighbours(self, features: NDArray[np.float32], kept: int) -> NDArray[np.float64]:
+        """Without views nearest neighbours, few of them and in one part of the rows, stand in for views."""
         rows = np.sort(np.random.default_rng(self.seed).permutation(len(features))[: self.part])
         sample = features[rows]
         return scatter_of_neighbours(sample, nearest_neighbours(cosine_distances(centred_unit(sample)), min(10, kept)))

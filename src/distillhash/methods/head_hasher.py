@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from distillhash.errors import ParameterError
 from distillhash.methods.base import Hasher, TrainingSet, sample_rows
+from distillhash.pairs.similarity import row_blocks
 from distillhash.training import (
     CachedFeatures,
     Inputs,
@@ -176,7 +177,11 @@ class Head:
     ) -> None:
         self.mean = np.asarray(sample.mean(axis=0, dtype=np.float64))
         # One scale for all features: it conditions the optimisation and keeps the angles that the targets come from.
-        self.scale = float(np.sqrt(np.mean((sample - self.mean) ** 2))) or 1.0
+        squares = [
+            np.mean((sample[block] - self.mean) ** 2) * (len(sample[block]) / len(sample))
+            for block in row_blocks(len(sample))
+        ]
+        self.scale = float(np.sqrt(np.sum(squares))) or 1.0
         self.n_features = sample.shape[1]
         self.hidden, self.activation, self.batch_norm = hidden, activation, batch_norm
         self.standardise = _Standardise(self.mean, self.scale)

@@ -1,14 +1,15 @@
 """A head that starts from a linear hash function and learns what to change.
 
 The start is ITQ (Gong et al., CVPR 2011) of what a ridge regression (Hoerl and Kennard, Technometrics 1970) predicts: better features of
-the same images where there are any, and otherwise the features themselves, whose directions of little variance it shrinks. It stays as it
+the same images where there are any, and otherwise the features themselves, whose directions of little variance it shrinks. A regression
+from few images predicts little of others, so with few of them the plain features stand beside what it predicts. The start stays as it
 is; layers beside it, whose outputs are 0 at first, are what training moves. The gradient of a sign through tanh vanishes where outputs are
 large, so the bits that the start is sure of stay and the others are open: few images change little of it, many images much.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,31 +17,71 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distillhash.methods.itq import ITQ
-from distillhash.pairs.similarity import unit_rows
+from distillhash.pairs.similarity import row_blocks, unit_rows
 
-Layers = list[tuple[NDArray[np.float64], NDArray[np.float64]]]
+Weight = NDArray[np.float64]
+Layers = list[tuple[Weight, Weight]]
+
+
+class LinearStart(NamedTuple):
+    """Weights ``(d, n_bits)`` of the features and, unless None, of the plain features, each less their mean."""
+
+    features: Weight
+    plain: Weight | None
 
 
 def linear_start(
-    features: NDArray[Any], teacher: NDArray[Any] | None, n_bits: int, *, spread: float, seed: int
-) -> NDArray[np.float64]:
-    """A linear hash function of features less their mean, ``(d, n_bits)``.
+    features: NDArray[Any],
+    plain: NDArray[Any],
+    teacher: NDArray[Any] | None,
+    n_bits: int,
+    *,
+    spread: float,
+    plain_share: float,
+    seed: int,
+) -> LinearStart:
+    """A linear hash function of features and plain features, less their means.
 
     Args:
-        features: ``(n, d)``.
-        teacher: ``(n, d)`` better features of the same items; None takes the features.
+        features: ``(n, d)``, what the regression is from.
+        plain: ``(n, d)``, the same features as they came.
+        teacher: ``(n, d)`` better features of the same items; None takes the plain ones.
         n_bits: Code length. ITQ gives at most min(n - 1, d) bits; more of them are random directions, all of them.
         spread: Standard deviation of the outputs over all items and bits.
+        plain_share: Of the plain features in the squared length of what ITQ is given; the rest is what the regression predicts.
         seed: Draws ITQ's first rotation, or the directions.
     """
     n, d = features.shape
-    off = features - features.mean(axis=0)
-    to_teacher = _regression(off, off if teacher is None else teacher - teacher.mean(axis=0))
+    off = [features - features.mean(axis=0)]
+    maps = [_regression(off[0], off[0] if teacher is None else teacher - teacher.mean(axis=0))]
+    if plain_share:
+        off.append(plain - plain.mean(axis=0))
+        maps.append(_emphasis(off[1]))
+        for number, share in enumerate((1 - plain_share, plain_share)):
+            length = float(np.linalg.norm(off[number] @ maps[number], axis=1).mean())
+            maps[number] *= np.sqrt(share) / (length or 1.0)
+    blocks = row_blocks(n)
     if n_bits <= min(n - 1, d):
-        weight = to_teacher @ ITQ(n_bits, seed=seed).fit(unit_rows(off @ to_teacher)).weight_
+        seen = [
+            unit_rows(np.hstack([rows[block] @ weight for rows, weight in zip(off, maps, strict=True)]))
+            for block in blocks
+        ]
+        rotation = ITQ(n_bits, seed=seed).fit(np.concatenate(seen)).weight_
     else:
-        weight = to_teacher @ np.random.default_rng(seed).standard_normal((d, n_bits))
-    return np.asarray(weight * (spread / (float((off @ weight).std()) or 1.0)))
+        rotation = np.random.default_rng(seed).standard_normal((len(maps) * d, n_bits))
+    weights = [weight @ part for weight, part in zip(maps, np.split(rotation, len(maps)), strict=True)]
+    outputs = [sum(rows[block] @ weight for rows, weight in zip(off, weights, strict=True)) for block in blocks]
+    scale = spread / (float(np.std(np.concatenate(outputs))) or 1.0)
+    return LinearStart(weights[0] * scale, weights[1] * scale if plain_share else None)
+
+
+def _emphasis(off: NDArray[Any]) -> Weight:
+    """Symmetric ``(d, d)``: every principal direction times the root of its standard deviation, the largest of them 1."""
+    from scipy.linalg import eigh
+
+    variances, directions = eigh(np.asarray(off.T @ off, np.float64))
+    relative = np.maximum(variances, 0) / (variances[-1] if variances[-1] > 0 else 1.0)
+    return np.asarray((directions * relative**0.25) @ directions.T)
 
 
 def _regression(inputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
@@ -52,25 +93,30 @@ def _regression(inputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float
     return np.asarray(solve(products + penalty * np.eye(len(products)), inputs.T @ targets, assume_a="pos"))
 
 
-class StartedHead(nn.Module):
-    """Outputs of a linear map that stays, plus those of layers that learn and give 0 at first."""
+def silent(layers: nn.Sequential) -> nn.Sequential:
+    """The layers, the last of which gives 0 until it learns."""
+    last = layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    return layers
+
+
+class PlusLinear(nn.Module):
+    """Outputs of a module, plus those of a linear map that is not trained."""
 
     mean: Tensor
-    start: Tensor
+    weight: Tensor
 
-    def __init__(self, learned: nn.Sequential, mean: NDArray[np.float64], start: NDArray[np.float64]) -> None:
-        """``start (d, n_bits)`` takes features less ``mean``, ``learned`` the features; the last of ``learned`` is set to 0."""
+    def __init__(self, module: nn.Module, mean: NDArray[np.float64], weight: Weight) -> None:
+        """``weight (d, n_bits)`` takes inputs less ``mean``, ``module`` the inputs."""
         super().__init__()
-        last = learned[-1]
-        assert isinstance(last, nn.Linear)
-        nn.init.zeros_(last.weight)
-        self.learned = learned
+        self.module = module
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
-        self.register_buffer("start", torch.tensor(start, dtype=torch.float32))
+        self.register_buffer("weight", torch.tensor(weight, dtype=torch.float32))
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """``(b, d)`` to ``(b, n_bits)``."""
-        outputs: Tensor = (features - self.mean) @ self.start + self.learned(features)
+        outputs: Tensor = (inputs - self.mean) @ self.weight + self.module(inputs)
         return outputs
 
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from distillhash.pairs.neighbours import nearest_neighbours
-from distillhash.pairs.similarity import Floats, cosine_distances, unit_rows
+from distillhash.pairs.similarity import Floats, cosine_distances, row_blocks, unit_rows
 
 _BLOCK = 512
 
@@ -38,6 +38,16 @@ class RootRows(torch.nn.Module):
         magnitudes = features.abs()
         shares = magnitudes / magnitudes.sum(dim=1, keepdim=True).clamp(min=1e-12)
         return features.sign() * (shares + 1e-12).sqrt()  # the root's slope at 0 is infinite
+
+
+def scatter_of_items(features: Floats) -> NDArray[np.float64]:
+    """Covariance ``(d, d)`` of rows ``(n, d)``, divided by n - 1."""
+    mean = features.mean(axis=0, dtype=np.float64)
+    scatter = np.zeros((features.shape[1],) * 2)
+    for block in row_blocks(len(features)):
+        off = features[block] - mean
+        scatter += off.T @ off
+    return scatter / (len(features) - 1)
 
 
 def scatter_of_views(features: Floats, views: Floats) -> NDArray[np.float64]:

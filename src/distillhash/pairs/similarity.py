@@ -52,6 +52,11 @@ class Thresholds:
     fallback: bool = False
 
 
+def row_blocks(n: int) -> list[slice]:
+    """Slices of at most 8,192 of ``n`` rows: what is computed in float64 is computed of one at a time."""
+    return [slice(start, min(start + 8192, n)) for start in range(0, n, 8192)]
+
+
 def unit_rows(features: NDArray[Any]) -> Floats:
     """Rows scaled to length 1, ``(n, d) float32``; a zero row stays zero."""
     features = np.asarray(features, np.float32)
