@@ -141,7 +141,7 @@ def folds(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
     unit, trusted = centred_unit(x), (len(ours) - len(parts[0])) / 2000
     settings: list[tuple[str, str, dict[str, Any]]] = [("itq", "itq", {})]
     for words, share in (("1 - n / 2,000", 1 - trusted), ("1 - (n / 2,000)^2", 1 - trusted**2), ("0", 0.0)):
-        for power in (3, 2) if share else (2,):
+        for power in (3, 4) if share else (2,):
             options: dict[str, Any] = {"start": 3 / trusted**power, "plain_share": share}
             settings.append((f"start = 3 (2,000 / n)^{power}, plain_share = {words}", "distillhash-contrast", options))
     rows: list[dict[str, Any]] = []

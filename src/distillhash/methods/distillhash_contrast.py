@@ -81,7 +81,7 @@ class DistillHashContrast(HeadHasher):
         start: Standard deviation of the outputs that the head starts from, those of a linear hash function: the larger, the more of
             it stays. None takes 3, and with n < 2,000 images 3 (2,000 / n)^3; 0 starts from nothing.
         plain_share: Of the plain features in what the start looks at; the rest is what the regression predicts. None takes 0, and with
-            n < 2,000 images 1 - n / 2,000.
+            n < 2,000 images 1 - (n / 2,000)^2.
         gradient: Of the sign: through ``tanh``, or as of the ``identity``.
         temperature: tau; None takes 0.3 where there are views, and 0.5 where there are none: positives are less pure then.
         dropout: Share of the features that the head does without in training, drawn anew for every row.
@@ -172,7 +172,7 @@ class DistillHashContrast(HeadHasher):
     ) -> LinearStart | None:
         trusted = min(1.0, len(features) / ENOUGH)
         spread = SPREAD / trusted**3 if self.start is None else self.start
-        share = 1 - trusted if self.plain_share is None else self.plain_share
+        share = 1 - trusted**2 if self.plain_share is None else self.plain_share
         if not spread:
             return None
         return linear_start(features, plain, teacher, self.n_bits, spread=spread, plain_share=share, seed=self.seed)

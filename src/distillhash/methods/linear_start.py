@@ -45,7 +45,7 @@ def linear_start(
     Args:
         features: ``(n, d)``, what the regression is from.
         plain: ``(n, d)``, the same features as they came.
-        teacher: ``(n, d)`` better features of the same items; None takes the plain ones.
+        teacher: ``(n, d)`` better features of the same items; None takes ``features``.
         n_bits: Code length. ITQ gives at most min(n - 1, d) bits; more of them are random directions, all of them.
         spread: Standard deviation of the outputs over all items and bits.
         plain_share: Of the plain features in the squared length of what ITQ is given; the rest is what the regression predicts.
@@ -76,12 +76,12 @@ def linear_start(
 
 
 def _emphasis(off: NDArray[Any]) -> Weight:
-    """Symmetric ``(d, d)``: every principal direction times the root of its standard deviation, the largest of them 1."""
+    """Symmetric ``(d, d)``: every principal direction times the fourth root of its standard deviation, the largest of them 1."""
     from scipy.linalg import eigh
 
     variances, directions = eigh(np.asarray(off.T @ off, np.float64))
     relative = np.maximum(variances, 0) / (variances[-1] if variances[-1] > 0 else 1.0)
-    return np.asarray((directions * relative**0.25) @ directions.T)
+    return np.asarray((directions * relative**0.125) @ directions.T)
 
 
 def _regression(inputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
