@@ -71,10 +71,8 @@ def test_views_bring_a_teacher_for_the_method_that_has_one(photos: Path) -> None
 
     table = extract_features(open_source(photos), make_backbone(image_size=32, device="cpu"), n_views=1, teacher=True)
     assert table.teacher is not None
-    options: dict[str, Any] = {
-        "epochs": 1,
-        "plain_share": 0.5,
-    }  # of so few images the teacher would count next to nothing
+    # Of so few images the teacher counts next to nothing by default.
+    options: dict[str, Any] = {"epochs": 1, "plain_share": 0.5}
     hasher, other, alone = (make_hasher("distillhash-contrast", 8, **options) for _ in range(3))
     model = HashModel(hasher=hasher, image_size=32, device="cpu").fit(photos, n_views=1)
     other.fit(table.features, views=table.views, teacher=table.teacher)
