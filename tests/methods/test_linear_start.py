@@ -53,9 +53,8 @@ def test_plain_features_stand_beside_the_prediction() -> None:
     x, better = items(), items(seed=1)
     plain = np.exp(x / 4)
     predicted, off = predictions(x, better), plain - plain.mean(axis=0)
-    principal = PCA().fit(
-        plain
-    )  # scores along principal directions, each times the fourth root of its deviation, and back
+    # Scores along principal directions, each times the fourth root of its deviation, and back.
+    principal = PCA().fit(plain)
     deviations = principal.singular_values_ / principal.singular_values_[0]
     weighted = (off @ principal.components_.T) * deviations**0.25
     emphasised = weighted @ principal.components_
