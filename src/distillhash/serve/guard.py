@@ -10,6 +10,7 @@ import logging
 import re
 import secrets
 import time
+import traceback
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -114,6 +115,8 @@ class Guard:
             if problem is None:
                 log.exception("request %s failed", request_id.decode())
                 problem = Problem(500, "something went wrong in the server; its log has this request id")
+            # The problem, its traceback and this frame hold each other: what was read would stay until garbage is collected.
+            traceback.clear_frames(error.__traceback__)
             if not status:
                 await respond_problem(answer, problem, request_id.decode())
         finally:
