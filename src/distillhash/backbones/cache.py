@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DistillHashError, FormatError
+from distillhash.write_ahead import write_ahead
 
 _MOST_VARIABLES = 500  # of one SQL statement; SQLite allows 999 at least
 _WAIT_SECONDS = 60.0
@@ -57,7 +58,7 @@ class FeatureStore:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, timeout=_WAIT_SECONDS, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode=WAL")
+            write_ahead(self._connection, wait=_WAIT_SECONDS)
             self._connection.execute("PRAGMA synchronous=NORMAL")
             with self._connection:
                 self._connection.execute(

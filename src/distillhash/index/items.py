@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import secrets
 import sqlite3
-import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
 from distillhash.index.incoming import Row
 from distillhash.index.rows import key_from_sql, key_to_sql
+from distillhash.write_ahead import write_ahead
 
 Durability = Literal["normal", "full"]
 _COLUMNS = ["id", "code", "key", "digest", "metadata"]
@@ -85,15 +85,10 @@ class ItemTable:
 
     def make(self) -> None:
         """Make the tables that are not there."""
-        give_up = time.monotonic() + _WAIT_SECONDS
-        while True:
-            try:
-                self._connection.execute("PRAGMA journal_mode=WAL")
-                break
-            except sqlite3.Error as error:  # SQLite does not wait for other processes here, so this does
-                if "locked" not in str(error) or time.monotonic() > give_up:
-                    raise self._explained(error) from error
-                time.sleep(0.01)
+        try:
+            write_ahead(self._connection, wait=_WAIT_SECONDS)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
         with self.transaction():
             for table in _TABLES:
                 self._run(table)
