@@ -15,7 +15,7 @@ from distillhash.methods.distillhash_contrast import FeatureDropout
 from distillhash.methods.linear_start import linear_start
 from distillhash.methods.straight_through import tanh_through_sign
 from distillhash.metrics import evaluate_codes
-from distillhash.pairs.agreement import root_rows
+from distillhash.pairs.agreement import root_rows, scatter_of_items
 from distillhash.pairs.losses import neighbour_contrast, nt_xent
 from distillhash.pairs.neighbourhoods import NeighbourhoodInputs
 from distillhash.training import CachedFeatures
@@ -198,6 +198,18 @@ def test_fewer_images_change_less_of_the_start() -> None:
     ).signs()
     changed = [int((fitted(x, start=spread, epochs=20).encode(x).signs() != begun).sum()) for spread in (1.0, 12.0)]
     assert changed[1] < changed[0] / 2
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = clustered(100, noise=1.0)
+    views = np.stack([clustered(100, noise=1.0, seed=s) for s in (1, 2)])
+    whole = fitted(x, views)
+    for module in ("methods.distillhash_contrast", "methods.head_hasher", "pairs.agreement"):
+        monkeypatch.setattr(f"distillhash.{module}.row_blocks", lambda n: [slice(0, 33), slice(33, n)])
+    np.testing.assert_allclose(scatter_of_items(x), np.cov(x, rowvar=False), rtol=1e-5, atol=1e-7)
+    parted = fitted(x, views)
+    np.testing.assert_array_equal(parted.neighbours_, whole.neighbours_)
+    np.testing.assert_allclose(parted.project(x), whole.project(x), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("hidden", [0, 32])
