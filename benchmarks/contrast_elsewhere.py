@@ -8,8 +8,11 @@
   nearest by float cosine are among the first 100; and the same of the floats at 224 pixels, which the backbone was trained with.
 - folds: what the head starts from and how much of that it keeps, as functions of n below 2,000, on five folds of those 800, without the
   200 queries: the settings that the defaults were chosen from.
+- limits: on the same folds, captions and recall of floats and of ITQ, both of the features at 128 pixels, of those at 224, which no code of
+  128 pixels can see, and of what a regression predicts of them.
 - embeddings: CIFAR-10, protocol cifar10-distillhash, given as vectors only, so there are no views.
-- large: the same with all 50,000 database images to train on, as vectors only and as images with two views: MAP, time and memory.
+- large: the same with all 50,000 database images to train on, as vectors only and as images with the six views that ``train`` takes: MAP,
+  time and memory.
 
 Default backbone, 3 seeds: mean (sample standard deviation). The float rows rank by cosine of centred features.
 """
@@ -20,6 +23,7 @@ import argparse
 import json
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +31,15 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import Ridge
 
 from distillhash import make_hasher
 from distillhash.backbones import FeatureCache, extract_features, make_backbone
 from distillhash.bench.protocol import load_protocol
 from distillhash.bench.run import prepare
-from distillhash.codes import hamming_distances
+from distillhash.codes import Codes, hamming_distances
 from distillhash.metrics import evaluate_codes
-from distillhash.pairs.agreement import centred_unit
+from distillhash.pairs.agreement import centred_unit, root_rows
 from distillhash.quality import neighbour_recall
 from distillhash.sources import open_source
 
@@ -84,14 +89,18 @@ def classes(source: Any, protocol: str, n_views: int, bits: list[int], seeds: in
     return rows
 
 
-def photos(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
+def read_photos(path: str) -> tuple[Floats, Floats, Floats, NDArray[np.float64], NDArray[np.intp]]:
+    """Features, views, teacher, caption overlap of all pairs, and the order whose first 200 are the queries."""
     captions = [" ".join(several) for several in pq.read_table(path, columns=["captions"])["captions"].to_pylist()]
     table = extract_features(open_source(path), make_backbone(), cache=FeatureCache(), n_views=6, teacher=True)
-    x, views, teacher = table.features, table.views, table.teacher
-    assert views is not None and teacher is not None and len(x) == len(captions)
+    assert table.views is not None and table.teacher is not None and len(table.features) == len(captions)
     words = TfidfVectorizer(stop_words="english").fit_transform(captions)
-    overlap = (words @ words.T).toarray()
-    order = np.random.default_rng(0).permutation(len(x))
+    order = np.random.default_rng(0).permutation(len(captions))
+    return table.features, table.views, table.teacher, (words @ words.T).toarray(), order
+
+
+def photos(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
+    x, views, teacher, overlap, order = read_photos(path)
     query, database = np.sort(order[:200]), np.sort(order[200:])
     graded = overlap[np.ix_(query, database)]
     floats = {"recall10@100": centred_unit(x), "recall10@100 at 224": centred_unit(teacher)}
@@ -129,14 +138,18 @@ def photos(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def scores_of_codes(
+    codes: tuple[Codes, Codes], graded: NDArray[np.float64], query: Floats, database: Floats
+) -> tuple[float, float]:
+    """Caption overlap of the 10 nearest, and recall of the 10 nearest floats among the first 80."""
+    first = np.argsort(hamming_distances(*codes), axis=1, kind="stable")[:, :10]
+    recall = neighbour_recall(*codes, query, database, ks=(10,), depths=(80,))["recall10@80"]
+    return float(np.take_along_axis(graded, first, 1).mean()), recall
+
+
 def folds(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
-    captions = [" ".join(several) for several in pq.read_table(path, columns=["captions"])["captions"].to_pylist()]
-    table = extract_features(open_source(path), make_backbone(), cache=FeatureCache(), n_views=6, teacher=True)
-    x, views, teacher = table.features, table.views, table.teacher
-    assert views is not None and teacher is not None
-    words = TfidfVectorizer(stop_words="english").fit_transform(captions)
-    overlap = (words @ words.T).toarray()
-    ours = np.random.default_rng(0).permutation(len(x))[200:]
+    x, views, teacher, overlap, order = read_photos(path)
+    ours = order[200:]
     parts = [np.sort(part) for part in np.array_split(ours, 5)]
     unit, trusted = centred_unit(x), (len(ours) - len(parts[0])) / 2000
     settings: list[tuple[str, str, dict[str, Any]]] = [("itq", "itq", {})]
@@ -157,14 +170,56 @@ def folds(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
                     hasher: Any = make_hasher(method, n_bits, seed=seed, **options)
                     hasher.fit(x[rest], **given)
                     codes = hasher.encode(x[query]), hasher.encode(x[rest])
-                    first = np.argsort(hamming_distances(*codes), axis=1, kind="stable")[:, :10]
-                    overlapping = float(np.take_along_axis(overlap[np.ix_(query, rest)], first, 1).mean())
-                    recall = neighbour_recall(*codes, unit[query], unit[rest], ks=(10,), depths=(80,))["recall10@80"]
-                    found.append((overlapping, recall))
+                    graded = overlap[np.ix_(query, rest)]
+                    found.append(scores_of_codes(codes, graded, unit[query], unit[rest]))
             captions_row[f"captions, {n_bits}"], recalls_row[f"recall10@80, {n_bits}"] = (
                 f"{value:.4f}" for value in np.mean(found, axis=0)
             )
         rows.append(captions_row | recalls_row)
+        print(rows[-1], flush=True)
+    return rows
+
+
+def limits(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
+    x, _, teacher, overlap, order = read_photos(path)
+    ours = order[200:]
+    unit, rows = centred_unit(x), []
+
+    def predicted(rest: NDArray[np.intp]) -> Floats:
+        roots, aims = root_rows(x), root_rows(teacher)
+        length = np.square(roots[rest] - roots[rest].mean(axis=0)).sum() / len(rest)
+        return np.asarray(Ridge(alpha=float(length)).fit(roots[rest], aims[rest]).predict(roots), np.float32)
+
+    def at_once(features: Floats) -> Callable[[NDArray[np.intp]], Floats]:
+        return lambda _: features
+
+    kinds: dict[str, Callable[[NDArray[np.intp]], Floats]] = {
+        "of 128 pixels": at_once(x),
+        "of 224 pixels as predicted from 128": predicted,
+        "of 224 pixels": at_once(teacher),
+    }
+    for name, features_of in kinds.items():
+        found: dict[str, list[tuple[float, float]]] = {}
+        for query in np.array_split(ours, 5):
+            rest = np.setdiff1d(ours, query)
+            seen, graded = features_of(rest), overlap[np.ix_(query, rest)]
+            near = np.argsort(-unit[query] @ unit[rest].T, axis=1)[:, :10]
+            cosines = centred_unit(seen)
+            ranking = np.argsort(-cosines[query] @ cosines[rest].T, axis=1)
+            recall = np.mean([np.isin(theirs, mine[:80]) for theirs, mine in zip(near, ranking, strict=True)])
+            captions = np.take_along_axis(graded, ranking[:, :10], 1).mean()
+            found.setdefault("floats", []).append((float(captions), float(recall)))
+            for n_bits in bits:
+                for seed in range(seeds):
+                    hasher = make_hasher("itq", n_bits, seed=seed).fit(seen[rest])
+                    codes = hasher.encode(seen[query]), hasher.encode(seen[rest])
+                    found.setdefault(str(n_bits), []).append(scores_of_codes(codes, graded, unit[query], unit[rest]))
+        means = {size: np.mean(values, axis=0) for size, values in found.items()}
+        rows.append(
+            {"features": name}
+            | {f"captions, {size}": f"{captions:.4f}" for size, (captions, _) in means.items()}
+            | {f"recall10@80, {size}": f"{recall:.4f}" for size, (_, recall) in means.items()}
+        )
         print(rows[-1], flush=True)
     return rows
 
@@ -174,7 +229,7 @@ def large(source: Any) -> list[dict[str, Any]]:
     prepared = prepare(source, load_protocol("cifar10-distillhash"), backbone, cache=cache)
     split, x, labels = prepared.split, prepared.features, prepared.labels
     rows = []
-    for n_views in (0, 2):  # the larger last: peak memory is that of the process so far
+    for n_views in (0, 6):  # the larger last: peak memory is that of the process so far
         for train in (split.train, split.database):
             given: dict[str, Any] = {}
             if n_views:
@@ -190,7 +245,7 @@ def large(source: Any) -> list[dict[str, Any]]:
             rows.append(
                 {
                     "training images": f"{len(train):,}",
-                    "given": "two views and the teacher" if n_views else "embeddings",
+                    "given": "six views and the teacher" if n_views else "embeddings",
                     "map": f"{score:.4f}",
                     "fit, s": f"{seconds:.0f}",
                     "peak memory, MB": f"{peak:.0f}",
@@ -214,7 +269,7 @@ def main() -> None:
     parser.add_argument("--bits", default="32,64")
     parser.add_argument("--photo-bits", default="32,64,128,256")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--parts", default="digits,photos,folds,embeddings,large")
+    parser.add_argument("--parts", default="digits,photos,folds,limits,embeddings,large")
     arguments = parser.parse_args()
     bits, photo_bits = ([int(word) for word in words.split(",")] for words in (arguments.bits, arguments.photo_bits))
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -222,6 +277,7 @@ def main() -> None:
         "digits": lambda: classes(open_source("digits:"), "folder", 6, bits, arguments.seeds),
         "photos": lambda: photos(arguments.photos, photo_bits, arguments.seeds),
         "folds": lambda: folds(arguments.photos, photo_bits, arguments.seeds),
+        "limits": lambda: limits(arguments.photos, photo_bits, arguments.seeds),
         "embeddings": lambda: classes(open_source(arguments.cifar10), "cifar10-distillhash", 0, bits, arguments.seeds),
         "large": lambda: large(open_source(arguments.cifar10)),
     }

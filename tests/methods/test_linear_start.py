@@ -91,6 +91,17 @@ def test_equal_items_start_from_finite_numbers(plain_share: float) -> None:
     assert all(np.isfinite(weight).all() for weight in start if weight is not None)
 
 
+def test_of_many_rows_itq_looks_at_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distillhash.methods.linear_start.ROTATED", 40)
+    x = items()
+    predicted = predictions(x, x)
+    rows = np.sort(np.random.default_rng(4).choice(60, 40, replace=False))
+    itq = make_hasher("itq", 6, seed=4).fit(unit(predicted[rows]).astype(np.float32))
+    expected = predicted @ itq.state()["weight"]
+    start = started(x, 6, seed=4).features
+    np.testing.assert_allclose((x - x.mean(axis=0)) @ start, expected * (3.0 / expected.std()), atol=1e-5)
+
+
 def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x = items(100)
     whole = started(x, 6, plain_share=0.5)

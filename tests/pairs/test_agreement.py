@@ -93,11 +93,21 @@ def test_degenerate_scatters() -> None:
 def test_overlap_equals_sets(n: int, m: int) -> None:
     rng = np.random.default_rng(0)
     neighbours = np.array([rng.choice(np.delete(np.arange(n), i), m, replace=False) for i in range(n)], np.int32)
-    found = overlap_distances(neighbours)
+    found = np.concatenate(list(overlap_distances(neighbours)))
     sets = [set(row) | {i} for i, row in enumerate(neighbours.tolist())]
     for i in range(0, n, max(1, n // 40)):
         expected = [1 - len(sets[i] & other) / len(sets[i] | other) for other in sets]
         np.testing.assert_allclose(found[i], expected, atol=1e-6)
+
+
+def test_agreeing_neighbours_equal_a_loop_over_sets() -> None:
+    x = np.random.default_rng(0).standard_normal((600, 4))
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    sets = [set(row.tolist()) for row in np.argsort(-unit @ unit.T, axis=1)[:, :11]]  # each with the item itself
+    found = agreeing_neighbours(x, 10, 7)
+    for i in (0, 1, 511, 512, 599):
+        shared = [len(sets[i] & other) / len(sets[i] | other) for other in sets]
+        assert found[i].tolist() == [j for j in np.argsort(-np.array(shared), kind="stable") if j != i][:7]
 
 
 def test_agreeing_neighbours_follow_clusters() -> None:

@@ -23,6 +23,7 @@ Neighbourhoods are found within random parts of at most ``part`` images, so time
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,7 +86,7 @@ class DistillHashContrast(HeadHasher):
         gradient: Of the sign: through ``tanh``, or as of the ``identity``.
         temperature: tau; None takes 0.3 where there are views, and 0.5 where there are none: positives are less pure then.
         dropout: Share of the features that the head does without in training, drawn anew for every row.
-        part: Images among which neighbourhoods are found; memory is about 12 bytes times its square.
+        part: Images among which neighbourhoods are found; memory is about 4 bytes times its square.
     """
 
     method = "distillhash-contrast"
@@ -129,14 +130,13 @@ class DistillHashContrast(HeadHasher):
     def _fit(self, given: TrainingSet) -> None:
         data = self._data(given)
         features = self._transform(data.features)
-        teacher = None if data.teacher is None else self._transform(data.teacher)
-        self.neighbours_ = self._neighbourhoods(features, data.views, teacher)
+        self.neighbours_ = self._neighbourhoods(features, data.views, data.teacher)
         neighbourhoods = NeighbourhoodInputs(data.inputs, self.neighbours_)
         head = Head(features, self.hidden)
         layers = head.build(self.n_bits, self.seed)
-        start = self._start(features, data.features, teacher)
+        start = self._start(features, data.features, data.teacher)
         plain_mean = data.features.mean(axis=0, dtype=np.float64)
-        del features, teacher  # training takes the plain ones
+        del features  # training takes the plain ones
         module: nn.Module = layers
         if start is not None:
             module = PlusLinear(silent(layers), head.mean, start.features)
@@ -175,6 +175,7 @@ class DistillHashContrast(HeadHasher):
         share = 1 - trusted**2 if self.plain_share is None else self.plain_share
         if not spread:
             return None
+        teacher = None if teacher is None else self._transform(teacher)
         return linear_start(features, plain, teacher, self.n_bits, spread=spread, plain_share=share, seed=self.seed)
 
     def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -221,8 +222,8 @@ class DistillHashContrast(HeadHasher):
         kept: int,
     ) -> NDArray[np.float32]:
         """What cosines are taken of: plain features, the mean over views and the teacher's features side by side, in the metric."""
-        kinds: list[NDArray[Any]] = [features]
         blocks = row_blocks(len(features))
+        kinds: list[Iterator[NDArray[Any]]] = [(features[block] for block in blocks)]
         within = np.zeros((features.shape[1],) * 2)
         if views is not None:
             mean = np.empty_like(features)
@@ -231,17 +232,17 @@ class DistillHashContrast(HeadHasher):
                 mean[block] = (features[block] + seen.sum(axis=0)) / (len(views) + 1)
                 if self.metric == "invariant":
                     within += scatter_of_views(features[block], seen) * (len(seen[0]) / len(features))
-            kinds.append(mean)
+            kinds.append(mean[block] for block in blocks)
         elif self.metric == "invariant":
             within = self._scatter_of_neighbours(features, kept)
         if teacher is not None:
-            kinds.append(teacher)
+            kinds.append(self._transform(teacher[block]) for block in blocks)
         if self.metric == "invariant":
             metric = invariant_metric(
                 scatter_of_items(features), within, directions=self.directions, emphasis=self.emphasis
             )
-            kinds = [np.concatenate([kind[block] @ metric for block in blocks]) for kind in kinds]
-        return np.hstack([centred_unit(kind) for kind in kinds])
+            kinds = [(rows @ metric for rows in kind) for kind in kinds]
+        return np.hstack([centred_unit(np.concatenate(list(kind))) for kind in kinds])
 
     def _scatter_of_neighbours(self, features: NDArray[np.float32], kept: int) -> NDArray[np.float64]:
         """Without views nearest neighbours, few of them and in one part of the rows, stand in for views."""

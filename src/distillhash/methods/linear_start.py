@@ -16,11 +16,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from distillhash.methods.base import sample_rows
 from distillhash.methods.itq import ITQ
 from distillhash.pairs.similarity import row_blocks, unit_rows
 
 Weight = NDArray[np.float64]
 Layers = list[tuple[Weight, Weight]]
+
+ROTATED = 10_000
+"""Rows that ITQ looks at, at most: its rotation has n_bits^2 numbers and needs no more of them."""
 
 
 class LinearStart(NamedTuple):
@@ -49,48 +53,60 @@ def linear_start(
         n_bits: Code length. ITQ gives at most min(n - 1, d) bits; more of them are random directions, all of them.
         spread: Standard deviation of the outputs over all items and bits.
         plain_share: Of the plain features in the squared length of what ITQ is given; the rest is what the regression predicts.
-        seed: Draws ITQ's first rotation, or the directions.
+        seed: Draws the rows that ITQ looks at and its first rotation, or the directions.
     """
     n, d = features.shape
-    off = [features - features.mean(axis=0)]
-    maps = [_regression(off[0], off[0] if teacher is None else teacher - teacher.mean(axis=0))]
+    kinds = [(features, features.mean(axis=0))]
+    maps = [_regression(features, features if teacher is None else teacher)]
     if plain_share:
-        off.append(plain - plain.mean(axis=0))
-        maps.append(_emphasis(off[1]))
+        kinds.append((plain, plain.mean(axis=0)))
+        maps.append(_emphasis(plain))
         for number, share in enumerate((1 - plain_share, plain_share)):
-            length = float(np.linalg.norm(off[number] @ maps[number], axis=1).mean())
-            maps[number] *= np.sqrt(share) / (length or 1.0)
-    blocks = row_blocks(n)
+            rows, mean = kinds[number]
+            lengths = [np.linalg.norm((rows[block] - mean) @ maps[number], axis=1) for block in row_blocks(n)]
+            maps[number] *= np.sqrt(share) / (float(np.concatenate(lengths).mean()) or 1.0)
+    rng = np.random.default_rng(seed)
     if n_bits <= min(n - 1, d):
-        seen = [
-            unit_rows(np.hstack([rows[block] @ weight for rows, weight in zip(off, maps, strict=True)]))
-            for block in blocks
-        ]
-        rotation = ITQ(n_bits, seed=seed).fit(np.concatenate(seen)).weight_
+        sample = sample_rows(n, ROTATED, rng)
+        seen = [(rows[sample] - mean) @ weight for (rows, mean), weight in zip(kinds, maps, strict=True)]
+        rotation = ITQ(n_bits, seed=seed).fit(unit_rows(np.hstack(seen))).weight_
     else:
-        rotation = np.random.default_rng(seed).standard_normal((len(maps) * d, n_bits))
+        rotation = rng.standard_normal((len(maps) * d, n_bits))
     weights = [weight @ part for weight, part in zip(maps, np.split(rotation, len(maps)), strict=True)]
-    outputs = [sum(rows[block] @ weight for rows, weight in zip(off, weights, strict=True)) for block in blocks]
+    outputs = [
+        sum((rows[block] - mean) @ weight for (rows, mean), weight in zip(kinds, weights, strict=True))
+        for block in row_blocks(n)
+    ]
     scale = spread / (float(np.std(np.concatenate(outputs))) or 1.0)
     return LinearStart(weights[0] * scale, weights[1] * scale if plain_share else None)
 
 
-def _emphasis(off: NDArray[Any]) -> Weight:
+def _emphasis(rows: NDArray[Any]) -> Weight:
     """Symmetric ``(d, d)``: every principal direction times the fourth root of its standard deviation, the largest of them 1."""
     from scipy.linalg import eigh
 
-    variances, directions = eigh(np.asarray(off.T @ off, np.float64))
+    variances, directions = eigh(_products(rows, rows))
     relative = np.maximum(variances, 0) / (variances[-1] if variances[-1] > 0 else 1.0)
     return np.asarray((directions * relative**0.125) @ directions.T)
 
 
-def _regression(inputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
-    """Ridge regression ``(d, d)`` between centred rows; the penalty counts as much as one row of mean length."""
+def _regression(inputs: NDArray[Any], targets: NDArray[Any]) -> Weight:
+    """Ridge regression ``(d, d)`` between rows less their means; the penalty counts as much as one row of mean length."""
     from scipy.linalg import solve
 
-    products = np.asarray(inputs.T @ inputs, np.float64)
+    products = _products(inputs, inputs)
     penalty = np.trace(products) / len(inputs) or 1.0
-    return np.asarray(solve(products + penalty * np.eye(len(products)), inputs.T @ targets, assume_a="pos"))
+    return np.asarray(solve(products + penalty * np.eye(len(products)), _products(inputs, targets), assume_a="pos"))
+
+
+def _products(left: NDArray[Any], right: NDArray[Any]) -> Weight:
+    """Of the columns of two sets of rows, each less its mean: ``(d, d)``."""
+    means = left.mean(axis=0), right.mean(axis=0)
+    products = np.zeros((left.shape[1], right.shape[1]))
+    for block in row_blocks(len(left)):
+        off = left[block] - means[0]
+        products += off.T @ (off if right is left else right[block] - means[1])
+    return products
 
 
 def silent(layers: nn.Sequential) -> nn.Sequential:

@@ -6,13 +6,14 @@ variance survives augmentation; and two items count as near when their lists of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distillhash.pairs.neighbours import nearest_neighbours
+from distillhash.pairs.neighbours import nearest_in_blocks, nearest_neighbours
 from distillhash.pairs.similarity import Floats, cosine_distances, row_blocks, unit_rows
 
 _BLOCK = 512
@@ -101,8 +102,12 @@ def invariant_metric(
     return np.asarray(vectors[:, ::-1] * np.maximum(ratios[::-1] - 1, 1e-6) ** emphasis)
 
 
-def overlap_distances(neighbours: NDArray[np.int32]) -> Floats:
-    """1 minus the Jaccard overlap of two items' neighbour lists ``(n, m)``, each list with the item itself: ``(n, n) float32``."""
+def overlap_distances(neighbours: NDArray[np.int32]) -> Iterator[Floats]:
+    """1 minus the Jaccard overlap of two items' neighbour lists ``(n, m)``, each list with the item itself.
+
+    Yields:
+        Rows of the ``(n, n)`` distances, in order, a block of them ``(b, n) float32`` at a time.
+    """
     from scipy.sparse import csr_array
 
     n, m = neighbours.shape
@@ -111,21 +116,19 @@ def overlap_distances(neighbours: NDArray[np.int32]) -> Floats:
         (np.ones(lists.size, np.float32), lists.ravel(), np.arange(0, lists.size + 1, m + 1)), shape=(n, n)
     )
     columns = members.T.tocsr()
-    distances = np.empty((n, n), np.float32)
     for start in range(0, n, _BLOCK):
         shared = (members[start : start + _BLOCK] @ columns).toarray()
-        distances[start : start + _BLOCK] = 1 - shared / (2 * (m + 1) - shared)
-    return distances
+        yield 1 - shared / (2 * (m + 1) - shared)
 
 
 def agreeing_neighbours(features: NDArray[Any], n_listed: int, n_kept: int) -> NDArray[np.int32]:
     """The ``n_kept`` items of largest overlap with each item's list of ``n_listed`` cosine neighbours, ``(n, n_kept)``, nearest first.
 
     An item in the list overlaps at least in itself, so with ``n_kept <= n_listed < n`` nothing is kept that shares no neighbour. Memory
-    8 bytes times the square of the rows.
+    4 bytes times the square of the rows, for the cosines.
     """
     lists = nearest_neighbours(cosine_distances(features), n_listed)
-    return nearest_neighbours(overlap_distances(lists), n_kept)
+    return nearest_in_blocks(overlap_distances(lists), n_kept)
 
 
 def centred_unit(features: NDArray[Any]) -> Floats:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,20 +34,26 @@ def nearest_neighbours(distances: NDArray[np.float32], k: int, *, include_self: 
     if include_self:
         own = np.arange(n, dtype=np.int32)[:, None]
         return own if k == 1 else np.hstack([own, nearest_neighbours(distances, k - 1)])
-    neighbours = np.empty((n, k), np.int32)
-    columns = np.arange(n, dtype=np.uint64)
-    for start in range(0, n, _BLOCK):
-        block = np.array(distances[start : start + _BLOCK], np.float32)
+    blocks = (distances[start : start + _BLOCK] for start in range(0, n, _BLOCK))
+    return nearest_in_blocks(blocks, k)
+
+
+def nearest_in_blocks(blocks: Iterable[NDArray[np.float32]], k: int) -> NDArray[np.int32]:
+    """:func:`nearest_neighbours` of distances whose rows come a block at a time, ``(b, n) float32`` each, and are never there at once."""
+    found, start = [], 0
+    for distances in blocks:
+        block = np.array(distances, np.float32)
         if not (block >= 0).all():
             raise DataError("distances must be numbers of at least 0")
         block += np.float32(0)  # -0.0 would sort last below
         # Non-negative floats order like their bit patterns: one integer key holds (distance, index).
-        keys = (block.view(np.uint32).astype(np.uint64) << np.uint64(32)) | columns
+        keys = (block.view(np.uint32).astype(np.uint64) << np.uint64(32)) | np.arange(block.shape[1], dtype=np.uint64)
         rows = np.arange(len(block))
         keys[rows, start + rows] = np.uint64(2**64 - 1)
         nearest = np.sort(np.partition(keys, k - 1, axis=1)[:, :k], axis=1)
-        neighbours[start : start + len(block)] = (nearest & np.uint64(0xFFFFFFFF)).astype(np.int32)
-    return neighbours
+        found.append((nearest & np.uint64(0xFFFFFFFF)).astype(np.int32))
+        start += len(block)
+    return np.concatenate(found)
 
 
 def neighbourhood_mean(values: NDArray[np.float32], neighbours: NDArray[np.int32]) -> NDArray[np.float32]:

@@ -40,7 +40,7 @@ from distillhash.training import Inputs, TrainingSettings, one_thread, train
 
 Floats = NDArray[np.float32]
 _ROTATION_UPDATES = 50
-_PART = 10_000  # items among which neighbours are found; memory is about 12 bytes times its square
+_PART = 10_000  # items among which neighbours are found; memory is about 4 bytes times its square
 
 
 @dataclass(eq=False, repr=False)
