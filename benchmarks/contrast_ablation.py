@@ -112,6 +112,7 @@ VARIANTS = [
     Variant("Ingredients", "four views", n_views=4),
     Variant("Ingredients", "two views", n_views=2),
     Variant("Ingredients", "no views", n_views=0),
+    Variant("Ingredients", "no views, 20 passes, not 10", {"max_seen": 100_000}, n_views=0),
     Variant("Ingredients", "no views, no dropout of features", {"dropout": 0.0}, n_views=0),
     Variant("Ingredients", "none: cosine neighbours, linear head from nothing, identity, constant", {
         "root": False, "metric": "cosine", "agreement": "cosine", "positives": "one", "gradient": "identity", "hidden": 0,

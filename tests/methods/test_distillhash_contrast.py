@@ -158,6 +158,13 @@ def test_every_option_matters(option: dict[str, Any]) -> None:
     assert not np.allclose(plain, changed)
 
 
+def test_without_views_rows_are_seen_so_often_and_no_more() -> None:
+    x = clustered(100)
+    passes = {seen: len(fitted(x, max_seen=seen).history_["loss"]) for seen in (1, 100, 249, 251, 10_000)}
+    assert passes == {1: 1, 100: 1, 249: 2, 251: 3, 10_000: 3}  # of the 3 that were asked for
+    assert len(fitted(x, x[None], max_seen=100).history_["loss"]) == 3
+
+
 def test_dropout_is_of_training_alone_and_leaves_the_mean_as_it_is() -> None:
     x = torch.from_numpy(np.random.default_rng(0).uniform(1, 2, (400, 50)).astype(np.float32))
     module = FeatureDropout(0.3, torch.Generator().manual_seed(0))
@@ -256,6 +263,7 @@ def test_training_lowers_the_loss_and_orders_the_clusters() -> None:
         ({"plain_share": 1.5}, "plain_share must be from 0 to 1, got 1.5"),
         ({"dropout": -0.1}, "dropout must be at least 0"),
         ({"dropout": 1}, "dropout must be at least 0 and below 1"),
+        ({"max_seen": 0}, "max_seen must be above 0"),
         ({"part": 3}, "part must be at least 20"),
     ],
 )

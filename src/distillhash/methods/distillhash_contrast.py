@@ -86,6 +86,8 @@ class DistillHashContrast(HeadHasher):
         gradient: Of the sign: through ``tanh``, or as of the ``identity``.
         temperature: tau; None takes 0.3 where there are views, and 0.5 where there are none: positives are less pure then.
         dropout: Share of the features that the head does without in training, drawn anew for every row.
+        max_seen: Rows in all passes together where there are no views, whatever ``epochs`` says; one pass at least. Rows that come
+            again as they were teach the mistakes of the neighbourhoods.
         part: Images among which neighbourhoods are found; memory is about 4 bytes times its square.
     """
 
@@ -106,6 +108,7 @@ class DistillHashContrast(HeadHasher):
     gradient: Gradient = "tanh"
     temperature: float | None = None
     dropout: float = 0.1
+    max_seen: int = 50_000
     part: int = 10_000
 
     def __post_init__(self) -> None:
@@ -114,7 +117,7 @@ class DistillHashContrast(HeadHasher):
         check_choice("agreement", self.agreement, Agreement)
         check_choice("positives", self.positives, Positives)
         check_choice("gradient", self.gradient, Gradient)
-        check_positive(self, "directions")
+        check_positive(self, "directions", "max_seen")
         if self.temperature is not None:
             check_positive(self, "temperature")
         check_not_negative(self, "emphasis", *(() if self.start is None else ("start",)))
@@ -156,7 +159,10 @@ class DistillHashContrast(HeadHasher):
             positives = neighbourhoods.positives(all_in_batch=self.positives == "all").to(codes.device)
             return neighbour_contrast(codes, positives, temperature=temperature)
 
-        self.history_["loss"] = self._train(network, data, loss, inputs=neighbourhoods)
+        epochs = self.epochs
+        if data.views is None:
+            epochs = min(epochs, max(1, round(self.max_seen / len(data.features))))
+        self.history_["loss"] = self._train(network, data, loss, inputs=neighbourhoods, epochs=epochs)
         self._keep(head, layers)
         self.plain_: NDArray[np.float64] | None = None if start is None else start.plain
         if start is not None:
