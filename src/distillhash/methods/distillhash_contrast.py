@@ -23,8 +23,9 @@ Neighbourhoods are found within random parts of at most ``part`` images, so time
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 import numpy as np
@@ -132,9 +133,9 @@ class DistillHashContrast(HeadHasher):
 
     def _fit(self, given: TrainingSet) -> None:
         data = self._data(given)
-        features = self._transform(data.features)
-        self.neighbours_ = self._neighbourhoods(features, data.views, data.teacher)
+        self.neighbours_ = self._neighbourhoods(data.features, data.views, data.teacher)
         neighbourhoods = NeighbourhoodInputs(data.inputs, self.neighbours_)
+        features = self._transform(data.features)
         head = Head(features, self.hidden)
         layers = head.build(self.n_bits, self.seed)
         start = self._start(features, data.features, data.teacher)
@@ -181,8 +182,15 @@ class DistillHashContrast(HeadHasher):
         share = 1 - trusted**2 if self.plain_share is None else self.plain_share
         if not spread:
             return None
-        teacher = None if teacher is None else self._transform(teacher)
-        return linear_start(features, plain, teacher, self.n_bits, spread=spread, plain_share=share, seed=self.seed)
+        return linear_start(
+            features,
+            plain,
+            None if teacher is None else self._transform(teacher),
+            self.n_bits,
+            spread=spread,
+            plain_share=share,
+            seed=self.seed,
+        )
 
     def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         outputs = super()._project(self._transform(features))
@@ -228,27 +236,36 @@ class DistillHashContrast(HeadHasher):
         kept: int,
     ) -> NDArray[np.float32]:
         """What cosines are taken of: plain features, the mean over views and the teacher's features side by side, in the metric."""
-        blocks = row_blocks(len(features))
-        kinds: list[Iterator[NDArray[Any]]] = [(features[block] for block in blocks)]
+        features, blocks = self._transform(features), row_blocks(len(features))
+        kinds: list[Callable[[slice], NDArray[Any]]] = [lambda block: features[block]]
+        metric: NDArray[np.float64] | None = None
         within = np.zeros((features.shape[1],) * 2)
         if views is not None:
-            mean = np.empty_like(features)
-            for block in blocks:  # the roots of all views would be the largest of all arrays
-                seen = np.stack([self._transform(view[block]) for view in views])
-                mean[block] = (features[block] + seen.sum(axis=0)) / (len(views) + 1)
-                if self.metric == "invariant":
-                    within += scatter_of_views(features[block], seen) * (len(seen[0]) / len(features))
-            kinds.append(mean[block] for block in blocks)
-        elif self.metric == "invariant":
-            within = self._scatter_of_neighbours(features, kept)
+
+            def mean_of_copies(block: slice) -> NDArray[Any]:
+                """Taken again where it is needed: the roots of all views would be the largest of all arrays."""
+                total = sum(self._transform(view[block]) for view in views)
+                return np.asarray((features[block] + total) / (len(views) + 1))
+
+            kinds.append(mean_of_copies)
         if teacher is not None:
-            kinds.append(self._transform(teacher[block]) for block in blocks)
+            kinds.append(lambda block: self._transform(teacher[block]))
         if self.metric == "invariant":
+            if views is None:
+                within = self._scatter_of_neighbours(features, kept)
+            else:
+                for block in blocks:
+                    copies = chain([features[block]], (self._transform(view[block]) for view in views))
+                    share = len(features[block]) / len(features)
+                    within += scatter_of_views(mean_of_copies(block), copies) * share
             metric = invariant_metric(
                 scatter_of_items(features), within, directions=self.directions, emphasis=self.emphasis
             )
-            kinds = [(rows @ metric for rows in kind) for kind in kinds]
-        return np.hstack([centred_unit(np.concatenate(list(kind))) for kind in kinds])
+
+        def whole(kind: Callable[[slice], NDArray[Any]]) -> NDArray[Any]:
+            return np.concatenate([kind(block) if metric is None else kind(block) @ metric for block in blocks])
+
+        return np.hstack([centred_unit(whole(kind)) for kind in kinds])
 
     def _scatter_of_neighbours(self, features: NDArray[np.float32], kept: int) -> NDArray[np.float64]:
         """Without views nearest neighbours, few of them and in one part of the rows, stand in for views."""

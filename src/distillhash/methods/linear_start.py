@@ -58,6 +58,7 @@ def linear_start(
     n, d = features.shape
     kinds = [(features, features.mean(axis=0))]
     maps = [_regression(features, features if teacher is None else teacher)]
+    del teacher  # as large as the features, and the caller's no longer
     if plain_share:
         kinds.append((plain, plain.mean(axis=0)))
         maps.append(_emphasis(plain))

@@ -6,7 +6,7 @@ variance survives augmentation; and two items count as near when their lists of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -51,14 +51,14 @@ def scatter_of_items(features: Floats) -> NDArray[np.float64]:
     return scatter / (len(features) - 1)
 
 
-def scatter_of_views(features: Floats, views: Floats) -> NDArray[np.float64]:
-    """Within-image scatter ``(d, d)``: mean outer product of an image's rows ``(n, d)`` and views ``(v, n, d)`` about their mean."""
-    mean = (features + views.sum(axis=0)) / (len(views) + 1)
-    scatter = np.zeros((features.shape[1],) * 2)
-    for rows in (features, *views):
+def scatter_of_views(mean: Floats, copies: Iterable[Floats]) -> NDArray[np.float64]:
+    """Within-image scatter ``(d, d)``: mean outer product of the images' copies, ``(n, d)`` each, about their means ``(n, d)``."""
+    scatter, count = np.zeros((mean.shape[1],) * 2), 0
+    for rows in copies:
         off = (rows - mean).astype(np.float64)
         scatter += off.T @ off
-    return scatter / ((len(views) + 1) * len(features))
+        count += len(rows)
+    return scatter / count
 
 
 def scatter_of_neighbours(features: Floats, neighbours: NDArray[np.int32]) -> NDArray[np.float64]:

@@ -56,7 +56,8 @@ def standardise(pairs: TrainingPairs, kind: InputKind, ridge: float) -> tuple[St
         return Standardised(pairs.images), Standardised(pairs.texts)
     centres, within = np.asarray(pairs.images, np.float64), None
     if pairs.views is not None:
-        within = scatter_of_views(pairs.images, pairs.views)
+        mean = (pairs.images + pairs.views.sum(axis=0)) / (len(pairs.views) + 1)
+        within = scatter_of_views(mean, (pairs.images, *pairs.views))
         centres = (centres + pairs.views.sum(axis=0, dtype=np.float64)) / (len(pairs.views) + 1)
     images, texts = centres[pairs.owners], np.asarray(pairs.texts, np.float64)
     most = min(images.shape[1], texts.shape[1])
