@@ -1,5 +1,6 @@
 """The machinery of extraction: full passes, bounded work ahead, threads, a cache shared by processes."""
 
+import platform
 import subprocess
 import sys
 import textwrap
@@ -116,6 +117,37 @@ def test_products_keep_to_one_thread_meanwhile(backbone: Any) -> None:
         assert threads() == {1}
         started.close()  # type: ignore[attr-defined]  # it is a generator
         assert threads() == {2}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory of other C libraries is left alone")
+def test_memory_is_returned_when_the_pass_is_over() -> None:
+    """Kept meanwhile, for the next batch; arrays of training would leave gaps that nothing fills."""
+    script = """
+        import numpy as np
+        from test_pipeline import Noise
+        from distillhash.backbones import iter_features, make_backbone
+
+        def resident():
+            return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
+
+        def left_behind():
+            before = resident()
+            large = [np.ones(8_000_000) for _ in range(4)]  # 64 MB each
+            small = np.ones(1000)
+            del large
+            return resident() - before
+
+        batches = iter_features(Noise(list(range(40))), make_backbone(image_size=32, device="cpu"))
+        next(batches)
+        meanwhile = left_behind()
+        rest = list(batches)
+        print(meanwhile, left_behind())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    meanwhile, afterwards = map(float, done.stdout.split())
+    assert meanwhile > 200
+    assert afterwards < 60
 
 
 def test_an_error_of_the_source_ends_the_job(backbone: Any) -> None:

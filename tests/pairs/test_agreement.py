@@ -81,7 +81,9 @@ def test_the_metric_turns_from_what_views_change() -> None:
         np.float32
     )  # the second column is noise, and large
     views = x + np.column_stack([0.1 * rng.standard_normal(200), 5 * rng.standard_normal(200)]).astype(np.float32)
-    metric = invariant_metric(np.cov(x.T), scatter_of_views(((x + views) / 2).astype(np.float32), (x, views)), directions=1, ridge=1e-6)
+    metric = invariant_metric(
+        np.cov(x.T), scatter_of_views(((x + views) / 2).astype(np.float32), (x, views)), directions=1, ridge=1e-6
+    )
     assert abs(metric[0, 0]) > 20 * abs(metric[1, 0])
 
 
