@@ -239,7 +239,6 @@ class DistillHashContrast(HeadHasher):
         features, blocks = self._transform(features), row_blocks(len(features))
         kinds: list[Callable[[slice], NDArray[Any]]] = [lambda block: features[block]]
         metric: NDArray[np.float64] | None = None
-        within = np.zeros((features.shape[1],) * 2)
         if views is not None:
 
             def mean_of_copies(block: slice) -> NDArray[Any]:
@@ -254,6 +253,7 @@ class DistillHashContrast(HeadHasher):
             if views is None:
                 within = self._scatter_of_neighbours(features, kept)
             else:
+                within = np.zeros((features.shape[1],) * 2)
                 for block in blocks:
                     copies = chain([features[block]], (self._transform(view[block]) for view in views))
                     share = len(features[block]) / len(features)
