@@ -223,8 +223,28 @@ def test_names_are_checked() -> None:
         make_hasher("distillhash", 8, reading="best")
     with pytest.raises(ParameterError, match="labels must be one of three-way, two-way, got 'four'"):
         make_hasher("ssdh", 8, labels="four")
-    with pytest.raises(ParameterError, match="wrong type"):
+    with pytest.raises(ParameterError, match="epochs must be an integer, got 'many'"):
         make_hasher("ssdh", 8, epochs="many")
+    with pytest.raises(ParameterError, match=r"epochs must be an integer, got 2\.5"):
+        make_hasher("ssdh", 8, epochs=2.5)
+    with pytest.raises(ParameterError, match="learning_rate must be a number, got True"):
+        make_hasher("ssdh", 8, learning_rate=True)
+    with pytest.raises(ParameterError, match="start must be a number or null, got 'much'"):
+        make_hasher("distillhash-contrast", 8, start="much")
+    with pytest.raises(ParameterError, match="root must be true or false, got 1"):
+        make_hasher("distillhash-contrast", 8, root=1)
+    with pytest.raises(ParameterError, match="device must be text, got 0"):
+        make_hasher("ssdh", 8, device=0)
+    make_hasher("distillhash-contrast", 8, start=None, dropout=0)
+
+
+def test_numbers_of_numpy_are_saved_as_numbers(tmp_path: Path) -> None:
+    numbers: dict[str, Any] = {"n_bits": np.int64(8), "seed": np.int64(1), "iterations": np.int32(3)}
+    hasher = make_hasher("itq", **numbers).fit(clustered())
+    hasher.save(tmp_path / "hasher")
+    loaded = load_hasher(tmp_path / "hasher")
+    assert loaded.parameters() == {"n_bits": 8, "seed": 1, "iterations": 3}
+    assert loaded.encode(clustered()) == hasher.encode(clustered())
 
 
 def test_damaged_folders(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_names_are_checked() -> None:
         make_cross_hasher("ccaitq", 8, epochs=3)
     with pytest.raises(ParameterError, match="unknown reading 'best' of ugach; choose one of recommended, code"):
         make_cross_hasher("ugach", 8, reading="best")
-    with pytest.raises(ParameterError, match="wrong type"):
+    with pytest.raises(ParameterError, match="margin must be a number, got 'wide'"):
         make_cross_hasher("ugach", 8, margin="wide")
 
 

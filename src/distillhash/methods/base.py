@@ -12,8 +12,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, fields
 from hashlib import blake2b
+from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+from types import UnionType
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_args, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,7 +77,8 @@ class Hasher(ABC):
 
     def parameters(self) -> dict[str, Any]:
         """The hyper-parameters and their values, JSON-able."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
     @property
     def is_fitted(self) -> bool:
@@ -242,7 +245,7 @@ def instantiate(cls: type[H], n_bits: int, seed: int, hyperparameters: dict[str,
     """An unfitted hasher of a class; ``reading``, where there is one, sets several hyper-parameters and yields to those given by name.
 
     Raises:
-        ParameterError: unknown hyper-parameter or reading, or a value out of range.
+        ParameterError: unknown hyper-parameter or reading, or a value out of range or of another type than declared.
     """
     readings: dict[str, dict[str, Any]] = getattr(cls, "READINGS", {})
     if readings and "reading" in hyperparameters:
@@ -255,10 +258,30 @@ def instantiate(cls: type[H], n_bits: int, seed: int, hyperparameters: dict[str,
     if unknown:
         options = ", ".join(sorted(known | ({"reading"} if readings else set())))
         raise ParameterError(f"{cls.method} has no hyper-parameter {unknown[0]!r}; it takes {options or 'none'}")
-    try:
-        return cls(n_bits, seed=seed, **hyperparameters)
-    except TypeError as error:  # a value of the wrong type met a comparison
-        raise ParameterError(f"a hyper-parameter of {cls.method} has the wrong type ({error})") from error
+    types = get_type_hints(cls)
+    for name, value in hyperparameters.items():
+        _check_kind(name, value, types[name])
+    return cls(n_bits, seed=seed, **hyperparameters)
+
+
+_KINDS: dict[type, tuple[type, str]] = {int: (Integral, "an integer"), float: (Real, "a number"), str: (str, "text")}
+
+
+def _check_kind(name: str, value: object, declared: Any) -> None:
+    """Raise unless a hyper-parameter has the type it is declared with; the choices of literals are the methods' own to check."""
+    alternatives = get_args(declared) if isinstance(declared, UnionType) else (declared,)
+    words = []
+    for kind in alternatives:
+        if kind is bool or kind is type(None):
+            accepted, word = kind, "true or false" if kind is bool else "null"
+        elif kind in _KINDS:
+            accepted, word = _KINDS[kind]
+        else:
+            return
+        if isinstance(value, accepted) and isinstance(value, bool) == (kind is bool):
+            return
+        words.append(word)
+    raise ParameterError(f"{name} must be {' or '.join(words)}, got {value!r}")
 
 
 def write_model_folder(path: str | Path, config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:
