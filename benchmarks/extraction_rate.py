@@ -31,6 +31,7 @@ PROBED = 512
 def bare_rate(network: torch.nn.Module, images: torch.Tensor, size: int) -> float:
     """Images per second of a plain loop over batches of ``size``."""
     batches = torch.split(images, size)
+    keep_freed_memory()  # as extraction does while it runs
     started = time.perf_counter()
     with torch.inference_mode():
         for batch in batches:
@@ -93,7 +94,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--image-size", type=int, default=None)
     arguments = parser.parse_args()
-    keep_freed_memory()
     backbone = make_backbone(image_size=arguments.image_size, device="cpu")
     print(f"{'source':<48} {'published':>10} {'folded':>10} {'extraction':>10} {'ratios':>13}", file=sys.stderr)
     for spec in arguments.sources:

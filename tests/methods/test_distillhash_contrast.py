@@ -207,14 +207,16 @@ def test_fewer_images_change_less_of_the_start() -> None:
     assert changed[1] < changed[0] / 2
 
 
-def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("metric", ["invariant", "cosine"])
+def test_blocks_of_rows_change_nothing(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = clustered(100, noise=1.0)
     views = np.stack([clustered(100, noise=1.0, seed=s) for s in (1, 2)])
-    whole = fitted(x, views)
-    for module in ("methods.distillhash_contrast", "methods.head_hasher", "pairs.agreement"):
+    teacher = clustered(100, noise=0.5, seed=3)
+    whole = fitted(x, views, teacher, metric=metric)
+    for module in ("methods.distillhash_contrast", "methods.head_hasher", "methods.linear_start", "pairs.agreement"):
         monkeypatch.setattr(f"distillhash.{module}.row_blocks", lambda n: [slice(0, 33), slice(33, n)])
     np.testing.assert_allclose(scatter_of_items(x), np.cov(x, rowvar=False), rtol=1e-5, atol=1e-7)
-    parted = fitted(x, views)
+    parted = fitted(x, views, teacher, metric=metric)
     np.testing.assert_array_equal(parted.neighbours_, whole.neighbours_)
     np.testing.assert_allclose(parted.project(x), whole.project(x), rtol=1e-3, atol=1e-3)
 
