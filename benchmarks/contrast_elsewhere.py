@@ -7,9 +7,9 @@
   by seed 0. Relevance without classes: the mean TF-IDF cosine of captions of the 10, and of the 100, nearest with those of the query; how
   many of the 10 nearest by float cosine are among the first 100; and the same of the floats at 224 pixels, which the backbone was trained
   with. Captions less those of the floats' own nearest come with the 95% interval of a paired bootstrap over queries (means over seeds).
-  "itq at 224" is ITQ of features that no code of 128 pixels can see.
-- folds: what the head starts from and how much of that it keeps, as functions of n below 2,000, on five folds of those 800, without the
-  200 queries: the settings that the defaults were chosen from.
+  "itq at 224" is ITQ of features that no code of 128 pixels can see; "re-ranked" is ``search --rerank projection``, all 800 the candidates.
+- folds: what the head starts from and how much of that it keeps, as functions of n below 2,000 and of the code length, on five folds of
+  those 800, without the 200 queries: the settings that the defaults were chosen from.
 - limits: on the same folds, captions and recall of floats and of ITQ, both of the features at 128 pixels, of those at 224, which no code of
   128 pixels can see, and of what a regression predicts of them.
 - embeddings: CIFAR-10, protocol cifar10-distillhash, given as vectors only, so there are no views.
@@ -46,6 +46,7 @@ from distillhash.codes import Codes, hamming_distances
 from distillhash.metrics import evaluate_codes
 from distillhash.pairs.agreement import centred_unit, root_rows
 from distillhash.quality import neighbour_recall
+from distillhash.rerank import projection_scores
 from distillhash.sources import open_source
 
 METHODS = ("itq", "distillhash-contrast")
@@ -69,6 +70,10 @@ def float_map(query: Floats, database: Floats, query_labels: NDArray[Any], datab
 
 def spread(values: list[float]) -> str:
     return f"{np.mean(values):.4f} ({np.std(values, ddof=1):.4f})"
+
+
+def numbers(values: dict[str, float]) -> dict[str, str]:
+    return {name: f"{value:.4f}" for name, value in values.items()}
 
 
 def classes(source: Any, protocol: str, n_views: int, bits: list[int], seeds: int) -> list[dict[str, Any]]:
@@ -111,22 +116,20 @@ def photos(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
     floats = {"recall10@100": centred_unit(x), "recall10@100 at 224": centred_unit(teacher)}
     rankings = [np.argsort(-unit[query] @ unit[database].T, axis=1) for unit in floats.values()]
 
-    def captions(ranking: NDArray[np.intp]) -> dict[str, NDArray[np.float64]]:
+    def scores_of(ranking: NDArray[np.intp]) -> dict[str, NDArray[np.float64]]:
         """Of every query."""
-        sorted_grades = np.take_along_axis(graded, ranking, 1)
-        return {f"captions @{depth}": sorted_grades[:, :depth].mean(axis=1) for depth in (10, 100)}
-
-    def numbers(values: dict[str, float]) -> dict[str, str]:
-        return {name: f"{value:.4f}" for name, value in values.items()}
-
-    chance = dict.fromkeys(captions(rankings[0]), float(graded.mean())) | dict.fromkeys(floats, 100 / len(database))
-    rows: list[dict[str, Any]] = [{"method": "random", "n_bits": "", **numbers(chance)}]
-    for method, ranking in zip(("float cosine", "float cosine at 224"), rankings, strict=True):
-        scores = {name: float(values.mean()) for name, values in captions(ranking).items()}
+        scores = captions_of(ranking, graded)
         for name, nearest in zip(floats, rankings, strict=True):
-            found = [np.isin(theirs[:10], mine[:100]) for theirs, mine in zip(nearest, ranking, strict=True)]
-            scores[name] = float(np.mean(found))
-        rows.append({"method": method, "n_bits": "", **numbers(scores)})
+            found = [np.isin(theirs[:10], mine[:100]).mean() for theirs, mine in zip(nearest, ranking, strict=True)]
+            scores[name] = np.array(found)
+        return scores
+
+    of_floats = scores_of(rankings[0])
+    chance = {name: float(graded.mean()) if "captions" in name else 100 / len(database) for name in of_floats}
+    rows: list[dict[str, Any]] = [{"method": "random", "n_bits": ""} | numbers(chance)]
+    for method, scores in (("float cosine", of_floats), ("float cosine at 224", scores_of(rankings[1]))):
+        means = {name: float(values.mean()) for name, values in scores.items()}
+        rows.append({"method": method, "n_bits": ""} | numbers(means))
     ours: dict[str, Any] = {"views": views[:, database], "teacher": teacher[database]}
     for method, hashing, seen, given in (
         ("itq", "itq", x, {}),
@@ -134,30 +137,63 @@ def photos(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
         ("itq at 224", "itq", teacher, {}),
     ):
         for n_bits in bits:
-            several: list[dict[str, NDArray[np.float64]]] = []
+            several: dict[str, list[dict[str, NDArray[np.float64]]]] = {}
             for seed in range(seeds):
                 hasher = make_hasher(hashing, n_bits, seed=seed).fit(seen[database], **given)
                 codes = hasher.encode(seen[query]), hasher.encode(seen[database])
-                several.append(captions(np.argsort(hamming_distances(*codes), axis=1, kind="stable")))
-                for name, unit in floats.items():
+                scores = scores_of(np.argsort(hamming_distances(*codes), axis=1, kind="stable"))
+                for name, unit in floats.items():  # of equal distances, not of one order of them
                     recall = neighbour_recall(*codes, unit[query], unit[database], ks=(10,), depths=(100,))
-                    several[-1][name] = np.array(recall["recall10@100"])
-            row = {name: spread([float(scores[name].mean()) for scores in several]) for name in several[0]}
-            rows.append({"method": method, "n_bits": n_bits, **row})
-            for name, of_floats in captions(rankings[0]).items():
-                gap = bootstrap_difference(np.mean([scores[name] for scores in several], axis=0), of_floats)
-                rows[-1][f"{name} less the floats'"] = f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
-            print(rows[-1], flush=True)
+                    scores[name] = np.array(recall["recall10@100"])
+                several.setdefault(method, []).append(scores)
+                finer = np.array([projection_scores(row, codes[1]) for row in hasher.project(seen[query])])
+                several.setdefault(f"{method}, re-ranked", []).append(scores_of(np.argsort(-finer, axis=1)))
+            for name, found in several.items():
+                rows.append({"method": name, "n_bits": n_bits})
+                rows[-1] |= {score: spread([float(scores[score].mean()) for scores in found]) for score in of_floats}
+                for score in ("captions @10", "captions @100"):
+                    gap = bootstrap_difference(np.mean([scores[score] for scores in found], axis=0), of_floats[score])
+                    rows[-1][f"{score} less the floats'"] = f"{gap.mean:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}]"
+                print(rows[-1], flush=True)
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    rows.sort(key=lambda row: methods.index(row["method"]))
     return [dict.fromkeys(rows[-1], "") | row for row in rows]
+
+
+def captions_of(ranking: NDArray[np.intp], graded: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Mean caption overlap of every query with the first 10 and the first 100 of a ranking."""
+    sorted_grades = np.take_along_axis(graded, ranking, 1)
+    return {f"captions @{depth}": sorted_grades[:, :depth].mean(axis=1) for depth in (10, 100)}
 
 
 def scores_of_codes(
     codes: tuple[Codes, Codes], graded: NDArray[np.float64], query: Floats, database: Floats
-) -> tuple[float, float]:
-    """Caption overlap of the 10 nearest, and recall of the 10 nearest floats among the first 80."""
-    first = np.argsort(hamming_distances(*codes), axis=1, kind="stable")[:, :10]
+) -> dict[str, float]:
+    """Captions, and recall of the 10 nearest floats among the first 80."""
+    captions = captions_of(np.argsort(hamming_distances(*codes), axis=1, kind="stable"), graded)
     recall = neighbour_recall(*codes, query, database, ks=(10,), depths=(80,))["recall10@80"]
-    return float(np.take_along_axis(graded, first, 1).mean()), recall
+    return {name: float(values.mean()) for name, values in captions.items()} | {"recall10@80": recall}
+
+
+def scores_of_floats(
+    ranking: NDArray[np.intp], graded: NDArray[np.float64], near: NDArray[np.intp]
+) -> dict[str, float]:
+    """The same of a ranking, where ``near`` are the 10 nearest floats."""
+    recall = np.mean([np.isin(theirs, mine[:80]) for theirs, mine in zip(near, ranking, strict=True)])
+    means = {name: float(values.mean()) for name, values in captions_of(ranking, graded).items()}
+    return means | {"recall10@80": float(recall)}
+
+
+def means_of(found: dict[str, list[dict[str, float]]]) -> dict[str, str]:
+    """Of the scores by size, score by score."""
+    names = next(iter(found.values()))[0]
+    return numbers(
+        {
+            f"{name}, {size}": float(np.mean([scores[name] for scores in values]))
+            for name in names
+            for size, values in found.items()
+        }
+    )
 
 
 def folds(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
@@ -165,30 +201,42 @@ def folds(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
     ours = order[200:]
     parts = [np.sort(part) for part in np.array_split(ours, 5)]
     unit, trusted = centred_unit(x), (len(ours) - len(parts[0])) / 2000
-    settings: list[tuple[str, str, dict[str, Any]]] = [("itq", "itq", {})]
-    for words, share in (("1 - n / 2,000", 1 - trusted), ("1 - (n / 2,000)^2", 1 - trusted**2), ("0", 0.0)):
-        for power in (3, 4) if share else (2,):
-            options: dict[str, Any] = {"start": 3 / trusted**power, "plain_share": share}
-            settings.append((f"start = 3 (2,000 / n)^{power}, plain_share = {words}", "distillhash-contrast", options))
-    rows: list[dict[str, Any]] = []
-    for name, method, options in settings:
-        captions_row: dict[str, Any] = {"setting": name}
-        recalls_row: dict[str, Any] = {}
+    pairs = [(query, np.setdiff1d(ours, query)) for query in parts]
+    rankings = [np.argsort(-unit[query] @ unit[rest].T, axis=1) for query, rest in pairs]
+    floats = [
+        scores_of_floats(ranking, overlap[np.ix_(*pair)], ranking[:, :10])
+        for pair, ranking in zip(pairs, rankings, strict=True)
+    ]
+
+    def scores(method: str, n_bits: int, options: dict[str, float]) -> list[dict[str, float]]:
+        found = []
+        for seed in range(seeds):
+            for query, rest in pairs:
+                hasher: Any = make_hasher(method, n_bits, seed=seed, **options)
+                hasher.fit(x[rest], **({"views": views[:, rest], "teacher": teacher[rest]} if options else {}))
+                codes = hasher.encode(x[query]), hasher.encode(x[rest])
+                found.append(scores_of_codes(codes, overlap[np.ix_(query, rest)], unit[query], unit[rest]))
+        return found
+
+    rows = [
+        {"setting": "float cosine"} | means_of({str(n_bits): floats for n_bits in bits}),
+        {"setting": "itq"} | means_of({str(n_bits): scores("itq", n_bits, {}) for n_bits in bits}),
+    ]
+    for words, slope, offset, power in (
+        ("log2(bits / 16)", 1.0, -4.0, 1.5),
+        ("3/4 log2(bits / 8)", 0.75, -2.25, 1.5),
+        ("3", 0.0, 3.0, 1.5),
+        ("log2(bits / 16)", 1.0, -4.0, 1.0),
+        ("log2(bits / 16)", 1.0, -4.0, 2.0),
+        ("log2(bits / 16)", 1.0, -4.0, 0.0),
+    ):
+        found = {}
         for n_bits in bits:
-            found = []
-            for seed in range(seeds):
-                for query in parts:
-                    rest = np.setdiff1d(ours, query)
-                    given = {"views": views[:, rest], "teacher": teacher[rest]} if options else {}
-                    hasher: Any = make_hasher(method, n_bits, seed=seed, **options)
-                    hasher.fit(x[rest], **given)
-                    codes = hasher.encode(x[query]), hasher.encode(x[rest])
-                    graded = overlap[np.ix_(query, rest)]
-                    found.append(scores_of_codes(codes, graded, unit[query], unit[rest]))
-            captions_row[f"captions, {n_bits}"], recalls_row[f"recall10@80, {n_bits}"] = (
-                f"{value:.4f}" for value in np.mean(found, axis=0)
-            )
-        rows.append(captions_row | recalls_row)
+            start = float(3 / trusted ** (slope * np.log2(n_bits) + offset))
+            options = {"start": start, "plain_share": 1 - trusted**power}
+            found[str(n_bits)] = scores("distillhash-contrast", n_bits, options)
+        name = f"start = 3 (2,000 / n)^({words}), plain_share = 1 - (n / 2,000)^{power:g}"
+        rows.append({"setting": name} | means_of(found))
         print(rows[-1], flush=True)
     return rows
 
@@ -212,27 +260,20 @@ def limits(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
         "of 224 pixels": at_once(teacher),
     }
     for name, features_of in kinds.items():
-        found: dict[str, list[tuple[float, float]]] = {}
+        found: dict[str, list[dict[str, float]]] = {}
         for query in np.array_split(ours, 5):
             rest = np.setdiff1d(ours, query)
             seen, graded = features_of(rest), overlap[np.ix_(query, rest)]
             near = np.argsort(-unit[query] @ unit[rest].T, axis=1)[:, :10]
             cosines = centred_unit(seen)
             ranking = np.argsort(-cosines[query] @ cosines[rest].T, axis=1)
-            recall = np.mean([np.isin(theirs, mine[:80]) for theirs, mine in zip(near, ranking, strict=True)])
-            captions = np.take_along_axis(graded, ranking[:, :10], 1).mean()
-            found.setdefault("floats", []).append((float(captions), float(recall)))
+            found.setdefault("floats", []).append(scores_of_floats(ranking, graded, near))
             for n_bits in bits:
                 for seed in range(seeds):
                     hasher = make_hasher("itq", n_bits, seed=seed).fit(seen[rest])
                     codes = hasher.encode(seen[query]), hasher.encode(seen[rest])
                     found.setdefault(str(n_bits), []).append(scores_of_codes(codes, graded, unit[query], unit[rest]))
-        means = {size: np.mean(values, axis=0) for size, values in found.items()}
-        rows.append(
-            {"features": name}
-            | {f"captions, {size}": f"{captions:.4f}" for size, (captions, _) in means.items()}
-            | {f"recall10@80, {size}": f"{recall:.4f}" for size, (_, recall) in means.items()}
-        )
+        rows.append({"features": name} | means_of(found))
         print(rows[-1], flush=True)
     return rows
 

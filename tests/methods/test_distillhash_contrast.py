@@ -29,9 +29,13 @@ def clustered(n: int = 120, d: int = 24, seed: int = 0, noise: float = 0.5) -> N
 
 
 def fitted(
-    x: NDArray[Any], views: NDArray[Any] | None = None, teacher: NDArray[Any] | None = None, **options: Any
+    x: NDArray[Any],
+    views: NDArray[Any] | None = None,
+    teacher: NDArray[Any] | None = None,
+    n_bits: int = 12,
+    **options: Any,
 ) -> Any:
-    hasher = make_hasher("distillhash-contrast", 12, **{"epochs": 3, "hidden": 32, "start": 3.0, **options})
+    hasher = make_hasher("distillhash-contrast", n_bits, **{"epochs": 3, "hidden": 32, "start": 3.0, **options})
     return hasher.fit(x, views=views, teacher=teacher)
 
 
@@ -120,8 +124,9 @@ def test_views_decide_what_the_metric_ignores() -> None:
 
     x, views = seen(0), np.stack([seen(1), seen(2)])
     purity = {
-        metric: float((kind[fitted(x, views, metric=metric, root=False).neighbours_] == kind[:, None]).mean())
+        metric: float((kind[hasher.neighbours_] == kind[:, None]).mean())
         for metric in ("invariant", "cosine")
+        for hasher in [fitted(x, views, metric=metric, root=False, plain_share=0.0)]
     }
     assert purity["invariant"] > purity["cosine"] + 0.2
 
@@ -132,11 +137,11 @@ def test_the_teacher_decides_who_is_near_and_where_the_head_starts() -> None:
     x[:, :4] += np.eye(4, dtype=np.float32)[kind]
     better = x.copy()
     better[:, :4] += 9 * np.eye(4, dtype=np.float32)[kind]
-    options: dict[str, Any] = {"root": False, "metric": "cosine"}
+    options: dict[str, Any] = {"root": False, "metric": "cosine", "plain_share": 0.0}
     alone, guided = fitted(x, **options), fitted(x, teacher=better, **options)
     purity = [float((kind[hasher.neighbours_] == kind[:, None]).mean()) for hasher in (alone, guided)]
     assert purity[1] > purity[0] + 0.2
-    started = fitted(x, teacher=better, learning_rate=1e-12, plain_share=0.0, **options).encode(x)
+    started = fitted(x, teacher=better, learning_rate=1e-12, **options).encode(x)
     expected = linear_start(x, x, better, 12, spread=1.0, plain_share=0.0, seed=0)
     assert started == Codes.from_projection((x - x.mean(axis=0)) @ expected.features)
     with pytest.raises(DataError, match=r"the teacher's features must be \(200, 24\), got \(200, 5\)"):
@@ -154,7 +159,7 @@ def test_the_teacher_decides_who_is_near_and_where_the_head_starts() -> None:
 def test_every_option_matters(option: dict[str, Any]) -> None:
     x = clustered(noise=1.0)
     views = np.stack([clustered(noise=1.0, seed=s) for s in (1, 2)])
-    plain, changed = (fitted(x, views, **settings).project(x) for settings in ({}, option))
+    plain, changed = (fitted(x, views, **{"plain_share": 0.0} | settings).project(x) for settings in ({}, option))
     assert not np.allclose(plain, changed)
 
 
@@ -190,21 +195,48 @@ def test_the_temperature_depends_on_views_unless_it_is_given() -> None:
     np.testing.assert_array_equal(fitted(x, views).project(x), fitted(x, views, temperature=0.3).project(x))
 
 
-def test_fewer_images_change_less_of_the_start() -> None:
+@pytest.mark.parametrize(("n_bits", "few"), [(12, 3.0), (16, 3.0), (32, 12.0), (128, 192.0)])
+def test_fewer_images_start_further_out_the_longer_the_code(n_bits: int, few: float) -> None:
     x = clustered(2100)
-    many = fitted(x, epochs=1, start=3.0, plain_share=0.0).project(x)
-    np.testing.assert_array_equal(fitted(x, epochs=1, start=None).project(x), many)
+    options: dict[str, Any] = {"n_bits": n_bits, "epochs": 1}
+    many = fitted(x, start=3.0, plain_share=0.0, **options).project(x)
+    np.testing.assert_array_equal(fitted(x, start=None, **options).project(x), many)
     x = x[:500]
-    few = fitted(x, start=192.0, plain_share=0.9375).project(x)
-    np.testing.assert_array_equal(fitted(x, start=None).project(x), few)
+    expected = fitted(x, start=few, plain_share=0.875, **options)
+    found = fitted(x, start=None, **options)
+    np.testing.assert_array_equal(found.neighbours_, expected.neighbours_)
+    np.testing.assert_array_equal(found.project(x), expected.project(x))
+
+
+def test_the_further_out_the_start_the_less_of_it_changes() -> None:
+    x = clustered(500)
     roots = root_rows(x)
-    start = linear_start(roots, x, None, 12, spread=1.0, plain_share=0.9375, seed=0)
+    start = linear_start(roots, x, None, 12, spread=1.0, plain_share=0.875, seed=0)
     assert start.plain is not None
     begun = Codes.from_projection(
         (roots - roots.mean(axis=0)) @ start.features + (x - x.mean(axis=0)) @ start.plain
     ).signs()
     changed = [int((fitted(x, start=spread, epochs=20).encode(x).signs() != begun).sum()) for spread in (1.0, 12.0)]
     assert changed[1] < changed[0] / 2
+
+
+@pytest.mark.parametrize(("share", "agreeing"), [(0.0, 8), (0.3, 6), (1.0, 0)])
+@pytest.mark.parametrize("part", [60, 1000])
+def test_a_share_of_the_neighbours_are_those_of_plain_features(share: float, agreeing: int, part: int) -> None:
+    x = clustered(90, noise=1.0)
+    options: dict[str, Any] = {"neighbourhood": 8 / min(len(x), 45 if part == 60 else 90), "part": part}
+    without = fitted(x, plain_share=0.0, **options).neighbours_
+    found = fitted(x, plain_share=share, **options).neighbours_
+    assert found.shape == without.shape == (90, 8)
+    np.testing.assert_array_equal(found[:, :agreeing], without[:, :agreeing])
+    order = np.random.default_rng(0).permutation(90)
+    for rows in [order[:45], order[45:]] if part == 60 else [order]:
+        centred = x[np.sort(rows)] - x[rows].mean(axis=0)
+        cosines = centred @ centred.T / np.outer(*[np.linalg.norm(centred, axis=1)] * 2)
+        for place, row in enumerate(np.sort(rows)):
+            first = without[row, :agreeing].tolist()
+            others = [int(np.sort(rows)[j]) for j in np.argsort(-cosines[place]) if j != place]
+            assert found[row].tolist() == (first + [item for item in others if item not in first])[:8]
 
 
 @pytest.mark.parametrize("metric", ["invariant", "cosine"])

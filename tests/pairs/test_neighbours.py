@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, ParameterError
-from distillhash.pairs.neighbours import nearest_neighbours, neighbourhood_mean
+from distillhash.pairs.neighbours import first_of_both, nearest_neighbours, neighbourhood_mean
 
 
 def distances_with_ties(n: int, seed: int = 0) -> NDArray[Any]:
@@ -34,6 +34,16 @@ def test_neighbourhood_mean_equals_four_loops(n: int, m: int) -> None:
     for i in range(n):
         for j in range(n):
             assert mean[i, j] == pytest.approx(np.mean([values[k, c] for k in around[i] for c in around[j]]), rel=1e-5)
+
+
+@pytest.mark.parametrize(("n", "a", "k"), [(0, 2, 3), (1, 0, 1), (7, 3, 3), (33, 4, 9)])
+def test_first_of_both_equals_a_loop(n: int, a: int, k: int) -> None:
+    rng = np.random.default_rng(n)
+    lists = [np.argsort(rng.random((n, 12)), axis=1)[:, :length].astype(np.int32) for length in (a, k)]
+    found = first_of_both(*lists)
+    assert found.shape == (n, k)
+    for row, first, second in zip(found.tolist(), *(items.tolist() for items in lists), strict=True):
+        assert row == (first + [item for item in second if item not in first])[:k]
 
 
 def test_refusals() -> None:

@@ -10,7 +10,7 @@ class. docs/distillhash-contrast.md has the measurements behind every choice.
    mean over their views and, where it is given, by what the same network makes of them at a larger size: the teacher, which
    is not needed once the hash function is learned (Vapnik and Vashist 2009 call such features privileged).
 3. An image's neighbourhood N(i) is the ``neighbourhood`` share of images whose lists of nearest neighbours overlap most with its own
-   (:func:`~distillhash.pairs.agreement.agreeing_neighbours`).
+   (:func:`~distillhash.pairs.agreement.agreeing_neighbours`). With fewer than 2,000 images part of it is the nearest by plain cosine.
 4. A batch holds B images and, for each, one of N(i), every one as a random view. Pairs (i, j) with j in N(i), or i in N(j), are positives,
    all others negatives. A row loses a random tenth of its features first, which matters most where there are no views. Loss:
    :func:`~distillhash.pairs.losses.neighbour_contrast` on the codes sign(u), the gradient taken through tanh(u).
@@ -50,7 +50,7 @@ from distillhash.pairs.agreement import (
 )
 from distillhash.pairs.losses import neighbour_contrast
 from distillhash.pairs.neighbourhoods import NeighbourhoodInputs
-from distillhash.pairs.neighbours import nearest_neighbours
+from distillhash.pairs.neighbours import first_of_both, nearest_neighbours
 from distillhash.pairs.similarity import cosine_distances, row_blocks
 from distillhash.training import Schedule
 
@@ -58,7 +58,8 @@ SHARP, SOFT = 0.3, 0.5
 """Temperatures with and without views."""
 
 SPREAD, ENOUGH = 3.0, 2_000
-"""Of the outputs that the head starts from, and the images below which less is learned: what few of them teach is little to go by."""
+"""Of the outputs that the head starts from, and the images below which less is learned: what few of them teach is little to go by. Long
+codes learn less still, for their start is better."""
 
 Metric = Literal["invariant", "cosine"]
 Agreement = Literal["overlap", "cosine"]
@@ -70,7 +71,7 @@ Gradient = Literal["tanh", "identity"]
 class DistillHashContrast(HeadHasher):
     """Distilled neighbourhoods and contrastive codes. Further hyper-parameters: see :class:`HeadHasher`.
 
-    ``neighbours_`` are the rows of N(i), ``(m, k)``, nearest first, among ``history_["rows"]``.
+    ``neighbours_`` are the rows of N(i), ``(m, k)``, among ``history_["rows"]``: those that agree, nearest first, and then the plain ones.
 
     Attributes:
         root: Take signed square roots of the features, for the neighbourhoods and for the head.
@@ -81,9 +82,10 @@ class DistillHashContrast(HeadHasher):
         agreement: Order them by ``overlap`` of neighbour lists or by ``cosine`` alone.
         positives: ``all`` neighbours in the batch, or only the ``one`` drawn with the image; the others are negatives then.
         start: Standard deviation of the outputs that the head starts from, those of a linear hash function: the larger, the more of
-            it stays. None takes 3, and with n < 2,000 images 3 (2,000 / n)^3; 0 starts from nothing.
-        plain_share: Of the plain features in what the start looks at; the rest is what the regression predicts. None takes 0, and with
-            n < 2,000 images 1 - (n / 2,000)^2.
+            it stays. None takes 3, and with n < 2,000 images 3 (2,000 / n)^e, where e = log2(n_bits / 16), or 0 if that is larger;
+            0 starts from nothing.
+        plain_share: Of the plain features in what the start looks at, the rest of which is what the regression predicts; and of their
+            nearest by cosine in N(i). None takes 0, and with n < 2,000 images 1 - (n / 2,000)^1.5.
         gradient: Of the sign: through ``tanh``, or as of the ``identity``.
         temperature: tau; None takes 0.3 where there are views, and 0.5 where there are none: positives are less pure then.
         dropout: Share of the features that the head does without in training, drawn anew for every row.
@@ -177,9 +179,9 @@ class DistillHashContrast(HeadHasher):
     def _start(
         self, features: NDArray[np.float32], plain: NDArray[np.float32], teacher: NDArray[np.float32] | None
     ) -> LinearStart | None:
-        trusted = min(1.0, len(features) / ENOUGH)
-        spread = SPREAD / trusted**3 if self.start is None else self.start
-        share = 1 - trusted**2 if self.plain_share is None else self.plain_share
+        spread = self.start
+        if spread is None:
+            spread = SPREAD / _trusted(len(features)) ** max(0.0, np.log2(self.n_bits / 16))
         if not spread:
             return None
         return linear_start(
@@ -188,9 +190,12 @@ class DistillHashContrast(HeadHasher):
             None if teacher is None else self._transform(teacher),
             self.n_bits,
             spread=spread,
-            plain_share=share,
+            plain_share=self._plain_share(len(features)),
             seed=self.seed,
         )
+
+    def _plain_share(self, n: int) -> float:
+        return 1 - _trusted(n) ** 1.5 if self.plain_share is None else self.plain_share
 
     def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         outputs = super()._project(self._transform(features))
@@ -219,12 +224,16 @@ class DistillHashContrast(HeadHasher):
         smallest = min(len(part) for part in parts)
         kept = min(max(5, round(self.neighbourhood * smallest)), smallest - 1)
         compared = self._compared(features, views, teacher, kept)
+        agreeing = kept - round(kept * self._plain_share(n))
         neighbours = np.empty((n, kept), np.int32)
         for part in map(np.sort, parts):
             if self.agreement == "overlap":
                 found = agreeing_neighbours(compared[part], kept, kept)
             else:
                 found = nearest_neighbours(cosine_distances(compared[part]), kept)
+            if agreeing < kept:
+                plain = nearest_neighbours(cosine_distances(centred_unit(features[part])), kept)
+                found = first_of_both(found[:, :agreeing], plain)
             neighbours[part] = part[found]
         return neighbours
 
@@ -272,6 +281,11 @@ class DistillHashContrast(HeadHasher):
         rows = np.sort(np.random.default_rng(self.seed).permutation(len(features))[: self.part])
         sample = features[rows]
         return scatter_of_neighbours(sample, nearest_neighbours(cosine_distances(centred_unit(sample)), min(10, kept)))
+
+
+def _trusted(n: int) -> float:
+    """What n images teach, as a share of what is enough."""
+    return min(1.0, n / ENOUGH)
 
 
 class FeatureDropout(nn.Module):

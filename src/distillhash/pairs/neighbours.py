@@ -56,6 +56,16 @@ def nearest_in_blocks(blocks: Iterable[NDArray[np.float32]], k: int) -> NDArray[
     return np.concatenate(found)
 
 
+def first_of_both(first: NDArray[np.int32], second: NDArray[np.int32]) -> NDArray[np.int32]:
+    """The items of every row of ``first (n, a)`` and, after them, those of ``second (n, k)`` that it does not have: ``(n, k)``, a <= k."""
+    known = np.zeros(second.shape, bool)
+    for column in first.T:
+        known |= second == column[:, None]
+    new_first = np.argsort(known, axis=1, kind="stable")
+    missing = second.shape[1] - first.shape[1]
+    return np.hstack([first, np.take_along_axis(second, new_first[:, :missing], axis=1)])
+
+
 def neighbourhood_mean(values: NDArray[np.float32], neighbours: NDArray[np.int32]) -> NDArray[np.float32]:
     """Mean of ``values[k, l]`` over k in the neighbours of i and l in the neighbours of j, for every pair (i, j).
 
