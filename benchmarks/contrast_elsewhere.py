@@ -9,7 +9,7 @@
   with. Captions less those of the floats' own nearest come with the 95% interval of a paired bootstrap over queries (means over seeds).
   "itq at 224" is ITQ of features that no code of 128 pixels can see; "re-ranked" is ``search --rerank projection``, all 800 the candidates.
 - folds: what the head starts from and how much of that it keeps, as functions of n below 2,000 and of the code length, on five folds of
-  those 800, without the 200 queries: the settings that the defaults were chosen from.
+  those 800, without the 200 queries: the settings that the defaults were chosen from; and ten-folds: two of them on ten folds.
 - limits: on the same folds, captions and recall of floats and of ITQ, both of the features at 128 pixels, of those at 224, which no code of
   128 pixels can see, and of what a regression predicts of them.
 - embeddings: CIFAR-10, protocol cifar10-distillhash, given as vectors only, so there are no views.
@@ -29,7 +29,7 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -196,10 +196,35 @@ def means_of(found: dict[str, list[dict[str, float]]]) -> dict[str, str]:
     )
 
 
-def folds(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
+class Rule(NamedTuple):
+    """Of the head's start and the plain features' share, as functions of n and the code length."""
+
+    exponent: str
+    slope: float
+    offset: float
+    power: float
+
+    def options(self, trusted: float, n_bits: int) -> dict[str, float]:
+        """With ``trusted`` n / 2,000."""
+        exponent = self.slope * np.log2(n_bits) + self.offset
+        return {"start": float(3 / trusted**exponent), "plain_share": 1 - trusted**self.power}
+
+
+RULES = (
+    Rule("log2(bits) - 3.5", 1, -3.5, 2),
+    Rule("log2(bits / 16)", 1, -4, 1.5),
+    Rule("3/4 log2(bits / 8)", 0.75, -2.25, 1.5),
+    Rule("3", 0, 3, 1.5),
+    Rule("log2(bits / 16)", 1, -4, 1),
+    Rule("log2(bits / 16)", 1, -4, 2),
+    Rule("log2(bits / 16)", 1, -4, 0),
+)
+
+
+def folds(path: str, bits: list[int], seeds: int, number: int, rules: tuple[Rule, ...]) -> list[dict[str, Any]]:
     x, views, teacher, overlap, order = read_photos(path)
     ours = order[200:]
-    parts = [np.sort(part) for part in np.array_split(ours, 5)]
+    parts = [np.sort(part) for part in np.array_split(ours, number)]
     unit, trusted = centred_unit(x), (len(ours) - len(parts[0])) / 2000
     pairs = [(query, np.setdiff1d(ours, query)) for query in parts]
     rankings = [np.argsort(-unit[query] @ unit[rest].T, axis=1) for query, rest in pairs]
@@ -222,20 +247,9 @@ def folds(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
         {"setting": "float cosine"} | means_of({str(n_bits): floats for n_bits in bits}),
         {"setting": "itq"} | means_of({str(n_bits): scores("itq", n_bits, {}) for n_bits in bits}),
     ]
-    for words, slope, offset, power in (
-        ("log2(bits / 16)", 1.0, -4.0, 1.5),
-        ("3/4 log2(bits / 8)", 0.75, -2.25, 1.5),
-        ("3", 0.0, 3.0, 1.5),
-        ("log2(bits / 16)", 1.0, -4.0, 1.0),
-        ("log2(bits / 16)", 1.0, -4.0, 2.0),
-        ("log2(bits / 16)", 1.0, -4.0, 0.0),
-    ):
-        found = {}
-        for n_bits in bits:
-            start = float(3 / trusted ** (slope * np.log2(n_bits) + offset))
-            options = {"start": start, "plain_share": 1 - trusted**power}
-            found[str(n_bits)] = scores("distillhash-contrast", n_bits, options)
-        name = f"start = 3 (2,000 / n)^({words}), plain_share = 1 - (n / 2,000)^{power:g}"
+    for rule in rules:
+        found = {str(n_bits): scores("distillhash-contrast", n_bits, rule.options(trusted, n_bits)) for n_bits in bits}
+        name = f"start = 3 (2,000 / n)^({rule.exponent}), plain_share = 1 - (n / 2,000)^{rule.power:g}"
         rows.append({"setting": name} | means_of(found))
         print(rows[-1], flush=True)
     return rows
@@ -341,14 +355,15 @@ def main() -> None:
     parser.add_argument("--bits", default="32,64")
     parser.add_argument("--photo-bits", default="32,64,128,256")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--parts", default="digits,photos,folds,limits,embeddings,passes,large")
+    parser.add_argument("--parts", default="digits,photos,folds,ten-folds,limits,embeddings,passes,large")
     arguments = parser.parse_args()
     bits, photo_bits = ([int(word) for word in words.split(",")] for words in (arguments.bits, arguments.photo_bits))
     arguments.out.mkdir(parents=True, exist_ok=True)
     parts = {
         "digits": lambda: classes(open_source("digits:"), "folder", 6, bits, arguments.seeds),
         "photos": lambda: photos(arguments.photos, photo_bits, arguments.seeds),
-        "folds": lambda: folds(arguments.photos, photo_bits, arguments.seeds),
+        "folds": lambda: folds(arguments.photos, photo_bits, arguments.seeds, 5, RULES),
+        "ten-folds": lambda: folds(arguments.photos, photo_bits, arguments.seeds, 10, RULES[:2]),
         "limits": lambda: limits(arguments.photos, photo_bits, arguments.seeds),
         "embeddings": lambda: classes(open_source(arguments.cifar10), "cifar10-distillhash", 0, bits, arguments.seeds),
         "passes": lambda: passes(open_source(arguments.cifar10), arguments.seeds),

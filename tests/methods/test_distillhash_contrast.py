@@ -195,14 +195,14 @@ def test_the_temperature_depends_on_views_unless_it_is_given() -> None:
     np.testing.assert_array_equal(fitted(x, views).project(x), fitted(x, views, temperature=0.3).project(x))
 
 
-@pytest.mark.parametrize(("n_bits", "few"), [(12, 3.0), (16, 3.0), (32, 12.0), (128, 192.0)])
+@pytest.mark.parametrize(("n_bits", "few"), [(8, 3.0), (16, 6.0), (64, 96.0), (128, 384.0), (1024, 3072.0)])
 def test_fewer_images_start_further_out_the_longer_the_code(n_bits: int, few: float) -> None:
     x = clustered(2100)
     options: dict[str, Any] = {"n_bits": n_bits, "epochs": 1}
     many = fitted(x, start=3.0, plain_share=0.0, **options).project(x)
     np.testing.assert_array_equal(fitted(x, start=None, **options).project(x), many)
     x = x[:500]
-    expected = fitted(x, start=few, plain_share=0.875, **options)
+    expected = fitted(x, start=few, plain_share=0.9375, **options)
     found = fitted(x, start=None, **options)
     np.testing.assert_array_equal(found.neighbours_, expected.neighbours_)
     np.testing.assert_array_equal(found.project(x), expected.project(x))
@@ -211,7 +211,7 @@ def test_fewer_images_start_further_out_the_longer_the_code(n_bits: int, few: fl
 def test_the_further_out_the_start_the_less_of_it_changes() -> None:
     x = clustered(500)
     roots = root_rows(x)
-    start = linear_start(roots, x, None, 12, spread=1.0, plain_share=0.875, seed=0)
+    start = linear_start(roots, x, None, 12, spread=1.0, plain_share=0.9375, seed=0)
     assert start.plain is not None
     begun = Codes.from_projection(
         (roots - roots.mean(axis=0)) @ start.features + (x - x.mean(axis=0)) @ start.plain

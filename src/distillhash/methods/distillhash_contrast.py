@@ -82,10 +82,10 @@ class DistillHashContrast(HeadHasher):
         agreement: Order them by ``overlap`` of neighbour lists or by ``cosine`` alone.
         positives: ``all`` neighbours in the batch, or only the ``one`` drawn with the image; the others are negatives then.
         start: Standard deviation of the outputs that the head starts from, those of a linear hash function: the larger, the more of
-            it stays. None takes 3, and with n < 2,000 images 3 (2,000 / n)^e, where e = log2(n_bits / 16), or 0 if that is larger;
-            0 starts from nothing.
+            it stays. None takes 3, and with n < 2,000 images 3 (2,000 / n)^e, where e = log2(n_bits) - 3.5, from 0 to 5; 0
+            starts from nothing.
         plain_share: Of the plain features in what the start looks at, the rest of which is what the regression predicts; and of their
-            nearest by cosine in N(i). None takes 0, and with n < 2,000 images 1 - (n / 2,000)^1.5.
+            nearest by cosine in N(i). None takes 0, and with n < 2,000 images 1 - (n / 2,000)^2.
         gradient: Of the sign: through ``tanh``, or as of the ``identity``.
         temperature: tau; None takes 0.3 where there are views, and 0.5 where there are none: positives are less pure then.
         dropout: Share of the features that the head does without in training, drawn anew for every row.
@@ -181,7 +181,7 @@ class DistillHashContrast(HeadHasher):
     ) -> LinearStart | None:
         spread = self.start
         if spread is None:
-            spread = SPREAD / _trusted(len(features)) ** max(0.0, np.log2(self.n_bits / 16))
+            spread = SPREAD / _trusted(len(features)) ** float(np.clip(np.log2(self.n_bits) - 3.5, 0, 5))
         if not spread:
             return None
         return linear_start(
@@ -195,7 +195,7 @@ class DistillHashContrast(HeadHasher):
         )
 
     def _plain_share(self, n: int) -> float:
-        return 1 - _trusted(n) ** 1.5 if self.plain_share is None else self.plain_share
+        return 1 - _trusted(n) ** 2 if self.plain_share is None else self.plain_share
 
     def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         outputs = super()._project(self._transform(features))
