@@ -11,7 +11,7 @@
 - folds: what the head starts from and how much of that it keeps, as functions of n below 2,000 and of the code length, on five folds of
   those 800, without the 200 queries: the settings that the defaults were chosen from; and ten-folds: two of them on ten folds.
 - limits: on the same folds, captions and recall of floats and of ITQ, both of the features at 128 pixels, of those at 224, which no code of
-  128 pixels can see, and of what a regression predicts of them.
+  128 pixels can see, and of what a regression predicts of them; and, using captions, of what it predicts of the captions themselves.
 - embeddings: CIFAR-10, protocol cifar10-distillhash, given as vectors only, so there are no views.
 - passes: MAP by the number of passes over 5,000 and 48,000 embeddings, 32 bits, protocol cifar10-validation, whose queries are carved from
   the database side: what ``max_seen`` was chosen by.
@@ -260,18 +260,25 @@ def limits(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
     ours = order[200:]
     unit, rows = centred_unit(x), []
 
-    def predicted(rest: NDArray[np.intp]) -> Floats:
-        roots, aims = root_rows(x), root_rows(teacher)
+    def predicted(aims: NDArray[Any], rest: NDArray[np.intp]) -> Floats:
+        """Of all images, by a regression from the roots at 128 pixels to the aims of ``rest``."""
+        roots = root_rows(x)
         length = np.square(roots[rest] - roots[rest].mean(axis=0)).sum() / len(rest)
-        return np.asarray(Ridge(alpha=float(length)).fit(roots[rest], aims[rest]).predict(roots), np.float32)
+        return np.asarray(Ridge(alpha=float(length)).fit(roots[rest], aims).predict(roots), np.float32)
+
+    def caption_axes(rest: NDArray[np.intp]) -> NDArray[np.float64]:
+        """The 300 principal axes of the captions of ``rest``."""
+        variances, axes = np.linalg.eigh(overlap[np.ix_(rest, rest)])
+        return np.asarray(axes[:, -300:] * np.sqrt(np.maximum(variances[-300:], 0)))
 
     def at_once(features: Floats) -> Callable[[NDArray[np.intp]], Floats]:
         return lambda _: features
 
     kinds: dict[str, Callable[[NDArray[np.intp]], Floats]] = {
         "of 128 pixels": at_once(x),
-        "of 224 pixels as predicted from 128": predicted,
+        "of 224 pixels as predicted from 128": lambda rest: predicted(root_rows(teacher)[rest], rest),
         "of 224 pixels": at_once(teacher),
+        "of captions as predicted from 128 (uses captions)": lambda rest: predicted(caption_axes(rest), rest),
     }
     for name, features_of in kinds.items():
         found: dict[str, list[dict[str, float]]] = {}
