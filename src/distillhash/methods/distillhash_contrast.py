@@ -180,7 +180,7 @@ class DistillHashContrast(HeadHasher):
         self, features: NDArray[np.float32], plain: NDArray[np.float32], teacher: NDArray[np.float32] | None
     ) -> LinearStart | None:
         spread = self.start
-        if spread is None:
+        if spread is None:  # the 5 keeps numbers finite where a few images get thousands of bits
             spread = SPREAD / _trusted(len(features)) ** float(np.clip(np.log2(self.n_bits) - 3.5, 0, 5))
         if not spread:
             return None
