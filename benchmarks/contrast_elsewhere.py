@@ -11,7 +11,8 @@
 - folds: what the head starts from and how much of that it keeps, as functions of n below 2,000 and of the code length, on five folds of
   those 800, without the 200 queries: the settings that the defaults were chosen from; and ten-folds: two of them on ten folds.
 - limits: on the same folds, captions and recall of floats and of ITQ, both of the features at 128 pixels, of those at 224, which no code of
-  128 pixels can see, and of what a regression predicts of them; and, using captions, of what it predicts of the captions themselves.
+  128 pixels can see, and of what a regression predicts of them; and, using captions, of what it predicts of the captions themselves,
+  alone and beside the plain features.
 - embeddings: CIFAR-10, protocol cifar10-distillhash, given as vectors only, so there are no views.
 - passes: MAP by the number of passes over 5,000 and 48,000 embeddings, 32 bits, protocol cifar10-validation, whose queries are carved from
   the database side: what ``max_seen`` was chosen by.
@@ -28,6 +29,7 @@ import json
 import resource
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +47,7 @@ from distillhash.bench.tables import bootstrap_difference
 from distillhash.codes import Codes, hamming_distances
 from distillhash.metrics import evaluate_codes
 from distillhash.pairs.agreement import centred_unit, root_rows
+from distillhash.pairs.similarity import unit_rows
 from distillhash.quality import neighbour_recall
 from distillhash.rerank import projection_scores
 from distillhash.sources import open_source
@@ -271,6 +274,12 @@ def limits(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
         variances, axes = np.linalg.eigh(overlap[np.ix_(rest, rest)])
         return np.asarray(axes[:, -300:] * np.sqrt(np.maximum(variances[-300:], 0)))
 
+    def beside_captions(share: float, rest: NDArray[np.intp]) -> Floats:
+        """Plain features, and a share of the squared length what is predicted of captions."""
+        kinds = x, predicted(caption_axes(rest), rest)
+        plain, captions = (unit_rows(kind - kind[rest].mean(axis=0)) for kind in kinds)
+        return np.hstack([np.sqrt(1 - share) * plain, np.sqrt(share) * captions]).astype(np.float32)
+
     def at_once(features: Floats) -> Callable[[NDArray[np.intp]], Floats]:
         return lambda _: features
 
@@ -280,6 +289,9 @@ def limits(path: str, bits: list[int], seeds: int) -> list[dict[str, Any]]:
         "of 224 pixels": at_once(teacher),
         "of captions as predicted from 128 (uses captions)": lambda rest: predicted(caption_axes(rest), rest),
     }
+    for share in (0.1, 0.2, 0.3, 0.5):
+        name = f"of 128 pixels, and {share:.0%} of captions as predicted (uses captions)"
+        kinds[name] = partial(beside_captions, share)
     for name, features_of in kinds.items():
         found: dict[str, list[dict[str, float]]] = {}
         for query in np.array_split(ours, 5):
