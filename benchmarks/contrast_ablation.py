@@ -26,11 +26,11 @@ from distillhash.backbones.views import ViewSettings
 from distillhash.bench.protocol import load_protocol
 from distillhash.bench.run import Prepared, prepare
 from distillhash.methods.distillhash_contrast import DistillHashContrast
-from distillhash.methods.head_hasher import Data, Head
-from distillhash.methods.pair_hasher import PairHasher
-from distillhash.metrics import evaluate_codes
-from distillhash.pairs.similarity import Floats, PairLabels
+from distillhash.methods.heads import Data, Head
+from distillhash.methods.ssdh import PairHasher
+from distillhash.metrics.retrieval import evaluate_codes
 from distillhash.sources import open_source
+from distillhash.supervision.similarity import Floats, PairLabels
 
 
 @dataclass(eq=False, repr=False)

@@ -45,12 +45,12 @@ from distillhash.bench.protocol import load_protocol
 from distillhash.bench.run import prepare
 from distillhash.bench.tables import bootstrap_difference
 from distillhash.codes import Codes, hamming_distances
-from distillhash.metrics import evaluate_codes
-from distillhash.pairs.agreement import centred_unit, root_rows
-from distillhash.pairs.similarity import unit_rows
-from distillhash.quality import neighbour_recall
-from distillhash.rerank import projection_scores
+from distillhash.metrics.code_statistics import neighbour_recall
+from distillhash.metrics.retrieval import evaluate_codes
+from distillhash.search import projection_scores
 from distillhash.sources import open_source
+from distillhash.supervision.agreement import centred_unit, root_rows
+from distillhash.supervision.similarity import unit_rows
 
 METHODS = ("itq", "distillhash-contrast")
 Floats = NDArray[np.float32]

@@ -22,7 +22,7 @@ from distillhash import HashModel, make_hasher
 from distillhash.backbones import FeatureCache
 from distillhash.bench.protocol import load_protocol
 from distillhash.bench.versions import versions
-from distillhash.metrics import evaluate_codes
+from distillhash.metrics.retrieval import evaluate_codes
 from distillhash.sources import open_source
 
 

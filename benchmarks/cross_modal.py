@@ -32,10 +32,10 @@ from numpy.typing import NDArray
 from distillhash.backbones import FeatureCache, extract_features, make_backbone
 from distillhash.bench.versions import versions
 from distillhash.codes import hamming_distances
-from distillhash.cross_metrics import own_items, query_metrics, word_overlap
-from distillhash.methods.crossmodal import make_cross_hasher
-from distillhash.methods.crossmodal.canonical import canonical_directions
-from distillhash.sources.pair_files import open_pairs
+from distillhash.methods.crossmodal_registry import make_cross_hasher
+from distillhash.methods.linear_algebra import canonical_directions
+from distillhash.metrics.cross_modal import own_items, query_metrics, word_overlap
+from distillhash.sources.pairs import open_pairs
 from distillhash.texts import DEFAULT_TEXT_ENCODER, make_text_encoder
 
 SPLIT_SEED, N_QUERIES, FOLDS = 2018, 200, 5

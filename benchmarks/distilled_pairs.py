@@ -14,9 +14,9 @@ import time
 
 import numpy as np
 
-from distillhash.pairs.flip_rate import distil_pairs
-from distillhash.pairs.neighbours import nearest_neighbours
-from distillhash.pairs.similarity import cosine_distances
+from distillhash.supervision.flip_rate import distil_pairs
+from distillhash.supervision.neighbours import nearest_neighbours
+from distillhash.supervision.similarity import cosine_distances
 
 
 def main() -> None:

@@ -29,18 +29,19 @@ from distillhash.bench import figures
 from distillhash.bench.protocol import load_protocol
 from distillhash.bench.run import Prepared, prepare
 from distillhash.methods.distillhash import DistillHash
-from distillhash.methods.head_hasher import Data, Head
-from distillhash.metrics import evaluate_codes
-from distillhash.pairs.diagnosis import describe_pairs, judge_pairs
-from distillhash.pairs.similarity import (
+from distillhash.methods.heads import Data, Head
+from distillhash.metrics.retrieval import evaluate_codes
+from distillhash.sources import open_source
+from distillhash.supervision.similarity import (
     Floats,
     PairLabels,
     cosine_distances,
+    describe_pairs,
     fit_half_gaussians,
+    judge_pairs,
     label_pairs,
     pair_thresholds,
 )
-from distillhash.sources import open_source
 
 Control = Callable[["Controlled", Floats, PairLabels], PairLabels]
 

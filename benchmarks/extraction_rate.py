@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from distillhash.backbones import Backbone, FeatureCache, extract_features, make_backbone
-from distillhash.backbones.pipeline import keep_freed_memory
+from distillhash.backbones.extract import keep_freed_memory
 from distillhash.sources import ImageSource, decode_resized, open_source
 
 BATCHES = (8, 16, 32, 64)

@@ -15,7 +15,7 @@ import time
 import numpy as np
 
 from distillhash.codes import Codes
-from distillhash.metrics import evaluate_codes
+from distillhash.metrics.retrieval import evaluate_codes
 
 
 def usual_loop(query: np.ndarray, database: np.ndarray, query_labels: np.ndarray, database_labels: np.ndarray) -> float:

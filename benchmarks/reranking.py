@@ -23,7 +23,7 @@ from distillhash.backbones import FeatureCache, make_backbone
 from distillhash.bench.protocol import load_protocol
 from distillhash.bench.run import prepare
 from distillhash.hamming import nearest, planes_of
-from distillhash.rerank import cosines, decoder_scores, projection_scores
+from distillhash.search import cosines, decoder_scores, projection_scores
 from distillhash.sources import open_source
 
 METHODS = ("itq", "urph", "distillhash-contrast")

@@ -229,7 +229,7 @@ def bare(index: Path, contents: list[bytes], seconds: float) -> tuple[float, flo
     from threadpoolctl import threadpool_limits
 
     from distillhash import load_model
-    from distillhash.backbones.pipeline import keep_freed_memory
+    from distillhash.backbones.extract import keep_freed_memory
     from distillhash.sources import decode_resized
 
     keep_freed_memory()

@@ -21,7 +21,7 @@ from distillhash import Codes, make_hasher
 from distillhash.backbones import FeatureCache, make_backbone
 from distillhash.bench.protocol import load_protocol
 from distillhash.bench.run import prepare
-from distillhash.metrics import evaluate_codes
+from distillhash.metrics.retrieval import evaluate_codes
 from distillhash.sources import open_source
 
 Floats = NDArray[np.float32]

@@ -8,8 +8,7 @@ import pytest
 
 from distillhash import HashModel, load_hasher, load_model, make_hasher
 from distillhash.errors import ParameterError
-from distillhash.indexing import add_source, find, open_model_index
-from distillhash.rerank import Reranker, cosines, decoder_scores, projection_scores
+from distillhash.search import Reranker, add_source, cosines, decoder_scores, find, open_model_index, projection_scores
 
 RNG = np.random.default_rng(0)
 

@@ -24,22 +24,22 @@ __all__ = [
 
 _HOME = {
     "Codes": "distillhash.codes",
-    "CrossModalModel": "distillhash.crossmodal",
-    "HashModel": "distillhash.model",
+    "CrossModalModel": "distillhash.models.image_text",
+    "HashModel": "distillhash.models.hash_model",
     "Hasher": "distillhash.methods",
     "load_hasher": "distillhash.methods",
-    "load_model": "distillhash.model",
-    "make_cross_hasher": "distillhash.methods.crossmodal",
+    "load_model": "distillhash.models.hash_model",
+    "make_cross_hasher": "distillhash.methods.crossmodal_registry",
     "make_hasher": "distillhash.methods",
     "method_names": "distillhash.methods",
 }
 
 if TYPE_CHECKING:
     from distillhash.codes import Codes
-    from distillhash.crossmodal import CrossModalModel
     from distillhash.methods import Hasher, load_hasher, make_hasher, method_names
-    from distillhash.methods.crossmodal import make_cross_hasher
-    from distillhash.model import HashModel, load_model
+    from distillhash.methods.crossmodal_registry import make_cross_hasher
+    from distillhash.models.hash_model import HashModel, load_model
+    from distillhash.models.image_text import CrossModalModel
 
 
 def __getattr__(name: str) -> Any:

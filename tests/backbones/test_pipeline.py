@@ -16,7 +16,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from distillhash.backbones import FeatureCache, extract_features, iter_features, make_backbone
 from distillhash.backbones.base import BATCH
-from distillhash.backbones.pipeline import CHUNK, WINDOW
+from distillhash.backbones.extract import CHUNK, WINDOW
 from distillhash.errors import DistillHashError
 from distillhash.sources import ImageSource
 

@@ -19,7 +19,7 @@ from distillhash.bench.tables import bootstrap_difference, make_rows
 from distillhash.cli import main
 from distillhash.errors import DataError
 from distillhash.methods import make_hasher
-from distillhash.metrics import evaluate_codes, evaluate_queries
+from distillhash.metrics.retrieval import evaluate_codes, evaluate_queries
 from distillhash.sources import open_source
 from distillhash.sources.flickr25k import LABEL_NAMES
 from distillhash.sources.nuswide import CONCEPTS

@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from distillhash import load_model
+from distillhash.bench.image_text import evaluate_model
 from distillhash.cli import main
 from distillhash.codes import hamming_distances
-from distillhash.cross_evaluation import evaluate_model
-from distillhash.crossmodal import CrossModalModel
+from distillhash.models.image_text import CrossModalModel
 from pair_factory import write_miniature
 
 

@@ -166,7 +166,7 @@ def test_evaluate_reports_the_metrics(
     summary = run_json(
         capsys, "evaluate", "--model", model, "--query", photos, "--database", photos, "--report", tmp_path / "r.html"
     )
-    from distillhash.metrics import evaluate_codes
+    from distillhash.metrics.retrieval import evaluate_codes
 
     codes = load_model(model).encode(str(photos))
     labels = np.repeat([0, 1], 12)

@@ -8,8 +8,8 @@ from scipy.linalg import eigh
 from sklearn.cross_decomposition import CCA
 
 from distillhash.errors import DataError
-from distillhash.methods.crossmodal import make_cross_hasher
-from distillhash.methods.crossmodal.canonical import canonical_directions
+from distillhash.methods.crossmodal_registry import make_cross_hasher
+from distillhash.methods.linear_algebra import canonical_directions
 from pair_factory import paired_vectors
 
 IMAGES, TEXTS, _ = (part.astype(np.float64) for part in paired_vectors(200, 1))

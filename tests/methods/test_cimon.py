@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 
 from distillhash.errors import ParameterError
 from distillhash.methods import make_hasher
-from distillhash.pairs.clusters import assign_clusters, drop_contradictions
-from distillhash.pairs.confidence import pair_confidence
-from distillhash.pairs.losses import nt_xent
-from distillhash.pairs.similarity import cosine_distances, fit_half_gaussians, label_pairs, pair_thresholds
-from distillhash.training import CachedFeatures
+from distillhash.methods.dsg import pair_confidence
+from distillhash.methods.training import CachedFeatures
+from distillhash.supervision.clusters import assign_clusters, drop_contradictions
+from distillhash.supervision.losses import nt_xent
+from distillhash.supervision.similarity import cosine_distances, fit_half_gaussians, label_pairs, pair_thresholds
 
 Array = NDArray[Any]
 

@@ -15,9 +15,9 @@ from distillhash.methods.bihalf import bi_half
 from distillhash.methods.cibhash import bottleneck_loss
 from distillhash.methods.crovca import alignment_loss, coding_rate
 from distillhash.methods.greedyhash import greedy_loss
+from distillhash.methods.heads import half_batch_cosines, straight_through_sign, unit_features
 from distillhash.methods.nsh import soft_sort, sorted_contrast
 from distillhash.methods.sdc import calibrated_targets, calibration_loss
-from distillhash.methods.straight_through import half_batch_cosines, straight_through_sign, unit_features
 
 
 def clustered(n: int = 120, d: int = 24, seed: int = 0) -> NDArray[Any]:

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from distillhash.errors import ParameterError
-from distillhash.methods.crossmodal import TrainingPairs, make_cross_hasher
-from distillhash.methods.crossmodal.canonical import canonical_directions
-from distillhash.methods.crossmodal.cross_contrast import CrossContrast, _Towers
-from distillhash.methods.crossmodal.towers import PairInputs, Standardised, TextDrawer, Tower, standardise
-from distillhash.pairs.losses import neighbour_contrast
+from distillhash.methods.cross_contrast import CrossContrast, _Towers
+from distillhash.methods.crossmodal_registry import TrainingPairs, make_cross_hasher
+from distillhash.methods.image_text import PairInputs, Standardised, TextDrawer, Tower, standardise
+from distillhash.methods.linear_algebra import canonical_directions
+from distillhash.supervision.losses import neighbour_contrast
 from pair_factory import paired_vectors
 
 IMAGES, TEXTS, OWNERS = paired_vectors(40, 3)

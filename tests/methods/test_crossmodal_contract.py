@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from distillhash import load_hasher, make_hasher, method_names
 from distillhash.codes import hamming_distances
-from distillhash.cross_metrics import retrieval_metrics
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
-from distillhash.methods.crossmodal import (
+from distillhash.methods.crossmodal_registry import (
     CROSS_METHODS,
     CrossModalHasher,
     cross_method_class,
     cross_method_names,
     make_cross_hasher,
 )
+from distillhash.metrics.cross_modal import retrieval_metrics
 from pair_factory import paired_vectors
 
 METHODS = cross_method_names()

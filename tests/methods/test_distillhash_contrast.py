@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, ParameterError
 from distillhash.methods import load_hasher, make_hasher
-from distillhash.methods.distillhash_contrast import FeatureDropout
-from distillhash.methods.linear_start import linear_start
-from distillhash.methods.straight_through import tanh_through_sign
-from distillhash.metrics import evaluate_codes
-from distillhash.pairs.agreement import root_rows, scatter_of_items
-from distillhash.pairs.losses import neighbour_contrast, nt_xent
-from distillhash.pairs.neighbourhoods import NeighbourhoodInputs
-from distillhash.training import CachedFeatures
+from distillhash.methods.distillhash_contrast import FeatureDropout, linear_start
+from distillhash.methods.heads import tanh_through_sign
+from distillhash.methods.training import CachedFeatures
+from distillhash.metrics.retrieval import evaluate_codes
+from distillhash.supervision.agreement import root_rows, scatter_of_items
+from distillhash.supervision.losses import neighbour_contrast, nt_xent
+from distillhash.supervision.neighbourhoods import NeighbourhoodInputs
 
 
 def clustered(n: int = 120, d: int = 24, seed: int = 0, noise: float = 0.5) -> NDArray[Any]:

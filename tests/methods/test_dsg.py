@@ -10,10 +10,10 @@ from scipy.special import ndtr
 
 from distillhash.errors import DataError, ParameterError
 from distillhash.methods import make_hasher
-from distillhash.methods.guided_hasher import Guidance
-from distillhash.pairs.clusters import assign_clusters
-from distillhash.pairs.losses import squared_loss, weighted_squared_loss
-from distillhash.pairs.similarity import cosine_distances, fit_half_gaussians
+from distillhash.methods.dsg import Guidance
+from distillhash.supervision.clusters import assign_clusters
+from distillhash.supervision.losses import squared_loss, weighted_squared_loss
+from distillhash.supervision.similarity import cosine_distances, fit_half_gaussians
 
 
 def clustered(n: int = 120, d: int = 20, seed: int = 0) -> NDArray[Any]:

@@ -7,7 +7,7 @@ from sklearn.decomposition import PCA
 
 from distillhash import make_hasher
 from distillhash.errors import DataError
-from distillhash.metrics import evaluate_codes
+from distillhash.metrics.retrieval import evaluate_codes
 
 
 def gaussian(n: int = 300, d: int = 24, seed: int = 0) -> NDArray[Any]:

@@ -11,8 +11,8 @@ from sklearn.linear_model import Ridge
 from torch import nn
 
 from distillhash.methods import make_hasher
-from distillhash.methods.head_hasher import Head
-from distillhash.methods.linear_start import LinearStart, PlusLinear, add_start, linear_start, silent
+from distillhash.methods.distillhash_contrast import LinearStart, PlusLinear, add_start, linear_start, silent
+from distillhash.methods.heads import Head
 
 
 def items(n: int = 60, d: int = 10, seed: int = 0) -> NDArray[Any]:
@@ -92,7 +92,7 @@ def test_equal_items_start_from_finite_numbers(plain_share: float) -> None:
 
 
 def test_of_many_rows_itq_looks_at_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distillhash.methods.linear_start.ROTATED", 40)
+    monkeypatch.setattr("distillhash.methods.distillhash_contrast.ROTATED", 40)
     x = items()
     predicted = predictions(x, x)
     rows = np.sort(np.random.default_rng(4).choice(60, 40, replace=False))
@@ -106,7 +106,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x = items(100)
     whole = started(x, 6, plain_share=0.5)
     monkeypatch.setattr(
-        "distillhash.methods.linear_start.row_blocks", lambda n: [slice(0, 33), slice(33, 66), slice(66, n)]
+        "distillhash.methods.distillhash_contrast.row_blocks", lambda n: [slice(0, 33), slice(33, 66), slice(66, n)]
     )
     np.testing.assert_allclose(started(x, 6, plain_share=0.5).features, whole.features, rtol=1e-6)
 

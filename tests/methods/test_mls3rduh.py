@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from distillhash.errors import ParameterError
 from distillhash.methods import make_hasher
 from distillhash.methods.mls3rduh import three_cases
-from distillhash.pairs.losses import log_cosh_loss
-from distillhash.pairs.similarity import cosine_distances
+from distillhash.supervision.losses import log_cosh_loss
+from distillhash.supervision.similarity import cosine_distances
 
 
 def clustered(n: int = 120, d: int = 20, seed: int = 0) -> NDArray[Any]:

@@ -11,11 +11,17 @@ from distillhash.errors import DataError, ParameterError
 from distillhash.methods import make_hasher
 from distillhash.methods.base import TrainingSet
 from distillhash.methods.distillhash import DistillHash
-from distillhash.methods.head_hasher import Data, Head
-from distillhash.pairs.flip_rate import distil_pairs
-from distillhash.pairs.neighbours import nearest_neighbours
-from distillhash.pairs.similarity import LabelRule, cosine_distances, fit_half_gaussians, label_pairs, pair_thresholds
-from distillhash.training import CachedFeatures, TrainableImages, TrainingSettings, train
+from distillhash.methods.heads import Data, Head
+from distillhash.methods.training import CachedFeatures, TrainableImages, TrainingSettings, train
+from distillhash.supervision.flip_rate import distil_pairs
+from distillhash.supervision.neighbours import nearest_neighbours
+from distillhash.supervision.similarity import (
+    LabelRule,
+    cosine_distances,
+    fit_half_gaussians,
+    label_pairs,
+    pair_thresholds,
+)
 
 
 def pair_hasher(method: str, n_bits: int, **options: Any) -> Any:

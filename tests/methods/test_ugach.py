@@ -11,17 +11,20 @@ import torch
 from numpy.typing import NDArray
 
 from distillhash.errors import ParameterError
-from distillhash.methods.crossmodal import TrainingPairs, make_cross_hasher
-from distillhash.methods.crossmodal.adversarial import (
+from distillhash.methods.crossmodal_registry import TrainingPairs, make_cross_hasher
+from distillhash.methods.image_text import Tower
+from distillhash.methods.ugach import (
+    UGACH,
+    CorrelationGraph,
+    Triplets,
+    _Game,
+    nearest_rows,
     policy_loss,
     reward,
     sample_candidates,
     squared_distances,
     triplet_hinge,
 )
-from distillhash.methods.crossmodal.correlation_graph import CorrelationGraph, nearest_rows
-from distillhash.methods.crossmodal.towers import Tower
-from distillhash.methods.crossmodal.ugach import UGACH, Triplets, _Game
 from pair_factory import paired_vectors
 
 IMAGES, TEXTS, OWNERS = paired_vectors(80, 2)

@@ -20,7 +20,7 @@ from distillhash import Codes, load_model
 from distillhash.cli import main
 from distillhash.codes import hamming_distances
 from distillhash.index import open_index
-from distillhash.quality import bit_statistics
+from distillhash.metrics.code_statistics import bit_statistics
 from distillhash.sources import decode_image
 from image_factory import encode, make_jpeg, make_pixels, make_png, make_rotated
 from serving import N_PHOTOS, Running, children_of, in_thread, is_running, pairs, problem, running, starting

@@ -24,8 +24,7 @@ from numpy.typing import NDArray
 import image_factory as factory
 from distillhash.errors import DataError, FormatError
 from distillhash.sources import ImageSource, Source
-from distillhash.sources.cifar10 import OFFICIAL, Release, open_cifar10
-from distillhash.sources.fetch import fetch
+from distillhash.sources.cifar10 import OFFICIAL, Release, fetch, open_cifar10
 
 ROWS = 3  # a batch of the miniature; 10,000 in the real one
 BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]

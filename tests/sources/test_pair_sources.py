@@ -11,8 +11,7 @@ import pytest
 from distillhash.errors import DataError, ParameterError
 from distillhash.sources import ImageSource, open_source
 from distillhash.sources.flickr25k import LABEL_NAMES
-from distillhash.sources.pair_files import open_pairs, pair_source_names
-from distillhash.sources.pairs import pair_texts
+from distillhash.sources.pairs import open_pairs, pair_source_names, pair_texts
 from image_factory import make_png
 from pair_factory import write_miniature
 

@@ -14,7 +14,7 @@ import pytest
 import image_factory as factory
 from distillhash.errors import DataError, ParameterError
 from distillhash.sources import BadItemError, ImageSource, load_image, open_source
-from distillhash.sources import table_blocks as blocks
+from distillhash.sources import table as blocks
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "cifar10"
 

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError
 from distillhash.sources import EmbeddingSource, ImageSource, open_source
-from distillhash.sources.labels import class_labels, label_sets
-from distillhash.sources.rows import RowKeys, contiguous, take_keys, unique_keys
+from distillhash.sources.base import RowKeys, class_labels, contiguous, label_sets, take_keys, unique_keys
 from distillhash.sources.vectors import check_finite
 
 

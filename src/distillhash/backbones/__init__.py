@@ -7,8 +7,7 @@ from typing import Any
 
 from distillhash.backbones.base import Backbone
 from distillhash.backbones.cache import FeatureCache
-from distillhash.backbones.extract import FeatureTable, ImageInputs, extract_features, iter_features
-from distillhash.backbones.pipeline import FeatureBatch
+from distillhash.backbones.extract import FeatureBatch, FeatureTable, ImageInputs, extract_features, iter_features
 from distillhash.backbones.views import ViewSettings
 from distillhash.errors import FormatError, ParameterError
 
@@ -58,7 +57,7 @@ def make_backbone(
     if weights is not None and name != "vgg16":
         raise ParameterError(f"backbone {name} carries its own weights; --weights is for vgg16")
     if name == "efficientnet-lite0":
-        from distillhash.backbones.efficientnet_lite0 import EfficientNetLite0
+        from distillhash.backbones.efficientnet_lite import EfficientNetLite0
 
         return EfficientNetLite0(image_size=image_size, device=device)
     if name == "vgg16":
@@ -70,7 +69,7 @@ def make_backbone(
 
         return HuggingFace(name[3:], image_size=image_size, device=device)
     if name == "embeddings":
-        from distillhash.backbones.embeddings import Embeddings
+        from distillhash.backbones.base import Embeddings
 
         return Embeddings()
     raise ParameterError(f"unknown backbone {name!r}; choose one of {', '.join(backbone_names())}")

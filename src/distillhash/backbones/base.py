@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distillhash.errors import FormatError, ParameterError
+from distillhash.errors import DataError, FormatError, ParameterError
 
 BATCH, DEVICE_BATCH = 16, 128
 """Images a forward pass: on a CPU larger batches fall out of the cache and run slower; an accelerator needs them to fill it."""
@@ -165,3 +165,29 @@ def choose_device(device: str) -> str:
         there = ", ".join(name for name, present in available.items() if present)
         raise ParameterError(f"device {device!r} is not available here; choose auto or one of {there}")
     return device
+
+
+# The backbone of sources that are vectors already: features are the vectors, as float32.
+
+
+class Embeddings(Backbone):
+    """Stands where a backbone is expected; it cannot embed images."""
+
+    def __init__(self) -> None:
+        """Nothing to load."""
+        super().__init__("embeddings", nn.Identity(), 0, self.default_size, "cpu")
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Vectors need no pixels.
+
+        Raises:
+            DataError: always.
+        """
+        del pixels
+        raise DataError(
+            "the backbone 'embeddings' takes vectors, not images; choose an image backbone such as efficientnet-lite0"
+        )
+
+    def preprocessing(self) -> dict[str, Any]:
+        """None."""
+        return {}

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DistillHashError, FormatError
-from distillhash.write_ahead import write_ahead
+from distillhash.files import write_ahead
 
 _MOST_VARIABLES = 500  # of one SQL statement; SQLite allows 999 at least
 _WAIT_SECONDS = 60.0

@@ -79,7 +79,7 @@ def pr_by_radius(curves: Mapping[str, Curve]) -> Drawing:
     """Precision against recall of Hamming lookup, one point a radius.
 
     Args:
-        curves: Label -> ``pr_radius`` of :func:`distillhash.metrics.evaluate_codes` (``precision`` and ``recall``,
+        curves: Label -> ``pr_radius`` of :func:`distillhash.metrics.retrieval.evaluate_codes` (``precision`` and ``recall``,
             K + 1 values each). Leading radii that find nothing are not drawn. One curve alone has radii beside it.
     """
     figure, axes = _axes("Recall within the radius", "Precision within the radius")
@@ -99,7 +99,7 @@ def topn_precision(curves: Mapping[str, Curve], random: float | None = None) -> 
     """Share of relevant items among the first N of the ranking.
 
     Args:
-        curves: Label -> ``topn`` of :func:`distillhash.metrics.evaluate_codes` (``n`` and ``precision``).
+        curves: Label -> ``topn`` of :func:`distillhash.metrics.retrieval.evaluate_codes` (``n`` and ``precision``).
         random: Precision of a random ranking, drawn as a reference line.
     """
     figure, axes = _axes("Results looked at, N", "Precision of the first N")
@@ -194,7 +194,7 @@ def neighbour_recall(recall: Mapping[str, Any]) -> Drawing:
     """Share of the nearest neighbours by features found among the first results by Hamming distance.
 
     Args:
-        recall: What :func:`distillhash.quality.neighbour_recall` returns.
+        recall: What :func:`distillhash.metrics.code_statistics.neighbour_recall` returns.
     """
     curve, ks = recall["curve"], recall["ks"]
     figure, axes = _axes("Results looked at (logarithmic)", "Feature neighbours found")

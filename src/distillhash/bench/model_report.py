@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from distillhash.bench.report import ReportData, RunRow, SampleNeighbour, SampleQuery, write_report
 from distillhash.bench.versions import versions
 from distillhash.codes import Codes, hamming_distances
-from distillhash.model import HashModel, concatenate
-from distillhash.pairs.diagnosis import judge_pairs
-from distillhash.quality import bit_statistics, neighbour_recall
+from distillhash.metrics.code_statistics import bit_statistics, neighbour_recall
+from distillhash.models.hash_model import HashModel, concatenate
 from distillhash.sources import ImageSource, Skipped, Source, encode_thumbnail, open_source
+from distillhash.supervision.similarity import judge_pairs
 
 REPORT_ITEMS = 1000
 SAMPLE_QUERIES = 8

@@ -25,7 +25,7 @@ _IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"
 
 @dataclass(frozen=True)
 class RunRow:
-    """One set of codes: a label such as ``"distillhash, 64 bits"``, and its :func:`distillhash.metrics.evaluate_codes`."""
+    """One set of codes: a label such as ``"distillhash, 64 bits"``, and its :func:`distillhash.metrics.retrieval.evaluate_codes`."""
 
     label: str
     metrics: Mapping[str, Any]
@@ -65,9 +65,9 @@ class ReportData:
         runs: The codes compared by labels.
         focus: Label of the run that everything but the comparison describes; None: the one with the best MAP.
         losses: Name -> loss after each epoch.
-        bits: :func:`distillhash.quality.bit_statistics`.
-        recall: :func:`distillhash.quality.neighbour_recall`.
-        pairs: Steps of the pair labels, as :func:`distillhash.pairs.diagnosis.describe_pairs` and ``judge_pairs`` give them.
+        bits: :func:`distillhash.metrics.code_statistics.bit_statistics`.
+        recall: :func:`distillhash.metrics.code_statistics.neighbour_recall`.
+        pairs: Steps of the pair labels, as :func:`distillhash.supervision.similarity.describe_pairs` and ``judge_pairs`` give them.
         samples: Queries with their nearest images.
         skipped: Items that could not be read; None where the report read no items.
         notes: Sentences for the reader: caveats, departures.

@@ -100,7 +100,7 @@ def tiles(data: ReportData) -> list[Tile]:
 
 
 def bit_tiles(bits: Mapping[str, Any]) -> list[Tile]:
-    """:func:`distillhash.quality.bit_statistics` in four numbers."""
+    """:func:`distillhash.metrics.code_statistics.bit_statistics` in four numbers."""
     constant = bits["constant_bits"]
     commonest = f"of {count(bits['n'])} images; the commonest holds {percent(bits['largest_bucket_fraction'])}"
     return [

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 import distillhash
 from distillhash.bench.protocol import Protocol, Split
 from distillhash.errors import DataError, ParameterError
-from distillhash.methods import METHODS, VIEWS, make_hasher, uses_teacher
-from distillhash.metrics import evaluate_queries
+from distillhash.methods.registry import METHODS, VIEWS, make_hasher, uses_teacher
+from distillhash.metrics.retrieval import evaluate_queries
 
 if TYPE_CHECKING:
     from distillhash.backbones import Backbone, FeatureCache
@@ -148,7 +148,8 @@ def run_matrix(
         on_run: Called with each run when it is there, and whether it was found in ``folder``.
 
     Returns:
-        Runs whose records hold the keys of :func:`distillhash.metrics.evaluate_codes` and ``protocol``, ``method``, ``n_bits``, ``seed``,
+        Runs whose records hold the keys of :func:`distillhash.metrics.retrieval.evaluate_codes` and ``protocol``,
+        ``method``, ``n_bits``, ``seed``,
         ``backbone``, ``fit_seconds``, ``encode_seconds``, ``peak_rss_mb`` (the highest resident memory while fitting), ``loss`` (per
         epoch) and ``identity``; or, where a method failed, the first five and ``error``.
     """

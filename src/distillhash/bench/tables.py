@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distillhash.bench.protocol import Protocol
 from distillhash.bench.run import Provenance, Run
-from distillhash.methods import METHODS, SUPERVISED, method_names, uses_teacher
+from distillhash.methods.registry import METHODS, SUPERVISED, method_names, uses_teacher
 
 RESAMPLES = 2000
 LEVEL = 0.95

@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.bench.run import Provenance, Run, add_kept_runs, prepare, run_matrix, write_provenance
     from distillhash.bench.tables import write_tables
     from distillhash.bench.versions import versions
-    from distillhash.methods import METHODS, VIEWS, make_hasher, method_class, method_names, uses_teacher
+    from distillhash.methods.registry import METHODS, VIEWS, make_hasher, method_class, method_names, uses_teacher
     from distillhash.sources import EmbeddingSource, open_source
 
     methods = arguments.methods.split(",")

@@ -42,10 +42,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """The whole path of the data, once; labels are used for the report only."""
     from distillhash.bench.model_report import encode_side, write_evaluation_report
     from distillhash.bench.report import RunRow
-    from distillhash.indexing import add_source, find, index_model, open_model_index
     from distillhash.methods import make_hasher
-    from distillhash.metrics import evaluate_codes
-    from distillhash.model import HashModel
+    from distillhash.metrics.retrieval import evaluate_codes
+    from distillhash.models.hash_model import HashModel
+    from distillhash.search import add_source, find, index_model, open_model_index
 
     out = Path(arguments.out)
     progress = not arguments.quiet

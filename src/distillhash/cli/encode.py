@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode and write."""
     from distillhash.errors import DataError, ParameterError
-    from distillhash.model import concatenate, load_model
+    from distillhash.models.hash_model import concatenate, load_model
     from distillhash.sources import open_source
 
     out = Path(arguments.out)

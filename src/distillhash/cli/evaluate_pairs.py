@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from distillhash.bench.image_text import evaluate_model
 from distillhash.cli.common import say
-from distillhash.cross_evaluation import evaluate_model
-from distillhash.crossmodal import CrossModalModel
 from distillhash.errors import DataError, ParameterError
+from distillhash.models.image_text import CrossModalModel
 
 _SHOWN = ("map", "hit@1", "hit@5", "hit@10", "ndcg@10")
 

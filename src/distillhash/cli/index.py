@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.source is None and not arguments.remove and not arguments.compact:
         raise ParameterError("nothing to do: give a SOURCE to add, --remove with ids, or --compact")
     from distillhash.index.address import folder_of, shown
-    from distillhash.indexing import add_codes_file, add_source, index_model, is_codes_file, open_model_index
+    from distillhash.search import add_codes_file, add_source, index_model, is_codes_file, open_model_index
 
     folder = folder_of(arguments.index)
     model = index_model(arguments.index, arguments.model, device=arguments.device, cache=open_cache(arguments))

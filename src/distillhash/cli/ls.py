@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print names with a line each."""
     if arguments.what == "methods":
         from distillhash.methods import METHODS
-        from distillhash.methods.crossmodal import CROSS_METHODS
+        from distillhash.methods.crossmodal_registry import CROSS_METHODS
 
         methods = sorted({**METHODS, **CROSS_METHODS}.items())
         if not arguments.json:
@@ -50,7 +50,7 @@ def _entries(what: str) -> dict[str, str]:
 
         return text_encoder_names()
     if what == "pairs":
-        from distillhash.sources.pair_files import pair_source_names
+        from distillhash.sources.pairs import pair_source_names
 
         return pair_source_names()
     if what == "protocols":

@@ -47,7 +47,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode the queries, search, print."""
-    from distillhash.indexing import find, find_texts, index_model, open_model_index
+    from distillhash.search import find, find_texts, index_model, open_model_index
 
     if not arguments.queries and not arguments.text:
         raise ParameterError("nothing to search for: give a QUERY, or --text with a sentence")

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         ) from error
     from distillhash.index import open_index
     from distillhash.index.address import folder_of, shown
-    from distillhash.indexing import index_model, open_model_index
+    from distillhash.search import index_model, open_model_index
     from distillhash.serve.settings import Settings
 
     settings = Settings(

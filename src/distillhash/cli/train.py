@@ -20,7 +20,7 @@ from distillhash.cli.common import (
 from distillhash.errors import ParameterError
 
 if TYPE_CHECKING:
-    from distillhash.model import HashModel
+    from distillhash.models.hash_model import HashModel
     from distillhash.sources import Source
 
 DEFAULT_METHOD = "distillhash-contrast"
@@ -127,7 +127,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def _image_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     """The model to train, what it learns from, and the images (or vectors) among that."""
     from distillhash.methods import make_hasher
-    from distillhash.model import HashModel
+    from distillhash.models.hash_model import HashModel
     from distillhash.sources import open_source
 
     if arguments.text_encoder is not None:
@@ -142,9 +142,9 @@ def _pair_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     """The same for image-text pairs."""
     import numpy as np
 
-    from distillhash.crossmodal import CrossModalModel
-    from distillhash.methods.crossmodal import DEFAULT_CROSS_METHOD, make_cross_hasher
-    from distillhash.sources.pair_files import open_pairs
+    from distillhash.methods.crossmodal_registry import DEFAULT_CROSS_METHOD, make_cross_hasher
+    from distillhash.models.image_text import CrossModalModel
+    from distillhash.sources.pairs import open_pairs
     from distillhash.texts import DEFAULT_TEXT_ENCODER
 
     hasher = make_cross_hasher(

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from distillhash.errors import ParameterError
 from distillhash.sources import ImageSource, decode_image, digest
-from distillhash.sources.rows import check_rows
+from distillhash.sources.base import check_rows
 
 QUALITY = 90
 """JPEG quality of the edited file where the edit is not the encoding itself."""

@@ -22,7 +22,7 @@ from distillhash.codes import Codes
 from distillhash.dedup.hashed import HASH_BITS, HashedImages
 from distillhash.errors import DataError
 from distillhash.methods import make_hasher
-from distillhash.model import HashModel, concatenate, load_model
+from distillhash.models.hash_model import HashModel, concatenate, load_model
 from distillhash.sources import EmbeddingSource, ImageSource, Skipped, Source
 
 if TYPE_CHECKING:

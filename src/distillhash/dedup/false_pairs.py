@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.hamming import planes_of, within
-from distillhash.hamming.planes import Planes
+from distillhash.hamming.search import Planes
 
 Floats = NDArray[np.float64]
 

@@ -11,8 +11,7 @@
 from typing import Any
 
 from distillhash.hamming.clustered import ClusteredCodes
-from distillhash.hamming.planes import plane_dtype, planes_of
-from distillhash.hamming.search import nearest, warm_up, within
+from distillhash.hamming.search import nearest, plane_dtype, planes_of, warm_up, within
 
 __all__ = ["ClusteredCodes", "nearest", "plane_dtype", "planes_of", "popcount64", "warm_up", "within"]
 
@@ -20,7 +19,7 @@ __all__ = ["ClusteredCodes", "nearest", "plane_dtype", "planes_of", "popcount64"
 def __getattr__(name: str) -> Any:
     """``popcount64``, for use inside njit functions, is there if numba is."""
     if name == "popcount64":
-        from distillhash.hamming.vectors import popcount64
+        from distillhash.hamming.kernel import popcount64
 
         return popcount64
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.hamming.planes import Distances, Ints, Planes
+from distillhash.hamming.search import Distances, Ints, Planes
 
 
 class Flat:

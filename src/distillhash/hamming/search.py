@@ -15,9 +15,38 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from distillhash.codes import Codes
 from distillhash.errors import DataError, MissingDependencyError, ParameterError
 from distillhash.hamming import pool
-from distillhash.hamming.planes import Distances, Ints, Planes, plane_dtype
+
+# Names for the arrays of the searches, and how codes become planes.
+
+Planes = NDArray[Any]  # (n_planes, n) uint16, uint32 or uint64
+Ints = NDArray[np.int64]
+Distances = NDArray[np.int32]
+
+
+def plane_dtype(n_bits: int) -> np.dtype[Any]:
+    """The word of codes of ``n_bits``: uint16 up to 16 bits, uint32 up to 64 (two of them beyond 32), uint64 beyond.
+
+    A lone query is as fast as memory, and where there are two words and more, half of them mostly say enough.
+    """
+    return np.dtype(np.uint16 if n_bits <= 16 else np.uint32 if n_bits <= 64 else np.uint64)
+
+
+def planes_of(codes: Codes) -> Planes:
+    """Codes laid out for the searches: one word of all codes after the other.
+
+    Returns:
+        ``(n_planes, n)`` in C order, of :func:`plane_dtype`: as many planes as it takes words. Pad bits are zero; the order of bits and
+        bytes is the machine's and means nothing to a distance.
+    """
+    dtype = plane_dtype(codes.n_bits)
+    n_words = -(-codes.n_bits // (8 * dtype.itemsize))
+    padded = np.zeros((len(codes), n_words * dtype.itemsize), np.uint8)
+    padded[:, : codes.packed.shape[1]] = codes.packed
+    return np.ascontiguousarray(padded.view(dtype).T)
+
 
 Engine = Literal["numba", "faiss", "numpy"]
 Progress = Callable[[int], object]
@@ -176,7 +205,7 @@ def _nearest_compiled(
     query: Planes, database: Planes, allowed: Mask | None, first: int, stop: int, k: int
 ) -> tuple[Ints, Distances]:
     """The kernel over the rows from ``first`` to ``stop``."""
-    from distillhash.hamming.compiled import nearest_rows
+    from distillhash.hamming.kernel import nearest_rows
 
     words, q, addresses, allowed_at = _kernel_arguments(query, database, allowed, first)
     return nearest_rows(words, q, addresses, allowed_at, stop - first, k)
@@ -206,8 +235,7 @@ def _nearest_in_parts(
 def _within_compiled(
     query: Planes, database: Planes, allowed: Mask | None, radius: int
 ) -> tuple[Ints, Ints, Distances]:
-    from distillhash.hamming.compiled import count_within, fill_within
-    from distillhash.hamming.vectors import BLOCK
+    from distillhash.hamming.kernel import BLOCK, count_within, fill_within
 
     arguments = _kernel_arguments(query, database, allowed, 0)
     n = database.shape[1]
@@ -225,7 +253,7 @@ def _within_compiled(
 
 def _kernel_arguments(query: Planes, database: Planes, allowed: Mask | None, first: int) -> tuple[Any, ...]:
     """What the kernels take before ``n``; the caller holds on to ``database`` and ``allowed`` while they run."""
-    from distillhash.hamming.vectors import GROUP
+    from distillhash.hamming.kernel import GROUP
 
     n_planes, q = query.shape
     filled = q if q == 1 else -(-q // GROUP) * GROUP

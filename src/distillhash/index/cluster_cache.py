@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError
 from distillhash.hamming import ClusteredCodes
-from distillhash.hamming.planes import Planes
+from distillhash.hamming.search import Planes
 
 
 def write(file: Path, name: str, clusters: ClusteredCodes) -> bool:

@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
+from distillhash.files import write_ahead
 from distillhash.index.incoming import Row
 from distillhash.index.rows import key_from_sql, key_to_sql
-from distillhash.write_ahead import write_ahead
 
 Durability = Literal["normal", "full"]
 _COLUMNS = ["id", "code", "key", "digest", "metadata"]

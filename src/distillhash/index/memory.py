@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError
 from distillhash.hamming import ClusteredCodes, nearest, planes_of, within
-from distillhash.hamming.planes import Planes
+from distillhash.hamming.search import Planes
 from distillhash.index.base import RangeResult, SearchResult
 
 

@@ -24,7 +24,7 @@ from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
 
 if TYPE_CHECKING:
-    from distillhash.training import TrainableImages
+    from distillhash.methods.training import TrainableImages
 
 FORMAT_VERSION = 1
 _BLOCK = 4096

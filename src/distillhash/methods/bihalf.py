@@ -28,9 +28,8 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from distillhash.methods.base import TrainingSet
-from distillhash.methods.head_hasher import HeadHasher, check_not_negative
-from distillhash.methods.straight_through import half_batch_cosines, unit_features
-from distillhash.training import Schedule
+from distillhash.methods.heads import HeadHasher, check_not_negative, half_batch_cosines, unit_features
+from distillhash.methods.training import Schedule
 
 
 @dataclass(eq=False, repr=False)

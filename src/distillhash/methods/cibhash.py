@@ -25,9 +25,14 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from distillhash.methods.base import TrainingSet
-from distillhash.methods.head_hasher import HeadHasher, check_choice, check_not_negative, check_positive
-from distillhash.methods.straight_through import straight_through_sign
-from distillhash.pairs.losses import nt_xent
+from distillhash.methods.heads import (
+    HeadHasher,
+    check_choice,
+    check_not_negative,
+    check_positive,
+    straight_through_sign,
+)
+from distillhash.supervision.losses import nt_xent
 
 Sampling = Literal["threshold", "bernoulli"]
 

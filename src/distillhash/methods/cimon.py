@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distillhash.methods.base import TrainingSet
-from distillhash.methods.guided_hasher import GuidedHasher
-from distillhash.methods.head_hasher import check_not_negative, check_positive
-from distillhash.pairs.losses import nt_xent
-from distillhash.training import CachedFeatures
+from distillhash.methods.dsg import GuidedHasher
+from distillhash.methods.heads import check_not_negative, check_positive
+from distillhash.methods.training import CachedFeatures
+from distillhash.supervision.losses import nt_xent
 
 
 @dataclass(eq=False, repr=False)

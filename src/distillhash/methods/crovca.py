@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
 from distillhash.methods.base import TrainingSet
-from distillhash.methods.head_hasher import HeadHasher, check_not_negative, check_positive
-from distillhash.training import Optimizer, Schedule
+from distillhash.methods.heads import HeadHasher, check_not_negative, check_positive
+from distillhash.methods.training import Optimizer, Schedule
 
 
 @dataclass(eq=False, repr=False)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distillhash.methods.base import TrainingSet
-from distillhash.methods.head_hasher import HeadHasher, check_not_negative
+from distillhash.methods.heads import HeadHasher, check_not_negative
 
 
 @dataclass(eq=False, repr=False)

@@ -39,12 +39,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, ParameterError
-from distillhash.methods.head_hasher import Data, Head, check_choice
-from distillhash.methods.pair_hasher import PairHasher
-from distillhash.pairs.diagnosis import confusion, probability_histogram
-from distillhash.pairs.flip_rate import BoundRule, distil_pairs
-from distillhash.pairs.neighbours import nearest_neighbours, neighbourhood_mean
-from distillhash.pairs.similarity import Floats, PairLabels, mirror_upper
+from distillhash.methods.heads import Data, Head, check_choice
+from distillhash.methods.ssdh import PairHasher
+from distillhash.supervision.flip_rate import BoundRule, distil_pairs
+from distillhash.supervision.neighbours import nearest_neighbours, neighbourhood_mean
+from distillhash.supervision.similarity import Floats, PairLabels, confusion, mirror_upper, probability_histogram
 
 Estimate = Literal["local", "network", "held-out"]
 
@@ -64,8 +63,8 @@ class DistillHash(PairHasher):
         n_neighbours: Neighbourhood size o of the flip-rate bounds.
         include_self: Count an item as its own first neighbour there.
         skip_for_positive: Nearest ranks the bound for positives passes over (2 in the release).
-        bounds: Which neighbour pairs bound the flip rates (:func:`distillhash.pairs.flip_rate.distil_pairs`).
-        keep_certain: Keep pairs whose eta~ is exactly 0 or 1 as well (:func:`~distillhash.pairs.flip_rate.distil_pairs`).
+        bounds: Which neighbour pairs bound the flip rates (:func:`distillhash.supervision.flip_rate.distil_pairs`).
+        keep_certain: Keep pairs whose eta~ is exactly 0 or 1 as well (:func:`~distillhash.supervision.flip_rate.distil_pairs`).
         candidates: Distil from ``all`` pairs (Algorithm 1) or only from those ``labelled`` at first.
     """
 
@@ -209,3 +208,24 @@ class DistillHash(PairHasher):
         for half, other in ((halves[0], second), (halves[1], first)):
             logits[np.ix_(half, half)] = other[np.ix_(half, half)]
         return logits
+
+
+# DistillHash*: the paper's own ablation, its Bayesian learning framework on the initial noisy labels, nothing distilled.
+#
+# Paper: Yang, Liu, Deng, Liu, Tao, "DistillHash: Unsupervised Deep Hashing by Distilling Data Pairs", CVPR 2019, Table 2.
+# https://arxiv.org/abs/1905.03465
+#
+# Symbols: S~ -> initial_pairs_ = pairs_ (Eq. 2); c -> scale; loss: Eq. (10)-(11).
+# Departs from the paper in: items 1, 2, 4 and 5 of :mod:`distillhash.methods.ssdh`, and the scale c of the inner product, 1/2 as in
+# the authors' release where the paper prints 1.
+
+
+@dataclass(eq=False, repr=False)
+class DistillHashInitial(PairHasher):
+    """Half-Gaussian pair labels and the likelihood. Hyper-parameters: see :class:`PairHasher`."""
+
+    method = "distillhash-initial"
+
+    def _pairs(self, distances: Floats, head: Head, data: Data) -> PairLabels:
+        del distances, head, data  # trains on the initial labels as they are
+        return self.initial_pairs_

@@ -32,7 +32,7 @@ from torch.nn.functional import softplus
 
 from distillhash.errors import DataError, ParameterError
 from distillhash.methods.base import TrainingSet
-from distillhash.methods.head_hasher import HeadHasher, check_not_negative, check_positive
+from distillhash.methods.heads import HeadHasher, check_not_negative, check_positive
 
 
 @dataclass(eq=False, repr=False)

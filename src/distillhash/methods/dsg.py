@@ -20,14 +20,148 @@ Departs from the paper in:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distillhash.errors import DataError, ParameterError
 from distillhash.methods.base import TrainingSet
-from distillhash.methods.guided_hasher import GuidedHasher
+from distillhash.methods.heads import HeadHasher, check_choice, check_not_negative
+from distillhash.supervision.clusters import Clustering, assign_clusters, drop_contradictions
+from distillhash.supervision.losses import weighted_squared_loss
+from distillhash.supervision.similarity import (
+    Floats,
+    HalfGaussians,
+    PairLabels,
+    cosine_distances,
+    describe_pairs,
+    fit_half_gaussians,
+    label_pairs,
+    pair_thresholds,
+)
+
+# How sure a pair label is: the mass of a half Gaussian between the label's threshold and the pair's distance.
+#
+# Paper: Luo et al., "Unsupervised Deep Hashing via Distilled Smooth Guidance", ICME 2021, and Luo et al., "CIMON: Towards High-quality
+# Hash Codes", IJCAI 2021. With Phi_l, Phi_r the distribution functions of the two half Gaussians and t the threshold between + and -:
+#
+#     D <= t:  w = (Phi_l(t) - Phi_l(D)) / (Phi_l(t) - Phi_l(0))        D > t:  w = (Phi_r(D) - Phi_r(t)) / (Phi_r(2) - Phi_r(t))
+#
+# so w is 0 at the threshold and 1 at the ends 0 and 2 of the cosine distance.
+
+Weights = NDArray[np.float16]
+_BLOCK = 512
+_FARTHEST = 2.0
+
+
+def pair_confidence(distances: Floats, fit: HalfGaussians, threshold: float, *, power: float = 1.0) -> Weights:
+    """Confidence of two-way pair labels.
+
+    Args:
+        distances: ``(n, n)`` symmetric cosine distances.
+        fit: Their half Gaussians.
+        threshold: Pairs at this distance or below are labelled +1, the others -1.
+        power: The weights are raised to it: above 1 stresses the surest pairs, 0 makes all weights 1.
+
+    Returns:
+        ``(n, n) float16`` in [0, 1]; half precision, because two bytes a pair is what a large training set can afford. A side of no
+        width (equal distances) says nothing and weighs 0.
+    """
+    left, right = _side(fit.mode, fit.sigma_left), _side(fit.mode, fit.sigma_right)
+    near = float(left(threshold) - left(0.0))
+    far = float(right(_FARTHEST) - right(threshold))
+    weights = np.zeros(distances.shape, np.float16)
+    for start in range(0, len(distances), _BLOCK):
+        block = distances[start : start + _BLOCK]
+        similar = block <= threshold
+        found = np.zeros(block.shape, np.float32)
+        if near > 0:
+            found[similar] = (left(threshold) - left(block[similar])) / near
+        if far > 0:
+            found[~similar] = (right(block[~similar]) - right(threshold)) / far
+        weights[start : start + len(block)] = np.clip(found, 0, 1) ** power
+    return weights
+
+
+def _side(mode: float, sigma: float) -> Any:
+    """The distribution function of N(mode, sigma^2); constant, and so without any mass, at sigma = 0."""
+    from scipy.special import ndtr
+
+    if sigma == 0:
+        return lambda x: np.zeros_like(x)
+    return lambda x: ndtr((x - mode) / sigma)
+
+
+# What DSG and CIMON share: two-way pair labels, weighted by confidence and filtered by clusters.
+
+
+class Guidance(NamedTuple):
+    """Pair labels that agree with the clusters, and their weights."""
+
+    pairs: PairLabels
+    weights: Weights
+
+    def loss(self, codes: Tensor, rows: NDArray[np.intp]) -> Tensor:
+        """The weighted squared loss of relaxed codes of ``rows``."""
+        block = np.ix_(rows, rows)
+        pairs, weights = (torch.from_numpy(values[block]).to(codes) for values in self)
+        return weighted_squared_loss(codes, pairs, weights)
+
+
+@dataclass(eq=False, repr=False)
+class GuidedHasher(HeadHasher):
+    """Base of the methods that learn from such pairs. Further hyper-parameters: see :class:`HeadHasher`.
+
+    ``history_`` also records ``thresholds`` and ``diagnosis``; ``initial_pairs_`` and ``pairs_`` are the labels before and after the
+    filter, ``weights_`` their confidence.
+
+    Attributes:
+        alpha: Similar pairs lie ``alpha`` left standard deviations below the mode of the distances; all others are dissimilar.
+        priority: Exponent of the confidence.
+        n_clusters: Clusters that the labels must agree with, many more than classes; at most one per 10 rows are made.
+        clustering: ``spectral`` (on the neighbour graph) or ``kmeans``.
+    """
+
+    alpha: float = 1.0
+    priority: float = 1.0
+    n_clusters: int = 70
+    clustering: Clustering = "spectral"
+    max_train: int = 10_000
+    """The memory for all pairs is about 10 bytes times its square."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_not_negative(self, "alpha", "priority")
+        check_choice("clustering", self.clustering, Clustering)
+        if self.n_clusters < 1:
+            raise ParameterError(f"n_clusters must be at least 1, got {self.n_clusters}")
+
+    def _guidance(self, features: NDArray[Any]) -> Guidance:
+        distances = cosine_distances(features)
+        fit = fit_half_gaussians(distances)
+        thresholds = pair_thresholds(distances, fit, alpha=self.alpha, beta=0.0)
+        self.initial_pairs_: PairLabels = label_pairs(distances, thresholds, rule="two-way")
+        self.weights_: Weights = pair_confidence(distances, fit, thresholds.similar, power=self.priority)
+        clusters = assign_clusters(features, distances, self.n_clusters, method=self.clustering, seed=self.seed)
+        self.pairs_: PairLabels = drop_contradictions(self.initial_pairs_, clusters)
+        self.history_["thresholds"] = {**vars(fit), "similar": thresholds.similar, "fallback": thresholds.fallback}
+        self.history_["diagnosis"] = [
+            describe_pairs(self.initial_pairs_, "initial pairs"),
+            describe_pairs(self.pairs_, "pairs that agree with the clusters"),
+        ]
+        for name, sign in (("similar", 1), ("dissimilar", -1)):
+            if not any(
+                ((pairs == sign) & (weights > 0)).any()
+                for pairs, weights in zip(self.pairs_, self.weights_, strict=True)
+            ):
+                raise DataError(
+                    f"no {name} pairs are left of {len(features)} items after clustering, so there is nothing to learn from: "
+                    f"change alpha ({self.alpha}) or n_clusters ({self.n_clusters}), or use another method (itq)"
+                )
+        return Guidance(self.pairs_, self.weights_)
 
 
 @dataclass(eq=False, repr=False)

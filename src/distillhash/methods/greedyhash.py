@@ -26,9 +26,14 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from distillhash.methods.base import TrainingSet
-from distillhash.methods.head_hasher import HeadHasher, check_not_negative
-from distillhash.methods.straight_through import half_batch_cosines, straight_through_sign, unit_features
-from distillhash.training import Schedule
+from distillhash.methods.heads import (
+    HeadHasher,
+    check_not_negative,
+    half_batch_cosines,
+    straight_through_sign,
+    unit_features,
+)
+from distillhash.methods.training import Schedule
 
 
 @dataclass(eq=False, repr=False)

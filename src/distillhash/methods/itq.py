@@ -15,7 +15,7 @@ import numpy as np
 
 from distillhash.errors import ParameterError
 from distillhash.methods.base import AffineHasher, TrainingSet
-from distillhash.methods.components import principal_components
+from distillhash.methods.linear_algebra import principal_components
 
 
 @dataclass(eq=False, repr=False)

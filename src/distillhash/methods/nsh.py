@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
 from distillhash.methods.base import TrainingSet
-from distillhash.methods.head_hasher import Head, HeadHasher, check_not_negative, check_positive
+from distillhash.methods.heads import Head, HeadHasher, check_not_negative, check_positive
 
 
 @dataclass(eq=False, repr=False)

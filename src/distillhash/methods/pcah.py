@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distillhash.methods.base import AffineHasher, TrainingSet
-from distillhash.methods.components import principal_components
+from distillhash.methods.linear_algebra import principal_components
 
 
 @dataclass(eq=False, repr=False)

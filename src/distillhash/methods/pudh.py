@@ -33,9 +33,9 @@ from torch.nn.functional import mse_loss
 
 from distillhash.errors import DataError, ParameterError
 from distillhash.methods.base import TrainingSet
-from distillhash.methods.components import principal_components
-from distillhash.methods.head_hasher import HeadHasher, check_choice, check_not_negative, check_positive
-from distillhash.pairs.clusters import ROWS_PER_CLUSTER
+from distillhash.methods.heads import HeadHasher, check_choice, check_not_negative, check_positive
+from distillhash.methods.linear_algebra import principal_components
+from distillhash.supervision.clusters import ROWS_PER_CLUSTER
 
 Doubles = NDArray[np.float64]
 Covariance = Literal["tied", "diag", "spherical"]

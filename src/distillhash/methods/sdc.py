@@ -24,9 +24,8 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from distillhash.methods.base import TrainingSet
-from distillhash.methods.head_hasher import HeadHasher, check_not_negative, check_positive
-from distillhash.methods.straight_through import half_batch_cosines, unit_features
-from distillhash.training import Schedule
+from distillhash.methods.heads import HeadHasher, check_not_negative, check_positive, half_batch_cosines, unit_features
+from distillhash.methods.training import Schedule
 
 
 @dataclass(eq=False, repr=False)

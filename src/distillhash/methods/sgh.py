@@ -30,8 +30,8 @@ from torch.nn.functional import logsigmoid
 
 from distillhash.errors import DataError
 from distillhash.methods.base import TrainingSet
-from distillhash.methods.components import principal_components
-from distillhash.methods.head_hasher import Floats, Head, HeadHasher, check_choice
+from distillhash.methods.heads import Floats, Head, HeadHasher, check_choice
+from distillhash.methods.linear_algebra import principal_components
 
 Gradient = Literal["distributional", "straight-through"]
 

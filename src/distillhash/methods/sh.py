@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError
 from distillhash.methods.base import Hasher, TrainingSet
-from distillhash.methods.components import principal_components
+from distillhash.methods.linear_algebra import principal_components
 
 
 @dataclass(eq=False, repr=False)

@@ -29,7 +29,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from distillhash.errors import ParameterError
 from distillhash.methods.base import TrainingSet
-from distillhash.methods.head_hasher import HeadHasher, check_not_negative, check_positive, linear
+from distillhash.methods.heads import HeadHasher, check_not_negative, check_positive, linear
 
 
 @dataclass(eq=False, repr=False)

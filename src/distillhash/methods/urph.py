@@ -32,7 +32,7 @@ from torch.nn.functional import kl_div, log_softmax, mse_loss, softmax
 from distillhash.codes import Codes
 from distillhash.errors import DataError
 from distillhash.methods.base import TrainingSet
-from distillhash.methods.head_hasher import (
+from distillhash.methods.heads import (
     Data,
     Floats,
     HeadHasher,
@@ -40,9 +40,9 @@ from distillhash.methods.head_hasher import (
     check_not_negative,
     check_positive,
     linear,
+    unit_features,
 )
-from distillhash.methods.straight_through import unit_features
-from distillhash.training import CachedFeatures, one_thread, train
+from distillhash.methods.training import CachedFeatures, one_thread, train
 
 RankLoss = Literal["listwise", "pairwise"]
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from distillhash.errors import DataError
 from distillhash.hamming.pool import cores
-from distillhash.model import HashModel
+from distillhash.models.hash_model import HashModel
 from distillhash.serve.batching import Batcher, nobody
 from distillhash.serve.child import Children
 from distillhash.serve.hashing import Upload, UploadHasher

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.model import HashModel
+from distillhash.models.hash_model import HashModel
 from distillhash.sources import BadItemError, decode_resized
 
 Upload = bytes | NDArray[np.float32]
@@ -46,7 +46,7 @@ class UploadHasher:
             import torch
             from threadpoolctl import threadpool_limits
 
-            from distillhash.backbones.pipeline import keep_freed_memory
+            from distillhash.backbones.extract import keep_freed_memory
 
             keep_freed_memory()
             torch.set_num_threads(1)  # passes run beside each other, one core each, as they do when an index is filled

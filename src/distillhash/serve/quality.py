@@ -9,7 +9,7 @@ import numpy as np
 from distillhash.codes import hamming_distances
 from distillhash.errors import DataError
 from distillhash.index import Index
-from distillhash.quality import bit_statistics
+from distillhash.metrics.code_statistics import bit_statistics
 from distillhash.serve.library import all_ids, concatenated
 
 _MOST_ITEMS = 5000  # of which the statistics are taken
@@ -28,7 +28,8 @@ class Quality:
         """Bit balance, bit correlation and distances of a random sample (seed 0); call it in the index's thread.
 
         Returns:
-            ``n_items``, ``n_sampled``, what :func:`distillhash.quality.bit_statistics` gives for the sample, and counts by distance
+            ``n_items``, ``n_sampled``, what :func:`distillhash.metrics.code_statistics.bit_statistics` gives for the
+            sample, and counts by distance
             0..n_bits: ``pair_distances`` of pairs of different items, ``nearest_distances`` from an item to its nearest other.
 
         Raises:

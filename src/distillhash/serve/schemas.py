@@ -92,7 +92,7 @@ class Statistics(BaseModel):
 
 
 class QualityNumbers(BaseModel):
-    """How the bits behave on a sample; see distillhash.quality.bit_statistics."""
+    """How the bits behave on a sample; see distillhash.metrics.code_statistics.bit_statistics."""
 
     n_items: int
     n_sampled: int

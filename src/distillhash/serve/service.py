@@ -13,10 +13,10 @@ import numpy as np
 import orjson
 
 from distillhash.codes import Codes
-from distillhash.crossmodal import CrossModalModel
 from distillhash.index import Index
 from distillhash.index.base import Item
-from distillhash.model import HashModel
+from distillhash.models.hash_model import HashModel
+from distillhash.models.image_text import CrossModalModel
 from distillhash.serve.encoder import Encoder
 from distillhash.serve.groups import Groups
 from distillhash.serve.library import Found, Library, NoItemError, Query, all_ids, item_of

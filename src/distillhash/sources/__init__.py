@@ -1,5 +1,6 @@
 """Where images and embeddings come from, and how bytes become pixels."""
 
+from distillhash.files import digest
 from distillhash.sources.base import BadItemError, EmbeddingSource, ImageSource, Skipped, Source
 from distillhash.sources.decode import (
     MAX_PIXELS,
@@ -13,7 +14,6 @@ from distillhash.sources.decode import (
     load_image,
     resize_image,
 )
-from distillhash.sources.digest import digest
 from distillhash.sources.registry import open_source, source_names
 
 __all__ = [

@@ -9,15 +9,180 @@ Labels are ground truth. Only evaluation reads them; nothing that trains ever do
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.errors import DataError
+from distillhash.errors import DataError, ParameterError
+
+# Ground-truth labels of any stored kind as the two kinds the package knows.
+
+
+def class_labels(values: NDArray[Any], n: int, where: str) -> tuple[NDArray[Any], list[str] | None]:
+    """Labels from an array.
+
+    Args:
+        values: ``(n,)`` integers (stored as floats too, when whole) or strings, or ``(n, n_labels)`` holding only 0 and 1.
+        n: Number of items.
+        where: What to call the labels in an error, e.g. ``x.npz: the array 'labels'``.
+
+    Returns:
+        ``(n,) int64`` or ``(n, n_labels) uint8``; and the sorted class names where the values were strings, else None.
+
+    Raises:
+        DataError: another shape, another number of rows, or values that are not labels.
+    """
+    values = np.asarray(values)
+    if values.ndim not in (1, 2) or len(values) != n or values.size == 0:
+        raise DataError(
+            f"{where} has shape {values.shape}; labels are ({n},) classes or ({n}, n_labels) 0/1 indicators"
+        )
+    if values.ndim == 2:
+        if values.dtype.kind not in "biuf" or not np.all((values == 0) | (values == 1)):
+            raise DataError(f"{where} is 2-d but not all 0 and 1; multi-label indicators hold nothing else")
+        return values.astype(np.uint8), None
+    if values.dtype.kind in "US":
+        names, numbers = np.unique(values.astype(np.str_), return_inverse=True)
+        return numbers.reshape(-1).astype(np.int64), [str(label) for label in names]
+    if values.dtype.kind not in "biuf" or not np.all(np.isfinite(values) & (values == np.rint(values))):
+        raise DataError(
+            f"{where} of dtype {values.dtype} holds values that are not whole numbers; classes are integers or strings"
+        )
+    return values.astype(np.int64), None
+
+
+def label_sets(sets: Sequence[Sequence[int]], where: str) -> NDArray[np.uint8]:
+    """Indicators from one list of integers per item.
+
+    Lists that all have the same length, two or more, and hold only 0 and 1 are the indicators themselves; any other lists hold the class
+    numbers of their item, from 0, in any order (an empty list is an item of no class).
+
+    Returns:
+        ``(n, n_labels) uint8``, with n_labels the length of the lists or the highest class number plus one (at least 1).
+
+    Raises:
+        DataError: a class number below 0 or above 99,999.
+    """
+    length = len(sets[0]) if sets else 0
+    if length >= 2 and all(len(classes) == length for classes in sets):
+        table = np.asarray(sets)
+        if np.all((table == 0) | (table == 1)):
+            return table.astype(np.uint8)
+    rows = np.repeat(np.arange(len(sets)), [len(classes) for classes in sets])
+    numbers = np.array([number for classes in sets for number in classes], np.int64)
+    low, high = (int(numbers.min()), int(numbers.max())) if numbers.size else (0, 0)
+    if low < 0 or high > 99_999:
+        raise DataError(f"{where} holds class numbers from {low} to {high}; number the classes from 0 to at most 99999")
+    indicators = np.zeros((len(sets), high + 1), np.uint8)
+    indicators[rows, numbers] = 1
+    return indicators
+
+
+# Keys and row numbers: what every source needs to name its items and to hand out a part of them.
+
+
+class RowKeys(Sequence[str]):
+    """Keys ``prefix + row number``, made when asked for: a billion of them cost no more than their row numbers."""
+
+    def __init__(self, prefix: str, rows: range | NDArray[np.intp]) -> None:
+        """Keys of ``rows``, in that order; ``RowKeys("train/", range(3))[2]`` is ``"train/2"``."""
+        self._prefix = prefix
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> RowKeys: ...
+    def __getitem__(self, index: int | slice) -> str | RowKeys:
+        """One key, or the keys of a slice."""
+        if isinstance(index, slice):
+            return RowKeys(self._prefix, self._rows[index])
+        return f"{self._prefix}{self._rows[index]}"
+
+    def __iter__(self) -> Iterator[str]:
+        """The keys in order."""
+        for row in self._rows:
+            yield f"{self._prefix}{row}"
+
+    def take(self, rows: NDArray[np.intp]) -> RowKeys:
+        """The keys at ``rows``, in that order."""
+        if isinstance(self._rows, range):
+            return RowKeys(self._prefix, self._rows.start + self._rows.step * rows)
+        return RowKeys(self._prefix, self._rows[rows])
+
+    def __repr__(self) -> str:
+        return f"RowKeys({self._prefix!r}, {self._rows!r})"
+
+
+def take_keys(keys: Sequence[str], rows: NDArray[np.intp]) -> Sequence[str]:
+    """The keys at ``rows``, in that order."""
+    if isinstance(keys, RowKeys):
+        return keys.take(rows)
+    return [keys[row] for row in rows.tolist()]
+
+
+def take_labels(labels: NDArray[Any] | None, rows: NDArray[np.intp]) -> NDArray[Any] | None:
+    """The labels at ``rows``, or None where there are none."""
+    return None if labels is None else labels[rows]
+
+
+def check_rows(rows: NDArray[np.intp], n: int) -> NDArray[np.intp]:
+    """``rows`` as a 1-d integer array, every one of them in ``[0, n)``.
+
+    Raises:
+        ParameterError: not integers, not 1-d, or out of range.
+    """
+    array = np.asarray(rows)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ParameterError(
+            f"rows must be a 1-d integer array, got {array.ndim}-d {array.dtype}; np.flatnonzero turns a mask into rows"
+        )
+    if array.size and (int(array.min()) < 0 or int(array.max()) >= n):
+        raise ParameterError(f"rows run from {array.min()} to {array.max()} but the source holds items 0 to {n - 1}")
+    return array.astype(np.intp, copy=False)
+
+
+def contiguous(rows: NDArray[np.intp]) -> slice | None:
+    """The slice equal to ``rows`` where they are consecutive and rising, else None: a slice keeps a memory map a memory map."""
+    if rows.size == 0 or int(rows[-1]) - int(rows[0]) != rows.size - 1 or np.any(np.diff(rows) != 1):
+        return None
+    return slice(int(rows[0]), int(rows[-1]) + 1)
+
+
+def unique_keys(names: Iterable[str]) -> list[str]:
+    r"""``names`` made into keys: unique, and writable as UTF-8.
+
+    The second occurrence of a name gets ``#2``, the third ``#3``, as long as that is not taken; a file name that is not valid UTF-8
+    shows its odd bytes as ``\xNN``. Names that are fine already stay as they are.
+    """
+    keys = [printable(name) for name in names]
+    if len(set(keys)) == len(keys):
+        return keys
+    taken = set(keys)
+    seen: dict[str, int] = {}
+    for row, key in enumerate(keys):
+        seen[key] = seen.get(key, 0) + 1
+        if seen[key] == 1:
+            continue
+        while (candidate := f"{key}#{seen[key]}") in taken:
+            seen[key] += 1
+        taken.add(candidate)
+        keys[row] = candidate
+    return keys
+
+
+def printable(name: str) -> str:
+    r"""``name`` writable as UTF-8: the odd bytes of a file name that is not (surrogates in Python) become ``\xNN``."""
+    if name.isascii():
+        return name
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)

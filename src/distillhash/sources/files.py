@@ -13,8 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, ParameterError, SkippedItemsWarning
-from distillhash.sources.base import BadItemError, ImageSource
-from distillhash.sources.rows import check_rows, printable, take_keys, take_labels, unique_keys
+from distillhash.sources.base import (
+    BadItemError,
+    ImageSource,
+    check_rows,
+    printable,
+    take_keys,
+    take_labels,
+    unique_keys,
+)
 
 _SUFFIXES = ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif"
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, FormatError
+from distillhash.sources.base import unique_keys
 from distillhash.sources.files import FileImages
-from distillhash.sources.rows import unique_keys
 
 _CONCEPTS = """
 airport animal beach bear birds boats book bridge buildings cars castle cat cityscape clouds computer coral cow dancing dog earthquake

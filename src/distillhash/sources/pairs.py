@@ -6,15 +6,21 @@ source and is named by :meth:`PairSource.without_text`, a text that is empty is 
 
 from __future__ import annotations
 
+import csv
+import os
+import zipfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.errors import DataError, ParameterError
-from distillhash.sources.base import Skipped, Source
-from distillhash.sources.rows import check_rows
+from distillhash.errors import DataError, FormatError, ParameterError
+from distillhash.sources.base import EmbeddingSource, RowKeys, Skipped, Source, check_rows, class_labels, unique_keys
+from distillhash.sources.files import FileImages, find_images
+from distillhash.sources.registry import open_source, selected_rows, split_selections
+from distillhash.sources.vectors import Vectors, check_finite, usable_vectors
 
 Texts = list[str] | NDArray[Any]
 
@@ -143,3 +149,209 @@ def _refusal(text: object) -> str | None:
     if not isinstance(text, str):
         return f"the text is no string but {type(text).__name__}"
     return None if text.strip() else "the text is empty"
+
+
+# Opening image-text pairs: Parquet tables, a CSV beside its images, ready embeddings, MIRFLICKR's tags.
+
+_TEXT_COLUMNS = ("captions", "caption", "sentences", "sentence", "texts", "text", "tags")
+_IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "path")
+_CSV_NAMES = ("captions.csv", "metadata.csv", "captions.txt")
+_ACCEPTED = (
+    "a .parquet table with an image column and captions, a captions .csv beside its images (or the folder that holds both), "
+    "an .npz with image_features and text_features, or flickr25k:DIR"
+)
+
+
+def open_pairs(spec: str | os.PathLike[str] | tuple[Any, Any] | PairSource) -> PairSource:
+    """Open a source of image-text pairs.
+
+    Args:
+        spec: ``PAIRS`` or ``PAIRS#selection`` (selections as in :func:`distillhash.sources.open_source`), where PAIRS is one of
+
+            - a ``.parquet`` table, or a folder of such shards: a column of images or of embeddings as in ``open_source``, and
+              ``captions``, ``sentences`` or ``texts`` (lists of strings), ``caption``, ``sentence`` or ``text`` (strings), or ``tags`` (a
+              list is one text of several words);
+            - a ``.csv`` (or ``captions.txt``) with a header, a column ``image`` (``file_name``, ``file``, ``path``) of paths relative to
+              it and one of the columns above; one line a text, several lines an image as you like. Or the folder that holds the images
+              and ``captions.csv``, ``metadata.csv`` or ``captions.txt``; its images that no line names are items without a text;
+            - an ``.npz`` with ``image_features (n, d)`` and ``text_features (t, e)``, ``owners (t,)`` (the image of each text; not needed
+              where t = n), optional ``labels`` and ``keys``;
+            - ``flickr25k:DIR``: MIRFLICKR-25000 with the tags of ``meta/tags``;
+
+            or a tuple ``(images, texts)``: whatever ``open_source`` takes, and a list of texts, of lists of texts, or ``(n, e)`` vectors;
+            or an open :class:`PairSource`, which is returned as it is.
+
+    Raises:
+        ParameterError: an unknown selection, or something that is no specification.
+        DataError: nothing there, no column of texts, counts that do not match, nothing usable.
+    """
+    if isinstance(spec, PairSource):
+        return spec
+    if isinstance(spec, tuple) and len(spec) == 2:
+        images = open_source(spec[0])
+        if isinstance(spec[1], np.ndarray) and spec[1].dtype.kind in "fiu":
+            check_finite(usable_vectors(spec[1], "the texts"), "the texts")
+        return pair_texts(images.name, images, spec[1])
+    if not isinstance(spec, str | os.PathLike):
+        raise ParameterError(f"pairs are a path, a string, (images, texts) or a PairSource, got {type(spec).__name__}")
+    text = os.fspath(spec)
+    place, selections = split_selections(text)
+    pairs = _open_place(place, text)
+    for selection in selections:
+        pairs = pairs.select(selected_rows(len(pairs), pairs.splits, selection, text))
+    return pairs
+
+
+def pair_source_names() -> dict[str, str]:
+    """What PAIRS can be, each with a line that says what it is."""
+    return {
+        "TABLE.parquet": "images (or embeddings) and a column 'captions' (lists of strings), 'caption' or 'tags'; or a folder of them",
+        "CAPTIONS.csv": "a header, then image,caption on every line, paths relative to the file; or the folder that holds it",
+        "VECTORS.npz": "image_features (n, d) and text_features (t, e), with owners (t,) where an image has several texts",
+        "flickr25k:DIR": "MIRFLICKR-25000 with its users' tags and its 24 labels",
+    }
+
+
+def _open_place(place: str, name: str) -> PairSource:
+    if place.startswith("flickr25k:"):
+        return _open_flickr25k(place, name)
+    path = Path(place).expanduser()
+    if path.is_dir():
+        lists = [path / file for file in _CSV_NAMES if (path / file).is_file()]
+        if lists:
+            return _open_csv(lists[0], name)
+        shards = sorted(path.glob("*.parquet"))
+        if shards:
+            return _open_tables(shards, place, name)
+        raise DataError(
+            f"{name}: the folder holds none of {', '.join(_CSV_NAMES)}, nor .parquet files; give {_ACCEPTED}"
+        )
+    if not path.is_file():
+        raise DataError(f"{name}: there is no readable {place}; give {_ACCEPTED}")
+    if path.suffix.lower() == ".parquet":
+        return _open_tables([path], place, name)
+    if path.suffix.lower() == ".npz":
+        return _open_npz(path, name)
+    if path.suffix.lower() in {".csv", ".txt"}:
+        return _open_csv(path, name)
+    raise DataError(f"{name}: files with the suffix {path.suffix!r} hold no pairs; give {_ACCEPTED}")
+
+
+def _open_tables(files: Sequence[Path], place: str, name: str) -> PairSource:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    images = open_source(place)
+    try:
+        held = [set(pq.read_schema(path).names) for path in files]
+        column = next((column for column in _TEXT_COLUMNS if all(column in names for names in held)), None)
+        if column is None:
+            raise DataError(
+                f"{name}: no column of texts ({', '.join(_TEXT_COLUMNS)}) among {', '.join(sorted(held[0]))}; rename yours"
+            )
+        values = [row for path in files for row in pq.read_table(path, columns=[column]).column(0).to_pylist()]
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(
+            f"{name}: not a readable Parquet table ({str(error).splitlines()[0]}); check that the file is complete"
+        ) from error
+    if column == "tags":
+        values = [" ".join(map(str, tags)) if isinstance(tags, list) else tags for tags in values]
+    return pair_texts(name, images, values)
+
+
+def _open_csv(path: Path, name: str) -> PairSource:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            header = [column.strip().lower() for column in reader.fieldnames or []]
+            reader.fieldnames = header
+            lines = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{name}: {path} is not a readable CSV file ({error}); save it as UTF-8 with commas") from error
+    image = next((column for column in _IMAGE_COLUMNS if column in header), None)
+    text = next((column for column in _TEXT_COLUMNS if column in header), None)
+    if image is None or text is None:
+        raise DataError(
+            f"{name}: the first line of {path} names the columns {', '.join(header) or 'none'}; "
+            "it needs one called image (or file_name, file, path) and one called caption (or text, tags)"
+        )
+    texts: dict[str, list[str | None]] = {}
+    nameless: list[tuple[int, Skipped]] = []
+    for number, line in enumerate(lines, 2):
+        place = (line[image] or "").strip()
+        if place:
+            texts.setdefault(place, []).append(line[text])
+        else:
+            nameless.append((-1, Skipped(f"{path.name} line {number}", "the line names no image")))
+    found = find_images(path.parent)
+    if not texts:
+        raise DataError(f"{name}: {path} names no images; write one line for each text: image,caption")
+    if not set(found) & set(texts) and not any((path.parent / place).exists() for place in texts):
+        first = next(iter(texts))
+        raise DataError(
+            f"{name}: none of the {len(texts)} images that {path} names exists (the first is {first!r}); "
+            f"write paths relative to {path.parent}"
+        )
+    paths = [*texts, *(place for place in found if place not in texts)]
+    images = FileImages(name, path.parent, paths, keys=unique_keys(paths))
+    pairs = pair_texts(name, images, [texts.get(place, []) for place in paths])
+    pairs.dropped += nameless
+    return pairs
+
+
+def _open_npz(path: Path, name: str) -> PairSource:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays: dict[str, NDArray[Any]] = {key: stored[key] for key in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError) as error:
+        raise DataError(
+            f"{name}: {path} is not a readable .npz file ({error}); write it with np.savez, without objects"
+        ) from error
+    absent = [key for key in ("image_features", "text_features") if key not in arrays]
+    if absent:
+        held = ", ".join(f"{key} {array.shape}" for key, array in arrays.items()) or "nothing"
+        raise DataError(f"{name}: {path} lacks the array {absent[0]!r} (it holds {held})")
+    vectors = [usable_vectors(arrays[key], f"{name}: {key}") for key in ("image_features", "text_features")]
+    for array, key in zip(vectors, ("image_features", "text_features"), strict=True):
+        check_finite(array, f"{name}: {key}")
+    n, t = map(len, vectors)
+    owners = arrays.get("owners")
+    if owners is None and t != n:
+        raise DataError(
+            f"{name}: {n} image_features but {t} text_features; add owners ({t},), the image row of each text, or make them equal"
+        )
+    owners = np.arange(n) if owners is None else owners
+    if owners.shape != (t,) or owners.dtype.kind not in "iu" or owners.min() < 0 or owners.max() >= n:
+        raise DataError(
+            f"{name}: owners must be ({t},) integers from 0 to {n - 1}, got {owners.dtype} of shape {owners.shape}"
+        )
+    labels, label_names = (
+        class_labels(arrays["labels"], n, f"{name}: the array 'labels'") if "labels" in arrays else (None, None)
+    )
+    if "keys" in arrays and arrays["keys"].shape != (n,):
+        raise DataError(f"{name}: the array 'keys' has shape {arrays['keys'].shape}; {n} images need {n} keys")
+    keys: Sequence[str] = unique_keys(map(str, arrays["keys"])) if "keys" in arrays else RowKeys("", range(n))
+    images: EmbeddingSource = Vectors(name, vectors[0], keys=keys, labels=labels, label_names=label_names)
+    order = np.argsort(owners, kind="stable")
+    return PairSource(name, images, vectors[1][order], owners[order].astype(np.intp))
+
+
+def _open_flickr25k(place: str, name: str) -> PairSource:
+    """MIRFLICKR with its users' tags: ``mirflickr/meta/tags/tags1.txt`` ..., a tag a line."""
+    images = open_source(place)
+    assert isinstance(images, FileImages)
+    folder = Path(images.path(0)).parent / "meta" / "tags"
+    if not folder.is_dir():
+        raise DataError(f"{name}: the tags are missing, there is no folder {folder}; unpack all of mirflickr25k.zip")
+    texts = []
+    for number in range(1, len(images) + 1):
+        file = folder / f"tags{number}.txt"
+        try:
+            texts.append(" ".join(file.read_text("utf-8", errors="replace").split()))
+        except FileNotFoundError:
+            texts.append("")
+        except OSError as error:
+            raise FormatError(
+                f"{name}: {file} cannot be read ({error.strerror}); unpack mirflickr25k.zip again"
+            ) from error
+    return pair_texts(name, images, texts)

@@ -12,9 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, ParameterError
-from distillhash.sources.base import EmbeddingSource, Source
+from distillhash.sources.base import EmbeddingSource, Source, printable
 from distillhash.sources.files import IMAGE_SUFFIXES, find_images, open_folder, open_list, open_paths
-from distillhash.sources.rows import printable
 from distillhash.sources.vectors import check_finite, open_array, open_npy, open_npz
 
 
@@ -70,7 +69,7 @@ def source_names() -> dict[str, str]:
 
 
 def _digits(place: str, name: str) -> Source:
-    from distillhash.sources.pixels import open_digits
+    from distillhash.sources.decode import open_digits
 
     if place:
         raise ParameterError(

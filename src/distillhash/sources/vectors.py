@@ -12,10 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError
-from distillhash.sources.base import EmbeddingSource, Source
-from distillhash.sources.labels import class_labels
-from distillhash.sources.pixels import PixelImages
-from distillhash.sources.rows import RowKeys, check_rows, contiguous, take_keys, take_labels, unique_keys
+from distillhash.sources.base import (
+    EmbeddingSource,
+    RowKeys,
+    Source,
+    check_rows,
+    class_labels,
+    contiguous,
+    take_keys,
+    take_labels,
+    unique_keys,
+)
+from distillhash.sources.decode import PixelImages
 
 _logger = logging.getLogger(__name__)
 

@@ -56,7 +56,7 @@ def make_text_encoder(name: str = DEFAULT_TEXT_ENCODER, *, device: str = "auto")
 
         return SentenceEncoder(name, device=device)
     if name == "embeddings":
-        from distillhash.texts.vectors import TextVectors
+        from distillhash.texts.base import TextVectors
 
         return TextVectors()
     raise ParameterError(f"unknown text encoder {name!r}; choose one of {', '.join(text_encoder_names())}")

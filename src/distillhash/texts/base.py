@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from distillhash.errors import DataError
+
 FAMILIAR = 0.5
 """Below this share of known words a text is reported as unfamiliar: another language, or another field than the training texts."""
 
@@ -73,3 +75,27 @@ def unfamiliar_texts(encoder: TextEncoder, texts: Sequence[str]) -> list[Unfamil
             )
             found.append(Unfamiliar(position, True, reason))
     return found
+
+
+# No encoder: texts that are vectors already.
+
+
+class TextVectors(TextEncoder):
+    """``embeddings``: stands where an encoder would, and refuses sentences."""
+
+    name = "embeddings"
+    dim = 0
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Nothing: there is no encoder.
+
+        Raises:
+            DataError: always.
+        """
+        raise DataError(
+            f"this model was trained on ready text vectors and cannot read {texts[0]!r:.60}; give vectors of the same encoder"
+        )
+
+    def known_words(self, text: str) -> tuple[int, int]:
+        """All of them, as far as this can tell."""
+        return len(text.split()), len(text.split())

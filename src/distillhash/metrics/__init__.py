@@ -1,0 +1,1 @@
+"""Retrieval metrics of codes: exact over ties, and free of torch."""

@@ -1,0 +1,1 @@
+"""Models: a feature extractor and a hasher, from images, vectors or sentences to codes."""

@@ -1,0 +1,137 @@
+"""Neighbours whose neighbourhoods agree, in a metric that ignores what augmentation changes.
+
+Three steps, none of which sees a label: rows are mapped to unit length by their square roots; directions are weighted by how much of their
+variance survives augmentation; and two items count as near when their lists of nearest neighbours overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from distillhash.supervision.neighbours import nearest_in_blocks, nearest_neighbours
+from distillhash.supervision.similarity import Floats, cosine_distances, row_blocks, unit_rows
+
+_BLOCK = 512
+
+
+def root_rows(features: NDArray[Any]) -> NDArray[Any]:
+    """sign(x) sqrt(|x| / sum |x|): rows of length 1, in the dtype of ``features``; a row of zeros stays zero.
+
+    The Hellinger map. It keeps a few large activations from deciding every distance (Perronnin, Sanchez, Mensink, "Improving the Fisher
+    Kernel", ECCV 2010; Arandjelovic, Zisserman, CVPR 2012).
+    """
+    roots = np.abs(features)
+    sums = roots.sum(axis=1, keepdims=True)
+    roots /= np.where(sums > 0, sums, 1)  # in place: there may be gigabytes of them
+    return np.asarray(np.copysign(np.sqrt(roots, out=roots), features, out=roots))
+
+
+class RootRows(torch.nn.Module):
+    """:func:`root_rows` with a gradient, for a head on top of a trainable backbone."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """``(b, d)`` to ``(b, d)``."""
+        magnitudes = features.abs()
+        shares = magnitudes / magnitudes.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        return features.sign() * (shares + 1e-12).sqrt()  # the root's slope at 0 is infinite
+
+
+def scatter_of_items(features: Floats) -> NDArray[np.float64]:
+    """Covariance ``(d, d)`` of rows ``(n, d)``, divided by n - 1."""
+    mean = features.mean(axis=0, dtype=np.float64)
+    scatter = np.zeros((features.shape[1],) * 2)
+    for block in row_blocks(len(features)):
+        off = features[block] - mean
+        scatter += off.T @ off
+    return scatter / (len(features) - 1)
+
+
+def scatter_of_views(mean: Floats, copies: Iterable[Floats]) -> NDArray[np.float64]:
+    """Within-image scatter ``(d, d)``: mean outer product of the images' copies, ``(n, d)`` each, about their means ``(n, d)``."""
+    scatter, count = np.zeros((mean.shape[1],) * 2), 0
+    for rows in copies:
+        off = (rows - mean).astype(np.float64)
+        scatter += off.T @ off
+        count += len(rows)
+    return scatter / count
+
+
+def scatter_of_neighbours(features: Floats, neighbours: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Half the mean outer product ``(d, d)`` of the differences between items and their neighbours ``(n, m)``."""
+    scatter = np.zeros((features.shape[1],) * 2)
+    for column in neighbours.T:
+        off = (features - features[column]).astype(np.float64)
+        scatter += off.T @ off
+    return scatter / (2 * neighbours.size)
+
+
+def invariant_metric(
+    total: NDArray[np.float64],
+    within: NDArray[np.float64],
+    *,
+    directions: int,
+    emphasis: float = 0.25,
+    ridge: float = 0.5,
+) -> NDArray[np.float64]:
+    """Directions in which items differ more than what lies within them, weighted by how much more.
+
+    Solves ``total w = lambda within w`` with ``w' within w = 1`` and scales each direction by ``(lambda - 1)^emphasis``: a linear
+    discriminant whose classes are the images themselves.
+
+    Args:
+        total: ``(d, d)`` covariance of the items.
+        within: ``(d, d)`` scatter that should not count.
+        directions: Kept at most, those of the largest lambda.
+        emphasis: 0 weighs all kept directions alike (whitening of ``within``).
+        ridge: Added to both, relative to their mean variances, so that empty directions do not explode.
+
+    Returns:
+        ``(d, m)``: distances are measured between ``features @ metric``.
+    """
+    from scipy.linalg import eigh
+
+    d = len(total)
+    total, within = (s + (ridge * np.trace(s) / d or 1.0) * np.eye(d) for s in (total, within))
+    kept = min(directions, d)
+    ratios, vectors = eigh(total, within, subset_by_index=[d - kept, d - 1])
+    return np.asarray(vectors[:, ::-1] * np.maximum(ratios[::-1] - 1, 1e-6) ** emphasis)
+
+
+def overlap_distances(neighbours: NDArray[np.int32]) -> Iterator[Floats]:
+    """1 minus the Jaccard overlap of two items' neighbour lists ``(n, m)``, each list with the item itself.
+
+    Yields:
+        Rows of the ``(n, n)`` distances, in order, a block of them ``(b, n) float32`` at a time.
+    """
+    from scipy.sparse import csr_array
+
+    n, m = neighbours.shape
+    lists = np.hstack([np.arange(n, dtype=np.int32)[:, None], neighbours])
+    members = csr_array(
+        (np.ones(lists.size, np.float32), lists.ravel(), np.arange(0, lists.size + 1, m + 1)), shape=(n, n)
+    )
+    columns = members.T.tocsr()
+    for start in range(0, n, _BLOCK):
+        shared = (members[start : start + _BLOCK] @ columns).toarray()
+        yield 1 - shared / (2 * (m + 1) - shared)
+
+
+def agreeing_neighbours(features: NDArray[Any], n_listed: int, n_kept: int) -> NDArray[np.int32]:
+    """The ``n_kept`` items of largest overlap with each item's list of ``n_listed`` cosine neighbours, ``(n, n_kept)``, nearest first.
+
+    An item in the list overlaps at least in itself, so with ``n_kept <= n_listed < n`` nothing is kept that shares no neighbour. Memory
+    4 bytes times the square of the rows, for the cosines.
+    """
+    lists = nearest_neighbours(cosine_distances(features), n_listed)
+    return nearest_in_blocks(overlap_distances(lists), n_kept)
+
+
+def centred_unit(features: NDArray[Any]) -> Floats:
+    """Rows of length 1 after the mean is removed."""
+    values = np.asarray(features, np.float64)
+    return unit_rows(values - values.mean(axis=0))

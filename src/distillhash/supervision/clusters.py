@@ -1,0 +1,84 @@
+"""Clusters of items, and the pair labels that contradict them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillhash.errors import ParameterError
+from distillhash.supervision.neighbours import nearest_neighbours
+from distillhash.supervision.similarity import Floats, PairLabels, unit_rows
+
+Clustering = Literal["spectral", "kmeans"]
+ROWS_PER_CLUSTER = 10
+_BLOCK = 1024
+
+
+def assign_clusters(
+    features: NDArray[Any],
+    distances: Floats,
+    n_clusters: int,
+    *,
+    method: Clustering = "spectral",
+    n_neighbours: int = 30,
+    seed: int = 0,
+) -> NDArray[np.int32]:
+    """A cluster for every item.
+
+    Args:
+        features: ``(n, d)``; k-means runs on their rows scaled to length 1.
+        distances: ``(n, n)`` cosine distances of the same rows, for the neighbour graph of the spectral clustering.
+        n_clusters: Clusters wanted; at most one per ``ROWS_PER_CLUSTER`` rows (but two) are made, because clusters of one item would
+            contradict every similar pair.
+        method: ``kmeans``, or ``spectral`` (Ng, Jordan, Weiss, NIPS 2001): k-means on the leading eigenvectors of the normalised graph of
+            neighbours, mutual ones weighted twice. A Gaussian affinity is nearly flat on unit vectors; neighbours are not.
+        n_neighbours: Neighbours of each item in that graph.
+        seed: Draws the first centres and the first vector of the eigensolver.
+
+    Returns:
+        ``(n,) int32``.
+
+    Raises:
+        ParameterError: ``n_clusters`` is below 1.
+    """
+    from sklearn.cluster import KMeans
+
+    if n_clusters < 1:
+        raise ParameterError(f"n_clusters must be at least 1, got {n_clusters}")
+    n = len(features)
+    k = min(n_clusters, max(2, n // ROWS_PER_CLUSTER))
+    if k == 1 or n < 4:
+        return np.zeros(n, np.int32)
+    rows = unit_rows(features) if method == "kmeans" else _spectral_rows(distances, k, min(n_neighbours, n - 1), seed)
+    found = KMeans(k, n_init=1, random_state=seed).fit(rows).labels_
+    return np.asarray(found, np.int32)
+
+
+def _spectral_rows(distances: Floats, k: int, n_neighbours: int, seed: int) -> NDArray[np.float64]:
+    """Rows of length 1 of the ``k`` leading eigenvectors of D^-1/2 A D^-1/2."""
+    from scipy.sparse import csr_array, diags_array
+    from scipy.sparse.linalg import eigsh
+
+    n = len(distances)
+    ends = nearest_neighbours(distances, n_neighbours).ravel()
+    directed = csr_array(
+        (np.ones(n * n_neighbours), ends, np.arange(0, n * n_neighbours + 1, n_neighbours)), shape=(n, n)
+    )
+    graph = directed + directed.T
+    scale = diags_array(1 / np.sqrt(graph.sum(axis=1)))
+    start = np.random.default_rng(seed).standard_normal(n)
+    _, vectors = eigsh(csr_array(scale @ graph @ scale), k, which="LA", v0=start)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(norms > 0, norms, 1))
+
+
+def drop_contradictions(pairs: PairLabels, clusters: NDArray[np.integer[Any]]) -> PairLabels:
+    """Keep +1 inside a cluster and -1 across clusters; the other labels become 0."""
+    kept = pairs.copy()
+    for start in range(0, len(pairs), _BLOCK):
+        block = kept[start : start + _BLOCK]
+        same = clusters[start : start + _BLOCK, None] == clusters[None]
+        block[same != (block > 0)] = 0
+    return kept

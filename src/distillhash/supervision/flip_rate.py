@@ -1,0 +1,186 @@
+"""Flip-rate bounds and distilled pairs (DistillHash, CVPR 2019, Eq. 8, Eq. 9 and Theorem 1).
+
+With eta~(i, j) = P(S~_ij = +1 | pair), the flip rates of a pair are bounded by its neighbourhood (Eq. 8):
+
+    r-max(i, j) = min eta~(k, l),    r+max(i, j) = 1 - max eta~(k, l)    over k in nn_o(i), l in nn_o(j),
+
+and Theorem 1 keeps the pairs whose Bayes label is certain under these bounds:
+
+    S = +1  if eta~(i, j) > (1 + r-max) / 2,        S = -1  if eta~(i, j) < (1 - r+max) / 2.
+
+eta~ is handled by its logit s. A float32 sigmoid is exactly 1 above s = 16.6, where the strict test fails and the surest
+pairs would vanish; with log-sigmoids the same tests are exact at any s:
+
+    +  iff  log sg(-s_ij) < log sg(-s_min) - ln 2        -  iff  log sg(s_ij) < log sg(s_max) - ln 2
+
+The minimum over the o x o neighbour pairs separates into a minimum over rows, then over columns: O(n^2 o), not O(n^2 o^2).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import numpy as np
+from numba import njit, prange
+from numpy.typing import NDArray
+
+from distillhash.errors import DataError
+from distillhash.supervision.similarity import PairLabels
+
+BoundRule = Literal["full", "unshared", "diagonal"]
+_LN2 = math.log(2.0)
+
+
+def distil_pairs(
+    logits: NDArray[np.float32],
+    neighbours: NDArray[np.int32],
+    neighbours_for_positive: NDArray[np.int32] | None = None,
+    *,
+    bounds: BoundRule = "full",
+    keep_certain: bool = False,
+) -> PairLabels:
+    """Distilled pair labels by Theorem 1.
+
+    Args:
+        logits: ``(n, n) float32`` logits s of eta~, symmetric; infinities allowed (eta~ of exactly 0 or 1), NaN not.
+        neighbours: ``(n, o) int32`` neighbours that bound the flip rates.
+        neighbours_for_positive: Other neighbours for r-max, the bound that decides positives (the released code skips the two
+            nearest there); None takes ``neighbours``.
+        bounds: ``full`` is Eq. 8. ``unshared`` leaves out (k, k), which enters when i and j share a neighbour k. ``diagonal``
+            reads only (k, k) for k in nn(j), the indexing slip of the released code; it need not be symmetric.
+        keep_certain: Also keep pairs with eta~ of exactly 1 or 0, which the strict tests refuse where all neighbours agree. By Eq. 3,
+            eta~ = 1 needs eta = 1 when r+ + r- < 1, so such a label is right whatever the flip rates are.
+
+    Returns:
+        ``(n, n) int8`` in {-1, 0, +1}, diagonal 0. Works row by row: memory beside input and output is ``O(n)`` a thread.
+
+    Raises:
+        DataError: ``logits`` is not square or holds NaN.
+    """
+    positive, negative = _prepare(logits, neighbours, neighbours_for_positive)
+    kernel = {"full": _distil_full, "unshared": _distil_unshared, "diagonal": _distil_diagonal}[bounds]
+    labels: PairLabels = kernel(logits, positive, negative, keep_certain)
+    return labels
+
+
+def flip_rate_bounds(
+    logits: NDArray[np.float32], neighbours: NDArray[np.int32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Upper bounds of both flip rates for every pair (Eq. 8), for inspection; :func:`distil_pairs` never stores them.
+
+    Returns:
+        ``(r_minus_max, r_plus_max)``, each ``(n, n) float64`` in [0, 1].
+    """
+    _prepare(logits, neighbours, None)
+    low, high = _extremes(logits, neighbours)
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-low.astype(np.float64))), 1 / (1 + np.exp(high.astype(np.float64)))
+
+
+def _prepare(logits: Any, neighbours: Any, for_positive: Any) -> tuple[Any, Any]:
+    if logits.ndim != 2 or logits.shape[0] != logits.shape[1] or len(neighbours) != len(logits):
+        raise DataError(f"logits must be (n, n) with n neighbour lists, got {logits.shape} and {neighbours.shape}")
+    if any(bool(np.isnan(logits[start : start + 1024]).any()) for start in range(0, len(logits), 1024)):
+        raise DataError(
+            "the logits of the pair probabilities hold NaN; did the estimator diverge? lower its learning rate"
+        )
+    return (neighbours if for_positive is None else for_positive), neighbours
+
+
+@njit(nogil=True, inline="always")
+def _log_sigmoid(x: Any) -> Any:
+    return min(x, 0.0) - math.log1p(math.exp(-abs(x)))
+
+
+@njit(nogil=True, inline="always")
+def _label(s: Any, low: Any, high: Any, keep_certain: Any) -> Any:
+    if keep_certain and math.isinf(s):
+        return 1 if s > 0 else -1
+    # + needs s > 0 (eta~ > 1/2) and - needs s < 0, so one test a pair is enough.
+    if s > 0 and _log_sigmoid(-s) < _log_sigmoid(-low) - _LN2:
+        return 1
+    if s < 0 and _log_sigmoid(s) < _log_sigmoid(high) - _LN2:
+        return -1
+    return 0
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def _distil_full(logits: Any, positive: Any, negative: Any, keep_certain: Any) -> Any:
+    n = len(logits)
+    labels = np.zeros((n, n), np.int8)
+    for i in prange(n):
+        row_low = logits[positive[i, 0]].copy()
+        for k in positive[i, 1:]:
+            row_low = np.minimum(row_low, logits[k])
+        row_high = logits[negative[i, 0]].copy()
+        for k in negative[i, 1:]:
+            row_high = np.maximum(row_high, logits[k])
+        for j in range(n):
+            s = np.float64(logits[i, j])
+            if s > 0:
+                low = row_low[positive[j, 0]]
+                for c in range(1, positive.shape[1]):
+                    low = min(low, row_low[positive[j, c]])
+                labels[i, j] = _label(s, np.float64(low), 0.0, keep_certain)
+            elif s < 0:
+                high = row_high[negative[j, 0]]
+                for c in range(1, negative.shape[1]):
+                    high = max(high, row_high[negative[j, c]])
+                labels[i, j] = _label(s, 0.0, np.float64(high), keep_certain)
+        labels[i, i] = 0
+    return labels
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def _distil_unshared(logits: Any, positive: Any, negative: Any, keep_certain: Any) -> Any:
+    n = len(logits)
+    labels = np.zeros((n, n), np.int8)
+    for i in prange(n):
+        for j in range(n):
+            low, high = np.inf, -np.inf  # with nothing left to bound them, the flip rates may be 1: no label
+            for k in positive[i]:
+                for c in positive[j]:
+                    if k != c:
+                        low = min(low, np.float64(logits[k, c]))
+            for k in negative[i]:
+                for c in negative[j]:
+                    if k != c:
+                        high = max(high, np.float64(logits[k, c]))
+            if i != j:
+                labels[i, j] = _label(np.float64(logits[i, j]), low, high, keep_certain)
+    return labels
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def _distil_diagonal(logits: Any, positive: Any, negative: Any, keep_certain: Any) -> Any:
+    n = len(logits)
+    lows, highs = np.full(n, np.inf), np.full(n, -np.inf)
+    for j in range(n):
+        for k in positive[j]:
+            lows[j] = min(lows[j], np.float64(logits[k, k]))
+        for k in negative[j]:
+            highs[j] = max(highs[j], np.float64(logits[k, k]))
+    labels = np.zeros((n, n), np.int8)
+    for i in prange(n):
+        for j in range(n):
+            if i != j:
+                labels[i, j] = _label(np.float64(logits[i, j]), lows[j], highs[j], keep_certain)
+    return labels
+
+
+@njit(parallel=True, nogil=True, cache=True)
+def _extremes(logits: Any, neighbours: Any) -> Any:
+    n = len(logits)
+    low, high = np.empty_like(logits), np.empty_like(logits)
+    for i in prange(n):
+        row_low, row_high = logits[neighbours[i, 0]].copy(), logits[neighbours[i, 0]].copy()
+        for k in neighbours[i, 1:]:
+            row_low = np.minimum(row_low, logits[k])
+            row_high = np.maximum(row_high, logits[k])
+        for j in range(n):
+            low[i, j], high[i, j] = row_low[neighbours[j, 0]], row_high[neighbours[j, 0]]
+            for c in range(1, neighbours.shape[1]):
+                low[i, j] = min(low[i, j], row_low[neighbours[j, c]])
+                high[i, j] = max(high[i, j], row_high[neighbours[j, c]])
+    return low, high
