@@ -33,7 +33,7 @@ def models(vectors: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 PLACES: dict[str, Callable[[pytest.FixtureRequest], str]] = {
-    "sharded": lambda request: f"sharded://{request.getfixturevalue('tmp_path')}/index?shards=2",
+    "folder": lambda request: f"{request.getfixturevalue('tmp_path')}/index",
     "postgres": lambda request: f"{request.getfixturevalue('postgres')}&table=cli",
     "milvus": lambda request: request.getfixturevalue("milvus").uri("cli"),
 }
@@ -52,7 +52,7 @@ def test_index_and_search(
     place = PLACES[engine](request)
     monkeypatch.chdir(tmp_path)
     model, other = models
-    on_server = engine != "sharded"
+    on_server = engine != "folder"
     with_model = ["--model", model] if on_server else []
     if on_server:
         refused = run(capsys, "index", vectors, "--index", place, exit_code=2)
@@ -90,9 +90,9 @@ def test_a_codes_file_that_was_half_stored_is_finished(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from distillhash import indexing
+    from distillhash import search
 
-    monkeypatch.setattr(indexing, "_CODES_AT_ONCE", 30)
+    monkeypatch.setattr(search, "_CODES_AT_ONCE", 30)
     place = PLACES[engine](request).replace("cli", "resumed")
     codes = Codes.from_packed(np.random.default_rng(0).integers(0, 256, (100, 2), np.uint8), 16)
     keys = [f"k{row}" for row in range(100)]
@@ -109,7 +109,7 @@ def test_a_codes_file_that_was_half_stored_is_finished(
 
         monkeypatch.setattr(index, "add", add_twice)
         with pytest.raises(KeyboardInterrupt):
-            indexing.add_codes_file(index, str(tmp_path / "codes.parquet"))
+            search.add_codes_file(index, str(tmp_path / "codes.parquet"))
     words = ["index", tmp_path / "codes.parquet", "--model", models[0], "--index", place]
     summary = run(capsys, *words)
     assert (summary["added"], summary["updated"], summary["unchanged"], summary["n_items"]) == (40, 0, 60, 100)

@@ -44,11 +44,6 @@ def in_memory(request: pytest.FixtureRequest, name: str) -> Engine:
     return Engine("memory://", keeps=False, where="metadata->>'year' >= 2021")
 
 
-def on_shards(request: pytest.FixtureRequest, name: str) -> Engine:
-    place = f"sharded://{request.getfixturevalue('tmp_path')}/{name}?shards=3&replicas=2"
-    return Engine(place, where="metadata->>'year' >= 2021")
-
-
 def on_postgres(request: pytest.FixtureRequest, name: str) -> Engine:
     uri = f"{request.getfixturevalue('postgres')}&table={name}"
     return Engine(uri, where="(metadata->>'year')::int >= 2021")
@@ -66,7 +61,6 @@ def on_milvus_of_small_answers(request: pytest.FixtureRequest, name: str) -> Eng
 ENGINES: dict[str, Callable[[pytest.FixtureRequest, str], Engine]] = {
     "embedded": on_embedded,
     "memory": in_memory,
-    "sharded": on_shards,
     "postgres": on_postgres,
     "milvus": on_milvus,
 }
@@ -148,6 +142,18 @@ def test_ties_at_the_cut_go_by_ascending_id(searcher: Engine) -> None:
     assert index.range_search(to_codes([0], 16), 2)[0] == expected
 
 
+def test_all_ids_ascending(searcher: Engine) -> None:
+    index = searcher.open(8, create=True)
+    assert index.ids().tolist() == [] and index.ids().dtype == np.int64
+    stored = {2**63 - 1, 0, *range(3, 60, 2), 2**40}
+    index.add(to_codes([1] * len(stored), 8), ids=[5 * 10**9, *sorted(stored)[1:]])
+    assert index.ids().tolist() == sorted({5 * 10**9} | stored - {0})
+    index.remove([5 * 10**9, 3, 2**63 - 1])
+    index.add(to_codes([1, 2], 8), ids=[0, 2**50])
+    index.add(to_codes([7], 8), ids=[7], upsert=True)
+    assert index.ids().tolist() == sorted(stored - {3, 2**63 - 1} | {2**50})
+
+
 def test_empty_things(engine: Engine) -> None:
     index = engine.open(12, create=True)
     query = to_codes([1, 2], 12)
@@ -156,7 +162,13 @@ def test_empty_things(engine: Engine) -> None:
     nothing = to_codes([], 12)
     assert index.add(nothing).tolist() == []
     assert index.search(nothing, 3).ids.shape == (0, 3) and len(index.range_search(nothing, 3)) == 0
-    assert index.get([]) == [] and index.known([]) == {} and index.present([]) == set() and index.remove([]) == 0
+    assert (
+        index.get([]) == []
+        and index.ids().tolist() == []
+        and index.known([]) == {}
+        and index.present([]) == set()
+        and index.remove([]) == 0
+    )
     assert len(index) == 0
 
 
@@ -290,7 +302,7 @@ def test_filter(searcher: Engine) -> None:
 
 
 def test_reopened_index_is_the_same(keeper: Engine) -> None:
-    with pytest.raises(DataError, match=r"no (sharded )?index"):
+    with pytest.raises(DataError, match="no index"):
         keeper.open(33)
     for n_bits in (None, 0, 4097):
         with pytest.raises(ParameterError, match=r"code length|n_bits must be"):
@@ -375,6 +387,11 @@ def test_a_closed_index_says_so(engine: Engine) -> None:
     index = engine.open(8, create=True)
     index.close()
     index.close()
-    for call in (lambda: len(index), lambda: index.search(to_codes([1], 8)), lambda: index.add(to_codes([1], 8))):
+    for call in (
+        lambda: len(index),
+        index.ids,
+        lambda: index.search(to_codes([1], 8)),
+        lambda: index.add(to_codes([1], 8)),
+    ):
         with pytest.raises(DataError, match="closed"):
             call()

@@ -168,6 +168,15 @@ def test_a_half_made_index_is_made_whole(folder: Path, tmp_path: Path) -> None:
     assert len(open_index(half, n_bits=16, create=True)) == 0
 
 
+def test_a_sharded_index_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "shards.json").write_text('{"shards": [["shard-0/replica-0"]]}')
+    with pytest.raises(
+        FormatError, match=r"is a sharded index.* export its codes with distillhash 0\.1 and index them"
+    ):
+        open_index(tmp_path, n_bits=8, create=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["shards.json"]
+
+
 def test_importing_and_opening_need_no_numba_and_no_torch(folder: Path) -> None:
     program = (
         "import sys; from distillhash.index import open_index; index = open_index(sys.argv[1]); index.get([0]); "

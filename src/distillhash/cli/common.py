@@ -20,7 +20,7 @@ SOURCE_HELP = (
     "a folder of images, a list file, a .parquet image table, a .npy/.npz/.parquet of embeddings, or digits:, cifar10:DIR, "
     "flickr25k:DIR, nuswide:DIR; append #train, #test or #a:b to select"
 )
-INDEX_HELP = "an index folder, sharded://DIR, postgresql://host/database?table=NAME or milvus://host:port/collection"
+INDEX_HELP = "an index folder, postgresql://host/database?table=NAME or milvus://host:port/collection"
 
 
 def add_verb(

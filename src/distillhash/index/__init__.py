@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distillhash.errors import ParameterError
-from distillhash.index.address import folder_of, number, refuse_options, scheme_of, shown, split_options
+from distillhash.errors import FormatError, ParameterError
+from distillhash.index.address import folder_of, scheme_of, shown
 from distillhash.index.base import Index, Item, RangeResult, SearchResult
 from distillhash.index.embedded import EmbeddedIndex
 from distillhash.index.items import Durability
 
 __all__ = ["Index", "Item", "RangeResult", "SearchResult", "open_index"]
 
-ENGINES = ("a folder", "sharded://FOLDER", "memory://", "postgresql://", "milvus://")
+ENGINES = ("a folder", "memory://", "postgresql://", "milvus://")
 
 
 def open_index(
@@ -26,7 +26,7 @@ def open_index(
     """Open an index.
 
     Args:
-        uri_or_dir: A folder (the embedded engine), ``sharded://FOLDER?shards=N&replicas=R``, ``memory://``,
+        uri_or_dir: A folder (the embedded engine), ``memory://``,
             ``postgresql://user@host:port/database?table=NAME`` or ``milvus://host:port/collection``.
         n_bits: Code length; needed for a new index, checked for an old one.
         create: Make the index when there is none.
@@ -37,7 +37,7 @@ def open_index(
     Raises:
         DataError: no index there, and ``create`` is not set.
         ParameterError: another code length, or an engine or option that is not there.
-        FormatError: damaged, of a newer format, or built with another model. An index built without ``model_fingerprint``
+        FormatError: damaged, of a newer or a dropped format, or built with another model. An index built without ``model_fingerprint``
             takes the codes of any model.
         MissingDependencyError: the engine's client is not installed; the message names the extra.
         DistillHashError: a server that does not answer or refuses.
@@ -63,22 +63,10 @@ def open_index(
     folder = folder_of(uri_or_dir)
     if folder is None:
         raise ParameterError(f"{scheme}:// is not an engine of this version; choose from {', '.join(ENGINES)}")
-    if scheme == "sharded" or (folder / "shards.json").exists():
-        from distillhash.index.shard_plan import MOST_SHARDS
-        from distillhash.index.sharded import OPTIONS, ShardedIndex
-
-        rest, options = split_options(uri, OPTIONS) if scheme else (uri, {})
-        if scheme:
-            refuse_options(rest, OPTIONS)
-        counts = {name: number(value, name, least=1, most=MOST_SHARDS) for name, value in options.items()}
-        return ShardedIndex(
-            folder,
-            shards=counts.get("shards"),
-            replicas=counts.get("replicas"),
-            n_bits=n_bits,
-            create=create,
-            model_fingerprint=model_fingerprint,
-            durability=durability,
+    if (folder / "shards.json").exists():
+        raise FormatError(
+            f"{folder} is a sharded index, which this version does not open; export its codes with distillhash 0.1 and "
+            "index them again into a folder, Postgres or Milvus"
         )
     return EmbeddedIndex(
         folder, n_bits=n_bits, create=create, model_fingerprint=model_fingerprint, durability=durability

@@ -12,8 +12,6 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from distillhash.errors import ParameterError
 
-FOLDER_SCHEMES = ("", "sharded")
-
 
 def scheme_of(place: str | Path) -> str:
     """The scheme of a URI, in lower case; empty for a folder."""
@@ -23,10 +21,7 @@ def scheme_of(place: str | Path) -> str:
 
 def folder_of(place: str | Path) -> Path | None:
     """The folder of an index that lives in one, None for an index on a server or in memory."""
-    scheme = scheme_of(place)
-    if scheme not in FOLDER_SCHEMES:
-        return None
-    return Path(str(place).partition("://")[2].partition("?")[0]) if scheme else Path(place)
+    return None if scheme_of(place) else Path(place)
 
 
 def split_options(uri: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:

@@ -162,6 +162,10 @@ class Index(ABC):
         """Id and content digest of those keys that are there."""
 
     @abstractmethod
+    def ids(self) -> NDArray[np.int64]:
+        """``(n,)``: the ids of all items, ascending."""
+
+    @abstractmethod
     def present(self, ids: Sequence[int]) -> set[int]:
         """Those of the ids that are there."""
 

@@ -170,6 +170,10 @@ class EmbeddedIndex(Index):
         """See :meth:`Index.known`."""
         return self._items.known(keys)
 
+    def ids(self) -> NDArray[np.int64]:
+        """See :meth:`Index.ids`."""
+        return self._committed(None)[0].ids()
+
     def present(self, ids: Sequence[int]) -> set[int]:
         """See :meth:`Index.present`."""
         return self._items.present([int(identifier) for identifier in ids if is_id(identifier)])

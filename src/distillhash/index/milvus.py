@@ -228,6 +228,21 @@ class MilvusIndex(Index):
             found[from_plain(entity["key"])] = (int(entity["id"]), digest)
         return {key: found[key] for key in keys if key in found}
 
+    def ids(self) -> NDArray[np.int64]:
+        """See :meth:`Index.ids`; in several requests, so that a writer at work may be seen in parts."""
+        found: list[int] = []
+        waiting = [milvus_search.ALL_IDS]
+        while waiting:
+            first, last = waiting.pop()
+            rows = self._query(f"id >= {first} and id <= {last}", ["id"], limit=self._largest)
+            part = sorted(int(row["id"]) for row in rows)
+            if len(part) < self._largest:
+                found += part
+            else:
+                middle = min(part[len(part) // 2], last - 1)
+                waiting += [(middle + 1, last), (first, middle)]  # the lower part is taken next
+        return np.array(found, np.int64)
+
     def present(self, ids: Sequence[int]) -> set[int]:
         """See :meth:`Index.present`."""
         wanted = [int(identifier) for identifier in ids if is_id(identifier)]

@@ -187,6 +187,11 @@ class PostgresIndex(Index):
         """See :meth:`Index.known`."""
         return self._known(self._session, keys)
 
+    def ids(self) -> NDArray[np.int64]:
+        """See :meth:`Index.ids`."""
+        rows = self._session.read(self._tables.statement("SELECT id FROM {items} ORDER BY id"))
+        return np.array([row[0] for row in rows], np.int64)
+
     def present(self, ids: Sequence[int]) -> set[int]:
         """See :meth:`Index.present`."""
         return self._present(self._session, [int(identifier) for identifier in ids if is_id(identifier)])

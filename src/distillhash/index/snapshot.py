@@ -69,6 +69,11 @@ class Snapshot:
         """Number of items."""
         return len(self.base.ids) + len(self.fresh.ids) - (0 if self.gone is None else int(self.gone.sum()))
 
+    def ids(self) -> NDArray[np.int64]:
+        """The ids of all items, ascending."""
+        kept = self.base.ids if self.gone is None else self.base.ids[~self.gone]
+        return np.sort(np.concatenate([kept, self.fresh.ids]), kind="stable")
+
     def changes(self) -> int:
         """How many rows are not as in the base."""
         return len(self.fresh.ids) + (0 if self.gone is None else int(self.gone.sum()))
