@@ -122,13 +122,8 @@ def start(work: object, *arguments: object) -> int:
         os._exit(1)
 
 
-def main() -> None:
-    folder, rounds, rng = Path(sys.argv[1]), int(sys.argv[2]), random.Random(int(sys.argv[3]))
-    warm_up(32)  # once, not in every child
-    open_index(folder, n_bits=32, create=True).close()
-    reader = os.fork()
-    if not reader:
-        read(folder)
+def kill_again_and_again(folder: Path, rounds: int, rng: random.Random) -> str:
+    """Start and kill writers, and check the index after each; what happened."""
     stored: Stored = {}
     step, under_way = 0, 0
     for turn in range(rounds):
@@ -150,10 +145,25 @@ def main() -> None:
             stored, step, under_way = found, step + 1, under_way + 1
         elif found != stored:
             raise SystemExit(f"round {turn}: {found} is stored, {stored} was acknowledged")
+    return f"{step} changes, {under_way} of them under way, {len(stored)} groups left"
+
+
+def main() -> None:
+    folder, rounds, rng = Path(sys.argv[1]), int(sys.argv[2]), random.Random(int(sys.argv[3]))
+    warm_up(32)  # once, not in every child
+    open_index(folder, n_bits=32, create=True).close()
+    reader = os.fork()
+    if not reader:
+        read(folder)
+    try:
+        counts = kill_again_and_again(folder, rounds, rng)
+    except BaseException:
+        os.kill(reader, signal.SIGKILL)  # it holds the pipes that whoever started this program reads to their end
+        raise
     os.kill(reader, signal.SIGTERM)
     if (status := os.waitpid(reader, 0)[1]) != 0:
         raise SystemExit(f"the reader ended with {os.waitstatus_to_exitcode(status)}")
-    print(f"{rounds} kills, {step} changes, {under_way} of them under way, {len(stored)} groups left")  # noqa: T201  # read by people and by the test
+    print(f"{rounds} kills, {counts}")  # noqa: T201  # read by people and by the test
 
 
 if __name__ == "__main__":

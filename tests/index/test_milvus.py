@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import itertools
 import logging
+import random
 import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from distillhash import Codes
 from distillhash.errors import DataError, DistillHashError, FormatError, MissingDependencyError, ParameterError
 from distillhash.index import open_index
+from distillhash.index.milvus import ALL_IDS, Pair, exact_nearest, exact_within, map_text
+from distillhash.index.remote import from_plain, to_plain
 from engine_servers import MilvusServer
 
 NUMBERS = itertools.count()
@@ -185,3 +190,39 @@ def test_without_pymilvus_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(__import__("sys").modules, "pymilvus", None)
     with pytest.raises(MissingDependencyError, match=r"distillhash\[milvus\]"):
         open_index("milvus://localhost:19530/photos", 8, create=True)
+
+
+def test_every_text_of_the_metadata_is_made_plain() -> None:
+    value = {"a\n": ["b\n", {"c": "\x00"}, 1, None]}
+    plain = map_text(value, to_plain)
+    assert plain == {"a\\u000a": ["b\\u000a", {"c": "\\u0000"}, 1, None]}
+    assert map_text(plain, from_plain) == value
+
+
+@given(
+    st.dictionaries(st.integers(0, 60) | st.integers(2**63 - 40, 2**63 - 1), st.integers(0, 5), max_size=60),
+    st.integers(2, 12),
+    st.integers(1, 12),
+    st.integers(0, 6),
+    st.randoms(),
+)
+def test_exact_answers_from_a_server_that_cuts_ties_anywhere(
+    stored: dict[int, int], largest: int, k: int, radius: int, shuffled: random.Random
+) -> None:
+    """Whatever ``largest`` is, and whichever of equal distances the server leaves out."""
+
+    def fetch(
+        codes: Sequence[bytes], limit: int, *, least: int = 0, most: int | None = None, ids: Any = ALL_IDS
+    ) -> list[list[Pair]]:
+        assert limit <= largest
+        pairs = [
+            (d, i) for i, d in stored.items() if least <= d <= (9 if most is None else most) and ids[0] <= i <= ids[1]
+        ]
+        shuffled.shuffle(pairs)
+        return [sorted(pairs, key=lambda pair: pair[0])[:limit] for _ in codes]
+
+    expected = sorted((distance, identifier) for identifier, distance in stored.items())
+    k = min(k, largest)
+    assert exact_nearest(fetch, [b"a", b"b"], k, largest) == [expected[:k]] * 2
+    near = [pair for pair in expected if pair[0] <= radius]
+    assert exact_within(fetch, [b"a"], radius, largest) == [near]

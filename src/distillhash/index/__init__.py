@@ -7,8 +7,7 @@ from pathlib import Path
 from distillhash.errors import FormatError, ParameterError
 from distillhash.index.address import folder_of, scheme_of, shown
 from distillhash.index.base import Index, Item, RangeResult, SearchResult
-from distillhash.index.embedded import EmbeddedIndex
-from distillhash.index.items import Durability
+from distillhash.index.embedded import Durability, EmbeddedIndex
 
 __all__ = ["Index", "Item", "RangeResult", "SearchResult", "open_index"]
 

@@ -1,7 +1,6 @@
-"""Where an index is: a folder, or a URI of an engine.
+"""Where an index is: a folder, or a URI ``scheme://place?option=value&...`` of an engine.
 
-A URI is ``scheme://place?option=value&...``. What an engine does not know it refuses by name, so that a mistyped option is not ignored.
-Passwords never reach a message: :func:`shown` is what people get to see.
+Unknown options are refused by name, so that a mistyped one is noticed. Messages show an address by :func:`shown`, without passwords.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ def scheme_of(place: str | Path) -> str:
 
 
 def folder_of(place: str | Path) -> Path | None:
-    """The folder of an index that lives in one, None for an index on a server or in memory."""
+    """The folder of an index that is one, None for a URI."""
     return None if scheme_of(place) else Path(place)
 
 
@@ -50,11 +49,7 @@ def refuse_options(uri: str, known: Sequence[str]) -> None:
 
 
 def number(value: str, name: str, *, least: int, most: int) -> int:
-    """An option's value as an integer.
-
-    Raises:
-        ParameterError: no integer, or out of range.
-    """
+    """An option's value as an integer; raises :class:`ParameterError` unless it lies in ``least..most``."""
     if not value.isascii() or not value.isdigit() or not least <= int(value) <= most:
         raise ParameterError(f"the option {name} must be an integer in {least}..{most}, got {value!r}")
     return int(value)

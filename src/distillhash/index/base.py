@@ -1,10 +1,13 @@
-"""What every index offers, whatever engine is behind it."""
+"""The interface of an index, its results, and the checks that are the same for every engine."""
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import repeat
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,6 +16,11 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, ParameterError
+
+LARGEST_ID = 2**63 - 1
+Row = tuple[int, bytes, str | None, bytes | None, str | None]  # id, packed code, key, digest, metadata as JSON
+Known = dict[str, tuple[int, bytes | None]]  # key -> id, digest
+_PADDING = np.iinfo(np.int32).max  # sorts after every distance
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,26 @@ class SearchResult:
 
     ids: NDArray[np.int64]
     distances: NDArray[np.int32]
+
+    @classmethod
+    def from_pairs(cls, answers: Sequence[Sequence[tuple[int, int]]], k: int) -> SearchResult:
+        """From one list of (distance, id) per query, nearest first; more than ``k`` are cut off."""
+        ids = np.full((len(answers), k), -1, np.int64)
+        distances = np.full((len(answers), k), -1, np.int32)
+        for query, pairs in enumerate(answers):
+            for place, (distance, identifier) in enumerate(pairs[:k]):
+                ids[query, place], distances[query, place] = identifier, distance
+        return cls(ids, distances)
+
+    @classmethod
+    def merged(cls, parts: Sequence[SearchResult], k: int) -> SearchResult:
+        """The ``k`` nearest of several parts of an index, each of which gave its own ``k`` nearest for the same queries."""
+        ids = np.concatenate([part.ids for part in parts], axis=1)
+        distances = np.concatenate([part.distances for part in parts], axis=1)
+        distances = np.where(distances < 0, _PADDING, distances)
+        order = np.lexsort((ids, distances), axis=-1)[:, :k]
+        ids, distances = np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
+        return cls(ids, np.where(distances == _PADDING, -1, distances).astype(np.int32))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -53,6 +81,24 @@ class RangeResult:
     ids: NDArray[np.int64]
     distances: NDArray[np.int32]
 
+    @classmethod
+    def from_pairs(cls, answers: Sequence[Sequence[tuple[int, int]]]) -> RangeResult:
+        """From one list of (distance, id) per query, nearest first."""
+        limits = np.cumsum([0, *map(len, answers)], dtype=np.int64)
+        pairs = np.array([pair for answer in answers for pair in answer], np.int64).reshape(-1, 2)
+        return cls(limits, np.ascontiguousarray(pairs[:, 1]), np.ascontiguousarray(pairs[:, 0], np.int32))
+
+    @classmethod
+    def merged(cls, parts: Sequence[RangeResult]) -> RangeResult:
+        """The items of several parts of an index, for the same queries."""
+        queries = np.concatenate([np.repeat(np.arange(len(part)), np.diff(part.limits)) for part in parts])
+        ids = np.concatenate([part.ids for part in parts])
+        distances = np.concatenate([part.distances for part in parts])
+        order = np.lexsort((ids, distances, queries))
+        counts = np.bincount(queries, minlength=len(parts[0]))
+        limits = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        return cls(limits, ids[order], distances[order])
+
     def __len__(self) -> int:
         return len(self.limits) - 1
 
@@ -78,18 +124,73 @@ class Item:
     metadata: dict[str, Any] | None
 
 
+@dataclass(frozen=True)
+class Incoming:
+    """The arguments of :meth:`Index.add` after the checks; metadata as JSON text."""
+
+    codes: Codes
+    ids: NDArray[np.int64] | None
+    metadata: Sequence[str | None] | None
+    keys: list[str] | None
+    digests: Sequence[bytes] | None
+    upsert: bool
+
+    def choose_ids(self, *, known: Known, present: Set[int], following: int) -> NDArray[np.int64]:
+        """The id of every code: the given one, that of its key, or the next one that was never used.
+
+        Args:
+            known: Id and digest of those keys that the index holds.
+            present: Those of the given ids that it holds.
+            following: One more than the largest id ever used.
+
+        Raises:
+            DataError: a known key or a present id without ``upsert``, a key of another id, or no id is left.
+        """
+        if known and not self.upsert:
+            raise DataError(f"the key {next(iter(known))!r} is in the index already; pass upsert=True to replace it")
+        if self.ids is not None:
+            if present and not self.upsert:
+                raise DataError(f"the id {min(present)} is in the index already; pass upsert=True to replace it")
+            for identifier, key in zip(self.ids.tolist(), self.keys or (), strict=False):
+                if key in known and known[key][0] != identifier:
+                    raise DataError(f"the key {key!r} belongs to id {known[key][0]}, not {identifier}; give that id")
+            return self.ids
+        chosen = np.empty(len(self.codes), np.int64)
+        for place in range(len(chosen)):
+            if self.keys is not None and self.keys[place] in known:
+                chosen[place] = known[self.keys[place]][0]
+            elif following > LARGEST_ID:
+                raise DataError(f"no id is left after {LARGEST_ID}; give ids of your own")
+            else:
+                chosen[place], following = following, following + 1
+        return chosen
+
+    def rows(self, chosen: NDArray[np.int64]) -> Iterator[Row]:
+        """One row per code, with its chosen id."""
+        # The ids come first, so that zip stops when they end and takes no code too many.
+        return zip(
+            chosen.tolist(),
+            (code.tobytes() for code in self.codes.packed),
+            self.keys or repeat(None),
+            self.digests or repeat(None),
+            self.metadata or repeat(None),
+            strict=False,
+        )
+
+
 class Index(ABC):
     """Codes with ids, searched exactly by Hamming distance; a context manager.
 
+    The public methods check their arguments; an engine implements the methods with an underscore.
+
     Attributes:
         n_bits: Code length.
-        model_fingerprint: The model the codes come from, None where that was not said.
+        model_fingerprint: The model the codes come from, None where none was given.
     """
 
     n_bits: int
     model_fingerprint: str | None
 
-    @abstractmethod
     def add(
         self,
         codes: Codes,
@@ -101,6 +202,9 @@ class Index(ABC):
         upsert: bool = False,
     ) -> NDArray[np.int64]:
         """Store codes in one transaction; when this returns they are stored.
+
+        Milvus has no transactions: there the codes are stored in batches. When the server stays away, the message says how many items
+        are stored, and the same call with ``upsert`` and the same ids or keys stores the rest.
 
         Args:
             codes: ``m`` codes of the index's length.
@@ -116,31 +220,47 @@ class Index(ABC):
         Raises:
             DataError: another code length, counts that differ, repeated ids or keys, or known ones without ``upsert``.
         """
+        self._check_codes(codes)
+        for name, values in (("ids", ids), ("metadata", metadata), ("keys", keys), ("digests", digests)):
+            if values is not None and len(values) != len(codes):
+                raise DataError(f"{len(values)} {name} for {len(codes)} codes; give one for each code")
+        incoming = Incoming(
+            codes,
+            None if ids is None else check_ids(ids),
+            None if metadata is None else _encode_metadata(metadata),
+            None if keys is None else check_keys(keys),
+            None if digests is None else _check_digests(digests),
+            upsert,
+        )
+        return self._add(incoming)
 
-    @abstractmethod
     def remove(self, ids: Sequence[int] | NDArray[np.int64] = (), *, keys: Sequence[str] = ()) -> int:
-        """Remove items by id, by key, or both, in one transaction; returns how many.
+        """Remove items by id, by key, or both, in one transaction (on Milvus in batches); returns how many.
 
         Raises:
             DataError: an id or key is not there, or an id comes twice; nothing is removed then.
         """
+        return self._remove(set(check_ids(ids).tolist()), keys)
 
-    @abstractmethod
     def search(self, codes: Codes, k: int = 10, *, where: str | None = None) -> SearchResult:
         """The ``k`` nearest items of every code; fewer where the index holds fewer.
 
         Args:
             codes: ``q`` codes of the index's length.
-            k: How many.
+            k: How many; on Milvus at most 16,384 (the option ``largest``), or at least the number of items.
             where: Search only items for which this condition over ``id``, ``key`` and ``metadata`` holds, in the engine's own
-                words: SQL as in ``metadata->>'label' = 'cat'``, on Milvus ``metadata["label"] == "cat"``.
+                language: SQL as in ``metadata->>'label' = 'cat'``, on Milvus ``metadata["label"] == "cat"``. On Postgres the
+                condition becomes part of a statement, so it must come from a trusted user.
 
         Raises:
             ParameterError: ``k`` is not a positive integer, or the engine does not understand the condition.
             DataError: another code length.
         """
+        self._check_codes(codes)
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise ParameterError(f"k must be a positive integer, got {k!r}")
+        return self._search(codes, int(k), where)
 
-    @abstractmethod
     def range_search(self, codes: Codes, radius: int = 3, *, where: str | None = None) -> RangeResult:
         """All items within ``radius`` bits of every code; memory grows with the number of answers. ``where`` as in :meth:`search`.
 
@@ -148,35 +268,43 @@ class Index(ABC):
             ParameterError: ``radius`` is not an integer of at least 0, or the engine does not understand the condition.
             DataError: another code length.
         """
+        self._check_codes(codes)
+        if isinstance(radius, bool) or not isinstance(radius, int | np.integer) or radius < 0:
+            raise ParameterError(f"the radius must be an integer of at least 0 bits, got {radius!r}")
+        return self._range_search(codes, min(int(radius), self.n_bits), where)
 
-    @abstractmethod
     def get(self, ids: Sequence[int]) -> list[Item]:
         """The items with these ids, in this order.
 
         Raises:
             DataError: an id is not there.
         """
+        found = self._get([int(identifier) for identifier in ids if _is_id(identifier)])
+        for identifier in ids:
+            if identifier not in found:
+                raise DataError(f"there is no item with id {identifier} in {self._place}; search gives ids that are")
+        return [found[identifier] for identifier in ids]
 
     @abstractmethod
-    def known(self, keys: Sequence[str]) -> dict[str, tuple[int, bytes | None]]:
+    def known(self, keys: Sequence[str]) -> Known:
         """Id and content digest of those keys that are there."""
+
+    def present(self, ids: Sequence[int]) -> set[int]:
+        """Those of the ids that are there."""
+        return self._present([int(identifier) for identifier in ids if _is_id(identifier)])
 
     @abstractmethod
     def ids(self) -> NDArray[np.int64]:
         """``(n,)``: the ids of all items, ascending."""
 
-    @abstractmethod
-    def present(self, ids: Sequence[int]) -> set[int]:
-        """Those of the ids that are there."""
-
-    def prepare(self) -> None:  # noqa: B027  # an engine that has nothing to do says nothing
+    def prepare(self) -> None:  # noqa: B027  # most engines have nothing to do
         """Do now what the next search would have to do first, such as reading the codes; it changes no answer."""
 
     def compact(self) -> None:  # noqa: B027
-        """Give back the space of what was removed or replaced, where the engine does not do so by itself."""
+        """Give back the space of removed and replaced items, where the engine does not do so by itself."""
 
     def state(self) -> Hashable | None:
-        """A value that is another one after every change, whichever process made it; None where the engine cannot say cheaply."""
+        """A change token: it differs after every change, whichever process made it; None where the engine has no cheap one."""
         return None
 
     @abstractmethod
@@ -195,20 +323,93 @@ class Index(ABC):
     ) -> None:
         self.close()
 
+    @abstractmethod
+    def _add(self, incoming: Incoming) -> NDArray[np.int64]: ...
+
+    @abstractmethod
+    def _remove(self, ids: set[int], keys: Sequence[str]) -> int: ...
+
+    @abstractmethod
+    def _search(self, codes: Codes, k: int, where: str | None) -> SearchResult: ...
+
+    @abstractmethod
+    def _range_search(self, codes: Codes, radius: int, where: str | None) -> RangeResult: ...
+
+    @abstractmethod
+    def _get(self, ids: list[int]) -> Mapping[int, Item]: ...
+
+    @abstractmethod
+    def _present(self, ids: list[int]) -> set[int]: ...
+
+    @property
+    def _place(self) -> str:
+        """The index in messages."""
+        return repr(self)
+
     def _check_codes(self, codes: Codes) -> None:
         if codes.n_bits != self.n_bits:
             raise DataError(
                 f"the index holds codes of {self.n_bits} bits, got {codes.n_bits}; encode with the index's model"
             )
 
+    def _leaving(self, ids: set[int], keys: Sequence[str], present: Set[int], known: Known) -> set[int]:
+        """The ids to remove; raises :class:`DataError` unless all ids are present and all keys are known."""
+        if absent := ids - present:
+            raise DataError(f"there is no item with id {min(absent)} in {self._place}; nothing was removed")
+        for key in keys:
+            if key not in known:
+                raise DataError(f"there is no item with key {key!r} in {self._place}; nothing was removed")
+        return ids | {identifier for identifier, _ in known.values()}
 
-def check_k(k: int) -> None:
-    """Raise :class:`ParameterError` unless k is a positive integer."""
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise ParameterError(f"k must be a positive integer, got {k!r}")
+
+def check_ids(ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:
+    """Distinct ids as ``(m,) int64``; raises :class:`DataError` otherwise."""
+    array = np.asarray(ids)
+    if array.ndim != 1:
+        raise DataError(f"ids must be a flat sequence, got shape {array.shape}")
+    if array.size and (array.dtype.kind not in "iu" or int(array.min()) < 0 or int(array.max()) > LARGEST_ID):
+        wrong = next((value for value in ids if not _is_id(value)), ids[0])
+        raise DataError(f"ids must be integers in 0..{LARGEST_ID}, got {wrong!s}")
+    if len(np.unique(array)) != len(array):
+        raise DataError(f"ids must be distinct in one call, {_first_repeated(array.tolist())} comes twice")
+    return array.astype(np.int64)
 
 
-def check_radius(radius: int) -> None:
-    """Raise :class:`ParameterError` unless the radius is an integer of at least 0."""
-    if isinstance(radius, bool) or not isinstance(radius, int | np.integer) or radius < 0:
-        raise ParameterError(f"the radius must be an integer of at least 0 bits, got {radius!r}")
+def check_keys(keys: Sequence[str]) -> list[str]:
+    """Distinct keys as a list; raises :class:`DataError` otherwise."""
+    for key in keys:
+        if not isinstance(key, str):
+            raise DataError(f"keys must be text, got {key!r}")
+    if len(set(keys)) != len(keys):
+        raise DataError(f"keys must be distinct in one call, {_first_repeated(keys)!r} comes twice")
+    return list(keys)
+
+
+def _check_digests(digests: Sequence[bytes]) -> Sequence[bytes]:
+    for digest in digests:
+        if not isinstance(digest, bytes):
+            raise DataError(f"digests must be bytes, got {digest!r}")
+    return digests
+
+
+def _encode_metadata(metadata: Sequence[dict[str, Any] | None]) -> list[str | None]:
+    """Metadata as JSON text."""
+    encoded: list[str | None] = []
+    for row, entry in enumerate(metadata):
+        if entry is not None and not isinstance(entry, dict):
+            raise DataError(f"metadata must be dictionaries or None, entry {row} is {entry!r}")
+        try:
+            encoded.append(None if entry is None else json.dumps(entry, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"metadata entry {row} is not JSON ({error}); use text, finite numbers and lists"
+            ) from error
+    return encoded
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and 0 <= int(value) <= LARGEST_ID
+
+
+def _first_repeated(values: Iterable[Any]) -> Any:
+    return next(value for value, times in Counter(values).items() if times > 1)

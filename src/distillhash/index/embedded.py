@@ -1,41 +1,46 @@
-"""The embedded engine: SQLite rows are the truth, search scans a copy of their codes.
+"""The embedded engine: SQLite rows are the truth, and a search scans a copy of their codes.
 
 A folder holds ``manifest.json`` (format version, code length, model fingerprint), ``items.sqlite`` (write-ahead log) and, once there are
-many items, ``codes.cache``. One transaction stores a call of ``add``; when it returns the items survive the death of the process.
+many items, ``codes.cache``. One transaction stores a call of ``add``; when it returns, the items survive the death of the process.
 Durability ``normal`` may lose the last transactions when the power fails, never the file; ``full`` waits for the disk each time. Several
-processes may read beside one writer; a search sees one committed state.
+processes may read beside one writer, and a search sees one committed state.
 
-The cache is mapped into memory and holds the codes of some generation of the rows; what changed since is read from the rows and held
-beside it. When that becomes much, whoever searches writes a new cache. A cache that is damaged, lost or of another database is made again.
+The cache is mapped into memory and holds the codes of one generation of the rows. What changed since is read from the rows and held
+beside it. After many changes the next search writes a new cache. A cache that is damaged, lost or of another database is made again.
 
 Without a folder the same engine keeps its rows in memory: ``memory://``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from importlib.util import find_spec
+import json
+import os
+import secrets
+import sqlite3
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.codes import Codes
-from distillhash.errors import DataError, DistillHashError, FormatError
-from distillhash.hamming import ClusteredCodes, warm_up
-from distillhash.index import cluster_cache, code_cache
-from distillhash.index.base import Index, Item, RangeResult, SearchResult, check_k, check_radius
-from distillhash.index.incoming import Incoming
-from distillhash.index.items import Durability, ItemTable, State
+from distillhash.codes import Codes, bytes_per_code
+from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
+from distillhash.files import write_ahead
+from distillhash.hamming import ClusteredCodes, nearest, planes_of, warm_up, within
+from distillhash.hamming.search import Planes
+from distillhash.index.base import Incoming, Index, Item, Known, RangeResult, Row, SearchResult
 from distillhash.index.manifest import Manifest
-from distillhash.index.memory import CodesInMemory
-from distillhash.index.rows import check_ids, is_id, item_from_row
-from distillhash.index.snapshot import Snapshot
+
+Durability = Literal["normal", "full"]
 
 CLUSTERED_FROM = 1_000_000
-"""Items from which grouping the codes is tried; below that a scan takes tenths of a millisecond."""
+"""Items from which ``compact`` groups the codes; a scan of fewer takes tenths of a millisecond."""
 
 _CACHED_FROM = 65536  # changed items that are worth a new cache file; reading as many rows takes a tenth of a second
 _CACHED_SHARE = 64  # and no more often than each time a 64th of the codes changed
@@ -92,7 +97,7 @@ class EmbeddedIndex(Index):
         return held
 
     def _make(self, folder: Path, manifest: Manifest) -> Manifest:
-        """Make the tables, then the manifest, whose presence says that the index is whole; of two processes, one does."""
+        """Make the tables, then the manifest, which marks the index as complete; only one of several processes makes it."""
         file = folder / "manifest.json"
         self._items.make()
         with self._items.transaction():
@@ -104,79 +109,53 @@ class EmbeddedIndex(Index):
             manifest.write(file)
         return manifest
 
-    def add(
-        self,
-        codes: Codes,
-        ids: NDArray[np.int64] | Sequence[int] | None = None,
-        metadata: Sequence[dict[str, Any] | None] | None = None,
-        *,
-        keys: Sequence[str] | None = None,
-        digests: Sequence[bytes] | None = None,
-        upsert: bool = False,
-    ) -> NDArray[np.int64]:
-        """See :meth:`Index.add`."""
-        self._check_codes(codes)
-        incoming = Incoming.checked(codes, ids, metadata, keys, digests)
+    def _add(self, incoming: Incoming) -> NDArray[np.int64]:
         with self._items.transaction():
-            known = self._items.known(incoming.keys or [])
+            known = self.known(incoming.keys or [])
             present = self._items.present([] if incoming.ids is None else incoming.ids.tolist())
-            chosen = incoming.choose_ids(
-                known=known, present=present, following=self._items.state().last_id + 1, upsert=upsert
-            )
+            chosen = incoming.choose_ids(known=known, present=present, following=self._items.state().last_id + 1)
             replaced = present | {identifier for identifier, _ in known.values()}
             self._items.put(incoming.rows(chosen), chosen, replaced)
         return chosen
 
-    def remove(self, ids: Sequence[int] | NDArray[np.int64] = (), *, keys: Sequence[str] = ()) -> int:
-        """See :meth:`Index.remove`."""
-        wanted = set(check_ids(ids).tolist())
+    def _remove(self, ids: set[int], keys: Sequence[str]) -> int:
         with self._items.transaction():
-            if absent := wanted - self._items.present(list(wanted)):
-                raise DataError(f"there is no item with id {min(absent)} in {self._name}; nothing was removed")
-            known = self._items.known(keys)
-            for key in keys:
-                if key not in known:
-                    raise DataError(f"there is no item with key {key!r} in {self._name}; nothing was removed")
-            wanted.update(identifier for identifier, _ in known.values())
-            self._items.delete(wanted)
-        return len(wanted)
+            leaving = self._leaving(ids, keys, self._items.present(list(ids)), self.known(keys))
+            self._items.delete(leaving)
+        return len(leaving)
 
-    def search(self, codes: Codes, k: int = 10, *, where: str | None = None) -> SearchResult:
-        """See :meth:`Index.search`."""
-        self._check_codes(codes)
-        check_k(k)
+    def _search(self, codes: Codes, k: int, where: str | None) -> SearchResult:
         snapshot, among = self._committed(where)
         return snapshot.nearest(codes, k, among)
 
-    def range_search(self, codes: Codes, radius: int = 3, *, where: str | None = None) -> RangeResult:
-        """See :meth:`Index.range_search`."""
-        self._check_codes(codes)
-        check_radius(radius)
+    def _range_search(self, codes: Codes, radius: int, where: str | None) -> RangeResult:
         snapshot, among = self._committed(where)
         return snapshot.within(codes, radius, among)
 
-    def get(self, ids: Sequence[int]) -> list[Item]:
-        """See :meth:`Index.get`."""
-        rows = self._items.rows([int(identifier) for identifier in ids if is_id(identifier)])
-        for identifier in ids:
-            if identifier not in rows:
-                raise DataError(f"there is no item with id {identifier} in {self._name}; search gives ids that are")
-        try:
-            return [item_from_row(rows[identifier], self.n_bits) for identifier in ids]
-        except FormatError as error:
-            raise self._damaged(error) from error
+    def _get(self, ids: list[int]) -> dict[int, Item]:
+        return {row[0]: self._item(*row) for row in self._items.rows(ids)}
 
-    def known(self, keys: Sequence[str]) -> dict[str, tuple[int, bytes | None]]:
+    def _item(self, identifier: int, code: bytes, key: Any, digest: bytes | None, metadata: str | None) -> Item:
+        try:
+            packed, width = np.frombuffer(code, np.uint8)[None], bytes_per_code(self.n_bits)
+            is_sound = len(code) == width and not code[-1] & ((1 << (8 * width - self.n_bits)) - 1)
+            # The common case skips from_packed: its general checks would take most of the time of a served search.
+            codes = Codes(packed, self.n_bits) if is_sound else Codes.from_packed(packed, self.n_bits)
+            entry = None if metadata is None else json.loads(metadata)
+            return Item(identifier, codes, _key_from_sql(key), digest, entry)
+        except (TypeError, ValueError) as error:
+            raise self._damaged(f"the row of id {identifier}: {error}") from error
+
+    def known(self, keys: Sequence[str]) -> Known:
         """See :meth:`Index.known`."""
         return self._items.known(keys)
+
+    def _present(self, ids: list[int]) -> set[int]:
+        return self._items.present(ids)
 
     def ids(self) -> NDArray[np.int64]:
         """See :meth:`Index.ids`."""
         return self._committed(None)[0].ids()
-
-    def present(self, ids: Sequence[int]) -> set[int]:
-        """See :meth:`Index.present`."""
-        return self._items.present([int(identifier) for identifier in ids if is_id(identifier)])
 
     def prepare(self) -> None:
         """See :meth:`Index.prepare`: read the codes, write the cache file if that is worth it, and load the compiled search."""
@@ -187,13 +166,13 @@ class EmbeddedIndex(Index):
         """See :meth:`Index.compact`; from ``CLUSTERED_FROM`` items on it also groups the codes, for searches that skip most of them."""
         snapshot, _ = self._committed(None)
         self._items.compact()
-        n = snapshot.n_items()
+        n = len(snapshot)
         if n >= _CACHED_FROM:
-            snapshot = self._cached(snapshot)  # the way from an older file is forgotten now
-        if n >= CLUSTERED_FROM and find_spec("numba") is not None:
+            snapshot = self._cached(snapshot)  # the changes since an older file are forgotten now
+        if n >= CLUSTERED_FROM:
             clusters = ClusteredCodes(snapshot.base.planes)
             if self.folder is not None:
-                cluster_cache.write(self.folder / "codes.clusters", snapshot.name, clusters)
+                _write_clusters(self.folder / "codes.clusters", snapshot.name, clusters)
             snapshot = replace(snapshot, base=replace(snapshot.base, clusters=clusters))
         self._snapshot = snapshot
 
@@ -210,56 +189,594 @@ class EmbeddedIndex(Index):
         self._items.close()
 
     def __repr__(self) -> str:
-        return f"EmbeddedIndex({self._name!r}, n_bits={self.n_bits})"
+        return f"EmbeddedIndex({self._place!r}, n_bits={self.n_bits})"
 
     @property
-    def _name(self) -> str:
+    def _place(self) -> str:
         return "memory://" if self.folder is None else str(self.folder)
 
     def _committed(self, where: str | None) -> tuple[Snapshot, NDArray[np.int64] | None]:
-        """The committed codes, read as far as they changed, and the ids for which the condition holds (None: all)."""
+        """The committed codes, and the ids for which the condition holds (None: all); reads only what changed."""
         with self._items.transaction("DEFERRED"):
             state = self._items.state()
-            snapshot = self._known_snapshot(state)
+            snapshot = self._latest_snapshot(state)
             if snapshot.generation != state.generation:
                 changed = self._items.changed_since(snapshot.generation)
+                batches = self._items.codes_since(snapshot.generation, snapshot.last_id)
                 try:
-                    snapshot = snapshot.after(state, changed, self._codes_since(snapshot), self.n_bits)
+                    snapshot = snapshot.after(
+                        state, changed, (CodesInMemory.from_rows(rows, self.n_bits) for rows in batches)
+                    )
                 except DataError as error:
                     raise self._damaged(error) from error
             among = None if where is None else self._items.matching(where)
-        if snapshot.changes() > max(_CACHED_FROM, len(snapshot.base.ids) // _CACHED_SHARE):
+        if snapshot.n_changes() > max(_CACHED_FROM, len(snapshot.base.ids) // _CACHED_SHARE):
             snapshot = self._cached(snapshot)
         self._snapshot = snapshot
         return snapshot, among
 
-    def _codes_since(self, snapshot: Snapshot) -> Iterator[CodesInMemory]:
-        for rows in self._items.codes_since(snapshot.generation, snapshot.last_id):
-            yield CodesInMemory.from_rows(rows, self.n_bits)
-
-    def _known_snapshot(self, state: State) -> Snapshot:
-        """The latest state that is at hand and from which the way to the present is known."""
+    def _latest_snapshot(self, state: State) -> Snapshot:
+        """The latest snapshot at hand whose changes up to ``state`` are all in the database."""
         held = self._snapshot
-        if held is not None and self._items.leads_here(held.generation, held.name):
+        if held is not None and self._items.is_ancestor(held.generation, held.name):
             return held
         if self.folder is not None and state.items >= _CACHED_FROM:
-            cached = code_cache.read(self.folder / "codes.cache", self.n_bits)
-            if cached is not None and self._items.leads_here(cached.generation, cached.name):
-                clusters = cluster_cache.read(self.folder / "codes.clusters", cached.name, cached.codes.planes)
-                snapshot = Snapshot.of_cached(cached, self.n_bits)
-                return replace(snapshot, base=replace(snapshot.base, clusters=clusters))
-        return Snapshot.of_nothing(self.n_bits)
+            cached = _read_cache(self.folder / "codes.cache", self.n_bits)
+            if cached is not None and self._items.is_ancestor(cached.generation, cached.name):
+                clusters = _read_clusters(self.folder / "codes.clusters", cached.name, cached.base.planes)
+                return replace(cached, base=replace(cached.base, clusters=clusters))
+        return Snapshot.of(CodesInMemory.empty(self.n_bits), 0, "", -1)
 
     def _cached(self, snapshot: Snapshot) -> Snapshot:
         """The same state, mapped from a new cache file if that can be written."""
-        folded = snapshot.folded(self.n_bits)
-        if self.folder is not None:
-            file = self.folder / "codes.cache"
-            if code_cache.write(file, folded):
-                mapped = code_cache.read(file, self.n_bits)
-                if mapped is not None and mapped.name == folded.name:  # else another process was just as quick
-                    folded = mapped
-        return Snapshot.of_cached(folded, self.n_bits)
+        folded = snapshot.folded()
+        if self.folder is not None and _write_cache(self.folder / "codes.cache", folded):
+            mapped = _read_cache(self.folder / "codes.cache", self.n_bits)
+            if mapped is not None and mapped.name == folded.name:  # else another process replaced it meanwhile
+                return mapped
+        return folded
 
-    def _damaged(self, error: Exception) -> FormatError:
+    def _damaged(self, error: Exception | str) -> FormatError:
         return FormatError(f"{self._items.name} is damaged ({error}); restore it or build the index again")
+
+
+@dataclass(frozen=True)
+class CodesInMemory:
+    """Ids and their codes.
+
+    Attributes:
+        ids: ``(n,) int64``, ascending, so that the kernels' order of rows is the order of ids.
+        planes: ``(n_planes, n)``, as :func:`distillhash.hamming.planes_of` lays them out for the kernels.
+        clusters: The same planes grouped, where that was done; answers are the same.
+    """
+
+    ids: NDArray[np.int64]
+    planes: Planes
+    clusters: ClusteredCodes | None = None
+
+    @classmethod
+    def empty(cls, n_bits: int) -> CodesInMemory:
+        """No codes."""
+        return cls(np.zeros(0, np.int64), planes_of(Codes(np.zeros((0, bytes_per_code(n_bits)), np.uint8), n_bits)))
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[tuple[int, bytes]], n_bits: int) -> CodesInMemory:
+        """Codes from at least one (id, packed code) row, ids ascending.
+
+        Raises:
+            DataError: a code has another length, or pad bits that are set.
+        """
+        ids, codes = zip(*rows, strict=True)
+        width = bytes_per_code(n_bits)
+        if set(map(len, codes)) != {width}:
+            wrong = next(place for place, code in enumerate(codes) if len(code) != width)
+            raise DataError(f"the code of id {ids[wrong]} has {len(codes[wrong])} bytes, not {width}")
+        packed = Codes.from_packed(np.frombuffer(b"".join(codes), np.uint8).reshape(-1, width), n_bits)
+        return cls(np.array(ids, np.int64), planes_of(packed))
+
+    def joined(self, others: Iterable[CodesInMemory], n: int) -> CodesInMemory:
+        """These codes and others, ``n`` in all, ids ascending; the others are taken one by one, to save memory.
+
+        Raises:
+            DataError: there are more or fewer.
+        """
+        ids, planes = np.empty(n, np.int64), np.empty((len(self.planes), n), self.planes.dtype)
+        end = 0
+        for part in chain([self], others):
+            start, end = end, end + len(part.ids)
+            if end > n:
+                break
+            ids[start:end], planes[:, start:end] = part.ids, part.planes
+        if end != n:
+            raise DataError(f"there are {'more' if end > n else 'fewer'} items than the {n} counted")
+        if np.all(ids[1:] > ids[:-1]):
+            return CodesInMemory(ids, planes)
+        order = np.argsort(ids, kind="stable")
+        return CodesInMemory(ids[order], planes[:, order])
+
+    def where(self, keep: NDArray[np.bool_]) -> CodesInMemory:
+        """The rows of a mask."""
+        return self if keep.all() else CodesInMemory(self.ids[keep], self.planes[:, keep])
+
+    def holds(self, ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """``(n,)``: which rows have one of these ids, which are ascending; unknown ids are ignored."""
+        mask = np.zeros(len(self.ids), np.bool_)
+        places = np.searchsorted(self.ids, ids)
+        inside = places < len(self.ids)
+        places, ids = places[inside], ids[inside]
+        mask[places[self.ids[places] == ids]] = True
+        return mask
+
+    def nearest(self, codes: Codes, k: int, allowed: NDArray[np.bool_] | None) -> SearchResult:
+        """The ``k`` nearest of the allowed rows (None: of all)."""
+        query = planes_of(codes)
+        if self.clusters is None:
+            rows, distances = nearest(query, self.planes, k, allowed=allowed)
+        else:
+            rows, distances = self.clusters.nearest(query, k, allowed=allowed)
+        if not len(self.ids):
+            return SearchResult(rows, distances)  # all -1
+        return SearchResult(np.where(rows < 0, -1, self.ids[rows]), distances)
+
+    def within(self, codes: Codes, radius: int, allowed: NDArray[np.bool_] | None) -> RangeResult:
+        """The allowed rows within ``radius`` bits."""
+        query = planes_of(codes)
+        if self.clusters is None:
+            limits, rows, distances = within(query, self.planes, radius, allowed=allowed)
+        else:
+            limits, rows, distances = self.clusters.within(query, radius, allowed=allowed)
+        return RangeResult(limits, self.ids[rows], distances)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The codes of one committed state: a base, of which some rows are gone, and fresh codes; no id is in both.
+
+    Attributes:
+        generation, name, last_id: Of the state, see :class:`State`.
+        base: Codes as they were in an earlier generation.
+        gone: ``(n_base,)``: rows that were replaced or removed since; None if there are none.
+        fresh: Codes that are new or were replaced since.
+    """
+
+    generation: int
+    name: str
+    last_id: int
+    base: CodesInMemory
+    gone: NDArray[np.bool_] | None
+    fresh: CodesInMemory
+
+    @classmethod
+    def of(cls, codes: CodesInMemory, generation: int, name: str, last_id: int) -> Snapshot:
+        """A state whose codes are all in the base."""
+        return cls(generation, name, last_id, codes, None, CodesInMemory(codes.ids[:0], codes.planes[:, :0]))
+
+    def after(self, state: State, changed: NDArray[np.int64], codes: Iterable[CodesInMemory]) -> Snapshot:
+        """The snapshot of a later state.
+
+        Args:
+            state: What is committed now.
+            changed: Ids that were replaced or removed since, ascending.
+            codes: Those that are new or replaced.
+
+        Raises:
+            DataError: the number of codes differs from that of the state.
+        """
+        gone = self.base.holds(changed)
+        if self.gone is not None:
+            gone |= self.gone
+        n_fresh = state.items - (len(gone) - int(gone.sum()))
+        fresh = self.fresh.where(~self.fresh.holds(changed)).joined(codes, n_fresh)
+        gone_if_any = gone if gone.any() else None
+        return Snapshot(state.generation, state.name, state.last_id, self.base, gone_if_any, fresh)
+
+    def __len__(self) -> int:
+        return len(self.base.ids) + len(self.fresh.ids) - self._n_gone()
+
+    def n_changes(self) -> int:
+        """How many rows differ from the base."""
+        return len(self.fresh.ids) + self._n_gone()
+
+    def _n_gone(self) -> int:
+        return 0 if self.gone is None else int(self.gone.sum())
+
+    def ids(self) -> NDArray[np.int64]:
+        """The ids of all items, ascending."""
+        kept = self.base.ids if self.gone is None else self.base.ids[~self.gone]
+        return np.sort(np.concatenate([kept, self.fresh.ids]), kind="stable")
+
+    def folded(self) -> Snapshot:
+        """The same state with all codes in the base."""
+        kept = self.base if self.gone is None else self.base.where(~self.gone)
+        codes = kept.joined([self.fresh], len(self)) if len(kept.ids) else self.fresh
+        return Snapshot.of(codes, self.generation, self.name, self.last_id)
+
+    def nearest(self, codes: Codes, k: int, among: NDArray[np.int64] | None) -> SearchResult:
+        """The ``k`` nearest items of every code; ``among`` are the ids that may be found, ascending (None: all)."""
+        found = self.base.nearest(codes, k, self._allowed(among))
+        if not len(self.fresh.ids):
+            return found
+        fresh_allowed = None if among is None else self.fresh.holds(among)
+        return SearchResult.merged([found, self.fresh.nearest(codes, k, fresh_allowed)], k)
+
+    def within(self, codes: Codes, radius: int, among: NDArray[np.int64] | None) -> RangeResult:
+        """All items within ``radius`` bits of every code; ``among`` as in :meth:`nearest`."""
+        found = self.base.within(codes, radius, self._allowed(among))
+        if not len(self.fresh.ids):
+            return found
+        fresh_allowed = None if among is None else self.fresh.holds(among)
+        return RangeResult.merged([found, self.fresh.within(codes, radius, fresh_allowed)])
+
+    def _allowed(self, among: NDArray[np.int64] | None) -> NDArray[np.bool_] | None:
+        """Rows of the base that may be found (None: all)."""
+        if among is None:
+            return None if self.gone is None else ~self.gone
+        wanted = self.base.holds(among)
+        return wanted if self.gone is None else wanted & ~self.gone
+
+
+# The cache file of the codes. A header of one page names the generation and carries checksums of itself and of the arrays; ids and
+# planes follow. A file that is cut short, damaged, or of a generation that the database does not know is not used. It is replaced as a
+# whole; a process that has the old one mapped keeps that.
+
+_MAGIC = b"distillhash codes 1\n"
+_HEADER_BYTES = 4096  # one page, so that the arrays begin on a page
+_ID = np.dtype("<i8")
+
+
+def _write_cache(file: Path, snapshot: Snapshot) -> bool:
+    """Write a snapshot whose codes are all in its base."""
+    ids, planes = snapshot.base.ids.astype(_ID, copy=False), snapshot.base.planes
+    planes = planes.astype(planes.dtype.newbyteorder("<"), copy=False)
+    fields = {
+        "generation": snapshot.generation,
+        "name": snapshot.name,
+        "last_id": snapshot.last_id,
+        "shape": list(planes.shape),
+        "checksum": _crc(planes, _crc(ids)),
+    }
+    text = json.dumps(fields).encode()
+    header = _MAGIC + b"%08x %08x\n" % (len(text), zlib.crc32(text)) + text
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as stream:
+            stream.write(header.ljust(_HEADER_BYTES, b"\0"))
+            ids.tofile(stream)
+            planes.tofile(stream)
+
+    return _replace(file, write)
+
+
+def _read_cache(file: Path, n_bits: int) -> Snapshot | None:
+    """The codes in the file, mapped; None where there is no file, or one that cannot be trusted."""
+    try:
+        header = file.open("rb").read(_HEADER_BYTES)
+        sizes, _, text = header.removeprefix(_MAGIC).partition(b"\n")
+        length, checksum = (int(part, 16) for part in sizes.split())
+        text = text[:length]
+        if not header.startswith(_MAGIC) or zlib.crc32(text) != checksum:
+            return None
+        fields = json.loads(text)
+        n_planes, n = fields["shape"]
+        like = CodesInMemory.empty(n_bits).planes
+        n_bytes = n * (_ID.itemsize + n_planes * like.itemsize)
+        if n_planes != len(like) or file.stat().st_size != _HEADER_BYTES + n_bytes:
+            return None
+        mapped = np.memmap(file, np.uint8, "r", _HEADER_BYTES) if n else np.zeros(0, np.uint8)
+        ids = mapped[: _ID.itemsize * n].view(_ID)
+        planes = mapped[_ID.itemsize * n :].view(like.dtype.newbyteorder("<"))
+        if _crc(planes, _crc(ids)) != fields["checksum"]:
+            return None
+        codes = CodesInMemory(ids, planes.reshape(n_planes, n))
+        return Snapshot.of(codes, fields["generation"], fields["name"], fields["last_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+# The file of the clusters, so that they are found once. It names the generation of the cache file that it belongs to, is checked like
+# that, and can be deleted as well.
+
+
+def _write_clusters(file: Path, name: str, clusters: ClusteredCodes) -> bool:
+    from safetensors.numpy import save_file
+
+    arrays = clusters.arrays()
+    about = {"name": name, "checksum": str(_crc_of_arrays(arrays))}
+    return _replace(file, lambda temporary: save_file(arrays, temporary, about))
+
+
+def _read_clusters(file: Path, name: str, planes: Planes) -> ClusteredCodes | None:
+    """The clusters of these codes; None where there is no file, or one that is damaged or of other codes."""
+    if not file.exists():
+        return None
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "numpy") as stored:
+            about = stored.metadata() or {}
+            if about.get("name") != name:
+                return None
+            arrays = {key: stored.get_tensor(key) for key in sorted(stored.keys())}  # no dictionary
+        if about.get("checksum") != str(_crc_of_arrays(arrays)):
+            return None
+        return ClusteredCodes.from_arrays(planes, arrays)
+    except (OSError, SafetensorError, KeyError, DataError):
+        # A file of a development version may lack arrays, or have other planes.
+        return None
+
+
+def _crc_of_arrays(arrays: dict[str, NDArray[Any]]) -> int:
+    checksum = 0
+    for key, array in sorted(arrays.items()):
+        checksum = _crc(array, zlib.crc32(f"{key} {array.dtype} {array.shape}".encode(), checksum))
+    return checksum
+
+
+def _crc(array: NDArray[Any], start: int = 0) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, start)
+
+
+def _replace(file: Path, write: Callable[[Path], None]) -> bool:
+    """Replace a cache file; False where that fails (no right to write, a full disk): that costs time later, and no answer changes."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        temporary.replace(file)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        return False
+    return True
+
+
+# The rows in SQLite. Every committed change makes a new generation, which has a number and a random name. The name tells it from one of
+# the same number in another history of the database, as when a copy was restored. For every item that was replaced or removed, the last
+# generation that held it is kept, so that a process that has the codes of one generation reads only what changed since. New items need
+# no such entry: their ids are larger than all before them.
+
+_COLUMNS = ["id", "code", "key", "digest", "metadata"]
+_TABLES = (
+    """CREATE TABLE IF NOT EXISTS items (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, code BLOB NOT NULL, key TEXT UNIQUE, digest BLOB, metadata TEXT)""",
+    "CREATE TABLE IF NOT EXISTS changes (id INTEGER PRIMARY KEY, generation INTEGER NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS changes_by_generation ON changes (generation)",
+    "CREATE TABLE IF NOT EXISTS generations (number INTEGER PRIMARY KEY, name TEXT NOT NULL, items INTEGER NOT NULL)",
+)
+_MOST_VARIABLES = 500  # of one SQL statement; SQLite allows 999 at least
+_ROWS_AT_ONCE = 65536  # read into Python objects, which are many times larger than the codes
+_WAIT_SECONDS = 60.0
+_PAGES_KIB = (
+    65536  # keys come in any order: with SQLite's default of 2 MB their index is read from the disk again and again
+)
+_LOG_PAGES = 16384  # of 4 KiB, between two transfers of the log to the table
+_READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION}
+
+
+class State(NamedTuple):
+    """What is committed.
+
+    Attributes:
+        generation: Number of changes so far.
+        name: Of this generation.
+        items: Number of items.
+        last_id: The largest id ever used, -1 at first.
+    """
+
+    generation: int
+    name: str
+    items: int
+    last_id: int
+
+
+class ItemTable:
+    """The SQLite database of an index; one thread at a time.
+
+    Every method raises :class:`DistillHashError` where the database cannot be used, :class:`FormatError` where it is damaged.
+    """
+
+    def __init__(self, database: Path | None, durability: Durability = "normal") -> None:
+        """Open the file; None is a database in memory. Call :meth:`make` or :meth:`check` next."""
+        if durability not in get_args(Durability):
+            raise ParameterError(f"durability must be one of {', '.join(get_args(Durability))}, got {durability!r}")
+        self.name = "memory://" if database is None else str(database)
+        try:
+            self._connection = sqlite3.connect(
+                _address(database), uri=True, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+            )
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        try:
+            self._run(f"PRAGMA synchronous={durability}")
+            self._run(f"PRAGMA cache_size=-{_PAGES_KIB}")
+            self._run(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
+        except DistillHashError:
+            self._connection.close()
+            raise
+
+    def make(self) -> None:
+        """Make the tables that are not there."""
+        try:
+            write_ahead(self._connection, wait=_WAIT_SECONDS)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+        with self.transaction():
+            for table in _TABLES:
+                self._run(table)
+            if self._run("SELECT count(*) FROM generations").fetchone() == (0,):
+                self._run("INSERT INTO generations VALUES (0, ?, 0)", secrets.token_hex(8))
+
+    def check(self) -> None:
+        """Raise :class:`FormatError` unless these are the tables of an index."""
+        columns = [row[0] for row in self._run("SELECT name FROM pragma_table_info('items')")]
+        tables = {row[0] for row in self._run("SELECT name FROM sqlite_master")}
+        if columns != _COLUMNS or not {"changes", "generations"} <= tables:
+            raise FormatError(f"{self.name} is not the database of an index; restore it or build the index again")
+
+    def state(self) -> State:
+        """What is committed now."""
+        newest = self._run("SELECT number, name, items FROM generations ORDER BY number DESC LIMIT 1").fetchone()
+        if newest is None:
+            raise FormatError(f"{self.name} is damaged (no generation); restore it or build the index again")
+        last = self._run("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
+        number, name, items = newest
+        return State(number, name, items, -1 if last is None else int(last[0]))
+
+    def is_ancestor(self, generation: int, name: str) -> bool:
+        """Whether that generation was one of this database, and all changes since are known."""
+        found = self._run("SELECT name FROM generations WHERE number = ?", generation).fetchone()
+        return found is not None and found[0] == name
+
+    def put(self, rows: Iterable[Row], ids: NDArray[np.int64], replaced: Collection[int]) -> None:
+        """Store rows with these ids, of which ``replaced`` are there already; within a transaction."""
+        last_id = self.state().last_id
+        encoded = (
+            (identifier, code, None if key is None else _key_to_sql(key), digest, metadata)
+            for identifier, code, key, digest, metadata in rows
+        )
+        self._run_many("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?)", encoded)
+        self._note({*replaced, *ids[ids <= last_id].tolist()}, len(ids) - len(replaced))
+
+    def delete(self, ids: Collection[int]) -> None:
+        """Remove the items with these ids, all of which are there; within a transaction."""
+        self._run_many("DELETE FROM items WHERE id = ?", ((identifier,) for identifier in ids))
+        self._note(ids, -len(ids))
+
+    def _note(self, changed: Collection[int], more: int) -> None:
+        generation, _, items, _ = self.state()
+        generation += 1
+        self._run("INSERT INTO generations VALUES (?, ?, ?)", generation, secrets.token_hex(8), items + more)
+        self._run_many("INSERT OR REPLACE INTO changes VALUES (?, ?)", ((item, generation) for item in changed))
+
+    def changed_since(self, generation: int) -> NDArray[np.int64]:
+        """Ids of the items that were replaced or removed since, ascending."""
+        rows = self._run("SELECT id FROM changes WHERE generation > ? ORDER BY id", generation)
+        return np.fromiter((row[0] for row in rows), np.int64)
+
+    def codes_since(self, generation: int, last_id: int) -> Iterator[list[tuple[int, bytes]]]:
+        """Lists of (id, packed code) of the items that are new or replaced since, ascending."""
+        cursor = self._run(
+            """SELECT id, code FROM items WHERE id <= ?2 AND id IN (SELECT id FROM changes WHERE generation > ?1)
+               UNION ALL SELECT id, code FROM items WHERE id > ?2 ORDER BY id""",
+            generation,
+            last_id,
+        )
+        while True:
+            try:
+                rows = cursor.fetchmany(_ROWS_AT_ONCE)
+            except sqlite3.Error as error:
+                raise self._explained(error) from error
+            if not rows:
+                return
+            yield rows
+
+    def rows(self, ids: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+        """Id, code, key, digest and metadata of those items that are there."""
+        return self._select_in("SELECT id, code, key, digest, metadata FROM items WHERE id IN ({})", ids)
+
+    def known(self, keys: Sequence[str]) -> Known:
+        """Id and content digest of those keys that are there."""
+        rows = self._select_in("SELECT key, id, digest FROM items WHERE key IN ({})", list(map(_key_to_sql, keys)))
+        return {_key_from_sql(key): (identifier, digest) for key, identifier, digest in rows}
+
+    def present(self, ids: Sequence[int]) -> set[int]:
+        """Those of the ids that are there."""
+        return {row[0] for row in self._select_in("SELECT id FROM items WHERE id IN ({})", ids)}
+
+    def matching(self, condition: str) -> NDArray[np.int64]:
+        """Ids of the items for which an SQL condition over their columns holds, ascending.
+
+        Raises:
+            ParameterError: no condition, or one that does more than read.
+        """
+        self._connection.set_authorizer(lambda action, *_: int(action not in _READING))  # 1 denies
+        try:
+            rows = self._connection.execute(f"SELECT id FROM items WHERE (\n{condition}\n) ORDER BY id")
+            return np.fromiter((row[0] for row in rows), np.int64)
+        except (sqlite3.Error, sqlite3.Warning, ValueError) as error:  # a second statement is a Warning in Python 3.11
+            if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
+                raise self._explained(error) from error
+            raise ParameterError(
+                f"where={condition!r} is no condition that SQLite takes ({error}); use the columns id, key and metadata, "
+                "as in metadata->>'label' = 'cat'"
+            ) from error
+        finally:
+            self._connection.set_authorizer(None)
+
+    def compact(self) -> None:
+        """Forget what changed in the past and give free space back to the disk."""
+        with self.transaction():
+            self._run("DELETE FROM changes")
+            self._run("DELETE FROM generations WHERE number < ?", self.state().generation)
+        self._run("VACUUM")
+        self._run("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        """Close the file; calling it again changes nothing."""
+        self._connection.close()
+
+    @contextmanager
+    def transaction(self, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE") -> Iterator[None]:
+        """All or nothing. ``IMMEDIATE`` waits for other writers before anything is read; ``DEFERRED`` reads one state."""
+        self._run(f"BEGIN {kind}")
+        try:
+            yield
+            self._run("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:  # SQLite itself rolls back when the disk is full
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def _run(self, statement: str, *values: Any) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(statement, values)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+
+    def _run_many(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        try:
+            self._connection.executemany(statement, rows)
+        except sqlite3.Error as error:
+            raise self._explained(error) from error
+
+    def _select_in(self, query: str, values: Sequence[Any]) -> Iterator[Any]:
+        """Rows of a query whose ``{}`` takes the placeholders of the values, a bounded number of values at a time."""
+        self._run("SELECT 1")  # raises on a closed index even where there are no values
+        for start in range(0, len(values), _MOST_VARIABLES):
+            part = values[start : start + _MOST_VARIABLES]
+            yield from self._run(query.format(",".join("?" * len(part))), *part).fetchall()
+
+    def _explained(self, error: sqlite3.Error) -> DistillHashError:
+        if isinstance(error, sqlite3.ProgrammingError):
+            return DataError(f"the index {self.name} is closed; open it again")
+        if "locked" in str(error):
+            return DistillHashError(
+                f"another process has been writing to {self.name} for {_WAIT_SECONDS:g} s; try again when it is done"
+            )
+        if isinstance(error, sqlite3.OperationalError):
+            return DistillHashError(f"{self.name} cannot be used now ({error}); check the disk and the permissions")
+        return FormatError(f"{self.name} is damaged ({error}); restore it or build the index again")
+
+
+def _address(database: Path | None) -> str:
+    """The file as SQLite's URI."""
+    if database is None:
+        return ":memory:"
+    log = database.with_name(database.name + "-wal")
+    # SQLite makes files beside a database to read it. Where it cannot and the log is empty, no process can change the database either.
+    effective = os.access in os.supports_effective_ids
+    writable = os.access(database.parent, os.W_OK, effective_ids=effective)
+    frozen = database.exists() and not writable and not (log.exists() and log.stat().st_size)
+    return f"file:{quote(str(database.absolute()))}" + ("?immutable=1" if frozen else "")
+
+
+def _key_to_sql(key: str) -> str | bytes:
+    """A key as SQLite takes it: bytes where a file name is not valid text (Python then holds surrogates)."""
+    try:
+        key.encode()
+    except UnicodeEncodeError:
+        return key.encode(errors="surrogatepass")
+    return key
+
+
+def _key_from_sql(key: Any) -> Any:
+    """The key that :func:`_key_to_sql` took (None stays None)."""
+    return key.decode(errors="surrogatepass") if isinstance(key, bytes) else key

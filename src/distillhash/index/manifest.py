@@ -1,14 +1,15 @@
-"""The manifest of an index (a file in its folder, or text on its server): what it holds, and the refusal of what does not fit."""
+"""The manifest of an index: a file in its folder, or text on its server."""
 
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from distillhash import __version__
 from distillhash.errors import DistillHashError, FormatError, ParameterError
+from distillhash.files import write_atomic
 
 FORMAT_VERSION = 2
 MOST_BITS = 4096
@@ -36,35 +37,26 @@ class Manifest:
 
     @classmethod
     def read(cls, file: Path) -> Manifest:
-        """The manifest in ``file``.
-
-        Raises:
-            FormatError: damaged, or of a newer format.
-        """
+        """The manifest in ``file``; raises :class:`FormatError` as :meth:`parse` does."""
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise FormatError(f"{file} is damaged ({error!r}); restore it or build the index again") from error
+            raise _damaged(file, repr(error)) from error
         return cls.parse(text, str(file), str(file.parent))
 
     @classmethod
     def parse(cls, text: str, source: str, index: str) -> Manifest:
-        """The manifest that :meth:`text` wrote.
-
-        Args:
-            text: JSON.
-            source: What the text came from, for messages.
-            index: The index it belongs to, for messages.
+        """The manifest that :meth:`text` wrote; messages name ``source``, where the text was found, and ``index``.
 
         Raises:
-            FormatError: damaged, or of a newer format.
+            FormatError: damaged, or of another format.
         """
         try:
             fields = json.loads(text)
             version, n_bits, fingerprint = int(fields["format_version"]), fields["n_bits"], fields["model_fingerprint"]
             checksum = fields.get("checksum")
         except (ValueError, KeyError, TypeError) as error:
-            raise FormatError(f"{source} is damaged ({error!r}); restore it or build the index again") from error
+            raise _damaged(source, repr(error)) from error
         if version > FORMAT_VERSION:
             raise FormatError(
                 f"{index} has format {version}, this version reads up to {FORMAT_VERSION}; upgrade distillhash"
@@ -74,18 +66,13 @@ class Manifest:
         try:
             held = cls.new(n_bits, fingerprint)
         except (ParameterError, TypeError) as error:
-            raise FormatError(f"{source} is damaged ({error}); restore it or build the index again") from error
+            raise _damaged(source, str(error)) from error
         if checksum != held._checksum():
-            raise FormatError(f"{source} is damaged (its checksum differs); restore it or build the index again")
+            raise _damaged(source, "its checksum differs")
         return held
-
-    def _checksum(self) -> str:
-        return f"{zlib.crc32(json.dumps([self.n_bits, self.model_fingerprint]).encode()):08x}"
 
     def text(self) -> str:
         """The manifest as JSON."""
-        from distillhash import __version__
-
         fields = {
             "format_version": FORMAT_VERSION,
             "n_bits": self.n_bits,
@@ -95,8 +82,21 @@ class Manifest:
         }
         return json.dumps(fields, indent=1) + "\n"
 
+    def write(self, file: Path) -> None:
+        """Write ``file``; after a crash it is whole or absent.
+
+        Raises:
+            DistillHashError: the folder cannot be written.
+        """
+        try:
+            write_atomic(file, self.text().encode(), durable=True)
+        except OSError as error:
+            raise DistillHashError(
+                f"{file.parent} cannot be written ({error.strerror}); choose another folder"
+            ) from error
+
     def check_fits(self, index: Path | str, n_bits: int | None, model_fingerprint: str | None) -> None:
-        """Raise unless ``index``, which is named in messages, can take codes of this length and model (None: not asked for)."""
+        """Raise unless ``index``, which messages name, takes codes of this length and model (None: any)."""
         if n_bits is not None and n_bits != self.n_bits:
             raise ParameterError(
                 f"{index} holds codes of {self.n_bits} bits, not {n_bits}; leave n_bits out or make a new index"
@@ -107,21 +107,9 @@ class Manifest:
                 "make a new index for this one"
             )
 
-    def write(self, file: Path) -> None:
-        """Write ``file`` so that after a crash it is whole or absent.
+    def _checksum(self) -> str:
+        return f"{zlib.crc32(json.dumps([self.n_bits, self.model_fingerprint]).encode()):08x}"
 
-        Raises:
-            DistillHashError: the folder cannot be written.
-        """
-        temporary = file.with_name(f".{file.name}.{os.getpid()}")
-        try:
-            with temporary.open("w", encoding="utf-8") as stream:
-                stream.write(self.text())
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(file)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise DistillHashError(
-                f"{file.parent} cannot be written ({error.strerror}); choose another folder"
-            ) from error
+
+def _damaged(source: Path | str, what: str) -> FormatError:
+    return FormatError(f"{source} is damaged ({what}); restore it or build the index again")

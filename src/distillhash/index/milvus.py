@@ -5,41 +5,56 @@
 - ``index``: ``BIN_FLAT`` (exact, the default) or ``BIN_IVF_FLAT`` (approximate, with ``nlist`` and ``nprobe``); decided when the
   collection is made.
 - ``database``, ``tls`` (``true`` or ``false``), ``patience`` (seconds to wait for a server that goes away, 10), ``largest`` (items in
-  one answer, 16384, the server's own default limit).
+  one answer, 16384, the server's default limit).
 
-What Milvus cannot do, this engine cannot: an ``add`` of several batches is not one transaction (the batches sent before an error
-stay, and the same call with ``upsert`` goes on), and two processes that add at one time without giving ids may choose the same ones.
+The limits of Milvus are limits of this engine: an ``add`` of several batches is not one transaction (the batches sent before an error
+stay, and the same call with ``upsert`` continues), and two processes that add at the same time without ids may choose the same ones.
+
+There are two collections: the items, and ``NAME_ids`` with the largest id ever used. The manifest is JSON in the description of the item
+collection, written together with it. Milvus has no byte strings and, in older versions, no null: digests are hexadecimal, and the
+field ``has`` says which of key, digest and metadata are there.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.codes import Codes
-from distillhash.errors import DataError, DistillHashError, ParameterError
-from distillhash.index import milvus_schema as schema
-from distillhash.index import milvus_search
+from distillhash.codes import Codes, bytes_per_code
+from distillhash.errors import DataError, DistillHashError, FormatError, MissingDependencyError, ParameterError
 from distillhash.index.address import number, refuse_options, shown, split_options
-from distillhash.index.base import Index, Item, RangeResult, SearchResult, check_k, check_radius
-from distillhash.index.incoming import Incoming
+from distillhash.index.base import LARGEST_ID, Incoming, Index, Item, Known, RangeResult, Row, SearchResult
 from distillhash.index.manifest import Manifest
-from distillhash.index.merge import nearest_from_pairs, range_from_pairs
-from distillhash.index.milvus_session import Session
-from distillhash.index.rows import LARGEST_ID, check_ids, is_id
-from distillhash.index.text import from_plain, to_plain
+from distillhash.index.remote import from_plain, to_plain, with_patience
+
+if TYPE_CHECKING:
+    from pymilvus import MilvusClient
 
 OPTIONS = ("index", "nlist", "nprobe", "database", "tls", "patience", "largest")
+HAS_KEY, HAS_DIGEST, HAS_METADATA = 1, 2, 4
+MOST_TEXT_BYTES = 65535
+_FIELDS = ["id", "code", "key", "digest", "metadata", "has"]
+_COLLECTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
 _ROWS_AT_ONCE = 5_000
 _BYTES_AT_ONCE = 8 << 20  # of one upsert; a server takes 64 MiB
 _VALUES_AT_ONCE = 1_000  # of one expression
 _ANSWERS_AT_ONCE = 200_000  # (query, item) pairs of one search
+_MARGIN = 16  # items asked for beyond k, at least
+_AWAY_CODES = ("UNAVAILABLE", "UNKNOWN", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED")
+_AWAY_TEXTS = ("server unavailable", "Fail connecting", "channel is closed", "connection first", "Retry timeout")
+_DEADLINE = 60.0  # seconds for one request
+
+T = TypeVar("T")
+Pair = tuple[int, int]  # (distance, id)
+ALL_IDS = (0, LARGEST_ID)  # first and last id of a range
 
 
 class MilvusIndex(Index):
@@ -54,15 +69,19 @@ class MilvusIndex(Index):
             raise ParameterError(
                 f"a milvus:// address names a host, as in milvus://localhost:19530/photos, got {shown(uri)}"
             )
-        self._name = schema.check_name(parts.path.strip("/"))
-        settings = _index_settings(options)
+        self._name = parts.path.strip("/")
+        if not _COLLECTION.fullmatch(self._name):
+            raise ParameterError(
+                f"a milvus:// address ends in a collection of up to 200 letters, digits and underscores, got {self._name!r}"
+            )
+        vector_index = _vector_index(options)
         tls = options.get("tls", "false")
         if tls not in ("true", "false"):
             raise ParameterError(f"the option tls must be true or false, got {tls!r}")
         self._largest = number(options.get("largest", "16384"), "largest", least=2, most=1_000_000)
         self._probes = {"nprobe": int(options["nprobe"])} if "nprobe" in options else {}
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
-        self._session = Session(
+        self._session = MilvusSession(
             f"{'https' if tls == 'true' else 'http'}://{parts.hostname}:{parts.port or 19530}",
             shown(rest),
             token=f"{user}:{password}" if password else user,
@@ -70,55 +89,86 @@ class MilvusIndex(Index):
             patience=number(options.get("patience", "10"), "patience", least=0, most=86400),
         )
         try:
-            held = schema.read_manifest(self._session, self._name)
+            held = self._read_manifest()
             if held is None:
                 if not create:
                     raise DataError(
                         f"there is no index at {self._session.shown}; make one with `distillhash index`, or pass create=True"
                     )
-                schema.make(self._session, self._name, Manifest.new(n_bits, model_fingerprint))
-                held = schema.read_manifest(self._session, self._name)
+                self._make_items(Manifest.new(n_bits, model_fingerprint))
+                held = self._read_manifest()
                 assert held is not None
             held.check_fits(self._session.shown, n_bits, model_fingerprint)
-            schema.prepare(self._session, self._name, settings)
+            self._complete(vector_index)
         except BaseException:
             self._session.close()
             raise
         self.n_bits = held.n_bits
         self.model_fingerprint = held.model_fingerprint
 
-    def add(
-        self,
-        codes: Codes,
-        ids: NDArray[np.int64] | Sequence[int] | None = None,
-        metadata: Sequence[dict[str, Any] | None] | None = None,
-        *,
-        keys: Sequence[str] | None = None,
-        digests: Sequence[bytes] | None = None,
-        upsert: bool = False,
-    ) -> NDArray[np.int64]:
-        """See :meth:`Index.add`; in batches, each stored when the next is sent.
+    def _read_manifest(self) -> Manifest | None:
+        """What the index holds, None if there is none."""
+        if not self._session.call("has_collection", self._name):
+            return None
+        place = f"collection {self._name} of {self._session.shown}"
+        description = self._session.call("describe_collection", self._name)["description"]
+        if not description.startswith("{"):
+            raise FormatError(f"the {place} is not an index; choose another name")
+        return Manifest.parse(description, f"the description of {place}", place)
 
-        Raises:
-            DistillHashError: the server stayed away; the message says how many items are stored. The same call with ``upsert`` (and
-                the same ids or keys) stores the rest.
-        """
-        self._check_codes(codes)
-        incoming = Incoming.checked(codes, ids, metadata, keys, digests)
+    def _make_items(self, manifest: Manifest) -> None:
+        from pymilvus import DataType, MilvusClient
+
+        description = json.dumps(json.loads(manifest.text()))
+        schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False, description=description)
+        schema.add_field("id", DataType.INT64, is_primary=True)
+        schema.add_field("code", DataType.BINARY_VECTOR, dim=8 * bytes_per_code(manifest.n_bits))
+        schema.add_field("key", DataType.VARCHAR, max_length=MOST_TEXT_BYTES)
+        schema.add_field("digest", DataType.VARCHAR, max_length=MOST_TEXT_BYTES)
+        schema.add_field("metadata", DataType.JSON)
+        schema.add_field("has", DataType.INT8)
+        self._create(self._name, schema)
+
+    def _complete(self, vector_index: dict[str, Any]) -> None:
+        """Make what an index still lacks (a process may have died after any step), and load it."""
+        from pymilvus import DataType, MilvusClient
+
+        counter = f"{self._name}_ids"
+        if not self._session.call("has_collection", counter):
+            schema = MilvusClient.create_schema(auto_id=False, enable_dynamic_field=False)
+            schema.add_field("id", DataType.INT64, is_primary=True)
+            schema.add_field("unused", DataType.BINARY_VECTOR, dim=8)  # Milvus has no collection without a vector
+            schema.add_field("last_id", DataType.INT64)
+            self._create(counter, schema)
+        vectors = [(self._name, "code", vector_index), (counter, "unused", {"index_type": "BIN_FLAT"})]
+        for collection, field, settings in vectors:
+            if not self._session.call("list_indexes", collection):
+                parameters = MilvusClient.prepare_index_params()
+                parameters.add_index(field, metric_type="HAMMING", **settings)
+                if field == "code":
+                    parameters.add_index("key", index_type="INVERTED")
+                self._session.call("create_index", collection, parameters, sync=False)
+            self._session.call("load_collection", collection)
+
+    def _create(self, collection: str, schema: Any) -> None:
+        """Make a collection, unless another process was faster."""
+        try:
+            self._session.call("create_collection", collection, schema=schema, consistency_level="Strong")
+        except DistillHashError:
+            if not self._session.call("has_collection", collection):
+                raise
+
+    def _add(self, incoming: Incoming) -> NDArray[np.int64]:
         last_id = self._last_id()
-        following = last_id + 1 if incoming.ids is not None or not len(codes) else self._unused_from(last_id + 1)
+        assigns = incoming.ids is None and len(incoming.codes)
         chosen = incoming.choose_ids(
             known=self.known(incoming.keys or []),
-            present=set() if incoming.ids is None or upsert else self.present(incoming.ids.tolist()),
-            following=following,
-            upsert=upsert,
+            present=set() if incoming.ids is None or incoming.upsert else self._present(incoming.ids.tolist()),
+            following=self._unused_from(last_id + 1) if assigns else last_id + 1,
         )
-        entities = [schema.to_entity(row) for row in incoming.rows(chosen)]
-        if (
-            len(chosen) and int(chosen.max()) > last_id
-        ):  # before the rows: an id is never given twice, even after a crash
-            state = {"id": 0, "unused": b"\0", "last_id": int(chosen.max())}
-            self._session.call("upsert", f"{self._name}_ids", [state])
+        entities = [_to_entity(row) for row in incoming.rows(chosen)]
+        if (largest := int(chosen.max(initial=-1))) > last_id:  # first, so that no id is given twice even after a crash
+            self._session.call("upsert", f"{self._name}_ids", [{"id": 0, "unused": b"\0", "last_id": largest}])
         stored = 0
         for batch in _batches(entities):
             try:
@@ -130,63 +180,49 @@ class MilvusIndex(Index):
             stored += len(batch)
         return chosen
 
-    def remove(self, ids: Sequence[int] | NDArray[np.int64] = (), *, keys: Sequence[str] = ()) -> int:
-        """See :meth:`Index.remove`; in batches, as :meth:`add`."""
-        wanted = set(check_ids(ids).tolist())
-        if absent := wanted - self.present(list(wanted)):
-            raise DataError(f"there is no item with id {min(absent)} in {self!r}; nothing was removed")
-        known = self.known(keys)
-        for key in keys:
-            if key not in known:
-                raise DataError(f"there is no item with key {key!r} in {self!r}; nothing was removed")
-        wanted.update(identifier for identifier, _ in known.values())
-        for part in _parts(sorted(wanted)):
+    def _remove(self, ids: set[int], keys: Sequence[str]) -> int:
+        leaving = self._leaving(ids, keys, self._present(list(ids)), self.known(keys))
+        for part in _parts(sorted(leaving)):
             self._session.call("delete", self._name, ids=part)
-        return len(wanted)
+        return len(leaving)
 
-    def search(self, codes: Codes, k: int = 10, *, where: str | None = None) -> SearchResult:
-        """See :meth:`Index.search`; ``k`` is at most 16,384 (the option ``largest``), or at least the number of items."""
-        self._check_codes(codes)
-        check_k(k)
+    def _search(self, codes: Codes, k: int, where: str | None) -> SearchResult:
         most = k if k <= self._largest else min(k, len(self))
         if most > self._largest:
             raise ParameterError(
                 f"Milvus answers with at most {self._largest} items, got k={k}; use range_search or a smaller k"
             )
-        answers: list[list[milvus_search.Pair]] = []
+        answers: list[list[Pair]] = []
         queries = [code.tobytes() for code in codes.packed]
         fetch = self._fetch(where)
         step = max(1, _ANSWERS_AT_ONCE // (2 * most + 16))
         for start in range(0, len(queries) if most else 0, step):
-            answers += milvus_search.nearest(fetch, queries[start : start + step], most, self._largest)
-        return nearest_from_pairs(answers if most else [[] for _ in queries], k)
+            answers += exact_nearest(fetch, queries[start : start + step], most, self._largest)
+        return SearchResult.from_pairs(answers if most else [[] for _ in queries], k)
 
-    def range_search(self, codes: Codes, radius: int = 3, *, where: str | None = None) -> RangeResult:
-        """See :meth:`Index.range_search`."""
-        self._check_codes(codes)
-        check_radius(radius)
-        answers: list[list[milvus_search.Pair]] = []
+    def _range_search(self, codes: Codes, radius: int, where: str | None) -> RangeResult:
+        answers: list[list[Pair]] = []
         queries = [code.tobytes() for code in codes.packed]
+        fetch = self._fetch(where)
         step = max(1, _ANSWERS_AT_ONCE // self._largest)
         for start in range(0, len(queries), step):
-            part = queries[start : start + step]
-            answers += milvus_search.within(self._fetch(where), part, min(int(radius), self.n_bits), self._largest)
-        return range_from_pairs(answers)
+            answers += exact_within(fetch, queries[start : start + step], radius, self._largest)
+        return RangeResult.from_pairs(answers)
 
-    def _fetch(self, where: str | None) -> milvus_search.Fetch:
+    def _fetch(self, where: str | None) -> Fetch:
         def fetch(
             codes: Sequence[bytes],
             limit: int,
             *,
             least: int = 0,
             most: int | None = None,
-            ids: milvus_search.IdRange = milvus_search.ALL_IDS,
-        ) -> list[list[milvus_search.Pair]]:
+            ids: tuple[int, int] = ALL_IDS,
+        ) -> list[list[Pair]]:
             parameters: dict[str, Any] = dict(self._probes)
             if most is not None:
                 parameters |= {"radius": most + 1, "range_filter": least}  # Milvus: range_filter <= distance < radius
             conditions = [] if where is None else [f"({where})"]
-            if ids != milvus_search.ALL_IDS:
+            if ids != ALL_IDS:
                 conditions.append(f"id >= {ids[0]} and id <= {ids[1]}")
             try:
                 answers = self._session.call(
@@ -209,44 +245,30 @@ class MilvusIndex(Index):
 
         return fetch
 
-    def get(self, ids: Sequence[int]) -> list[Item]:
-        """See :meth:`Index.get`."""
-        wanted = [int(identifier) for identifier in ids if is_id(identifier)]
-        entities = self._query_in("id", wanted, schema.FIELDS)
-        found = {int(entity["id"]): schema.from_entity(entity, self.n_bits) for entity in entities}
-        for identifier in ids:
-            if identifier not in found:
-                raise DataError(f"there is no item with id {identifier} in {self!r}; search gives ids that are")
-        return [found[identifier] for identifier in ids]
+    def _get(self, ids: list[int]) -> dict[int, Item]:
+        return {int(entity["id"]): _from_entity(entity, self.n_bits) for entity in self._query_in("id", ids, _FIELDS)}
 
-    def known(self, keys: Sequence[str]) -> dict[str, tuple[int, bytes | None]]:
+    def known(self, keys: Sequence[str]) -> Known:
         """See :meth:`Index.known`."""
-        found: dict[str, tuple[int, bytes | None]] = {}
-        has_key = "has in [1, 3, 5, 7]"  # schema.HAS_KEY, and any of the others
+        found: Known = {}
+        has_key = "has in [1, 3, 5, 7]"  # HAS_KEY, and any of the others
         for entity in self._query_in("key", [to_plain(key) for key in keys], ["id", "key", "digest", "has"], has_key):
-            digest = bytes.fromhex(entity["digest"]) if entity["has"] & schema.HAS_DIGEST else None
+            digest = bytes.fromhex(entity["digest"]) if entity["has"] & HAS_DIGEST else None
             found[from_plain(entity["key"])] = (int(entity["id"]), digest)
         return {key: found[key] for key in keys if key in found}
 
-    def ids(self) -> NDArray[np.int64]:
-        """See :meth:`Index.ids`; in several requests, so that a writer at work may be seen in parts."""
-        found: list[int] = []
-        waiting = [milvus_search.ALL_IDS]
-        while waiting:
-            first, last = waiting.pop()
-            rows = self._query(f"id >= {first} and id <= {last}", ["id"], limit=self._largest)
-            part = sorted(int(row["id"]) for row in rows)
-            if len(part) < self._largest:
-                found += part
-            else:
-                middle = min(part[len(part) // 2], last - 1)
-                waiting += [(middle + 1, last), (first, middle)]  # the lower part is taken next
-        return np.array(found, np.int64)
+    def _present(self, ids: list[int]) -> set[int]:
+        return {int(entity["id"]) for entity in self._query_in("id", ids, ["id"])}
 
-    def present(self, ids: Sequence[int]) -> set[int]:
-        """See :meth:`Index.present`."""
-        wanted = [int(identifier) for identifier in ids if is_id(identifier)]
-        return {int(entity["id"]) for entity in self._query_in("id", wanted, ["id"])}
+    def ids(self) -> NDArray[np.int64]:
+        """See :meth:`Index.ids`; in several requests, between which other processes may change the index."""
+
+        def ask(first: int, last: int) -> list[int]:
+            rows = self._query(f"id >= {first} and id <= {last}", ["id"], limit=self._largest)
+            return [int(row["id"]) for row in rows]
+
+        found = [identifier for part in _by_id_ranges(ask, int, self._largest) for identifier in sorted(part)]
+        return np.array(found, np.int64)
 
     def __len__(self) -> int:
         return int(self._query("", ["count(*)"])[0]["count(*)"])
@@ -286,7 +308,7 @@ class MilvusIndex(Index):
             yield from self._query(f"{field} in {json.dumps(part, ensure_ascii=False)} and {also}", fields)
 
 
-def _index_settings(options: dict[str, str]) -> dict[str, Any]:
+def _vector_index(options: dict[str, str]) -> dict[str, Any]:
     kind = options.get("index", "BIN_FLAT")
     if kind not in ("BIN_FLAT", "BIN_IVF_FLAT"):
         raise ParameterError(f"the option index must be BIN_FLAT (exact) or BIN_IVF_FLAT (approximate), got {kind!r}")
@@ -313,3 +335,232 @@ def _batches(entities: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]
         step = max(1, len(batch) * _BYTES_AT_ONCE // max(size, _BYTES_AT_ONCE))
         for start in range(0, len(batch), step):
             yield batch[start : start + step]
+
+
+def _to_entity(row: Row) -> dict[str, Any]:
+    """A row as Milvus takes it; raises :class:`DataError` for a key or a number that is too long for it."""
+    identifier, code, key, digest, metadata = row
+    plain = "" if key is None else to_plain(key)
+    if len(plain.encode()) > MOST_TEXT_BYTES:
+        raise DataError(
+            f"the key {key!r:.80} has more than the {MOST_TEXT_BYTES} bytes that Milvus holds; use a shorter one"
+        )
+    entry = {} if metadata is None else map_text(json.loads(metadata), to_plain)
+    if metadata is not None and not _fits(entry):
+        raise DataError(f"the metadata of id {identifier} hold an integer of more than 64 bits; give it as text")
+    has = HAS_KEY * (key is not None) | HAS_DIGEST * (digest is not None) | HAS_METADATA * (metadata is not None)
+    digest_text = "" if digest is None else digest.hex()
+    return {"id": identifier, "code": code, "key": plain, "digest": digest_text, "metadata": entry, "has": has}
+
+
+def _from_entity(entity: dict[str, Any], n_bits: int) -> Item:
+    """The item in an entity of all fields; raises :class:`FormatError` unless ``add`` can have stored it."""
+    try:
+        code = np.frombuffer(entity["code"][0], np.uint8)[None]
+        return Item(
+            int(entity["id"]),
+            Codes.from_packed(code, n_bits),
+            from_plain(entity["key"]) if entity["has"] & HAS_KEY else None,
+            bytes.fromhex(entity["digest"]) if entity["has"] & HAS_DIGEST else None,
+            map_text(entity["metadata"], from_plain) if entity["has"] & HAS_METADATA else None,
+        )
+    except (TypeError, ValueError, KeyError) as error:
+        raise FormatError(f"the entity of id {entity.get('id')}: {error}") from error
+
+
+def map_text(value: Any, change: Callable[[str], str]) -> Any:
+    """A JSON value with ``change`` applied to every text in it, names of fields included."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {change(name): map_text(entry, change) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [map_text(entry, change) for entry in value]
+    return value
+
+
+def _fits(value: Any) -> bool:
+    """Whether all integers in a JSON value have at most 64 bits."""
+    if isinstance(value, dict | list):
+        return all(map(_fits, value.values() if isinstance(value, dict) else value))
+    return not isinstance(value, int) or -(2**63) <= value < 2**63
+
+
+# Exact answers, ties by ascending id, from a server that orders ties arbitrarily and gives at most ``largest`` items (16,384) in one
+# answer. With an approximate index (``BIN_IVF_FLAT``) the same steps order what the server finds.
+
+
+class Fetch(Protocol):
+    """One request: for every code up to ``limit`` pairs, nearest first, with distances in ``least..most`` and ids in ``ids``."""
+
+    def __call__(
+        self,
+        codes: Sequence[bytes],
+        limit: int,
+        *,
+        least: int = 0,
+        most: int | None = None,
+        ids: tuple[int, int] = ALL_IDS,
+    ) -> list[list[Pair]]:
+        """Pairs of every code; equal distances in any order. ``most=None`` asks for no radius."""
+
+
+def exact_nearest(fetch: Fetch, codes: Sequence[bytes], k: int, largest: int) -> list[list[Pair]]:
+    """The ``k`` nearest of every code by (distance, id); ``k`` is at most ``largest``, the most items of one answer.
+
+    More than ``k`` are asked for. All items nearer than the k-th are among them in any case. If the answer goes on beyond the k-th
+    distance, or holds all items, so are all items at that distance, and the lowest ids are chosen. Otherwise the items at exactly that
+    distance are fetched by ascending ranges of ids until there are enough.
+    """
+    limit = min(largest, k + max(k, _MARGIN))
+    answers = []
+    for code, pairs in zip(codes, fetch(codes, limit), strict=True):
+        found = sorted(pairs)
+        if len(found) == limit and found[-1][0] == found[k - 1][0]:
+            worst = found[k - 1][0]
+            found = [pair for pair in found if pair[0] < worst]
+            for part in _within_by_id_ranges(fetch, code, worst, worst, largest):
+                found += sorted(part)
+                if len(found) >= k:
+                    break
+        answers.append(found[:k])
+    return answers
+
+
+def exact_within(fetch: Fetch, codes: Sequence[bytes], radius: int, largest: int) -> list[list[Pair]]:
+    """All within ``radius`` of every code by (distance, id): one request, and more by ranges of ids where its answer is full."""
+    answers = []
+    for code, pairs in zip(codes, fetch(codes, largest, most=radius), strict=True):
+        if len(pairs) == largest:
+            pairs = [pair for part in _within_by_id_ranges(fetch, code, 0, radius, largest) for pair in part]
+        answers.append(sorted(pairs))
+    return answers
+
+
+def _within_by_id_ranges(fetch: Fetch, code: bytes, least: int, most: int, largest: int) -> Iterator[list[Pair]]:
+    """All items with distances in ``least..most``, in parts of ascending ids."""
+
+    def ask(first: int, last: int) -> list[Pair]:
+        return fetch([code], largest, least=least, most=most, ids=(first, last))[0]
+
+    return _by_id_ranges(ask, lambda pair: pair[1], largest)
+
+
+def _by_id_ranges(ask: Callable[[int, int], list[T]], id_of: Callable[[T], int], largest: int) -> Iterator[list[T]]:
+    """All answers of ``ask(first id, last id)`` in parts of ascending ids; a range whose answer is full is split."""
+    waiting = [ALL_IDS]
+    while waiting:
+        first, last = waiting.pop()
+        found = ask(first, last)
+        if len(found) < largest or first == last:
+            yield found
+            continue
+        middle = min(sorted(map(id_of, found))[len(found) // 2], last - 1)
+        waiting += [(middle + 1, last), (first, middle)]  # the lower part is taken next
+
+
+class MilvusSession:
+    """A client that connects again when the server was away, for one thread at a time.
+
+    Every call may be repeated, so only repeatable calls are made: reads, deletions by id, and upserts of whole rows under ids that were
+    chosen before. (An insert that is sent twice would store a row twice.)
+    """
+
+    def __init__(self, uri: str, shown: str, *, token: str, database: str, patience: float) -> None:
+        """Connect without patience: a wrong address should fail at once.
+
+        Args:
+            uri: ``http://host:port`` or ``https://host:port``.
+            shown: The address for messages, without a password.
+            token: ``user:password`` or a token, empty for none.
+            database: Its name, empty for the default one.
+            patience: How long to wait for a server that goes away later, in seconds.
+
+        Raises:
+            MissingDependencyError: pymilvus is not installed.
+            DistillHashError: the server does not answer or refuses.
+        """
+        try:
+            import pymilvus
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"{shown} needs pymilvus; install it with `pip install 'distillhash[milvus]'`"
+            ) from error
+        # pymilvus prints the traceback of each failed attempt; the last error is raised here, with one sentence.
+        logging.getLogger("pymilvus.decorators").setLevel(logging.CRITICAL + 1)
+        self._pymilvus = pymilvus
+        self._uri, self.shown, self._patience = uri, shown, patience
+        self._token, self._database = token, database
+        self._client: MilvusClient | None = None
+        self._is_open = True
+        try:
+            self._connected()
+        except Exception as error:
+            raise self._explained(error, "the connection") from error
+
+    def call(self, name: str, *arguments: Any, **options: Any) -> Any:
+        """The result of a repeatable method of the client.
+
+        Raises:
+            DistillHashError: the server stayed away, or refused.
+        """
+
+        def attempt() -> Any:
+            client = self._connected()
+            try:
+                # A server that is gone is noticed at once. The deadline is for one that hangs, and long enough for a busy one.
+                return getattr(client, name)(*arguments, timeout=max(_DEADLINE, self._patience), **options)
+            except Exception as error:
+                if self._may_pass(error):  # its channel does not recover
+                    self._drop()
+                raise
+
+        try:
+            return with_patience(attempt, self._may_pass, self._patience)
+        except DataError:
+            raise
+        except Exception as error:
+            raise self._explained(error, name.replace("_", " ")) from error
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._is_open = False
+        self._drop()
+
+    def _connected(self) -> MilvusClient:
+        if not self._is_open:
+            raise DataError(f"the index {self.shown} is closed; open it again")
+        if self._client is None:
+            self._client = self._pymilvus.MilvusClient(
+                uri=self._uri,
+                token=self._token,
+                db_name=self._database,
+                timeout=max(2.0, self._patience),
+                dedicated=True,
+            )
+        return self._client
+
+    def _drop(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def _may_pass(self, error: Exception) -> bool:
+        code = getattr(error, "code", None)
+        code = code() if callable(code) else code
+        if getattr(code, "name", None) in _AWAY_CODES:
+            return True
+        is_milvus = isinstance(error, self._pymilvus.MilvusException)
+        return is_milvus and any(text in str(error) for text in _AWAY_TEXTS)
+
+    def _explained(self, error: Exception, what: str) -> DistillHashError:
+        if isinstance(error, DistillHashError):
+            return error
+        text = " ".join(str(getattr(error, "message", None) or error).split())
+        if self._may_pass(error):
+            return DistillHashError(
+                f"{self.shown} does not answer ({text}); check that Milvus runs there, and run the same command again"
+            )
+        return DistillHashError(
+            f"{self.shown} refused {what} ({text}); check the request against the server's version and limits"
+        )

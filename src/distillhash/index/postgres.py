@@ -1,36 +1,41 @@
 """The Postgres engine: rows in a table, distances by pgvector, exact scans.
 
-``postgresql://user@host:port/database?table=photos&patience=10`` and whatever else libpq takes. The table has the columns ``id``,
+``postgresql://user@host:port/database?table=photos&patience=10`` and all other options of libpq. The table has the columns ``id``,
 ``code`` (``bit(n_bits)``), ``key``, ``digest`` and ``metadata``; see ``docs/postgres.md``. A call of ``add`` or ``remove`` is one
-transaction; a search sees one committed state. Writers wait for each other, readers for nobody.
+transaction; a search sees one committed state. Writers wait for each other, readers never wait.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes
-from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
+from distillhash.errors import DataError, DistillHashError, FormatError, MissingDependencyError, ParameterError
 from distillhash.index.address import number, shown, split_options
-from distillhash.index.base import Index, Item, RangeResult, SearchResult, check_k, check_radius
-from distillhash.index.incoming import Incoming
-from distillhash.index.merge import nearest_from_pairs, range_from_pairs
-from distillhash.index.postgres_schema import Tables
-from distillhash.index.postgres_session import Session
-from distillhash.index.rows import check_ids, is_id
-from distillhash.index.text import from_plain, to_plain
+from distillhash.index.base import Incoming, Index, Item, Known, RangeResult, SearchResult
+from distillhash.index.manifest import Manifest
+from distillhash.index.remote import from_plain, to_plain, with_patience
 
 if TYPE_CHECKING:
     import psycopg
+    from psycopg.sql import Composable, Composed
 
+T = TypeVar("T")
+Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 OPTIONS = ("table", "patience")
 _QUERIES_AT_ONCE = 256
 _VALUES_AT_ONCE = 10_000
+_TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,49}")  # Postgres cuts names at 63 bytes, and ours get endings
+_OLDEST_PGVECTOR = (0, 7)  # the first with Hamming distance of bits
+# SQLSTATE: connection, shutdown, too many connections, serialization, deadlock.
+_TRANSIENT_STATES = ("08", "57P", "53300", "40001", "40P01")
 
 # The cast to int keeps the planner from an approximate index (HNSW, IVFFlat) that somebody made on the column.
 _NEAREST = """SELECT query.place, found.distance, found.id
@@ -56,90 +61,127 @@ class PostgresIndex(Index):
         model_fingerprint: str | None,
         durability: Literal["normal", "full"],
     ) -> None:
-        """Connect, and make the tables if they are not there. Durability ``normal`` is whatever the server is set to."""
+        """Connect, and make the tables if they are not there. Durability ``normal`` is the server's setting."""
         rest, options = split_options(uri, OPTIONS)
         patience = number(options.get("patience", "10"), "patience", least=0, most=86400)
-        self._session = Session(rest, shown(rest), patience=patience, synchronous=durability == "full")
+        self._session = PostgresSession(rest, shown(rest), patience=patience, synchronous=durability == "full")
         try:
-            self._tables = Tables(options.get("table", "distillhash"))
-            held = self._tables.open(self._session, n_bits=n_bits, create=create, model_fingerprint=model_fingerprint)
+            self._table = options.get("table", "distillhash")
+            if not _TABLE.fullmatch(self._table):
+                raise ParameterError(f"a table's name is up to 50 letters, digits and underscores, got {self._table!r}")
+            held = self._read_manifest()
+            if held is None:
+                if not create:
+                    raise DataError(
+                        f"there is no index {self._table} in {self._session.shown}; make one with `distillhash index`, or pass create=True"
+                    )
+                self._make(Manifest.new(n_bits, model_fingerprint))
+                held = self._read_manifest()
+                assert held is not None
+            held.check_fits(f"table {self._table} in {self._session.shown}", n_bits, model_fingerprint)
         except BaseException:
             self._session.close()
             raise
         self.n_bits = held.n_bits
         self.model_fingerprint = held.model_fingerprint
 
-    def add(
-        self,
-        codes: Codes,
-        ids: NDArray[np.int64] | Sequence[int] | None = None,
-        metadata: Sequence[dict[str, Any] | None] | None = None,
-        *,
-        keys: Sequence[str] | None = None,
-        digests: Sequence[bytes] | None = None,
-        upsert: bool = False,
-    ) -> NDArray[np.int64]:
-        """See :meth:`Index.add`."""
-        self._check_codes(codes)
-        incoming = Incoming.checked(codes, ids, metadata, keys, digests)
-        given = None if incoming.ids is None else incoming.ids.tolist()
+    def _read_manifest(self) -> Manifest | None:
+        """What the index holds, None if there is none."""
+        place = f"table {self._table} in {self._session.shown}"
+        tables = [self._table, f"{self._table}_manifest"]
+        exists = self._sql("SELECT to_regclass(quote_ident(name)) IS NOT NULL FROM unnest(%s::text[]) AS name")
+        found = [row[0] for row in self._session.read(exists, [tables])]
+        if not any(found):
+            return None
+        if not all(found):
+            raise FormatError(f"the {place} is not an index; choose another name with ?table=NAME")
+        rows = self._session.read(self._sql("SELECT manifest FROM {manifest}"))
+        if len(rows) != 1:
+            raise FormatError(f"the {place} has {len(rows)} manifests, not one; restore it or build the index again")
+        return Manifest.parse(rows[0][0], f"the manifest of {place}", place)
 
-        def work(connection: psycopg.Connection[tuple[Any, ...]]) -> NDArray[np.int64]:
+    def _make(self, manifest: Manifest) -> None:
+        """Make the tables, unless another process was faster."""
+        import psycopg
+
+        # Keys are unique by their hash: an index entry of Postgres holds 2.7 kB, and a path may be longer.
+        columns = f"id bigint PRIMARY KEY, code bit({manifest.n_bits}) NOT NULL, key text, digest bytea, metadata json"
+        statements = (
+            "SELECT pg_advisory_xact_lock(hashtext('distillhash'))",  # one process makes tables at a time
+            "CREATE EXTENSION IF NOT EXISTS vector",
+            f"CREATE TABLE IF NOT EXISTS {{items}} ({columns})",
+            "CREATE UNIQUE INDEX IF NOT EXISTS {key} ON {items} (md5(key))",
+            "CREATE TABLE IF NOT EXISTS {manifest} (manifest text NOT NULL, last_id bigint NOT NULL)",
+        )
+
+        def work(connection: Connection) -> None:
+            for statement in statements:
+                connection.execute(self._sql(statement))
+            fill = self._sql("INSERT INTO {manifest} SELECT %s, -1 WHERE NOT EXISTS (SELECT FROM {manifest})")
+            connection.execute(fill, [manifest.text()])
+
+        try:
+            self._session.write(work)
+        except DistillHashError as error:
+            if isinstance(error.__cause__, psycopg.errors.FeatureNotSupported | psycopg.errors.UndefinedFile):
+                raise DistillHashError(
+                    f"{self._session.shown} has no pgvector ({error.__cause__.diag.message_primary}); install 0.7 or newer"
+                ) from error
+            raise
+        version = self._session.read(self._sql("SELECT extversion FROM pg_extension WHERE extname = 'vector'"))[0][0]
+        if tuple(map(int, version.split(".")[:2])) < _OLDEST_PGVECTOR:
+            raise DistillHashError(
+                f"{self._session.shown} has pgvector {version}, Hamming distance needs 0.7; update the extension"
+            )
+
+    def _sql(self, text: str) -> Composed:
+        """A statement with ``{items}``, ``{manifest}`` and ``{key}`` replaced by their names."""
+        from psycopg.sql import SQL, Identifier
+
+        names = {"items": self._table, "manifest": f"{self._table}_manifest", "key": f"{self._table}_key"}
+        return SQL(text).format(**{name: Identifier(own) for name, own in names.items()})
+
+    def _add(self, incoming: Incoming) -> NDArray[np.int64]:
+        def work(connection: Connection) -> NDArray[np.int64]:
             last_id = self._lock(connection)
             chosen = incoming.choose_ids(
                 known=self._known(connection, incoming.keys or []),
-                present=self._present(connection, given or []),
+                present=self._present_in(connection, [] if incoming.ids is None else incoming.ids.tolist()),
                 following=last_id + 1,
-                upsert=upsert,
             )
-            statement = self._tables.statement
-            if upsert:
-                connection.execute(statement("DELETE FROM {items} WHERE id = ANY(%s)"), [chosen.tolist()])
-            bits = to_bit_text(codes)
-            copy_in = statement("COPY {items} (id, code, key, digest, metadata) FROM STDIN")
+            if incoming.upsert:
+                connection.execute(self._sql("DELETE FROM {items} WHERE id = ANY(%s)"), [chosen.tolist()])
+            bits = to_bit_text(incoming.codes)
+            copy_in = self._sql("COPY {items} (id, code, key, digest, metadata) FROM STDIN")
             with connection.cursor() as cursor, cursor.copy(copy_in) as copy:
                 for text, (identifier, _, key, digest, entry) in zip(bits, incoming.rows(chosen), strict=True):
                     copy.write_row((identifier, text, None if key is None else to_plain(key), digest, entry))
             largest = max(last_id, int(chosen.max(initial=-1)))
-            connection.execute(statement("UPDATE {manifest} SET last_id = %s"), [largest])
+            connection.execute(self._sql("UPDATE {manifest} SET last_id = %s"), [largest])
             return chosen
 
         return self._session.write(work)
 
-    def remove(self, ids: Sequence[int] | NDArray[np.int64] = (), *, keys: Sequence[str] = ()) -> int:
-        """See :meth:`Index.remove`."""
-        wanted = check_ids(ids).tolist()
-
-        def work(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
+    def _remove(self, ids: set[int], keys: Sequence[str]) -> int:
+        def work(connection: Connection) -> int:
             self._lock(connection)
-            if absent := set(wanted) - self._present(connection, wanted):
-                raise DataError(f"there is no item with id {min(absent)} in {self!r}; nothing was removed")
-            known = self._known(connection, keys)
-            for key in keys:
-                if key not in known:
-                    raise DataError(f"there is no item with key {key!r} in {self!r}; nothing was removed")
-            leaving = list({*wanted, *(identifier for identifier, _ in known.values())})
-            connection.execute(self._tables.statement("DELETE FROM {items} WHERE id = ANY(%s)"), [leaving])
+            present, known = self._present_in(connection, list(ids)), self._known(connection, keys)
+            leaving = list(self._leaving(ids, keys, present, known))
+            connection.execute(self._sql("DELETE FROM {items} WHERE id = ANY(%s)"), [leaving])
             return len(leaving)
 
         return self._session.write(work)
 
-    def search(self, codes: Codes, k: int = 10, *, where: str | None = None) -> SearchResult:
-        """See :meth:`Index.search`; the condition becomes part of a statement: take it from no stranger."""
-        self._check_codes(codes)
-        check_k(k)
-        return nearest_from_pairs(self._answers(_NEAREST, codes, int(k), where), k)
+    def _search(self, codes: Codes, k: int, where: str | None) -> SearchResult:
+        return SearchResult.from_pairs(self._answers(_NEAREST, codes, k, where), k)
 
-    def range_search(self, codes: Codes, radius: int = 3, *, where: str | None = None) -> RangeResult:
-        """See :meth:`Index.range_search`."""
-        self._check_codes(codes)
-        check_radius(radius)
-        return range_from_pairs(self._answers(_WITHIN, codes, min(int(radius), self.n_bits), where))
+    def _range_search(self, codes: Codes, radius: int, where: str | None) -> RangeResult:
+        return RangeResult.from_pairs(self._answers(_WITHIN, codes, radius, where))
 
     def _answers(self, query: str, codes: Codes, bound: int, where: str | None) -> list[list[tuple[int, int]]]:
         """(distance, id) pairs of every code."""
         condition = "true" if where is None else f"({where})".replace("%", "%%").replace("{", "{{").replace("}", "}}")
-        statement = self._tables.statement(query.format(n=self.n_bits, where=condition))
+        statement = self._sql(query.format(n=self.n_bits, where=condition))
         bits = to_bit_text(codes)
         answers: list[list[tuple[int, int]]] = [[] for _ in bits]
         for start in range(0, len(bits), _QUERIES_AT_ONCE):
@@ -156,86 +198,63 @@ class PostgresIndex(Index):
                 answers[start + place - 1].append((distance, identifier))
         return answers
 
-    def get(self, ids: Sequence[int]) -> list[Item]:
-        """See :meth:`Index.get`."""
-        statement = self._tables.statement(
-            "SELECT id, code::text, key, digest, metadata::text FROM {items} WHERE id = ANY(%s)"
-        )
-        wanted = [int(identifier) for identifier in ids if is_id(identifier)]
+    def _get(self, ids: list[int]) -> dict[int, Item]:
+        statement = self._sql("SELECT id, code::text, key, digest, metadata::text FROM {items} WHERE id = ANY(%s)")
         found: dict[int, Item] = {}
-        for start in range(0, len(wanted), _VALUES_AT_ONCE):
-            for identifier, bits, key, digest, entry in self._session.read(
-                statement, [wanted[start : start + _VALUES_AT_ONCE]]
-            ):
-                if len(bits) != self.n_bits:
-                    raise FormatError(
-                        f"the code of id {identifier} in {self!r} has {len(bits)} bits, not {self.n_bits}"
-                    )
-                found[identifier] = Item(
-                    identifier,
-                    from_bit_text([bits]),
-                    None if key is None else from_plain(key),
-                    digest,
-                    None if entry is None else json.loads(entry),
-                )
-        for identifier in ids:
-            if identifier not in found:
-                raise DataError(f"there is no item with id {identifier} in {self!r}; search gives ids that are")
-        return [found[identifier] for identifier in ids]
+        for identifier, bits, key, digest, entry in _rows(self._session, statement, ids):
+            if len(bits) != self.n_bits:
+                raise FormatError(f"the code of id {identifier} in {self!r} has {len(bits)} bits, not {self.n_bits}")
+            name, metadata = None if key is None else from_plain(key), None if entry is None else json.loads(entry)
+            found[identifier] = Item(identifier, _from_bit_text(bits), name, digest, metadata)
+        return found
 
-    def known(self, keys: Sequence[str]) -> dict[str, tuple[int, bytes | None]]:
+    def known(self, keys: Sequence[str]) -> Known:
         """See :meth:`Index.known`."""
         return self._known(self._session, keys)
 
+    def _present(self, ids: list[int]) -> set[int]:
+        return self._present_in(self._session, ids)
+
     def ids(self) -> NDArray[np.int64]:
         """See :meth:`Index.ids`."""
-        rows = self._session.read(self._tables.statement("SELECT id FROM {items} ORDER BY id"))
+        rows = self._session.read(self._sql("SELECT id FROM {items} ORDER BY id"))
         return np.array([row[0] for row in rows], np.int64)
 
-    def present(self, ids: Sequence[int]) -> set[int]:
-        """See :meth:`Index.present`."""
-        return self._present(self._session, [int(identifier) for identifier in ids if is_id(identifier)])
-
     def __len__(self) -> int:
-        return int(self._session.read(self._tables.statement("SELECT count(*) FROM {items}"))[0][0])
+        return int(self._session.read(self._sql("SELECT count(*) FROM {items}"))[0][0])
 
     def close(self) -> None:
         """See :meth:`Index.close`."""
         self._session.close()
 
     def __repr__(self) -> str:
-        return f"PostgresIndex({self._session.shown!r}, table={self._tables.name!r}, n_bits={self.n_bits})"
+        return f"PostgresIndex({self._session.shown!r}, table={self._table!r}, n_bits={self.n_bits})"
 
-    def _lock(self, connection: psycopg.Connection[tuple[Any, ...]]) -> int:
+    def _lock(self, connection: Connection) -> int:
         """Keep other writers out until the transaction ends; the largest id ever used."""
-        row = connection.execute(self._tables.statement("SELECT last_id FROM {manifest} FOR UPDATE")).fetchone()
+        row = connection.execute(self._sql("SELECT last_id FROM {manifest} FOR UPDATE")).fetchone()
         if row is None:
             raise FormatError(f"{self!r} has lost its manifest; restore it or build the index again")
         return int(row[0])
 
-    def _known(
-        self, source: Session | psycopg.Connection[tuple[Any, ...]], keys: Sequence[str]
-    ) -> dict[str, tuple[int, bytes | None]]:
-        statement = self._tables.statement(
+    def _known(self, source: PostgresSession | Connection, keys: Sequence[str]) -> Known:
+        statement = self._sql(
             "SELECT key, id, digest FROM {items} WHERE md5(key) = ANY(SELECT md5(wanted) FROM unnest(%s::text[]) AS wanted)"
         )
         wanted = {to_plain(key): key for key in keys}
         rows = _rows(source, statement, list(wanted))
         return {wanted[key]: (identifier, digest) for key, identifier, digest in rows if key in wanted}
 
-    def _present(self, source: Session | psycopg.Connection[tuple[Any, ...]], ids: list[int]) -> set[int]:
-        statement = self._tables.statement("SELECT id FROM {items} WHERE id = ANY(%s)")
-        return {row[0] for row in _rows(source, statement, ids)}
+    def _present_in(self, source: PostgresSession | Connection, ids: list[int]) -> set[int]:
+        return {row[0] for row in _rows(source, self._sql("SELECT id FROM {items} WHERE id = ANY(%s)"), ids)}
 
 
-def _rows(
-    source: Session | psycopg.Connection[tuple[Any, ...]], statement: psycopg.sql.Composed, values: list[Any]
-) -> list[tuple[Any, ...]]:
-    """Rows of a statement for all values, a bounded number at a time."""
+def _rows(source: PostgresSession | Connection, statement: Composed, values: list[Any]) -> list[tuple[Any, ...]]:
+    """Rows of a statement for all values, a bounded number at a time; within a transaction, on its connection."""
     rows: list[tuple[Any, ...]] = []
     for start in range(0, len(values), _VALUES_AT_ONCE):
-        part = values[start : start + _VALUES_AT_ONCE]
-        rows += source.read(statement, [part]) if isinstance(source, Session) else source.execute(statement, [part])
+        part = [values[start : start + _VALUES_AT_ONCE]]
+        rows += source.read(statement, part) if isinstance(source, PostgresSession) else source.execute(statement, part)
     return rows
 
 
@@ -247,7 +266,155 @@ def to_bit_text(codes: Codes) -> list[str]:
     return [text.decode() for text in np.ascontiguousarray(characters).view(f"S{codes.n_bits}").ravel().tolist()]
 
 
-def from_bit_text(texts: Sequence[str]) -> Codes:
-    """The codes that :func:`to_bit_text` wrote; at least one."""
-    characters = np.frombuffer("".join(texts).encode(), np.uint8).reshape(len(texts), -1)
-    return Codes(np.packbits(characters - np.uint8(ord("0")), axis=1), characters.shape[1])
+def _from_bit_text(text: str) -> Codes:
+    """The one code that :func:`to_bit_text` wrote."""
+    bits = np.frombuffer(text.encode(), np.uint8)[None] - np.uint8(ord("0"))
+    return Codes(np.packbits(bits, axis=1), bits.shape[1])
+
+
+class _NotCommittedError(Exception):
+    """The connection was lost during a commit that did not happen."""
+
+
+class PostgresSession:
+    """A connection to a database that is opened again when it was lost, for one thread at a time.
+
+    A statement that only reads is repeated on a new connection. A transaction is repeated only if it surely did not happen: when the
+    connection is lost during the commit, the server is asked what became of it (``pg_xact_status``).
+    """
+
+    def __init__(self, uri: str, shown: str, *, patience: float, synchronous: bool) -> None:
+        """Connect without patience: a wrong address should fail at once.
+
+        Args:
+            uri: What libpq takes.
+            shown: The address for messages, without a password.
+            patience: How long to wait for a server that goes away later, in seconds.
+            synchronous: Wait for the disk at each commit, whatever the server's setting.
+
+        Raises:
+            MissingDependencyError: psycopg is not installed.
+            DistillHashError: the server does not answer or refuses.
+        """
+        try:
+            import psycopg
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"{shown} needs psycopg; install it with `pip install 'distillhash[postgres]'`"
+            ) from error
+        self._psycopg = psycopg
+        self._uri, self.shown, self._patience, self._synchronous = uri, shown, patience, synchronous
+        self._connection: Connection | None = None
+        self._is_open = True
+        try:
+            self._connected()
+        except psycopg.Error as error:
+            raise self._explained(error) from error
+
+    def read(self, statement: Composable, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The rows of one statement that changes nothing; it sees one committed state.
+
+        Raises:
+            DistillHashError: the server stayed away, or refused the statement.
+        """
+        try:
+            return with_patience(
+                lambda: self._connected().execute(statement, parameters).fetchall(), self._may_pass, self._patience
+            )
+        except self._psycopg.Error as error:
+            raise self._explained(error) from error
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """The result of ``work`` in one transaction, which happens once or, if this raises, not at all.
+
+        Raises:
+            DistillHashError: the server stayed away or refused, or what became of the transaction cannot be known.
+        """
+        try:
+            return with_patience(lambda: self._transaction(work), self._may_pass, self._patience)
+        except (self._psycopg.Error, _NotCommittedError) as error:
+            raise self._explained(error) from error
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._is_open = False
+        if self._connection is not None:
+            self._connection.close()
+
+    def _connected(self) -> Connection:
+        if not self._is_open:
+            raise DataError(f"the index {self.shown} is closed; open it again")
+        if self._connection is None or self._connection.closed:
+            connection = self._psycopg.connect(
+                self._uri,
+                autocommit=True,
+                connect_timeout=max(2, int(self._patience)),
+                fallback_application_name="distillhash",
+            )
+            if self._synchronous:
+                connection.execute("SET synchronous_commit = on")
+            self._connection = connection
+        return self._connection
+
+    def _transaction(self, work: Callable[[Connection], T]) -> T:
+        connection = self._connected()
+        connection.execute("BEGIN")
+        try:
+            found = connection.execute("SELECT pg_current_xact_id()::text").fetchone()
+            assert found is not None
+            result = work(connection)
+        except BaseException:
+            with suppress(self._psycopg.Error):
+                connection.execute("ROLLBACK")
+            raise
+        try:
+            connection.execute("COMMIT")
+        except self._psycopg.OperationalError as error:
+            if not connection.closed or not self._was_committed(found[0]):
+                raise _NotCommittedError(str(error)) from error
+        return result
+
+    def _was_committed(self, transaction: str) -> bool:
+        """Whether a transaction happened; asks on a new connection until it is over."""
+
+        def ask() -> str | None:
+            row = self._connected().execute("SELECT pg_xact_status(%s::xid8)", [transaction]).fetchone()
+            status: str | None = None if row is None else row[0]
+            if status == "in progress":  # the server has not noticed yet that the client is gone
+                raise _NotCommittedError("the transaction is still in progress")
+            return status
+
+        try:
+            status = with_patience(ask, self._may_pass, self._patience)
+        except (self._psycopg.Error, _NotCommittedError) as error:
+            raise DistillHashError(
+                f"the connection to {self.shown} was lost while a transaction was being committed ({_one_line(error)}), and the server "
+                "could not be asked whether it was; run the same command again, with upsert"
+            ) from error
+        return bool(status == "committed")
+
+    def _may_pass(self, error: Exception) -> bool:
+        if isinstance(error, _NotCommittedError):
+            return True
+        if not isinstance(error, self._psycopg.OperationalError):
+            return False
+        if error.sqlstate is None:  # no answer from a server
+            return self._connection is None or self._connection.closed
+        return bool(error.sqlstate.startswith(_TRANSIENT_STATES))
+
+    def _explained(self, error: Exception) -> DistillHashError:
+        text = _one_line(error)
+        state = getattr(error, "sqlstate", None)
+        if state is not None and state.startswith("28"):
+            return DistillHashError(f"{self.shown} refused the user ({text}); check the name and the password")
+        if isinstance(error, self._psycopg.OperationalError | _NotCommittedError):
+            return DistillHashError(
+                f"{self.shown} cannot be used now ({text}); check that the server runs and the address is right"
+            )
+        return DistillHashError(
+            f"{self.shown} refused the request ({text}); check the database and the rights of its user"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -10,7 +10,7 @@ import orjson
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from distillhash.codes import bytes_per_code
-from distillhash.index.rows import LARGEST_ID
+from distillhash.index.base import LARGEST_ID
 from distillhash.serve import schemas
 from distillhash.serve.library import Query as Search
 from distillhash.serve.pictures import Picture

@@ -15,7 +15,7 @@ import pytest
 
 from distillhash import Codes
 from distillhash.errors import DistillHashError
-from distillhash.index import items, open_index
+from distillhash.index import embedded, open_index
 
 BATCH = 37
 
@@ -114,7 +114,7 @@ def test_processes_that_make_and_fill_one_index_take_turns(tmp_path: Path) -> No
 def test_a_writer_that_waits_too_long_says_so_and_search_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(items, "_WAIT_SECONDS", 0.05)
+    monkeypatch.setattr(embedded, "_WAIT_SECONDS", 0.05)
     with open_index(tmp_path / "index", n_bits=32, create=True) as index:
         index.add(codes_of([1]))
         other = sqlite3.connect(tmp_path / "index" / "items.sqlite", isolation_level=None)

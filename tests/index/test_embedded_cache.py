@@ -19,7 +19,7 @@ from distillhash import Codes
 from distillhash.errors import DistillHashError
 from distillhash.hamming import ClusteredCodes
 from distillhash.hamming.clustered import Plan
-from distillhash.index import embedded, items, open_index
+from distillhash.index import embedded, open_index
 
 N_BITS = 40
 RNG = np.random.default_rng(0)
@@ -53,15 +53,15 @@ def ranked(values: dict[int, Any]) -> list[tuple[int, int]]:
 def counting_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """How many codes are read from the rows."""
     counts = [0]
-    original = items.ItemTable.codes_since
+    original = embedded.ItemTable.codes_since
 
-    def counted(self: items.ItemTable, *arguments: Any) -> Iterator[list[tuple[int, bytes]]]:
+    def counted(self: embedded.ItemTable, *arguments: Any) -> Iterator[list[tuple[int, bytes]]]:
         for rows in original(self, *arguments):
             counts[0] += len(rows)
             yield rows
 
     with monkeypatch.context() as patch:
-        patch.setattr(items.ItemTable, "codes_since", counted)
+        patch.setattr(embedded.ItemTable, "codes_since", counted)
         yield counts
 
 
