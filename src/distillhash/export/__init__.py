@@ -1,52 +1,34 @@
-"""Codes for other engines: one file per format, each with the bits in the order that its reader expects.
+"""Codes as files for other engines, each with the bits in the order that its reader expects.
 
-Row i of the codes gets the id i everywhere. ``docs/export.md`` shows how each file is loaded and searched.
+Row i of the codes gets the id i everywhere. ``docs/export.md`` shows how each file is loaded and searched. A new format is a module with
+a function that writes it, and a line in :data:`FORMATS`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Protocol, cast
 
 from distillhash.codes import Codes
-from distillhash.errors import ParameterError
-from distillhash.export.content import Content, check_name
+from distillhash.errors import DistillHashError, ParameterError
+from distillhash.export import arrays, faiss, milvus, opensearch, pgvector, vespa
+from distillhash.export.base import Content, Format
 
 __all__ = ["FORMATS", "Format", "export_codes"]
 
-
-@dataclass(frozen=True)
-class Format:
-    """What a file of codes is for.
-
-    Attributes:
-        summary: One line for people.
-        endings: What a file's name may end in; the default first.
-        has_name: Whether the file names a table, collection or index.
-    """
-
-    summary: str
-    endings: tuple[str, ...]
-    has_name: bool = False
-
-
-class _Write(Protocol):
-    def __call__(self, content: Content, out: Path) -> list[Path]: ...
-
-
+_BULK = "bulk requests, with the mapping in a .json beside them"
 FORMATS = {
-    "parquet": Format("one row per code: id, key, code, and 64-bit words for XOR and bit counts in SQL", (".words.parquet", ".parquet")),
-    "npy": Format("the packed bytes, with code length and keys in a .json beside them", (".npy",)),
-    "faiss": Format("an IndexBinaryFlat for faiss.read_index_binary", (".faiss",)),
-    "milvus": Format("rows for Milvus's bulk import, as Parquet or JSON", (".milvus.parquet", ".parquet", ".json")),
-    "pgvector": Format("SQL that makes a table and fills it by COPY", (".pgvector.sql", ".sql"), has_name=True),
-    "opensearch": Format("bulk requests, with the mapping in a .json beside them", (".opensearch.ndjson", ".ndjson"), has_name=True),
-    "elasticsearch": Format("bulk requests, with the mapping in a .json beside them", (".elasticsearch.ndjson", ".ndjson"), has_name=True),
-    "vespa": Format("a feed, with the schema in a .sd beside it", (".vespa.jsonl", ".jsonl"), has_name=True),
+    "parquet": Format("one row per code: id, key, code, and 64-bit words for XOR and bit counts in SQL", (".words.parquet", ".parquet"), arrays.write_parquet),
+    "npy": Format("the packed bytes, with code length and keys in a .json beside them", (".npy",), arrays.write_npy),
+    "faiss": Format("an IndexBinaryFlat for faiss.read_index_binary", (".faiss",), faiss.write),
+    "milvus": Format("rows for Milvus's bulk import, as Parquet or JSON", (".milvus.parquet", ".parquet", ".json"), milvus.write),
+    "pgvector": Format("SQL that makes a table and fills it by COPY", (".pgvector.sql", ".sql"), pgvector.write, has_name=True),
+    "opensearch": Format(_BULK, (".opensearch.ndjson", ".ndjson"), opensearch.write_opensearch, has_name=True),
+    "elasticsearch": Format(_BULK, (".elasticsearch.ndjson", ".ndjson"), opensearch.write_elasticsearch, has_name=True),
+    "vespa": Format("a feed, with the schema in a .sd beside it", (".vespa.jsonl", ".jsonl"), vespa.write, has_name=True),
 }  # fmt: skip
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")  # what all engines take
 
 
 def export_codes(
@@ -66,7 +48,7 @@ def export_codes(
 
     Raises:
         ParameterError: an unknown format, an ending or name that does not fit, or counts that differ.
-        DataError: codes that the format cannot hold.
+        DistillHashError: the folder cannot be written, or the disk is full.
     """
     if to not in FORMATS:
         raise ParameterError(f"unknown export format {to!r}; choose one of {', '.join(FORMATS)}")
@@ -76,7 +58,15 @@ def export_codes(
         raise ParameterError(f"a file for {to} ends in {' or '.join(form.endings)}, got {out.name!r}")
     if name is not None and not form.has_name:
         raise ParameterError(f"a file for {to} names no table or index; leave the name {name!r} out")
+    if name is not None and not _NAME.fullmatch(name):
+        raise ParameterError(
+            f"a name is up to 50 lower-case letters, digits and underscores, a letter first, got {name!r}"
+        )
     if keys is not None and len(keys) != len(codes):
         raise ParameterError(f"{len(keys)} keys for {len(codes)} codes; give one for each code")
-    write = cast(_Write, import_module(f"distillhash.export.{to}").write)
-    return write(Content(codes, keys, check_name("codes" if name is None else name)), out)
+    try:
+        return form.write(Content(codes, keys, name or "codes"), out)
+    except OSError as error:
+        raise DistillHashError(
+            f"{out} cannot be written ({error.strerror or error}); choose another place with --out"
+        ) from error

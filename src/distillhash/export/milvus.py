@@ -1,18 +1,20 @@
-"""Rows for Milvus's bulk import into a collection that ``distillhash.index`` made, as Parquet or, where ``out`` says so, JSON.
+"""Rows for Milvus's bulk import into a collection that ``distillhash.index`` made, as Parquet or, if ``out`` ends in .json, JSON.
 
-A ``BINARY_VECTOR`` is a list of bytes, first bit highest; other lengths than whole bytes are zero padded, as the collection is.
+A ``BINARY_VECTOR`` is a list of bytes, first bit highest; other lengths than whole bytes are zero padded, as in the collection.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from distillhash.export.content import Block, Content, replacing
+from distillhash.export.base import Content, replacing
+from distillhash.index.milvus import HAS_KEY
 
-_HAS_KEY = 1  # as in distillhash.index.milvus_schema
+_ROWS_AT_ONCE = 65536
 
 
 def write(content: Content, out: Path) -> list[Path]:
@@ -25,25 +27,17 @@ def write(content: Content, out: Path) -> list[Path]:
     return [out]
 
 
-def _rows(block: Block) -> Iterator[dict[str, Any]]:
-    for place, code in enumerate(block.packed.tolist()):
-        key = None if block.keys is None else block.keys[place]
-        yield {
-            "id": block.first + place,
-            "code": code,
-            "key": key or "",
-            "digest": "",
-            "metadata": {},
-            "has": 0 if key is None else _HAS_KEY,
-        }
+def _rows(content: Content) -> Iterator[dict[str, Any]]:
+    for identifier, code, key in content.rows():
+        has = 0 if key is None else HAS_KEY
+        yield {"id": identifier, "code": code.tolist(), "key": key or "", "digest": "", "metadata": {}, "has": has}
 
 
 def _write_json(content: Content, out: Path) -> None:
     with out.open("w", encoding="utf-8") as stream:
         stream.write('{"rows": [')
-        for block in content.blocks():
-            for row in _rows(block):
-                stream.write(("," if row["id"] else "") + "\n" + json.dumps(row))
+        for row in _rows(content):
+            stream.write(("," if row["id"] else "") + "\n" + json.dumps(row))
         stream.write("\n]}\n")
 
 
@@ -51,17 +45,9 @@ def _write_parquet(content: Content, out: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema(
-        [
-            ("id", pa.int64()),
-            ("code", pa.list_(pa.uint8())),
-            ("key", pa.string()),
-            ("digest", pa.string()),
-            ("metadata", pa.string()),
-            ("has", pa.int8()),
-        ]
-    )
+    types = {"id": pa.int64(), "code": pa.list_(pa.uint8()), "key": pa.string(), "digest": pa.string()}
+    schema = pa.schema({**types, "metadata": pa.string(), "has": pa.int8()})
+    rows = ({**row, "metadata": "{}"} for row in _rows(content))
     with pq.ParquetWriter(out, schema) as writer:
-        for block in content.blocks():
-            rows = [{**row, "metadata": json.dumps(row["metadata"])} for row in _rows(block)]
-            writer.write_table(pa.Table.from_pylist(rows, schema))
+        while block := list(islice(rows, _ROWS_AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist(block, schema))

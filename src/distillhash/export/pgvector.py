@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from distillhash.codes import Codes
-from distillhash.export.content import Content, replacing
+from distillhash.export.base import Content, replacing
 from distillhash.index.manifest import Manifest
 from distillhash.index.postgres import to_bit_text
 
@@ -31,10 +29,9 @@ CREATE TABLE {name}_manifest (manifest text NOT NULL, last_id bigint NOT NULL);
 INSERT INTO {name}_manifest VALUES ('{manifest}', {len(content.codes) - 1});
 COPY {name} (id, code, key) FROM stdin;
 """)
-        for block in content.blocks():
-            bits = to_bit_text(Codes(np.asarray(block.packed), n_bits))
-            for place, text in enumerate(bits):
-                key = "\\N" if block.keys is None else block.keys[place].replace("\\", "\\\\")
-                stream.write(f"{block.first + place}\t{text}\t{key}\n")
+        for first, packed, keys in content.blocks():
+            for place, bits in enumerate(to_bit_text(Codes(packed, n_bits))):
+                key = "\\N" if keys is None else keys[place].replace("\\", "\\\\")
+                stream.write(f"{first + place}\t{bits}\t{key}\n")
         stream.write(f"\\.\nCREATE UNIQUE INDEX {name}_key ON {name} (md5(key));\nCOMMIT;\nANALYZE {name};\n")
     return [out]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from distillhash.export.content import Content, replacing
+from distillhash.export.base import Content, replacing
+from distillhash.files import write_atomic
 
 _SCHEMA = """schema {name} {{
     document {name} {{
@@ -40,13 +41,9 @@ def write(content: Content, out: Path) -> list[Path]:
     """Write the feed, and the schema beside it as ``NAME.sd``."""
     name = content.name
     beside = out.with_name(f"{name}.sd")
-    with replacing(beside) as temporary:
-        temporary.write_text(_SCHEMA.format(name=name, n_bytes=content.n_bytes))
+    write_atomic(beside, _SCHEMA.format(name=name, n_bytes=content.n_bytes).encode())
     with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as stream:
-        for block in content.blocks():
-            for place, code in enumerate(block.packed.view(np.int8).tolist()):
-                fields: dict[str, object] = {"code": {"values": code}}
-                if block.keys is not None:
-                    fields["key"] = block.keys[place]
-                stream.write(json.dumps({"put": f"id:{name}:{name}::{block.first + place}", "fields": fields}) + "\n")
+        for identifier, code, key in content.rows():
+            fields = {"code": {"values": code.view(np.int8).tolist()}} | ({} if key is None else {"key": key})
+            stream.write(json.dumps({"put": f"id:{name}:{name}::{identifier}", "fields": fields}) + "\n")
     return [out, beside]
