@@ -17,17 +17,16 @@ from distillhash.export.base import Content, Format
 
 __all__ = ["FORMATS", "Format", "export_codes"]
 
-_BULK = "bulk requests, with the mapping in a .json beside them"
 FORMATS = {
-    "parquet": Format("one row per code: id, key, code, and 64-bit words for XOR and bit counts in SQL", (".words.parquet", ".parquet"), arrays.write_parquet),
-    "npy": Format("the packed bytes, with code length and keys in a .json beside them", (".npy",), arrays.write_npy),
-    "faiss": Format("an IndexBinaryFlat for faiss.read_index_binary", (".faiss",), faiss.write),
-    "milvus": Format("rows for Milvus's bulk import, as Parquet or JSON", (".milvus.parquet", ".parquet", ".json"), milvus.write),
-    "pgvector": Format("SQL that makes a table and fills it by COPY", (".pgvector.sql", ".sql"), pgvector.write, has_name=True),
-    "opensearch": Format(_BULK, (".opensearch.ndjson", ".ndjson"), opensearch.write_opensearch, has_name=True),
-    "elasticsearch": Format(_BULK, (".elasticsearch.ndjson", ".ndjson"), opensearch.write_elasticsearch, has_name=True),
-    "vespa": Format("a feed, with the schema in a .sd beside it", (".vespa.jsonl", ".jsonl"), vespa.write, has_name=True),
-}  # fmt: skip
+    "parquet": Format((".words.parquet", ".parquet"), arrays.write_parquet),
+    "npy": Format((".npy",), arrays.write_npy),
+    "faiss": Format((".faiss",), faiss.write),
+    "milvus": Format((".milvus.parquet", ".parquet", ".json"), milvus.write),
+    "pgvector": Format((".pgvector.sql", ".sql"), pgvector.write, has_name=True),
+    "opensearch": Format((".opensearch.ndjson", ".ndjson"), opensearch.write_opensearch, has_name=True),
+    "elasticsearch": Format((".elasticsearch.ndjson", ".ndjson"), opensearch.write_elasticsearch, has_name=True),
+    "vespa": Format((".vespa.jsonl", ".jsonl"), vespa.write, has_name=True),
+}
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")  # what all engines take
 
 

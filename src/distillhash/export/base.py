@@ -49,13 +49,11 @@ class Format:
     """A format of files of codes.
 
     Attributes:
-        summary: One line for people.
         endings: What a file's name may end in; the default first.
         write: Writes the file, and returns it and the files beside it. An error leaves the old file.
         has_name: Whether the file names a table, collection or index.
     """
 
-    summary: str
     endings: tuple[str, ...]
     write: Callable[[Content, Path], list[Path]]
     has_name: bool = False
