@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distillhash import Codes
-from distillhash.errors import DataError, DistillHashError, ParameterError
+from distillhash.errors import DataError, ParameterError
 from distillhash.index import Index, open_index
 
 
@@ -47,18 +47,6 @@ def test_search_and_range_search_against_a_loop(tmp_path: Path, n_bits: int) -> 
             assert within[i] == [pair for pair in expected if pair[1] <= n_bits // 2]
 
 
-def test_no_queries_and_an_empty_index(index: Index) -> None:
-    none, one = random_codes(0, 12), random_codes(1, 12)
-    assert index.search(none, k=3).ids.shape == (0, 3)
-    assert len(index.range_search(none)) == 0
-    assert index.search(one, k=3).ids.tolist() == [[-1, -1, -1]]
-    assert index.search(one, k=3)[0] == index.range_search(one, radius=12)[0] == []
-    assert index.add(none).tolist() == []
-    assert len(index) == 0
-    index.add(one)
-    assert index.search(none, k=3).ids.shape == (0, 3)
-
-
 def test_results_take_negative_queries_and_refuse_others(index: Index) -> None:
     index.add(random_codes(5, 12))
     query = random_codes(3, 12, 1)
@@ -69,34 +57,12 @@ def test_results_take_negative_queries_and_refuse_others(index: Index) -> None:
             result[3]
 
 
-def test_ids_are_assigned_ascending_and_never_again(index: Index) -> None:
-    assert index.add(random_codes(3, 12)).tolist() == [0, 1, 2]
-    assert index.add(random_codes(1, 12), ids=[10]).tolist() == [10]
-    index.remove([10, 2])
-    assert index.add(random_codes(2, 12)).tolist() == [11, 12]
-
-
 def test_ids_up_to_the_largest(index: Index) -> None:
     largest = 2**63 - 1
     index.add(random_codes(1, 12), ids=np.array([largest], np.uint64))
     assert index.search(random_codes(1, 12), k=1)[0] == [(largest, 0)]
     with pytest.raises(DataError, match="no id is left"):
         index.add(random_codes(1, 12))
-
-
-def test_keys_digests_and_metadata_come_back(index: Index) -> None:
-    keys = ["a.png", "é\0\U0001f600", "caf\udce9.png"]  # the last: a file name that is not UTF-8
-    metadata: list[Any] = [{"label": 3, "tags": ["x", None]}, None, {}]
-    ids = index.add(random_codes(3, 12), metadata=metadata, keys=keys, digests=[b"\0\1", b"", b"zz"])
-    items = index.get(ids[::-1].tolist())
-    assert [item.id for item in items] == [2, 1, 0]
-    assert [item.key for item in items] == keys[::-1]
-    assert [item.metadata for item in items] == metadata[::-1]
-    assert [item.digest for item in items] == [b"zz", b"", b"\0\1"]
-    assert [item.code == random_codes(3, 12)[item.id] for item in items] == [True] * 3
-    assert index.known([*keys, "absent"]) == dict(zip(keys, [(0, b"\0\1"), (1, b""), (2, b"zz")], strict=True))
-    plain = index.get(index.add(random_codes(1, 12)).tolist())[0]
-    assert (plain.key, plain.digest, plain.metadata) == (None, None, None)
 
 
 def test_more_keys_and_ids_than_a_statement_takes(index: Index) -> None:
@@ -120,17 +86,6 @@ def test_upsert_keeps_the_id_of_a_key_and_replaces_the_rest(index: Index) -> Non
     )
     assert index.add(new[0], ids=[0], upsert=True).tolist() == [0]
     assert index.get([0])[0].key is None
-
-
-def test_remove_by_id_and_key(index: Index) -> None:
-    index.add(random_codes(5, 12), keys=list("abcde"))
-    assert index.remove([0], keys=["b", "a"]) == 2
-    assert index.remove([]) == 0
-    assert sorted(index.known(list("abcde"))) == ["c", "d", "e"]
-    for wrong in ({"ids": [2, 77]}, {"ids": [2], "keys": ["z"]}):
-        with pytest.raises(DataError, match="nothing was removed"):
-            index.remove(**wrong)
-    assert len(index) == 3
 
 
 @pytest.mark.parametrize(
@@ -176,13 +131,3 @@ def test_other_refusals(index: Index) -> None:
     for absent in (3, -1, 2**63, 1.5):
         with pytest.raises(DataError, match=f"no item with id {absent}"):
             index.get([absent])  # type: ignore[list-item]  # one is wrong on purpose
-
-
-def test_a_closed_index_says_so(index: Index) -> None:
-    codes = random_codes(1, 12)
-    index.add(codes)
-    index.close()
-    index.close()
-    for call in (lambda: index.add(codes), lambda: index.search(codes), lambda: len(index), lambda: index.get([0])):
-        with pytest.raises(DistillHashError, match="closed"):
-            call()

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from urllib.parse import quote
 
 import numpy as np
@@ -32,10 +32,13 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
 from distillhash.files import write_ahead
-from distillhash.hamming import ClusteredCodes, nearest, planes_of, warm_up, within
+from distillhash.hamming import nearest, planes_of, warm_up, within
 from distillhash.hamming.search import Planes
 from distillhash.index.base import Incoming, Index, Item, Known, RangeResult, Row, SearchResult
 from distillhash.index.manifest import Manifest
+
+if TYPE_CHECKING:
+    from distillhash.hamming import ClusteredCodes
 
 Durability = Literal["normal", "full"]
 
@@ -166,14 +169,10 @@ class EmbeddedIndex(Index):
         """See :meth:`Index.compact`; from ``CLUSTERED_FROM`` items on it also groups the codes, for searches that skip most of them."""
         snapshot, _ = self._committed(None)
         self._items.compact()
-        n = len(snapshot)
-        if n >= _CACHED_FROM:
+        if len(snapshot) >= _CACHED_FROM:
             snapshot = self._cached(snapshot)  # the changes since an older file are forgotten now
-        if n >= CLUSTERED_FROM:
-            clusters = ClusteredCodes(snapshot.base.planes)
-            if self.folder is not None:
-                _write_clusters(self.folder / "codes.clusters", snapshot.name, clusters)
-            snapshot = replace(snapshot, base=replace(snapshot.base, clusters=clusters))
+        if len(snapshot) >= CLUSTERED_FROM:
+            snapshot = _with_new_clusters(snapshot, self.folder)
         self._snapshot = snapshot
 
     def state(self) -> State:
@@ -223,8 +222,7 @@ class EmbeddedIndex(Index):
         if self.folder is not None and state.items >= _CACHED_FROM:
             cached = _read_cache(self.folder / "codes.cache", self.n_bits)
             if cached is not None and self._items.is_ancestor(cached.generation, cached.name):
-                clusters = _read_clusters(self.folder / "codes.clusters", cached.name, cached.base.planes)
-                return replace(cached, base=replace(cached.base, clusters=clusters))
+                return _with_stored_clusters(cached, self.folder / "codes.clusters")
         return Snapshot.of(CodesInMemory.empty(self.n_bits), 0, "", -1)
 
     def _cached(self, snapshot: Snapshot) -> Snapshot:
@@ -450,7 +448,8 @@ def _write_cache(file: Path, snapshot: Snapshot) -> bool:
 def _read_cache(file: Path, n_bits: int) -> Snapshot | None:
     """The codes in the file, mapped; None where there is no file, or one that cannot be trusted."""
     try:
-        header = file.open("rb").read(_HEADER_BYTES)
+        with file.open("rb") as stream:
+            header = stream.read(_HEADER_BYTES)
         sizes, _, text = header.removeprefix(_MAGIC).partition(b"\n")
         length, checksum = (int(part, 16) for part in sizes.split())
         text = text[:length]
@@ -473,36 +472,44 @@ def _read_cache(file: Path, n_bits: int) -> Snapshot | None:
         return None
 
 
-# The file of the clusters, so that they are found once. It names the generation of the cache file that it belongs to, is checked like
-# that, and can be deleted as well.
+# The file of the clusters, so that they are found once. It names the generation of the cache file that it belongs to, carries a checksum,
+# and can be deleted like that file.
 
 
-def _write_clusters(file: Path, name: str, clusters: ClusteredCodes) -> bool:
+def _with_new_clusters(snapshot: Snapshot, folder: Path | None) -> Snapshot:
+    """The snapshot, whose codes are all in its base, with clusters, which are kept in the folder if there is one."""
     from safetensors.numpy import save_file
 
-    arrays = clusters.arrays()
-    about = {"name": name, "checksum": str(_crc_of_arrays(arrays))}
-    return _replace(file, lambda temporary: save_file(arrays, temporary, about))
+    from distillhash.hamming import ClusteredCodes
+
+    clusters = ClusteredCodes(snapshot.base.planes)
+    if folder is not None:
+        arrays = clusters.arrays()
+        about = {"name": snapshot.name, "checksum": str(_crc_of_arrays(arrays))}
+        _replace(folder / "codes.clusters", lambda temporary: save_file(arrays, temporary, about))
+    return replace(snapshot, base=replace(snapshot.base, clusters=clusters))
 
 
-def _read_clusters(file: Path, name: str, planes: Planes) -> ClusteredCodes | None:
-    """The clusters of these codes; None where there is no file, or one that is damaged or of other codes."""
+def _with_stored_clusters(snapshot: Snapshot, file: Path) -> Snapshot:
+    """The snapshot of a cache file with its clusters, if there is a file of them that is sound and belongs to the same generation."""
     if not file.exists():
-        return None
+        return snapshot
     from safetensors import SafetensorError, safe_open
+
+    from distillhash.hamming import ClusteredCodes
 
     try:
         with safe_open(file, "numpy") as stored:
             about = stored.metadata() or {}
-            if about.get("name") != name:
-                return None
+            if about.get("name") != snapshot.name:
+                return snapshot
             arrays = {key: stored.get_tensor(key) for key in sorted(stored.keys())}  # no dictionary
         if about.get("checksum") != str(_crc_of_arrays(arrays)):
-            return None
-        return ClusteredCodes.from_arrays(planes, arrays)
-    except (OSError, SafetensorError, KeyError, DataError):
-        # A file of a development version may lack arrays, or have other planes.
-        return None
+            return snapshot
+        clusters = ClusteredCodes.from_arrays(snapshot.base.planes, arrays)
+    except (OSError, SafetensorError, KeyError, DataError):  # a development version wrote other arrays
+        return snapshot
+    return replace(snapshot, base=replace(snapshot.base, clusters=clusters))
 
 
 def _crc_of_arrays(arrays: dict[str, NDArray[Any]]) -> int:
