@@ -185,7 +185,7 @@ def test_items_come_back_as_they_were_stored(engine: Engine) -> None:
         "\U0001f408",
         "\\u12",
     ]
-    digests = [bytes([number]) * 16 for number in range(len(keys))]
+    digests = [b"", *(bytes([number]) * 16 for number in range(1, len(keys)))]
     entries: list[dict[str, Any] | None] = [
         None, {}, {"a": [1, 2.5, None, True, {"b": "\udce9\0"}]}, {"\\u0041": "'"}, {"n": -(2**63)}, {"x": 2**63 - 1}, {"t": "ö"},
         {"": ""}, {"z": 1e300},
@@ -387,11 +387,14 @@ def test_a_closed_index_says_so(engine: Engine) -> None:
     index = engine.open(8, create=True)
     index.close()
     index.close()
-    for call in (
+    calls: list[Callable[[], Any]] = [
         lambda: len(index),
         index.ids,
+        lambda: index.get([0]),
         lambda: index.search(to_codes([1], 8)),
         lambda: index.add(to_codes([1], 8)),
-    ):
+        lambda: index.remove([0]),
+    ]
+    for call in calls:
         with pytest.raises(DataError, match="closed"):
             call()

@@ -19,11 +19,9 @@ _ROWS_AT_ONCE = 65536
 
 def write(content: Content, out: Path) -> list[Path]:
     """Write ``out``."""
+    write_rows = _write_json if out.suffix == ".json" else _write_parquet
     with replacing(out) as temporary:
-        if out.suffix == ".json":
-            _write_json(content, temporary)
-        else:
-            _write_parquet(content, temporary)
+        write_rows(content, temporary)
     return [out]
 
 
