@@ -46,7 +46,7 @@ def postgres_program(name: str) -> Path:
 
 
 class MilvusServer:
-    """The server of milvus-lite as a process of its own, reached over TCP as any Milvus is; it can be killed and started again."""
+    """The server of milvus-lite as a separate process, reached over TCP like any Milvus; it can be killed and started again."""
 
     def __init__(self, folder: Path) -> None:
         """Find the program and a free port; start with :meth:`start`."""

@@ -2,9 +2,9 @@
 
     python tests/index/killing.py FOLDER ROUNDS SEED
 
-What the writer does next follows from a number and from what is stored, so that whoever counts its acknowledgements knows the state:
-the one after the last acknowledged change, or after the one that was under way. A reader in a process of its own has the index open all
-the time and looks for states that never were. Prints a line of counts.
+What the writer does next depends only on a number and on what is stored. The state after a kill is therefore known from the number of
+acknowledgements: the one after the last acknowledged change, or after the change that was under way. A reader in another process has the
+index open all the time and fails when it sees a state that never existed. Prints a line of counts.
 """
 
 from __future__ import annotations

@@ -25,17 +25,17 @@ def open_index(
     """Open an index.
 
     Args:
-        uri_or_dir: A folder (the embedded engine), ``memory://``,
-            ``postgresql://user@host:port/database?table=NAME`` or ``milvus://host:port/collection``.
+        uri_or_dir: A folder (the embedded engine), ``memory://``, ``postgresql://user@host:port/database?table=NAME`` or
+            ``milvus://host:port/collection``.
         n_bits: Code length; needed for a new index, checked for an old one.
         create: Make the index when there is none.
         model_fingerprint: The model the codes come from; an index built with another is refused.
-        durability: ``normal`` survives the death of the process (on Postgres: what the server is set to), ``full`` loss of power as
-            well, at the cost of a disk flush per ``add``. Milvus and memory have the one level they have.
+        durability: ``normal`` survives the death of the process (on Postgres: the server's setting), ``full`` a power failure as well,
+            at the cost of a disk flush per ``add``. Milvus and memory take only ``normal``.
 
     Raises:
         DataError: no index there, and ``create`` is not set.
-        ParameterError: another code length, or an engine or option that is not there.
+        ParameterError: another code length, or an unknown engine or option.
         FormatError: damaged, of a newer or a dropped format, or built with another model. An index built without ``model_fingerprint``
             takes the codes of any model.
         MissingDependencyError: the engine's client is not installed; the message names the extra.
