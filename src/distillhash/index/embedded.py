@@ -413,17 +413,13 @@ class Snapshot:
         return wanted if self.gone is None else wanted & ~self.gone
 
 
-# The cache file of the codes. A header of one page names the generation and carries checksums of itself and of the arrays; ids and
-# planes follow. A file that is cut short, damaged, or of a generation that the database does not know is not used. It is replaced as a
-# whole; a process that has the old one mapped keeps that.
-
 _MAGIC = b"distillhash codes 1\n"
 _HEADER_BYTES = 4096  # one page, so that the arrays begin on a page
 _ID = np.dtype("<i8")
 
 
 def _write_cache(file: Path, snapshot: Snapshot) -> bool:
-    """Write a snapshot whose codes are all in its base."""
+    """Write a snapshot whose codes are all in its base, see :func:`_read_cache`; False if it cannot be written."""
     ids, planes = snapshot.base.ids.astype(_ID, copy=False), snapshot.base.planes
     planes = planes.astype(planes.dtype.newbyteorder("<"), copy=False)
     fields = {
@@ -446,7 +442,11 @@ def _write_cache(file: Path, snapshot: Snapshot) -> bool:
 
 
 def _read_cache(file: Path, n_bits: int) -> Snapshot | None:
-    """The codes in the file, mapped; None where there is no file, or one that cannot be trusted."""
+    """The snapshot in a cache file, its codes mapped; None where there is no file, or one that is cut short or damaged.
+
+    A header of one page names the generation and carries checksums of itself and of the arrays; ids and planes follow. A file is replaced
+    as a whole, and a process that has the old one mapped keeps that.
+    """
     try:
         with file.open("rb") as stream:
             header = stream.read(_HEADER_BYTES)
@@ -472,12 +472,12 @@ def _read_cache(file: Path, n_bits: int) -> Snapshot | None:
         return None
 
 
-# The file of the clusters, so that they are found once. It names the generation of the cache file that it belongs to, carries a checksum,
-# and can be deleted like that file.
-
-
 def _with_new_clusters(snapshot: Snapshot, folder: Path | None) -> Snapshot:
-    """The snapshot, whose codes are all in its base, with clusters, which are kept in the folder if there is one."""
+    """The snapshot, whose codes are all in its base, with clusters.
+
+    They are kept in a file, so that they are found once. It names the generation of the cache file that it belongs to, carries a checksum,
+    and can be deleted like that file.
+    """
     from safetensors.numpy import save_file
 
     from distillhash.hamming import ClusteredCodes
@@ -535,11 +535,6 @@ def _replace(file: Path, write: Callable[[Path], None]) -> bool:
     return True
 
 
-# The rows in SQLite. Every committed change makes a new generation, which has a number and a random name. The name tells it from one of
-# the same number in another history of the database, as when a copy was restored. For every item that was replaced or removed, the last
-# generation that held it is kept, so that a process that has the codes of one generation reads only what changed since. New items need
-# no such entry: their ids are larger than all before them.
-
 _COLUMNS = ["id", "code", "key", "digest", "metadata"]
 _TABLES = (
     """CREATE TABLE IF NOT EXISTS items (
@@ -576,6 +571,11 @@ class State(NamedTuple):
 
 class ItemTable:
     """The SQLite database of an index; one thread at a time.
+
+    Every committed change makes a new generation, which has a number and a random name. The name tells it from one of the same number in
+    another history of the database, as when a copy was restored. For every item that was replaced or removed, the generation of its last
+    change is kept, so that a process that has the codes of one generation reads only what changed since. New items need no such entry:
+    their ids are larger than all before them.
 
     Every method raises :class:`DistillHashError` where the database cannot be used, :class:`FormatError` where it is damaged.
     """
