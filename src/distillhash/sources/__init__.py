@@ -4,9 +4,9 @@ from distillhash.files import digest
 from distillhash.sources.base import BadItemError, EmbeddingSource, ImageSource, Skipped, Source
 from distillhash.sources.decode import (
     MAX_PIXELS,
-    check_pixel_limit,
     decode_image,
     decode_resized,
+    decode_sizes,
     decode_thumbnail,
     encode_thumbnail,
     image_format,
@@ -23,9 +23,9 @@ __all__ = [
     "ImageSource",
     "Skipped",
     "Source",
-    "check_pixel_limit",
     "decode_image",
     "decode_resized",
+    "decode_sizes",
     "decode_thumbnail",
     "digest",
     "encode_thumbnail",

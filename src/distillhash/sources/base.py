@@ -197,6 +197,12 @@ class BadItemError(DataError):
     """One item cannot be read or decoded. Jobs skip the item, count it and list it; ``--strict`` makes them fail."""
 
 
+def nothing_usable(name: str, skipped: Sequence[Skipped]) -> DataError:
+    """The error to raise when all items of the source ``name`` were skipped."""
+    first = f"; first {skipped[0].key}: {skipped[0].reason}" if skipped else ""
+    return DataError(f"nothing usable in {name}: all {len(skipped)} items were skipped{first}")
+
+
 class Source(ABC):
     """An ordered collection of items.
 

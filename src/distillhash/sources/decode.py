@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -96,27 +96,50 @@ def resize_image(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def decode_resized(data: bytes | NDArray[Any], size: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Decode and resize in one go: what feature extraction calls for every image.
+    """Decode and resize in one go: :func:`decode_sizes` for a single size."""
+    return decode_sizes(data, {size}, max_pixels)[size]
+
+
+def decode_sizes(
+    data: bytes | NDArray[Any], sizes: Collection[int], max_pixels: int = MAX_PIXELS
+) -> dict[int, NDArray[np.uint8]]:
+    """Decode and resize to several sizes: what feature extraction calls for every image.
 
     Equal to ``resize_image(decode_image(data), size)`` with one shortcut: a JPEG whose sides are both ``4 * size`` or more is decoded at
-    1/2, 1/4 or 1/8 (in the DCT domain, the smallest that leaves ``2 * size``).
+    1/2, 1/4 or 1/8 (in the DCT domain, the smallest that leaves ``2 * size``). Sizes that need the same scale share one decoding; all
+    other images are decoded once.
 
     Args:
         data: An encoded file, or pixels ``(h, w, 3) uint8``.
-        size: Side of the result in pixels, at least 1.
+        sizes: Sides of the results in pixels, at least 1; without any, the header and its pixel count are checked and no more.
         max_pixels: As in :func:`decode_image`.
 
     Returns:
-        ``(size, size, 3) uint8`` RGB, upright, aspect not kept.
+        ``(size, size, 3) uint8`` RGB, upright, aspect not kept, for each size.
 
     Raises:
         BadItemError: as in :func:`decode_image`.
-        ParameterError: ``size`` is below 1.
+        ParameterError: a size is below 1.
     """
-    _check_size(size)
+    for size in sizes:
+        _check_size(size)
     if isinstance(data, np.ndarray):
-        return resize_image(_checked_pixels(data, max_pixels), size)
-    return resize_image(np.array(_decode_rgb(data, max_pixels, draft_size=2 * size)), size)
+        pixels = _checked_pixels(data, max_pixels)
+        return {size: resize_image(pixels, size) for size in sizes}
+    name, image = _open(data)
+    width, height = image.size
+    _check_pixel_count(width, height, max_pixels)
+    by_scale: dict[int, list[int]] = {}
+    for size in sizes:
+        possible = [scale for scale in (8, 4, 2) if name == "JPEG" and min(width, height) >= 2 * scale * size]
+        by_scale.setdefault(possible[0] if possible else 1, []).append(size)
+    resized: dict[int, NDArray[np.uint8]] = {}
+    for scale, group in by_scale.items():
+        decoded = np.array(_decode(name, image, len(data), 2 * group[0] if scale > 1 else None))
+        resized |= {size: resize_image(decoded, size) for size in group}
+        if len(resized) < len(sizes):
+            image = _open(data)[1]  # it can be decoded once
+    return resized
 
 
 def decode_thumbnail(data: bytes | NDArray[Any], side: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -180,15 +203,6 @@ def image_format(data: bytes) -> str:
     return _open(data)[0]
 
 
-def check_pixel_limit(data: bytes | NDArray[Any], max_pixels: int) -> None:
-    """Raise :class:`BadItemError` for an image of more pixels, as :func:`decode_image` would; reads the header alone."""
-    if isinstance(data, bytes):
-        width, height = _open(data)[1].size
-    else:
-        height, width = data.shape[:2]
-    _check_pixel_count(width, height, max_pixels)
-
-
 def load_image(source: ImageSource, row: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Item ``row`` of ``source``, read and decoded: ``(h, w, 3) uint8`` RGB.
 
@@ -201,13 +215,17 @@ def load_image(source: ImageSource, row: int, *, max_pixels: int = MAX_PIXELS) -
 def _decode_rgb(data: bytes, max_pixels: int, draft_size: int | None = None) -> Image.Image:
     """Decode to an upright RGB image; with ``draft_size``, a large JPEG may come smaller, no side below it."""
     name, image = _open(data)
-    width, height = image.size
-    _check_pixel_count(width, height, max_pixels)
+    _check_pixel_count(*image.size, max_pixels)
+    return _decode(name, image, len(data), draft_size if draft_size and min(image.size) >= 2 * draft_size else None)
+
+
+def _decode(name: str, image: ImageFile.ImageFile, n_bytes: int, draft_size: int | None) -> Image.Image:
+    """The pixels of an opened image, upright and RGB."""
     try:
-        if draft_size is not None and min(width, height) >= 2 * draft_size:
+        if draft_size is not None:
             image.draft(None, (draft_size, draft_size))
         # One block: Pillow otherwise feeds the decoder 64 KiB at a time, copying what is left over each time.
-        image.decodermaxblock = max(image.decodermaxblock, len(data))
+        image.decodermaxblock = max(image.decodermaxblock, n_bytes)
         image.load()
         rgb = _to_rgb(image)
         transpose = _TRANSPOSE.get(_orientation(image))
