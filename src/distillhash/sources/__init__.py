@@ -11,7 +11,6 @@ from distillhash.sources.decode import (
     encode_thumbnail,
     image_format,
     image_size,
-    load_image,
     resize_image,
 )
 from distillhash.sources.registry import open_source, source_names
@@ -31,7 +30,6 @@ __all__ = [
     "encode_thumbnail",
     "image_format",
     "image_size",
-    "load_image",
     "open_source",
     "resize_image",
     "source_names",

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError, FormatError
 from distillhash.sources.base import Source
-from distillhash.sources.decode import PixelImages
+from distillhash.sources.vectors import PixelImages
 
 # Download of a published file with its published checksum.
 
@@ -196,7 +196,7 @@ def _from_batches(
     return PixelImages(
         name,
         pixels,
-        keys=[*(f"train/{row}" for row in range(n_train)), *(f"test/{row}" for row in range(n_test))],
+        [*(f"train/{row}" for row in range(n_train)), *(f"test/{row}" for row in range(n_test))],
         labels=np.concatenate(labels),
         label_names=CLASS_NAMES,
         splits={"train": np.arange(n_train), "test": np.arange(n_train, n_train + n_test)},

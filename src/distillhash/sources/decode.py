@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from io import BytesIO
 from typing import Any
 
@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from distillhash.errors import DataError, ParameterError
-from distillhash.sources.base import BadItemError, ImageSource, RowKeys, check_rows, take_keys, take_labels
+from distillhash.errors import ParameterError
+from distillhash.sources.base import BadItemError
 
 MAX_PIXELS = 178_956_970
 """Default limit on width x height: 512 MiB of RGB pixels, and the number at which Pillow itself refuses."""
@@ -203,15 +203,6 @@ def image_format(data: bytes) -> str:
     return _open(data)[0]
 
 
-def load_image(source: ImageSource, row: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Item ``row`` of ``source``, read and decoded: ``(h, w, 3) uint8`` RGB.
-
-    Raises:
-        BadItemError: the item cannot be read or decoded.
-    """
-    return decode_image(source.read(row), max_pixels=max_pixels)
-
-
 def _decode_rgb(data: bytes, max_pixels: int, draft_size: int | None = None) -> Image.Image:
     """Decode to an upright RGB image; with ``draft_size``, a large JPEG may come smaller, no side below it."""
     name, image = _open(data)
@@ -320,75 +311,3 @@ def _check_size(size: int) -> None:
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
-
-
-# Images that are arrays already: a pixel array, and scikit-learn's digits.
-
-
-class PixelImages(ImageSource):
-    """Images of one size in an array; selecting rows copies no pixels."""
-
-    def __init__(
-        self,
-        name: str,
-        pixels: NDArray[np.uint8],
-        *,
-        keys: Sequence[str],
-        labels: NDArray[Any] | None = None,
-        label_names: Sequence[str] | None = None,
-        splits: Mapping[str, NDArray[np.intp]] | None = None,
-        rows: NDArray[np.intp] | None = None,
-    ) -> None:
-        """Wrap ``pixels`` ``(N, h, w, 3) uint8``; item i is ``pixels[rows[i]]``, or ``pixels[i]`` without ``rows``.
-
-        Raises:
-            DataError: another dtype or shape, or no image.
-        """
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.size == 0:
-            raise DataError(
-                f"{name}: images must be a non-empty (n, h, w, 3) uint8 array, got {pixels.dtype} of shape {pixels.shape}"
-            )
-        self.name = name
-        self.keys = keys
-        self.labels = labels
-        self.label_names = label_names
-        self.splits = splits or {}
-        self._pixels = pixels
-        self._rows = np.arange(len(pixels)) if rows is None else rows
-
-    def select(self, rows: NDArray[np.intp]) -> PixelImages:
-        """The images of ``rows``."""
-        rows = check_rows(rows, len(self))
-        return PixelImages(
-            self.name,
-            self._pixels,
-            keys=take_keys(self.keys, rows),
-            labels=take_labels(self.labels, rows),
-            label_names=self.label_names,
-            rows=self._rows[rows],
-        )
-
-    def read(self, row: int) -> NDArray[np.uint8]:
-        """A copy of the pixels of image ``row``, ``(h, w, 3) uint8``."""
-        return np.array(self._pixels[self._rows[row]], order="C")
-
-
-def open_digits(name: str) -> PixelImages:
-    """The 1,797 handwritten digits of scikit-learn (UCI "Optical Recognition of Handwritten Digits", test part), kept at 8x8 pixels.
-
-    Grey levels 0..16 become 0..255 (times 255/16, rounded). ``#test`` is every fifth image (rows 4, 9, 14, ...), 359 of them;
-    ``#train`` the other 1,438.
-    """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    grey = np.rint(np.asarray(digits.images) * (255 / 16)).astype(np.uint8)
-    rows = np.arange(len(grey))
-    return PixelImages(
-        name,
-        np.repeat(grey[..., None], 3, axis=3),
-        keys=RowKeys("digits/", range(len(grey))),
-        labels=np.asarray(digits.target).astype(np.int64),
-        label_names=[str(digit) for digit in range(10)],
-        splits={"train": rows[rows % 5 != 4], "test": rows[rows % 5 == 4]},
-    )

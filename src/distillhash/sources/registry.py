@@ -69,7 +69,7 @@ def source_names() -> dict[str, str]:
 
 
 def _digits(place: str, name: str) -> Source:
-    from distillhash.sources.decode import open_digits
+    from distillhash.sources.digits import open_digits
 
     if place:
         raise ParameterError(
