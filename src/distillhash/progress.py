@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any, Self, TextIO
 
-from tqdm import tqdm
-
 _REDRAW_SECONDS, _LINE_SECONDS = 0.2, 10.0
 
 
@@ -26,21 +24,7 @@ class Progress:
             unit: What is counted.
             quiet: Print nothing.
         """
-        self._bar: Any = None
-        if not quiet:
-            terminal = sys.stderr.isatty()
-            self._bar = _Bar(
-                total=total,
-                desc=label,
-                unit=f" {unit}",
-                file=sys.stderr if terminal else _Lines(sys.stderr),
-                mininterval=_REDRAW_SECONDS if terminal else _LINE_SECONDS,
-                miniters=1,
-                dynamic_ncols=terminal,
-                bar_format=None
-                if terminal
-                else "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {elapsed}<{remaining}",
-            )
+        self._bar = None if quiet else _bar(label, total, unit, terminal=sys.stderr.isatty())
 
     def advance(self, count: int) -> None:
         """Count ``count`` more units as done."""
@@ -55,8 +39,22 @@ class Progress:
             self._bar.close()
 
 
-class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
-    monitor_interval = 0  # no thread that redraws
+def _bar(label: str, total: int, unit: str, *, terminal: bool) -> Any:
+    from tqdm import tqdm  # here, because most processes show nothing
+
+    class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+        monitor_interval = 0  # no thread that redraws
+
+    return Bar(
+        total=total,
+        desc=label,
+        unit=f" {unit}",
+        file=sys.stderr if terminal else _Lines(sys.stderr),
+        mininterval=_REDRAW_SECONDS if terminal else _LINE_SECONDS,
+        miniters=1,
+        dynamic_ncols=terminal,
+        bar_format=None if terminal else "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {elapsed}<{remaining}",
+    )
 
 
 class _Lines:

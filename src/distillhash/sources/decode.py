@@ -2,15 +2,15 @@
 
 The format is found from the content, never from the file name, among an allow-list: JPEG (and MPO), PNG, WebP, GIF and APNG (first
 frame), BMP, TIFF (first page), PPM/PGM/PBM, and AVIF where this Pillow has it. Pixel counts are checked from the header before a
-pixel is decoded. Plug-ins are called directly instead of through ``Image.open``, whose own limit is a process-wide global.
+pixel is decoded. Readers come from Pillow's registry instead of ``Image.open``, whose own pixel limit is a process-wide global.
 
 How each kind of pixel becomes RGB:
 
 * the EXIF orientation is applied;
 * transparency (an alpha channel, or a transparent palette entry or colour) is composited over white;
 * 16-bit grey is divided by 257 with rounding, so 65535 becomes 255 (Pillow's own conversion clips at 255);
-* 32-bit integers count as 16-bit when they lie in 0..65535; others, and floats, have no fixed white point: they are stretched from
-  their finite minimum to their finite maximum (what is not finite, and a constant image, become black);
+* 32-bit integers count as 16-bit when they lie in 0..65535. Others, and floats, have no fixed white point: they are stretched from
+  their finite minimum to their finite maximum. What is not finite becomes black, and so does a constant image;
 * 1-bit, grey, palette, 16-bit colour, YCbCr and CMYK/YCCK go through Pillow's conversion (no colour profile is applied).
 """
 
@@ -33,6 +33,7 @@ MAX_PIXELS = 178_956_970
 """Default limit on width x height: 512 MiB of RGB pixels, and the number at which Pillow itself refuses."""
 
 _PLUGINS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Ppm", "Avif")
+_FORMATS = tuple(plugin.upper() for plugin in _PLUGINS)
 _TINY = 64  # pixels a side, up to which a PNG is smaller than a JPEG
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
@@ -68,14 +69,16 @@ def decode_image(data: bytes | NDArray[Any], *, max_pixels: int = MAX_PIXELS) ->
     """
     if isinstance(data, np.ndarray):
         return _checked_pixels(data, max_pixels)
-    return np.array(_decode_rgb(data, max_pixels))
+    name, image = _open(data)
+    _check_pixel_count(*image.size, max_pixels)
+    return np.array(_decode(name, image, len(data), None))
 
 
 def resize_image(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Resize to a square, aspect not kept: the bicubic filter, widened when shrinking (antialiased).
 
-    Torch's kernel for bytes. It differs from Pillow's by at most a few grey levels in under 1% of the pixels (their fixed-point weights
-    are rounded differently) and takes a third of the time, which is what keeps decoding beside a small network affordable.
+    Torch's kernel for bytes. It differs from Pillow's by a few grey levels at most, in under 1% of the pixels (their fixed-point weights
+    are rounded differently), and takes a third of the time.
 
     Args:
         pixels: ``(h, w, 3) uint8``.
@@ -127,11 +130,10 @@ def decode_sizes(
         pixels = _checked_pixels(data, max_pixels)
         return {size: resize_image(pixels, size) for size in sizes}
     name, image = _open(data)
-    width, height = image.size
-    _check_pixel_count(width, height, max_pixels)
+    _check_pixel_count(*image.size, max_pixels)
     by_scale: dict[int, list[int]] = {}
     for size in sizes:
-        possible = [scale for scale in (8, 4, 2) if name == "JPEG" and min(width, height) >= 2 * scale * size]
+        possible = [scale for scale in (8, 4, 2) if name == "JPEG" and min(image.size) >= 2 * scale * size]
         by_scale.setdefault(possible[0] if possible else 1, []).append(size)
     resized: dict[int, NDArray[np.uint8]] = {}
     for scale, group in by_scale.items():
@@ -145,23 +147,16 @@ def decode_sizes(
 def decode_thumbnail(data: bytes | NDArray[Any], side: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode one image small, aspect kept: for people, not for features.
 
-    Args:
-        data: An encoded file, or pixels ``(h, w, 3) uint8``.
-        side: Longest side of the result in pixels, at least 1; a smaller image keeps its size.
-        max_pixels: As in :func:`decode_image`.
-
-    Returns:
-        ``(h, w, 3) uint8`` RGB, upright.
-
-    Raises:
-        BadItemError: as in :func:`decode_image`.
-        ParameterError: ``side`` is below 1.
+    ``side`` is the longest side of the result in pixels, at least 1; a smaller image keeps its size. The rest is as in
+    :func:`decode_image`.
     """
     _check_size(side)
     if isinstance(data, np.ndarray):
         image = Image.fromarray(_checked_pixels(data, max_pixels))
     else:
-        image = _decode_rgb(data, max_pixels, draft_size=side)
+        name, opened = _open(data)
+        _check_pixel_count(*opened.size, max_pixels)
+        image = _decode(name, opened, len(data), side if min(opened.size) >= 2 * side else None)
     image.thumbnail((side, side))
     return np.array(image)
 
@@ -203,15 +198,8 @@ def image_format(data: bytes) -> str:
     return _open(data)[0]
 
 
-def _decode_rgb(data: bytes, max_pixels: int, draft_size: int | None = None) -> Image.Image:
-    """Decode to an upright RGB image; with ``draft_size``, a large JPEG may come smaller, no side below it."""
-    name, image = _open(data)
-    _check_pixel_count(*image.size, max_pixels)
-    return _decode(name, image, len(data), draft_size if draft_size and min(image.size) >= 2 * draft_size else None)
-
-
 def _decode(name: str, image: ImageFile.ImageFile, n_bytes: int, draft_size: int | None) -> Image.Image:
-    """The pixels of an opened image, upright and RGB."""
+    """The pixels of an opened image, upright and RGB; with ``draft_size``, a JPEG may come smaller, no side below it."""
     try:
         if draft_size is not None:
             image.draft(None, (draft_size, draft_size))
@@ -228,21 +216,21 @@ def _decode(name: str, image: ImageFile.ImageFile, n_bytes: int, draft_size: int
 def _open(data: bytes) -> tuple[str, ImageFile.ImageFile]:
     """The format's name and the image, header read and pixels not yet."""
     prefix = data[:16]
-    for plugin in _PLUGINS:
-        factory, accept = Image.OPEN.get(plugin.upper(), (None, None))
+    for name in _FORMATS:
+        factory, accept = Image.OPEN.get(name, (None, None))
         if factory is None or accept is None or not (accepted := accept(prefix)):
             continue
         if isinstance(accepted, str):
-            raise BadItemError(f"{plugin} images need a Pillow built with {plugin} support: {accepted}")
+            raise BadItemError(f"{name} images need a Pillow built with {name} support: {accepted}")
         try:
-            return plugin.upper(), factory(BytesIO(data), "")
+            return name, factory(BytesIO(data), "")
         except Exception as error:  # as above: a damaged header raises anything
-            raise BadItemError(f"the {plugin.upper()} header cannot be read: {_reason(error)}") from error
+            raise BadItemError(f"the {name} header cannot be read: {_reason(error)}") from error
     if not data:
         raise BadItemError("the file is empty")
     if prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIF_BRANDS:
         raise BadItemError("HEIC/HEIF images are not supported; convert them to JPEG first")
-    raise BadItemError(f"the content is not an image of a known format ({', '.join(map(str.upper, _PLUGINS))})")
+    raise BadItemError(f"the content is not an image of a known format ({', '.join(_FORMATS)})")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

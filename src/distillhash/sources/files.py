@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, ParameterError, SkippedItemsWarning
-from distillhash.sources.base import BadItemError, ImageSource, printable, unique_keys
+from distillhash.sources.base import BadItemError, ImageSource, class_labels, printable, unique_keys
 
 _SUFFIXES = ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif"
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
@@ -76,13 +76,16 @@ def open_folder(folder: Path, name: str) -> FileImages:
             f"{name}: nothing usable, the folder {folder} holds no images (files with a suffix such as .jpg, .png, .webp or .tif); "
             "give a folder of images, a list file, or a .parquet table"
         )
-    level, splits = 0, {}
-    top = {path.partition("/")[0] for path in paths if "/" in path}
-    if all("/" in path for path in paths) and len(top) > 1 and "train" in top and top <= _SPLIT_FOLDERS:
-        of_path = np.array([path.partition("/")[0] for path in paths])
-        splits = {split: np.flatnonzero(of_path == split) for split in sorted(top)}
-        level = 1
-    labels, label_names = _folder_classes(paths, level)
+    tops = _folder_names(paths, 0)
+    names = set(tops or ())
+    if tops and len(names) > 1 and "train" in names and names <= _SPLIT_FOLDERS:
+        splits = {split: np.flatnonzero(np.array(tops) == split) for split in sorted(names)}
+        classes = _folder_names(paths, 1)
+    else:
+        splits, classes = {}, tops
+    if classes is None:
+        return file_images(name, folder, paths, splits=splits)
+    labels, label_names = class_labels(np.array(classes), len(paths), name)
     return file_images(name, folder, paths, labels=labels, label_names=label_names, splits=splits)
 
 
@@ -195,12 +198,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _folder_classes(paths: Sequence[str], level: int) -> tuple[NDArray[np.int64] | None, list[str] | None]:
-    """Class of each path by its folder at ``level``; None when some image lies in no folder there."""
+def _folder_names(paths: Sequence[str], level: int) -> list[str] | None:
+    """The folder of each path at ``level``; None when some image lies in no folder there."""
     parts = [path.split("/", level + 1) for path in paths]
-    if any(len(split) < level + 2 for split in parts):
-        return None, None
-    classes = [printable(split[level]) for split in parts]
-    names = sorted(set(classes))
-    number = {class_name: index for index, class_name in enumerate(names)}
-    return np.array([number[class_name] for class_name in classes], np.int64), names
+    return None if any(len(split) < level + 2 for split in parts) else [printable(split[level]) for split in parts]

@@ -15,7 +15,7 @@ from distillhash.errors import DataError, ParameterError
 from distillhash.sources.base import EmbeddingSource, Source, printable
 from distillhash.sources.cifar10 import open_cifar10
 from distillhash.sources.digits import open_digits
-from distillhash.sources.files import IMAGE_SUFFIXES, find_images, open_folder, open_list, open_paths
+from distillhash.sources.files import IMAGE_SUFFIXES, FileImages, find_images, open_folder, open_list, open_paths
 from distillhash.sources.flickr25k import open_flickr25k
 from distillhash.sources.nuswide import open_nuswide
 from distillhash.sources.table import open_tables
@@ -146,9 +146,7 @@ def _open_place(place: str, name: str) -> Source:
     if suffix == ".npz":
         return open_npz(path, name)
     if suffix in IMAGE_SUFFIXES:
-        source = open_paths([str(path)], name)
-        source.keys = [printable(path.name)]
-        return source
+        return FileImages(name, Path.cwd(), [printable(path.name)], paths=[str(path)])
     raise DataError(f"{name}: files with the suffix {suffix!r} are not a source; give {_accepted()}")
 
 
