@@ -248,7 +248,7 @@ def test_refusals(tmp_path: Path) -> None:
         make_backbone(image_size=8)
     with pytest.raises(ParameterError, match="carries its own weights"):
         make_backbone(weights=tmp_path)
-    with pytest.raises(DataError, match="neither a model folder nor"):
+    with pytest.raises(DataError, match="neither a folder with a model nor"):
         make_backbone(f"hf:{tmp_path}")
     if not torch.cuda.is_available():
         with pytest.raises(ParameterError, match="device 'cuda' is not available"):

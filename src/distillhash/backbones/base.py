@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
 from hashlib import blake2b
@@ -20,7 +20,7 @@ BATCH, DEVICE_BATCH = 16, 128
 """Images a forward pass: on a CPU larger batches fall out of the cache and run slower; an accelerator needs them to fill it."""
 
 
-class Backbone(ABC):
+class Backbone:
     """A pretrained feature extractor.
 
     Attributes:
@@ -28,6 +28,8 @@ class Backbone(ABC):
         dim: Width d of its features.
         image_size: Side in pixels of the square images it takes.
         trained_size: Side that the weights were trained with, where that is known and images may be smaller by default.
+        mean: What each colour channel in 0..1 is centred by; ImageNet's unless the weights say otherwise.
+        std: What it is then divided by.
         network: Trainable module from normalised ``(n, 3, size, size)`` floats to ``(n, d)``; features come from it in eval mode.
         device: Where it runs.
         batch_size: Images a forward pass of :meth:`embed`.
@@ -39,6 +41,8 @@ class Backbone(ABC):
     network: nn.Module
     default_size: ClassVar[int] = 224
     trained_size: ClassVar[int | None] = None
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    std: Sequence[float] = (0.229, 0.224, 0.225)
 
     def __init__(self, name: str, network: nn.Module, dim: int, image_size: int, device: str) -> None:
         """Take a built network in eval mode."""
@@ -49,13 +53,15 @@ class Backbone(ABC):
         self.batch_size = images_a_pass(self.device)
         self.network = channels_last(network.eval().to(self.device))
 
-    @abstractmethod
     def normalise(self, pixels: Tensor) -> Tensor:
         """The weights' own preprocessing: ``(n, 3, h, w)`` floats in 0..255 to what ``network`` takes."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
+        return (pixels / 255 - mean) / std
 
     def preprocessing(self) -> dict[str, Any]:
         """What :meth:`normalise` does and the size, as JSON-able data for model files and cache keys."""
-        return {"image_size": self.image_size}
+        return {"image_size": self.image_size, "mean": list(self.mean), "std": list(self.std)}
 
     def config(self) -> dict[str, Any]:
         """What :func:`distillhash.backbones.backbone_from_config` needs."""
@@ -167,11 +173,8 @@ def choose_device(device: str) -> str:
     return device
 
 
-# The backbone of sources that are vectors already: features are the vectors, as float32.
-
-
 class Embeddings(Backbone):
-    """Stands where a backbone is expected; it cannot embed images."""
+    """The backbone of sources that are vectors already: features are the vectors, as float32. It cannot embed images."""
 
     def __init__(self) -> None:
         """Nothing to load."""

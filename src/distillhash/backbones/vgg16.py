@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distillhash.backbones.base import Backbone
 from distillhash.errors import DataError, FormatError
@@ -21,7 +21,6 @@ from distillhash.sources.download import check_file, download
 
 URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 DIM = 4096
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CHANNELS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 
 
@@ -36,16 +35,6 @@ class VGG16(Backbone):
         check_weights(file)
         super().__init__("vgg16", _load(file), DIM, image_size or self.default_size, device)
         self._weights = None if weights is None else str(Path(weights).resolve())
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """ImageNet's mean and standard deviation on 0..1."""
-        mean = torch.tensor(_MEAN, device=pixels.device).view(3, 1, 1)
-        std = torch.tensor(_STD, device=pixels.device).view(3, 1, 1)
-        return (pixels / 255 - mean) / std
-
-    def preprocessing(self) -> dict[str, Any]:
-        """Size, mean and standard deviation."""
-        return {"image_size": self.image_size, "mean": list(_MEAN), "std": list(_STD)}
 
     def config(self) -> dict[str, Any]:
         """With the weights file, when one was given."""

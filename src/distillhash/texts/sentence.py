@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from distillhash.backbones.base import choose_device
+from distillhash.backbones.huggingface import first_line, load_transformer
 from distillhash.errors import DataError, FormatError, MissingDependencyError
 from distillhash.texts.base import TextEncoder
 
@@ -53,9 +54,8 @@ class SentenceEncoder(TextEncoder):
         try:
             self.dim = self._batch(["a word"]).shape[1]
         except Exception as error:  # models refuse in their own ways: TypeError, ValueError, AttributeError...
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DataError(
-                f"{name} does not take texts ({reason}); give a text model, or one of image and text"
+                f"{name} does not take texts ({first_line(error)}); give a text model, or one of image and text"
             ) from error
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -137,39 +137,28 @@ class SentenceEncoder(TextEncoder):
 
 
 def _load(place: str, name: str) -> tuple[Any, Any]:
-    try:
-        from transformers import AutoModel, AutoTokenizer
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"the text encoder {name} needs transformers; pip install 'distillhash[hf]'"
-        ) from error
-    try:
-        with _no_progress_bar() if Path(place).is_dir() else nullcontext():  # a download may show one
+    """Tokeniser and model, without the pooling layer: it is unused, and random where the checkpoint lacks it."""
+    with _no_progress_bar() if Path(place).is_dir() else nullcontext():  # a download may show one
+        model = load_transformer(place, name, "text", _IMAGE_PARTS)
+        try:
+            from transformers import AutoTokenizer
+
             tokenizer = AutoTokenizer.from_pretrained(place)
-            model, loading = AutoModel.from_pretrained(place, output_loading_info=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"{name} is neither a folder with a text model nor one the hub can be asked for ({reason})"
-        ) from error
-    for part in _IMAGE_PARTS:
-        if hasattr(model, "get_text_features") and hasattr(model, part):
-            delattr(model, part)
-    lacking = sorted(key for key in loading["missing_keys"] if not key.startswith(("pooler.", *_IMAGE_PARTS)))
-    if lacking:
-        raise DataError(
-            f"the checkpoint of {name} lacks {len(lacking)} weights, first {lacking[0]}; give a complete one"
-        )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{name} has no tokeniser ({first_line(error)}); give a text model") from error
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # unused, and drawn at random where the checkpoint lacks it
-    return tokenizer, model.eval().float()
+        model.pooler = None
+    return tokenizer, model
 
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
     """Reading weights from disk takes less than a second; leave the bars as they were."""
-    from transformers.utils import logging
-
+    try:
+        from transformers.utils import logging
+    except ImportError:  # reported where it is needed
+        yield
+        return
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
