@@ -1,7 +1,7 @@
 """Features kept between runs: one SQLite file per backbone, preprocessing and view settings.
 
-The key is the digest of an item's content, so renaming or moving files keeps their features and changing one recomputes it. Each batch is
-one transaction: killing the process loses at most the batches being computed. Several processes may share a cache.
+The key is the digest of an item's content: moved files keep their features, changed ones are computed anew. Each batch is one
+transaction, so killing the process loses at most the batches being computed. Several processes may share a cache.
 """
 
 from __future__ import annotations

@@ -21,18 +21,10 @@ from distillhash.errors import DataError, ParameterError
 
 
 def class_labels(values: NDArray[Any], n: int, where: str) -> tuple[NDArray[Any], list[str] | None]:
-    """Labels from an array.
+    """Labels as ``(n,) int64`` or ``(n, n_labels) uint8``, and the sorted class names where the values are strings, else None.
 
-    Args:
-        values: ``(n,)`` integers (stored as floats too, when whole) or strings, or ``(n, n_labels)`` holding only 0 and 1.
-        n: Number of items.
-        where: What to call the labels in an error, e.g. ``x.npz: the array 'labels'``.
-
-    Returns:
-        ``(n,) int64`` or ``(n, n_labels) uint8``; and the sorted class names where the values were strings, else None.
-
-    Raises:
-        DataError: another shape, another number of rows, or values that are not labels.
+    ``values`` are ``(n,)`` integers (stored as floats too, when whole) or strings, or ``(n, n_labels)`` holding only 0 and 1. ``where`` is
+    what the :class:`DataError` for anything else calls them, e.g. ``x.npz: the array 'labels'``.
     """
     values = np.asarray(values)
     if values.ndim not in (1, 2) or len(values) != n or values.size == 0:
@@ -54,16 +46,10 @@ def class_labels(values: NDArray[Any], n: int, where: str) -> tuple[NDArray[Any]
 
 
 def label_sets(sets: Sequence[Sequence[int]], where: str) -> NDArray[np.uint8]:
-    """Indicators from one list of integers per item.
+    """Indicators ``(n, n_labels) uint8`` from one list of integers per item.
 
-    Lists that all have the same length, two or more, and hold only 0 and 1 are the indicators themselves; any other lists hold the class
-    numbers of their item, from 0, in any order (an empty list is an item of no class).
-
-    Returns:
-        ``(n, n_labels) uint8``, with n_labels the length of the lists or the highest class number plus one (at least 1).
-
-    Raises:
-        DataError: a class number below 0 or above 99,999.
+    Lists that all have the same length, two or more, and hold only 0 and 1 are the indicators themselves. Any other lists hold the class
+    numbers of their item, 0 to 99,999 in any order; an empty list is an item of no class.
     """
     length = len(sets[0]) if sets else 0
     if length >= 2 and all(len(classes) == length for classes in sets):
@@ -109,11 +95,7 @@ def take_keys(keys: Sequence[str], rows: NDArray[np.intp]) -> Sequence[str]:
 
 
 def check_rows(rows: NDArray[np.intp], n: int) -> NDArray[np.intp]:
-    """``rows`` as a 1-d integer array, every one of them in ``[0, n)``.
-
-    Raises:
-        ParameterError: not integers, not 1-d, or out of range.
-    """
+    """``rows`` as a 1-d integer array; a :class:`ParameterError` unless all of them lie in ``[0, n)``."""
     array = np.asarray(rows)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ParameterError(
@@ -125,11 +107,7 @@ def check_rows(rows: NDArray[np.intp], n: int) -> NDArray[np.intp]:
 
 
 def unique_keys(names: Iterable[str]) -> list[str]:
-    r"""``names`` made into keys: unique, and writable as UTF-8.
-
-    The second occurrence of a name gets ``#2``, the third ``#3``, as long as that is not taken; a file name that is not valid UTF-8
-    shows its odd bytes as ``\xNN``. Names that are fine already stay as they are.
-    """
+    """``names`` made into keys: unique and :func:`printable`. The second occurrence of a name gets ``#2``, the third ``#3``."""
     keys = [printable(name) for name in names]
     if len(set(keys)) == len(keys):
         return keys
@@ -147,7 +125,7 @@ def unique_keys(names: Iterable[str]) -> list[str]:
 
 
 def printable(name: str) -> str:
-    r"""``name`` writable as UTF-8: the odd bytes of a file name that is not (surrogates in Python) become ``\xNN``."""
+    r"""``name`` writable as UTF-8: bytes of a file name that are not UTF-8 (surrogates in Python) become ``\xNN``."""
     if name.isascii():
         return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

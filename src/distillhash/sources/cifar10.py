@@ -13,7 +13,6 @@ import io
 import pickle
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,37 +34,20 @@ _PIXEL_BYTES = 3 * 32 * 32
 _MAX_BATCH_BYTES = 64 << 20  # an official batch is 31 MB
 
 
-@dataclass(frozen=True)
-class Release:
-    """A published release of the archives: where it comes from and what it must look like."""
-
-    url: str
-    python_md5: str
-    binary_md5: str
-    batch_rows: int
-
-
-OFFICIAL = Release(
-    url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
-    python_md5="c58f30108f718f92721af3b95e74349a",
-    binary_md5="c32a1d4ab5d03f1284b67883e8d87530",
-    batch_rows=10_000,
-)
+URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+PYTHON_MD5 = "c58f30108f718f92721af3b95e74349a"
+BINARY_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
+BATCH_ROWS = 10_000
 
 _Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
-def open_cifar10(folder: Path, name: str, release: Release = OFFICIAL) -> Source:
+def open_cifar10(folder: Path, name: str) -> Source:
     """CIFAR-10 from ``folder``: training images (keys ``train/0`` ...), then test images (``test/0`` ...); splits ``train``, ``test``.
 
     Looked for in this order: ``cifar-10-batches-py/``, ``cifar-10-batches-bin/`` (``folder`` may be either itself), ``train.parquet``
     with ``test.parquet``, the python archive, the binary archive. With none of them the python archive is downloaded to ``folder``.
     Archives must have the published MD5. The archives and batches take 184 MB of memory; the Parquet files are read as needed.
-
-    Args:
-        folder: Where the data is, or shall be.
-        name: The specification, for messages.
-        release: What to expect and where to get it.
 
     Raises:
         DataError: nothing there and no download.
@@ -75,20 +57,20 @@ def open_cifar10(folder: Path, name: str, release: Release = OFFICIAL) -> Source
         raise DataError(f"{name}: {folder} is a file; give the folder that holds {_PYTHON_ARCHIVE}")
     for batches in (folder / "cifar-10-batches-py", folder):
         if any((batches / batch).exists() for batch in _PYTHON_BATCHES):
-            return _from_batches(_folder_reader(batches), _PYTHON_BATCHES, _python_batch, name, release)
+            return _from_batches(_folder_reader(batches), _PYTHON_BATCHES, _python_batch, name)
     for batches in (folder / "cifar-10-batches-bin", folder):
         if any((batches / batch).exists() for batch in _BINARY_BATCHES):
-            return _from_batches(_folder_reader(batches), _BINARY_BATCHES, _binary_batch, name, release)
+            return _from_batches(_folder_reader(batches), _BINARY_BATCHES, _binary_batch, name)
     tables = [folder / "train.parquet", folder / "test.parquet"]
     if any(table.exists() for table in tables):
         return _from_tables(tables, name)
     if not (folder / _PYTHON_ARCHIVE).exists() and (folder / _BINARY_ARCHIVE).exists():
-        read = _archive_reader(folder / _BINARY_ARCHIVE, release.binary_md5, _BINARY_BATCHES)
-        return _from_batches(read, _BINARY_BATCHES, _binary_batch, name, release)
+        read = _archive_reader(folder / _BINARY_ARCHIVE, BINARY_MD5, _BINARY_BATCHES)
+        return _from_batches(read, _BINARY_BATCHES, _binary_batch, name)
     if not (folder / _PYTHON_ARCHIVE).exists():
-        download(release.url, folder / _PYTHON_ARCHIVE, algorithm="md5", checksum=release.python_md5)
-    read = _archive_reader(folder / _PYTHON_ARCHIVE, release.python_md5, _PYTHON_BATCHES)
-    return _from_batches(read, _PYTHON_BATCHES, _python_batch, name, release)
+        download(URL, folder / _PYTHON_ARCHIVE, algorithm="md5", checksum=PYTHON_MD5)
+    read = _archive_reader(folder / _PYTHON_ARCHIVE, PYTHON_MD5, _PYTHON_BATCHES)
+    return _from_batches(read, _PYTHON_BATCHES, _python_batch, name)
 
 
 def _from_tables(tables: list[Path], name: str) -> Source:
@@ -111,26 +93,25 @@ def _from_batches(
     batches: tuple[str, ...],
     parse: Callable[[bytes], _Batch],
     name: str,
-    release: Release,
 ) -> PixelImages:
     planes, labels = [], []
     for batch in batches:
         try:
             values, classes = parse(read(batch))
         except FormatError as error:
-            raise FormatError(f"{name}: the batch {batch} {error}; get the data again from {release.url}") from error
+            raise FormatError(f"{name}: the batch {batch} {error}; get the data again from {URL}") from error
         if (
-            len(values) != release.batch_rows
+            len(values) != BATCH_ROWS
             or len(classes) != len(values)
             or not np.all((classes >= 0) & (classes < len(CLASS_NAMES)))
         ):
             raise FormatError(
-                f"{name}: the batch {batch} holds {len(values)} images and {len(classes)} labels, expected {release.batch_rows} of each, "
-                f"labels 0 to 9; get the data again from {release.url}"
+                f"{name}: the batch {batch} holds {len(values)} images and {len(classes)} labels, expected {BATCH_ROWS} of each, "
+                f"labels 0 to 9; get the data again from {URL}"
             )
         planes.append(values)
         labels.append(classes)
-    n_train, n_test = 5 * release.batch_rows, release.batch_rows
+    n_train, n_test = 5 * BATCH_ROWS, BATCH_ROWS
     return PixelImages(
         name,
         np.concatenate(planes).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1),

@@ -151,10 +151,7 @@ def open_paths(paths: Sequence[Any], name: str) -> FileImages:
 def find_images(folder: Path) -> list[str]:
     """Relative POSIX paths of the candidate images under ``folder``, sorted; see :func:`open_folder`.
 
-    A sub-folder that cannot be listed is reported with :class:`SkippedItemsWarning` and left out.
-
-    Raises:
-        DataError: ``folder`` itself cannot be listed.
+    A sub-folder that cannot be listed is left out with a :class:`SkippedItemsWarning`; for ``folder`` itself it is a :class:`DataError`.
     """
     found: list[str] = []
     pending: list[tuple[Path, str, tuple[tuple[int, int], ...]]] = [(folder, "", ())]

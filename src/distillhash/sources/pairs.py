@@ -32,7 +32,7 @@ class PairSource:
         name: The specification it was opened from.
         images: ``n`` items, in order; their labels serve evaluation only.
         texts: ``t`` texts, or ``(t, e)`` floats, grouped by item in the order of the items.
-        owners: ``(t,) intp``, not falling: the item each text belongs to.
+        owners: ``(t,) intp``, ascending: the item each text belongs to.
         dropped: Texts that cannot be used, by the row of their item (-1: of no item).
     """
 
@@ -44,7 +44,7 @@ class PairSource:
         owners: NDArray[np.intp],
         dropped: Sequence[tuple[int, Skipped]] = (),
     ) -> None:
-        """Keep references; ``owners`` must not fall. See :func:`group_texts` for texts as people store them.
+        """Keep references; see :func:`pair_texts` for texts as people store them.
 
         Raises:
             DataError: no text at all.
@@ -108,12 +108,7 @@ def take_texts(texts: Texts, places: NDArray[np.intp]) -> Texts:
 
 
 def pair_texts(name: str, images: Source, given: Any) -> PairSource:
-    """Pairs from a source of images and what goes with each of its items.
-
-    Args:
-        name: The specification, for messages.
-        images: ``n`` items.
-        given: ``n`` texts, ``n`` sequences of texts, or ``(n, e)`` text vectors.
+    """Pairs from a source of ``n`` images and ``n`` texts, ``n`` sequences of texts, or ``(n, e)`` text vectors.
 
     Raises:
         DataError: another number of texts than of items, or no usable text at all.
@@ -150,8 +145,6 @@ def _refusal(text: object) -> str | None:
         return f"the text is no string but {type(text).__name__}"
     return None if text.strip() else "the text is empty"
 
-
-# Opening image-text pairs: Parquet tables, a CSV beside its images, ready embeddings, MIRFLICKR's tags.
 
 _TEXT_COLUMNS = ("captions", "caption", "sentences", "sentence", "texts", "text", "tags")
 _IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "path")
@@ -320,7 +313,7 @@ def _open_npz(path: Path, name: str) -> PairSource:
 
 
 def _open_flickr25k(place: str, name: str) -> PairSource:
-    """MIRFLICKR with its users' tags: ``mirflickr/meta/tags/tags1.txt`` ..., a tag a line."""
+    """MIRFLICKR with the tags of its users: ``mirflickr/meta/tags/tags1.txt`` ..., one tag per line."""
     images = open_source(place)
     assert isinstance(images, FileImages)
     folder = Path(images.path(0)).parent / "meta" / "tags"

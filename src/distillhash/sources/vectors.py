@@ -47,10 +47,7 @@ class PixelImages(ImageSource):
 def usable_vectors(array: NDArray[Any], name: str) -> NDArray[Any]:
     """``array`` as ``(n, d)`` floats of the machine's byte order: float16, float32 and float64 as they are, integers cast to float32.
 
-    A memory map stays one unless it must be cast. Values are not looked at; see :func:`check_finite`.
-
-    Raises:
-        DataError: not 2-d, no rows or no columns, or another dtype.
+    A memory map stays one unless it must be cast. Values are not checked, see :func:`check_finite`; other arrays are a :class:`DataError`.
     """
     if array.ndim != 2:
         raise DataError(
@@ -71,11 +68,7 @@ def usable_vectors(array: NDArray[Any], name: str) -> NDArray[Any]:
 
 
 def check_finite(vectors: NDArray[Any], name: str) -> None:
-    """Look at every value, 16 MiB at a time.
-
-    Raises:
-        DataError: a NaN or an infinity; names the first such row and how many rows have one.
-    """
+    """Raise a :class:`DataError` where a value is NaN or infinite; reads 16 MiB at a time."""
     step = max(1, _BLOCK_BYTES // (vectors.shape[1] * vectors.itemsize))
     first, count = -1, 0
     for start in range(0, len(vectors), step):
@@ -113,11 +106,7 @@ def open_npy(path: Path, name: str) -> Source:
 
 
 def read_npz(path: Path, name: str) -> dict[str, NDArray[Any]]:
-    """All arrays of an ``.npz`` file.
-
-    Raises:
-        DataError: damaged, pickled, or no ``.npz``.
-    """
+    """All arrays of an ``.npz`` file; a :class:`DataError` where it is damaged, pickled, or something else."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}
@@ -126,11 +115,7 @@ def read_npz(path: Path, name: str) -> dict[str, NDArray[Any]]:
 
 
 def labelled_vectors(name: str, vectors: NDArray[Any], arrays: dict[str, NDArray[Any]], what: str) -> EmbeddingSource:
-    """A source of ``vectors`` with the ``labels``, ``label_names`` and ``keys`` among ``arrays``, each optional.
-
-    Raises:
-        DataError: arrays of other lengths; ``what`` the vectors are called in the message.
-    """
+    """A source of ``vectors`` with the ``labels``, ``label_names`` and ``keys`` that ``arrays`` hold; ``what`` is for messages."""
     n = len(vectors)
     labels, label_names = None, None
     if "labels" in arrays:
