@@ -273,19 +273,10 @@ class _Missing:
 
 @dataclass
 class _Chunk:
-    """Rows on their way: what is known of them, how many features wait for a pass, and the passes that fill them."""
+    """Rows on their way, and how many of their features are still missing."""
 
     batch: FeatureBatch
-    n_waiting: int = 0
-    passes: list[Future[None]] = field(default_factory=list)
-
-    def is_ready(self) -> bool:
-        return self.n_waiting == 0 and all(done.done() for done in self.passes)
-
-    def result(self) -> FeatureBatch:
-        for done in self.passes:
-            done.result()
-        return self.batch
+    n_missing: int = 0
 
 
 class _Extraction:
@@ -330,7 +321,14 @@ class _Extraction:
         reads: deque[Future[tuple[_Chunk, list[list[_Missing]]]]] = deque()
         chunks: deque[_Chunk] = deque()  # read, not yet handed out
         queues: list[list[_Missing]] = [[] for _ in self._variants]  # not yet in a pass
-        passes: deque[Future[None]] = deque()
+        passes: deque[tuple[Future[None], list[_Missing]]] = deque()  # under way
+
+        def finish_pass() -> None:
+            done, images = passes.popleft()
+            done.result()
+            for image in images:
+                image.chunk.n_missing -= 1
+
         while True:
             for start in starts:
                 reads.append(readers.submit(self._read, np.arange(start, min(start + CHUNK, n))))
@@ -347,15 +345,14 @@ class _Extraction:
                     part = queue[:size]
                     del queue[:size]
                     if len(passes) >= passes_ahead:
-                        passes.popleft().result()
-                    done = embedders.submit(variant.embed, part)
-                    passes.append(done)
-                    for image in part:
-                        image.chunk.n_waiting -= 1
-                        if done not in image.chunk.passes:
-                            image.chunk.passes.append(done)
-            while chunks and (chunks[0].is_ready() or not reads or len(chunks) >= WINDOW):
-                yield chunks.popleft().result()
+                        finish_pass()
+                    passes.append((embedders.submit(variant.embed, part), part))
+            while passes and passes[0][0].done():
+                finish_pass()
+            while chunks and (not chunks[0].n_missing or not reads or len(chunks) >= WINDOW):
+                while chunks[0].n_missing:
+                    finish_pass()
+                yield chunks.popleft().batch
             if not reads:
                 return
 
@@ -369,12 +366,16 @@ class _Extraction:
             except BadItemError as error:
                 skipped[row] = Skipped(self._source.keys[row], str(error))
         digests = {row: digest(content) for row, content in contents.items()}
-        known = self._recognised(digests)
+        known: list[int] = []
+        if self._known is not None and digests:
+            with self._one_at_a_time:
+                flags = self._known([self._source.keys[row] for row in digests], list(digests.values()))
+            known = [row for row, flag in zip(digests, flags, strict=True) if flag]
         for row in known:
             del contents[row], digests[row]
         stored = [variant.stored(list(digests.values())) for variant in self._variants]
         pixels: dict[int, dict[int, NDArray[np.uint8]]] = {}
-        for row, content in contents.items():
+        for row, stored_image in contents.items():
             sizes = {
                 variant.network.image_size
                 for variant, found in zip(self._variants, stored, strict=True)
@@ -382,7 +383,7 @@ class _Extraction:
             }
             try:
                 if sizes or self._max_pixels < MAX_PIXELS:  # the cache was filled under another limit, perhaps
-                    pixels[row] = decode_sizes(content, sizes, self._max_pixels)
+                    pixels[row] = decode_sizes(stored_image, sizes, self._max_pixels)
             except BadItemError as error:
                 skipped[row] = Skipped(self._source.keys[row], str(error))
         usable = [row for row in contents if row not in skipped]
@@ -401,22 +402,13 @@ class _Extraction:
         for variant, found, features in zip(self._variants, stored, table, strict=True):
             missing.append([])
             for row, out in zip(usable, features, strict=True):
-                feature = found.get(variant.key(digests[row]))
-                if feature is None:
-                    image = _Missing(chunk, digests[row], pixels[row][variant.network.image_size], out)
-                    missing[-1].append(image)
+                content = digests[row]
+                if variant.key(content) in found:
+                    out[:] = found[variant.key(content)]
                 else:
-                    out[:] = feature
-            chunk.n_waiting += len(missing[-1])
+                    missing[-1].append(_Missing(chunk, content, pixels[row][variant.network.image_size], out))
+            chunk.n_missing += len(missing[-1])
         return chunk, missing
-
-    def _recognised(self, digests: dict[int, bytes]) -> list[int]:
-        """The rows that need no features."""
-        if self._known is None or not digests:
-            return []
-        with self._one_at_a_time:
-            flags = self._known([self._source.keys[row] for row in digests], list(digests.values()))
-        return [row for row, flag in zip(digests, flags, strict=True) if flag]
 
 
 @contextlib.contextmanager
