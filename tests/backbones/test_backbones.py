@@ -149,17 +149,19 @@ def server(tmp_path: Path) -> Iterator[str]:
         httpd.shutdown()
 
 
-def test_download_checks_the_digest_in_the_name(server: str, tmp_path: Path) -> None:
+def test_download_checks_the_digest_in_the_name(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / name)
     name = next(p.name for p in (tmp_path / "served").iterdir() if "deadbeef" not in p.name)
-    file = vgg16_module.download_weights(f"{server}/{name}", tmp_path / "cache")
+    file = vgg16_module.download_weights(f"{server}/{name}")
     assert file.read_bytes() == b"weights " * 1000
     (tmp_path / "served" / name).unlink()
-    assert vgg16_module.download_weights(f"{server}/{name}", tmp_path / "cache") == file  # once
+    assert vgg16_module.download_weights(f"{server}/{name}") == file  # once
     with pytest.raises(FormatError, match=r"has SHA-256 .*, expected deadbeef: .*; try again"):
-        vgg16_module.download_weights(f"{server}/net-deadbeef.pth", tmp_path / "cache")
-    assert not (tmp_path / "cache" / "net-deadbeef.pth").exists()
+        vgg16_module.download_weights(f"{server}/net-deadbeef.pth")
+    assert [path.name for path in file.parent.iterdir()] == [name]
     with pytest.raises(DataError, match="cannot be downloaded"):
-        vgg16_module.download_weights(f"{server}/absent-12345678.pth", tmp_path / "cache")
+        vgg16_module.download_weights(f"{server}/absent-12345678.pth")
 
 
 @pytest.mark.parametrize("kind", ["vit", "dinov2", "clip", "resnet"])

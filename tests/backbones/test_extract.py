@@ -56,6 +56,20 @@ def backbone() -> Any:
     return make_backbone(image_size=32, device="cpu")
 
 
+@pytest.fixture
+def passes(backbone: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many images each forward pass embeds."""
+    sizes: list[int] = []
+    embed = backbone.embed_floats
+
+    def counting(pixels: torch.Tensor) -> Any:
+        sizes.append(len(pixels))
+        return embed(pixels)
+
+    monkeypatch.setattr(backbone, "embed_floats", counting)
+    return sizes
+
+
 def expected(backbone: Any, numbers: list[int]) -> NDArray[np.float32]:
     source = Pictures(numbers)
     pixels = [resize_image(np.asarray(source.read(row)), 32) for row in range(len(numbers))]
@@ -90,27 +104,19 @@ def test_bad_items_are_skipped_with_a_reason(backbone: Any, tmp_path: Path) -> N
 
 
 def test_cache_returns_the_same_bits_and_computes_only_what_is_new(
-    backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    backbone: Any, passes: list[int], tmp_path: Path
 ) -> None:
     cache = FeatureCache(tmp_path)
     plain = extract_features(Pictures(list(range(40))), backbone)
     first = extract_features(Pictures(list(range(20))), backbone, cache=cache)
-    computed = 0
-    embed = backbone.embed_floats
-
-    def counting(pixels: torch.Tensor) -> Any:
-        nonlocal computed
-        computed += len(pixels)
-        return embed(pixels)
-
-    monkeypatch.setattr(backbone, "embed_floats", counting)
+    passes.clear()
     shuffled = list(np.random.default_rng(0).permutation(40))
     mixed = extract_features(Pictures([int(number) for number in shuffled]), backbone, cache=cache)
-    assert computed == 20
+    assert sum(passes) == 20
     np.testing.assert_array_equal(mixed.features, plain.features[shuffled])
     np.testing.assert_array_equal(first.features, plain.features[:20])
     again = extract_features(Pictures([7, 7, 7]), backbone, cache=cache)
-    assert computed == 20
+    assert sum(passes) == 20
     np.testing.assert_array_equal(again.features, plain.features[[7, 7, 7]])
 
 
@@ -251,19 +257,10 @@ def test_digests_are_those_of_the_contents(backbone: Any, tmp_path: Path) -> Non
     assert extract_features(open_source(np.ones((3, 2))), make_backbone("embeddings")).digests == []
 
 
-def test_known_items_are_neither_decoded_nor_embedded(backbone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_items_are_neither_decoded_nor_embedded(backbone: Any, passes: list[int]) -> None:
     numbers = [*range(50), -1]
     source = Pictures(numbers)
     old = {digest(source.read(row)) for row in range(0, 50, 3)} | {digest(source.read(50))}
-    computed = 0
-    embed = backbone.embed_floats
-
-    def counting(pixels: torch.Tensor) -> Any:
-        nonlocal computed
-        computed += len(pixels)
-        return embed(pixels)
-
-    monkeypatch.setattr(backbone, "embed_floats", counting)
 
     def known(keys: Sequence[str], digests: Sequence[bytes]) -> list[bool]:
         assert [digest(source.read(int(key))) for key in keys] == list(digests)
@@ -274,10 +271,10 @@ def test_known_items_are_neither_decoded_nor_embedded(backbone: Any, monkeypatch
     new = [row for row in range(50) if row % 3]
     np.testing.assert_array_equal(np.concatenate([batch.rows for batch in batches]), new)
     np.testing.assert_array_equal(np.concatenate([batch.features for batch in batches]), expected(backbone, new))
-    assert computed == 2 * len(new) and not any(batch.skipped for batch in batches)
+    assert sum(passes) == 2 * len(new) and not any(batch.skipped for batch in batches)
 
 
-def test_known_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_known_vectors() -> None:
     vectors = np.random.default_rng(0).random((5000, 3))
     digests: list[bytes] = []
 

@@ -68,7 +68,7 @@ class Backbone:
         return {"name": self.name, **self.preprocessing()}
 
     def architecture(self) -> str:
-        """The network's name in the fingerprint; says nothing of where the weights lie, so moving them changes nothing."""
+        """The network's name in the fingerprint, whatever folder the weights lie in."""
         return self.name
 
     @cached_property
@@ -129,11 +129,7 @@ class Backbone:
         return {name: tensor.detach().cpu().numpy() for name, tensor in self.network.state_dict().items()}
 
     def load_tensors(self, tensors: dict[str, NDArray[Any]]) -> None:
-        """Replace the weights, as after fine-tuning.
-
-        Raises:
-            FormatError: names or shapes differ from the network's.
-        """
+        """Replace the weights, as after fine-tuning; other names or shapes are a :class:`FormatError`."""
         try:
             self.network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in tensors.items()})
         except RuntimeError as error:
@@ -159,11 +155,7 @@ def channels_last(network: nn.Module) -> nn.Module:
 
 
 def choose_device(device: str) -> str:
-    """``auto`` becomes the best device there is: cuda, then mps, then cpu.
-
-    Raises:
-        ParameterError: a device that this machine does not have.
-    """
+    """``device``, or for ``auto`` the best there is: cuda, then mps, then cpu; a device that is absent is a :class:`ParameterError`."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return next(name for name, there in available.items() if there)
@@ -177,15 +169,11 @@ class Embeddings(Backbone):
     """The backbone of sources that are vectors already: features are the vectors, as float32. It cannot embed images."""
 
     def __init__(self) -> None:
-        """Nothing to load."""
+        """Load nothing."""
         super().__init__("embeddings", nn.Identity(), 0, self.default_size, "cpu")
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Vectors need no pixels.
-
-        Raises:
-            DataError: always.
-        """
+        """Raise :class:`DataError`: vectors need no pixels."""
         del pixels
         raise DataError(
             "the backbone 'embeddings' takes vectors, not images; choose an image backbone such as efficientnet-lite0"

@@ -94,10 +94,6 @@ class FeatureStore:
         except sqlite3.Error as error:
             raise self._explained(error) from error
 
-    def __len__(self) -> int:
-        with self._lock:
-            return int(self._connection.execute("SELECT COUNT(*) FROM features").fetchone()[0])
-
     def close(self) -> None:
         """Close the file."""
         self._connection.close()

@@ -159,9 +159,9 @@ def iter_features(
 class ImageInputs:
     """Images as inputs of a trainable backbone: decoded, augmented, normalised. See :class:`distillhash.methods.training.Inputs`."""
 
-    def __init__(self, source: ImageSource, backbone: Backbone, settings: ViewSettings | None = None) -> None:
+    def __init__(self, source: ImageSource, backbone: Backbone) -> None:
         """Keep references; every item of ``source`` must be readable."""
-        self._source, self._backbone, self._settings = source, backbone, settings or ViewSettings()
+        self._source, self._backbone = source, backbone
 
     def __len__(self) -> int:
         return len(self._source)
@@ -171,7 +171,7 @@ class ImageInputs:
         size = self._backbone.image_size
         images = np.stack([decode_resized(self._source.read(int(row)), size) for row in rows])
         seeds = rng.integers(2**63, size=(len(rows), 1)).tolist()
-        views = augment(torch.from_numpy(images).permute(0, 3, 1, 2), seeds, self._settings)
+        views = augment(torch.from_numpy(images).permute(0, 3, 1, 2), seeds, ViewSettings())
         return self._backbone.normalise(views)
 
     def pair(self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:
@@ -304,7 +304,7 @@ class _Extraction:
             closing.callback(return_freed_memory)
             # Setting the number of threads in a worker also sets it for threads that others start later.
             closing.callback(torch.set_num_threads, n_threads)
-            # Nor may a consumer's small products use a second: between them OpenBLAS's threads wait in a loop, on the workers' cores.
+            # The consumer's matrix products keep to one thread as well: OpenBLAS's idle threads would spin on the workers' cores.
             closing.enter_context(threadpool_limits(1, user_api="blas"))
             workers = closing.enter_context(_pool(n_workers))
             if self._variants[0].network.device == "cpu":
@@ -427,16 +427,16 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed activations for the next batch instead of returning them to the system.
 
     A forward pass frees and takes tens of megabytes a layer. By default each goes back to the kernel and is faulted in again page by
-    page, which costs a third of the time on two cores. One arena, because a thread's own is too small for such blocks. Elsewhere
-    than on glibc this does nothing.
+    page, which costs a third of the time on two cores. There is one arena, because a thread's own is too small for such blocks. With
+    other C libraries this does nothing.
     """
     _mallopt((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def return_freed_memory() -> None:
-    """What glibc does by itself once large blocks were freed, and what was kept goes back.
+    """Return what was kept, and let glibc do from now on what it does by default once large blocks were freed.
 
-    Training takes and frees hundreds of megabytes between small blocks that stay, and would keep the gaps: a gigabyte for 50,000 images.
+    Otherwise training, which frees hundreds of megabytes between small blocks that stay, would keep a gigabyte for 50,000 images.
     """
     _mallopt((_M_MMAP_THRESHOLD, 2**25), (_M_TRIM_THRESHOLD, 2**26))
     with contextlib.suppress(OSError, AttributeError):

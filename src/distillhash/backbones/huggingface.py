@@ -1,4 +1,4 @@
-"""Vision models of `transformers`: DINOv2, CLIP, SigLIP, ViT, ResNet and their kin, from a local folder or the hub.
+"""Vision models of `transformers`: DINOv2, CLIP, SigLIP, ViT, ResNet and others, from a local folder or the hub.
 
 The feature is the first of these that the model has:
 

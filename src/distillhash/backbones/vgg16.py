@@ -28,10 +28,10 @@ class VGG16(Backbone):
     """The paper's network up to fc7; dropout is off in features and on while fine-tuning."""
 
     def __init__(
-        self, *, image_size: int | None = None, weights: str | Path | None = None, device: str = "auto", url: str = URL
+        self, *, image_size: int | None = None, weights: str | Path | None = None, device: str = "auto"
     ) -> None:
-        """Build the network and load weights from ``weights``, or from ``url`` into the user's cache."""
-        file = Path(weights) if weights is not None else download_weights(url)
+        """Build the network and load ``weights``, or those of torchvision, which are downloaded into the user's cache."""
+        file = Path(weights) if weights is not None else download_weights(URL)
         check_weights(file)
         super().__init__("vgg16", _load(file), DIM, image_size or self.default_size, device)
         self._weights = None if weights is None else str(Path(weights).resolve())
@@ -83,12 +83,8 @@ def check_weights(file: Path) -> None:
     check_file(file, file, "sha256", _stated_digits(file.name), "download it again")
 
 
-def download_weights(url: str, folder: Path | None = None) -> Path:
-    """Download a weights file once, checked by the digits in its name.
-
-    Args:
-        url: Where from.
-        folder: Where to; None is the user's cache.
+def download_weights(url: str) -> Path:
+    """Download a weights file into the user's cache, once, checked by the digits in its name.
 
     Raises:
         DataError: no network, or the server has no such file.
@@ -97,7 +93,7 @@ def download_weights(url: str, folder: Path | None = None) -> Path:
     from platformdirs import user_cache_path
 
     name = url.rsplit("/", 1)[1]
-    target = (folder or user_cache_path("distillhash") / "weights") / name
+    target = user_cache_path("distillhash") / "weights" / name
     if not target.exists():
         download(url, target, algorithm="sha256", checksum=_stated_digits(name))
     return target

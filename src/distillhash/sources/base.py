@@ -197,7 +197,7 @@ class Source(ABC):
         raise NotImplementedError
 
     def path(self, row: int) -> str | None:  # noqa: ARG002  # an interface; sources of files use it
-        """Absolute path of the file behind item ``row``, or None where the item is not a file of its own."""
+        """Absolute path of the file behind item ``row``, or None where the item is not a separate file."""
         return None
 
 

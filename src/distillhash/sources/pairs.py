@@ -19,7 +19,7 @@ from distillhash.errors import DataError, FormatError, ParameterError
 from distillhash.sources.base import Skipped, Source, check_rows
 from distillhash.sources.files import FileImages, file_images, find_images
 from distillhash.sources.registry import open_source, selected_rows, split_selections
-from distillhash.sources.table import read_column
+from distillhash.sources.table import read_column, readable_table
 from distillhash.sources.vectors import check_finite, labelled_vectors, read_npz, usable_vectors
 
 Texts = list[str] | NDArray[Any]
@@ -234,14 +234,15 @@ def _open_tables(files: Sequence[Path], place: str, name: str) -> PairSource:
     import pyarrow.parquet as pq
 
     images = open_source(place)
-    for column in _TEXT_COLUMNS:
-        found = read_column(files, column)
-        if found is not None:
-            break
-    else:
-        held = ", ".join(sorted(pq.read_schema(files[0]).names))
-        raise DataError(f"{name}: no column of texts ({', '.join(_TEXT_COLUMNS)}) among {held}; rename yours")
-    values = found.to_pylist()
+    with readable_table(name):
+        for column in _TEXT_COLUMNS:
+            found = read_column(files, column)
+            if found is not None:
+                break
+        else:
+            held = ", ".join(sorted(pq.read_schema(files[0]).names))
+            raise DataError(f"{name}: no column of texts ({', '.join(_TEXT_COLUMNS)}) among {held}; rename yours")
+        values = found.to_pylist()
     if column == "tags":
         values = [" ".join(map(str, tags)) if isinstance(tags, list) else tags for tags in values]
     return pair_texts(name, images, values)

