@@ -38,11 +38,7 @@ class Codes:
 
     @classmethod
     def from_packed(cls, packed: NDArray[Any], n_bits: int) -> Codes:
-        """Codes from packed bytes.
-
-        Args:
-            packed: ``(n, ceil(n_bits / 8)) uint8``.
-            n_bits: Code length, at least 1.
+        """Codes of ``n_bits`` bits, at least 1, from packed bytes ``(n, ceil(n_bits / 8)) uint8``.
 
         Raises:
             ParameterError: ``n_bits`` is not a positive integer.
@@ -64,10 +60,7 @@ class Codes:
 
     @classmethod
     def from_signs(cls, signs: NDArray[Any]) -> Codes:
-        """Codes from signs.
-
-        Args:
-            signs: ``(n, n_bits)`` array holding only -1 and +1 (any numeric dtype).
+        """Codes from ``(n, n_bits)`` signs, only -1 and +1, of any numeric dtype.
 
         Raises:
             DataError: another shape, or a value other than -1 and +1 (0 among them: the rule is x >= 0 -> +1, apply it first).
@@ -82,10 +75,7 @@ class Codes:
 
     @classmethod
     def from_projection(cls, projection: NDArray[Any]) -> Codes:
-        """Codes from real outputs by the sign rule x >= 0 -> +1 (DistillHash, Eq. 12); -0.0 counts as 0.
-
-        Args:
-            projection: ``(n, n_bits)`` float array, finite.
+        """Codes from real outputs ``(n, n_bits)`` by the sign rule x >= 0 -> +1 (DistillHash, Eq. 12); -0.0 counts as 0.
 
         Raises:
             DataError: another shape, or NaN.

@@ -82,14 +82,9 @@ class Backbone:
         return digest.hexdigest()
 
     def embed(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features of images.
+        """Features ``(n, d) float32`` of images ``(n, size, size, 3) uint8``.
 
-        Args:
-            pixels: ``(n, size, size, 3) uint8``, n >= 0.
-
-        Returns:
-            ``(n, d) float32``. Forward passes have a fixed size (short ones are padded), so on a CPU a row does not depend on the rows
-            beside it.
+        Forward passes have a fixed size (short ones are padded), so on a CPU a row does not depend on the rows beside it.
         """
         return self.embed_floats(torch.from_numpy(pixels).permute(0, 3, 1, 2))
 

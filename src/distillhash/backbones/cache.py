@@ -27,11 +27,7 @@ class FeatureCache:
     """A folder of feature stores."""
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        """Remember the folder; it is made when something is stored.
-
-        Args:
-            folder: None takes the environment's ``DISTILLHASH_CACHE``, else the user's cache folder.
-        """
+        """Remember the folder, made when something is stored; None is ``DISTILLHASH_CACHE``, or else the user's cache folder."""
         from platformdirs import user_cache_path
 
         default = os.environ.get("DISTILLHASH_CACHE") or user_cache_path("distillhash") / "features"

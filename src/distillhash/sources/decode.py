@@ -80,15 +80,7 @@ def resize_image(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     Torch's kernel for bytes. It differs from Pillow's by a few grey levels at most, in under 1% of the pixels (their fixed-point weights
     are rounded differently), and takes a third of the time.
 
-    Args:
-        pixels: ``(h, w, 3) uint8``.
-        size: Side of the result in pixels, at least 1.
-
-    Returns:
-        ``(size, size, 3) uint8``.
-
-    Raises:
-        ParameterError: ``size`` is below 1.
+    From ``(h, w, 3) uint8`` to ``(size, size, 3) uint8``, ``size`` at least 1.
     """
     import torch  # here, because decoding alone does without it
 
@@ -164,8 +156,7 @@ def decode_thumbnail(data: bytes | NDArray[Any], side: int, *, max_pixels: int =
 def encode_thumbnail(data: bytes | NDArray[Any], side: int, *, max_pixels: int = MAX_PIXELS) -> tuple[bytes, str]:
     """A small copy of an image as a file for a page, and its media type.
 
-    It is a JPEG, or a PNG where it has at most 64 pixels a side: there that is smaller, and sharp. Arguments and errors are those of
-    :func:`decode_thumbnail`.
+    It is a JPEG, or a PNG where it has at most 64 pixels a side: there a PNG is smaller, and sharp. See :func:`decode_thumbnail`.
     """
     image = Image.fromarray(decode_thumbnail(data, side, max_pixels=max_pixels))
     stream = BytesIO()
@@ -177,11 +168,7 @@ def encode_thumbnail(data: bytes | NDArray[Any], side: int, *, max_pixels: int =
 
 
 def image_size(data: bytes | NDArray[Any]) -> tuple[int, int]:
-    """Width and height as the image is shown (EXIF orientation applied), from the header alone.
-
-    Raises:
-        BadItemError: not an image of the allow-list, or a damaged header.
-    """
+    """Width and height as the image is shown (EXIF orientation applied), from the header alone; errors as in :func:`image_format`."""
     if isinstance(data, np.ndarray):
         return data.shape[1], data.shape[0]
     _, image = _open(data)

@@ -20,13 +20,8 @@ _TIMEOUT_SECONDS = 30.0
 def download(url: str, target: Path, *, algorithm: str, checksum: str) -> None:
     """Download ``url`` to ``target``, which appears whole and checked or not at all; shows progress on a terminal.
 
-    The data goes to a temporary file in the same folder (made if needed) that is renamed at the end.
-
-    Args:
-        url: Where from.
-        target: Where to.
-        algorithm: ``md5`` or ``sha256``: what the publisher states. It guards against damage; MD5 does not guard against malice.
-        checksum: Its hexadecimal digits, or the first of them.
+    ``checksum`` is what the publisher states, in hexadecimal digits or the first of them; ``algorithm`` is ``md5`` or ``sha256``. It guards
+    against damage; MD5 does not guard against malice.
 
     Raises:
         DataError: no network, no such file, or no space on the disk.
@@ -59,11 +54,7 @@ def download(url: str, target: Path, *, algorithm: str, checksum: str) -> None:
 
 
 def check_file(path: Path, name: object, algorithm: str, checksum: str, remedy: str) -> None:
-    """Compare a file with the first digits of its checksum; ``name`` is what the message calls it.
-
-    Raises:
-        FormatError: they differ.
-    """
+    """Raise :class:`FormatError` unless the file's checksum starts with ``checksum``; ``name`` is what the message calls it."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, algorithm).hexdigest()
     if not found.startswith(checksum):

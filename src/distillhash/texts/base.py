@@ -16,7 +16,7 @@ FAMILIAR = 0.5
 
 
 class TextEncoder(ABC):
-    """From texts to vectors. Nothing it learns is pickled: :meth:`config` is JSON.
+    """From texts to vectors. What it learns is kept as JSON, see :meth:`config`.
 
     Attributes:
         name: Its name in the registry.
