@@ -1,4 +1,4 @@
-"""Encoded images of every awkward kind, made on the spot; shared by the tests of every room that reads images."""
+"""Encoded images of every awkward kind, made on the spot; shared by the tests of every package that reads images."""
 
 from __future__ import annotations
 

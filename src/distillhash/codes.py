@@ -38,11 +38,7 @@ class Codes:
 
     @classmethod
     def from_packed(cls, packed: NDArray[Any], n_bits: int) -> Codes:
-        """Codes from packed bytes.
-
-        Args:
-            packed: ``(n, ceil(n_bits / 8)) uint8``.
-            n_bits: Code length, at least 1.
+        """Codes of ``n_bits`` bits, at least 1, from packed bytes ``(n, ceil(n_bits / 8)) uint8``.
 
         Raises:
             ParameterError: ``n_bits`` is not a positive integer.
@@ -64,10 +60,7 @@ class Codes:
 
     @classmethod
     def from_signs(cls, signs: NDArray[Any]) -> Codes:
-        """Codes from signs.
-
-        Args:
-            signs: ``(n, n_bits)`` array holding only -1 and +1 (any numeric dtype).
+        """Codes from ``(n, n_bits)`` signs, only -1 and +1, of any numeric dtype.
 
         Raises:
             DataError: another shape, or a value other than -1 and +1 (0 among them: the rule is x >= 0 -> +1, apply it first).
@@ -82,10 +75,7 @@ class Codes:
 
     @classmethod
     def from_projection(cls, projection: NDArray[Any]) -> Codes:
-        """Codes from real outputs by the sign rule x >= 0 -> +1 (DistillHash, Eq. 12); -0.0 counts as 0.
-
-        Args:
-            projection: ``(n, n_bits)`` float array, finite.
+        """Codes from real outputs ``(n, n_bits)`` by the sign rule x >= 0 -> +1 (DistillHash, Eq. 12); -0.0 counts as 0.
 
         Raises:
             DataError: another shape, or NaN.
@@ -141,12 +131,7 @@ class Codes:
     def save(self, path: str | Path, *, keys: Sequence[str] | None = None) -> None:
         """Write an ``.npz`` (arrays ``packed``, ``n_bits`` and, if given, ``keys``) or a ``.parquet`` (columns ``key``, ``code``).
 
-        Args:
-            path: Target; its suffix decides the format.
-            keys: One string per code.
-
-        Raises:
-            ParameterError: another suffix, or as many keys as codes are not given.
+        The suffix of ``path`` decides; ``keys`` are one string per code. Another suffix or number of keys is a :class:`ParameterError`.
         """
         path = Path(path)
         if keys is not None and len(keys) != len(self):
@@ -164,12 +149,9 @@ class Codes:
             column = pa.FixedSizeBinaryArray.from_buffers(
                 pa.binary(width), len(self), [None, pa.py_buffer(np.ascontiguousarray(self.packed))]
             )
-            table = {
-                "key": pa.array(list(keys) if keys is not None else [str(i) for i in range(len(self))]),
-                "code": column,
-            }
-            schema_metadata = {b"distillhash.n_bits": str(self.n_bits).encode()}
-            pq.write_table(pa.table(table).replace_schema_metadata(schema_metadata), path)
+            names = pa.array(list(keys) if keys is not None else [str(i) for i in range(len(self))])
+            metadata = {b"distillhash.n_bits": str(self.n_bits).encode()}
+            pq.write_table(pa.table({"key": names, "code": column}).replace_schema_metadata(metadata), path)
         else:
             raise ParameterError(f"codes are written to .npz or .parquet, not {path.suffix!r} ({path})")
 
@@ -216,17 +198,9 @@ def words_per_code(n_bits: int) -> int:
 
 
 def hamming_distances(a: Codes, b: Codes) -> NDArray[np.uint16]:
-    """All Hamming distances between two sets of codes, in bits.
+    """All Hamming distances between ``n`` and ``m`` codes of one length, ``(n, m) uint16`` bits.
 
-    Args:
-        a: ``n`` codes.
-        b: ``m`` codes of the same length.
-
-    Returns:
-        ``(n, m) uint16``. Memory is ``O(n m)``; search and metrics use kernels that never build this table.
-
-    Raises:
-        DataError: the lengths differ.
+    Memory is ``O(n m)``; search and metrics use kernels that never build this table.
     """
     check_same_length(a, b)
     distances = np.zeros((len(a), len(b)), np.uint16)

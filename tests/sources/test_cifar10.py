@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import functools
 import hashlib
 import http.server
@@ -23,8 +22,9 @@ from numpy.typing import NDArray
 
 import image_factory as factory
 from distillhash.errors import DataError, FormatError
-from distillhash.sources import ImageSource, Source
-from distillhash.sources.cifar10 import OFFICIAL, Release, fetch, open_cifar10
+from distillhash.sources import ImageSource, Source, cifar10
+from distillhash.sources.cifar10 import open_cifar10
+from distillhash.sources.download import download
 
 ROWS = 3  # a batch of the miniature; 10,000 in the real one
 BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
@@ -70,8 +70,12 @@ def archive(path: Path, top: str, files: dict[str, bytes]) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
-def release(**changes: Any) -> Release:
-    return dataclasses.replace(OFFICIAL, batch_rows=ROWS, **changes)
+def open_mini(folder: Path, **constants: Any) -> Source:
+    """What the folder holds, with batches of ``ROWS`` images and other published values."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"BATCH_ROWS": ROWS, **constants}.items():
+            patch.setattr(cifar10, name, value)
+        return open_cifar10(folder, "c")
 
 
 def check(source: Source) -> None:
@@ -97,17 +101,17 @@ def check(source: Source) -> None:
 
 def test_the_official_constants() -> None:
     """As published on https://www.cs.toronto.edu/~kriz/cifar.html."""
-    assert OFFICIAL.url == "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
-    assert OFFICIAL.python_md5 == "c58f30108f718f92721af3b95e74349a"
-    assert OFFICIAL.binary_md5 == "c32a1d4ab5d03f1284b67883e8d87530"
-    assert OFFICIAL.batch_rows == 10_000
+    assert cifar10.URL == "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+    assert cifar10.PYTHON_MD5 == "c58f30108f718f92721af3b95e74349a"
+    assert cifar10.BINARY_MD5 == "c32a1d4ab5d03f1284b67883e8d87530"
+    assert cifar10.BATCH_ROWS == 10_000
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
 def test_python_folder(tmp_path: Path, protocol: int) -> None:
     plant(tmp_path / "cifar-10-batches-py", python_files(protocol))
-    check(open_cifar10(tmp_path, "c", release()))
-    check(open_cifar10(tmp_path / "cifar-10-batches-py", "c", release()))
+    check(open_mini(tmp_path))
+    check(open_mini(tmp_path / "cifar-10-batches-py"))
 
 
 def test_a_pickle_as_python_2_wrote_it(tmp_path: Path) -> None:
@@ -127,19 +131,19 @@ def test_a_pickle_as_python_2_wrote_it(tmp_path: Path) -> None:
         )
         files[name] = b"\x80\x02}(U\x04data" + array + b"U\x06labels](" + ints + b"eu."
     plant(tmp_path, files)
-    check(open_cifar10(tmp_path, "c", release()))
+    check(open_mini(tmp_path))
 
 
 def test_binary_folder(tmp_path: Path) -> None:
     plant(tmp_path / "cifar-10-batches-bin", binary_files())
-    check(open_cifar10(tmp_path, "c", release()))
+    check(open_mini(tmp_path))
 
 
 def test_archives(tmp_path: Path) -> None:
     md5 = archive(tmp_path / "p" / "cifar-10-python.tar.gz", "cifar-10-batches-py", python_files())
-    check(open_cifar10(tmp_path / "p", "c", release(python_md5=md5)))
+    check(open_mini(tmp_path / "p", PYTHON_MD5=md5))
     md5 = archive(tmp_path / "b" / "cifar-10-binary.tar.gz", "cifar-10-batches-bin", binary_files())
-    check(open_cifar10(tmp_path / "b", "c", release(binary_md5=md5)))
+    check(open_mini(tmp_path / "b", BINARY_MD5=md5))
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
         "cifar-10-binary.tar.gz",
         "cifar-10-python.tar.gz",
@@ -175,7 +179,7 @@ def test_a_pickle_cannot_run_code(tmp_path: Path) -> None:
     with pytest.raises(
         FormatError, match=r"the batch data_batch_2 is not the expected dictionary of arrays \(UnpicklingError: pathlib"
     ):
-        open_cifar10(tmp_path, "c", release())
+        open_mini(tmp_path)
     assert not (tmp_path / "ran").exists()
 
 
@@ -215,7 +219,7 @@ def test_damaged_python_batches(tmp_path: Path, name: str, content: bytes | None
         files[name] = content
     plant(tmp_path / "cifar-10-batches-py", files)
     with pytest.raises(FormatError, match=message):
-        open_cifar10(tmp_path, "c", release())
+        open_mini(tmp_path)
 
 
 def test_damaged_binary_batches(tmp_path: Path) -> None:
@@ -226,7 +230,7 @@ def test_damaged_binary_batches(tmp_path: Path) -> None:
     ):
         plant(tmp_path / "cifar-10-batches-bin", {**files, "test_batch.bin": content})
         with pytest.raises(FormatError, match=message):
-            open_cifar10(tmp_path, "c", release())
+            open_mini(tmp_path)
 
 
 def test_damaged_archives(tmp_path: Path) -> None:
@@ -235,19 +239,19 @@ def test_damaged_archives(tmp_path: Path) -> None:
     with pytest.raises(
         FormatError, match=r"has MD5 .*, expected c58f30108f718f92721af3b95e74349a: it is cut short or another file"
     ):
-        open_cifar10(tmp_path, "c", release())
+        open_mini(tmp_path)
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2], b"nonsense" * 100, whole[:50] + b"\xff" * 50 + whole[100:]):
         path.write_bytes(content)
         with pytest.raises(FormatError, match="is a damaged archive"):
-            open_cifar10(tmp_path, "c", release(python_md5=hashlib.md5(content).hexdigest()))
+            open_mini(tmp_path, PYTHON_MD5=hashlib.md5(content).hexdigest())
     files = python_files()
     del files["data_batch_5"]
     md5 = archive(path, "cifar-10-batches-py", files)
     with pytest.raises(
         FormatError, match=r"the batch data_batch_5 is not in .*cifar-10-python.tar.gz; get the data again from https"
     ):
-        open_cifar10(tmp_path, "c", release(python_md5=md5))
+        open_mini(tmp_path, PYTHON_MD5=md5)
 
 
 @pytest.fixture
@@ -270,11 +274,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[st
 def test_download(tmp_path: Path, server: tuple[str, Path]) -> None:
     url, served = server
     md5 = archive(served / "cifar-10-python.tar.gz", "cifar-10-batches-py", python_files())
-    mini = release(url=f"{url}/cifar-10-python.tar.gz", python_md5=md5)
-    check(open_cifar10(tmp_path / "new" / "folder", "c", mini))
+    mini: dict[str, Any] = {"URL": f"{url}/cifar-10-python.tar.gz", "PYTHON_MD5": md5}
+    check(open_mini(tmp_path / "new" / "folder", **mini))
     assert [path.name for path in (tmp_path / "new" / "folder").iterdir()] == ["cifar-10-python.tar.gz"]
     (served / "cifar-10-python.tar.gz").unlink()
-    check(open_cifar10(tmp_path / "new" / "folder", "c", mini))  # nothing is fetched twice
+    check(open_mini(tmp_path / "new" / "folder", **mini))  # nothing is fetched twice
 
 
 def test_downloads_that_fail_leave_nothing(tmp_path: Path, server: tuple[str, Path]) -> None:
@@ -285,12 +289,12 @@ def test_downloads_that_fail_leave_nothing(tmp_path: Path, server: tuple[str, Pa
     with pytest.raises(
         DataError, match=r"none.bin cannot be downloaded \(.*404.*\); fetch it elsewhere and put it at .*a.bin"
     ):
-        fetch(f"{url}/none.bin", good, target)
+        download(f"{url}/none.bin", target, algorithm="md5", checksum=good)
     assert not target.parent.exists()
     with pytest.raises(FormatError, match=f"has MD5 {good}, expected {'0' * 32}"):
-        fetch(f"{url}/a.bin", "0" * 32, target)
+        download(f"{url}/a.bin", target, algorithm="md5", checksum="0" * 32)
     assert list(target.parent.iterdir()) == []
-    fetch(f"{url}/a.bin", good, target)
+    download(f"{url}/a.bin", target, algorithm="md5", checksum=good)
     assert target.read_bytes() == b"content"
 
 
@@ -306,7 +310,12 @@ def test_a_connection_that_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     threading.Thread(target=answer, daemon=True).start()
     with pytest.raises((DataError, FormatError)):
-        fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/a", hashlib.md5(b"x").hexdigest(), tmp_path / "a")
+        download(
+            f"http://127.0.0.1:{listener.getsockname()[1]}/a",
+            tmp_path / "a",
+            algorithm="md5",
+            checksum=hashlib.md5(b"x").hexdigest(),
+        )
     listener.close()
     assert list(tmp_path.iterdir()) == []
 
@@ -319,7 +328,7 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         DataError,
         match=r"cannot be downloaded \(.*refused\); fetch it elsewhere and put it at .*cifar-10-python.tar.gz",
     ):
-        open_cifar10(tmp_path / "none", "c", release(url=f"http://127.0.0.1:{port}/x.tar.gz"))
+        open_mini(tmp_path / "none", URL=f"http://127.0.0.1:{port}/x.tar.gz")
     assert not (tmp_path / "none").exists()
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="is a file; give the folder"):
@@ -328,5 +337,5 @@ def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_unpickler_does_not_touch_deprecated_numpy(tmp_path: Path) -> None:
     plant(tmp_path, python_files())
-    code = "import pathlib, sys, distillhash.sources.cifar10 as c; c.open_cifar10(pathlib.Path(sys.argv[1]), '', c.Release('', '', '', 3))"
+    code = "import pathlib, sys, distillhash.sources.cifar10 as c; c.BATCH_ROWS = 3; c.open_cifar10(pathlib.Path(sys.argv[1]), '')"
     subprocess.run([sys.executable, "-W", "error", "-c", code, str(tmp_path)], check=True, timeout=60)

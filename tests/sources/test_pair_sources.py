@@ -173,6 +173,14 @@ def test_places_that_hold_no_pairs(tmp_path: Path, photos: Path, vectors: Path) 
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 but no more")
     with pytest.raises(DataError, match="not a readable Parquet table"):
         open_pairs(tmp_path / "broken.parquet")
+    damaged = Path(table(tmp_path / "damaged.parquet", caption=["a text"]))
+    column = pq.read_metadata(damaged).row_group(0).column(2)
+    content = bytearray(damaged.read_bytes())
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + 20] = b"\xff" * 20
+    damaged.write_bytes(bytes(content))
+    with pytest.raises(DataError, match="not a readable Parquet table"):
+        open_pairs(damaged)
     assert {"TABLE.parquet", "CAPTIONS.csv", "VECTORS.npz", "flickr25k:DIR"} == set(pair_source_names())
 
 

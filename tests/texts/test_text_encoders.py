@@ -153,7 +153,7 @@ def test_other_weights_are_refused(tiny_bert: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.encode(["a dog"]), encoder.encode(["a dog"]))
     with pytest.raises(FormatError, match="are not those the model was trained with"):
         text_encoder_from_config({**config, "fingerprint": "0" * 32}, device="cpu")
-    with pytest.raises(DataError, match="neither a folder with a text model"):
+    with pytest.raises(DataError, match="neither a folder with a model nor"):
         make_text_encoder(f"hf:{tmp_path}", device="cpu")
 
 

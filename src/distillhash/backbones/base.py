@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from copy import copy
 from functools import cached_property
 from hashlib import blake2b
@@ -20,7 +20,7 @@ BATCH, DEVICE_BATCH = 16, 128
 """Images a forward pass: on a CPU larger batches fall out of the cache and run slower; an accelerator needs them to fill it."""
 
 
-class Backbone(ABC):
+class Backbone:
     """A pretrained feature extractor.
 
     Attributes:
@@ -28,6 +28,8 @@ class Backbone(ABC):
         dim: Width d of its features.
         image_size: Side in pixels of the square images it takes.
         trained_size: Side that the weights were trained with, where that is known and images may be smaller by default.
+        mean: What each colour channel in 0..1 is centred by; ImageNet's unless the weights say otherwise.
+        std: What it is then divided by.
         network: Trainable module from normalised ``(n, 3, size, size)`` floats to ``(n, d)``; features come from it in eval mode.
         device: Where it runs.
         batch_size: Images a forward pass of :meth:`embed`.
@@ -39,6 +41,8 @@ class Backbone(ABC):
     network: nn.Module
     default_size: ClassVar[int] = 224
     trained_size: ClassVar[int | None] = None
+    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    std: Sequence[float] = (0.229, 0.224, 0.225)
 
     def __init__(self, name: str, network: nn.Module, dim: int, image_size: int, device: str) -> None:
         """Take a built network in eval mode."""
@@ -49,20 +53,22 @@ class Backbone(ABC):
         self.batch_size = images_a_pass(self.device)
         self.network = channels_last(network.eval().to(self.device))
 
-    @abstractmethod
     def normalise(self, pixels: Tensor) -> Tensor:
         """The weights' own preprocessing: ``(n, 3, h, w)`` floats in 0..255 to what ``network`` takes."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
+        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
+        return (pixels / 255 - mean) / std
 
     def preprocessing(self) -> dict[str, Any]:
         """What :meth:`normalise` does and the size, as JSON-able data for model files and cache keys."""
-        return {"image_size": self.image_size}
+        return {"image_size": self.image_size, "mean": list(self.mean), "std": list(self.std)}
 
     def config(self) -> dict[str, Any]:
         """What :func:`distillhash.backbones.backbone_from_config` needs."""
         return {"name": self.name, **self.preprocessing()}
 
     def architecture(self) -> str:
-        """The network's name in the fingerprint; says nothing of where the weights lie, so moving them changes nothing."""
+        """The network's name in the fingerprint, whatever folder the weights lie in."""
         return self.name
 
     @cached_property
@@ -76,14 +82,9 @@ class Backbone(ABC):
         return digest.hexdigest()
 
     def embed(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Features of images.
+        """Features ``(n, d) float32`` of images ``(n, size, size, 3) uint8``.
 
-        Args:
-            pixels: ``(n, size, size, 3) uint8``, n >= 0.
-
-        Returns:
-            ``(n, d) float32``. Forward passes have a fixed size (short ones are padded), so on a CPU a row does not depend on the rows
-            beside it.
+        Forward passes have a fixed size (short ones are padded), so on a CPU a row does not depend on the rows beside it.
         """
         return self.embed_floats(torch.from_numpy(pixels).permute(0, 3, 1, 2))
 
@@ -123,11 +124,7 @@ class Backbone(ABC):
         return {name: tensor.detach().cpu().numpy() for name, tensor in self.network.state_dict().items()}
 
     def load_tensors(self, tensors: dict[str, NDArray[Any]]) -> None:
-        """Replace the weights, as after fine-tuning.
-
-        Raises:
-            FormatError: names or shapes differ from the network's.
-        """
+        """Replace the weights, as after fine-tuning; other names or shapes are a :class:`FormatError`."""
         try:
             self.network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in tensors.items()})
         except RuntimeError as error:
@@ -153,11 +150,7 @@ def channels_last(network: nn.Module) -> nn.Module:
 
 
 def choose_device(device: str) -> str:
-    """``auto`` becomes the best device there is: cuda, then mps, then cpu.
-
-    Raises:
-        ParameterError: a device that this machine does not have.
-    """
+    """``device``, or for ``auto`` the best there is: cuda, then mps, then cpu; a device that is absent is a :class:`ParameterError`."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if device == "auto":
         return next(name for name, there in available.items() if there)
@@ -167,22 +160,15 @@ def choose_device(device: str) -> str:
     return device
 
 
-# The backbone of sources that are vectors already: features are the vectors, as float32.
-
-
 class Embeddings(Backbone):
-    """Stands where a backbone is expected; it cannot embed images."""
+    """The backbone of sources that are vectors already: features are the vectors, as float32. It cannot embed images."""
 
     def __init__(self) -> None:
-        """Nothing to load."""
+        """Load nothing."""
         super().__init__("embeddings", nn.Identity(), 0, self.default_size, "cpu")
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Vectors need no pixels.
-
-        Raises:
-            DataError: always.
-        """
+        """Raise :class:`DataError`: vectors need no pixels."""
         del pixels
         raise DataError(
             "the backbone 'embeddings' takes vectors, not images; choose an image backbone such as efficientnet-lite0"

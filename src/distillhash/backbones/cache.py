@@ -1,7 +1,7 @@
 """Features kept between runs: one SQLite file per backbone, preprocessing and view settings.
 
-The key is the digest of an item's content, so renaming or moving files keeps their features and changing one recomputes it. Each batch is
-one transaction: killing the process loses at most the batches being computed. Several processes may share a cache.
+The key is the digest of an item's content: moved files keep their features, changed ones are computed anew. Each batch is one
+transaction, so killing the process loses at most the batches being computed. Several processes may share a cache.
 """
 
 from __future__ import annotations
@@ -27,11 +27,7 @@ class FeatureCache:
     """A folder of feature stores."""
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        """Remember the folder; it is made when something is stored.
-
-        Args:
-            folder: None takes the environment's ``DISTILLHASH_CACHE``, else the user's cache folder.
-        """
+        """Remember the folder, made when something is stored; None is ``DISTILLHASH_CACHE``, or else the user's cache folder."""
         from platformdirs import user_cache_path
 
         default = os.environ.get("DISTILLHASH_CACHE") or user_cache_path("distillhash") / "features"
@@ -93,10 +89,6 @@ class FeatureStore:
                 self._connection.executemany("INSERT OR REPLACE INTO features VALUES (?, ?)", pairs)
         except sqlite3.Error as error:
             raise self._explained(error) from error
-
-    def __len__(self) -> int:
-        with self._lock:
-            return int(self._connection.execute("SELECT COUNT(*) FROM features").fetchone()[0])
 
     def close(self) -> None:
         """Close the file."""

@@ -43,7 +43,7 @@ class EfficientNetLite0(Backbone):
         return {"image_size": self.image_size, "mean": _MEAN, "scale": _SCALE}
 
     def optimised(self) -> nn.Module:
-        """Batch normalisation folded into the convolutions before it, activations in place: equal to float rounding."""
+        """Batch normalisation folded into the convolutions before it, and activations in place: equal up to float rounding."""
         network = copy.deepcopy(self.network)
         assert isinstance(network, _PooledFeatures)
         model = network.model

@@ -1,4 +1,4 @@
-"""Vision models of `transformers`: DINOv2, CLIP, SigLIP, ViT, ResNet and their kin, from a local folder or the hub.
+"""Vision models of `transformers`: DINOv2, CLIP, SigLIP, ViT, ResNet and others, from a local folder or the hub.
 
 The feature is the first of these that the model has:
 
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from distillhash.backbones.base import Backbone
 from distillhash.errors import DataError, MissingDependencyError, ParameterError
 
-_IMAGENET_MEAN, _IMAGENET_STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 _TEXT_PARTS = ("text_model", "text_projection", "logit_scale", "logit_bias")
 
 
@@ -37,9 +36,10 @@ class HuggingFace(Backbone):
             DataError: no such model, or its checkpoint is incomplete.
             ParameterError: not a vision model, or one that does not take images of this size.
         """
-        model, processor = _load(name)
+        model = load_transformer(name, f"hf:{name}", "image", _TEXT_PARTS)
+        processor = _preprocessor(name)
         network = _Features(model)
-        mean, std = processor.get("image_mean") or _IMAGENET_MEAN, processor.get("image_std") or _IMAGENET_STD
+        mean, std = processor.get("image_mean") or self.mean, processor.get("image_std") or self.std
         if not processor.get("do_normalize", True):
             mean, std = [0, 0, 0], [1, 1, 1]
         self.mean, self.std = [float(value) for value in mean], [float(value) for value in std]
@@ -50,19 +50,9 @@ class HuggingFace(Backbone):
                 dim = network.eval()(torch.zeros(1, 3, size, size)).shape[1]
         except Exception as error:  # models refuse in their own ways: TypeError, ValueError, RuntimeError...
             raise ParameterError(
-                f"hf:{name} does not take {size} x {size} images ({_first_line(error)}); give a vision model and a size it takes"
+                f"hf:{name} does not take {size} x {size} images ({first_line(error)}); give a vision model and a size it takes"
             ) from error
         super().__init__(f"hf:{name}", network, dim, size, device)
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """The model's own mean and standard deviation on 0..1."""
-        mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
-        return (pixels / 255 - mean) / std
-
-    def preprocessing(self) -> dict[str, Any]:
-        """Size, mean and standard deviation."""
-        return {"image_size": self.image_size, "mean": self.mean, "std": self.std}
 
     def architecture(self) -> str:
         """The model's type: a folder may move."""
@@ -87,38 +77,57 @@ class _Features(nn.Module):
         return pooled.flatten(1)
 
 
-def _load(name: str) -> tuple[Any, dict[str, Any]]:
-    """The model as float32 (checkpoints may be halves), and its preprocessing or an empty dict."""
+def load_transformer(place: str, name: str, kind: str, other_parts: tuple[str, ...]) -> Any:
+    """A model of transformers as float32 (checkpoints may be halves), from a local folder or the hub.
+
+    Args:
+        place: Folder or hub name.
+        name: What messages call it.
+        kind: ``image`` or ``text``: of a two-tower model, the tower to keep.
+        other_parts: Attributes of the other tower, which is dropped.
+
+    Raises:
+        MissingDependencyError: no transformers.
+        DataError: no such model, or its checkpoint lacks weights other than those of a pooling layer, which is then left out.
+    """
     try:
         from transformers import AutoModel
-        from transformers.utils import cached_file
     except ImportError as error:
-        raise MissingDependencyError("hf: backbones need transformers; pip install 'distillhash[hf]'") from error
+        raise MissingDependencyError(f"{name} needs transformers; pip install 'distillhash[hf]'") from error
     try:
-        model, loading = AutoModel.from_pretrained(name, output_loading_info=True)
-    except (OSError, ValueError) as error:
+        model, loading = AutoModel.from_pretrained(place, output_loading_info=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"hf:{name} is neither a model folder nor a model the hub can be asked for ({_first_line(error)})"
+            f"{name} is neither a folder with a model nor one the hub can be asked for ({first_line(error)})"
         ) from error
-    missing = sorted(loading["missing_keys"])
-    if any(key.startswith("pooler.") for key in missing):
-        model.pooler = None
-    for part in _TEXT_PARTS:
-        if hasattr(model, "get_image_features") and hasattr(model, part):
+    for part in other_parts:
+        if hasattr(model, f"get_{kind}_features") and hasattr(model, part):
             delattr(model, part)
-    lacking = [key for key in missing if not key.startswith(("pooler.", *_TEXT_PARTS))]
+    missing = sorted(loading["missing_keys"])
+    lacking = [key for key in missing if not key.startswith(("pooler.", *other_parts))]
     if lacking:
         raise DataError(
-            f"the checkpoint of hf:{name} lacks {len(lacking)} weights, first {lacking[0]}; they would be random, give a complete one"
+            f"the checkpoint of {name} lacks {len(lacking)} weights, first {lacking[0]}; they would be random, give a complete one"
         )
+    if any(key.startswith("pooler.") for key in missing):
+        model.pooler = None
+    return model.eval().float()
+
+
+def _preprocessor(name: str) -> dict[str, Any]:
+    """The model's preprocessing configuration; empty where it has none."""
+    from transformers.utils import cached_file
+
     try:
         file = cached_file(name, "preprocessor_config.json")
     except OSError:
         file = None
-    return model.eval().float(), json.loads(Path(file).read_text()) if file else {}
+    found: dict[str, Any] = json.loads(Path(file).read_text()) if file else {}
+    return found
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of a message, or the error's name."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

@@ -53,13 +53,7 @@ class ViewSettings:
 
 @dataclass(frozen=True)
 class View:
-    """One augmented copy of every image of a source: what it is stored under, and what draws it.
-
-    Attributes:
-        settings: How strongly it differs.
-        seed: The job's.
-        number: Which of the copies.
-    """
+    """One augmented copy, the ``number``-th of a job's ``seed``, of every image: what it is stored under, and what draws it."""
 
     settings: ViewSettings
     seed: int
@@ -70,20 +64,14 @@ class View:
         return content + self.number.to_bytes(4, "big")
 
     def seeds(self, content: bytes) -> Sequence[int]:
-        """The numbers that draw it; they depend on nothing else, so neither does the view."""
+        """The numbers that draw the view; it depends on nothing else."""
         return (self.seed, self.number, int.from_bytes(content, "big"))
 
 
 def augment(pixels: Tensor, seeds: Sequence[Sequence[int]], settings: ViewSettings) -> Tensor:
-    """One augmented view of every image.
+    """One augmented view of each of ``(n, 3, s, s)`` images in 0..255, as ``float32`` of the same shape and range.
 
-    Args:
-        pixels: ``(n, 3, s, s)`` values in 0..255.
-        seeds: One sequence of integers per image; the same give the same view, whatever else is in the batch.
-        settings: How strongly.
-
-    Returns:
-        ``(n, 3, s, s) float32`` in 0..255.
+    ``seeds`` are one sequence of integers per image; the same integers give the same view, whatever else is in the batch.
     """
     drawn = np.stack([_draw(np.random.default_rng(seed), settings) for seed in seeds]).astype(np.float32)
     affine = torch.from_numpy(drawn[:, :6]).view(-1, 2, 3).to(pixels.device)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, FormatError, ParameterError
-from distillhash.sources.base import EmbeddingSource, RowKeys, Skipped, Source, check_rows, class_labels, unique_keys
-from distillhash.sources.files import FileImages, find_images
+from distillhash.sources.base import Skipped, Source, check_rows
+from distillhash.sources.files import FileImages, file_images, find_images
 from distillhash.sources.registry import open_source, selected_rows, split_selections
-from distillhash.sources.vectors import Vectors, check_finite, usable_vectors
+from distillhash.sources.table import read_column, readable_table
+from distillhash.sources.vectors import check_finite, labelled_vectors, read_npz, usable_vectors
 
 Texts = list[str] | NDArray[Any]
 
@@ -32,7 +32,7 @@ class PairSource:
         name: The specification it was opened from.
         images: ``n`` items, in order; their labels serve evaluation only.
         texts: ``t`` texts, or ``(t, e)`` floats, grouped by item in the order of the items.
-        owners: ``(t,) intp``, not falling: the item each text belongs to.
+        owners: ``(t,) intp``, ascending: the item each text belongs to.
         dropped: Texts that cannot be used, by the row of their item (-1: of no item).
     """
 
@@ -44,7 +44,7 @@ class PairSource:
         owners: NDArray[np.intp],
         dropped: Sequence[tuple[int, Skipped]] = (),
     ) -> None:
-        """Keep references; ``owners`` must not fall. See :func:`group_texts` for texts as people store them.
+        """Keep references; see :func:`pair_texts` for texts as people store them.
 
         Raises:
             DataError: no text at all.
@@ -108,12 +108,7 @@ def take_texts(texts: Texts, places: NDArray[np.intp]) -> Texts:
 
 
 def pair_texts(name: str, images: Source, given: Any) -> PairSource:
-    """Pairs from a source of images and what goes with each of its items.
-
-    Args:
-        name: The specification, for messages.
-        images: ``n`` items.
-        given: ``n`` texts, ``n`` sequences of texts, or ``(n, e)`` text vectors.
+    """Pairs from a source of ``n`` images and ``n`` texts, ``n`` sequences of texts, or ``(n, e)`` text vectors.
 
     Raises:
         DataError: another number of texts than of items, or no usable text at all.
@@ -150,8 +145,6 @@ def _refusal(text: object) -> str | None:
         return f"the text is no string but {type(text).__name__}"
     return None if text.strip() else "the text is empty"
 
-
-# Opening image-text pairs: Parquet tables, a CSV beside its images, ready embeddings, MIRFLICKR's tags.
 
 _TEXT_COLUMNS = ("captions", "caption", "sentences", "sentence", "texts", "text", "tags")
 _IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "path")
@@ -238,22 +231,18 @@ def _open_place(place: str, name: str) -> PairSource:
 
 
 def _open_tables(files: Sequence[Path], place: str, name: str) -> PairSource:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     images = open_source(place)
-    try:
-        held = [set(pq.read_schema(path).names) for path in files]
-        column = next((column for column in _TEXT_COLUMNS if all(column in names for names in held)), None)
-        if column is None:
-            raise DataError(
-                f"{name}: no column of texts ({', '.join(_TEXT_COLUMNS)}) among {', '.join(sorted(held[0]))}; rename yours"
-            )
-        values = [row for path in files for row in pq.read_table(path, columns=[column]).column(0).to_pylist()]
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{name}: not a readable Parquet table ({str(error).splitlines()[0]}); check that the file is complete"
-        ) from error
+    with readable_table(name):
+        for column in _TEXT_COLUMNS:
+            found = read_column(files, column)
+            if found is not None:
+                break
+        else:
+            held = ", ".join(sorted(pq.read_schema(files[0]).names))
+            raise DataError(f"{name}: no column of texts ({', '.join(_TEXT_COLUMNS)}) among {held}; rename yours")
+        values = found.to_pylist()
     if column == "tags":
         values = [" ".join(map(str, tags)) if isinstance(tags, list) else tags for tags in values]
     return pair_texts(name, images, values)
@@ -293,20 +282,14 @@ def _open_csv(path: Path, name: str) -> PairSource:
             f"write paths relative to {path.parent}"
         )
     paths = [*texts, *(place for place in found if place not in texts)]
-    images = FileImages(name, path.parent, paths, keys=unique_keys(paths))
+    images = file_images(name, path.parent, paths)
     pairs = pair_texts(name, images, [texts.get(place, []) for place in paths])
     pairs.dropped += nameless
     return pairs
 
 
 def _open_npz(path: Path, name: str) -> PairSource:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays: dict[str, NDArray[Any]] = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError) as error:
-        raise DataError(
-            f"{name}: {path} is not a readable .npz file ({error}); write it with np.savez, without objects"
-        ) from error
+    arrays = read_npz(path, name)
     absent = [key for key in ("image_features", "text_features") if key not in arrays]
     if absent:
         held = ", ".join(f"{key} {array.shape}" for key, array in arrays.items()) or "nothing"
@@ -325,19 +308,13 @@ def _open_npz(path: Path, name: str) -> PairSource:
         raise DataError(
             f"{name}: owners must be ({t},) integers from 0 to {n - 1}, got {owners.dtype} of shape {owners.shape}"
         )
-    labels, label_names = (
-        class_labels(arrays["labels"], n, f"{name}: the array 'labels'") if "labels" in arrays else (None, None)
-    )
-    if "keys" in arrays and arrays["keys"].shape != (n,):
-        raise DataError(f"{name}: the array 'keys' has shape {arrays['keys'].shape}; {n} images need {n} keys")
-    keys: Sequence[str] = unique_keys(map(str, arrays["keys"])) if "keys" in arrays else RowKeys("", range(n))
-    images: EmbeddingSource = Vectors(name, vectors[0], keys=keys, labels=labels, label_names=label_names)
+    images = labelled_vectors(name, vectors[0], arrays, "images")
     order = np.argsort(owners, kind="stable")
     return PairSource(name, images, vectors[1][order], owners[order].astype(np.intp))
 
 
 def _open_flickr25k(place: str, name: str) -> PairSource:
-    """MIRFLICKR with its users' tags: ``mirflickr/meta/tags/tags1.txt`` ..., a tag a line."""
+    """MIRFLICKR with the tags of its users: ``mirflickr/meta/tags/tags1.txt`` ..., one tag per line."""
     images = open_source(place)
     assert isinstance(images, FileImages)
     folder = Path(images.path(0)).parent / "meta" / "tags"

