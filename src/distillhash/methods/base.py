@@ -316,6 +316,70 @@ class AffineHasher(Hasher):
         self._set_affine(mean, weight, bias)
 
 
+Activation = Literal["relu", "gelu", "tanh"]
+
+
+@dataclass(frozen=True)
+class AffineLayers:
+    """A hash function ``x - mean``, then affine layers with an activation between them, in float64.
+
+    Attributes:
+        mean: ``(d,)``.
+        layers: Weight ``(n_in, n_out)`` and bias ``(n_out,)`` of each layer, first to last.
+        activation: Applied between layers, not after the last.
+    """
+
+    mean: NDArray[np.float64]
+    layers: list[tuple[NDArray[np.float64], NDArray[np.float64]]]
+    activation: Activation
+
+    def __call__(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Real outputs ``(b, n_bits)`` of ``(b, d)`` features."""
+        outputs = features - self.mean
+        for index, (weight, bias) in enumerate(self.layers):
+            outputs = (_activate(outputs, self.activation) if index else outputs) @ weight + bias
+        return outputs
+
+    def state(self, prefix: str = "") -> dict[str, NDArray[Any]]:
+        """``mean``, and ``weight_i`` and ``bias_i`` of layer i, each name after ``prefix``."""
+        arrays = {f"{prefix}mean": self.mean}
+        for index, (weight, bias) in enumerate(self.layers):
+            arrays |= {f"{prefix}weight_{index}": weight, f"{prefix}bias_{index}": bias}
+        return arrays
+
+    @classmethod
+    def from_state(
+        cls, state: dict[str, NDArray[Any]], n_layers: int, n_bits: int, activation: Activation, prefix: str = ""
+    ) -> Self:
+        """Read what :meth:`state` gave, and check the shapes.
+
+        Raises:
+            KeyError: an array is absent.
+            ValueError: shapes do not fit each other or ``n_bits``.
+        """
+        mean = state[f"{prefix}mean"]
+        layers = [(state[f"{prefix}weight_{i}"], state[f"{prefix}bias_{i}"]) for i in range(n_layers)]
+        width = len(mean)
+        for index, (weight, bias) in enumerate(layers):
+            if weight.ndim != 2 or len(weight) != width or bias.shape != weight.shape[1:]:
+                raise ValueError(f"{prefix}weight_{index} of shape {weight.shape} after {width} values")
+            width = weight.shape[1]
+        if width != n_bits:
+            raise ValueError(f"{width} outputs for {n_bits} bits")
+        return cls(mean, layers, activation)
+
+
+def _activate(values: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:
+    """ReLU, the exact GELU x Phi(x), or tanh."""
+    if activation == "relu":
+        return np.maximum(values, 0)
+    if activation == "tanh":
+        return np.tanh(values)
+    from scipy.special import ndtr
+
+    return np.asarray(values * ndtr(values))
+
+
 @cache
 def _declared(cls: type[Hasher]) -> dict[str, Any]:
     """The declared type of every hyper-parameter, with its bounds."""
