@@ -40,10 +40,9 @@ from distillhash.methods.image_text import (
     standardise,
 )
 from distillhash.methods.linear_algebra import code_rotation
-from distillhash.methods.training import Inputs, TrainingSettings, one_thread, train
+from distillhash.methods.training import Batch, Inputs, TrainingSettings, WithNeighbours, one_thread, train
 from distillhash.supervision.agreement import agreeing_neighbours, centred_unit
 from distillhash.supervision.losses import neighbour_contrast
-from distillhash.supervision.neighbourhoods import NeighbourhoodInputs
 
 Floats = NDArray[np.float32]
 _ROTATION_UPDATES = 50
@@ -109,21 +108,14 @@ class CrossContrast(CrossModalHasher):
         seen = standardise(pairs, self.inputs, self.ridge)
         images, texts = seen[0](pairs.images), seen[1](pairs.texts)
         inputs: Inputs = PairInputs(images, texts, pairs)
-        neighbourhoods = None
         if self.neighbourhood:
-            inputs = neighbourhoods = NeighbourhoodInputs(
-                inputs, self._neighbourhoods(images, seen[1](pairs.mean_texts()))
-            )
+            inputs = WithNeighbours(inputs, self._neighbourhoods(images, seen[1](pairs.mean_texts())))
         image, text = self._towers(seen)
         if not self.hidden and self.inputs == "correlated" and self.n_bits <= images.shape[1]:
             _start_from_rotation((image, text), (images[pairs.owners], texts), self.seed)
 
-        def loss(codes: Tensor, rows: NDArray[np.intp]) -> Tensor:
-            same = (
-                torch.eye(len(rows), dtype=torch.bool)
-                if neighbourhoods is None
-                else neighbourhoods.positives(all_in_batch=True)
-            )
+        def loss(codes: Tensor, batch: Batch) -> Tensor:
+            same = batch.targets[0] if batch.targets else torch.eye(len(batch.rows), dtype=torch.bool)
             return neighbour_contrast(codes, same.repeat(2, 2).to(codes.device), temperature=self.temperature)
 
         with one_thread():

@@ -20,6 +20,7 @@ from distillhash.errors import DataError, ParameterError
 from distillhash.methods.base import Hasher, TrainingSet, check_features, project_blocks
 from distillhash.methods.heads import linear
 from distillhash.methods.linear_algebra import canonical_directions
+from distillhash.methods.training import Batch
 from distillhash.supervision.agreement import scatter_of_views
 
 Activation = Literal["tanh", "relu"]
@@ -325,15 +326,10 @@ class PairInputs:
     def __len__(self) -> int:
         return len(self._images)
 
-    def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
+    def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> Batch:
         """``(len(rows), d + e) float32``."""
-        return torch.from_numpy(np.concatenate([self._images[rows], self._texts[self._drawer(rows, rng)]], axis=1))
-
-    def pair(self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:
-        """Two draws of the same images with noise on them, as the training loop's protocol has it."""
-        first, second = self.batch(rows, rng), self.batch(rows, rng)
-        draw = torch.from_numpy(rng.standard_normal((2, *first.shape), np.float32) * np.float32(noise))
-        return first + draw[0], second + draw[1]
+        texts = self._texts[self._drawer(rows, rng)]
+        return Batch(torch.from_numpy(np.concatenate([self._images[rows], texts], axis=1)), rows)
 
 
 class TextDrawer:
