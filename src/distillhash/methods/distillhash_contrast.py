@@ -27,26 +27,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distillhash.errors import ParameterError
 from distillhash.methods.base import TrainingSet, sample_rows
-from distillhash.methods.heads import (
-    Head,
-    HeadHasher,
-    check_choice,
-    check_not_negative,
-    check_positive,
-    straight_through_sign,
-    tanh_through_sign,
-)
+from distillhash.methods.heads import Head, HeadHasher, straight_through_sign, tanh_through_sign
 from distillhash.methods.itq import ITQ
-from distillhash.methods.training import Schedule
+from distillhash.methods.training import Batch, CachedFeatures, ImageRows, Inputs, Schedule, WithNeighbours
 from distillhash.supervision.agreement import (
     RootRows,
     agreeing_neighbours,
@@ -58,18 +50,8 @@ from distillhash.supervision.agreement import (
     scatter_of_views,
 )
 from distillhash.supervision.losses import neighbour_contrast
-from distillhash.supervision.neighbourhoods import NeighbourhoodInputs
 from distillhash.supervision.neighbours import first_of_both, nearest_neighbours
 from distillhash.supervision.similarity import cosine_distances, row_blocks, unit_rows
-
-# A head that starts from a linear hash function and learns what to change.
-#
-# The start is ITQ (Gong et al., CVPR 2011) of what a ridge regression (Hoerl and Kennard, Technometrics 1970) predicts: better features of
-# the same images where there are any, and otherwise the features themselves, whose directions of little variance it shrinks. A regression
-# from few images predicts little of others, so with few of them the plain features stand beside what it predicts. The start stays as it
-# is; layers beside it, whose outputs are 0 at first, are what training moves. The gradient of a sign through tanh vanishes
-# where outputs are
-# large, so the bits that the start is sure of stay and the others are open: few images change little of it, many images much.
 
 Weight = NDArray[np.float64]
 Layers = list[tuple[Weight, Weight]]
@@ -95,7 +77,13 @@ def linear_start(
     plain_share: float,
     seed: int,
 ) -> LinearStart:
-    """A linear hash function of features and plain features, less their means.
+    """A linear hash function of features and plain features, less their means, which the head starts from.
+
+    It is ITQ (Gong et al., CVPR 2011) of what a ridge regression (Hoerl and Kennard, Technometrics 1970) predicts: better features of the
+    same images where there are any, otherwise the features themselves, whose directions of little variance it shrinks. A regression from
+    few images predicts little of others, so that with few of them the plain features stand beside what it predicts. The start is not
+    trained; layers beside it are, whose outputs are 0 at first. The gradient of a sign through tanh vanishes where outputs are large, so
+    that the bits that the start is sure of stay: few images change little of it, many images much.
 
     Args:
         features: ``(n, d)``, what the regression is from.
@@ -161,12 +149,11 @@ def _products(left: NDArray[Any], right: NDArray[Any]) -> Weight:
     return products
 
 
-def silent(layers: nn.Sequential) -> nn.Sequential:
-    """The layers, the last of which gives 0 until it learns."""
+def zero_last_layer(layers: nn.Sequential) -> None:
+    """Make layers give 0 until they learn."""
     last = layers[-1]
     assert isinstance(last, nn.Linear)
     nn.init.zeros_(last.weight)
-    return layers
 
 
 class PlusLinear(nn.Module):
@@ -250,83 +237,63 @@ class DistillHashContrast(HeadHasher):
     kind = "contrastive"
     uses_views = True
     uses_teacher = True
-    hidden: int = 1024
-    epochs: int = 20
-    batch_size: int = 256
+    hidden: Annotated[int, Ge(0)] = 1024
+    epochs: Annotated[int, Ge(1)] = 20
+    batch_size: Annotated[int, Ge(2)] = 256
     schedule: Schedule = "cosine"
     root: bool = True
     metric: Metric = "invariant"
-    directions: int = 256
-    emphasis: float = 0.25
-    neighbourhood: float = 0.02
+    directions: Annotated[int, Ge(1)] = 256
+    emphasis: Annotated[float, Ge(0)] = 0.25
+    neighbourhood: Annotated[float, Interval(gt=0, le=1)] = 0.02
     agreement: Agreement = "overlap"
     positives: Positives = "all"
-    start: float | None = None
-    plain_share: float | None = None
+    start: Annotated[float, Ge(0)] | None = None
+    plain_share: Annotated[float, Interval(ge=0, le=1)] | None = None
     gradient: Gradient = "tanh"
-    temperature: float | None = None
-    dropout: float = 0.1
-    max_seen: int = 50_000
-    part: int = 10_000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("metric", self.metric, Metric)
-        check_choice("agreement", self.agreement, Agreement)
-        check_choice("positives", self.positives, Positives)
-        check_choice("gradient", self.gradient, Gradient)
-        check_positive(self, "directions", "max_seen")
-        if self.temperature is not None:
-            check_positive(self, "temperature")
-        check_not_negative(self, "emphasis", *(() if self.start is None else ("start",)))
-        if not 0 < self.neighbourhood <= 1:
-            raise ParameterError(f"neighbourhood must be above 0 and at most 1, got {self.neighbourhood}")
-        if self.plain_share is not None and not 0 <= self.plain_share <= 1:
-            raise ParameterError(f"plain_share must be from 0 to 1, got {self.plain_share}")
-        if not 0 <= self.dropout < 1:
-            raise ParameterError(f"dropout must be at least 0 and below 1, got {self.dropout}")
-        if self.part < 20:
-            raise ParameterError(f"part must be at least 20, got {self.part}")
+    temperature: Annotated[float, Gt(0)] | None = None
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    max_seen: Annotated[int, Ge(1)] = 50_000
+    part: Annotated[int, Ge(20)] = 10_000
 
     def _fit(self, given: TrainingSet) -> None:
         data = self._data(given)
         self.neighbours_ = self._neighbourhoods(data.features, data.views, data.teacher)
-        neighbourhoods = NeighbourhoodInputs(data.inputs, self.neighbours_)
+        self.temperature_ = self.temperature or (SHARP if data.views is not None else SOFT)
         features = self._transform(data.features)
-        head = Head(features, self.hidden)
-        layers = head.build(self.n_bits, self.seed)
+        head = Head(features, self.n_bits, self.seed, self.hidden)
         start = self._start(features, data.features, data.teacher)
         plain_mean = data.features.mean(axis=0, dtype=np.float64)
         del features  # training takes the plain ones
-        module: nn.Module = layers
+        module: nn.Module = head
         if start is not None:
-            module = PlusLinear(silent(layers), head.mean, start.features)
+            zero_last_layer(head)
+            module = PlusLinear(module, head.mean, start.features)
         if self.root:
             module = nn.Sequential(RootRows(), module)
         if start is not None and start.plain is not None:
             module = PlusLinear(module, plain_mean, start.plain)
         dropped = FeatureDropout(self.dropout, torch.Generator().manual_seed(self.seed + 1))
-        network = data.network(nn.Sequential(dropped, module))
-
-        default = SHARP if data.views is not None else SOFT
-        temperature = default if self.temperature is None else self.temperature
-
-        def loss(outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
-            del rows  # the batch holds their partners as well
-            codes = tanh_through_sign(outputs) if self.gradient == "tanh" else straight_through_sign(outputs)
-            positives = neighbourhoods.positives(all_in_batch=self.positives == "all").to(codes.device)
-            return neighbour_contrast(codes, positives, temperature=temperature)
-
         epochs = self.epochs
         if data.views is None:
             epochs = min(epochs, max(1, round(self.max_seen / len(data.features))))
-        self.history_["loss"] = self._train(network, data, loss, inputs=neighbourhoods, epochs=epochs)
-        self._keep(head, layers)
+        self.history_["loss"] = self._train(nn.Sequential(dropped, module), data, epochs=epochs).losses
+        self._keep(head)
         self.plain_: NDArray[np.float64] | None = None if start is None else start.plain
         if start is not None:
             self.layers_ = add_start(self.layers_, start.features)
         if self.plain_ is not None:
             self.layers_[-1][1][:] -= plain_mean @ self.plain_
+
+    def batches(self, source: CachedFeatures | ImageRows) -> Inputs:
+        """Images and a neighbour of each."""
+        return WithNeighbours(source, self.neighbours_, all_positives=self.positives == "all")
+
+    def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The contrastive loss of the codes."""
+        (positives,) = batch.targets
+        codes = tanh_through_sign(outputs) if self.gradient == "tanh" else straight_through_sign(outputs)
+        return neighbour_contrast(codes, positives, temperature=self.temperature_)
 
     def _transform(self, features: NDArray[Any]) -> NDArray[Any]:
         return root_rows(features) if self.root else features
