@@ -1,8 +1,7 @@
 """Quality of codes without labels: how the bits behave, and how much of the feature neighbourhood survives.
 
-Both questions can be asked of any data. Good bits are balanced (half +1), uncorrelated, and spread the items over many
-codes; good codes keep the nearest neighbours of the features near. Neither says what the neighbours mean: that is
-:mod:`distillhash.metrics.retrieval`, which needs labels.
+Good bits are balanced (half +1), uncorrelated, and spread the items over many codes; good codes keep the nearest neighbours of the
+features near. Whether neighbours are of one kind only labels tell: :mod:`distillhash.metrics.retrieval`.
 """
 
 from __future__ import annotations
@@ -15,10 +14,9 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes, check_same_length, hamming_distances
 from distillhash.errors import DataError, ParameterError
+from distillhash.metrics.retrieval import Floats, Ints
 
-Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 CURVE_POINTS = 40
 _SIGN_BLOCK = 1 << 16  # rows; a float32 sum of that many signs is exact
@@ -60,7 +58,9 @@ def bit_statistics(codes: Codes) -> dict[str, Any]:
     np.fill_diagonal(correlation, live.astype(np.float64))
     off_diagonal = np.abs(correlation).sum() - live.sum()
     energy = float(np.square(correlation).sum())  # the sum of squared eigenvalues; their sum is the trace
-    _, buckets = np.unique(_rows_as_scalars(codes), return_counts=True)
+    # As one value per code: bytes compare as a whole, several times faster than rows of columns.
+    scalars = np.ascontiguousarray(codes.packed).view(f"V{codes.packed.shape[1]}").ravel()
+    _, buckets = np.unique(scalars, return_counts=True)
     balance = sums / n
     return {
         "n": n,
@@ -90,10 +90,9 @@ def neighbour_recall(
 ) -> dict[str, Any]:
     """How many of the k nearest neighbours by cosine of the features are among the first ``depth`` by Hamming distance.
 
-    The neighbours are exact. Items at one Hamming distance are tied; where ``depth`` cuts a tie, each of its items is
-    equally likely to be taken, and the recall is the exact expectation over that choice. All-zero features have cosine
-    0 with everything. Equal cosines at the k-th place are cut arbitrarily; equal features have equal codes, so it
-    rarely shows.
+    The neighbours are exact. Items at one Hamming distance are tied. Where ``depth`` cuts a tie, each of its items is equally likely to
+    be taken, and the recall is the exact expectation over that choice. All-zero features have cosine 0 with everything. Equal cosines at
+    the k-th place are cut arbitrarily.
 
     Args:
         query_codes: ``q`` codes.
@@ -160,12 +159,11 @@ def neighbour_recall(
 
 
 def replicated_neighbours(first: Codes, second: Codes, share: float = 0.05) -> float:
-    """How far two hash functions agree about who is near: expected overlap of an item's nearest ``share`` under one and the other.
+    """How far two hash functions agree about neighbours: expected overlap of an item's nearest ``share`` under one and the other.
 
     A criterion for choosing settings without labels: train twice on disjoint halves of the images and compare on images that neither
-    saw. What both find is in the data and not in the sample; settings too sharp find their own noise, settings too blunt leave
-    the order within the nearest to chance. docs/distillhash-contrast.md shows how it follows MAP. Compare values of one code length and
-    one set of items.
+    saw. Neighbours that both find are in the data, not in the sample. docs/distillhash-contrast.md shows how it follows MAP. Compare
+    values of one code length and one set of items.
 
     Args:
         first: ``n`` codes of the items under one function.
@@ -173,8 +171,8 @@ def replicated_neighbours(first: Codes, second: Codes, share: float = 0.05) -> f
         share: Part of the other items that counts as near.
 
     Returns:
-        Mean over items of |A and B| / k, k the rounded share and at least 1; an exact expectation where a tie is cut, each tied item
-        equally likely and independently in A and B. Unrelated codes score the share.
+        Mean over items of |A and B| / k, k the rounded share and at least 1. Where a tie is cut it is the exact expectation, the tied
+        items equally likely and independent in A and B. Unrelated codes score the share.
 
     Raises:
         DataError: different numbers of items, or fewer than 2.
@@ -201,8 +199,13 @@ def _chances_near(codes: Codes, rows: NDArray[np.intp], k: int) -> Floats32:
     distances[own, rows] = codes.n_bits + 1  # after everything else
     levels = codes.n_bits + 2
     counts = np.bincount((own[:, None] * levels + distances).ravel(), minlength=len(rows) * levels).reshape(-1, levels)
-    chances = np.clip(_divide(k - (np.cumsum(counts, axis=1) - counts), counts), 0, 1)
-    return np.take_along_axis(chances, distances, axis=1).astype(np.float32)
+    return np.take_along_axis(_chances(counts, k), distances, axis=1).astype(np.float32)
+
+
+def _chances(counts: Ints, depth: int) -> Floats:
+    """The chance of an item at each level ``(q, L)`` to be among the first ``depth``, all orders of ties equally likely."""
+    before = np.cumsum(counts, axis=1) - counts
+    return np.clip(_divide(depth - before, counts), 0.0, 1.0)
 
 
 def _sign_moments(codes: Codes) -> tuple[Ints, Ints]:
@@ -213,11 +216,6 @@ def _sign_moments(codes: Codes) -> tuple[Ints, Ints]:
         sums += signs.sum(axis=0).astype(np.int64)
         products += (signs.T @ signs).astype(np.int64)
     return sums, products
-
-
-def _rows_as_scalars(codes: Codes) -> NDArray[Any]:
-    """One sortable value a code: bytes compare as a whole, several times faster than rows of columns."""
-    return np.ascontiguousarray(codes.packed).view(f"V{codes.packed.shape[1]}").ravel()
 
 
 def _check_features(codes: Codes, features: NDArray[Any], side: str) -> None:
@@ -274,14 +272,8 @@ def _nearest(cosines: Floats32, distances: Ints, k: int) -> tuple[Floats32, Ints
 
 
 def _expected_recall(counts: Ints, neighbours: Ints, depth: int) -> float:
-    """Mean over queries and neighbours of the chance to be among the first ``depth``.
-
-    An item that shares its distance with n items, itself included, and has N items nearer, is taken with probability
-    ``clip((depth - N) / n, 0, 1)``.
-    """
-    before = np.cumsum(counts, axis=1) - counts
-    chance = np.clip(_divide(depth - before, counts), 0.0, 1.0)
-    return float(np.mean(np.take_along_axis(chance, neighbours, axis=1)))
+    """Mean over queries and neighbours of the chance to be among the first ``depth``."""
+    return float(np.mean(np.take_along_axis(_chances(counts, depth), neighbours, axis=1)))
 
 
 def _divide(a: NDArray[Any], b: NDArray[Any]) -> Floats:
