@@ -110,7 +110,7 @@ def test_an_image_comes_with_one_of_its_texts() -> None:
     assert (pairs.owners[seen] == np.arange(40)).all()
     assert all(len(set(column)) == 3 for column in seen.T)
     inputs = PairInputs(Standardised(IMAGES)(IMAGES), Standardised(TEXTS)(pairs.texts), pairs)
-    batch = inputs.batch(np.array([5, 0]), rng).numpy()
+    batch = inputs.batch(np.array([5, 0]), rng).inputs.numpy()
     assert len(inputs) == 40 and batch.shape == (2, 24 + 18)
     np.testing.assert_allclose(batch[:, :24], Standardised(IMAGES)(IMAGES[[5, 0]]), atol=1e-6)
 

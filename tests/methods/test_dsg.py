@@ -10,7 +10,7 @@ from scipy.special import ndtr
 
 from distillhash.errors import DataError, ParameterError
 from distillhash.methods import make_hasher
-from distillhash.methods.dsg import Guidance
+from distillhash.methods.training import Batch, pair_targets
 from distillhash.supervision.clusters import assign_clusters
 from distillhash.supervision.losses import squared_loss, weighted_squared_loss
 from distillhash.supervision.similarity import cosine_distances, fit_half_gaussians
@@ -72,13 +72,14 @@ def test_the_loss_reads_the_pairs_of_the_batch() -> None:
     rng = np.random.default_rng(1)
     pairs, weights = rng.integers(-1, 2, (9, 9)).astype(np.int8), rng.random((9, 9)).astype(np.float16)
     rows = np.array([7, 2, 5])
-    codes = torch.from_numpy(rng.standard_normal((3, 4)).astype(np.float32))
-    u = codes.numpy()
+    outputs = torch.from_numpy(rng.standard_normal((3, 4)).astype(np.float32))
+    batch = Batch(outputs, rows, pair_targets(pairs, weights)(rows))
+    u = np.tanh(outputs.numpy())
     expected = 0.0
     for a, i in enumerate(rows):
         for b, j in enumerate(rows):
             expected += float(weights[i, j]) * abs(pairs[i, j]) * (u[a] @ u[b] / 4 - pairs[i, j]) ** 2 / 9
-    assert float(Guidance(pairs, weights).loss(codes, rows)) == pytest.approx(expected, rel=1e-5)
+    assert float(dsg().batch_loss(outputs, batch)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("clustering", ["spectral", "kmeans"])

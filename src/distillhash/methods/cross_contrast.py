@@ -21,9 +21,11 @@ Departs from the paper in: nothing known (there is none).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -79,9 +81,9 @@ class CrossContrast(CrossModalHasher):
     ridge: float = 3.0
     neighbourhood: float = 0.0
     hidden: int = 0
-    epochs: int = 20
-    batch_size: int = 128
-    learning_rate: float = 1e-3
+    epochs: Annotated[int, Ge(1)] = 20
+    batch_size: Annotated[int, Ge(2)] = 128
+    learning_rate: Annotated[float, Gt(0)] = 1e-3
     weight_decay: float = 0.0
     device: str = "cpu"
 
@@ -92,7 +94,6 @@ class CrossContrast(CrossModalHasher):
         check_choice("inputs", self.inputs, InputKind)
         if not 0 <= self.neighbourhood <= 1:
             raise ParameterError(f"neighbourhood must be at least 0 and at most 1, got {self.neighbourhood}")
-        self._settings()
 
     @property
     def n_layers(self) -> int:
