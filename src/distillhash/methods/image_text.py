@@ -193,9 +193,7 @@ def _checked(features: NDArray[Any], side: str) -> NDArray[Any]:
         raise DataError(f"{side} {error}") from error
 
 
-def code_rotation(
-    rows: NDArray[np.float64], iterations: int, seed: int
-) -> tuple[NDArray[np.float64], list[float]]:
+def code_rotation(rows: NDArray[np.float64], iterations: int, seed: int) -> tuple[NDArray[np.float64], list[float]]:
     """:func:`procrustes_rotation` of rows of both modalities ``(n, k)``, each scaled to the length of a code, sqrt(k)."""
     lengths = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     scaled = np.sqrt(rows.shape[1]) * rows / lengths
