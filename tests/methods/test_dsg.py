@@ -12,7 +12,7 @@ from distillhash.errors import DataError, ParameterError
 from distillhash.methods import make_hasher
 from distillhash.methods.training import Batch, pair_targets
 from distillhash.supervision.clusters import assign_clusters
-from distillhash.supervision.losses import squared_loss, weighted_squared_loss
+from distillhash.supervision.losses import squared_loss
 from distillhash.supervision.similarity import cosine_distances, fit_half_gaussians
 
 
@@ -26,14 +26,14 @@ def dsg(**options: Any) -> Any:
     return make_hasher("dsg", 8, **{"epochs": 1, **options})
 
 
-def test_weighted_squared_loss_equals_a_plain_loop() -> None:
+def test_the_weighted_squared_loss_equals_a_plain_loop() -> None:
     rng = np.random.default_rng(0)
     u, S, w = np.tanh(rng.standard_normal((7, 12))), rng.integers(-1, 2, (7, 7)), rng.random((7, 7))
     expected = sum(w[i, j] * abs(S[i, j]) * (u[i] @ u[j] / 12 - S[i, j]) ** 2 for i in range(7) for j in range(7)) / 49
     codes, pairs = torch.from_numpy(u), torch.from_numpy(S).double()
-    assert float(weighted_squared_loss(codes, pairs, torch.from_numpy(w))) == pytest.approx(expected, rel=1e-12)
+    assert float(squared_loss(codes, pairs, torch.from_numpy(w))) == pytest.approx(expected, rel=1e-12)
     ones = torch.ones(7, 7, dtype=torch.float64)
-    assert float(weighted_squared_loss(codes, pairs, ones)) == pytest.approx(float(squared_loss(codes, pairs)))
+    assert float(squared_loss(codes, pairs, ones)) == pytest.approx(float(squared_loss(codes, pairs)))
 
 
 @pytest.mark.parametrize(("alpha", "priority"), [(1.0, 1.0), (0.0, 2.0)])
