@@ -30,7 +30,7 @@ from torch import Tensor
 from distillhash.methods.dsg import GuidedHasher
 from distillhash.methods.heads import Data, TwoViewHasher
 from distillhash.methods.training import Batch, Targets, pair_targets
-from distillhash.supervision.losses import nt_xent, weighted_squared_loss
+from distillhash.supervision.losses import nt_xent, squared_loss
 
 
 @dataclass(eq=False, repr=False)
@@ -66,7 +66,7 @@ class CIMON(GuidedHasher, TwoViewHasher):
         codes = torch.tanh(outputs).chunk(2)
         second_pairs, second_weights, first_pairs, first_weights = (target.to(outputs) for target in batch.targets)
         terms = [
-            weighted_squared_loss(view, pairs, weights)
+            squared_loss(view, pairs, weights)
             for pairs, weights in ((second_pairs, second_weights), (first_pairs, first_weights))
             for view in codes
         ]

@@ -32,7 +32,7 @@ from distillhash.errors import DataError
 from distillhash.methods.heads import Data, HeadHasher
 from distillhash.methods.training import Batch, Targets, pair_targets
 from distillhash.supervision.clusters import Clustering, assign_clusters, drop_contradictions
-from distillhash.supervision.losses import weighted_squared_loss
+from distillhash.supervision.losses import squared_loss
 from distillhash.supervision.similarity import (
     Floats,
     HalfGaussians,
@@ -157,4 +157,4 @@ class DSG(GuidedHasher):
     def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The weighted squared loss of relaxed codes."""
         pairs, weights = (target.to(outputs) for target in batch.targets)
-        return weighted_squared_loss(torch.tanh(outputs), pairs, weights)
+        return squared_loss(torch.tanh(outputs), pairs, weights)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from distillhash.errors import ParameterError
 from distillhash.methods.base import Activation, AffineLayers, Hasher, TrainingSet, sample_rows
 from distillhash.methods.training import (
     Batch,
@@ -426,24 +425,3 @@ def unit_features(features: NDArray[Any], *, centre: bool) -> Tensor:
     if centre:
         values = values - values.mean(axis=0)
     return normalize(torch.from_numpy(values))
-
-
-def check_choice(name: str, value: object, choices: Any) -> None:
-    """Raise :class:`ParameterError` unless ``value`` is one of the literals of the type ``choices``."""
-    known = get_args(choices)
-    if value not in known:
-        raise ParameterError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-
-
-def check_positive(hasher: object, *names: str) -> None:
-    """Raise :class:`ParameterError` unless the named attributes are above 0."""
-    for name in names:
-        if not getattr(hasher, name) > 0:
-            raise ParameterError(f"{name} must be above 0, got {getattr(hasher, name)}")
-
-
-def check_not_negative(hasher: object, *names: str) -> None:
-    """Raise :class:`ParameterError` unless the named attributes are 0 or above."""
-    for name in names:
-        if not getattr(hasher, name) >= 0:
-            raise ParameterError(f"{name} must be at least 0, got {getattr(hasher, name)}")

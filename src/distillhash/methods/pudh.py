@@ -34,7 +34,7 @@ from torch.nn.functional import mse_loss
 
 from distillhash.errors import DataError
 from distillhash.methods.heads import Data, HeadHasher
-from distillhash.methods.linear_algebra import principal_components
+from distillhash.methods.linear_algebra import principal_components, procrustes_rotation
 from distillhash.methods.training import Batch, Targets, row_targets
 from distillhash.supervision.clusters import ROWS_PER_CLUSTER
 
@@ -94,7 +94,7 @@ class PUDH(HeadHasher):
         power = np.minimum(rho[:kept] ** 2, _SUREST)
         V = np.zeros((len(X), self.n_bits))
         V[:, :kept] = X @ (weight[:, :kept] * (power / (1 - power)) ** self.emphasis)
-        R, self.history_["quantisation"] = rotation(V, self.iterations, np.random.default_rng(self.seed))
+        R, self.history_["quantisation"] = procrustes_rotation(V, self.iterations, np.random.default_rng(self.seed))
         return np.where(V @ R >= 0, 1.0, -1.0)
 
     def _pseudo_labels(self, X: Doubles) -> Doubles:
@@ -128,16 +128,3 @@ def canonical_directions(X: Doubles, Y: Doubles, ridge: float) -> tuple[Doubles,
         S[np.diag_indices_from(S)] += ridge * np.trace(S) / len(S) + np.finfo(np.float64).tiny
     squares, directions = eigh(Sxy @ solve(Syy, Sxy.T, assume_a="pos"), Sxx)
     return directions[:, ::-1], np.sqrt(np.clip(squares[::-1], 0, 1))
-
-
-def rotation(V: Doubles, iterations: int, rng: np.random.Generator) -> tuple[Doubles, list[float]]:
-    """R that lowers ||sign(V R) - V R||^2, by turns with the signs (ITQ), and that error per row before each turn."""
-    R, _ = np.linalg.qr(rng.standard_normal((V.shape[1], V.shape[1])))
-    errors = []
-    for _ in range(iterations):
-        rotated = V @ R
-        B = np.where(rotated >= 0, 1.0, -1.0)
-        errors.append(float(np.sum((B - rotated) ** 2) / len(V)))
-        left, _, right = np.linalg.svd(V.T @ B)
-        R = left @ right
-    return R, errors

@@ -21,12 +21,13 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
 from distillhash.methods.heads import Data, HeadHasher
 from distillhash.methods.training import Batch, Targets, pair_targets
-from distillhash.supervision.losses import PairLoss, pair_loss, relax
+from distillhash.supervision.losses import PairLoss, pair_loss
 from distillhash.supervision.similarity import (
     Floats,
     LabelRule,
@@ -87,7 +88,8 @@ class PairHasher(HeadHasher):
         (pairs,) = batch.targets
         if self.self_pairs:
             pairs.fill_diagonal_(1)
-        return pair_loss(relax(outputs, self.relaxation), pairs, kind=self.loss, scale=self.scale)
+        codes = torch.tanh(outputs) if self.relaxation == "tanh" else outputs
+        return pair_loss(codes, pairs, kind=self.loss, scale=self.scale)
 
     @abstractmethod
     def _pairs(self, distances: Floats, data: Data) -> PairLabels:
