@@ -140,9 +140,9 @@ def _levels(distances: NDArray[Any], gains: Floats) -> tuple[Ints, Floats, Ints]
     levels = int(distances.max()) + 1
     cells = (distances.astype(np.int64) + levels * np.arange(q)[:, None]).ravel()
     relevant = (gains >= LEAST_GAIN).ravel()
-    counts, hits = (np.bincount(found, minlength=q * levels) for found in (cells, cells[relevant]))
-    sums = np.bincount(cells, gains.ravel(), minlength=q * levels)
-    return counts.reshape(q, levels), sums.reshape(q, levels), hits.reshape(q, levels)
+    counts, hits = (np.bincount(found, minlength=q * levels).reshape(q, levels) for found in (cells, cells[relevant]))
+    sums = np.bincount(cells, gains.ravel(), minlength=q * levels).reshape(q, levels)
+    return counts.astype(np.int64), sums.astype(np.float64), hits.astype(np.int64)
 
 
 def _log_no_hit(n: Ints, r: Ints, m: Ints) -> Floats:

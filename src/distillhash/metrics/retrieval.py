@@ -162,7 +162,7 @@ class Ranking:
 
     def taken(self, depth: int) -> Ints:
         """``(q, L)``: how many items of each level are among the first ``depth``."""
-        return np.clip(depth - self.N, 0, self.n)
+        return np.asarray(np.clip(depth - self.N, 0, self.n))
 
     def expected_hits(self, depth: int) -> Floats:
         """Expected number of relevant items among the first ``depth``."""
