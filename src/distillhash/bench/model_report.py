@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from distillhash.bench.report import ReportData, RunRow, SampleNeighbour, SampleQuery, write_report
 from distillhash.bench.versions import versions
 from distillhash.codes import Codes, hamming_distances
-from distillhash.metrics.code_statistics import bit_statistics, neighbour_recall
+from distillhash.metrics import bit_statistics, neighbour_recall
 from distillhash.models import HashModel
 from distillhash.sources import ImageSource, Skipped, Source, encode_thumbnail, open_source
 from distillhash.supervision.similarity import judge_pairs
