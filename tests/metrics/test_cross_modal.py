@@ -93,11 +93,11 @@ def test_both_directions() -> None:
         Codes.from_signs(rng.choice([-1, 1], (n, 6))), Codes.from_signs(rng.choice([-1, 1], (21, 6))), owners
     )
     keys = [f"k{i}" for i in range(n)]
-    report = evaluate_cross_modal(pairs, pairs, {"own": own_items(keys, keys)}, (10,))
+    report = evaluate_cross_modal(pairs, pairs, {"own": own_items(keys, keys)})
     own = np.equal.outer(np.arange(n), owners).astype(float)
     distances = hamming_distances(pairs.images, pairs.texts)
-    assert report["image_to_text"]["own"] == means(query_metrics(distances, own, (10,)))
-    assert report["text_to_image"]["own"] == means(query_metrics(distances.T, own.T, (10,)))
+    assert report["image_to_text"]["own"] == means(query_metrics(distances, own))
+    assert report["text_to_image"]["own"] == means(query_metrics(distances.T, own.T))
 
 
 def test_own_items_and_labels() -> None:

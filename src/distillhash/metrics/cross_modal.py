@@ -44,8 +44,8 @@ class CodedPairs:
 
 
 def evaluate_cross_modal(
-    query: CodedPairs, database: CodedPairs, relevances: dict[str, Relevance], depths: Sequence[int] = DEPTHS
-) -> dict[str, Any]:
+    query: CodedPairs, database: CodedPairs, relevances: dict[str, Relevance]
+) -> dict[str, dict[str, dict[str, float]]]:
     """Both directions under every relevance.
 
     Args:
@@ -53,7 +53,6 @@ def evaluate_cross_modal(
         database: The pairs that are searched.
         relevances: Names and gains of the database's items for the query's; see :func:`own_items`, :func:`shared_labels` and
             :func:`word_overlap`.
-        depths: Depths k of ``hit@k``, ``recall@k`` and ``ndcg@k``.
 
     Returns:
         ``{"image_to_text": {name: metrics}, "text_to_image": {name: metrics}}``. Metrics are the means of :func:`query_metrics` over the
@@ -62,29 +61,26 @@ def evaluate_cross_modal(
     Raises:
         DataError: no query has a relevant item under some relevance.
     """
-    image_rows, database_rows = np.arange(len(query.images)), np.arange(len(database.images))
+    items = [np.arange(len(side.images)) for side in (query, database)]
     sides = {
-        "image_to_text": (query.images, image_rows, database.texts, database.owners),
-        "text_to_image": (query.texts, query.owners, database.images, database_rows),
+        "image_to_text": (query.images, items[0], database.texts, database.owners),
+        "text_to_image": (query.texts, query.owners, database.images, items[1]),
     }
     return {
-        direction: {
-            name: _evaluate_direction(asked, asked_items, found, found_items, relevance, depths)
-            for name, relevance in relevances.items()
-        }
-        for direction, (asked, asked_items, found, found_items) in sides.items()
+        direction: {name: _evaluate_direction(*side, relevance) for name, relevance in relevances.items()}
+        for direction, side in sides.items()
     }
 
 
 def _evaluate_direction(
-    asked: Codes, asked_items: Rows, found: Codes, found_items: Rows, relevance: Relevance, depths: Sequence[int]
+    asked: Codes, asked_items: Rows, found: Codes, found_items: Rows, relevance: Relevance
 ) -> dict[str, float]:
     step = max(1, _BLOCK // max(len(found), 1))
     parts = []
     for start in range(0, len(asked), step):
         block = slice(start, start + step)
         gains = relevance(asked_items[block])[:, found_items]
-        parts.append(query_metrics(hamming_distances(asked[block], found), gains, depths))
+        parts.append(query_metrics(hamming_distances(asked[block], found), gains))
     values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     answered = ~np.isnan(values["map"])
     if not answered.any():
