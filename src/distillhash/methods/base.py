@@ -274,9 +274,10 @@ class Hasher(ABC):
     def restore(self, config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Self:
         """Take what was learned from the contents of a model folder."""
         try:
-            self._set_state(tensors)
             self.n_features_ = int(config["n_features"])
+            self._set_state(tensors)
         except (KeyError, ValueError, TypeError) as error:
+            self.n_features_ = None
             raise FormatError(
                 f"the model folder does not hold a {self.method} of {self.n_bits} bits ({error})"
             ) from error
