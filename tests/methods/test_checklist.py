@@ -52,8 +52,8 @@ def test_the_module_names_paper_and_departures(method: str) -> None:
 
 @pytest.mark.parametrize("method", BUILT_IN)
 def test_a_test_of_its_own_imports_or_makes_it(method: str) -> None:
-    """A formula test imports from the method's module, or makes the method by name, in a file that is not shared by all methods."""
-    module = method_class(method).__module__
-    names = [f"from {module} import", f'"{method}"']
+    """A formula test imports from the method's module or makes the method, in a file that is not shared by all methods."""
+    cls = method_class(method)
+    names = [f"from {cls.__module__} import", f'"{method}"', f"{cls.__name__}("]
     found = [name for name, text in TESTS.items() if name not in SHARED_TESTS and any(word in text for word in names)]
     assert found, f"test the formulas of {method} in tests/methods"

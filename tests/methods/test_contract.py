@@ -293,17 +293,6 @@ def test_damaged_folders(tmp_path: Path) -> None:
             load_hasher(folder)
 
 
-def test_every_method_names_its_source() -> None:
-    for method in METHODS:
-        module = sys.modules[method_class(method).__module__]
-        wanted = (
-            ["Not in a paper."]
-            if method_class(method).venue == "this project"
-            else ["Paper:", "Departs from the paper in:"]
-        )
-        assert all(words in (module.__doc__ or "") for words in wanted), method
-
-
 def test_another_package_registers_a_method(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np; from distillhash import load_hasher, make_hasher, method_names;"
