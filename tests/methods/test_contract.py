@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from distillhash import Hasher, load_hasher, make_hasher, method_names
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
-from distillhash.methods import method_class, registry
+from distillhash.methods import registry
 
 HERE = Path(__file__).parent
 PLUGIN = [str(HERE), str(HERE / "example_plugin")]  # the module, and the metadata that an installed package has
