@@ -10,14 +10,14 @@ the kept pairs by maximum likelihood, Eq. (10)-(11); codes by the sign rule, Eq.
 Symbols: S~ -> initial_pairs_; eta~ -> sigmoid of the logits in ``_estimate``; o -> n_neighbours; p -> n_outputs; c -> scale;
 S -> pairs_; K -> n_bits.
 
-The paper leaves much open, and its released code does something else in nearly every step. Three named readings set the
-options together (``make_hasher("distillhash", n_bits, preset=...)``); any option can be set by itself as well.
+The paper leaves much open, and its released code does something else in nearly every step. Three presets set the options
+together (``make_hasher("distillhash", n_bits, preset=...)``); any option can be set by itself as well.
 
 - ``paper``: the text to the letter. Three-way labels at alpha = beta = 2, a network of p = 48 outputs for eta~, c = 1, SGD.
 - ``code``: the authors' release with its diagonal slip mended. Two-way labels, squared loss, eta~ = sg(<u, u> / 2), 20
   neighbours with the item itself, of which the bound for positives skips the first two, Adam with epsilon 1.
 - ``recommended`` (default): the paper's equations (1)-(12), with eta~ estimated by averaging labels over neighbourhoods instead
-  of by a network that has memorised them. RECONSTRUCTED where the paper is silent; chosen by measurement, see docs/distillhash.md.
+  of by a network that has memorised them. RECONSTRUCTED; chosen by measurement, see docs/distillhash.md.
 
 Departs from the paper in:
 1. The backbone is whatever the features come from, frozen unless fine-tuned, and then without dropout and
@@ -213,6 +213,3 @@ class DistillHashInitial(PairHasher):
     venue = "CVPR"
     year = 2019
     kind = "pair labels"
-
-    def _pairs(self, _distances: Floats, _data: Data) -> PairLabels:
-        return self.initial_pairs_

@@ -95,7 +95,7 @@ def _side(mode: float, sigma: float) -> Any:
 
 @dataclass(eq=False, repr=False)
 class GuidedHasher(HeadHasher):
-    """Base of the methods that learn from such pairs. Further hyper-parameters: see :class:`HeadHasher`.
+    """Base of the methods that learn from weighted pair labels that agree with clusters. Further hyper-parameters: see :class:`HeadHasher`.
 
     ``history_`` also records ``thresholds`` and ``diagnosis``; ``initial_pairs_`` and ``pairs_`` are the labels before and after the
     filter, ``weights_`` their confidence.

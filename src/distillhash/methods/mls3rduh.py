@@ -33,6 +33,8 @@ from distillhash.supervision.losses import log_cosh_loss
 from distillhash.supervision.neighbours import nearest_neighbours
 from distillhash.supervision.similarity import Floats, PairLabels, cosine_distances, describe_pairs, mirror_upper
 
+_BLOCK = 512
+
 
 def mutual_neighbour_graph(distances: Floats, neighbours: NDArray[np.int32]) -> Any:
     """Edges between items that are each among the other's neighbours, weighted by cosine.
@@ -85,9 +87,6 @@ def diffuse(graph: Any, alpha: float) -> Floats:
     mirror_upper(walks)
     walks *= np.float32(1 - alpha)
     return np.maximum(walks, 0, out=walks)
-
-
-_BLOCK = 512
 
 
 @dataclass(eq=False, repr=False)

@@ -17,7 +17,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -44,8 +43,6 @@ from distillhash.supervision.similarity import (
 @dataclass(eq=False, repr=False)
 class PairHasher(HeadHasher):
     """Base of the methods that learn from pair labels: SSDH, DistillHash and DistillHash*.
-
-    A subclass gives the pair labels to train on (:meth:`_pairs`).
 
     ``history_`` records ``loss`` (per epoch), ``thresholds``, ``diagnosis`` (label-free facts of every set of pair labels) and
     ``rows`` (which rows were learned from); ``pairs_`` keeps the pair labels trained on, ``initial_pairs_`` the first ones.
@@ -91,9 +88,9 @@ class PairHasher(HeadHasher):
         codes = torch.tanh(outputs) if self.relaxation == "tanh" else outputs
         return pair_loss(codes, pairs, kind=self.loss, scale=self.scale)
 
-    @abstractmethod
-    def _pairs(self, distances: Floats, data: Data) -> PairLabels:
-        """The pair labels to train the hash function on, given ``initial_pairs_``."""
+    def _pairs(self, _distances: Floats, _data: Data) -> PairLabels:
+        """The pair labels to train the hash function on: by default ``initial_pairs_``."""
+        return self.initial_pairs_
 
     def _initial_pairs(self, distances: Floats) -> PairLabels:
         fit = fit_half_gaussians(distances, mode=self.mode, include_self=self.self_distances)
@@ -115,6 +112,3 @@ class SSDH(PairHasher):
     year = 2018
     kind = "pair labels"
     loss: PairLoss = "squared"
-
-    def _pairs(self, _distances: Floats, _data: Data) -> PairLabels:
-        return self.initial_pairs_

@@ -8,8 +8,8 @@ and Theorem 1 keeps the pairs whose Bayes label is certain under these bounds:
 
     S = +1  if eta~(i, j) > (1 + r-max) / 2,        S = -1  if eta~(i, j) < (1 - r+max) / 2.
 
-eta~ is handled by its logit s. A float32 sigmoid is exactly 1 above s = 16.6, where the strict test fails and the surest
-pairs would vanish; with log-sigmoids the same tests are exact at any s:
+eta~ is given by its logit s. A float32 sigmoid is exactly 1 above s = 16.6, where the strict test fails and the surest pairs would
+vanish. With log-sigmoids the same tests are exact at any s:
 
     +  iff  log sg(-s_ij) < log sg(-s_min) - ln 2        -  iff  log sg(s_ij) < log sg(s_max) - ln 2
 
@@ -45,8 +45,8 @@ def distil_pairs(
     Args:
         logits: ``(n, n) float32`` logits s of eta~, symmetric; infinities allowed (eta~ of exactly 0 or 1), NaN not.
         neighbours: ``(n, o) int32`` neighbours that bound the flip rates.
-        neighbours_for_positive: Other neighbours for r-max, the bound that decides positives (the released code skips the two
-            nearest there); None takes ``neighbours``.
+        neighbours_for_positive: Other neighbours for r-max, the bound that decides positives; None takes ``neighbours``. The released
+            code skips the two nearest there.
         bounds: ``full`` is Eq. 8. ``unshared`` leaves out (k, k), which enters when i and j share a neighbour k. ``diagonal``
             reads only (k, k) for k in nn(j), the indexing slip of the released code; it need not be symmetric.
         keep_certain: Also keep pairs with eta~ of exactly 1 or 0, which the strict tests refuse where all neighbours agree. By Eq. 3,

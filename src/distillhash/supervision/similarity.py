@@ -1,4 +1,4 @@
-"""Noisy pair labels from distances of pretrained features: the half-Gaussian thresholds of SSDH.
+"""Noisy pair labels from distances of pretrained features, by the half-Gaussian thresholds of SSDH, and what they look like.
 
 Paper: Yang, Deng, Liu, Liu, Tao, "Semantic Structure-based Unsupervised Deep Hashing", IJCAI 2018; used by DistillHash
 (CVPR 2019) for its Eq. (2). The histogram of cosine distances looks like two half Gaussians glued at the mode m; pairs far
