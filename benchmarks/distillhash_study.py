@@ -29,7 +29,7 @@ from distillhash.bench import figures
 from distillhash.bench.protocol import load_protocol
 from distillhash.bench.run import Prepared, prepare
 from distillhash.methods.distillhash import DistillHash
-from distillhash.methods.heads import Data, Head
+from distillhash.methods.heads import Data
 from distillhash.metrics.retrieval import evaluate_codes
 from distillhash.sources import open_source
 from distillhash.supervision.similarity import (
@@ -55,10 +55,10 @@ class Controlled(DistillHash):
         self.control: Control | None = None
         self.classes: NDArray[Any] = np.empty(0)
 
-    def _pairs(self, distances: Floats, head: Head, data: Data) -> PairLabels:
-        self.logits = self._estimate(distances, head, data)
+    def _pairs(self, distances: Floats, data: Data) -> PairLabels:
+        self.logits = self._estimate(distances, data)
         self._estimate = lambda *_: self.logits  # type: ignore[method-assign]  # computed once for rule and control
-        distilled = super()._pairs(distances, head, data)
+        distilled = super()._pairs(distances, data)
         return distilled if self.control is None else self.control(self, self.logits, distilled)
 
     @cached_property
@@ -183,8 +183,8 @@ VARIANTS = [
     Variant("Readings", "ssdh, same initial labels", "ssdh", {"alpha": 1.5}),
     Variant("Readings", "distillhash-initial, own default", "distillhash-initial"),
     Variant("Readings", "ssdh, own default", "ssdh"),
-    Variant("Readings", "distillhash, reading=paper", options={"reading": "paper"}),
-    Variant("Readings", "distillhash, reading=code", options={"reading": "code"}),
+    Variant("Readings", "distillhash, preset=paper", options={"preset": "paper"}),
+    Variant("Readings", "distillhash, preset=code", options={"preset": "code"}),
     Variant("Controls", "the rule (recommended)"),
     Variant("Controls", "random subset of the initial labels, same counts", control=random_initial),
     Variant("Controls", "sign of the estimate, all pairs", control=sign_of_estimate),
@@ -244,7 +244,7 @@ def fresh_labels(view: NDArray[np.float32], hasher: Any, rows: NDArray[np.intp])
 def measure(variant: Variant, prepared: Prepared, views: NDArray[np.float32], n_bits: int, seed: int) -> dict[str, Any]:
     split, features, labels = prepared.split, prepared.features, prepared.labels
     options = dict(variant.options)
-    options |= DistillHash.READINGS[options.pop("reading")] if "reading" in options else {}
+    options |= DistillHash.PRESETS[options.pop("preset")] if "preset" in options else {}
     hasher: Any
     if variant.method == "distillhash":
         hasher = Controlled(n_bits, seed=seed, **options)

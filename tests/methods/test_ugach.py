@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 
 from distillhash.errors import ParameterError
-from distillhash.methods.crossmodal_registry import TrainingPairs, make_cross_hasher
-from distillhash.methods.image_text import Tower
+from distillhash.methods import make_hasher
+from distillhash.methods.image_text import TrainingPairs
 from distillhash.methods.ugach import (
     UGACH,
-    CorrelationGraph,
+    Game,
     Triplets,
-    _Game,
+    correlation_graph,
     nearest_rows,
     policy_loss,
     reward,
@@ -109,18 +109,15 @@ def test_one_candidate_teaches_nothing() -> None:
 def test_the_graph_is_the_union_of_two_lists_and_directed() -> None:
     images = np.array([[0.0], [1.0], [1.5], [10.0], [11.0]])
     texts = np.array([[0.0, 0], [5, 0], [0, 1], [5, 1], [20, 20]])
-    graph = CorrelationGraph(images, texts, 2)
+    graph = correlation_graph(images, texts, 2).toarray()
     for row in range(5):
         expected = {row}
         for side in (images, texts):
             distances = [np.linalg.norm(side[row] - other) for other in side]
             expected |= set(sorted(range(5), key=distances.__getitem__)[:2])
-        assert set(graph.positives[row, : graph.counts[row]]) == expected and graph.counts[row] == len(expected)
-    everyone = graph.among(np.arange(5), np.arange(5))
-    assert everyone.diagonal().all() and (everyone != everyone.T).any()
-    drawn = graph.draw(np.zeros(2000, int), np.random.default_rng(0))
-    assert set(drawn) == set(graph.positives[0, : graph.counts[0]])
-    assert CorrelationGraph(images, texts, 1).counts.tolist() == [1] * 5
+        assert set(np.flatnonzero(graph[row])) == expected
+    assert graph.diagonal().all() and (graph != graph.T).any()
+    np.testing.assert_array_equal(correlation_graph(images, texts, 1).toarray(), np.eye(5))
 
 
 def test_neighbours_over_several_blocks_equal_brute_force() -> None:
@@ -131,9 +128,9 @@ def test_neighbours_over_several_blocks_equal_brute_force() -> None:
     assert nearest_rows(rows[:3], 10).shape == (3, 3)
 
 
-def game(**options: Any) -> _Game:
+def game(**options: Any) -> Game:
     hasher = UGACH(16, hidden=16, **options)
-    return _Game(hasher, TrainingPairs(IMAGES, TEXTS, OWNERS))
+    return Game(hasher, TrainingPairs(IMAGES, TEXTS, OWNERS))
 
 
 def items_of(triplets: Triplets) -> list[NDArray[np.intp]]:
@@ -142,14 +139,21 @@ def items_of(triplets: Triplets) -> list[NDArray[np.intp]]:
     return [rows if side == 0 else OWNERS[rows] for rows, side in zip(triplets[1:], (asked, found, found), strict=True)]
 
 
+def test_positives_are_drawn_uniformly() -> None:
+    run = game()
+    wanted = np.flatnonzero(run.graph.toarray()[7])
+    drawn, counts = np.unique(run._draw_positives(np.full(2000, 7)), return_counts=True)
+    np.testing.assert_array_equal(drawn, wanted)
+    assert np.abs(counts / 2000 - 1 / len(wanted)).max() < 0.05
+
+
 def test_triplets_point_where_they_should() -> None:
     run = game(negatives=3, pool=0.2)
     for direction in ((0, 1), (1, 0)):
         queries, positives, negatives = items_of(run._drawn_triplets(direction))
         assert len(queries) == len(positives) == len(negatives) == 3 * 80
-        friends = [set(run.graph.positives[i, : run.graph.counts[i]]) for i in range(80)]
-        assert all(p in friends[q] for q, p in zip(queries, positives, strict=True))
-        assert not any(g in friends[q] for q, g in zip(queries, negatives, strict=True))
+        graph = run.graph.toarray()
+        assert graph[queries, positives].all() and not graph[queries, negatives].any()
         queries, positives, negatives = items_of(run._random_triplets(direction))
         np.testing.assert_array_equal(queries, positives)
         assert (queries != negatives).all()
@@ -158,9 +162,7 @@ def test_triplets_point_where_they_should() -> None:
 def test_the_mean_hinge_and_reward_are_the_networks_own() -> None:
     run = game()
     triplets = run._random_triplets((0, 1))
-    image, text = run.D.towers
-    assert isinstance(image, Tower) and isinstance(text, Tower)
-    image_side, text_side = image.side(run.inputs[0]), text.side(run.inputs[1])
+    image_side, text_side = (tower.fold() for tower in run.D)
     a = 1 / (1 + np.exp(-image_side(IMAGES[triplets.query].astype(np.float64))))
     p, n = (
         1 / (1 + np.exp(-text_side(TEXTS[rows].astype(np.float64)))) for rows in (triplets.positive, triplets.negative)
@@ -171,7 +173,7 @@ def test_the_mean_hinge_and_reward_are_the_networks_own() -> None:
 
 def test_the_schedule_shows_in_the_history() -> None:
     def history(**options: Any) -> dict[str, list[float]]:
-        hasher = make_cross_hasher("ugach", 16, hidden=16, **options)
+        hasher = UGACH(16, hidden=16, **options)
         return dict(hasher.fit(IMAGES, TEXTS, owners=OWNERS).history_)
 
     both = history(pretrain_epochs=4, rounds=3)
@@ -186,28 +188,29 @@ def test_the_schedule_shows_in_the_history() -> None:
 
 
 def test_a_taught_generator_finds_harder_negatives_than_chance() -> None:
-    hasher = make_cross_hasher("ugach", 16, hidden=32, pretrain_epochs=20, rounds=8, generator_epochs=4, **MENDED)
+    hasher = UGACH(16, hidden=32, pretrain_epochs=20, rounds=8, generator_epochs=4, **MENDED)
     hardness = hasher.fit(IMAGES, TEXTS, owners=OWNERS).history_["hardness"]
     assert hardness[-1] > hardness[0] + 0.1
 
 
 def test_the_release_reading() -> None:
-    hasher = make_cross_hasher("ugach", 16, reading="code", hidden=8, pretrain_epochs=1, rounds=1)
-    assert (hasher.parameters()["optimizer"], hasher.parameters()["batch_size"]) == ("sgd", 1)
-    run = _Game(hasher, TrainingPairs(IMAGES, TEXTS, OWNERS))  # type: ignore[arg-type]
-    weights = torch.cat([p.detach().ravel() for p in run.D.parameters() if p.ndim == 2])
+    hasher = make_hasher("ugach", 16, preset="code", hidden=8, pretrain_epochs=1, rounds=1)
+    assert isinstance(hasher, UGACH)
+    assert (hasher.get_params()["optimizer"], hasher.get_params()["batch_size"]) == ("sgd", 1)
+    run = Game(hasher, TrainingPairs(IMAGES, TEXTS, OWNERS))
+    weights = torch.cat([p.detach().ravel() for tower in run.D for p in tower.parameters() if p.ndim == 2])
     assert weights.abs().max() <= 0.2 and weights.std().item() == pytest.approx(
         0.088, abs=0.01
     )  # normal of .1 cut at 2 deviations
     hasher.fit(IMAGES[:20], TEXTS[:40], owners=OWNERS[:40])
     assert len(hasher.history_["loss"]) == 2
     with pytest.raises(ParameterError, match="log_prob=sampled compares the samples"):
-        make_cross_hasher("ugach", 16, reading="code", samples=1)
+        make_hasher("ugach", 16, preset="code", samples=1)
 
 
 @pytest.mark.long
 def test_a_fit_takes_less_than_five_minutes() -> None:
     images, texts, owners = paired_vectors(800, 5)
     started = time.perf_counter()
-    make_cross_hasher("ugach", 128).fit(images, texts, owners=owners)
+    UGACH(128).fit(images, texts, owners=owners)
     assert time.perf_counter() - started < 300

@@ -13,7 +13,7 @@ from distillhash.bench.protocol import Protocol
 from distillhash.bench.report import packaged, write_whole
 from distillhash.bench.run import Provenance, Run
 from distillhash.bench.tables import LEVEL, RESAMPLES, Row, make_rows
-from distillhash.methods import METHODS
+from distillhash.methods import method_class, method_names
 
 LOSS_METHODS = ("distillhash", "distillhash-initial")
 
@@ -126,7 +126,7 @@ def write_page(folder: Path, runs: Sequence[Run], protocol: Protocol, provenance
         created=created,
         rows=rows,
         lengths=lengths,
-        methods=METHODS,
+        methods={name: method_class(name) for name in method_names()},
         best={n: _best(rows, n) for n in lengths},
         figures=[(figure.title, figure.drawing.svg(), figure.caption) for figure in drawn],
         failures=[(row.method, error) for row in rows for error in row.errors],

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 import distillhash
 from distillhash.bench.protocol import Protocol, Split
 from distillhash.errors import DataError, ParameterError
-from distillhash.methods.registry import METHODS, VIEWS, make_hasher, uses_teacher
+from distillhash.methods import make_hasher, method_class
 from distillhash.metrics.retrieval import evaluate_queries
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class Prepared:
     def given(self, method: str) -> dict[str, NDArray[np.float32] | None]:
         """What ``fit`` gets besides features and labels: ``views`` and ``teacher``, None where the method does not use them."""
         return {
-            "views": self.views if METHODS[method].uses == VIEWS else None,
-            "teacher": self.teacher if uses_teacher(method) else None,
+            "views": self.views if method_class(method).uses_views else None,
+            "teacher": self.teacher if method_class(method).uses_teacher else None,
         }
 
 
@@ -236,7 +236,7 @@ def _identity(prepared: Prepared, method: str, n_bits: int, seed: int, settings:
         **({} if views is None else {"views": sha256(np.ascontiguousarray(views).data).hexdigest()}),
         **({} if teacher is None else {"teacher": sha256(np.ascontiguousarray(teacher).data).hexdigest()}),
         "method": method,
-        "parameters": make_hasher(method, n_bits, seed=seed, **settings).parameters(),
+        "parameters": make_hasher(method, n_bits, seed=seed, **settings).get_params(),
         "cutoffs": prepared.protocol.cutoffs,
         "topn": prepared.protocol.topn,
     }

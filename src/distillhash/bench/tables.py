@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from distillhash.bench.protocol import Protocol
 from distillhash.bench.run import Provenance, Run
-from distillhash.methods.registry import METHODS, SUPERVISED, method_names, uses_teacher
+from distillhash.methods import method_class, method_names
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -47,7 +47,7 @@ class Row:
     @property
     def uses_labels(self) -> bool:
         """Whether it learns from labels: then it is no rival of the others."""
-        return METHODS[self.method].kind == SUPERVISED
+        return method_class(self.method).needs_labels
 
     def cell(self, n_bits: int) -> str:
         """Mean, and the sample standard deviation in parentheses."""
@@ -80,7 +80,7 @@ def make_rows(runs: Sequence[Run]) -> list[Row]:
                 per_query[method, n_bits] = np.mean(np.asarray(mine, np.float64), axis=0)
     best = {
         n_bits: max(
-            (method for method in methods if (method, n_bits) in per_query and METHODS[method].kind != SUPERVISED),
+            (method for method in methods if (method, n_bits) in per_query and not method_class(method).needs_labels),
             key=lambda method: float(np.nanmean(per_query[method, n_bits])),
             default=None,
         )
@@ -212,7 +212,7 @@ def _conditions(runs: Sequence[Run], protocol: Protocol, provenance: Provenance)
     if provenance.n_views:
         features += f"; {provenance.n_views} augmented views of the training images for the methods that use views"
     if provenance.teacher:
-        guided = ", ".join(filter(uses_teacher, method_names()))
+        guided = ", ".join(name for name in method_names() if method_class(name).uses_teacher)
         features += f"; the training images at the size that the backbone was trained with, for {guided}"
     words = [f"Random ranking: {np.mean(random):.4f}."] if random else []
     words += [

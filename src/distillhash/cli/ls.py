@@ -23,16 +23,19 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print names with a line each."""
     if arguments.what == "methods":
-        from distillhash.methods import METHODS
-        from distillhash.methods.crossmodal_registry import CROSS_METHODS
+        from distillhash.methods import method_class, method_names
 
-        methods = sorted({**METHODS, **CROSS_METHODS}.items())
+        names = sorted([*method_names(), *method_names(image_text=True)])
+        methods = [(name, method_class(name)) for name in names]
         if not arguments.json:
-            rows = [(name, f"{info.venue} {info.year}", info.kind, info.uses, info.title) for name, info in methods]
+            rows = [
+                (name, f"{info.venue} {info.year}", info.kind, info.about()["uses"], info.title)
+                for name, info in methods
+            ]
             widths = [*[max(map(len, column)) for column in zip(*rows, strict=True)][:-1], 0]
             for row in rows:
                 print("  ".join(f"{text:<{width}}" for text, width in zip(row, widths, strict=True)))  # noqa: T201  # as below
-        return {"methods": {name: info.as_dict() for name, info in methods}}
+        return {"methods": {name: info.about() for name, info in methods}}
     entries = _entries(arguments.what)
     if not arguments.json:
         width = max(map(len, entries))

@@ -1,32 +1,47 @@
-"""The contract every method keeps: constructor stores, ``fit`` learns, ``encode`` is pure.
+"""The contract that every method keeps: the constructor stores, ``fit`` learns, ``encode`` is pure.
 
-Attributes that ``fit`` sets end in an underscore. A fitted hasher saves to a folder with ``config.json`` (what was asked for)
-and ``model.safetensors`` (what was learned); nothing is pickled.
+Attributes that ``fit`` sets end in an underscore. A fitted hasher saves to a folder with ``config.json`` (the hyper-parameters) and
+``model.safetensors`` (what was learned); nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
-import os
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, fields
+from functools import cache
 from hashlib import blake2b
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+from annotated_types import Interval
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
+from distillhash.files import write_atomic
 
 if TYPE_CHECKING:
     from distillhash.methods.training import TrainableImages
 
 FORMAT_VERSION = 1
+Kind = Literal[
+    "data-independent",
+    "shallow",
+    "pair labels",
+    "pseudo labels",
+    "contrastive",
+    "generative",
+    "similarity preserving",
+    "regularised",
+    "supervised",
+    "cross-modal",
+]
 _BLOCK = 4096
 
 
@@ -51,34 +66,97 @@ class Hasher(ABC):
         n_bits: Code length K.
         seed: Controls everything random in ``fit``; equal seeds, data and threads give equal codes on one machine.
         method: Name in the registry.
-        fine_tunes: Whether ``fit`` can train the backbone below its head as well.
+        title, venue, year: Of the paper.
+        kind: Family of the method.
+        uses_views: Whether ``fit`` learns from augmented views where there are some.
+        uses_teacher: Whether ``fit`` learns from features of larger images where there are some.
         needs_labels: Whether ``fit`` needs class labels; all but the supervised methods refuse them.
+        needs_texts: Whether ``fit`` needs image-text pairs.
+        fine_tunes: Whether ``fit`` can train the backbone below its head as well.
+        has_decoder: Whether codes can be turned back into features (``reconstruct``).
+        PRESETS: Named sets of hyper-parameters.
         n_features_: Width d of the features seen in ``fit``.
         history_: What training recorded (losses per epoch, pair diagnosis); empty for methods without training. Not saved.
     """
 
     method: ClassVar[str]
-    fine_tunes: ClassVar[bool] = False
+    title: ClassVar[str]
+    venue: ClassVar[str]
+    year: ClassVar[int]
+    kind: ClassVar[Kind]
+    uses_views: ClassVar[bool] = False
+    uses_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    needs_texts: ClassVar[bool] = False
+    fine_tunes: ClassVar[bool] = False
+    has_decoder: ClassVar[bool] = False
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    n_bits: int
+    n_bits: Annotated[int, Interval(ge=1, le=4096)]
     _: KW_ONLY
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.n_bits, bool)
-            or not isinstance(self.n_bits, int | np.integer)
-            or not 1 <= self.n_bits <= 4096
-        ):
-            raise ParameterError(f"n_bits must be an integer in 1..4096, got {self.n_bits!r}")
+        for name, declared in _declared(type(self)).items():
+            _check_parameter(name, getattr(self, name), declared)
         self.history_: dict[str, Any] = {}
         self.n_features_: int | None = None
 
-    def parameters(self) -> dict[str, Any]:
-        """The hyper-parameters and their values, JSON-able."""
+    @classmethod
+    def preset(cls, name: str) -> dict[str, Any]:
+        """The hyper-parameters of a preset.
+
+        Raises:
+            ParameterError: unknown preset.
+        """
+        if name not in cls.PRESETS:
+            choices = f"choose one of {', '.join(cls.PRESETS)}" if cls.PRESETS else "it has none"
+            raise ParameterError(f"unknown preset {name!r} of {cls.method}; {choices}")
+        return dict(cls.PRESETS[name])
+
+    @classmethod
+    def check_names(cls, names: Iterable[str]) -> None:
+        """Raise :class:`ParameterError` for a name that is not one of a hyper-parameter."""
+        known = {field.name for field in fields(cls)} - {"n_bits", "seed"}
+        unknown = sorted(set(names) - known)
+        if unknown:
+            options = ", ".join(sorted(known | ({"preset"} if cls.PRESETS else set())))
+            raise ParameterError(f"{cls.method} has no hyper-parameter {unknown[0]!r}; it takes {options or 'none'}")
+
+    @classmethod
+    def about(cls) -> dict[str, Any]:
+        """Where the method comes from and what it learns from, JSON-able."""
+        inputs = "images" if cls.needs_texts else "features"
+        others = [cls.uses_views and "views", cls.needs_labels and "labels", cls.needs_texts and "texts"]
+        *first, last = [inputs, *filter(None, others)]
+        return {
+            "title": cls.title,
+            "venue": cls.venue,
+            "year": cls.year,
+            "kind": cls.kind,
+            "uses": f"{', '.join(first)} and {last}" if first else last,
+            "teacher": cls.uses_teacher,
+        }
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002  # scikit-learn passes it
+        """The hyper-parameters and their values, JSON-able: scikit-learn's name for them.
+
+        Args:
+            deep: Ignored; a hasher contains no other estimator.
+        """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+
+    def set_params(self, **parameters: Any) -> Self:
+        """Change hyper-parameters; what was learned is forgotten.
+
+        Raises:
+            ParameterError: an unknown name, or a value out of range. Nothing is changed then.
+        """
+        type(self).check_names(set(parameters) - {"n_bits", "seed"})
+        fresh = type(self)(**{**self.get_params(), **parameters})
+        self.__dict__ = fresh.__dict__
+        return self
 
     @property
     def is_fitted(self) -> bool:
@@ -100,9 +178,9 @@ class Hasher(ABC):
             features: ``(n, d)`` finite floats (an array or a memory map), n >= 2.
             views: ``(n_views, n, d)`` features of augmented copies; methods that cannot use them ignore them.
             images: The ``n`` images and the backbone's network, to train the backbone in place together with the head.
-            teacher: ``(n, d)`` better features of the same images from the same network, such as those at a larger size; they are needed
-                for training alone. Methods that cannot use them ignore them.
             labels: ``(n,)`` integer classes or ``(n, n_labels)`` bool, for the methods that need them and no others.
+            teacher: ``(n, d)`` better features of the same images from the same network, such as those at a larger size. Only training
+                uses them; methods that cannot use them ignore them.
 
         Returns:
             self.
@@ -166,9 +244,9 @@ class Hasher(ABC):
         self._check_fitted()
         return project_blocks(self._project, features, self.n_features_, self.n_bits, "features")
 
-    def _check_fitted(self) -> None:
+    def _check_fitted(self, remedy: str = "call fit(features) first") -> None:
         if not self.is_fitted:
-            raise NotFittedError(f"this {self.method} hasher is not fitted; call fit(features) first")
+            raise NotFittedError(f"this {self.method} hasher is not fitted; {remedy}")
 
     def encode(self, features: NDArray[Any]) -> Codes:
         """Codes of features: the sign of :meth:`project`, x >= 0 -> +1 (DistillHash Eq. 12). Row i is feature row i."""
@@ -179,33 +257,29 @@ class Hasher(ABC):
         write_model_folder(path, self.config(), self.state())
 
     def config(self) -> dict[str, Any]:
-        """What ``config.json`` says of a fitted hasher.
-
-        Raises:
-            NotFittedError: before ``fit``.
-        """
-        if not self.is_fitted:
-            raise NotFittedError(f"this {self.method} hasher is not fitted; there is nothing to save")
+        """What ``config.json`` says of a fitted hasher; :class:`NotFittedError` before ``fit``."""
+        self._check_fitted("there is nothing to save")
         return {
             "format_version": FORMAT_VERSION,
             "method": self.method,
-            "parameters": self.parameters(),
+            "parameters": self.get_params(),
             "n_features": self.n_features_,
         }
 
     def restore(self, config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Self:
         """Take what was learned from the contents of a model folder."""
         try:
-            self._set_state(tensors)
             self.n_features_ = int(config["n_features"])
+            self._set_state(tensors)
         except (KeyError, ValueError, TypeError) as error:
+            self.n_features_ = None
             raise FormatError(
                 f"the model folder does not hold a {self.method} of {self.n_bits} bits ({error})"
             ) from error
         return self
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.parameters().items())
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
         return f"{type(self).__name__}({arguments})"
 
 
@@ -238,54 +312,124 @@ class AffineHasher(Hasher):
         self._set_affine(mean, weight, bias)
 
 
-H = TypeVar("H", bound=Hasher)
+Activation = Literal["relu", "gelu", "tanh"]
 
 
-def instantiate(cls: type[H], n_bits: int, seed: int, hyperparameters: dict[str, Any]) -> H:
-    """An unfitted hasher of a class; ``reading``, where there is one, sets several hyper-parameters and yields to those given by name.
+@dataclass(frozen=True)
+class AffineLayers:
+    """A hash function ``x - mean``, then affine layers with an activation between them, in float64.
 
-    Raises:
-        ParameterError: unknown hyper-parameter or reading, or a value out of range or of another type than declared.
+    Attributes:
+        mean: ``(d,)``.
+        layers: Weight ``(n_in, n_out)`` and bias ``(n_out,)`` of each layer, first to last.
+        activation: Applied between layers, not after the last.
     """
-    readings: dict[str, dict[str, Any]] = getattr(cls, "READINGS", {})
-    if readings and "reading" in hyperparameters:
-        reading = hyperparameters.pop("reading")
-        if reading not in readings:
-            raise ParameterError(f"unknown reading {reading!r} of {cls.method}; choose one of {', '.join(readings)}")
-        hyperparameters = {**readings[reading], **hyperparameters}
-    known = {field.name for field in fields(cls)} - {"n_bits", "seed"}
-    unknown = sorted(set(hyperparameters) - known)
-    if unknown:
-        options = ", ".join(sorted(known | ({"reading"} if readings else set())))
-        raise ParameterError(f"{cls.method} has no hyper-parameter {unknown[0]!r}; it takes {options or 'none'}")
-    types = get_type_hints(cls)
-    for name, value in hyperparameters.items():
-        _check_kind(name, value, types[name])
-    return cls(n_bits, seed=seed, **hyperparameters)
+
+    mean: NDArray[np.float64]
+    layers: list[tuple[NDArray[np.float64], NDArray[np.float64]]]
+    activation: Activation
+
+    def __call__(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Real outputs ``(b, n_bits)`` of ``(b, d)`` features."""
+        outputs = features - self.mean
+        for index, (weight, bias) in enumerate(self.layers):
+            outputs = (_activate(outputs, self.activation) if index else outputs) @ weight + bias
+        return outputs
+
+    def state(self, prefix: str = "") -> dict[str, NDArray[Any]]:
+        """``mean``, and ``weight_i`` and ``bias_i`` of layer i, each name after ``prefix``."""
+        arrays = {f"{prefix}mean": self.mean}
+        for index, (weight, bias) in enumerate(self.layers):
+            arrays |= {f"{prefix}weight_{index}": weight, f"{prefix}bias_{index}": bias}
+        return arrays
+
+    @classmethod
+    def from_state(
+        cls, state: dict[str, NDArray[Any]], n_layers: int, n_bits: int, activation: Activation, prefix: str = ""
+    ) -> Self:
+        """Read what :meth:`state` gave, and check the shapes.
+
+        Raises:
+            KeyError: an array is absent.
+            ValueError: shapes do not fit each other or ``n_bits``.
+        """
+        mean = state[f"{prefix}mean"]
+        layers = [(state[f"{prefix}weight_{i}"], state[f"{prefix}bias_{i}"]) for i in range(n_layers)]
+        width = len(mean)
+        for index, (weight, bias) in enumerate(layers):
+            if weight.ndim != 2 or len(weight) != width or bias.shape != weight.shape[1:]:
+                raise ValueError(f"{prefix}weight_{index} of shape {weight.shape} after {width} values")
+            width = weight.shape[1]
+        if width != n_bits:
+            raise ValueError(f"{width} outputs for {n_bits} bits")
+        return cls(mean, layers, activation)
 
 
-_KINDS: dict[type, tuple[type, str]] = {int: (Integral, "an integer"), float: (Real, "a number"), str: (str, "text")}
+def _activate(values: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:
+    """ReLU, the exact GELU x Phi(x), or tanh."""
+    if activation == "relu":
+        return np.maximum(values, 0)
+    if activation == "tanh":
+        return np.tanh(values)
+    from scipy.special import ndtr
+
+    return np.asarray(values * ndtr(values))
 
 
-def _check_kind(name: str, value: object, declared: Any) -> None:
-    """Raise unless a hyper-parameter has the type it is declared with; the choices of literals are the methods' own to check."""
-    alternatives = get_args(declared) if isinstance(declared, UnionType) else (declared,)
+@cache
+def _declared(cls: type[Hasher]) -> dict[str, Any]:
+    """The declared type of every hyper-parameter, with its bounds."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
+_KINDS: dict[Any, tuple[type, str]] = {
+    bool: (bool, "true or false"),
+    int: (Integral, "an integer"),
+    float: (Real, "a number"),
+    str: (str, "text"),
+    type(None): (type(None), "null"),
+}
+
+
+def _check_parameter(name: str, value: object, declared: Any) -> None:
+    """Raise :class:`ParameterError` unless ``value`` has the declared type and lies in its bounds."""
     words = []
-    for kind in alternatives:
-        if kind is bool or kind is type(None):
-            accepted, word = kind, "true or false" if kind is bool else "null"
-        elif kind in _KINDS:
-            accepted, word = _KINDS[kind]
-        else:
-            return
+    for kind in get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,):
+        kind, *bounds = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+        if get_origin(kind) is Literal:
+            if value in get_args(kind):
+                return
+            words.append(f"one of {', '.join(map(str, get_args(kind)))}")
+            continue
+        accepted, word = _KINDS[kind]
         if isinstance(value, accepted) and isinstance(value, bool) == (kind is bool):
+            _check_bounds(name, value, bounds)
             return
         words.append(word)
     raise ParameterError(f"{name} must be {' or '.join(words)}, got {value!r}")
 
 
+_LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "ge": ("at least", operator.ge),
+    "gt": ("above", operator.gt),
+    "le": ("at most", operator.le),
+    "lt": ("below", operator.lt),
+}
+
+
+def _check_bounds(name: str, value: Any, bounds: list[Any]) -> None:
+    if isinstance(value, Real) and not np.isfinite(float(value)):
+        raise ParameterError(f"{name} must be a finite number, got {value!r}")
+    for bound in bounds:
+        limits = {kind: getattr(bound, kind) for kind in _LIMITS if getattr(bound, kind, None) is not None}
+        if not all(_LIMITS[kind][1](value, limit) for kind, limit in limits.items()):
+            wanted = " and ".join(f"{_LIMITS[kind][0]} {limit}" for kind, limit in limits.items())
+            raise ParameterError(f"{name} must be {wanted}, got {value!r}")
+
+
 def write_model_folder(path: str | Path, config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:
-    """Write ``model.safetensors`` and then ``config.json``, each under a temporary name first: a crash leaves no half file.
+    """Write ``model.safetensors`` and then ``config.json``; a crash leaves no half file.
 
     ``config`` gets a ``fingerprint``, the BLAKE2 digest of the tensors' file, by which indexes know their model.
     """
@@ -294,16 +438,9 @@ def write_model_folder(path: str | Path, config: dict[str, Any], tensors: dict[s
     folder = Path(path)
     data = save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
     config = {**config, "fingerprint": blake2b(data, digest_size=16).hexdigest()}
-    contents = {"model.safetensors": data, "config.json": (json.dumps(config, indent=2) + "\n").encode()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            temporary = folder / f".{name}.{os.getpid()}"
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(folder / name)
+        write_atomic(folder / "model.safetensors", data, durable=True)
+        write_atomic(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode(), durable=True)
     except OSError as error:
         raise DataError(f"the model cannot be written to {folder} ({error.strerror}); give another folder") from error
 

@@ -21,8 +21,10 @@ class PCAH(AffineHasher):
     """b = sign(P^T (x - mu)). Exact and deterministic; the seed changes nothing."""
 
     method = "pcah"
+    title = "Semi-Supervised Hashing for Large-Scale Search (its PCA baseline)"
+    venue = "TPAMI"
+    year = 2012
+    kind = "shallow"
 
     def _fit(self, given: TrainingSet) -> None:
-        features = given.features
-        mean, components = principal_components(features, self.n_bits)
-        self._set_affine(mean, components)
+        self._set_affine(*principal_components(given.features, self.n_bits))

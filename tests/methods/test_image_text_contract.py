@@ -1,4 +1,4 @@
-"""One suite for every cross-modal method: whatever is registered must pass it."""
+"""One suite for every method of image-text pairs: whatever is registered must pass it."""
 
 import json
 import sys
@@ -12,17 +12,12 @@ from numpy.typing import NDArray
 from distillhash import load_hasher, make_hasher, method_names
 from distillhash.codes import hamming_distances
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
-from distillhash.methods.crossmodal_registry import (
-    CROSS_METHODS,
-    CrossModalHasher,
-    cross_method_class,
-    cross_method_names,
-    make_cross_hasher,
-)
-from distillhash.metrics.cross_modal import retrieval_metrics
+from distillhash.methods import method_class
+from distillhash.methods.image_text import CrossModalHasher
+from distillhash.metrics import query_metrics
 from pair_factory import paired_vectors
 
-METHODS = cross_method_names()
+METHODS = method_names(image_text=True)
 FAST: dict[str, dict[str, Any]] = {
     "ccaitq": {},
     "cross-contrast": {},
@@ -32,7 +27,9 @@ IMAGES, TEXTS, OWNERS = paired_vectors()
 
 
 def make(method: str, n_bits: int = 16, seed: int = 0) -> CrossModalHasher:
-    return make_cross_hasher(method, n_bits, seed=seed, **FAST[method])
+    hasher = make_hasher(method, n_bits, seed=seed, **FAST[method])
+    assert isinstance(hasher, CrossModalHasher)
+    return hasher
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -42,7 +39,7 @@ def fitted(request: pytest.FixtureRequest) -> CrossModalHasher:
 
 def test_shapes_and_the_sign_rule(fitted: CrossModalHasher) -> None:
     for project, encode, rows in (
-        (fitted.project_images, fitted.encode_images, IMAGES),
+        (fitted.project, fitted.encode_images, IMAGES),
         (fitted.project_texts, fitted.encode_texts, TEXTS),
     ):
         projection, codes = project(rows), encode(rows)
@@ -66,8 +63,8 @@ def test_save_and_load(fitted: CrossModalHasher, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "hasher").iterdir()) == ["config.json", "model.safetensors"]
     loaded = load_hasher(tmp_path / "hasher")
     assert type(loaded) is type(fitted) and isinstance(loaded, CrossModalHasher)
-    assert loaded.parameters() == fitted.parameters()
-    np.testing.assert_array_equal(loaded.project_images(IMAGES), fitted.project_images(IMAGES))
+    assert loaded.get_params() == fitted.get_params()
+    np.testing.assert_array_equal(loaded.project(IMAGES), fitted.project(IMAGES))
     np.testing.assert_array_equal(loaded.project_texts(TEXTS), fitted.project_texts(TEXTS))
     config = json.loads((tmp_path / "hasher" / "config.json").read_text())
     config["parameters"]["n_bits"] = 17
@@ -91,8 +88,8 @@ def test_new_pairs_find_each_other(fitted: CrossModalHasher) -> None:
     distances = hamming_distances(fitted.encode_images(images), fitted.encode_texts(texts))
     own = np.eye(60)
     chance = 10 / 60
-    assert retrieval_metrics(distances, own)["hit@10"] > 3 * chance
-    assert retrieval_metrics(distances.T, own)["hit@10"] > 3 * chance
+    for table in (distances, distances.T):
+        assert query_metrics(table, own)["hit@10"].mean() > 3 * chance
     assert owners.tolist() == list(range(60))
 
 
@@ -154,23 +151,17 @@ def test_awkward_data_is_learned_from_or_refused_in_words(method: str, images: A
     except DataError as error:
         assert not hasher.is_fitted and len(str(error)) > 30
         return
-    assert np.isfinite(hasher.project_images(IMAGES)).all() and np.isfinite(hasher.project_texts(TEXTS)).all()
+    assert np.isfinite(hasher.project(IMAGES)).all() and np.isfinite(hasher.project_texts(TEXTS)).all()
 
 
 def test_names_are_checked() -> None:
     assert not set(METHODS) & set(method_names())
-    with pytest.raises(ParameterError, match="unknown cross-modal method 'itq'; choose one of ccaitq"):
-        make_cross_hasher("itq", 8)
-    with pytest.raises(
-        ParameterError, match="ugach learns from images and texts; use make_cross_hasher, or train --pairs"
-    ):
-        make_hasher("ugach", 8)
     with pytest.raises(ParameterError, match="ccaitq has no hyper-parameter 'epochs'"):
-        make_cross_hasher("ccaitq", 8, epochs=3)
-    with pytest.raises(ParameterError, match="unknown reading 'best' of ugach; choose one of recommended, code"):
-        make_cross_hasher("ugach", 8, reading="best")
+        make_hasher("ccaitq", 8, epochs=3)
+    with pytest.raises(ParameterError, match="unknown preset 'best' of ugach; choose one of recommended, code"):
+        make_hasher("ugach", 8, preset="best")
     with pytest.raises(ParameterError, match="margin must be a number, got 'wide'"):
-        make_cross_hasher("ugach", 8, margin="wide")
+        make_hasher("ugach", 8, margin="wide")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +187,7 @@ def test_names_are_checked() -> None:
 )
 def test_values_are_checked(method: str, option: str, value: Any, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
-        make_cross_hasher(method, 8, **{option: value})
+        make_hasher(method, 8, **{option: value})
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -204,10 +195,10 @@ def test_views_are_used_by_the_methods_that_say_so(method: str) -> None:
     views = IMAGES + np.random.default_rng(0).normal(0, 1, (2, *IMAGES.shape)).astype(np.float32)
     plain, viewed = (make(method, 12).fit(IMAGES, TEXTS, owners=OWNERS, views=given) for given in (None, views))
     changed = plain.encode_images(IMAGES) != viewed.encode_images(IMAGES)
-    assert changed == cross_method_class(method).uses_views == ("views" in CROSS_METHODS[method].uses)
+    assert changed == method_class(method).uses_views == ("views" in method_class(method).about()["uses"])
 
 
 def test_every_method_names_its_source() -> None:
     for method in METHODS:
-        text = sys.modules[cross_method_class(method).__module__].__doc__ or ""
+        text = sys.modules[method_class(method).__module__].__doc__ or ""
         assert "Paper:" in text and "Departs from the paper in:" in text, method
