@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distillhash import Codes, make_hasher
-from distillhash.errors import DataError, ParameterError
-from distillhash.methods.sph import forces, spherical_hamming
+from distillhash import make_hasher
+from distillhash.errors import ParameterError
+from distillhash.methods.sph import forces
 
 
 def cloud(n: int = 600, d: int = 16, seed: int = 0) -> NDArray[Any]:
@@ -78,23 +78,7 @@ def test_training_is_capped() -> None:
     np.testing.assert_array_equal((hasher.encode(cloud()).signs() > 0).sum(0), 300)
 
 
-def test_spherical_hamming_matches_a_loop() -> None:
-    rng = np.random.default_rng(0)
-    a, b = (np.where(rng.random((n, 13)) < 0.4, 1, -1) for n in (9, 21))
-    a[0], b[0] = -1, -1  # nothing in common with anything, and equal to each other
-    distances = spherical_hamming(Codes.from_signs(a), Codes.from_signs(b))
-    assert distances.shape == (9, 21)
-    for i in range(9):
-        for j in range(21):
-            different = sum(s != t for s, t in zip(a[i], b[j], strict=True))
-            common = sum(s == t == 1 for s, t in zip(a[i], b[j], strict=True))
-            assert distances[i, j] == pytest.approx(different / (common or 0.1))
-    assert distances[0, 0] == 0
-
-
 def test_refusals() -> None:
-    with pytest.raises(DataError, match="codes of 3 and 4 bits"):
-        spherical_hamming(Codes.from_signs(np.ones((1, 3))), Codes.from_signs(np.ones((1, 4))))
     for wrong in ({"max_iterations": 0}, {"mean_tolerance": -1}, {"std_tolerance": float("nan")}):
         with pytest.raises(ParameterError, match=next(iter(wrong))):
             make_hasher("sph", 8, **wrong)

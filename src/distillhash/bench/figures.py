@@ -194,7 +194,7 @@ def neighbour_recall(recall: Mapping[str, Any]) -> Drawing:
     """Share of the nearest neighbours by features found among the first results by Hamming distance.
 
     Args:
-        recall: What :func:`distillhash.metrics.code_statistics.neighbour_recall` returns.
+        recall: What :func:`distillhash.metrics.neighbour_recall` returns.
     """
     curve, ks = recall["curve"], recall["ks"]
     figure, axes = _axes("Results looked at (logarithmic)", "Feature neighbours found")

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from distillhash.bench.report import ReportData, RunRow, SampleNeighbour, SampleQuery, write_report
 from distillhash.bench.versions import versions
 from distillhash.codes import Codes, hamming_distances
-from distillhash.metrics.code_statistics import bit_statistics, neighbour_recall
-from distillhash.models.hash_model import HashModel, concatenate
+from distillhash.metrics import bit_statistics, neighbour_recall
+from distillhash.models import HashModel
 from distillhash.sources import ImageSource, Skipped, Source, encode_thumbnail, open_source
 from distillhash.supervision.similarity import judge_pairs
 
@@ -54,7 +54,7 @@ def encode_side(model: HashModel, source: Any, *, progress: bool = False, max_pi
     rows = np.concatenate([batch.rows for batch in batches]) if batches else np.zeros(0, np.intp)
     features = np.concatenate([batch.features for batch in batches]) if batches else np.zeros((0, 1), np.float32)
     labels = None if opened.labels is None else opened.labels[rows]
-    return Side(opened, rows, concatenate([batch.codes for batch in batches], model.n_bits), features, labels, skipped)
+    return Side(opened, rows, Codes.concatenate([batch.codes for batch in batches], model.n_bits), features, labels, skipped)
 
 
 def write_training_report(path: Path, model: HashModel, source: Source, *, command: str) -> Path:

@@ -66,7 +66,7 @@ class ReportData:
         focus: Label of the run that everything but the comparison describes; None: the one with the best MAP.
         losses: Name -> loss after each epoch.
         bits: :func:`distillhash.metrics.code_statistics.bit_statistics`.
-        recall: :func:`distillhash.metrics.code_statistics.neighbour_recall`.
+        recall: :func:`distillhash.metrics.neighbour_recall`.
         pairs: Steps of the pair labels, as :func:`distillhash.supervision.similarity.describe_pairs` and ``judge_pairs`` give them.
         samples: Queries with their nearest images.
         skipped: Items that could not be read; None where the report read no items.

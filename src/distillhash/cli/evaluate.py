@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode both sides and print the metrics."""
     from distillhash.bench.model_report import encode_side, write_evaluation_report
     from distillhash.metrics.retrieval import evaluate_codes
-    from distillhash.models.hash_model import load_model
+    from distillhash.models import load_model
 
     model = load_model(arguments.model, device=arguments.device, cache=open_cache(arguments))
     from distillhash.models.image_text import CrossModalModel

@@ -99,7 +99,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     out = Path(arguments.out)
     skipped = report_skipped(arguments, model.skipped_, out / "skipped.json")
-    for remark in list(dict.fromkeys(getattr(model, "remarks_", [])))[:MOST_REMARKS]:
+    for remark in list(dict.fromkeys(getattr(model, "notes_", [])))[:MOST_REMARKS]:
         say(arguments, remark)
     model.save(out)
     report = write_training_report(out / "report.html", model, images, command=command_line(arguments))

@@ -6,7 +6,8 @@ Symbols: p_k -> pivots_ (n_bits, d); t_k -> radii_ (n_bits,); o_ij, the rows ins
 whether ||x - p_k|| <= t_k. Wanted: half of the rows in each sphere, a quarter in each pair of spheres.
 Departs from the paper in: training stops after 100 rounds at the latest (the release does not stop); pivots start from means of 5
 random rows, as in the release; a radius lies midway between the two middle distances, so that no training row is on the sphere;
-more than 20,000 rows are sampled down. Codes are compared by the plain Hamming distance; :func:`spherical_hamming` gives the paper's.
+more than 20,000 rows are sampled down. Codes are compared by the plain Hamming distance; the paper divides it by the number of +1 bits
+that both codes have.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
 
-from distillhash.codes import Codes, check_same_length
 from distillhash.methods.base import Hasher, TrainingSet, sample_rows
 from distillhash.methods.linear_algebra import squared_distances
 
@@ -101,24 +101,3 @@ def forces(overlap: NDArray[np.float64], pivots: NDArray[np.float64], n: int) ->
     strength = 0.5 * (overlap - n / 4) / (n / 4)
     np.fill_diagonal(strength, 0)
     return np.asarray((strength.sum(axis=1)[:, None] * pivots - strength @ pivots) / len(pivots))
-
-
-def spherical_hamming(query_codes: Codes, database_codes: Codes) -> NDArray[np.float64]:
-    """The paper's distance between codes: bits that differ, over bits that are +1 in both. Rank by it instead of Hamming's.
-
-    Args:
-        query_codes: ``n_queries`` codes.
-        database_codes: ``n`` codes of the same length.
-
-    Returns:
-        ``(n_queries, n) float64``. Without a common +1 bit the divisor is 0.1: such codes come after all others that differ in as many
-        bits.
-
-    Raises:
-        DataError: codes of different lengths.
-    """
-    check_same_length(query_codes, database_codes)
-    a, b = ((codes.signs() > 0).astype(np.float64) for codes in (query_codes, database_codes))
-    common = a @ b.T
-    different = a.sum(axis=1)[:, None] + b.sum(axis=1) - 2 * common
-    return np.asarray(different / np.where(common > 0, common, 0.1))
