@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from distillhash import Hasher, load_hasher, make_hasher, method_names
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
-from distillhash.methods import registry
+from distillhash.methods import method_class, registry
 
 HERE = Path(__file__).parent
 PLUGIN = [str(HERE), str(HERE / "example_plugin")]  # the module, and the metadata that an installed package has
@@ -188,6 +188,34 @@ def test_refusals(method: str) -> None:
     infinite[2, 0] = np.inf
     with pytest.raises(DataError, match="row 2 holds"):
         hasher.encode(infinite)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fine_tuning_trains_the_backbone_or_is_refused(method: str) -> None:
+    torch = pytest.importorskip("torch")
+    from distillhash.methods.training import TrainableImages
+
+    x = clustered()
+
+    class Images:
+        """Images whose features are their first half."""
+
+        def __len__(self) -> int:
+            return len(x)
+
+        def batch(self, rows: NDArray[Any], rng: np.random.Generator) -> Any:
+            return torch.from_numpy(np.concatenate([x[rows], rng.random((len(rows), 40), np.float32)], axis=1))
+
+    trunk = torch.nn.Linear(80, 40, bias=False)
+    torch.nn.init.eye_(trunk.weight)
+    images: Any = TrainableImages(Images(), trunk)
+    if not method_class(method).fine_tunes:
+        with pytest.raises(ParameterError, match="cannot fine-tune a backbone"):
+            fit(make_hasher(method, 8), x, images=images)
+        return
+    hasher = fit(make_hasher(method, 8, epochs=1, fine_tune_epochs=1), x, images=images)
+    assert not torch.equal(trunk.weight.detach(), torch.eye(40, 80))
+    assert len(hasher.history_["loss"]) == 2 and len(hasher.encode(x)) == 120
 
 
 @pytest.mark.parametrize("n_bits", [64, 127])
