@@ -21,8 +21,8 @@ from scipy.stats import spearmanr
 
 from distillhash import make_hasher
 from distillhash.backbones import FeatureCache, make_backbone
-from distillhash.bench.protocol import load_protocol
-from distillhash.bench.run import Prepared, prepare
+from distillhash.bench.protocols import load_protocol
+from distillhash.bench.runs import Prepared, prepare
 from distillhash.metrics.code_statistics import replicated_neighbours
 from distillhash.metrics.retrieval import evaluate_codes
 from distillhash.sources import open_source

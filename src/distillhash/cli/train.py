@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from distillhash.cli.common import (
     SOURCE_HELP,
+    add_backbone_options,
     add_reading_options,
+    add_settings_option,
     add_verb,
+    backbone_name,
     command_line,
     open_cache,
     parse_settings,
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from distillhash.sources import Source
 
 DEFAULT_METHOD = "distillhash-contrast"
-MOST_REMARKS = 5
+MAX_NOTES = 5
 
 
 def add_parser(subparsers: Any) -> None:
@@ -68,22 +71,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--max-images", type=int, default=50_000, metavar="N", help="learn from at most N (default: 50000)"
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the method"
-    )
+    add_settings_option(parser)
     add_reading_options(parser)
-
-
-def add_backbone_options(parser: argparse.ArgumentParser) -> None:
-    """Options that choose a feature extractor."""
-    parser.add_argument("--backbone", help="see `distillhash ls backbones` (default: efficientnet-lite0 for images)")
-    parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels images are resized to")
-    parser.add_argument("--weights", metavar="FILE", help="weights for backbones that do not carry theirs")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train and write the model folder with its report."""
-    from distillhash.bench.model_report import write_training_report
+    from distillhash.bench.report import write_training_report
 
     model, source, images = _pair_model(arguments) if arguments.pairs else _image_model(arguments)
     hasher = model.hasher
@@ -99,10 +93,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     out = Path(arguments.out)
     skipped = report_skipped(arguments, model.skipped_, out / "skipped.json")
-    for remark in list(dict.fromkeys(getattr(model, "remarks_", [])))[:MOST_REMARKS]:
-        say(arguments, remark)
+    for note in list(dict.fromkeys(getattr(model, "remarks_", [])))[:MAX_NOTES]:
+        say(arguments, note)
     model.save(out)
-    report = write_training_report(out / "report.html", model, images, command=command_line(arguments))
+    report = out / "report.html"
+    write_training_report(report, model, images, command=command_line(arguments))
     say(
         arguments,
         f"trained {hasher.method}, {hasher.n_bits} bits, on {model.training['n_used']} items in {seconds:.1f} s",
@@ -133,7 +128,7 @@ def _image_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]
     if arguments.text_encoder is not None:
         raise ParameterError(f"--text-encoder {arguments.text_encoder} needs texts; add --pairs, or leave it out")
     arguments.method = arguments.method or DEFAULT_METHOD
-    hasher = make_hasher(arguments.method, arguments.bits, seed=arguments.seed, **hyperparameters(arguments))
+    hasher = make_hasher(arguments.method, arguments.bits, seed=arguments.seed, **_hyperparameters(arguments))
     source = open_source(arguments.source)
     return HashModel(hasher=hasher, **_parts(arguments, source)), source, source
 
@@ -148,7 +143,7 @@ def _pair_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     from distillhash.texts import DEFAULT_TEXT_ENCODER
 
     hasher = make_cross_hasher(
-        arguments.method or DEFAULT_CROSS_METHOD, arguments.bits, seed=arguments.seed, **hyperparameters(arguments)
+        arguments.method or DEFAULT_CROSS_METHOD, arguments.bits, seed=arguments.seed, **_hyperparameters(arguments)
     )
     pairs = open_pairs(arguments.source)
     ready = isinstance(pairs.texts, np.ndarray)
@@ -158,12 +153,8 @@ def _pair_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
 
 
 def _parts(arguments: argparse.Namespace, source: Source) -> dict[str, Any]:
-    """The backbone's arguments; vectors need none."""
-    from distillhash.sources import EmbeddingSource
-
-    default = "embeddings" if isinstance(source, EmbeddingSource) else "efficientnet-lite0"
     return {
-        "backbone": arguments.backbone or default,
+        "backbone": backbone_name(arguments, source),
         "image_size": arguments.image_size,
         "weights": arguments.weights,
         "device": arguments.device,
@@ -171,8 +162,8 @@ def _parts(arguments: argparse.Namespace, source: Source) -> dict[str, Any]:
     }
 
 
-def hyperparameters(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What ``--set`` says, and the device for methods that train on one."""
+def _hyperparameters(arguments: argparse.Namespace) -> dict[str, Any]:
+    """``--set``, and the device for methods that train on one."""
     from distillhash.methods import method_class
 
     settings = parse_settings(arguments.set)

@@ -100,7 +100,7 @@ METHODS = {
         teacher=True,
     ),
     "distillhash-initial": MethodInfo(
-        "distillhash_initial", "DistillHashInitial", "DistillHash*: the same without distilling", "CVPR", 2019, PAIRS
+        "distillhash", "DistillHashInitial", "DistillHash*: the same without distilling", "CVPR", 2019, PAIRS
     ),
     "dmuh": MethodInfo(
         "dmuh", "DMUH", "Deep Momentum Uncertainty Hashing", "Pattern Recognition", 2022, SUPERVISED, LABELS
