@@ -17,10 +17,27 @@ MODULES = {
     for path in sorted(ROOT.rglob("*.py"))
 }
 # A module imports only from the ones before it, and from its own package.
-ORDER = (
-    "errors files progress sources texts backbones codes hamming metrics supervision methods models index export search "
-    "dedup bench serve cli"
-).split()
+ORDER = [
+    "errors",
+    "files",
+    "progress",
+    "sources",
+    "texts",
+    "backbones",
+    "codes",
+    "hamming",
+    "metrics",
+    "supervision",
+    "methods",
+    "models",
+    "index",
+    "export",
+    "search",
+    "dedup",
+    "bench",
+    "serve",
+    "cli",
+]
 # A method can train a backbone that it is given, so it knows its types; it never makes one.
 TYPES_ONLY = {("methods", "backbones")}
 MAX_FILES = 160

@@ -92,52 +92,34 @@ class BenchFigure(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """The tables of a benchmark."""
+    """The tables and figures of a benchmark; ``random`` is the MAP of a random ranking."""
 
     rows: Sequence[Row]
     lengths: list[int]
     protocol: Protocol
     seeds: list[int]
     random: float | None
+    figures: Sequence[BenchFigure]
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """All a report shows. What is None or empty has no section, except ``skipped``: an empty list says that nothing was.
-
-    Attributes:
-        title: Heading, such as ``"Quality of 64-bit codes"``.
-        subtitle: One line under it, such as the method and the backbone.
-        command: The exact command line that made the report.
-        versions: Package or tool -> version; ``commit`` is welcome.
-        facts: Other things needed to make it again, such as the data and the seed.
-        runs: The codes compared by labels.
-        focus: Label of the run that everything but the comparison describes; None: the one with the best MAP.
-        losses: Name -> loss after each epoch.
-        bits: :func:`distillhash.metrics.code_statistics.bit_statistics`.
-        recall: :func:`distillhash.metrics.code_statistics.neighbour_recall`.
-        pairs: Steps of the pair labels, as :func:`distillhash.supervision.similarity.describe_pairs` and ``judge_pairs`` give them.
-        samples: Queries with their nearest images.
-        skipped: Items that could not be read; None where the report read no items.
-        comparison: The tables of a benchmark.
-        figures: The figures of a benchmark.
-    """
+    """All a report shows. What is None or empty has no section, except ``skipped``: an empty list says that nothing was."""
 
     title: str
     subtitle: str
-    command: str
+    command: str  # the exact command line that made the report
     versions: Mapping[str, str]
-    facts: Mapping[str, Any]
-    runs: Sequence[RunRow] = ()
-    focus: str | None = None
-    losses: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    bits: Mapping[str, Any] | None = None
-    recall: Mapping[str, Any] | None = None
-    pairs: Sequence[Mapping[str, Any]] = ()
+    facts: Mapping[str, Any]  # other things needed to make it again, such as the data and the seed
+    runs: Sequence[RunRow] = ()  # the codes compared by labels
+    focus: str | None = None  # the run that everything else describes, by its label; None: the one with the best MAP
+    losses: Mapping[str, Sequence[float]] = field(default_factory=dict)  # one value an epoch
+    bits: Mapping[str, Any] | None = None  # of code_statistics.bit_statistics
+    recall: Mapping[str, Any] | None = None  # of code_statistics.neighbour_recall
+    pairs: Sequence[Mapping[str, Any]] = ()  # of similarity.describe_pairs and judge_pairs
     samples: Sequence[SampleQuery] = ()
     skipped: Sequence[Skipped] | None = None
     comparison: Comparison | None = None
-    figures: Sequence[BenchFigure] = ()
 
 
 def write_report(path: str | Path, data: ReportData) -> None:
@@ -185,18 +167,8 @@ def write_report(path: str | Path, data: ReportData) -> None:
 # Reports of a model: train, evaluate, demo.
 
 
-@dataclass(frozen=True)
-class EncodedSource:
-    """One encoded source: queries or database.
-
-    Attributes:
-        source: Where the items come from.
-        rows: ``(m,)`` rows of the items that could be used.
-        codes: ``m`` codes.
-        features: ``(m, d) float32``.
-        labels: Labels of those rows, or None.
-        skipped: The other items.
-    """
+class EncodedSource(NamedTuple):
+    """One encoded source, queries or database: ``m`` codes, their rows in the source, features ``(m, d)`` and labels."""
 
     source: Source
     rows: NDArray[np.intp]
@@ -225,11 +197,10 @@ def write_training_report(path: Path, model: HashModel, source: Source, *, comma
     rng = np.random.default_rng(model.hasher.seed)
     rows = np.sort(rng.choice(len(source), min(len(source), REPORT_ITEMS), replace=False))
     shown = encode_source(model, source.select(rows))
+    items = f"{model.training['n_used']} items of {source.name}; shown: {len(shown.codes)} of them"
     data = ReportData(
         title=f"{model.n_bits}-bit codes",
-        **_model_facts(
-            model, f"{model.training['n_used']} items of {source.name}; shown: {len(shown.codes)} of them", command
-        ),
+        **_model_facts(model, items, command),
         bits=bit_statistics(shown.codes) if len(shown.codes) else None,
         recall=_recall(shown, shown),
         pairs=_pairs(model, None),
@@ -366,8 +337,7 @@ def write_bench_report(
         command=provenance.command,
         versions=provenance.versions,
         facts=facts,
-        comparison=Comparison(rows, lengths, protocol, provenance.seeds, mean_random(runs)),
-        figures=drawn,
+        comparison=Comparison(rows, lengths, protocol, provenance.seeds, mean_random(runs), drawn),
     )
     write_report(folder / "report.html", data)
 
