@@ -1,40 +1,60 @@
-"""SQLite's write-ahead log, which lets one process write while others read."""
+"""Files: whole writes, content digests, SQLite's write-ahead log, and the processors this process may use."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import os
+import secrets
 import sqlite3
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-def write_ahead(connection: sqlite3.Connection, *, wait: float) -> None:
-    """Keep the file's changes in a write-ahead log.
+def write_atomic(path: str | Path, data: bytes, *, durable: bool = False) -> None:
+    """Write a file that appears whole or not at all, whatever process or power fails meanwhile.
 
-    SQLite does not wait for other processes when it switches to it, whatever the connection's timeout, so this does.
+    The data goes to a hidden temporary file in the same folder, which is renamed at the end and removed after an error. An existing
+    file is replaced, and missing folders are made. Threads and processes that write the same path do not disturb each other; the last
+    one wins.
 
     Args:
-        connection: To the file.
-        wait: Seconds to wait for other processes at most.
+        path: The file.
+        data: Its whole content.
+        durable: Wait until the data and the name are on the disk, so that the file also survives a power failure after the return.
 
     Raises:
-        sqlite3.Error: the file is damaged, cannot be written, or is still locked after ``wait``.
+        OSError: it cannot be written.
     """
-    give_up = time.monotonic() + wait
-    while True:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Wait until the names in ``folder`` are on the disk, where the system offers that (Windows does not)."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
         try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.Error as error:
-            if "locked" not in str(error) or time.monotonic() > give_up:
-                raise
-            time.sleep(0.01)
-
-
-# A short content digest, the key of caches and the first test for exact duplicates.
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def digest(data: bytes | NDArray[Any]) -> bytes:
@@ -54,3 +74,31 @@ def digest(data: bytes | NDArray[Any]) -> bytes:
     else:
         hasher.update(data)
     return hasher.digest()
+
+
+def write_ahead(connection: sqlite3.Connection, *, wait: float) -> None:
+    """Keep an SQLite file's changes in a write-ahead log, so that one process can write while others read.
+
+    SQLite does not wait for other processes when it switches to the log, whatever the connection's timeout, so this function does.
+
+    Args:
+        connection: To the file.
+        wait: Seconds to wait for other processes at most.
+
+    Raises:
+        sqlite3.Error: the file is damaged, cannot be written, or is still locked after ``wait``.
+    """
+    give_up = time.monotonic() + wait
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.Error as error:
+            if "locked" not in str(error) or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
+
+
+def cores() -> int:
+    """Number of processors that this process may use, at least 1; containers and ``taskset`` allow fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,103 @@
+"""Whole writes, digests, the write-ahead log of SQLite files that several processes open at once, processors."""
+
+import hashlib
+import os
+import sqlite3
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from distillhash.files import cores, digest, write_ahead, write_atomic
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_write_is_whole_and_leaves_nothing_beside(tmp_path: Path, durable: bool) -> None:
+    file = tmp_path / "new" / "folder" / "file.json"
+    write_atomic(file, b"one", durable=durable)
+    write_atomic(str(file), b"two", durable=durable)
+    assert file.read_bytes() == b"two"
+    assert [path.name for path in file.parent.iterdir()] == ["file.json"]
+
+
+def test_a_write_has_the_permissions_of_any_other(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a", b"")
+    (tmp_path / "b").write_bytes(b"")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    write_atomic(file, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomic(file, b"new", durable=True)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
+
+
+def test_a_folder_of_that_name_is_refused_and_nothing_stays(tmp_path: Path) -> None:
+    (tmp_path / "name").mkdir()
+    with pytest.raises(OSError, match="name"):
+        write_atomic(tmp_path / "name", b"data")
+    assert [path.name for path in tmp_path.iterdir()] == ["name"]
+
+
+def test_a_name_of_the_longest_length_can_be_written(tmp_path: Path) -> None:
+    write_atomic(tmp_path / ("n" * 255), b"data")
+    assert (tmp_path / ("n" * 255)).read_bytes() == b"data"
+
+
+def test_threads_that_write_one_file_do_not_disturb_each_other(tmp_path: Path) -> None:
+    contents = [bytes([number]) * 100_000 for number in range(8)]
+    threads = [threading.Thread(target=write_atomic, args=(tmp_path / "file", data)) for data in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "file").read_bytes() in contents
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_digest_is_blake2b_of_the_bytes() -> None:
+    assert digest(b"content") == hashlib.blake2b(b"content", digest_size=16).digest()
+
+
+def test_a_digest_of_an_array_counts_type_shape_and_content() -> None:
+    array = np.arange(12, dtype=np.int32).reshape(3, 4)
+    others = [array.reshape(4, 3), array.astype(np.int64), array.T, array + 1]
+    assert len({digest(array), *map(digest, others)}) == 5
+    assert digest(array) == digest(array.astype(">i4")) == digest(np.asfortranarray(array))
+
+
+def test_it_waits_for_who_writes(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "file", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    connection = sqlite3.connect(tmp_path / "file", timeout=0)
+    with pytest.raises(sqlite3.OperationalError, match="locked"):
+        write_ahead(connection, wait=0.05)
+    timer = threading.Timer(0.2, other.execute, ["COMMIT"])
+    timer.start()
+    write_ahead(connection, wait=30)
+    timer.join()
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_what_is_no_database_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"not a database" * 100)
+    with pytest.raises(sqlite3.DatabaseError, match="not a database"):
+        write_ahead(sqlite3.connect(tmp_path / "file"), wait=30)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the system does not restrict processors")
+def test_cores_are_those_the_process_may_use() -> None:
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
