@@ -32,7 +32,8 @@ from numpy.typing import NDArray
 from distillhash.backbones import FeatureCache, extract_features, make_backbone
 from distillhash.bench.runs import versions
 from distillhash.codes import hamming_distances
-from distillhash.methods.crossmodal_registry import make_cross_hasher
+from distillhash.methods import make_hasher
+from distillhash.methods.image_text import CrossModalHasher
 from distillhash.methods.linear_algebra import canonical_directions
 from distillhash.metrics.cross_modal import own_items, query_metrics, word_overlap
 from distillhash.sources.pairs import open_pairs
@@ -136,7 +137,8 @@ def learn(variant: Variant, train: Part, n_bits: int, seed: int) -> tuple[Distan
     started = time.perf_counter()
     if variant.name == "float CCA":
         return float_cca(train, n_bits), {"fit_seconds": time.perf_counter() - started}
-    hasher = make_cross_hasher(variant.method, n_bits, seed=seed, **variant.options)
+    hasher = make_hasher(variant.method, n_bits, seed=seed, **variant.options)
+    assert isinstance(hasher, CrossModalHasher)
     hasher.fit(train.images, train.texts, owners=train.owners, views=train.views if variant.views else None)
     facts: dict[str, Any] = {"fit_seconds": time.perf_counter() - started}
     facts |= {name: hasher.history_[name] for name in ("hardness", "reward") if hasher.history_.get(name)}
@@ -154,7 +156,7 @@ def float_cca(train: Part, n_bits: int) -> Distances:
     """Cosine distances of the canonical variables that ``ccaitq`` rounds."""
     images, texts = train.images[train.owners].astype(float), train.texts.astype(float)
     means = images.mean(axis=0), texts.mean(axis=0)
-    options = make_cross_hasher("ccaitq", n_bits).parameters()
+    options = make_hasher("ccaitq", n_bits).get_params()
     A, B, rho = canonical_directions(images - means[0], texts - means[1], n_bits, options["regularisation"])
     weights = A * rho ** options["power"], B * rho ** options["power"]
 

@@ -183,8 +183,8 @@ VARIANTS = [
     Variant("Readings", "ssdh, same initial labels", "ssdh", {"alpha": 1.5}),
     Variant("Readings", "distillhash-initial, own default", "distillhash-initial"),
     Variant("Readings", "ssdh, own default", "ssdh"),
-    Variant("Readings", "distillhash, reading=paper", options={"reading": "paper"}),
-    Variant("Readings", "distillhash, reading=code", options={"reading": "code"}),
+    Variant("Readings", "distillhash, preset=paper", options={"preset": "paper"}),
+    Variant("Readings", "distillhash, preset=code", options={"preset": "code"}),
     Variant("Controls", "the rule (recommended)"),
     Variant("Controls", "random subset of the initial labels, same counts", control=random_initial),
     Variant("Controls", "sign of the estimate, all pairs", control=sign_of_estimate),
@@ -244,7 +244,7 @@ def fresh_labels(view: NDArray[np.float32], hasher: Any, rows: NDArray[np.intp])
 def measure(variant: Variant, prepared: Prepared, views: NDArray[np.float32], n_bits: int, seed: int) -> dict[str, Any]:
     split, features, labels = prepared.split, prepared.features, prepared.labels
     options = dict(variant.options)
-    options |= DistillHash.READINGS[options.pop("reading")] if "reading" in options else {}
+    options |= DistillHash.PRESETS[options.pop("preset")] if "preset" in options else {}
     hasher: Any
     if variant.method == "distillhash":
         hasher = Controlled(n_bits, seed=seed, **options)

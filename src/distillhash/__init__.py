@@ -17,7 +17,6 @@ __all__ = [
     "Hasher",
     "load_hasher",
     "load_model",
-    "make_cross_hasher",
     "make_hasher",
     "method_names",
 ]
@@ -29,7 +28,6 @@ _HOME = {
     "Hasher": "distillhash.methods",
     "load_hasher": "distillhash.methods",
     "load_model": "distillhash.models.hash_model",
-    "make_cross_hasher": "distillhash.methods.crossmodal_registry",
     "make_hasher": "distillhash.methods",
     "method_names": "distillhash.methods",
 }
@@ -37,7 +35,6 @@ _HOME = {
 if TYPE_CHECKING:
     from distillhash.codes import Codes
     from distillhash.methods import Hasher, load_hasher, make_hasher, method_names
-    from distillhash.methods.crossmodal_registry import make_cross_hasher
     from distillhash.models.hash_model import HashModel, load_model
     from distillhash.models.image_text import CrossModalModel
 

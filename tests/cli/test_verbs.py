@@ -80,7 +80,7 @@ def test_train_on_embeddings_says_what_it_did(
 ) -> None:
     summary = run_json(
         capsys, "train", vectors, "--method", "distillhash", "--bits", 8, "--out", tmp_path / "m",
-        "--set", "epochs=2", "--set", "reading=recommended", "--seed", 5,
+        "--set", "epochs=2", "--set", "preset=recommended", "--seed", 5,
     )  # fmt: skip
     assert summary["n_bits"] == 8 and summary["seed"] == 5 and summary["n_skipped"] == 0
     assert len(summary["loss"]) == 2

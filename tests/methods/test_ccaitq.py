@@ -8,7 +8,7 @@ from scipy.linalg import eigh
 from sklearn.cross_decomposition import CCA
 
 from distillhash.errors import DataError
-from distillhash.methods.crossmodal_registry import make_cross_hasher
+from distillhash.methods import CCAITQ
 from distillhash.methods.linear_algebra import canonical_directions
 from pair_factory import paired_vectors
 
@@ -39,7 +39,7 @@ def test_without_a_ridge_it_is_scikit_learns_cca() -> None:
 
 
 def test_the_quantisation_error_never_rises_and_the_rotation_is_one() -> None:
-    hasher = make_cross_hasher("ccaitq", 8, regularisation=0.5, power=0, iterations=30).fit(IMAGES, TEXTS)
+    hasher = CCAITQ(8, regularisation=0.5, power=0, iterations=30).fit(IMAGES, TEXTS)
     losses = hasher.history_["loss"]
     assert len(losses) == 30 and all(b <= a + 1e-9 for a, b in itertools.pairwise(losses))
     A, B, rho = canonical_directions(X, Y, 8, 0.5)
@@ -52,7 +52,7 @@ def test_the_quantisation_error_never_rises_and_the_rotation_is_one() -> None:
 
 def test_power_scales_the_columns() -> None:
     A, _, rho = canonical_directions(X, Y, 6, 0.1)
-    hasher = make_cross_hasher("ccaitq", 6, regularisation=0.1, power=2).fit(IMAGES, TEXTS)
+    hasher = CCAITQ(6, regularisation=0.1, power=2).fit(IMAGES, TEXTS)
     weight = hasher.image_.layers[0][0]
     np.testing.assert_allclose(weight @ weight.T, (A * rho**4) @ A.T, atol=1e-8)
 
@@ -61,6 +61,6 @@ def test_more_bits_than_features_are_refused() -> None:
     with pytest.raises(
         DataError, match=r"19 bits need at least 19 features on either side .* got 24 of images and 18 of texts"
     ):
-        make_cross_hasher("ccaitq", 19).fit(IMAGES, TEXTS)
+        CCAITQ(19).fit(IMAGES, TEXTS)
     with pytest.raises(DataError, match="features of the texts are all alike"):
-        make_cross_hasher("ccaitq", 4).fit(IMAGES, np.ones((200, 18)))
+        CCAITQ(4).fit(IMAGES, np.ones((200, 18)))

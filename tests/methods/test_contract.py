@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from distillhash import Hasher, load_hasher, make_hasher, method_names
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
-from distillhash.methods import METHODS as METHODS_OF
 from distillhash.methods import method_class
 
 METHODS = method_names()
@@ -47,9 +46,9 @@ def fitted(request: pytest.FixtureRequest) -> Hasher:
 def test_shapes(method: str, n_bits: int) -> None:
     x = clustered()
     hasher = make_hasher(method, n_bits, seed=1)
-    before = json.dumps(hasher.parameters())
+    before = json.dumps(hasher.get_params())
     assert fit(hasher, x) is hasher
-    assert json.dumps(hasher.parameters()) == before
+    assert json.dumps(hasher.get_params()) == before
     projection, codes = hasher.project(x), hasher.encode(x)
     assert projection.shape == (120, n_bits) and projection.dtype == np.float32
     assert codes.n_bits == n_bits and len(codes) == 120
@@ -81,7 +80,7 @@ def test_save_and_load(fitted: Hasher, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "hasher").iterdir()) == ["config.json", "model.safetensors"]
     loaded = load_hasher(tmp_path / "hasher")
     assert type(loaded) is type(fitted)
-    assert loaded.parameters() == fitted.parameters()
+    assert loaded.get_params() == fitted.get_params()
     x = clustered(77, seed=4)
     np.testing.assert_array_equal(loaded.project(x), fitted.project(x))
 
@@ -210,7 +209,7 @@ def test_awkward_data_is_learned_from_or_refused_in_words(method: str, x: NDArra
 
 @pytest.mark.parametrize("n_bits", [0, -1, 1.5, True, "8", 5000])
 def test_code_length_is_checked(n_bits: Any) -> None:
-    with pytest.raises(ParameterError, match=r"integer in 1\.\.4096, got"):
+    with pytest.raises(ParameterError, match=r"n_bits must be (an integer|at least 1 and at most 4096), got"):
         make_hasher("lsh", n_bits)
 
 
@@ -219,8 +218,8 @@ def test_names_are_checked() -> None:
         make_hasher("nope", 8)
     with pytest.raises(ParameterError, match="itq has no hyper-parameter 'epochs'; it takes iterations"):
         make_hasher("itq", 8, epochs=3)
-    with pytest.raises(ParameterError, match="unknown reading 'best'"):
-        make_hasher("distillhash", 8, reading="best")
+    with pytest.raises(ParameterError, match="unknown preset 'best'"):
+        make_hasher("distillhash", 8, preset="best")
     with pytest.raises(ParameterError, match="labels must be one of three-way, two-way, got 'four'"):
         make_hasher("ssdh", 8, labels="four")
     with pytest.raises(ParameterError, match="epochs must be an integer, got 'many'"):
@@ -243,7 +242,7 @@ def test_numbers_of_numpy_are_saved_as_numbers(tmp_path: Path) -> None:
     hasher = make_hasher("itq", **numbers).fit(clustered())
     hasher.save(tmp_path / "hasher")
     loaded = load_hasher(tmp_path / "hasher")
-    assert loaded.parameters() == {"n_bits": 8, "seed": 1, "iterations": 3}
+    assert loaded.get_params() == {"n_bits": 8, "seed": 1, "iterations": 3}
     assert loaded.encode(clustered()) == hasher.encode(clustered())
 
 
@@ -272,7 +271,7 @@ def test_every_method_names_its_source() -> None:
         module = sys.modules[method_class(method).__module__]
         wanted = (
             ["Not in a paper."]
-            if METHODS_OF[method].venue == "this project"
+            if method_class(method).venue == "this project"
             else ["Paper:", "Departs from the paper in:"]
         )
         assert all(words in (module.__doc__ or "") for words in wanted), method

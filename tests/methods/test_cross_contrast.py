@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from distillhash.errors import ParameterError
+from distillhash.methods import CCAITQ
 from distillhash.methods.cross_contrast import CrossContrast, _Towers
-from distillhash.methods.crossmodal_registry import TrainingPairs, make_cross_hasher
-from distillhash.methods.image_text import PairInputs, Standardised, TextDrawer, Tower, standardise
+from distillhash.methods.image_text import PairInputs, Standardised, TextDrawer, Tower, TrainingPairs, standardise
 from distillhash.methods.linear_algebra import canonical_directions
 from distillhash.supervision.losses import neighbour_contrast
 from pair_factory import paired_vectors
@@ -62,12 +62,11 @@ def test_neighbours_are_those_whose_lists_overlap_on_both_sides() -> None:
 
 def test_neighbours_as_positives_change_the_codes() -> None:
     plain, near = (
-        make_cross_hasher("cross-contrast", 16, neighbourhood=share, epochs=10).fit(IMAGES, TEXTS, owners=OWNERS)
-        for share in (0.0, 0.2)
+        CrossContrast(16, neighbourhood=share, epochs=10).fit(IMAGES, TEXTS, owners=OWNERS) for share in (0.0, 0.2)
     )
     assert plain.encode_texts(TEXTS) != near.encode_texts(TEXTS)
     with pytest.raises(ParameterError, match=r"neighbourhood must be at least 0 and at most 1, got 1\.5"):
-        make_cross_hasher("cross-contrast", 8, neighbourhood=1.5)
+        CrossContrast(8, neighbourhood=1.5)
 
 
 def test_directions_in_which_views_differ_shrink() -> None:
@@ -98,10 +97,7 @@ def test_directions_in_which_views_differ_shrink() -> None:
 
 def test_views_change_the_codes() -> None:
     views = IMAGES + np.random.default_rng(5).normal(0, 1, (3, *IMAGES.shape)).astype(np.float32)
-    hashers = [
-        make_cross_hasher("cross-contrast", 12).fit(IMAGES, TEXTS, owners=OWNERS, views=given)
-        for given in (None, views)
-    ]
+    hashers = [CrossContrast(12).fit(IMAGES, TEXTS, owners=OWNERS, views=given) for given in (None, views)]
     assert hashers[0].encode_images(IMAGES) != hashers[1].encode_images(IMAGES)
 
 
@@ -150,20 +146,19 @@ def test_correlated_inputs_are_the_scaled_canonical_variables() -> None:
 
 def test_it_starts_from_cca_itq() -> None:
     # A step too small to flip a bit: what is left is the start.
-    still = {"epochs": 1, "learning_rate": 1e-12, "ridge": 2.0}
-    hasher = make_cross_hasher("cross-contrast", 12, seed=4, **still).fit(IMAGES, TEXTS, owners=OWNERS)
-    start = make_cross_hasher("ccaitq", 12, seed=4, regularisation=2.0).fit(IMAGES, TEXTS, owners=OWNERS)
+    hasher = CrossContrast(12, seed=4, epochs=1, learning_rate=1e-12, ridge=2.0).fit(IMAGES, TEXTS, owners=OWNERS)
+    start = CCAITQ(12, seed=4, regularisation=2.0).fit(IMAGES, TEXTS, owners=OWNERS)
     assert hasher.encode_images(IMAGES) == start.encode_images(IMAGES)
     assert hasher.encode_texts(TEXTS) == start.encode_texts(TEXTS)
 
 
 def test_more_bits_than_canonical_variables_start_at_random() -> None:
-    codes = make_cross_hasher("cross-contrast", 30, epochs=2).fit(IMAGES, TEXTS, owners=OWNERS).encode_texts(TEXTS)
+    codes = CrossContrast(30, epochs=2).fit(IMAGES, TEXTS, owners=OWNERS).encode_texts(TEXTS)
     assert codes.n_bits == 30
 
 
 def test_training_lowers_the_loss_and_the_networks_are_what_is_kept() -> None:
-    hasher = make_cross_hasher("cross-contrast", 16, hidden=32, epochs=30, batch_size=8)
+    hasher = CrossContrast(16, hidden=32, epochs=30, batch_size=8)
     losses = hasher.fit(IMAGES, TEXTS, owners=OWNERS).history_["loss"]
     assert len(losses) == 30 and losses[-1] < 0.8 * losses[0]
     layers = {f"{side}.{part}_{i}" for side in ("image", "text") for part in ("weight", "bias") for i in (0, 1)}

@@ -12,17 +12,12 @@ from numpy.typing import NDArray
 from distillhash import load_hasher, make_hasher, method_names
 from distillhash.codes import hamming_distances
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
-from distillhash.methods.crossmodal_registry import (
-    CROSS_METHODS,
-    CrossModalHasher,
-    cross_method_class,
-    cross_method_names,
-    make_cross_hasher,
-)
+from distillhash.methods import method_class
+from distillhash.methods.image_text import CrossModalHasher
 from distillhash.metrics.cross_modal import retrieval_metrics
 from pair_factory import paired_vectors
 
-METHODS = cross_method_names()
+METHODS = method_names(image_text=True)
 FAST: dict[str, dict[str, Any]] = {
     "ccaitq": {},
     "cross-contrast": {},
@@ -32,7 +27,9 @@ IMAGES, TEXTS, OWNERS = paired_vectors()
 
 
 def make(method: str, n_bits: int = 16, seed: int = 0) -> CrossModalHasher:
-    return make_cross_hasher(method, n_bits, seed=seed, **FAST[method])
+    hasher = make_hasher(method, n_bits, seed=seed, **FAST[method])
+    assert isinstance(hasher, CrossModalHasher)
+    return hasher
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -66,7 +63,7 @@ def test_save_and_load(fitted: CrossModalHasher, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "hasher").iterdir()) == ["config.json", "model.safetensors"]
     loaded = load_hasher(tmp_path / "hasher")
     assert type(loaded) is type(fitted) and isinstance(loaded, CrossModalHasher)
-    assert loaded.parameters() == fitted.parameters()
+    assert loaded.get_params() == fitted.get_params()
     np.testing.assert_array_equal(loaded.project_images(IMAGES), fitted.project_images(IMAGES))
     np.testing.assert_array_equal(loaded.project_texts(TEXTS), fitted.project_texts(TEXTS))
     config = json.loads((tmp_path / "hasher" / "config.json").read_text())
@@ -159,18 +156,12 @@ def test_awkward_data_is_learned_from_or_refused_in_words(method: str, images: A
 
 def test_names_are_checked() -> None:
     assert not set(METHODS) & set(method_names())
-    with pytest.raises(ParameterError, match="unknown cross-modal method 'itq'; choose one of ccaitq"):
-        make_cross_hasher("itq", 8)
-    with pytest.raises(
-        ParameterError, match="ugach learns from images and texts; use make_cross_hasher, or train --pairs"
-    ):
-        make_hasher("ugach", 8)
     with pytest.raises(ParameterError, match="ccaitq has no hyper-parameter 'epochs'"):
-        make_cross_hasher("ccaitq", 8, epochs=3)
-    with pytest.raises(ParameterError, match="unknown reading 'best' of ugach; choose one of recommended, code"):
-        make_cross_hasher("ugach", 8, reading="best")
+        make_hasher("ccaitq", 8, epochs=3)
+    with pytest.raises(ParameterError, match="unknown preset 'best' of ugach; choose one of recommended, code"):
+        make_hasher("ugach", 8, preset="best")
     with pytest.raises(ParameterError, match="margin must be a number, got 'wide'"):
-        make_cross_hasher("ugach", 8, margin="wide")
+        make_hasher("ugach", 8, margin="wide")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +187,7 @@ def test_names_are_checked() -> None:
 )
 def test_values_are_checked(method: str, option: str, value: Any, message: str) -> None:
     with pytest.raises(ParameterError, match=message):
-        make_cross_hasher(method, 8, **{option: value})
+        make_hasher(method, 8, **{option: value})
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -204,10 +195,10 @@ def test_views_are_used_by_the_methods_that_say_so(method: str) -> None:
     views = IMAGES + np.random.default_rng(0).normal(0, 1, (2, *IMAGES.shape)).astype(np.float32)
     plain, viewed = (make(method, 12).fit(IMAGES, TEXTS, owners=OWNERS, views=given) for given in (None, views))
     changed = plain.encode_images(IMAGES) != viewed.encode_images(IMAGES)
-    assert changed == cross_method_class(method).uses_views == ("views" in CROSS_METHODS[method].uses)
+    assert changed == method_class(method).uses_views == ("views" in method_class(method).about()["uses"])
 
 
 def test_every_method_names_its_source() -> None:
     for method in METHODS:
-        text = sys.modules[cross_method_class(method).__module__].__doc__ or ""
+        text = sys.modules[method_class(method).__module__].__doc__ or ""
         assert "Paper:" in text and "Departs from the paper in:" in text, method

@@ -69,16 +69,16 @@ def test_local_estimate_is_the_log_odds_of_neighbouring_labels() -> None:
     np.testing.assert_array_equal(hasher.pairs_, expected)
 
 
-@pytest.mark.parametrize("reading", ["paper", "code", "recommended"])
-def test_readings_train_and_are_recorded(reading: str) -> None:
+@pytest.mark.parametrize("preset", ["paper", "code", "recommended"])
+def test_presets_train_and_are_recorded(preset: str) -> None:
     x = clustered()
     overrides: dict[str, Any] = {"epochs": 2, "estimate_epochs": 30, "alpha": 1.0, "beta": 0.0}
-    if reading == "paper":
+    if preset == "paper":
         overrides["learning_rate"] = 0.01
-    hasher = pair_hasher("distillhash", 8, reading=reading, **overrides).fit(x)
-    assert hasher.parameters() == {
-        **pair_hasher("distillhash", 8).parameters(),
-        **DistillHash.READINGS[reading],
+    hasher = pair_hasher("distillhash", 8, preset=preset, **overrides).fit(x)
+    assert hasher.get_params() == {
+        **pair_hasher("distillhash", 8).get_params(),
+        **DistillHash.PRESETS[preset],
         **overrides,
     }
     steps = [row["step"] for row in hasher.history_["diagnosis"]]

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from distillhash.errors import ParameterError
-from distillhash.methods.crossmodal_registry import TrainingPairs, make_cross_hasher
-from distillhash.methods.image_text import Tower
+from distillhash.methods import make_hasher
+from distillhash.methods.image_text import Tower, TrainingPairs
 from distillhash.methods.ugach import (
     UGACH,
     CorrelationGraph,
@@ -171,7 +171,7 @@ def test_the_mean_hinge_and_reward_are_the_networks_own() -> None:
 
 def test_the_schedule_shows_in_the_history() -> None:
     def history(**options: Any) -> dict[str, list[float]]:
-        hasher = make_cross_hasher("ugach", 16, hidden=16, **options)
+        hasher = UGACH(16, hidden=16, **options)
         return dict(hasher.fit(IMAGES, TEXTS, owners=OWNERS).history_)
 
     both = history(pretrain_epochs=4, rounds=3)
@@ -186,15 +186,16 @@ def test_the_schedule_shows_in_the_history() -> None:
 
 
 def test_a_taught_generator_finds_harder_negatives_than_chance() -> None:
-    hasher = make_cross_hasher("ugach", 16, hidden=32, pretrain_epochs=20, rounds=8, generator_epochs=4, **MENDED)
+    hasher = UGACH(16, hidden=32, pretrain_epochs=20, rounds=8, generator_epochs=4, **MENDED)
     hardness = hasher.fit(IMAGES, TEXTS, owners=OWNERS).history_["hardness"]
     assert hardness[-1] > hardness[0] + 0.1
 
 
 def test_the_release_reading() -> None:
-    hasher = make_cross_hasher("ugach", 16, reading="code", hidden=8, pretrain_epochs=1, rounds=1)
-    assert (hasher.parameters()["optimizer"], hasher.parameters()["batch_size"]) == ("sgd", 1)
-    run = _Game(hasher, TrainingPairs(IMAGES, TEXTS, OWNERS))  # type: ignore[arg-type]
+    hasher = make_hasher("ugach", 16, preset="code", hidden=8, pretrain_epochs=1, rounds=1)
+    assert isinstance(hasher, UGACH)
+    assert (hasher.get_params()["optimizer"], hasher.get_params()["batch_size"]) == ("sgd", 1)
+    run = _Game(hasher, TrainingPairs(IMAGES, TEXTS, OWNERS))
     weights = torch.cat([p.detach().ravel() for p in run.D.parameters() if p.ndim == 2])
     assert weights.abs().max() <= 0.2 and weights.std().item() == pytest.approx(
         0.088, abs=0.01
@@ -202,12 +203,12 @@ def test_the_release_reading() -> None:
     hasher.fit(IMAGES[:20], TEXTS[:40], owners=OWNERS[:40])
     assert len(hasher.history_["loss"]) == 2
     with pytest.raises(ParameterError, match="log_prob=sampled compares the samples"):
-        make_cross_hasher("ugach", 16, reading="code", samples=1)
+        make_hasher("ugach", 16, preset="code", samples=1)
 
 
 @pytest.mark.long
 def test_a_fit_takes_less_than_five_minutes() -> None:
     images, texts, owners = paired_vectors(800, 5)
     started = time.perf_counter()
-    make_cross_hasher("ugach", 128).fit(images, texts, owners=owners)
+    UGACH(128).fit(images, texts, owners=owners)
     assert time.perf_counter() - started < 300

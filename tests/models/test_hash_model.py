@@ -32,7 +32,7 @@ def test_save_and_load(photos: Path, tmp_path: Path) -> None:
     assert loaded.encode(photos) == codes
     assert loaded.fingerprint == model.fingerprint is not None
     assert loaded.training == model.training
-    assert load_hasher(tmp_path).parameters() == model.hasher.parameters()
+    assert load_hasher(tmp_path).get_params() == model.hasher.get_params()
 
 
 def test_unreadable_items_have_no_code_and_say_so(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distillhash import HashModel, load_model, make_hasher
+from distillhash import HashModel, load_model
 from distillhash.backbones import FeatureCache
 from distillhash.bench.image_text import evaluate_model
 from distillhash.codes import hamming_distances
 from distillhash.errors import DataError, NotFittedError, ParameterError
-from distillhash.methods.crossmodal_registry import make_cross_hasher
+from distillhash.methods import CCAITQ, make_hasher
 from distillhash.metrics.cross_modal import own_items, retrieval_metrics, shared_labels
 from distillhash.models.image_text import CrossModalModel
 from distillhash.sources.pairs import open_pairs
@@ -28,7 +28,7 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def new_model(method: str = "ccaitq", n_bits: int = 16, text_encoder: str = "tfidf", **options: Any) -> CrossModalModel:
-    hasher = make_cross_hasher(method, n_bits, **options)
+    hasher = make_hasher(method, n_bits, **options)
     return CrossModalModel(hasher=hasher, text_encoder=text_encoder, image_size=32, device="cpu", cache=FeatureCache())
 
 
@@ -97,9 +97,9 @@ def test_evaluation_is_the_metrics_of_the_codes(model: CrossModalModel, miniatur
 def test_vectors_on_both_sides(tmp_path: Path) -> None:
     images, texts, owners = paired_vectors()
     np.savez(tmp_path / "p.npz", image_features=images, text_features=texts, owners=owners)
-    hasher = make_cross_hasher("ccaitq", 12)
+    hasher = CCAITQ(12)
     fitted = CrossModalModel("embeddings", hasher, text_encoder="embeddings").fit(tmp_path / "p.npz")
-    direct = make_cross_hasher("ccaitq", 12).fit(images, texts, owners=owners)
+    direct = CCAITQ(12).fit(images, texts, owners=owners)
     assert fitted.encode_texts(texts) == direct.encode_texts(texts)
     fitted.save(tmp_path / "m")
     assert load_model(tmp_path / "m").encode(images) == direct.encode_images(images)
@@ -137,24 +137,20 @@ def test_refusals(model: CrossModalModel, miniature: Path, photos: Path) -> None
     with pytest.raises(ParameterError, match="leave out fine-tuning"):
         new_model().fit(miniature, fine_tune=True)
     with pytest.raises(ParameterError, match="views need images; these pairs hold embeddings"):
-        CrossModalModel("embeddings", make_cross_hasher("ccaitq", 4), text_encoder="embeddings").fit(
-            paired_vectors(20, 1)[:2], n_views=2
-        )
+        CrossModalModel("embeddings", CCAITQ(4), text_encoder="embeddings").fit(paired_vectors(20, 1)[:2], n_views=2)
     with pytest.raises(ParameterError, match="views must be at least 0, got -1"):
         new_model().fit(miniature, n_views=-1)
     with pytest.raises(ParameterError, match="max_images must be at least 2, got 1"):
         new_model().fit(miniature, max_images=1)
     with pytest.raises(ParameterError, match="images and texts together"):
-        HashModel(hasher=make_cross_hasher("ccaitq", 8), image_size=32).fit(photos)
+        HashModel(hasher=CCAITQ(8), image_size=32).fit(photos)
     with pytest.raises(DataError, match="share no item, no labels and no words"):
         evaluate_vectors()
 
 
 def evaluate_vectors() -> None:
     images, texts, _ = paired_vectors(30, 1)
-    fitted = CrossModalModel("embeddings", make_cross_hasher("ccaitq", 4), text_encoder="embeddings").fit(
-        (images, texts)
-    )
+    fitted = CrossModalModel("embeddings", CCAITQ(4), text_encoder="embeddings").fit((images, texts))
     other = open_pairs((images, texts))
     other.images.keys = [f"other {i}" for i in range(30)]
     evaluate_model(fitted, (images, texts), other)

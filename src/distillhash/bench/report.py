@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from distillhash.bench import figures
 from distillhash.bench.protocols import Protocol
-from distillhash.bench.runs import Provenance, Run, by_cell, versions, write_whole
+from distillhash.bench.runs import Provenance, Run, by_cell, versions
 from distillhash.bench.tables import LEVEL, RESAMPLES, Row, describe_features, mean_random
 from distillhash.codes import Codes, hamming_distances
-from distillhash.errors import DataError
-from distillhash.methods import METHODS
+from distillhash.errors import DataError, DistillHashError
+from distillhash.files import write_atomic
+from distillhash.methods import method_class
 from distillhash.metrics.code_statistics import bit_statistics, neighbour_recall
 from distillhash.models.hash_model import HashModel, concatenate
 from distillhash.sources import ImageSource, Skipped, Source, encode_thumbnail, open_source
@@ -155,13 +156,16 @@ def write_report(path: str | Path, data: ReportData) -> None:
         pairs_judged=any("precision_positive" in row for row in data.pairs),
         samples_judged=any(item.relevant is not None for query in data.samples for item in query.neighbours),
         skipped_shown=SKIPPED_SHOWN,
-        methods=METHODS,
+        method_class=method_class,
         level=LEVEL,
         resamples=RESAMPLES,
         failures=[(row.method, error) for row in rows for error in row.errors],
     )
     # A file name may hold bytes that are no text (Python keeps them as lone surrogates); show them as escapes.
-    write_whole(Path(path), html.encode("utf-8", "backslashreplace"))
+    try:
+        write_atomic(path, html.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise DistillHashError(f"cannot write the report to {path} ({error.strerror}); choose another place") from error
 
 
 # Reports of a model: train, evaluate, demo.
@@ -314,15 +318,11 @@ def _pairs(model: HashModel, labels: NDArray[Any] | None) -> list[dict[str, Any]
 def write_bench_report(
     folder: Path, runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, provenance: Provenance
 ) -> None:
-    """``report.html``, and ``figures/*.svg`` and ``*.png``.
-
-    Raises:
-        DistillHashError: a file cannot be written.
-    """
+    """``report.html``, and ``figures/*.svg`` and ``*.png``."""
     drawn = bench_figures(runs, rows, protocol)
     for figure in drawn:
-        write_whole(folder / "figures" / f"{figure.name}.svg", figure.drawing.svg_file())
-        write_whole(folder / "figures" / f"{figure.name}.png", figure.drawing.png())
+        write_atomic(folder / "figures" / f"{figure.name}.svg", figure.drawing.svg_file())
+        write_atomic(folder / "figures" / f"{figure.name}.png", figure.drawing.png())
     facts = {
         "Data": provenance.source,
         "Split": provenance.split_sha256,

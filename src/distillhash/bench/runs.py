@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import platform
 import resource
 import subprocess
@@ -28,8 +27,9 @@ from numpy.typing import NDArray
 
 import distillhash
 from distillhash.bench.protocols import Protocol, Split
-from distillhash.errors import DataError, DistillHashError, ParameterError
-from distillhash.methods.registry import METHODS, VIEWS, make_hasher, uses_teacher
+from distillhash.errors import DataError, ParameterError
+from distillhash.files import write_atomic
+from distillhash.methods import make_hasher, method_class
 from distillhash.metrics.retrieval import evaluate_queries
 
 if TYPE_CHECKING:
@@ -56,8 +56,8 @@ class Prepared:
     def given(self, method: str) -> dict[str, NDArray[np.float32] | None]:
         """What ``fit`` gets besides features and labels: ``views`` and ``teacher``, None where the method does not use them."""
         return {
-            "views": self.views if METHODS[method].uses == VIEWS else None,
-            "teacher": self.teacher if uses_teacher(method) else None,
+            "views": self.views if method_class(method).uses_views else None,
+            "teacher": self.teacher if method_class(method).uses_teacher else None,
         }
 
 
@@ -232,7 +232,7 @@ def _identity(prepared: Prepared, method: str, n_bits: int, seed: int, settings:
         **({} if views is None else {"views": sha256(np.ascontiguousarray(views).data).hexdigest()}),
         **({} if teacher is None else {"teacher": sha256(np.ascontiguousarray(teacher).data).hexdigest()}),
         "method": method,
-        "parameters": make_hasher(method, n_bits, seed=seed, **settings).parameters(),
+        "parameters": make_hasher(method, n_bits, seed=seed, **settings).get_params(),
         "cutoffs": prepared.protocol.cutoffs,
         "topn": prepared.protocol.topn,
     }
@@ -255,26 +255,8 @@ def _write(path: Path, run: Run) -> None:
     if run.average_precision is not None:
         buffer = io.BytesIO()
         np.save(buffer, run.average_precision)
-        write_whole(path.with_suffix(".npy"), buffer.getvalue())
-    write_whole(path, json.dumps(run.record).encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name first, so that it appears whole or not at all; missing folders are made.
-
-    Raises:
-        DistillHashError: the file cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise DistillHashError(f"cannot write the report to {path} ({error.strerror}); choose another place") from error
+        write_atomic(path.with_suffix(".npy"), buffer.getvalue())
+    write_atomic(path, json.dumps(run.record).encode())
 
 
 def by_cell(runs: Sequence[Run]) -> dict[tuple[str, int], list[Run]]:
@@ -303,7 +285,7 @@ def _peak_rss_mb() -> float:
 
 def write_provenance(folder: Path, provenance: Provenance) -> None:
     """``provenance.json``: everything needed to make the tables again."""
-    write_whole(folder / "provenance.json", (json.dumps(asdict(provenance), indent=1) + "\n").encode())
+    write_atomic(folder / "provenance.json", (json.dumps(asdict(provenance), indent=1) + "\n").encode())
 
 
 def versions() -> dict[str, str]:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.bench.protocols import Protocol
-from distillhash.bench.runs import Provenance, Run, by_cell, write_whole
-from distillhash.methods.registry import METHODS, SUPERVISED, method_names, uses_teacher
+from distillhash.bench.runs import Provenance, Run, by_cell
+from distillhash.files import write_atomic
+from distillhash.methods import method_class, method_names
 
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -46,7 +47,7 @@ class Row:
     @property
     def uses_labels(self) -> bool:
         """Whether it learns from labels: then it is not compared with the others."""
-        return METHODS[self.method].kind == SUPERVISED
+        return method_class(self.method).needs_labels
 
     def is_best(self, n_bits: int) -> bool:
         """Whether it is the method that the others are compared with at that length."""
@@ -77,12 +78,12 @@ def make_rows(runs: Sequence[Run]) -> list[Row]:
     lengths = sorted({run.record["n_bits"] for run in runs})
     cells = by_cell(runs)
     per_query = {
-        cell: np.stack([np.float64(run.average_precision) for run in found]).mean(axis=0)
+        cell: np.stack([np.asarray(run.average_precision, np.float64) for run in found]).mean(axis=0)
         for cell, found in cells.items()
     }
     best = {
         n_bits: max(
-            (method for method, n in cells if n == n_bits and METHODS[method].kind != SUPERVISED),
+            (method for method, n in cells if n == n_bits and not method_class(method).needs_labels),
             key=lambda method: float(np.nanmean(per_query[method, n_bits])),
             default=None,
         )
@@ -137,16 +138,12 @@ def bootstrap_difference(mine: NDArray[np.float64], others: NDArray[np.float64])
 def write_tables(
     folder: Path, runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, provenance: Provenance
 ) -> None:
-    """``table.json`` (the records) and ``table.md``.
-
-    Raises:
-        DistillHashError: a file cannot be written.
-    """
+    """``table.json`` (the records) and ``table.md``."""
     records = [{key: value for key, value in run.record.items() if key != "identity"} for run in runs]
     # Six significant digits are more than a table needs, and keep its file small.
     rounded = json.loads(json.dumps(records), parse_float=lambda digits: float(f"{float(digits):.6g}"))
-    write_whole(folder / "table.json", (json.dumps(rounded, indent=1) + "\n").encode())
-    write_whole(folder / "table.md", _markdown(runs, rows, protocol, provenance).encode())
+    write_atomic(folder / "table.json", (json.dumps(rounded, indent=1) + "\n").encode())
+    write_atomic(folder / "table.md", _markdown(runs, rows, protocol, provenance).encode())
 
 
 def _markdown(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, provenance: Provenance) -> str:
@@ -237,6 +234,6 @@ def describe_features(provenance: Provenance) -> str:
     if provenance.n_views:
         words += f"; {provenance.n_views} augmented views of the training images for the methods that use views"
     if provenance.teacher:
-        guided = ", ".join(filter(uses_teacher, method_names()))
+        guided = ", ".join(name for name in method_names() if method_class(name).uses_teacher)
         words += f"; the training images at the size that the backbone was trained with, for {guided}"
     return str(words)

@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.bench.report import write_bench_report
     from distillhash.bench.runs import Provenance, Run, add_kept_runs, prepare, run_matrix, versions, write_provenance
     from distillhash.bench.tables import make_rows, write_tables
-    from distillhash.methods.registry import METHODS, VIEWS, make_hasher, method_class, method_names, uses_teacher
+    from distillhash.methods import make_hasher, method_class, method_names
     from distillhash.sources import EmbeddingSource, open_source
 
     methods = arguments.methods.split(",")
@@ -85,14 +85,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         weights=arguments.weights,
         device=arguments.device,
     )
-    use_views = not isinstance(source, EmbeddingSource) and any(METHODS[method].uses == VIEWS for method in methods)
+    use_views = not isinstance(source, EmbeddingSource) and any(method_class(method).uses_views for method in methods)
     prepared = prepare(
         source,
         protocol,
         backbone,
         cache=open_cache(arguments),
         n_views=arguments.views if use_views else 0,
-        teacher=any(map(uses_teacher, methods)),
+        teacher=any(method_class(method).uses_teacher for method in methods),
         shrink=arguments.shrink,
         progress=not arguments.quiet,
     )

@@ -23,14 +23,14 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Print names with a line each."""
     if arguments.what == "methods":
-        from distillhash.methods import METHODS
-        from distillhash.methods.crossmodal_registry import CROSS_METHODS
+        from distillhash.methods import method_class, method_names
 
-        methods = sorted({**METHODS, **CROSS_METHODS}.items())
+        names = sorted([*method_names(), *method_names(image_text=True)])
+        entries: dict[str, Any] = {name: method_class(name).about() for name in names}
         rows: list[tuple[str, ...]] = [
-            (name, f"{info.venue} {info.year}", info.kind, info.uses, info.title) for name, info in methods
+            (name, f"{about['venue']} {about['year']}", about["kind"], about["uses"], about["title"])
+            for name, about in entries.items()
         ]
-        entries: dict[str, Any] = {name: info.as_dict() for name, info in methods}
     else:
         entries = _entries(arguments.what)
         rows = list(entries.items())

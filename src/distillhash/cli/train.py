@@ -121,13 +121,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _image_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     """The model to train, what it learns from, and the images (or vectors) among that."""
-    from distillhash.methods import make_hasher
+    from distillhash.methods import make_hasher, method_class
     from distillhash.models.hash_model import HashModel
     from distillhash.sources import open_source
 
     if arguments.text_encoder is not None:
         raise ParameterError(f"--text-encoder {arguments.text_encoder} needs texts; add --pairs, or leave it out")
     arguments.method = arguments.method or DEFAULT_METHOD
+    if method_class(arguments.method).needs_texts:
+        raise ParameterError(f"{arguments.method} learns from image-text pairs; add --pairs")
     hasher = make_hasher(arguments.method, arguments.bits, seed=arguments.seed, **_hyperparameters(arguments))
     source = open_source(arguments.source)
     return HashModel(hasher=hasher, **_parts(arguments, source)), source, source
@@ -137,14 +139,14 @@ def _pair_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     """The same for image-text pairs."""
     import numpy as np
 
-    from distillhash.methods.crossmodal_registry import DEFAULT_CROSS_METHOD, make_cross_hasher
+    from distillhash.methods import make_hasher
+    from distillhash.methods.registry import DEFAULT_IMAGE_TEXT_METHOD
     from distillhash.models.image_text import CrossModalModel
     from distillhash.sources.pairs import open_pairs
     from distillhash.texts import DEFAULT_TEXT_ENCODER
 
-    hasher = make_cross_hasher(
-        arguments.method or DEFAULT_CROSS_METHOD, arguments.bits, seed=arguments.seed, **_hyperparameters(arguments)
-    )
+    method = arguments.method or DEFAULT_IMAGE_TEXT_METHOD
+    hasher = make_hasher(method, arguments.bits, seed=arguments.seed, **_hyperparameters(arguments))
     pairs = open_pairs(arguments.source)
     ready = isinstance(pairs.texts, np.ndarray)
     text_encoder = arguments.text_encoder or ("embeddings" if ready else DEFAULT_TEXT_ENCODER)

@@ -42,6 +42,10 @@ class AGH(Hasher):
     """
 
     method = "agh"
+    title = "Hashing with Graphs"
+    venue = "ICML"
+    year = 2011
+    kind = "shallow"
     layers: int = 2
     n_anchors: int = 300
     n_neighbours: int = 3

@@ -7,17 +7,20 @@ and ``model.safetensors`` (what was learned); nothing is pickled.
 from __future__ import annotations
 
 import json
+import operator
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, fields
+from functools import cache
 from hashlib import blake2b
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
+from annotated_types import Interval
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes
@@ -27,6 +30,18 @@ if TYPE_CHECKING:
     from distillhash.methods.training import TrainableImages
 
 FORMAT_VERSION = 1
+Kind = Literal[
+    "data-independent",
+    "shallow",
+    "pair labels",
+    "pseudo labels",
+    "contrastive",
+    "generative",
+    "similarity preserving",
+    "regularised",
+    "supervised",
+    "cross-modal",
+]
 _BLOCK = 4096
 
 
@@ -51,34 +66,97 @@ class Hasher(ABC):
         n_bits: Code length K.
         seed: Controls everything random in ``fit``; equal seeds, data and threads give equal codes on one machine.
         method: Name in the registry.
-        fine_tunes: Whether ``fit`` can train the backbone below its head as well.
+        title, venue, year: Of the paper.
+        kind: Family of the method.
+        uses_views: Whether ``fit`` learns from augmented views where there are some.
+        uses_teacher: Whether ``fit`` learns from features of larger images where there are some.
         needs_labels: Whether ``fit`` needs class labels; all but the supervised methods refuse them.
+        needs_texts: Whether ``fit`` needs image-text pairs.
+        fine_tunes: Whether ``fit`` can train the backbone below its head as well.
+        has_decoder: Whether codes can be turned back into features (``decode``).
+        PRESETS: Named sets of hyper-parameters.
         n_features_: Width d of the features seen in ``fit``.
         history_: What training recorded (losses per epoch, pair diagnosis); empty for methods without training. Not saved.
     """
 
     method: ClassVar[str]
-    fine_tunes: ClassVar[bool] = False
+    title: ClassVar[str]
+    venue: ClassVar[str]
+    year: ClassVar[int]
+    kind: ClassVar[Kind]
+    uses_views: ClassVar[bool] = False
+    uses_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    needs_texts: ClassVar[bool] = False
+    fine_tunes: ClassVar[bool] = False
+    has_decoder: ClassVar[bool] = False
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    n_bits: int
+    n_bits: Annotated[int, Interval(ge=1, le=4096)]
     _: KW_ONLY
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if (
-            isinstance(self.n_bits, bool)
-            or not isinstance(self.n_bits, int | np.integer)
-            or not 1 <= self.n_bits <= 4096
-        ):
-            raise ParameterError(f"n_bits must be an integer in 1..4096, got {self.n_bits!r}")
+        for name, declared in _declared(type(self)).items():
+            _check_parameter(name, getattr(self, name), declared)
         self.history_: dict[str, Any] = {}
         self.n_features_: int | None = None
 
-    def parameters(self) -> dict[str, Any]:
-        """The hyper-parameters and their values, JSON-able."""
+    @classmethod
+    def preset(cls, name: str) -> dict[str, Any]:
+        """The hyper-parameters of a preset.
+
+        Raises:
+            ParameterError: unknown preset.
+        """
+        if name not in cls.PRESETS:
+            choices = f"choose one of {', '.join(cls.PRESETS)}" if cls.PRESETS else "it has none"
+            raise ParameterError(f"unknown preset {name!r} of {cls.method}; {choices}")
+        return dict(cls.PRESETS[name])
+
+    @classmethod
+    def check_names(cls, names: Iterable[str]) -> None:
+        """Raise :class:`ParameterError` for a name that is not one of a hyper-parameter."""
+        known = {field.name for field in fields(cls)} - {"n_bits", "seed"}
+        unknown = sorted(set(names) - known)
+        if unknown:
+            options = ", ".join(sorted(known | ({"preset"} if cls.PRESETS else set())))
+            raise ParameterError(f"{cls.method} has no hyper-parameter {unknown[0]!r}; it takes {options or 'none'}")
+
+    @classmethod
+    def about(cls) -> dict[str, Any]:
+        """Where the method comes from and what it learns from, JSON-able."""
+        inputs = "images" if cls.needs_texts else "features"
+        others = [cls.uses_views and "views", cls.needs_labels and "labels", cls.needs_texts and "texts"]
+        *first, last = [inputs, *filter(None, others)]
+        return {
+            "title": cls.title,
+            "venue": cls.venue,
+            "year": cls.year,
+            "kind": cls.kind,
+            "uses": f"{', '.join(first)} and {last}" if first else last,
+            "teacher": cls.uses_teacher,
+        }
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002  # scikit-learn passes it
+        """The hyper-parameters and their values, JSON-able: scikit-learn's name for them.
+
+        Args:
+            deep: Ignored; a hasher contains no other estimator.
+        """
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
+
+    def set_params(self, **parameters: Any) -> Self:
+        """Change hyper-parameters; what was learned is forgotten.
+
+        Raises:
+            ParameterError: an unknown name, or a value out of range. Nothing is changed then.
+        """
+        type(self).check_names(set(parameters) - {"n_bits", "seed"})
+        fresh = type(self)(**{**self.get_params(), **parameters})
+        self.__dict__ = fresh.__dict__
+        return self
 
     @property
     def is_fitted(self) -> bool:
@@ -189,7 +267,7 @@ class Hasher(ABC):
         return {
             "format_version": FORMAT_VERSION,
             "method": self.method,
-            "parameters": self.parameters(),
+            "parameters": self.get_params(),
             "n_features": self.n_features_,
         }
 
@@ -205,7 +283,7 @@ class Hasher(ABC):
         return self
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.parameters().items())
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
         return f"{type(self).__name__}({arguments})"
 
 
@@ -238,50 +316,121 @@ class AffineHasher(Hasher):
         self._set_affine(mean, weight, bias)
 
 
-H = TypeVar("H", bound=Hasher)
+Activation = Literal["relu", "gelu", "tanh"]
 
 
-def instantiate(cls: type[H], n_bits: int, seed: int, hyperparameters: dict[str, Any]) -> H:
-    """An unfitted hasher of a class; ``reading``, where there is one, sets several hyper-parameters and yields to those given by name.
+@dataclass(frozen=True)
+class AffineLayers:
+    """A hash function ``x - mean``, then affine layers with an activation between them, in float64.
 
-    Raises:
-        ParameterError: unknown hyper-parameter or reading, or a value out of range or of another type than declared.
+    Attributes:
+        mean: ``(d,)``.
+        layers: Weight ``(n_in, n_out)`` and bias ``(n_out,)`` of each layer, first to last.
+        activation: Applied between layers, not after the last.
     """
-    readings: dict[str, dict[str, Any]] = getattr(cls, "READINGS", {})
-    if readings and "reading" in hyperparameters:
-        reading = hyperparameters.pop("reading")
-        if reading not in readings:
-            raise ParameterError(f"unknown reading {reading!r} of {cls.method}; choose one of {', '.join(readings)}")
-        hyperparameters = {**readings[reading], **hyperparameters}
-    known = {field.name for field in fields(cls)} - {"n_bits", "seed"}
-    unknown = sorted(set(hyperparameters) - known)
-    if unknown:
-        options = ", ".join(sorted(known | ({"reading"} if readings else set())))
-        raise ParameterError(f"{cls.method} has no hyper-parameter {unknown[0]!r}; it takes {options or 'none'}")
-    types = get_type_hints(cls)
-    for name, value in hyperparameters.items():
-        _check_kind(name, value, types[name])
-    return cls(n_bits, seed=seed, **hyperparameters)
+
+    mean: NDArray[np.float64]
+    layers: list[tuple[NDArray[np.float64], NDArray[np.float64]]]
+    activation: Activation
+
+    def __call__(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Real outputs ``(b, n_bits)`` of ``(b, d)`` features."""
+        outputs = features - self.mean
+        for index, (weight, bias) in enumerate(self.layers):
+            outputs = (_activate(outputs, self.activation) if index else outputs) @ weight + bias
+        return outputs
+
+    def state(self, prefix: str = "") -> dict[str, NDArray[Any]]:
+        """``mean``, and ``weight_i`` and ``bias_i`` of layer i, each name after ``prefix``."""
+        arrays = {f"{prefix}mean": self.mean}
+        for index, (weight, bias) in enumerate(self.layers):
+            arrays |= {f"{prefix}weight_{index}": weight, f"{prefix}bias_{index}": bias}
+        return arrays
+
+    @classmethod
+    def from_state(
+        cls, state: dict[str, NDArray[Any]], n_layers: int, n_bits: int, activation: Activation, prefix: str = ""
+    ) -> Self:
+        """Read what :meth:`state` gave, and check the shapes.
+
+        Raises:
+            KeyError: an array is absent.
+            ValueError: shapes do not fit each other or ``n_bits``.
+        """
+        mean = state[f"{prefix}mean"]
+        layers = [(state[f"{prefix}weight_{i}"], state[f"{prefix}bias_{i}"]) for i in range(n_layers)]
+        width = len(mean)
+        for index, (weight, bias) in enumerate(layers):
+            if weight.ndim != 2 or len(weight) != width or bias.shape != weight.shape[1:]:
+                raise ValueError(f"{prefix}weight_{index} of shape {weight.shape} after {width} values")
+            width = weight.shape[1]
+        if width != n_bits:
+            raise ValueError(f"{width} outputs for {n_bits} bits")
+        return cls(mean, layers, activation)
 
 
-_KINDS: dict[type, tuple[type, str]] = {int: (Integral, "an integer"), float: (Real, "a number"), str: (str, "text")}
+def _activate(values: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:
+    """ReLU, the exact GELU x Phi(x), or tanh."""
+    if activation == "relu":
+        return np.maximum(values, 0)
+    if activation == "tanh":
+        return np.tanh(values)
+    from scipy.special import ndtr
+
+    return np.asarray(values * ndtr(values))
 
 
-def _check_kind(name: str, value: object, declared: Any) -> None:
-    """Raise unless a hyper-parameter has the type it is declared with; the choices of literals are the methods' own to check."""
-    alternatives = get_args(declared) if isinstance(declared, UnionType) else (declared,)
+@cache
+def _declared(cls: type[Hasher]) -> dict[str, Any]:
+    """The declared type of every hyper-parameter, with its bounds."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
+_KINDS: dict[Any, tuple[type, str]] = {
+    bool: (bool, "true or false"),
+    int: (Integral, "an integer"),
+    float: (Real, "a number"),
+    str: (str, "text"),
+    type(None): (type(None), "null"),
+}
+
+
+def _check_parameter(name: str, value: object, declared: Any) -> None:
+    """Raise :class:`ParameterError` unless ``value`` has the declared type and lies in its bounds."""
     words = []
-    for kind in alternatives:
-        if kind is bool or kind is type(None):
-            accepted, word = kind, "true or false" if kind is bool else "null"
-        elif kind in _KINDS:
-            accepted, word = _KINDS[kind]
-        else:
-            return
+    for kind in get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,):
+        kind, *bounds = get_args(kind) if get_origin(kind) is Annotated else (kind,)
+        if get_origin(kind) is Literal:
+            if value in get_args(kind):
+                return
+            words.append(f"one of {', '.join(map(str, get_args(kind)))}")
+            continue
+        accepted, word = _KINDS[kind]
         if isinstance(value, accepted) and isinstance(value, bool) == (kind is bool):
+            _check_bounds(name, value, bounds)
             return
         words.append(word)
     raise ParameterError(f"{name} must be {' or '.join(words)}, got {value!r}")
+
+
+def _check_bounds(name: str, value: Any, bounds: list[Any]) -> None:
+    if isinstance(value, Real) and not np.isfinite(float(value)):
+        raise ParameterError(f"{name} must be a finite number, got {value!r}")
+    for bound in bounds:
+        limits = [
+            (limit, words, fits(value, limit))
+            for limit, words, fits in (
+                (getattr(bound, "ge", None), "at least", operator.ge),
+                (getattr(bound, "gt", None), "above", operator.gt),
+                (getattr(bound, "le", None), "at most", operator.le),
+                (getattr(bound, "lt", None), "below", operator.lt),
+            )
+            if limit is not None
+        ]
+        if not all(fits for _, _, fits in limits):
+            wanted = " and ".join(f"{words} {limit}" for limit, words, _ in limits)
+            raise ParameterError(f"{name} must be {wanted}, got {value!r}")
 
 
 def write_model_folder(path: str | Path, config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:

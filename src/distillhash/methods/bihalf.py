@@ -43,6 +43,11 @@ class BiHalf(HeadHasher):
     """
 
     method = "bihalf"
+    title = "Deep Unsupervised Image Hashing by Maximizing Bit Entropy"
+    venue = "AAAI"
+    year = 2021
+    kind = "similarity preserving"
+    uses_views = True
     batch_size: int = 256
     epochs: int = 100
     schedule: Schedule = "step"

@@ -41,6 +41,10 @@ class CCAITQ(CrossModalHasher):
     """
 
     method = "ccaitq"
+    title = "Iterative Quantization: A Procrustean Approach to Learning Binary Codes (its CCA)"
+    venue = "TPAMI"
+    year = 2013
+    kind = "cross-modal"
     regularisation: float = 3.0
     power: float = 1.0
     iterations: int = 50

@@ -49,6 +49,11 @@ class CIBHash(HeadHasher):
     """
 
     method = "cibhash"
+    title = "Unsupervised Hashing with Contrastive Information Bottleneck"
+    venue = "IJCAI"
+    year = 2021
+    kind = "contrastive"
+    uses_views = True
     hidden: int = 512
     temperature: float = 0.5
     bottleneck: float = 1e-3

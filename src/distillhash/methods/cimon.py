@@ -47,6 +47,11 @@ class CIMON(GuidedHasher):
     """
 
     method = "cimon"
+    title = "CIMON: Towards High-quality Hash Codes"
+    venue = "IJCAI"
+    year = 2021
+    kind = "pair labels"
+    uses_views = True
     contrast: float = 0.3
     temperature: float = 0.5
     noise: float = 1.0

@@ -69,8 +69,12 @@ class CrossContrast(CrossModalHasher):
     """
 
     method = "cross-contrast"
-    activation = "relu"
+    title = "Contrastive codes with a text as one more view of an image"
+    venue = "this project"
+    year = 2026
+    kind = "cross-modal"
     uses_views = True
+    activation = "relu"
     temperature: float = 0.2
     inputs: InputKind = "correlated"
     ridge: float = 3.0

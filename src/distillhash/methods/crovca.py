@@ -39,6 +39,11 @@ class CroVCA(HeadHasher):
     """
 
     method = "crovca"
+    title = "Image Hashing via Cross-View Code Alignment in the Age of Foundation Models"
+    venue = "arXiv"
+    year = 2025
+    kind = "contrastive"
+    uses_views = True
     batch_norm = True
     hidden: int = 512
     batch_size: int = 256

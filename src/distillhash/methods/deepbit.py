@@ -40,6 +40,11 @@ class DeepBit(HeadHasher):
     """
 
     method = "deepbit"
+    title = "Learning Compact Binary Descriptors with Unsupervised Deep Neural Networks"
+    venue = "CVPR"
+    year = 2016
+    kind = "regularised"
+    uses_views = True
     epochs: int = 10
     quantisation: float = 1.0
     even: float = 1.0

@@ -45,6 +45,10 @@ class DGH(Hasher):
     """
 
     method = "dgh"
+    title = "Discrete Graph Hashing"
+    venue = "NIPS"
+    year = 2014
+    kind = "shallow"
     variant: Variant = "r"
     rho: float = 0.3
     iterations: int = 20

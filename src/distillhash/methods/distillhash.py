@@ -11,7 +11,7 @@ Symbols: S~ -> initial_pairs_; eta~ -> sigmoid of the logits in ``_estimate``; o
 S -> pairs_; K -> n_bits.
 
 The paper leaves much open, and its released code does something else in nearly every step. Three named readings set the
-options together (``make_hasher("distillhash", n_bits, reading=...)``); any option can be set by itself as well.
+options together (``make_hasher("distillhash", n_bits, preset=...)``); any option can be set by itself as well.
 
 - ``paper``: the text to the letter. Three-way labels at alpha = beta = 2, a network of p = 48 outputs for eta~, c = 1, SGD.
 - ``code``: the authors' release with its diagonal slip mended. Two-way labels, squared loss, eta~ = sg(<u, u> / 2), 20
@@ -69,7 +69,11 @@ class DistillHash(PairHasher):
     """
 
     method = "distillhash"
-    READINGS: ClassVar[dict[str, dict[str, Any]]] = {
+    title = "DistillHash: Unsupervised Deep Hashing by Distilling Data Pairs"
+    venue = "CVPR"
+    year = 2019
+    kind = "pair labels"
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {},
         "paper": {
             "labels": "three-way",
@@ -225,6 +229,10 @@ class DistillHashInitial(PairHasher):
     """Half-Gaussian pair labels and the likelihood. Hyper-parameters: see :class:`PairHasher`."""
 
     method = "distillhash-initial"
+    title = "DistillHash*: the same without distilling"
+    venue = "CVPR"
+    year = 2019
+    kind = "pair labels"
 
     def _pairs(self, distances: Floats, head: Head, data: Data) -> PairLabels:
         del distances, head, data  # trains on the initial labels as they are

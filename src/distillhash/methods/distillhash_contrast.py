@@ -244,6 +244,12 @@ class DistillHashContrast(HeadHasher):
     """
 
     method = "distillhash-contrast"
+    title = "Distilled neighbourhoods and contrastive codes"
+    venue = "this project"
+    year = 2026
+    kind = "contrastive"
+    uses_views = True
+    uses_teacher = True
     hidden: int = 1024
     epochs: int = 20
     batch_size: int = 256

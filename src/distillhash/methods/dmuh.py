@@ -47,6 +47,10 @@ class DMUH(HeadHasher):
     """
 
     method = "dmuh"
+    title = "Deep Momentum Uncertainty Hashing"
+    venue = "Pattern Recognition"
+    year = 2022
+    kind = "supervised"
     needs_labels = True
     momentum: float = 0.95
     attention: float = 1.0

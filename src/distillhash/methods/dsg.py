@@ -169,6 +169,10 @@ class DSG(GuidedHasher):
     """Two-way pair labels, weighted by confidence and filtered by clusters. Hyper-parameters: see :class:`GuidedHasher`."""
 
     method = "dsg"
+    title = "Unsupervised Deep Hashing via Distilled Smooth Guidance"
+    venue = "ICME"
+    year = 2021
+    kind = "pair labels"
 
     def _fit(self, given: TrainingSet) -> None:
         data = self._data(given)

@@ -35,6 +35,10 @@ class DSH(AffineHasher):
     """
 
     method = "dsh"
+    title = "Density Sensitive Hashing"
+    venue = "IEEE Trans. Cybernetics"
+    year = 2014
+    kind = "shallow"
     alpha: float = 1.5
     r: int = 3
     iterations: int = 3

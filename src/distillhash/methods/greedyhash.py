@@ -46,6 +46,11 @@ class GreedyHash(HeadHasher):
     """
 
     method = "greedyhash"
+    title = "Greedy Hash: Towards Fast Optimization for Accurate Hash Coding in CNN"
+    venue = "NeurIPS"
+    year = 2018
+    kind = "similarity preserving"
+    uses_views = True
     batch_size: int = 256
     epochs: int = 100
     schedule: Schedule = "step"

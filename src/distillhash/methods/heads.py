@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
@@ -92,28 +93,19 @@ class HeadHasher(Hasher):
     activation: ClassVar[Activation] = "relu"
     batch_norm: ClassVar[bool] = False
 
-    hidden: int = 0
-    max_train: int = 50_000
-    epochs: int = 30
-    batch_size: int = 64
-    learning_rate: float = 1e-3
+    hidden: Annotated[int, Ge(0)] = 0
+    max_train: Annotated[int, Ge(2)] = 50_000
+    epochs: Annotated[int, Ge(1)] = 30
+    batch_size: Annotated[int, Ge(2)] = 64
+    learning_rate: Annotated[float, Gt(0)] = 1e-3
     optimizer: Optimizer = "adam"
     schedule: Schedule = "constant"
-    adam_eps: float = 1e-8
-    weight_decay: float = 0.0
-    fine_tune_epochs: int = 3
-    fine_tune_rate: float = 1e-4
-    fine_tune_batch: int = 64
+    adam_eps: Annotated[float, Gt(0)] = 1e-8
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    fine_tune_epochs: Annotated[int, Ge(1)] = 3
+    fine_tune_rate: Annotated[float, Gt(0)] = 1e-4
+    fine_tune_batch: Annotated[int, Ge(2)] = 64
     device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.hidden < 0:
-            raise ParameterError(f"hidden must be at least 0, got {self.hidden}")
-        if self.max_train < 2:
-            raise ParameterError(f"max_train must be at least 2, got {self.max_train}")
-        self._settings(self.epochs)
-        self._fine_tune_settings()
 
     def _fine_tune_settings(self) -> TrainingSettings:
         return replace(

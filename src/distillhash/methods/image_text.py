@@ -106,7 +106,7 @@ class CrossModalHasher(Hasher):
     """
 
     activation: ClassVar[Activation] = "tanh"
-    uses_views: ClassVar[bool] = False
+    needs_texts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,10 +10,11 @@ Departs from the paper in: nothing known; sign(0) is +1. The stated 50 iteration
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge
 
-from distillhash.errors import ParameterError
 from distillhash.methods.base import AffineHasher, TrainingSet
 from distillhash.methods.linear_algebra import principal_components
 
@@ -30,12 +31,11 @@ class ITQ(AffineHasher):
     """
 
     method = "itq"
-    iterations: int = 50
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.iterations < 1:
-            raise ParameterError(f"iterations must be at least 1, got {self.iterations}")
+    title = "Iterative Quantization: A Procrustean Approach to Learning Binary Codes"
+    venue = "CVPR"
+    year = 2011
+    kind = "shallow"
+    iterations: Annotated[int, Ge(1)] = 50
 
     def _fit(self, given: TrainingSet) -> None:
         features = given.features

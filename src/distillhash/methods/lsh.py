@@ -25,6 +25,10 @@ class LSH(AffineHasher):
     """
 
     method = "lsh"
+    title = "Similarity Estimation Techniques from Rounding Algorithms"
+    venue = "STOC"
+    year = 2002
+    kind = "data-independent"
     centre: bool = True
 
     def _fit(self, given: TrainingSet) -> None:

@@ -113,6 +113,10 @@ class MLS3RDUH(HeadHasher):
     """
 
     method = "mls3rduh"
+    title = "MLS3RDUH: Deep Unsupervised Hashing via Manifold based Local Semantic Similarity Structure Reconstructing"
+    venue = "IJCAI"
+    year = 2020
+    kind = "pair labels"
     neighbour_share: float = 0.06
     manifold_ratio: float = 1.5
     diffusion: float = 0.99

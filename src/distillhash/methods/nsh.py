@@ -40,6 +40,11 @@ class NSH(HeadHasher):
     """
 
     method = "nsh"
+    title = "Learning to Hash Naturally Sorts"
+    venue = "IJCAI"
+    year = 2022
+    kind = "contrastive"
+    uses_views = True
     epochs: int = 15
     positives: int = 2
     temperature: float = 0.3

@@ -21,6 +21,10 @@ class PCAH(AffineHasher):
     """b = sign(P^T (x - mu)). Exact and deterministic; the seed changes nothing."""
 
     method = "pcah"
+    title = "Semi-Supervised Hashing for Large-Scale Search (its PCA baseline)"
+    venue = "TPAMI"
+    year = 2012
+    kind = "shallow"
 
     def _fit(self, given: TrainingSet) -> None:
         features = given.features

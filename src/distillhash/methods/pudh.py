@@ -59,6 +59,10 @@ class PUDH(HeadHasher):
     """
 
     method = "pudh"
+    title = "Unsupervised Deep Hashing With Pseudo Labels for Scalable Image Retrieval"
+    venue = "IEEE TIP"
+    year = 2018
+    kind = "pseudo labels"
     components: int = 64
     n_clusters: int = 70
     covariance: Covariance = "tied"

@@ -38,6 +38,11 @@ class SDC(HeadHasher):
     """
 
     method = "sdc"
+    title = "Unsupervised Hashing with Similarity Distribution Calibration"
+    venue = "BMVC"
+    year = 2023
+    kind = "similarity preserving"
+    uses_views = True
     activation = "gelu"
     batch_norm = True
     hidden: int = 512

@@ -45,6 +45,10 @@ class SGH(HeadHasher):
     """
 
     method = "sgh"
+    title = "Stochastic Generative Hashing"
+    venue = "ICML"
+    year = 2017
+    kind = "generative"
     batch_size: int = 256
     gradient: Gradient = "distributional"
 

@@ -37,6 +37,10 @@ class SH(Hasher):
     """
 
     method = "sh"
+    title = "Spectral Hashing"
+    venue = "NIPS"
+    year = 2008
+    kind = "shallow"
 
     def _fit(self, given: TrainingSet) -> None:
         features = given.features

@@ -43,6 +43,10 @@ class SpH(Hasher):
     """
 
     method = "sph"
+    title = "Spherical Hashing"
+    venue = "CVPR"
+    year = 2012
+    kind = "shallow"
     max_iterations: int = 100
     mean_tolerance: float = 0.10
     std_tolerance: float = 0.15

@@ -156,6 +156,10 @@ class SSDH(PairHasher):
     """Half-Gaussian pair labels and the squared loss. Hyper-parameters: see :class:`PairHasher`."""
 
     method = "ssdh"
+    title = "Semantic Structure-based Unsupervised Deep Hashing"
+    venue = "IJCAI"
+    year = 2018
+    kind = "pair labels"
     loss: PairLoss = "squared"
 
     def _pairs(self, distances: Floats, head: Head, data: Data) -> PairLabels:

@@ -43,6 +43,10 @@ class TBH(HeadHasher):
     """
 
     method = "tbh"
+    title = "Auto-Encoding Twin-Bottleneck Hashing"
+    venue = "CVPR"
+    year = 2020
+    kind = "generative"
     hidden: int = 512
     batch_size: int = 256
     latent: int = 256

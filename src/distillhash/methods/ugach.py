@@ -10,7 +10,7 @@ The hash function is D's: a bit is 1 where its output is 1/2 or more.
 Schedule: D learns from own pairs against random negatives; then rounds of (G draws negatives, D learns from them, G learns from D's hinge),
 both directions, image to text and text to image.
 
-Departs from the paper in: (``reading="code"`` follows the release in 1, 2 and 4)
+Departs from the paper in: (``preset="code"`` follows the release in 1, 2 and 4)
 1. A hidden layer of 512 (paper: 8,192) on canonical variables of both modalities instead of the features.
 2. Adam and larger batches instead of SGD with single triplets; initial weights by fan-in instead of a truncated normal of deviation .1; a
    slower discriminator and generator.
@@ -188,7 +188,7 @@ class Triplets(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class UGACH(CrossModalHasher):
-    """The adversarial game. ``reading="code"`` sets what the release does; options given by name win.
+    """The adversarial game. ``preset="code"`` sets what the release does; options given by name win.
 
     ``history_["loss"]`` holds D's mean hinge of each pre-training epoch and round, ``history_["reward"]`` G's mean reward of each round,
     and ``history_["hardness"]`` D's hinge on drawn negatives less that on uniform ones, before D learns from them.
@@ -215,7 +215,11 @@ class UGACH(CrossModalHasher):
     """
 
     method = "ugach"
-    READINGS: ClassVar[dict[str, dict[str, Any]]] = {
+    title = "Unsupervised Generative Adversarial Cross-modal Hashing"
+    venue = "AAAI"
+    year = 2018
+    kind = "cross-modal"
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {},
         "code": {
             "hidden": 8192,

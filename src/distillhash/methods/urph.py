@@ -66,6 +66,10 @@ class URPH(HeadHasher):
     """
 
     method = "urph"
+    title = "Unsupervised Rank-Preserving Hashing for Large-Scale Image Retrieval"
+    venue = "ICMR"
+    year = 2019
+    kind = "similarity preserving"
     batch_size: int = 256
     rank_loss: RankLoss = "listwise"
     feature_temperature: float = 0.1

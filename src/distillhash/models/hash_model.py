@@ -18,7 +18,7 @@ from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError, SkippedItemsWarning
 from distillhash.methods import Hasher
 from distillhash.methods.base import read_model_folder, sample_rows, write_model_folder
-from distillhash.methods.registry import default_views, hasher_from, uses_teacher
+from distillhash.methods.registry import hasher_from
 from distillhash.sources import EmbeddingSource, ImageSource, Skipped, Source, open_source
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from distillhash.methods.training import TrainableImages
 
 
+DEFAULT_VIEWS = 6
 _BACKBONE_PREFIX = "backbone."
 SourceLike = Any  # a specification, a Source, an (n, d) array, or a list of paths: whatever open_source takes
 
@@ -160,7 +161,7 @@ class HashModel:
         if max_images < 2:
             raise ParameterError(f"max_images must be at least 2, got {max_images}")
         if n_views is None:
-            n_views = 0 if isinstance(opened, EmbeddingSource) else default_views(self.hasher.method)
+            n_views = DEFAULT_VIEWS if self.hasher.uses_views and not isinstance(opened, EmbeddingSource) else 0
         if n_views < 0:
             raise ParameterError(f"the number of views must be at least 0, got {n_views}")
         if isinstance(opened, EmbeddingSource) and (n_views or fine_tune):
@@ -169,7 +170,7 @@ class HashModel:
             raise ParameterError(f"{self.hasher.method} cannot fine-tune a backbone; leave out fine-tuning")
         chosen = sample_rows(len(opened), max_images, np.random.default_rng(self.hasher.seed))
         sample = opened if len(chosen) == len(opened) else opened.select(chosen)
-        teacher = bool(n_views) and uses_teacher(self.hasher.method)
+        teacher = bool(n_views) and self.hasher.uses_teacher
         table = self._extract(sample, n_views=n_views, teacher=teacher, progress=progress, max_pixels=max_pixels)
         self.skipped_ = table.skipped
         images = self._trainable(sample.select(table.rows)) if fine_tune else None

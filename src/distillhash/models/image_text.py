@@ -20,8 +20,7 @@ from distillhash.codes import Codes
 from distillhash.errors import DataError, NotFittedError, ParameterError
 from distillhash.methods.base import Hasher, sample_rows
 from distillhash.methods.crossmodal_registry import CrossModalHasher
-from distillhash.methods.registry import DEFAULT_VIEWS
-from distillhash.models.hash_model import HashModel
+from distillhash.models.hash_model import DEFAULT_VIEWS, HashModel
 from distillhash.sources import EmbeddingSource, Skipped
 from distillhash.sources.pairs import PairSource, open_pairs
 from distillhash.texts import (
@@ -90,7 +89,7 @@ class CrossModalModel(HashModel):
 
         Args:
             backbone: A name of ``distillhash ls backbones``; ``embeddings`` for pairs whose images are vectors already.
-            hasher: A cross-modal method from :func:`distillhash.methods.crossmodal_registry.make_cross_hasher`.
+            hasher: A cross-modal method from :func:`distillhash.make_hasher`.
             text_encoder: A name of ``distillhash ls text-encoders``, or an encoder.
             image_size: Side in pixels that images are resized to; None takes the backbone's own.
             weights: Weights file for backbones that do not carry theirs.
@@ -102,7 +101,7 @@ class CrossModalModel(HashModel):
         """
         if not isinstance(hasher, CrossModalHasher):
             raise ParameterError(
-                "CrossModalModel needs a cross-modal hasher; make one with make_cross_hasher(method, n_bits)"
+                "CrossModalModel needs a cross-modal hasher; make one with make_hasher(method, n_bits)"
             )
         super().__init__(backbone, hasher, image_size=image_size, weights=weights, device=device, cache=cache)
         self.remarks_: list[str] = []
