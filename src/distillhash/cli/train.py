@@ -139,13 +139,16 @@ def _pair_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     """The same for image-text pairs."""
     import numpy as np
 
-    from distillhash.methods import make_hasher
+    from distillhash.methods import make_hasher, method_class, method_names
     from distillhash.methods.registry import DEFAULT_IMAGE_TEXT_METHOD
     from distillhash.models.image_text import CrossModalModel
     from distillhash.sources.pairs import open_pairs
     from distillhash.texts import DEFAULT_TEXT_ENCODER
 
     method = arguments.method or DEFAULT_IMAGE_TEXT_METHOD
+    if not method_class(method).needs_texts:
+        choices = ", ".join(method_names(image_text=True))
+        raise ParameterError(f"{method} learns from images alone; leave out --pairs, or choose one of {choices}")
     hasher = make_hasher(method, arguments.bits, seed=arguments.seed, **_hyperparameters(arguments))
     pairs = open_pairs(arguments.source)
     ready = isinstance(pairs.texts, np.ndarray)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes
 from distillhash.errors import DataError, NotFittedError, ParameterError
 from distillhash.methods.base import Hasher, sample_rows
-from distillhash.methods.crossmodal_registry import CrossModalHasher
+from distillhash.methods.image_text import CrossModalHasher
 from distillhash.models.hash_model import DEFAULT_VIEWS, HashModel
 from distillhash.sources import EmbeddingSource, Skipped
 from distillhash.sources.pairs import PairSource, open_pairs
