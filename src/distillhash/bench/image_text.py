@@ -26,15 +26,14 @@ def evaluate_model(
 
     Args:
         model: A trained model.
-        query: Pairs whose images and texts ask; whatever ``open_pairs`` takes.
+        query: Pairs whose images and texts are the queries; whatever ``open_pairs`` takes.
         database: Pairs that are searched.
         progress: Show progress on stderr.
         max_pixels: Images above this are skipped.
 
     Returns:
-        What :func:`distillhash.metrics.cross_modal.evaluate_cross_modal` gives, under ``own`` (where some query is in the
-        database, by key),
-        ``labels`` (where both sources carry them) and ``words`` (where both hold sentences); ``n_images`` and ``n_texts`` of the
+        What :func:`distillhash.metrics.cross_modal.evaluate_cross_modal` gives, under ``own`` (where some query is in the database, by
+        key), ``labels`` (where both sources carry them) and ``words`` (where both hold sentences); ``n_images`` and ``n_texts`` of the
         database; ``skipped`` items.
 
     Raises:

@@ -43,49 +43,31 @@ class Split:
 class SplitRule:
     """How a protocol draws its split.
 
-    Attributes:
-        draw: ``stored`` (places per class from a file), ``per-class``, ``random``, ``official`` (the source's own test and train parts), or
-            ``share`` (of every class where items have one class, else of all).
-        queries: Queries per class (``per-class``), in all (``random``), or as a share.
-        train: Training items per class (``per-class``, ``official``) or in all; None: the whole database.
-        train_apart: Training items are no part of the database.
-        items: Items a complete source holds; None where that is not known.
-        n_per_class: The same for every class (``stored``).
-        seed: Of the draw.
-        sha256: ``stored``: of the file.
+    ``draw`` is ``stored`` (places per class from a file), ``per-class``, ``random``, ``official`` (the source's own test and train parts),
+    or ``share`` (of every class where items have one class, else of all).
     """
 
     draw: Literal["stored", "per-class", "random", "official", "share"]
-    queries: float = 0
-    train: int | None = None
-    train_apart: bool = False
-    items: int | None = None
-    n_per_class: int = 0
+    queries: float = 0  # per class (per-class), in all (random), or as a share
+    train: int | None = None  # training items per class (per-class, official) or in all; None: the whole database
+    train_apart: bool = False  # training items are no part of the database
+    items: int | None = None  # items that a complete source holds; None where that is not known
+    n_per_class: int = 0  # the same for every class (stored)
     seed: int = 0
-    sha256: str | None = None
+    sha256: str | None = None  # of the file (stored)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One evaluation protocol.
-
-    Attributes:
-        name: Its name.
-        summary: One line.
-        paper: Where it comes from; empty for our own.
-        rule: How its split is drawn.
-        cutoffs: Depths of ``map@R``.
-        topn: Depths of ``precision@N``.
-        published: Printed results, method -> code length -> MAP.
-    """
+    """One evaluation protocol."""
 
     name: str
     summary: str
-    paper: str
+    paper: str  # where it comes from; empty for our own
     rule: SplitRule
-    cutoffs: tuple[int, ...]
-    topn: tuple[int, ...]
-    published: dict[str, dict[str, float]]
+    cutoffs: tuple[int, ...]  # depths of map@R
+    topn: tuple[int, ...]  # depths of precision@N
+    published: dict[str, dict[str, float]]  # printed results: method -> code length -> MAP
 
     def split(self, source: Source, *, shrink: bool = False) -> Split:
         """The rows of ``source`` in each role.

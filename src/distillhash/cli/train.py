@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from distillhash.models.hash_model import HashModel
     from distillhash.sources import Source
 
-DEFAULT_METHOD = "distillhash-contrast"
 MAX_NOTES = 5
 
 
@@ -79,7 +78,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train and write the model folder with its report."""
     from distillhash.bench.report import write_training_report
 
-    model, source, images = _pair_model(arguments) if arguments.pairs else _image_model(arguments)
+    model, source, images = _make_model(arguments)
     hasher = model.hasher
     started = time.perf_counter()
     model.fit(
@@ -119,59 +118,40 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _image_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
+def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     """The model to train, what it learns from, and the images (or vectors) among that."""
-    from distillhash.methods import make_hasher, method_class
-    from distillhash.models.hash_model import HashModel
-    from distillhash.sources import open_source
-
-    if arguments.text_encoder is not None:
-        raise ParameterError(f"--text-encoder {arguments.text_encoder} needs texts; add --pairs, or leave it out")
-    arguments.method = arguments.method or DEFAULT_METHOD
-    if method_class(arguments.method).needs_texts:
-        raise ParameterError(f"{arguments.method} learns from image-text pairs; add --pairs")
-    hasher = make_hasher(arguments.method, arguments.bits, seed=arguments.seed, **_hyperparameters(arguments))
-    source = open_source(arguments.source)
-    return HashModel(hasher=hasher, **_parts(arguments, source)), source, source
-
-
-def _pair_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
-    """The same for image-text pairs."""
-    import numpy as np
-
     from distillhash.methods import make_hasher, method_class, method_names
-    from distillhash.methods.registry import DEFAULT_IMAGE_TEXT_METHOD
+    from distillhash.methods.registry import DEFAULT_IMAGE_TEXT_METHOD, DEFAULT_METHOD
+    from distillhash.models.hash_model import HashModel
     from distillhash.models.image_text import CrossModalModel
-    from distillhash.sources.pairs import open_pairs
+    from distillhash.sources import open_source
+    from distillhash.sources.pairs import PairSource, open_pairs
     from distillhash.texts import DEFAULT_TEXT_ENCODER
 
-    method = arguments.method or DEFAULT_IMAGE_TEXT_METHOD
-    if not method_class(method).needs_texts:
+    pairs, encoder = arguments.pairs, arguments.text_encoder
+    if encoder is not None and not pairs:
+        raise ParameterError(f"--text-encoder {encoder} needs texts; add --pairs, or leave it out")
+    method = arguments.method or (DEFAULT_IMAGE_TEXT_METHOD if pairs else DEFAULT_METHOD)
+    if method_class(method).needs_texts and not pairs:
+        raise ParameterError(f"{method} learns from image-text pairs; add --pairs")
+    if pairs and not method_class(method).needs_texts:
         choices = ", ".join(method_names(image_text=True))
         raise ParameterError(f"{method} learns from images alone; leave out --pairs, or choose one of {choices}")
-    hasher = make_hasher(method, arguments.bits, seed=arguments.seed, **_hyperparameters(arguments))
-    pairs = open_pairs(arguments.source)
-    ready = isinstance(pairs.texts, np.ndarray)
-    text_encoder = arguments.text_encoder or ("embeddings" if ready else DEFAULT_TEXT_ENCODER)
-    model = CrossModalModel(hasher=hasher, text_encoder=text_encoder, **_parts(arguments, pairs.images))
-    return model, pairs, pairs.images
-
-
-def _parts(arguments: argparse.Namespace, source: Source) -> dict[str, Any]:
-    return {
-        "backbone": backbone_name(arguments, source),
+    settings = parse_settings(arguments.set)
+    if not pairs and method_class(method).fine_tunes and arguments.device != "auto":
+        settings.setdefault("device", arguments.device)
+    hasher = make_hasher(method, arguments.bits, seed=arguments.seed, **settings)
+    source = open_pairs(arguments.source) if pairs else open_source(arguments.source)
+    images = source.images if isinstance(source, PairSource) else source
+    parts: dict[str, Any] = {
+        "backbone": backbone_name(arguments, images),
+        "hasher": hasher,
         "image_size": arguments.image_size,
         "weights": arguments.weights,
         "device": arguments.device,
         "cache": open_cache(arguments),
     }
-
-
-def _hyperparameters(arguments: argparse.Namespace) -> dict[str, Any]:
-    """``--set``, and the device for methods that train on one."""
-    from distillhash.methods import method_class
-
-    settings = parse_settings(arguments.set)
-    if not arguments.pairs and method_class(arguments.method).fine_tunes and arguments.device != "auto":
-        settings.setdefault("device", arguments.device)
-    return settings
+    if not isinstance(source, PairSource):
+        return HashModel(**parts), source, source
+    encoder = encoder or (DEFAULT_TEXT_ENCODER if isinstance(source.texts, list) else "embeddings")
+    return CrossModalModel(text_encoder=encoder, **parts), source, images
