@@ -10,6 +10,7 @@ the highest resident memory of the process that measures. A measurement that a c
 from __future__ import annotations
 
 import argparse
+import contextlib
 import http.client
 import importlib
 import json
@@ -25,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 
@@ -37,32 +39,25 @@ def main() -> None:
     parser.add_argument("after", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--search", type=int, nargs="+", default=[1_000_000, 10_000_000], metavar="N")
-    parser.add_argument("--dedup", type=int, nargs="+", default=[20_000, 200_000], metavar="N")
-    parser.add_argument("--pairs", type=int, default=5_000, metavar="N", help="features whose pairs are distilled")
-    parser.add_argument("--database", type=int, default=50_000, metavar="N", help="codes that are evaluated against")
+    parser.add_argument("--scale", type=float, default=1, help="of all sizes but the images'; less than 1 for a try")
     parser.add_argument("--cifar10", metavar="SOURCE", help="such as cifar10:DIR#test#0:1000; absent: not measured")
     parser.add_argument("--photos", metavar="SOURCE", help="photographs, such as a folder; absent: no server either")
     arguments = parser.parse_args()
     trees = {"before": arguments.before.resolve(), "after": arguments.after.resolve()}
-    measurements: list[tuple[str, str, Any]] = [(f"search of {n:,} codes", "search", n) for n in arguments.search]
-    measurements += [(f"evaluation against {arguments.database:,} codes", "evaluate", arguments.database)]
-    measurements += [(f"distilled pairs of {arguments.pairs:,} features", "distil", arguments.pairs)]
-    measurements += [(f"groups of {n:,} codes", "dedup", n) for n in arguments.dedup]
-    measurements += [("features of CIFAR-10", "extract", arguments.cifar10)] if arguments.cifar10 else []
-    if arguments.photos:
-        measurements += [
-            ("features of photographs", "extract", arguments.photos),
-            ("server", "serve", arguments.photos),
-        ]
-    found: dict[str, dict[str, list[Any]]] = {title: {tree: [] for tree in trees} for title, _, _ in measurements}
+    sizes = [("search", 1e6), ("search", 1e7), ("evaluate", 5e4), ("distil", 5e3), ("dedup", 2e4), ("dedup", 2e5)]
+    measurements: list[tuple[str, Any]] = [(name, int(size * arguments.scale)) for name, size in sizes]
+    measurements += [("extract", spec) for spec in (arguments.cifar10, arguments.photos) if spec]
+    measurements += [("serve", arguments.photos)] if arguments.photos else []
+    found: dict[str, dict[str, list[Any]]] = {
+        f"{name} {value}": {tree: [] for tree in trees} for name, value in measurements
+    }
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(arguments.repeats):
-            for title, name, value in measurements:
+            for name, value in measurements:
                 for tree in sorted(trees, reverse=repeat % 2 == 0):
                     result = run_in(trees[tree], name, value, Path(folder) / tree)
-                    found[title][tree].append(result)
-                    print(repeat, title, tree, json.dumps(result), file=sys.stderr, flush=True)
+                    found[f"{name} {value}"][tree].append(result)
+                    print(repeat, name, value, tree, json.dumps(result), file=sys.stderr, flush=True)
     write(arguments.out, trees, found)
 
 
@@ -156,11 +151,14 @@ def measure_distil(n: int, folder: Path) -> Numbers:
 
 
 def measure_dedup(n: int, folder: Path) -> Numbers:
-    del folder
-    groups = importlib.import_module("distillhash.dedup.groups")
-    codes, few = clustered_codes(n, 768, 0.07, 1), clustered_codes(500, 768, 0.07, 1)
-    groups.star_groups(few, 160)  # compiles
-    return {"s": seconds(lambda: groups.star_groups(codes, 160))}
+    """The whole command on embeddings, a quarter as many centres as vectors."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((n // 4, 128), np.float32)[rng.integers(0, n // 4, n)]
+    np.save(folder / "vectors.npy", vectors + 0.1 * rng.standard_normal(vectors.shape, np.float32))
+    words = ["dedup", str(folder / "vectors.npy"), "--out", str(folder / "groups.json"), "--quiet"]
+    command = [sys.executable, "-m", "distillhash.cli", *words]
+    spent = seconds(lambda: subprocess.run(command, check=True, cwd=folder))
+    return {"s": spent, "memory of the command, MB": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024}
 
 
 def measure_extract(spec: str, folder: Path) -> Numbers:
@@ -187,6 +185,10 @@ def measure_serve(spec: str, folder: Path) -> Numbers:
         subprocess.run([*command, *train], check=True, capture_output=True)
         fill = ["index", spec, "--model", str(model), "--index", str(index)]
         subprocess.run([*command, *fill], check=True, capture_output=True)
+
+    def by_number(number: int) -> tuple[str, bytes]:
+        return f"/search?id={number % len(source)}&k=10", b""
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -197,8 +199,8 @@ def measure_serve(spec: str, folder: Path) -> Numbers:
             while server.poll() is None and not is_ready(port):
                 time.sleep(0.1)
             files: list[Any] = [source.read(row) for row in range(min(len(source), 64))]  # type: ignore[attr-defined]
-            request_rate(port, lambda number: ("/search?id=0&k=10", b""), 100)
-            by_id = request_rate(port, lambda number: (f"/search?id={number % len(source)}&k=10", b""), 4_000)
+            request_rate(port, by_number, 100)
+            by_id = request_rate(port, by_number, 4_000)
             by_upload = request_rate(port, lambda number: ("/search?k=10", files[number % len(files)]), 200)
         finally:
             server.terminate()
@@ -206,14 +208,9 @@ def measure_serve(spec: str, folder: Path) -> Numbers:
 
 
 def is_ready(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
+    with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as answer:
+        return bool(answer.status == 200)
+    return False
 
 
 def request_rate(port: int, request: Callable[[int], tuple[str, bytes]], n: int) -> float:
@@ -238,12 +235,12 @@ def request_rate(port: int, request: Callable[[int], tuple[str, bytes]], n: int)
 
 def write(out: Path, trees: dict[str, Path], found: dict[str, dict[str, list[Any]]]) -> None:
     """``table.json`` with every number, ``table.md`` with medians."""
+    words = ["rev-parse", "--short", "HEAD"]
     commits = {
-        tree: subprocess.run(["git", "-C", str(place), "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+        tree: subprocess.check_output(["git", "-C", str(place), *words], text=True).strip()
         for tree, place in trees.items()
     }
-    names = {tree: done.stdout.strip() for tree, done in commits.items()}
-    header = [f"{tree}, {names[tree]}" for tree in trees]
+    header = [f"{tree}, {commits[tree]}" for tree in trees]
     lines = [f"| measurement | | {' | '.join(header)} | after / before |", "|---|---|---|---|---|"]
     for title, results in found.items():
         errors = [result["error"] for runs in results.values() for result in runs if "error" in result]
@@ -254,7 +251,7 @@ def write(out: Path, trees: dict[str, Path], found: dict[str, dict[str, list[Any
             before, after = (float(np.median([run[key] for run in results[tree]])) for tree in trees)
             lines.append(f"| {title} | {key} | {before:.4g} | {after:.4g} | {after / before:.3f} |")
     out.mkdir(parents=True, exist_ok=True)
-    record = {"command": " ".join(["python", *sys.argv]), "commits": names, "cores": os.cpu_count(), "results": found}
+    record = {"command": " ".join(["python", *sys.argv]), "commits": commits, "cores": os.cpu_count(), "results": found}
     (out / "table.json").write_text(json.dumps(record, indent=1) + "\n")
     (out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
