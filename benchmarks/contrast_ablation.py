@@ -26,7 +26,7 @@ from distillhash.backbones.views import ViewSettings
 from distillhash.bench.protocols import load_protocol
 from distillhash.bench.runs import Prepared, prepare
 from distillhash.methods.distillhash_contrast import DistillHashContrast
-from distillhash.methods.heads import Data, Head
+from distillhash.methods.heads import Data
 from distillhash.methods.ssdh import PairHasher
 from distillhash.metrics.retrieval import evaluate_codes
 from distillhash.sources import open_source
@@ -64,8 +64,7 @@ class LabelledPairs(PairHasher):
         super().__post_init__()
         self.classes: NDArray[Any] = np.empty(0)
 
-    def _pairs(self, distances: Floats, head: Head, data: Data) -> PairLabels:
-        del distances, head, data
+    def _pairs(self, _distances: Floats, _data: Data) -> PairLabels:
         classes = self.classes[self.history_["rows"]]
         pairs = np.where(np.equal.outer(classes, classes), 1, -1).astype(np.int8)
         np.fill_diagonal(pairs, 0)

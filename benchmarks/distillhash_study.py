@@ -29,7 +29,7 @@ from distillhash.bench import figures
 from distillhash.bench.protocols import load_protocol
 from distillhash.bench.runs import Prepared, prepare
 from distillhash.methods.distillhash import DistillHash
-from distillhash.methods.heads import Data, Head
+from distillhash.methods.heads import Data
 from distillhash.metrics.retrieval import evaluate_codes
 from distillhash.sources import open_source
 from distillhash.supervision.similarity import (
@@ -55,10 +55,10 @@ class Controlled(DistillHash):
         self.control: Control | None = None
         self.classes: NDArray[Any] = np.empty(0)
 
-    def _pairs(self, distances: Floats, head: Head, data: Data) -> PairLabels:
-        self.logits = self._estimate(distances, head, data)
+    def _pairs(self, distances: Floats, data: Data) -> PairLabels:
+        self.logits = self._estimate(distances, data)
         self._estimate = lambda *_: self.logits  # type: ignore[method-assign]  # computed once for rule and control
-        distilled = super()._pairs(distances, head, data)
+        distilled = super()._pairs(distances, data)
         return distilled if self.control is None else self.control(self, self.logits, distilled)
 
     @cached_property

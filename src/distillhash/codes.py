@@ -97,6 +97,18 @@ class Codes:
             raise DataError("the projection holds NaN, which has no sign")
         return cls(np.packbits(array >= 0, axis=1), array.shape[1])
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[Codes], n_bits: int) -> Codes:
+        """All codes of ``parts``, one after another; ``n_bits`` is their length, also where there are no parts.
+
+        Raises:
+            DataError: a part of another length.
+        """
+        if any(part.n_bits != n_bits for part in parts):
+            raise DataError(f"codes of {n_bits} bits cannot be joined with codes of other lengths")
+        packed = [part.packed for part in parts] or [np.zeros((0, bytes_per_code(n_bits)), np.uint8)]
+        return cls(np.concatenate(packed), n_bits)
+
     def signs(self) -> NDArray[np.int8]:
         """The codes as ``(n, n_bits) int8`` in {-1, +1}."""
         bits = np.unpackbits(self.packed, axis=1, count=self.n_bits)

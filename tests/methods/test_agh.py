@@ -154,13 +154,6 @@ def test_an_anchor_in_use_has_mass_however_far() -> None:
     assert weights.min() > 0
 
 
-def test_distances_of_equal_rows_are_not_negative() -> None:
-    x = np.random.default_rng(0).standard_normal((50, 30)) * 1e3
-    squared = anchor_graph.squared_distances(x, x)
-    assert squared.min() >= 0
-    np.testing.assert_allclose(np.diagonal(squared), 0, atol=1e-6)
-
-
 def test_refusals() -> None:
     with pytest.raises(DataError, match="rows that differ more"):
         make_hasher("agh", 4).fit(np.full((30, 5), 2.5))

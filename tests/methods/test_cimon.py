@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from distillhash.errors import ParameterError
 from distillhash.methods import make_hasher
+from distillhash.methods.base import TrainingSet
 from distillhash.methods.dsg import pair_confidence
+from distillhash.methods.heads import Data
 from distillhash.methods.training import CachedFeatures
 from distillhash.supervision.clusters import assign_clusters, drop_contradictions
 from distillhash.supervision.losses import nt_xent
@@ -53,24 +55,20 @@ def test_nt_xent_equals_a_plain_loop(temperature: float) -> None:
     assert float(found) == pytest.approx(total / 10)
 
 
-def test_the_loss_is_four_weighted_terms_and_the_contrast(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_is_four_weighted_terms_and_the_contrast() -> None:
     x = clustered()
     views = make_views(x)
-    captured: dict[str, Any] = {}
-
-    def capture(self: Any, network: Any, data: Any, loss: Any, *, inputs: Any) -> list[float]:
-        captured.update(loss=loss, inputs=inputs)
-        return [0.0]
-
-    monkeypatch.setattr("distillhash.methods.cimon.CIMON._train", capture)
-    hasher: Any = make_hasher("cimon", 8, seed=4, contrast=0.7, temperature=0.4).fit(x, views=views)
-    sets = CachedFeatures(x, views).pair(np.arange(120), np.random.default_rng(4), 0.0)
-    (S1, W1), (S2, W2) = (guidance(s.numpy(), 4) for s in sets)
+    hasher: Any = make_hasher("cimon", 8, seed=4, contrast=0.7, temperature=0.4)
+    data = Data(TrainingSet(x, views), np.arange(120))
+    targets = hasher.targets(data)
+    sets = CachedFeatures(x, views).pair(np.arange(120), np.random.default_rng(4), 0.0).inputs.numpy()
+    (S1, W1), (S2, W2) = (guidance(s, 4) for s in np.split(sets, 2))
     assert (S1 != S2).any()
     np.testing.assert_array_equal(hasher.pairs_, S1)
     np.testing.assert_array_equal(hasher.weights_, W1)
     rows = np.random.default_rng(2).permutation(120)[:11]
-    assert captured["inputs"].batch(rows, np.random.default_rng(0)).shape == (22, 20)
+    batch = hasher.batches(data.cached).batch(rows, np.random.default_rng(0))
+    assert batch.inputs.shape == (22, 20)
     outputs = np.random.default_rng(3).standard_normal((22, 8)).astype(np.float32)
     u1, u2 = np.tanh(outputs[:11]), np.tanh(outputs[11:])
     expected = 0.0
@@ -79,7 +77,8 @@ def test_the_loss_is_four_weighted_terms_and_the_contrast(monkeypatch: pytest.Mo
             for b, j in enumerate(rows):
                 expected += float(W[i, j]) * abs(S[i, j]) * (u[a] @ u[b] / 8 - S[i, j]) ** 2 / 121
     expected += 0.7 * float(nt_xent(torch.from_numpy(u1), torch.from_numpy(u2), temperature=0.4))
-    assert float(captured["loss"](torch.from_numpy(outputs), rows)) == pytest.approx(expected, rel=1e-4)
+    found = hasher.batch_loss(torch.from_numpy(outputs), batch._replace(targets=targets(rows)))
+    assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
 def test_without_views_the_two_sets_are_noisy_copies() -> None:

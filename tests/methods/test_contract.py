@@ -1,9 +1,11 @@
-"""One suite for every method: whatever is registered must pass it."""
+"""One suite for every method: whatever is registered must pass it, ``example_method.py`` as well, which another package could hold."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,34 @@ from numpy.typing import NDArray
 
 from distillhash import Hasher, load_hasher, make_hasher, method_names
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
-from distillhash.methods import method_class
+from distillhash.methods import registry
 
-METHODS = method_names()
+HERE = Path(__file__).parent
+PLUGIN = [str(HERE), str(HERE / "example_plugin")]  # the module, and the metadata that an installed package has
+
+
+@contextlib.contextmanager
+def example_installed() -> Iterator[None]:
+    """Put the example method where an installed package would be."""
+    sys.path[:0] = PLUGIN
+    registry._methods.cache_clear()
+    try:
+        yield
+    finally:
+        del sys.path[: len(PLUGIN)]
+        registry._methods.cache_clear()
+
+
+with example_installed():
+    METHODS = method_names()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _example() -> Iterator[None]:
+    with example_installed():
+        yield
+
+
 N_BITS = [1, 12, 33]
 
 
@@ -266,15 +293,17 @@ def test_damaged_folders(tmp_path: Path) -> None:
             load_hasher(folder)
 
 
-def test_every_method_names_its_source() -> None:
-    for method in METHODS:
-        module = sys.modules[method_class(method).__module__]
-        wanted = (
-            ["Not in a paper."]
-            if method_class(method).venue == "this project"
-            else ["Paper:", "Departs from the paper in:"]
-        )
-        assert all(words in (module.__doc__ or "") for words in wanted), method
+def test_another_package_registers_a_method(tmp_path: Path) -> None:
+    code = (
+        "import sys, numpy as np; from distillhash import load_hasher, make_hasher, method_names;"
+        "x = np.random.default_rng(0).random((40, 9)); hasher = make_hasher('example', 8, width=5).fit(x); hasher.save(sys.argv[1]);"
+        "assert load_hasher(sys.argv[1]).encode(x) == hasher.encode(x); assert 'example' in method_names();"
+        "assert type(hasher).__module__ == 'example_method'"
+    )
+    path = os.pathsep.join([*PLUGIN, os.environ.get("PYTHONPATH", "")])
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env={**os.environ, "PYTHONPATH": path})
+    assert "example" in METHODS
+    assert len((HERE / "example_method.py").read_text().splitlines()) < 60
 
 
 def test_importing_the_package_and_a_linear_method_needs_no_torch() -> None:

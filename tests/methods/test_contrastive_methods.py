@@ -219,7 +219,7 @@ def test_every_option_changes_what_is_learned(method: str, options: dict[str, An
         ("cibhash", {"schedule": "odd"}, "schedule must be one of constant, step, cosine, got 'odd'"),
         ("crovca", {"optimizer": "odd"}, "optimizer must be one of sgd, adam, adamw, got 'odd'"),
         ("sdc", {"beta": 0}, "beta must be above 0"),
-        ("nsh", {"latent": 0}, "latent must be above 0"),
+        ("nsh", {"latent": 0}, "latent must be at least 1"),
     ],
 )
 def test_options_are_checked(method: str, options: dict[str, Any], message: str) -> None:

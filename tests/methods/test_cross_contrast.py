@@ -8,8 +8,8 @@ import torch
 
 from distillhash.errors import ParameterError
 from distillhash.methods import CCAITQ
-from distillhash.methods.cross_contrast import CrossContrast, _Towers
-from distillhash.methods.image_text import PairInputs, Standardised, TextDrawer, Tower, TrainingPairs, standardise
+from distillhash.methods.cross_contrast import CrossContrast, TwoTowers
+from distillhash.methods.image_text import PairInputs, Standardised, Tower, TrainingPairs, standardise
 from distillhash.methods.linear_algebra import canonical_directions
 from distillhash.supervision.losses import neighbour_contrast
 from pair_factory import paired_vectors
@@ -33,9 +33,9 @@ def test_the_loss_without_neighbours_equals_a_plain_loop() -> None:
 
 def test_the_network_gives_signs_of_images_then_of_texts() -> None:
     generator = torch.Generator().manual_seed(0)
-    towers = [Tower(width, 0, 5, "relu", generator) for width in (3, 2)]
+    towers = [Tower(Standardised(rows), 0, 5, "relu", generator) for rows in (IMAGES[:, :3], TEXTS[:, :2])]
     rows = torch.randn(4, 5, generator=generator)
-    found = _Towers(towers[0], towers[1], 3)(rows)
+    found = TwoTowers(towers[0], towers[1])(rows)
     expected = torch.cat([towers[0](rows[:, :3]), towers[1](rows[:, 3:])])
     np.testing.assert_allclose(found.detach().numpy(), np.where(expected.detach().numpy() >= 0, 1, -1), atol=1e-6)
 
@@ -105,14 +105,14 @@ def test_an_image_comes_with_one_of_its_texts() -> None:
     order = np.random.default_rng(1).permutation(len(OWNERS))
     pairs = TrainingPairs(IMAGES, TEXTS[order], OWNERS[order])
     rng = np.random.default_rng(2)
-    draw = TextDrawer(pairs)
-    seen = np.stack([draw(np.arange(40), rng) for _ in range(200)])
+    seen = np.stack([pairs.draw_texts(np.arange(40), rng) for _ in range(200)])
     assert (pairs.owners[seen] == np.arange(40)).all()
     assert all(len(set(column)) == 3 for column in seen.T)
     inputs = PairInputs(Standardised(IMAGES)(IMAGES), Standardised(TEXTS)(pairs.texts), pairs)
-    batch = inputs.batch(np.array([5, 0]), rng).numpy()
-    assert len(inputs) == 40 and batch.shape == (2, 24 + 18)
-    np.testing.assert_allclose(batch[:, :24], Standardised(IMAGES)(IMAGES[[5, 0]]), atol=1e-6)
+    batch = inputs.batch(np.array([5, 0]), rng)
+    assert len(inputs) == 40 and batch.inputs.shape == (2, 24 + 18) and batch.rows.tolist() == [5, 0]
+    np.testing.assert_allclose(batch.inputs[:, :24], Standardised(IMAGES)(IMAGES[[5, 0]]), atol=1e-6)
+    assert batch.targets[0].tolist() == [[True, False], [False, True]]
 
 
 def test_texts_are_grouped_by_image() -> None:

@@ -7,13 +7,17 @@ from numpy.typing import NDArray
 from distillhash import make_hasher
 from distillhash.errors import DataError, ParameterError
 from distillhash.methods.anchor_graph import build_graph
-from distillhash.methods.dgh import climb, nearest_uncorrelated, rotation_to_signs, signs, spread_to_anchors
+from distillhash.methods.dgh import climb, nearest_uncorrelated, spread_to_anchors
 
 
 def mixture(n: int = 300, d: int = 10, seed: int = 0) -> NDArray[Any]:
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).standard_normal((6, d)) * 2
     return centres[rng.integers(0, 6, n)] + 1.2 * rng.standard_normal((n, d)) + 4
+
+
+def signs(values: NDArray[Any]) -> NDArray[Any]:
+    return np.where(values >= 0, 1.0, -1.0)
 
 
 def dense_graph(Z: Any) -> NDArray[Any]:
@@ -100,17 +104,6 @@ def test_nearest_uncorrelated_is_feasible_and_best(case: str) -> None:
     # tr(B^T Y) is at most sqrt(n) times the sum of the singular values of centred B, and reaches it.
     bound = np.sqrt(n) * np.linalg.svd(B - B.mean(0), compute_uv=False).sum()
     assert np.sum(B * Y) == pytest.approx(bound, abs=1e-6)
-
-
-def test_rotation_brings_functions_nearer_their_signs() -> None:
-    H = np.random.default_rng(0).standard_normal((500, 6)) ** 3
-    R = rotation_to_signs(H, np.random.default_rng(3))
-    np.testing.assert_allclose(R.T @ R, np.eye(6), atol=1e-9)
-    start = np.linalg.qr(np.random.default_rng(3).standard_normal((6, 6)))[0]
-    B = signs(H @ R)
-    assert np.sum(B * (H @ R)) > np.sum(np.abs(H @ start)) * 1.01
-    # No other rotation fits these signs better: the maximum of tr(R^T H^T B) is the nuclear norm of H^T B.
-    assert np.sum(B * (H @ R)) == pytest.approx(np.linalg.svd(H.T @ B, compute_uv=False).sum())
 
 
 def test_rho_balances_the_bits_of_the_training_rows() -> None:

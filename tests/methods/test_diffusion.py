@@ -5,7 +5,6 @@ import pytest
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from distillhash.errors import ParameterError
 from distillhash.methods.mls3rduh import diffuse, mutual_neighbour_graph
 from distillhash.supervision.neighbours import nearest_neighbours
 from distillhash.supervision.similarity import cosine_distances
@@ -49,9 +48,3 @@ def test_walks_stay_in_their_component_and_items_alone_stay_put() -> None:
     walks = diffuse(graph, 0.9)
     assert walks[0, 1] > 0.4 and not walks[:2, 2:].any() and walks[2, 3] == 0
     np.testing.assert_allclose(walks[2, 2], 0.1, rtol=1e-6)
-
-
-@pytest.mark.parametrize("alpha", [-0.1, 1.0])
-def test_alpha_is_checked(alpha: float) -> None:
-    with pytest.raises(ParameterError, match=r"the diffusion must lie in \[0, 1\)"):
-        diffuse(csr_array((3, 3), dtype=np.float32), alpha)

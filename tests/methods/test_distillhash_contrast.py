@@ -13,11 +13,10 @@ from distillhash.errors import DataError, FormatError, ParameterError
 from distillhash.methods import load_hasher, make_hasher
 from distillhash.methods.distillhash_contrast import FeatureDropout, linear_start
 from distillhash.methods.heads import tanh_through_sign
-from distillhash.methods.training import CachedFeatures
+from distillhash.methods.training import CachedFeatures, WithNeighbours
 from distillhash.metrics.retrieval import evaluate_codes
 from distillhash.supervision.agreement import root_rows, scatter_of_items
 from distillhash.supervision.losses import neighbour_contrast, nt_xent
-from distillhash.supervision.neighbourhoods import NeighbourhoodInputs
 
 
 def clustered(n: int = 120, d: int = 24, seed: int = 0, noise: float = 0.5) -> NDArray[Any]:
@@ -76,16 +75,18 @@ def test_one_positive_a_row_is_nt_xent() -> None:
 def test_batches_hold_neighbours_and_say_who_is_positive() -> None:
     x = np.arange(10, dtype=np.float32)[:, None]
     lists = np.array([[(i + 1) % 10, (i + 2) % 10] for i in range(10)], np.int32)
-    pairs = NeighbourhoodInputs(CachedFeatures(x), lists)
     rows = np.array([0, 4, 7])
-    batch = pairs.batch(rows, np.random.default_rng(0)).numpy().ravel().astype(int)
+    inputs, drawn, (positives,) = WithNeighbours(CachedFeatures(x), lists).batch(rows, np.random.default_rng(0))
+    batch = inputs.numpy().ravel().astype(int)
+    np.testing.assert_array_equal(batch, drawn)
     np.testing.assert_array_equal(batch[:3], rows)
     assert all(batch[3 + i] in lists[row] for i, row in enumerate(rows))
-    found = pairs.positives(all_in_batch=True).numpy()
+    found = positives.numpy()
     for a, i in enumerate(batch):
         for b, j in enumerate(batch):
             assert found[a, b] == (i == j or j in lists[i] or i in lists[j])
-    one = pairs.positives(all_in_batch=False).numpy()
+    only_drawn = WithNeighbours(CachedFeatures(x), lists, all_positives=False)
+    (one,) = only_drawn.batch(rows, np.random.default_rng(0)).targets
     np.testing.assert_array_equal(one, np.roll(np.eye(6, dtype=bool), 3, axis=0))
 
 
@@ -244,7 +245,7 @@ def test_blocks_of_rows_change_nothing(metric: str, monkeypatch: pytest.MonkeyPa
     views = np.stack([clustered(100, noise=1.0, seed=s) for s in (1, 2)])
     teacher = clustered(100, noise=0.5, seed=3)
     whole = fitted(x, views, teacher, metric=metric)
-    for module in ("methods.distillhash_contrast", "methods.head_hasher", "methods.linear_start", "pairs.agreement"):
+    for module in ("methods.distillhash_contrast", "methods.heads", "supervision.agreement"):
         monkeypatch.setattr(f"distillhash.{module}.row_blocks", lambda n: [slice(0, 33), slice(33, n)])
     np.testing.assert_allclose(scatter_of_items(x), np.cov(x, rowvar=False), rtol=1e-5, atol=1e-7)
     parted = fitted(x, views, teacher, metric=metric)
@@ -288,15 +289,15 @@ def test_training_lowers_the_loss_and_orders_the_clusters() -> None:
         ({"positives": "two"}, "positives must be one of"),
         ({"gradient": "none"}, "gradient must be one of"),
         ({"temperature": 0}, "temperature must be above 0"),
-        ({"directions": 0}, "directions must be above 0"),
+        ({"directions": 0}, "directions must be at least 1"),
         ({"emphasis": -1}, "emphasis must be at least 0"),
         ({"start": -1}, "start must be at least 0"),
         ({"neighbourhood": 0}, "neighbourhood must be above 0"),
         ({"neighbourhood": 1.5}, "neighbourhood must be above 0 and at most 1"),
-        ({"plain_share": 1.5}, "plain_share must be from 0 to 1, got 1.5"),
+        ({"plain_share": 1.5}, "plain_share must be at least 0 and at most 1, got 1.5"),
         ({"dropout": -0.1}, "dropout must be at least 0"),
         ({"dropout": 1}, "dropout must be at least 0 and below 1"),
-        ({"max_seen": 0}, "max_seen must be above 0"),
+        ({"max_seen": 0}, "max_seen must be at least 1"),
         ({"part": 3}, "part must be at least 20"),
     ],
 )

@@ -10,9 +10,9 @@ from scipy.special import ndtr
 
 from distillhash.errors import DataError, ParameterError
 from distillhash.methods import make_hasher
-from distillhash.methods.dsg import Guidance
+from distillhash.methods.training import Batch, pair_targets
 from distillhash.supervision.clusters import assign_clusters
-from distillhash.supervision.losses import squared_loss, weighted_squared_loss
+from distillhash.supervision.losses import squared_loss
 from distillhash.supervision.similarity import cosine_distances, fit_half_gaussians
 
 
@@ -26,14 +26,14 @@ def dsg(**options: Any) -> Any:
     return make_hasher("dsg", 8, **{"epochs": 1, **options})
 
 
-def test_weighted_squared_loss_equals_a_plain_loop() -> None:
+def test_the_weighted_squared_loss_equals_a_plain_loop() -> None:
     rng = np.random.default_rng(0)
     u, S, w = np.tanh(rng.standard_normal((7, 12))), rng.integers(-1, 2, (7, 7)), rng.random((7, 7))
     expected = sum(w[i, j] * abs(S[i, j]) * (u[i] @ u[j] / 12 - S[i, j]) ** 2 for i in range(7) for j in range(7)) / 49
     codes, pairs = torch.from_numpy(u), torch.from_numpy(S).double()
-    assert float(weighted_squared_loss(codes, pairs, torch.from_numpy(w))) == pytest.approx(expected, rel=1e-12)
+    assert float(squared_loss(codes, pairs, torch.from_numpy(w))) == pytest.approx(expected, rel=1e-12)
     ones = torch.ones(7, 7, dtype=torch.float64)
-    assert float(weighted_squared_loss(codes, pairs, ones)) == pytest.approx(float(squared_loss(codes, pairs)))
+    assert float(squared_loss(codes, pairs, ones)) == pytest.approx(float(squared_loss(codes, pairs)))
 
 
 @pytest.mark.parametrize(("alpha", "priority"), [(1.0, 1.0), (0.0, 2.0)])
@@ -72,13 +72,14 @@ def test_the_loss_reads_the_pairs_of_the_batch() -> None:
     rng = np.random.default_rng(1)
     pairs, weights = rng.integers(-1, 2, (9, 9)).astype(np.int8), rng.random((9, 9)).astype(np.float16)
     rows = np.array([7, 2, 5])
-    codes = torch.from_numpy(rng.standard_normal((3, 4)).astype(np.float32))
-    u = codes.numpy()
+    outputs = torch.from_numpy(rng.standard_normal((3, 4)).astype(np.float32))
+    batch = Batch(outputs, rows, pair_targets(pairs, weights)(rows))
+    u = np.tanh(outputs.numpy())
     expected = 0.0
     for a, i in enumerate(rows):
         for b, j in enumerate(rows):
             expected += float(weights[i, j]) * abs(pairs[i, j]) * (u[a] @ u[b] / 4 - pairs[i, j]) ** 2 / 9
-    assert float(Guidance(pairs, weights).loss(codes, rows)) == pytest.approx(expected, rel=1e-5)
+    assert float(dsg().batch_loss(outputs, batch)) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("clustering", ["spectral", "kmeans"])

@@ -3,12 +3,11 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 
 from distillhash import make_hasher
 from distillhash.errors import DataError, ParameterError
-from distillhash.methods.anchor_graph import k_means
 from distillhash.methods.dsh import adjacent_pairs, entropy
+from distillhash.methods.linear_algebra import k_means
 
 
 def mixture(n: int = 500, d: int = 12, seed: int = 0) -> NDArray[Any]:
@@ -57,25 +56,6 @@ def test_the_pool_of_pairs_suffices(k: int) -> None:
     assert {tuple(pair) for pair in pairs.tolist()} == set(naive_pool(centres, np.full(k, 1 / k), 3))
     r = min(3, k - 1)
     assert r * k / 2 <= len(pairs) <= r * k
-
-
-def test_k_means_is_that_of_the_library() -> None:
-    x = mixture()
-    centres, shares = k_means(x, 12, 3, np.random.default_rng(0))
-    start = x[np.sort(np.random.default_rng(0).choice(len(x), 12, replace=False))]
-    theirs = KMeans(12, init=start, n_init=1, max_iter=3, tol=0, algorithm="lloyd").fit(x)
-    np.testing.assert_allclose(centres, theirs.cluster_centers_, rtol=1e-9)
-    # The shares are those of the last assignment, that of the centres after two rounds.
-    before = KMeans(12, init=start, n_init=1, max_iter=2, tol=0, algorithm="lloyd").fit(x)
-    np.testing.assert_allclose(shares, np.bincount(before.predict(x)) / len(x))
-
-
-def test_k_means_leaves_empty_groups_out() -> None:
-    x = np.repeat([[0.0, 0.0], [4.0, 0.0], [0.0, 9.0]], [10, 20, 30], axis=0)
-    centres, shares = k_means(x, 40, 3, np.random.default_rng(0))
-    order = np.lexsort(centres.T)
-    np.testing.assert_allclose(centres[order], [[0, 0], [4, 0], [0, 9]])
-    np.testing.assert_allclose(shares[order], [1 / 6, 2 / 6, 3 / 6])
 
 
 def test_one_bit_separates_two_clusters() -> None:

@@ -1,5 +1,6 @@
 """SGH, DeepBit, TBH, URPH and DMUH: each formula typed again, and what each promises."""
 
+import copy
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from distillhash.errors import DataError, ParameterError
 from distillhash.methods import load_hasher, make_hasher
 from distillhash.methods.deepbit import even_loss, quantisation_loss
 from distillhash.methods.dmuh import _WithMomentum, attention_weights, shared_labels, uncertain_loss
-from distillhash.methods.sgh import Generative
+from distillhash.methods.sgh import Generative, bit_differences, description_length
 from distillhash.methods.tbh import TwinBottleneck, code_graph
 from distillhash.methods.urph import listwise_loss, pairwise_loss
 
@@ -61,7 +62,7 @@ def test_sgh_estimates_bound_and_gradient_without_bias(k: int) -> None:
     x, z = draw(1, d, seed=3).double(), draw(1, k, seed=4).double()
     uniform = torch.from_numpy(np.random.default_rng(5).random((n, k)))
     logits = z.expand(n, k).clone().requires_grad_()
-    value = model.description_length(x.expand(n, d), logits, uniform, "distributional")
+    value = description_length(model(logits), x.expand(n, d), uniform, "distributional")
     assert value.item() * d == pytest.approx(exact_bound(model, x[0].numpy(), z[0].numpy()), rel=0.01)
     torch.autograd.backward(value)
     assert logits.grad is not None
@@ -83,7 +84,7 @@ def test_sgh_bit_differences_equal_recomputation() -> None:
         error = (x - model.shift - h @ model.decoder).square().sum(dim=1) * precision / 2
         return error - (h * model.prior).sum(dim=1)  # log p(h) up to a constant
 
-    found = model.bit_differences(x - model.shift - bits @ model.decoder, bits, precision)
+    found = bit_differences(model(bits), x - model.shift - bits @ model.decoder, bits, precision)
     for bit in range(4):
         on, off = bits.clone(), bits.clone()
         on[:, bit], off[:, bit] = 1, 0
@@ -149,7 +150,7 @@ def test_tbh_forward_and_gradient_of_the_threshold() -> None:
     binary = torch.nn.Linear(6, 4)
     net = TwinBottleneck(torch.nn.Identity(), binary, 3, 5, 1.4, generator)
     x = draw(7, 6)
-    bits, convolved, rebuilt, graph = net(x)
+    bits, convolved, graph = net.bottlenecks(x)
     p = torch.sigmoid(binary(x))
     np.testing.assert_allclose(bits.detach(), (p >= 0.5).float(), atol=1e-6)
     z = torch.sigmoid(net.continuous(x))
@@ -158,7 +159,9 @@ def test_tbh_forward_and_gradient_of_the_threshold() -> None:
         torch.sigmoid(graph @ (z @ net.convolution.weight.T + net.convolution.bias)).detach(),
         atol=1e-6,
     )
-    assert rebuilt.shape == (7, 5)
+    rebuilt, critics = net(x)
+    torch.testing.assert_close(rebuilt, net.decoder(convolved))
+    assert rebuilt.shape == (7, 5) and critics.shape == ()
     (gradient,) = torch.autograd.grad(bits.sum(), binary.bias)
     np.testing.assert_allclose(gradient, (p * (1 - p)).sum(dim=0).detach(), rtol=1e-5)
 
@@ -257,7 +260,7 @@ def test_dmuh_loss_and_weights() -> None:
 
 def test_dmuh_momentum_network_follows_without_gradient() -> None:
     online = torch.nn.Linear(2, 1, bias=False)
-    network = _WithMomentum(online, 0.9)
+    network = _WithMomentum(online, copy.deepcopy(online), 0.9)
     start = online.weight.detach().clone()
     with torch.no_grad():
         online.weight.add_(1.0)
@@ -328,10 +331,10 @@ def test_urph_margin_and_decoder_options() -> None:
     [
         ("sgh", {"gradient": "exact"}, "gradient must be one of distributional, straight-through"),
         ("deepbit", {"even": -1}, "even must be at least 0, got -1"),
-        ("tbh", {"hidden": 0}, "hidden must be at least 1 for tbh, got 0"),
+        ("tbh", {"hidden": 0}, "hidden must be at least 1, got 0"),
         ("tbh", {"exponent": 0}, "exponent must be above 0"),
         ("urph", {"rank_loss": "odd"}, "rank_loss must be one of listwise, pairwise"),
-        ("urph", {"decoder_epochs": 0}, "decoder_epochs must be above 0"),
+        ("urph", {"decoder_epochs": 0}, "decoder_epochs must be at least 1"),
         ("dmuh", {"momentum": 1.0}, "momentum must be at least 0 and below 1, got 1.0"),
     ],
 )

@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 from torch import nn
 
 from distillhash.methods import make_hasher
-from distillhash.methods.distillhash_contrast import LinearStart, PlusLinear, add_start, linear_start, silent
+from distillhash.methods.distillhash_contrast import LinearStart, PlusLinear, add_start, linear_start, zero_last_layer
 from distillhash.methods.heads import Head
 
 
@@ -114,9 +114,10 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("hidden", [0, 16])
 def test_folded_layers_give_what_the_network_gives(hidden: int) -> None:
     x = items().astype(np.float32)
-    head = Head(x, hidden)
+    head = Head(x, 6, 0, hidden)
     start = started(x, 6).features
-    network = PlusLinear(silent(head.build(6, 0)), head.mean, start)
+    zero_last_layer(head)
+    network = PlusLinear(head, head.mean, start)
     off = x - head.mean
     with torch.no_grad():
         np.testing.assert_allclose(network(torch.from_numpy(x)).numpy(), off @ start, atol=1e-4)  # nothing learned yet
@@ -126,6 +127,6 @@ def test_folded_layers_give_what_the_network_gives(hidden: int) -> None:
                 nn.init.normal_(layer.bias)
         expected = network(torch.from_numpy(x)).numpy()
     outputs = off
-    for number, (weight, bias) in enumerate(add_start(head.fold(network), start)):
+    for number, (weight, bias) in enumerate(add_start(head.fold(), start)):
         outputs = (np.maximum(outputs, 0) if number else outputs) @ weight + bias
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-3)

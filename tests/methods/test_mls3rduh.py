@@ -106,10 +106,10 @@ def test_two_moons_follow_the_manifold() -> None:
 def test_constant_features_do_not_crash_and_options_are_checked() -> None:
     assert len(mls().fit(np.ones((20, 5), np.float32)).encode(np.ones((3, 5)))) == 3
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"neighbour_share": 0}, "neighbour_share must be above 0, got 0"),
-        ({"neighbour_share": 1.1}, "neighbour_share must be at most 1, got 1.1"),
+        ({"neighbour_share": 0}, "neighbour_share must be above 0 and at most 1, got 0"),
+        ({"neighbour_share": 1.1}, "neighbour_share must be above 0 and at most 1, got 1.1"),
         ({"manifold_ratio": -1}, "manifold_ratio must be above 0, got -1"),
-        ({"diffusion": 1}, r"diffusion must lie in \[0, 1\), got 1"),
+        ({"diffusion": 1}, "diffusion must be at least 0 and below 1, got 1"),
     ]
     for options, message in cases:
         with pytest.raises(ParameterError, match=message):

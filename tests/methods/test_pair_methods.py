@@ -11,7 +11,7 @@ from distillhash.errors import DataError, ParameterError
 from distillhash.methods import make_hasher
 from distillhash.methods.base import TrainingSet
 from distillhash.methods.distillhash import DistillHash
-from distillhash.methods.heads import Data, Head
+from distillhash.methods.heads import Data
 from distillhash.methods.training import CachedFeatures, TrainableImages, TrainingSettings, train
 from distillhash.supervision.flip_rate import distil_pairs
 from distillhash.supervision.neighbours import nearest_neighbours
@@ -195,11 +195,6 @@ def test_fine_tuning_trains_the_trunk_and_the_estimator_only_a_copy() -> None:
             sizes.append(len(rows))
             return torch.from_numpy(np.concatenate([x[rows], x[rows]], axis=1))
 
-        def pair(
-            self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float
-        ) -> tuple[torch.Tensor, torch.Tensor]:
-            return self.batch(rows, rng), self.batch(rows, rng)
-
     trunk = torch.nn.Linear(40, 20, bias=False)
     with torch.no_grad():
         trunk.weight.copy_(torch.cat([torch.eye(20), torch.eye(20)], dim=1) / 2)
@@ -208,7 +203,7 @@ def test_fine_tuning_trains_the_trunk_and_the_estimator_only_a_copy() -> None:
     hasher = pair_hasher("distillhash", 8, estimate="network", estimate_epochs=3)
     hasher.initial_pairs_ = initial_pairs(x, 1.0, 0.0)
     rows = np.arange(len(x))
-    outputs = hasher._estimating_outputs(rows, Head(x), Data(TrainingSet(x, images=images), rows), seed=0)
+    outputs = hasher._estimating_outputs(rows, Data(TrainingSet(x, images=images), rows), seed=0)
     assert outputs.shape == (90, 48)
     assert hasher.history_["estimate_loss"][0][-1] < hasher.history_["estimate_loss"][0][0]
     assert torch.equal(trunk.weight.detach(), before)
@@ -225,12 +220,12 @@ def test_fine_tuning_trains_the_trunk_and_the_estimator_only_a_copy() -> None:
     pair_hasher("ssdh", 8, epochs=1).fit(x, images=TrainableImages(Doubled(), normalised))
     assert statistics.running_mean is not None and not statistics.running_mean.any()
     assert not torch.equal(statistics.weight.detach(), torch.ones(20))
-    with pytest.raises(ParameterError, match="learning_rate must be positive"):
+    with pytest.raises(ParameterError, match="fine_tune_rate must be above 0"):
         pair_hasher("ssdh", 8, fine_tune_rate=0.0)
     sizes.clear()
     pair_hasher("ssdh", 8, epochs=2, fine_tune_batch=9).fit(x, images=images)
     assert max(sizes) == 9
-    with pytest.raises(ParameterError, match="batch_size at least 2"):
+    with pytest.raises(ParameterError, match="fine_tune_batch must be at least 2"):
         pair_hasher("ssdh", 8, fine_tune_batch=1)
     with pytest.raises(ParameterError, match="itq learns from fixed features"):
         pair_hasher("itq", 8).fit(x, images=images)
@@ -241,7 +236,7 @@ def test_adam_matches_a_loop_written_out() -> None:
     x = np.random.default_rng(0).standard_normal((10, 3)).astype(np.float32)
     network, twin = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     twin.load_state_dict(network.state_dict())
-    train(network, CachedFeatures(x), lambda out, rows: (out**2).mean(), TrainingSettings(3, 4, 0.1, "adam"), seed=4)
+    train(network, CachedFeatures(x), lambda out, _: (out**2).mean(), TrainingSettings(3, 4, 0.1, "adam"), seed=4)
     optimizer = torch.optim.Adam(twin.parameters(), 0.1)
     rng = np.random.default_rng(4)
     for _ in range(3):

@@ -9,7 +9,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from distillhash.errors import DataError, ParameterError
 from distillhash.methods import make_hasher
-from distillhash.methods.pudh import canonical_directions, rotation
+from distillhash.methods.linear_algebra import procrustes_rotation
+from distillhash.methods.pudh import canonical_directions
 
 
 def clustered(n: int = 120, d: int = 20, groups: int = 6, spread: float = 0.6, seed: int = 0) -> NDArray[Any]:
@@ -55,16 +56,6 @@ def test_separable_clusters_have_one_sure_direction_less_than_there_are() -> Non
     assert (rho[:3] > 0.999).all() and (rho[3:] < 1e-3).all()
 
 
-@pytest.mark.parametrize("n_bits", [1, 5, 16])
-def test_the_rotation_is_one_and_its_error_never_rises(n_bits: int) -> None:
-    V = np.random.default_rng(0).standard_normal((150, n_bits)) * np.linspace(2, 0, n_bits)
-    R, errors = rotation(V, 30, np.random.default_rng(3))
-    np.testing.assert_allclose(R.T @ R, np.eye(n_bits), atol=1e-10)
-    assert len(errors) == 30 and (np.diff(errors) <= 1e-9).all()
-    last = sum((np.where(x >= 0, 1, -1) - x) @ (np.where(x >= 0, 1, -1) - x) for x in V @ R) / 150
-    assert last <= errors[-1] + 1e-9
-
-
 @pytest.mark.parametrize(("n_bits", "emphasis"), [(3, 1.0), (9, 0.5), (20, 0.0)])
 def test_directions_are_scaled_by_their_correlation_and_padded(
     monkeypatch: pytest.MonkeyPatch, n_bits: int, emphasis: float
@@ -73,9 +64,9 @@ def test_directions_are_scaled_by_their_correlation_and_padded(
 
     def keep(V: NDArray[Any], iterations: int, rng: Any) -> tuple[NDArray[Any], list[float]]:
         captured.append(V)
-        return rotation(V, iterations, rng)
+        return procrustes_rotation(V, iterations, rng)
 
-    monkeypatch.setattr("distillhash.methods.pudh.rotation", keep)
+    monkeypatch.setattr("distillhash.methods.pudh.procrustes_rotation", keep)
     hasher = pudh(n_bits, emphasis=emphasis, n_clusters=6, epochs=1, ridge=1e-9, components=10).fit(clustered())
     V, rho = captured[0], np.array(hasher.history_["correlations"])
     kept = min(n_bits, 5)  # six clusters

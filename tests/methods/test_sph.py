@@ -93,7 +93,7 @@ def test_spherical_hamming_matches_a_loop() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(DataError, match="codes of 3 and of 4 bits"):
+    with pytest.raises(DataError, match="codes of 3 and 4 bits"):
         spherical_hamming(Codes.from_signs(np.ones((1, 3))), Codes.from_signs(np.ones((1, 4))))
     for wrong in ({"max_iterations": 0}, {"mean_tolerance": -1}, {"std_tolerance": float("nan")}):
         with pytest.raises(ParameterError, match=next(iter(wrong))):

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from distillhash.errors import ParameterError
 from distillhash.methods import make_hasher
-from distillhash.methods.image_text import Tower, TrainingPairs
+from distillhash.methods.image_text import TrainingPairs
 from distillhash.methods.ugach import (
     UGACH,
     CorrelationGraph,
+    Game,
     Triplets,
-    _Game,
     nearest_rows,
     policy_loss,
     reward,
@@ -131,9 +131,9 @@ def test_neighbours_over_several_blocks_equal_brute_force() -> None:
     assert nearest_rows(rows[:3], 10).shape == (3, 3)
 
 
-def game(**options: Any) -> _Game:
+def game(**options: Any) -> Game:
     hasher = UGACH(16, hidden=16, **options)
-    return _Game(hasher, TrainingPairs(IMAGES, TEXTS, OWNERS))
+    return Game(hasher, TrainingPairs(IMAGES, TEXTS, OWNERS))
 
 
 def items_of(triplets: Triplets) -> list[NDArray[np.intp]]:
@@ -158,9 +158,7 @@ def test_triplets_point_where_they_should() -> None:
 def test_the_mean_hinge_and_reward_are_the_networks_own() -> None:
     run = game()
     triplets = run._random_triplets((0, 1))
-    image, text = run.D.towers
-    assert isinstance(image, Tower) and isinstance(text, Tower)
-    image_side, text_side = image.side(run.inputs[0]), text.side(run.inputs[1])
+    image_side, text_side = (tower.fold() for tower in run.D)
     a = 1 / (1 + np.exp(-image_side(IMAGES[triplets.query].astype(np.float64))))
     p, n = (
         1 / (1 + np.exp(-text_side(TEXTS[rows].astype(np.float64)))) for rows in (triplets.positive, triplets.negative)
@@ -195,8 +193,8 @@ def test_the_release_reading() -> None:
     hasher = make_hasher("ugach", 16, preset="code", hidden=8, pretrain_epochs=1, rounds=1)
     assert isinstance(hasher, UGACH)
     assert (hasher.get_params()["optimizer"], hasher.get_params()["batch_size"]) == ("sgd", 1)
-    run = _Game(hasher, TrainingPairs(IMAGES, TEXTS, OWNERS))
-    weights = torch.cat([p.detach().ravel() for p in run.D.parameters() if p.ndim == 2])
+    run = Game(hasher, TrainingPairs(IMAGES, TEXTS, OWNERS))
+    weights = torch.cat([p.detach().ravel() for tower in run.D for p in tower.parameters() if p.ndim == 2])
     assert weights.abs().max() <= 0.2 and weights.std().item() == pytest.approx(
         0.088, abs=0.01
     )  # normal of .1 cut at 2 deviations

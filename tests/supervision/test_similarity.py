@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from scipy.stats import norm
 
-from distillhash.errors import DataError, ParameterError
+from distillhash.errors import DataError
 from distillhash.supervision.similarity import (
     HalfGaussians,
     LabelRule,
@@ -99,6 +99,3 @@ def test_an_empty_side_falls_back_to_a_quantile() -> None:
 def test_refusals() -> None:
     with pytest.raises(DataError, match="at least 2 items, got 1"):
         fit_half_gaussians(np.zeros((1, 1), np.float32))
-    distances = cosine_distances(features(5))
-    with pytest.raises(ParameterError, match="at least 0, got -1"):
-        pair_thresholds(distances, fit_half_gaussians(distances), alpha=-1)

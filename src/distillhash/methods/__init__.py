@@ -7,76 +7,42 @@ from typing import TYPE_CHECKING, Any
 from distillhash.methods.base import Hasher
 from distillhash.methods.registry import BUILT_IN, load_hasher, make_hasher, method_class, method_names
 
-if TYPE_CHECKING:
-    from distillhash.methods.agh import AGH
-    from distillhash.methods.bihalf import BiHalf
-    from distillhash.methods.ccaitq import CCAITQ
-    from distillhash.methods.cibhash import CIBHash
-    from distillhash.methods.cimon import CIMON
-    from distillhash.methods.cross_contrast import CrossContrast
-    from distillhash.methods.crovca import CroVCA
-    from distillhash.methods.deepbit import DeepBit
-    from distillhash.methods.dgh import DGH
-    from distillhash.methods.distillhash import DistillHash, DistillHashInitial
-    from distillhash.methods.distillhash_contrast import DistillHashContrast
-    from distillhash.methods.dmuh import DMUH
-    from distillhash.methods.dsg import DSG
-    from distillhash.methods.dsh import DSH
-    from distillhash.methods.greedyhash import GreedyHash
-    from distillhash.methods.itq import ITQ
-    from distillhash.methods.lsh import LSH
-    from distillhash.methods.mls3rduh import MLS3RDUH
-    from distillhash.methods.nsh import NSH
-    from distillhash.methods.pcah import PCAH
-    from distillhash.methods.pudh import PUDH
-    from distillhash.methods.sdc import SDC
-    from distillhash.methods.sgh import SGH
-    from distillhash.methods.sh import SH
-    from distillhash.methods.sph import SpH
-    from distillhash.methods.ssdh import SSDH
-    from distillhash.methods.tbh import TBH
-    from distillhash.methods.ugach import UGACH
-    from distillhash.methods.urph import URPH
-
-__all__ = [
-    "AGH",
-    "CCAITQ",
-    "CIMON",
-    "DGH",
-    "DMUH",
-    "DSG",
-    "DSH",
-    "ITQ",
-    "LSH",
-    "MLS3RDUH",
-    "NSH",
-    "PCAH",
-    "PUDH",
-    "SDC",
-    "SGH",
-    "SH",
-    "SSDH",
-    "TBH",
-    "UGACH",
-    "URPH",
-    "BiHalf",
-    "CIBHash",
-    "CroVCA",
-    "CrossContrast",
-    "DeepBit",
-    "DistillHash",
-    "DistillHashContrast",
-    "DistillHashInitial",
-    "GreedyHash",
-    "Hasher",
-    "SpH",
-    "load_hasher",
-    "make_hasher",
-    "method_class",
-    "method_names",
-]
+if TYPE_CHECKING:  # for type checkers and editors; `as` says that the name is for use by others
+    from distillhash.methods.agh import AGH as AGH
+    from distillhash.methods.bihalf import BiHalf as BiHalf
+    from distillhash.methods.ccaitq import CCAITQ as CCAITQ
+    from distillhash.methods.cibhash import CIBHash as CIBHash
+    from distillhash.methods.cimon import CIMON as CIMON
+    from distillhash.methods.cross_contrast import CrossContrast as CrossContrast
+    from distillhash.methods.crovca import CroVCA as CroVCA
+    from distillhash.methods.deepbit import DeepBit as DeepBit
+    from distillhash.methods.dgh import DGH as DGH
+    from distillhash.methods.distillhash import DistillHash as DistillHash
+    from distillhash.methods.distillhash import DistillHashInitial as DistillHashInitial
+    from distillhash.methods.distillhash_contrast import DistillHashContrast as DistillHashContrast
+    from distillhash.methods.dmuh import DMUH as DMUH
+    from distillhash.methods.dsg import DSG as DSG
+    from distillhash.methods.dsh import DSH as DSH
+    from distillhash.methods.greedyhash import GreedyHash as GreedyHash
+    from distillhash.methods.itq import ITQ as ITQ
+    from distillhash.methods.lsh import LSH as LSH
+    from distillhash.methods.mls3rduh import MLS3RDUH as MLS3RDUH
+    from distillhash.methods.nsh import NSH as NSH
+    from distillhash.methods.pcah import PCAH as PCAH
+    from distillhash.methods.pudh import PUDH as PUDH
+    from distillhash.methods.sdc import SDC as SDC
+    from distillhash.methods.sgh import SGH as SGH
+    from distillhash.methods.sh import SH as SH
+    from distillhash.methods.sph import SpH as SpH
+    from distillhash.methods.ssdh import SSDH as SSDH
+    from distillhash.methods.tbh import TBH as TBH
+    from distillhash.methods.ugach import UGACH as UGACH
+    from distillhash.methods.urph import URPH as URPH
 
 _METHOD_OF = {place.partition(":")[2]: name for name, place in BUILT_IN.items()}
+
+__all__ = ["Hasher", "load_hasher", "make_hasher", "method_class", "method_names"]
+__all__ += _METHOD_OF
 
 
 def __getattr__(name: str) -> Any:
@@ -86,4 +52,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted({*globals(), *__all__})

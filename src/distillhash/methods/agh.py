@@ -3,25 +3,24 @@
 Paper: Liu, Wang, Kumar, Chang, "Hashing with graphs", ICML 2011. https://icml.cc/2011/papers/6_icmlpaper.pdf
 
 Symbols: Z, Lambda, A = Z Lambda^-1 Z^T and W -> methods/anchor_graph.py; y_k = Z w_k -> ``embed``, the k-th smoothest function on
-the graph, after the constant. One layer: bit k = sign(y_k). Two layers: half as many functions, two bits each; the second splits the rows
-with y > 0 at b+ (``upper_``) and the others at b- (``lower_``), so that f = (y - b+ above 0, b- - y below) is balanced, 1^T f = 0,
-and smoothest, min f^T (I - A) f.
-Departs from the paper in: what methods/anchor_graph.py says of the graph. With an odd number of bits and two layers the last
-function gives a first-layer bit only. Where no edge of the graph joins the two sides, b+ and b- are undetermined and each side is
-split at its mean.
+the graph, after the constant. One layer: bit k = sign(y_k). Two layers: half as many functions, two bits each. The second bit splits
+the rows with y > 0 at b+ (``upper_``) and the others at b- (``lower_``), so that f = (y - b+ above 0, b- - y below) is balanced,
+1^T f = 0, and smoothest, min f^T (I - A) f.
+Departs from the paper in: what methods/anchor_graph.py lists. With an odd number of bits and two layers the last function gives a
+first-layer bit only. Where no edge of the graph joins the two sides, b+ and b- are undetermined and each side is split at its mean.
 RECONSTRUCTED: the paper's numbers of anchors and neighbours are not known for certain; the defaults are 300 and 3.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge
 from numpy.typing import NDArray
 
-from distillhash.errors import ParameterError
-from distillhash.methods.anchor_graph import AnchorGraph, build_graph, graph_eigenvectors, graph_from
+from distillhash.methods.anchor_graph import AnchorGraph, build_graph, graph_eigenvectors
 from distillhash.methods.base import Hasher, TrainingSet
 
 
@@ -34,7 +33,7 @@ class AGH(Hasher):
     Attributes:
         layers: 1, or 2 for two bits from each function.
         n_anchors: Anchors m; at most one for every two rows.
-        n_neighbours: Anchors s that an item hangs on.
+        n_neighbours: Anchors s with a weight for an item.
         graph_: The anchors and the bandwidth.
         weight_: ``(m, k) float64``, W: the functions' values at the anchors.
         upper_: ``(n_bits - k,) float64``, b+ of the first functions; empty with one layer.
@@ -46,29 +45,20 @@ class AGH(Hasher):
     venue = "ICML"
     year = 2011
     kind = "shallow"
-    layers: int = 2
-    n_anchors: int = 300
-    n_neighbours: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.layers not in (1, 2):
-            raise ParameterError(f"layers must be 1 or 2, got {self.layers!r}")
-        if self.n_anchors < 2:
-            raise ParameterError(f"n_anchors must be at least 2, got {self.n_anchors}")
-        if self.n_neighbours < 1:
-            raise ParameterError(f"n_neighbours must be at least 1, got {self.n_neighbours}")
+    layers: Literal[1, 2] = 2
+    n_anchors: Annotated[int, Ge(2)] = 300
+    n_neighbours: Annotated[int, Ge(1)] = 3
 
     @property
-    def n_functions(self) -> int:
+    def _n_functions(self) -> int:
         """Eigenvectors used: one for each bit of the first layer."""
         return -(-self.n_bits // self.layers)
 
     def _fit(self, given: TrainingSet) -> None:
         rng = np.random.default_rng(self.seed)
         self.graph_, Z = build_graph(given.features, self.n_anchors, self.n_neighbours, rng)
-        self.weight_, eigenvalues = graph_eigenvectors(Z, self.n_functions)
-        pairs = [second_thresholds(Z @ w, Z) for w in self.weight_.T[: self.n_bits - self.n_functions]]
+        self.weight_, eigenvalues = graph_eigenvectors(Z, self._n_functions)
+        pairs = [second_thresholds(Z @ w, Z) for w in self.weight_.T[: self.n_bits - self._n_functions]]
         self.upper_, self.lower_ = np.array(pairs, np.float64).reshape(-1, 2).T
         self.history_ = {"eigenvalues": eigenvalues.tolist()}
 
@@ -82,10 +72,10 @@ class AGH(Hasher):
         return {**self.graph_.state(), "weight": self.weight_, "upper": self.upper_, "lower": self.lower_}
 
     def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
-        graph: AnchorGraph = graph_from(state, self.n_neighbours)
+        graph = AnchorGraph.from_state(state, self.n_neighbours)
         weight, upper, lower = state["weight"], state["upper"], state["lower"]
-        second = (self.n_bits - self.n_functions,)
-        if weight.shape != (len(graph.anchors), self.n_functions) or upper.shape != second or lower.shape != second:
+        second = (self.n_bits - self._n_functions,)
+        if weight.shape != (len(graph.anchors), self._n_functions) or upper.shape != second or lower.shape != second:
             raise ValueError(f"weight of shape {weight.shape} for {self.n_bits} bits")
         self.graph_, self.weight_, self.upper_, self.lower_ = graph, weight, upper, lower
 
@@ -103,7 +93,7 @@ def second_thresholds(y: NDArray[np.float64], Z: Any) -> tuple[float, float]:
     total = float(y @ above)
     roughness = n_above - float(left @ (left / mass))
     if roughness <= 1e-9 * n:
-        # No edge crosses 0. A side on which y is constant must not be split by rounding: stay just short of the mean.
+        # No edge crosses 0. Stay just short of the mean, or rounding would split a side on which y is constant.
         return (1 - 1e-6) * total / n_above, -(1 - 1e-6) * total / (n - n_above)
     both = (total - float(left @ right)) / roughness
     return (2 * total + (n - n_above) * both) / n, (n_above * both - 2 * total) / n

@@ -1,14 +1,13 @@
-"""The contract every method keeps: constructor stores, ``fit`` learns, ``encode`` is pure.
+"""The contract that every method keeps: the constructor stores, ``fit`` learns, ``encode`` is pure.
 
-Attributes that ``fit`` sets end in an underscore. A fitted hasher saves to a folder with ``config.json`` (what was asked for)
-and ``model.safetensors`` (what was learned); nothing is pickled.
+Attributes that ``fit`` sets end in an underscore. A fitted hasher saves to a folder with ``config.json`` (the hyper-parameters) and
+``model.safetensors`` (what was learned); nothing is pickled.
 """
 
 from __future__ import annotations
 
 import json
 import operator
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, fields
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
+from distillhash.files import write_atomic
 
 if TYPE_CHECKING:
     from distillhash.methods.training import TrainableImages
@@ -73,7 +73,7 @@ class Hasher(ABC):
         needs_labels: Whether ``fit`` needs class labels; all but the supervised methods refuse them.
         needs_texts: Whether ``fit`` needs image-text pairs.
         fine_tunes: Whether ``fit`` can train the backbone below its head as well.
-        has_decoder: Whether codes can be turned back into features (``decode``).
+        has_decoder: Whether codes can be turned back into features (``reconstruct``).
         PRESETS: Named sets of hyper-parameters.
         n_features_: Width d of the features seen in ``fit``.
         history_: What training recorded (losses per epoch, pair diagnosis); empty for methods without training. Not saved.
@@ -178,9 +178,9 @@ class Hasher(ABC):
             features: ``(n, d)`` finite floats (an array or a memory map), n >= 2.
             views: ``(n_views, n, d)`` features of augmented copies; methods that cannot use them ignore them.
             images: The ``n`` images and the backbone's network, to train the backbone in place together with the head.
-            teacher: ``(n, d)`` better features of the same images from the same network, such as those at a larger size; they are needed
-                for training alone. Methods that cannot use them ignore them.
             labels: ``(n,)`` integer classes or ``(n, n_labels)`` bool, for the methods that need them and no others.
+            teacher: ``(n, d)`` better features of the same images from the same network, such as those at a larger size. Only training
+                uses them; methods that cannot use them ignore them.
 
         Returns:
             self.
@@ -244,9 +244,9 @@ class Hasher(ABC):
         self._check_fitted()
         return project_blocks(self._project, features, self.n_features_, self.n_bits, "features")
 
-    def _check_fitted(self) -> None:
+    def _check_fitted(self, remedy: str = "call fit(features) first") -> None:
         if not self.is_fitted:
-            raise NotFittedError(f"this {self.method} hasher is not fitted; call fit(features) first")
+            raise NotFittedError(f"this {self.method} hasher is not fitted; {remedy}")
 
     def encode(self, features: NDArray[Any]) -> Codes:
         """Codes of features: the sign of :meth:`project`, x >= 0 -> +1 (DistillHash Eq. 12). Row i is feature row i."""
@@ -257,13 +257,8 @@ class Hasher(ABC):
         write_model_folder(path, self.config(), self.state())
 
     def config(self) -> dict[str, Any]:
-        """What ``config.json`` says of a fitted hasher.
-
-        Raises:
-            NotFittedError: before ``fit``.
-        """
-        if not self.is_fitted:
-            raise NotFittedError(f"this {self.method} hasher is not fitted; there is nothing to save")
+        """What ``config.json`` says of a fitted hasher; :class:`NotFittedError` before ``fit``."""
+        self._check_fitted("there is nothing to save")
         return {
             "format_version": FORMAT_VERSION,
             "method": self.method,
@@ -274,9 +269,10 @@ class Hasher(ABC):
     def restore(self, config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Self:
         """Take what was learned from the contents of a model folder."""
         try:
-            self._set_state(tensors)
             self.n_features_ = int(config["n_features"])
+            self._set_state(tensors)
         except (KeyError, ValueError, TypeError) as error:
+            self.n_features_ = None
             raise FormatError(
                 f"the model folder does not hold a {self.method} of {self.n_bits} bits ({error})"
             ) from error
@@ -414,27 +410,26 @@ def _check_parameter(name: str, value: object, declared: Any) -> None:
     raise ParameterError(f"{name} must be {' or '.join(words)}, got {value!r}")
 
 
+_LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
+    "ge": ("at least", operator.ge),
+    "gt": ("above", operator.gt),
+    "le": ("at most", operator.le),
+    "lt": ("below", operator.lt),
+}
+
+
 def _check_bounds(name: str, value: Any, bounds: list[Any]) -> None:
     if isinstance(value, Real) and not np.isfinite(float(value)):
         raise ParameterError(f"{name} must be a finite number, got {value!r}")
     for bound in bounds:
-        limits = [
-            (limit, words, fits(value, limit))
-            for limit, words, fits in (
-                (getattr(bound, "ge", None), "at least", operator.ge),
-                (getattr(bound, "gt", None), "above", operator.gt),
-                (getattr(bound, "le", None), "at most", operator.le),
-                (getattr(bound, "lt", None), "below", operator.lt),
-            )
-            if limit is not None
-        ]
-        if not all(fits for _, _, fits in limits):
-            wanted = " and ".join(f"{words} {limit}" for limit, words, _ in limits)
+        limits = {kind: getattr(bound, kind) for kind in _LIMITS if getattr(bound, kind, None) is not None}
+        if not all(_LIMITS[kind][1](value, limit) for kind, limit in limits.items()):
+            wanted = " and ".join(f"{_LIMITS[kind][0]} {limit}" for kind, limit in limits.items())
             raise ParameterError(f"{name} must be {wanted}, got {value!r}")
 
 
 def write_model_folder(path: str | Path, config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:
-    """Write ``model.safetensors`` and then ``config.json``, each under a temporary name first: a crash leaves no half file.
+    """Write ``model.safetensors`` and then ``config.json``; a crash leaves no half file.
 
     ``config`` gets a ``fingerprint``, the BLAKE2 digest of the tensors' file, by which indexes know their model.
     """
@@ -443,16 +438,9 @@ def write_model_folder(path: str | Path, config: dict[str, Any], tensors: dict[s
     folder = Path(path)
     data = save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
     config = {**config, "fingerprint": blake2b(data, digest_size=16).hexdigest()}
-    contents = {"model.safetensors": data, "config.json": (json.dumps(config, indent=2) + "\n").encode()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in contents.items():
-            temporary = folder / f".{name}.{os.getpid()}"
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(folder / name)
+        write_atomic(folder / "model.safetensors", data, durable=True)
+        write_atomic(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode(), durable=True)
     except OSError as error:
         raise DataError(f"the model cannot be written to {folder} ({error.strerror}); give another folder") from error
 

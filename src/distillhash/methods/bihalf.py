@@ -19,17 +19,16 @@ Departs from the paper in:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
+from annotated_types import Ge
+from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from distillhash.methods.base import TrainingSet
-from distillhash.methods.heads import HeadHasher, check_not_negative, half_batch_cosines, unit_features
-from distillhash.methods.training import Schedule
+from distillhash.methods.heads import Data, HeadHasher, half_batch_cosines, unit_features
+from distillhash.methods.training import Batch, Schedule, Targets, row_targets
 
 
 @dataclass(eq=False, repr=False)
@@ -48,30 +47,24 @@ class BiHalf(HeadHasher):
     year = 2021
     kind = "similarity preserving"
     uses_views = True
-    batch_size: int = 256
-    epochs: int = 100
+    batch_size: Annotated[int, Ge(2)] = 256
+    epochs: Annotated[int, Ge(1)] = 100
     schedule: Schedule = "step"
-    pull: float = 6.0
+    pull: Annotated[float, Ge(0)] = 6.0
     centre: bool = True
     recentre: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_not_negative(self, "pull")
+    def targets(self, data: Data) -> Targets:
+        """Directions whose cosines the codes are to keep."""
+        return row_targets(unit_features(data.features, centre=self.centre))
 
-    def _fit(self, given: TrainingSet) -> None:
-        data = self._data(given)
-        head = self._head(data)
-        module = head.build(self.n_bits, self.seed)
-        network = data.network(module)
-        targets = unit_features(data.features, centre=self.centre)
+    def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Squared error of the cosines of balanced codes."""
+        (unit,) = batch.targets
+        return mse_loss(half_batch_cosines(bi_half(outputs, self.pull)), half_batch_cosines(unit))
 
-        def loss(outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
-            wanted = half_batch_cosines(targets[rows]).to(outputs.device)
-            return mse_loss(half_batch_cosines(bi_half(outputs, self.pull)), wanted)
-
-        self.history_["loss"] = self._train(network, data, loss)
-        self._keep(head, module)
+    def finish(self, data: Data, network: nn.Module) -> None:
+        """Move the median of the training outputs into the bias."""
         if self.recentre:
             weight, bias = self.layers_[-1]
             self.layers_[-1] = weight, bias - np.median(data.outputs(network), axis=0)

@@ -5,34 +5,33 @@ retrieval", TPAMI 2013, section 4 (supervised codes by CCA; here the texts stand
 https://doi.org/10.1109/TPAMI.2012.193; the scaling by correlations from Gong, Ke, Isard, Lazebnik, "A multi-view embedding space for
 modeling internet images, tags, and their semantics", IJCV 2014. https://arxiv.org/abs/1212.4522
 
-Symbols: X, Y -> centred images and texts, a row a pair; C_xx + r I -> covariances with a ridge; W_x, W_y -> directions, by falling
+Symbols: X, Y -> centred images and texts, one pair per row; C_xx + r I -> covariances with a ridge; W_x, W_y -> directions, by falling
 correlation rho; R -> rotation. Maximises the correlation of X W_x and Y W_y column by column; then minimises ||B - V R||_F^2, V the rows
 of both sides.
 
 Departs from the paper in:
 1. The rotation is learned on the rows of both modalities, the paper has one.
 2. The ridge is a share of the mean variance (``regularisation``), so that it means the same for all features; the paper's is 1e-4.
-3. Columns are scaled by rho to the ``power`` and rows to length 1 before the rotation: a scale of its own for each modality would else
-   decide which of the two is quantised well.
+3. Columns are scaled by rho to the ``power`` and rows to one length before the rotation. Otherwise the modality with the larger
+   features would be quantised well at the cost of the other.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
-from numpy.typing import NDArray
+from annotated_types import Ge, Gt
 
-from distillhash.errors import ParameterError
-from distillhash.methods.image_text import CrossModalHasher, Side, TrainingPairs
-from distillhash.methods.linear_algebra import canonical_directions, code_rotation
-
-Floats = NDArray[np.float64]
+from distillhash.methods.base import AffineLayers
+from distillhash.methods.image_text import CrossModalHasher, TrainingPairs, code_rotation
+from distillhash.methods.linear_algebra import canonical_directions
 
 
 @dataclass(eq=False, repr=False)
 class CCAITQ(CrossModalHasher):
-    """CCA and ITQ. ``history_["loss"]`` holds the quantisation error a row before each update, ``history_["correlations"]`` rho.
+    """CCA and ITQ. ``history_["loss"]`` holds the quantisation error per row before each update, ``history_["correlations"]`` rho.
 
     Attributes:
         regularisation: Ridge, as a share of each modality's mean variance.
@@ -45,32 +44,22 @@ class CCAITQ(CrossModalHasher):
     venue = "TPAMI"
     year = 2013
     kind = "cross-modal"
-    regularisation: float = 3.0
-    power: float = 1.0
-    iterations: int = 50
+    regularisation: Annotated[float, Gt(0)] = 3.0
+    power: Annotated[float, Ge(0)] = 1.0
+    iterations: Annotated[int, Ge(1)] = 50
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.regularisation > 0:
-            raise ParameterError(f"regularisation must be above 0, got {self.regularisation}")
-        if not self.power >= 0:
-            raise ParameterError(f"power must be at least 0, got {self.power}")
-        if self.iterations < 1:
-            raise ParameterError(f"iterations must be at least 1, got {self.iterations}")
-
-    def _fit_pairs(self, pairs: TrainingPairs) -> tuple[Side, Side]:
+    def _fit_pairs(self, pairs: TrainingPairs) -> tuple[AffineLayers, AffineLayers]:
         images, texts = np.asarray(pairs.images, np.float64)[pairs.owners], np.asarray(pairs.texts, np.float64)
         means = images.mean(axis=0), texts.mean(axis=0)
         images, texts = images - means[0], texts - means[1]
-        directions = canonical_directions(images, texts, self.n_bits, self.regularisation)
-        scale = directions[2] ** self.power
-        weights = directions[0] * scale, directions[1] * scale
+        W_x, W_y, rho = canonical_directions(images, texts, self.n_bits, self.regularisation)
+        weights = W_x * rho**self.power, W_y * rho**self.power
         rows = np.concatenate([images @ weights[0], texts @ weights[1]])  # (2 t, n_bits)
-        rotation, losses = code_rotation(rows, self.seed, self.iterations)
-        self.history_ = {"loss": losses, "correlations": directions[2].tolist()}
+        rotation, losses = code_rotation(rows, self.iterations, self.seed)
+        self.history_ = {"loss": losses, "correlations": rho.tolist()}
         bias = np.zeros(self.n_bits)
-        sides = [
-            Side(mean, [(weight @ rotation, bias)], self.activation)
+        image, text = (
+            AffineLayers(mean, [(weight @ rotation, bias)], self.activation)
             for mean, weight in zip(means, weights, strict=True)
-        ]
-        return sides[0], sides[1]
+        )
+        return image, text

@@ -16,36 +16,28 @@ Departs from the paper in:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from distillhash.methods.base import TrainingSet
-from distillhash.methods.heads import (
-    HeadHasher,
-    check_choice,
-    check_not_negative,
-    check_positive,
-    straight_through_sign,
-)
+from distillhash.methods.heads import Data, TwoViewHasher, straight_through_sign
+from distillhash.methods.training import Batch, Rows, Targets
 from distillhash.supervision.losses import nt_xent
 
 Sampling = Literal["threshold", "bernoulli"]
 
 
 @dataclass(eq=False, repr=False)
-class CIBHash(HeadHasher):
-    """Two-view contrastive codes. Further hyper-parameters: see :class:`HeadHasher`.
+class CIBHash(TwoViewHasher):
+    """Two-view contrastive codes. Further hyper-parameters: see :class:`TwoViewHasher`.
 
     Attributes:
         temperature: tau of the contrastive loss.
         bottleneck: Weight beta of the divergence between the views' bit probabilities.
         sampling: ``threshold`` the probabilities at 1/2 or draw ``bernoulli`` bits in training.
-        noise: Standard deviation of the noise that makes views where there are none, in units of that of the features.
     """
 
     method = "cibhash"
@@ -53,36 +45,27 @@ class CIBHash(HeadHasher):
     venue = "IJCAI"
     year = 2021
     kind = "contrastive"
-    uses_views = True
-    hidden: int = 512
-    temperature: float = 0.5
-    bottleneck: float = 1e-3
+    hidden: Annotated[int, Ge(0)] = 512
+    temperature: Annotated[float, Gt(0)] = 0.5
+    bottleneck: Annotated[float, Ge(0)] = 1e-3
     sampling: Sampling = "bernoulli"
-    noise: float = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "temperature")
-        check_not_negative(self, "bottleneck", "noise")
-        check_choice("sampling", self.sampling, Sampling)
-
-    def _fit(self, given: TrainingSet) -> None:
-        data = self._data(given)
-        head = self._head(data)
-        module = head.build(self.n_bits, self.seed)
+    def targets(self, _data: Data) -> Targets:
+        """Thresholds that turn the probabilities of both views into bits."""
         generator = torch.Generator().manual_seed(self.seed)
 
-        def loss(outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
-            del rows
-            thresholds = torch.full(outputs.shape, 0.5)
-            if self.sampling == "bernoulli":
-                thresholds = torch.rand(outputs.shape, generator=generator)
-            codes = straight_through_sign(torch.sigmoid(outputs) - thresholds.to(outputs.device))
-            contrast = nt_xent(*codes.chunk(2), temperature=self.temperature)
-            return contrast + self.bottleneck * bottleneck_loss(*outputs.chunk(2))
+        def thresholds(rows: Rows) -> tuple[Tensor, ...]:
+            shape = (2 * len(rows), self.n_bits)
+            return (torch.rand(shape, generator=generator) if self.sampling == "bernoulli" else torch.full(shape, 0.5),)
 
-        self.history_["loss"] = self._train(data.network(module), data, loss, inputs=data.two_views(self.noise))
-        self._keep(head, module)
+        return thresholds
+
+    def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Contrast of the bits and divergence of their probabilities."""
+        (thresholds,) = batch.targets
+        codes = straight_through_sign(torch.sigmoid(outputs) - thresholds)
+        contrast = nt_xent(*codes.chunk(2), temperature=self.temperature)
+        return contrast + self.bottleneck * bottleneck_loss(*outputs.chunk(2))
 
 
 def bottleneck_loss(first: Tensor, second: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Paper: Luo, Wu, Ma, Chen, Deng, Ma, Jin, Huang, Hua, "CIMON: Towards High-qualit
 https://arxiv.org/abs/2010.07804
 
 Symbols: (S1, W1), (S2, W2) -> labels and weights from two augmented feature sets, made as in
-:mod:`.guided_hasher`; u1, u2 -> relaxed codes of two
+:mod:`.dsg`; u1, u2 -> relaxed codes of two
 augmented views; L(u; S, W) -> sum w_ij |S_ij| (<u_i, u_j> / K - S_ij)^2 over a batch; eta -> ``contrast``.
 Loss: L(u1; S1, W1) + L(u2; S2, W2), in parallel, + L(u1; S2, W2) + L(u2; S1, W1), crosswise, + eta NT-Xent(u1, u2), u = tanh(outputs).
 
@@ -20,30 +20,29 @@ Departs from the paper in:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from annotated_types import Ge, Gt
 from torch import Tensor
 
-from distillhash.methods.base import TrainingSet
 from distillhash.methods.dsg import GuidedHasher
-from distillhash.methods.heads import check_not_negative, check_positive
-from distillhash.methods.training import CachedFeatures
-from distillhash.supervision.losses import nt_xent
+from distillhash.methods.heads import Data, TwoViewHasher
+from distillhash.methods.training import Batch, Targets, pair_targets
+from distillhash.supervision.losses import nt_xent, squared_loss
 
 
 @dataclass(eq=False, repr=False)
-class CIMON(GuidedHasher):
-    """Guidance from two views, crosswise, and contrast between them. Further hyper-parameters: see :class:`GuidedHasher`.
+class CIMON(GuidedHasher, TwoViewHasher):
+    """Guidance from two views, crosswise, and contrast between them.
 
     ``initial_pairs_``, ``pairs_`` and ``weights_`` are those of the first feature set. The memory for all pairs of both sets is about 14
-    bytes times the square of the rows.
+    bytes times the square of the rows. Further hyper-parameters: see :class:`GuidedHasher` and :class:`TwoViewHasher`.
 
     Attributes:
         contrast: Weight eta of the contrastive loss.
         temperature: Its temperature.
-        noise: Standard deviation of the noise that makes views where there are none, in units of that of the features.
     """
 
     method = "cimon"
@@ -51,29 +50,24 @@ class CIMON(GuidedHasher):
     venue = "IJCAI"
     year = 2021
     kind = "pair labels"
-    uses_views = True
-    contrast: float = 0.3
-    temperature: float = 0.5
-    noise: float = 1.0
+    contrast: Annotated[float, Ge(0)] = 0.3
+    temperature: Annotated[float, Gt(0)] = 0.5
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "temperature")
-        check_not_negative(self, "contrast", "noise")
-
-    def _fit(self, given: TrainingSet) -> None:
-        data = self._data(given)
-        rows = np.arange(len(data.features))
-        sets = CachedFeatures(data.features, data.views).pair(rows, np.random.default_rng(self.seed), self.noise)
+    def targets(self, data: Data) -> Targets:
+        """Pair labels and weights of both feature sets, those of the second first."""
+        everything = np.arange(len(data.features))
+        sets = data.cached.pair(everything, np.random.default_rng(self.seed), self.noise).inputs.numpy()
         # The first set goes last: what is kept of the guidance for inspection is its own.
-        guidance = [self._guidance(features.numpy()) for features in reversed(sets)]
-        head = self._head(data)
-        module = head.build(self.n_bits, self.seed)
+        second, first = (self._guidance(features) for features in reversed(np.split(sets, 2)))
+        return pair_targets(*second, *first)
 
-        def loss(outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
-            first, second = torch.tanh(outputs).chunk(2)
-            terms = [guide.loss(codes, rows) for guide in guidance for codes in (first, second)]
-            return torch.stack(terms).sum() + self.contrast * nt_xent(first, second, temperature=self.temperature)
-
-        self.history_["loss"] = self._train(data.network(module), data, loss, inputs=data.two_views(self.noise))
-        self._keep(head, module)
+    def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The four weighted terms and the contrast."""
+        codes = torch.tanh(outputs).chunk(2)
+        second_pairs, second_weights, first_pairs, first_weights = (target.to(outputs) for target in batch.targets)
+        terms = [
+            squared_loss(view, pairs, weights)
+            for pairs, weights in ((second_pairs, second_weights), (first_pairs, first_weights))
+            for view in codes
+        ]
+        return torch.stack(terms).sum() + self.contrast * nt_xent(*codes, temperature=self.temperature)

@@ -16,26 +16,24 @@ Departs from the paper in:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
-from distillhash.methods.base import TrainingSet
-from distillhash.methods.heads import HeadHasher, check_not_negative, check_positive
-from distillhash.methods.training import Optimizer, Schedule
+from distillhash.methods.heads import TwoViewHasher
+from distillhash.methods.training import Batch, Optimizer, Schedule
 
 
 @dataclass(eq=False, repr=False)
-class CroVCA(HeadHasher):
-    """Cross-view alignment of codes with a coding-rate term. Further hyper-parameters: see :class:`HeadHasher`.
+class CroVCA(TwoViewHasher):
+    """Cross-view alignment of codes with a coding-rate term. Further hyper-parameters: see :class:`TwoViewHasher`.
 
     Attributes:
         diversity: Weight of the coding rate.
         precision: eps of the coding rate.
-        noise: Standard deviation of the noise that makes views where there are none, in units of that of the features.
     """
 
     method = "crovca"
@@ -43,35 +41,20 @@ class CroVCA(HeadHasher):
     venue = "arXiv"
     year = 2025
     kind = "contrastive"
-    uses_views = True
     batch_norm = True
-    hidden: int = 512
-    batch_size: int = 256
+    hidden: Annotated[int, Ge(0)] = 512
+    batch_size: Annotated[int, Ge(2)] = 256
     optimizer: Optimizer = "adamw"
     schedule: Schedule = "cosine"
-    weight_decay: float = 0.01
-    diversity: float = 0.1
-    precision: float = 0.05
-    noise: float = 1.0
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    diversity: Annotated[float, Ge(0)] = 0.1
+    precision: Annotated[float, Gt(0)] = 0.05
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "precision")
-        check_not_negative(self, "diversity", "noise")
-
-    def _fit(self, given: TrainingSet) -> None:
-        data = self._data(given)
-        head = self._head(data)
-        module = head.build(self.n_bits, self.seed)
-
-        def loss(outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
-            del rows
-            first, second = outputs.chunk(2)
-            rates = coding_rate(first, self.precision) + coding_rate(second, self.precision)
-            return alignment_loss(first, second) - self.diversity * rates / 2
-
-        self.history_["loss"] = self._train(data.network(module), data, loss, inputs=data.two_views(self.noise))
-        self._keep(head, module)
+    def batch_loss(self, outputs: Tensor, _batch: Batch) -> Tensor:
+        """Alignment of the views, less their coding rates."""
+        first, second = outputs.chunk(2)
+        rates = coding_rate(first, self.precision) + coding_rate(second, self.precision)
+        return alignment_loss(first, second) - self.diversity * rates / 2
 
 
 def alignment_loss(first: Tensor, second: Tensor) -> Tensor:

@@ -18,25 +18,24 @@ Departs from the paper in:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from annotated_types import Ge
 from torch import Tensor
 
-from distillhash.methods.base import TrainingSet
-from distillhash.methods.heads import HeadHasher, check_not_negative
+from distillhash.methods.heads import TwoViewHasher
+from distillhash.methods.training import Batch
 
 
 @dataclass(eq=False, repr=False)
-class DeepBit(HeadHasher):
-    """Quantisation, even bits and invariance; no similarity between images is used. Further hyper-parameters: see :class:`HeadHasher`.
+class DeepBit(TwoViewHasher):
+    """Quantisation, even bits and invariance; no similarity between images is used. Further hyper-parameters: see :class:`TwoViewHasher`.
 
     Attributes:
         quantisation: Weight of the distance to the bits.
         even: Weight of the even-bits term.
         invariance: Weight of the distance between views.
-        noise: Standard deviation of the noise that makes views where there are none, in units of that of the features.
     """
 
     method = "deepbit"
@@ -44,33 +43,19 @@ class DeepBit(HeadHasher):
     venue = "CVPR"
     year = 2016
     kind = "regularised"
-    uses_views = True
-    epochs: int = 10
-    quantisation: float = 1.0
-    even: float = 1.0
-    invariance: float = 1.0
-    noise: float = 1.0
+    epochs: Annotated[int, Ge(1)] = 10
+    quantisation: Annotated[float, Ge(0)] = 1.0
+    even: Annotated[float, Ge(0)] = 1.0
+    invariance: Annotated[float, Ge(0)] = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_not_negative(self, "quantisation", "even", "invariance", "noise")
-
-    def _fit(self, given: TrainingSet) -> None:
-        data = self._data(given)
-        head = self._head(data)
-        module = head.build(self.n_bits, self.seed)
-
-        def loss(outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
-            del rows
-            first, second = torch.sigmoid(outputs).chunk(2)
-            return (
-                self.quantisation * (quantisation_loss(first) + quantisation_loss(second)) / 2
-                + self.even * (even_loss(first) + even_loss(second)) / 2
-                + self.invariance * (first - second).square().mean()
-            )
-
-        self.history_["loss"] = self._train(data.network(module), data, loss, inputs=data.two_views(self.noise))
-        self._keep(head, module)
+    def batch_loss(self, outputs: Tensor, _batch: Batch) -> Tensor:
+        """The three weighted terms."""
+        first, second = torch.sigmoid(outputs).chunk(2)
+        return (
+            self.quantisation * (quantisation_loss(first) + quantisation_loss(second)) / 2
+            + self.even * (even_loss(first) + even_loss(second)) / 2
+            + self.invariance * (first - second).square().mean()
+        )
 
 
 def quantisation_loss(activations: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 Paper: Liu, Mu, Kumar, Chang, "Discrete graph hashing", NIPS 2014. https://papers.nips.cc/paper/5594-discrete-graph-hashing
 
 Symbols: Z, Lambda, A = Z Lambda^-1 Z^T -> methods/anchor_graph.py; B -> signs (n, n_bits); Y -> its balanced, uncorrelated
-neighbour, 1^T Y = 0 and Y^T Y = n I; H -> the n_bits smoothest graph functions. Maximises tr(B^T A B) + rho tr(B^T Y) in turns over B
-(signed gradient steps: B <- sign(2 A B + rho Y)) and Y (``nearest_uncorrelated``). An unseen row gets sign(B^T Z Lambda^-1 z).
-Departs from the paper in: what methods/anchor_graph.py says of the graph; the rounds end early once the objective stands still.
+neighbour, 1^T Y = 0 and Y^T Y = n I; H -> the n_bits smoothest graph functions. Maximises tr(B^T A B) + rho tr(B^T Y) by alternating
+over B (signed gradient steps: B <- sign(2 A B + rho Y)) and Y (``nearest_uncorrelated``). An unseen row gets sign(B^T Z Lambda^-1 z).
+Departs from the paper in: what methods/anchor_graph.py lists; training ends early once the objective no longer rises.
 RECONSTRUCTED: the whole method was written from secondary notes on the paper; the published rho, anchors and neighbours are not known
 for certain. The rotation of variant r starts from a random one.
 """
@@ -13,33 +13,34 @@ for certain. The rotation of variant r starts from a random one.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Ge
 from numpy.typing import NDArray
 
-from distillhash.errors import DataError, ParameterError
-from distillhash.methods.anchor_graph import build_graph, graph_eigenvectors, graph_from
+from distillhash.errors import DataError
+from distillhash.methods.anchor_graph import AnchorGraph, build_graph, graph_eigenvectors
 from distillhash.methods.base import Hasher, TrainingSet
+from distillhash.methods.linear_algebra import procrustes_rotation
 
-Variant = Literal["r", "i"]
 _SIGN_STEPS = 300
 _ROTATION_STEPS = 100
-_STANDSTILL = 1e-10
+_LEAST_GAIN = 1e-10
 
 
 @dataclass(eq=False, repr=False)
 class DGH(Hasher):
-    """Codes found as signs, not by rounding: each step raises the objective or leaves it.
+    """Codes are found as signs, not by rounding: no step lowers the objective.
 
     ``history_["objective"]`` holds (tr(B^T A B) + rho tr(B^T Y)) / (n n_bits) at the start and after each half-step.
 
     Attributes:
         variant: Start from the graph functions rotated towards their signs (r), or as they are (i).
         rho: Weight of balanced and uncorrelated bits.
-        iterations: Rounds at most, of B and then Y.
+        iterations: Rounds of B and then Y, at most.
         n_anchors: Anchors m; at most one for every two rows.
-        n_neighbours: Anchors s that an item hangs on.
+        n_neighbours: Anchors s with a weight for an item.
         graph_: The anchors and the bandwidth.
         weight_: ``(m, n_bits) float64``, Lambda^-1 Z^T B: the mean code around each anchor.
     """
@@ -49,21 +50,11 @@ class DGH(Hasher):
     venue = "NIPS"
     year = 2014
     kind = "shallow"
-    variant: Variant = "r"
-    rho: float = 0.3
-    iterations: int = 20
-    n_anchors: int = 300
-    n_neighbours: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.variant not in get_args(Variant):
-            raise ParameterError(f"variant must be one of {', '.join(get_args(Variant))}, got {self.variant!r}")
-        if not 0 <= self.rho < float("inf"):
-            raise ParameterError(f"rho must be at least 0 and finite, got {self.rho}")
-        for name, least in (("iterations", 1), ("n_anchors", 2), ("n_neighbours", 1)):
-            if getattr(self, name) < least:
-                raise ParameterError(f"{name} must be at least {least}, got {getattr(self, name)}")
+    variant: Literal["r", "i"] = "r"
+    rho: Annotated[float, Ge(0)] = 0.3
+    iterations: Annotated[int, Ge(1)] = 20
+    n_anchors: Annotated[int, Ge(2)] = 300
+    n_neighbours: Annotated[int, Ge(1)] = 3
 
     def _fit(self, given: TrainingSet) -> None:
         n = len(given.features)
@@ -75,8 +66,8 @@ class DGH(Hasher):
         average = spread_to_anchors(Z)
         Y = Z @ W  # Y^T Y = n I
         if self.variant == "r":
-            Y = Y @ rotation_to_signs(Y, rng)
-        B = signs(Y)
+            Y = Y @ procrustes_rotation(Y, _ROTATION_STEPS, rng)[0]
+        B = np.where(Y >= 0, 1.0, -1.0)
         objective = [self._objective(B, Y, Z, average)]
         for _ in range(self.iterations):
             before = objective[-1]
@@ -84,7 +75,7 @@ class DGH(Hasher):
             objective.append(self._objective(B, Y, Z, average))
             Y = nearest_uncorrelated(B, rng)
             objective.append(self._objective(B, Y, Z, average))
-            if objective[-1] - before <= _STANDSTILL * abs(before):
+            if objective[-1] - before <= _LEAST_GAIN * abs(before):
                 break
         self.weight_: NDArray[np.float64] = np.asarray(average @ B)
         self.history_ = {"objective": objective}
@@ -101,26 +92,21 @@ class DGH(Hasher):
         return {**self.graph_.state(), "weight": self.weight_}
 
     def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
-        graph, weight = graph_from(state, self.n_neighbours), state["weight"]
+        graph, weight = AnchorGraph.from_state(state, self.n_neighbours), state["weight"]
         if weight.shape != (len(graph.anchors), self.n_bits):
             raise ValueError(f"weight of shape {weight.shape} for {self.n_bits} bits")
         self.graph_, self.weight_ = graph, weight
 
 
 def spread_to_anchors(Z: Any) -> Any:
-    """Lambda^-1 Z^T ``(m, n)``: takes values of the rows to their weighted means around the anchors. A = Z times this."""
+    """Lambda^-1 Z^T ``(m, n)``: maps values of the rows to their weighted means around the anchors. A = Z times this."""
     from scipy.sparse import diags_array
 
     return (diags_array(1 / np.asarray(Z.sum(axis=0)).ravel()) @ Z.T).tocsr()
 
 
-def signs(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """+1 where at least 0, else -1."""
-    return np.where(values >= 0, 1.0, -1.0)
-
-
 def climb(B: NDArray[np.float64], Y: NDArray[np.float64], rho: float, Z: Any, average: Any) -> NDArray[np.float64]:
-    """Signed gradient steps until B stands still. A is positive semi-definite, so no step lowers the objective."""
+    """Signed gradient steps until B no longer changes. A is positive semi-definite, so no step lowers the objective."""
     for _ in range(_SIGN_STEPS):
         gradient = 2 * (Z @ (average @ B)) + rho * Y
         following = np.where(gradient == 0, B, np.sign(gradient))
@@ -133,7 +119,7 @@ def climb(B: NDArray[np.float64], Y: NDArray[np.float64], rho: float, Z: Any, av
 def nearest_uncorrelated(B: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """The Y with 1^T Y = 0 and Y^T Y = n I that maximises tr(B^T Y), for ``B (n, k)`` with k < n.
 
-    Where centred B has fewer than k independent columns, random directions orthogonal to all others complete it.
+    Where centred B has fewer than k independent columns, random orthogonal directions complete it.
     """
     n, k = B.shape
     U, values, V = np.linalg.svd(B - B.mean(axis=0), full_matrices=False)
@@ -143,13 +129,3 @@ def nearest_uncorrelated(B: NDArray[np.float64], rng: np.random.Generator) -> ND
         Q, _ = np.linalg.qr(np.hstack([fixed, rng.standard_normal((n, k - rank))]))
         U = np.hstack([U[:, :rank], Q[:, rank + 1 :]])
     return np.asarray(np.sqrt(n) * U @ V)
-
-
-def rotation_to_signs(H: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """A rotation R ``(k, k)`` that brings H R near its signs: alternates B = sign(H R) with the R that maximises tr(R^T H^T B)."""
-    k = H.shape[1]
-    R, _ = np.linalg.qr(rng.standard_normal((k, k)))
-    for _ in range(_ROTATION_STEPS):
-        U, _, V = np.linalg.svd(H.T @ signs(H @ R))
-        R = U @ V
-    return R

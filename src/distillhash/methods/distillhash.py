@@ -10,14 +10,14 @@ the kept pairs by maximum likelihood, Eq. (10)-(11); codes by the sign rule, Eq.
 Symbols: S~ -> initial_pairs_; eta~ -> sigmoid of the logits in ``_estimate``; o -> n_neighbours; p -> n_outputs; c -> scale;
 S -> pairs_; K -> n_bits.
 
-The paper leaves much open, and its released code does something else in nearly every step. Three named readings set the
-options together (``make_hasher("distillhash", n_bits, preset=...)``); any option can be set by itself as well.
+The paper leaves much open, and its released code does something else in nearly every step. Three presets set the options
+together (``make_hasher("distillhash", n_bits, preset=...)``); any option can be set by itself as well.
 
 - ``paper``: the text to the letter. Three-way labels at alpha = beta = 2, a network of p = 48 outputs for eta~, c = 1, SGD.
 - ``code``: the authors' release with its diagonal slip mended. Two-way labels, squared loss, eta~ = sg(<u, u> / 2), 20
   neighbours with the item itself, of which the bound for positives skips the first two, Adam with epsilon 1.
 - ``recommended`` (default): the paper's equations (1)-(12), with eta~ estimated by averaging labels over neighbourhoods instead
-  of by a network that has memorised them. RECONSTRUCTED where the paper is silent; chosen by measurement, see docs/distillhash.md.
+  of by a network that has memorised them. RECONSTRUCTED; chosen by measurement, see docs/distillhash.md.
 
 Departs from the paper in:
 1. The backbone is whatever the features come from, frozen unless fine-tuned, and then without dropout and
@@ -32,15 +32,18 @@ Departs from the paper in:
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
+from annotated_types import Ge, Gt
 from numpy.typing import NDArray
 
-from distillhash.errors import DataError, ParameterError
-from distillhash.methods.heads import Data, Head, check_choice
+from distillhash.errors import DataError
+from distillhash.methods.heads import Data
 from distillhash.methods.ssdh import PairHasher
+from distillhash.methods.training import pair_targets
 from distillhash.supervision.flip_rate import BoundRule, distil_pairs
 from distillhash.supervision.neighbours import nearest_neighbours, neighbourhood_mean
 from distillhash.supervision.similarity import Floats, PairLabels, confusion, mirror_upper, probability_histogram
@@ -109,35 +112,21 @@ class DistillHash(PairHasher):
         },
     }
 
-    alpha: float = 1.5
+    alpha: Annotated[float, Ge(0)] = 1.5
     estimate: Estimate = "local"
-    local_neighbours: int = 30
-    n_outputs: int = 48
-    estimate_scale: float = 0.5
-    estimate_epochs: int = 10
-    n_neighbours: int = 4
+    local_neighbours: Annotated[int, Ge(1)] = 30
+    n_outputs: Annotated[int, Ge(1)] = 48
+    estimate_scale: Annotated[float, Gt(0)] = 0.5
+    estimate_epochs: Annotated[int, Ge(1)] = 10
+    n_neighbours: Annotated[int, Ge(1)] = 4
     include_self: bool = False
-    skip_for_positive: int = 0
+    skip_for_positive: Annotated[int, Ge(0)] = 0
     bounds: BoundRule = "full"
     keep_certain: bool = True
     candidates: Literal["all", "labelled"] = "all"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("estimate", self.estimate, Estimate)
-        check_choice("bounds", self.bounds, BoundRule)
-        check_choice("candidates", self.candidates, Literal["all", "labelled"])
-        for name in ("local_neighbours", "n_outputs", "n_neighbours"):
-            if getattr(self, name) < 1:
-                raise ParameterError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.estimate_scale > 0:
-            raise ParameterError(f"estimate_scale must be positive, got {self.estimate_scale}")
-        if self.skip_for_positive < 0:
-            raise ParameterError(f"skip_for_positive must be at least 0, got {self.skip_for_positive}")
-        self._settings(self.estimate_epochs)
-
-    def _pairs(self, distances: Floats, head: Head, data: Data) -> PairLabels:
-        logits = self._estimate(distances, head, data)
+    def _pairs(self, distances: Floats, data: Data) -> PairLabels:
+        logits = self._estimate(distances, data)
         self.history_["probability_histogram"] = probability_histogram(logits)
         ranked = nearest_neighbours(
             distances,
@@ -161,14 +150,22 @@ class DistillHash(PairHasher):
             )
         return pairs
 
-    def _estimate(self, distances: Floats, head: Head, data: Data) -> Floats:
+    def _estimate(self, distances: Floats, data: Data) -> Floats:
         """Logits of eta~ for every pair, ``(n, n) float32``."""
         if self.estimate == "local":
             return self._local_estimate(distances)
+        n = len(distances)
         if self.estimate == "network":
-            outputs = self._estimating_outputs(np.arange(len(distances)), head, data, self.seed + 1)
-            return self._gram(outputs)
-        return self._held_out_estimate(len(distances), head, data)
+            return self._gram(self._estimating_outputs(np.arange(n), data, self.seed + 1))
+        halves = np.array_split(np.random.default_rng(self.seed).permutation(n), 2)
+        first, second = (
+            self._gram(self._estimating_outputs(np.sort(half), data, self.seed + 1 + index))
+            for index, half in enumerate(halves)
+        )
+        logits = (first + second) * np.float32(0.5)  # pairs across the halves were seen by neither
+        for half, other in ((halves[0], second), (halves[1], first)):
+            logits[np.ix_(half, half)] = other[np.ix_(half, half)]
+        return logits
 
     def _local_estimate(self, distances: Floats) -> Floats:
         size = min(self.local_neighbours, len(distances))
@@ -180,17 +177,16 @@ class DistillHash(PairHasher):
         # No labelled pair around (-inf minus -inf): nothing is known, eta~ = 1/2.
         return np.asarray(np.nan_to_num(logits, copy=False, nan=0.0, posinf=np.inf, neginf=-np.inf))
 
-    def _estimating_outputs(self, rows: NDArray[np.intp], head: Head, data: Data, seed: int) -> Floats:
+    def _estimating_outputs(self, rows: NDArray[np.intp], data: Data, seed: int) -> Floats:
         """Relaxed outputs for all rows of a network trained on the initial labels among ``rows``."""
-        trained = self._train_on(
-            self.initial_pairs_,
-            self.n_outputs,
-            head,
+        trained = self._train(
+            self._head(data, self.n_outputs, seed),
             data,
-            self.estimate_epochs,
+            pair_targets(self.initial_pairs_),
+            epochs=self.estimate_epochs,
             seed=seed,
             rows=rows,
-            fresh_trunk=True,
+            trunk=copy.deepcopy(data.trunk),  # the network trained next starts from the pretrained weights again
         )
         self.history_.setdefault("estimate_loss", []).append(trained.losses)
         outputs = data.outputs(trained.network)
@@ -202,38 +198,18 @@ class DistillHash(PairHasher):
         mirror_upper(logits)
         return logits
 
-    def _held_out_estimate(self, n: int, head: Head, data: Data) -> Floats:
-        halves = np.array_split(np.random.default_rng(self.seed).permutation(n), 2)
-        first, second = (
-            self._gram(self._estimating_outputs(np.sort(half), head, data, self.seed + 1 + index))
-            for index, half in enumerate(halves)
-        )
-        logits = (first + second) * np.float32(0.5)  # pairs across the halves were seen by neither
-        for half, other in ((halves[0], second), (halves[1], first)):
-            logits[np.ix_(half, half)] = other[np.ix_(half, half)]
-        return logits
-
-
-# DistillHash*: the paper's own ablation, its Bayesian learning framework on the initial noisy labels, nothing distilled.
-#
-# Paper: Yang, Liu, Deng, Liu, Tao, "DistillHash: Unsupervised Deep Hashing by Distilling Data Pairs", CVPR 2019, Table 2.
-# https://arxiv.org/abs/1905.03465
-#
-# Symbols: S~ -> initial_pairs_ = pairs_ (Eq. 2); c -> scale; loss: Eq. (10)-(11).
-# Departs from the paper in: items 1, 2, 4 and 5 of :mod:`distillhash.methods.ssdh`, and the scale c of the inner product, 1/2 as in
-# the authors' release where the paper prints 1.
-
 
 @dataclass(eq=False, repr=False)
 class DistillHashInitial(PairHasher):
-    """Half-Gaussian pair labels and the likelihood. Hyper-parameters: see :class:`PairHasher`."""
+    """DistillHash*: the paper's own ablation (Table 2), which trains on the initial noisy labels and distils nothing.
+
+    Symbols: S~ -> initial_pairs_ = pairs_ (Eq. 2); c -> scale; loss: Eq. (10)-(11). Hyper-parameters: see :class:`PairHasher`.
+    Departs from the paper in: items 1, 2, 4 and 5 of :mod:`distillhash.methods.ssdh`, and the scale c of the inner product, 1/2 as in
+    the authors' release where the paper prints 1.
+    """
 
     method = "distillhash-initial"
     title = "DistillHash*: the same without distilling"
     venue = "CVPR"
     year = 2019
     kind = "pair labels"
-
-    def _pairs(self, distances: Floats, head: Head, data: Data) -> PairLabels:
-        del distances, head, data  # trains on the initial labels as they are
-        return self.initial_pairs_

@@ -1,25 +1,24 @@
 """DistillHash-contrast: distilled neighbourhoods as positives of a contrastive loss on binary codes. This project's own method.
 
-Not in a paper. DistillHash (CVPR 2019) trains on the pairs whose label can be trusted; here trust is agreement between neighbourhoods, and
-the pairs train the loss of supervised contrastive learning (Khosla et al., NeurIPS 2020), each image's neighbours in place of its
-class. docs/distillhash-contrast.md has the measurements behind every choice.
+Not in a paper. DistillHash (CVPR 2019) trains on the pairs whose label can be trusted. Here a pair is trusted when the two neighbourhoods
+agree. The pairs train the loss of supervised contrastive learning (Khosla et al., NeurIPS 2020), with an image's neighbours in place of
+its class. docs/distillhash-contrast.md has the measurements behind every choice.
 
 1. Features become their signed square roots at unit length (:func:`~distillhash.supervision.agreement.root_rows`).
-2. A linear metric weighs each direction by how much more images differ in it than an image's augmented views do; without views, than
-   nearest neighbours do (:func:`~distillhash.supervision.agreement.invariant_metric`). In it, images are compared by their features, the
-   mean over their views and, where it is given, by what the same network makes of them at a larger size: the teacher, which
-   is not needed once the hash function is learned (Vapnik and Vashist 2009 call such features privileged).
+2. A linear metric weighs each direction by how much more images differ in it than the augmented views of one image do, or, without views,
+   than nearest neighbours do (:func:`~distillhash.supervision.agreement.invariant_metric`). Images are compared in it by their features,
+   by the mean over their views, and by the teacher where there is one: features of larger images, which are not needed once the hash
+   function is learned (Vapnik and Vashist 2009 call such features privileged).
 3. An image's neighbourhood N(i) is the ``neighbourhood`` share of images whose lists of nearest neighbours overlap most with its own
    (:func:`~distillhash.supervision.agreement.agreeing_neighbours`). With fewer than 2,000 images part of it is the nearest by plain cosine.
-4. A batch holds B images and, for each, one of N(i), every one as a random view. Pairs (i, j) with j in N(i), or i in N(j), are positives,
-   all others negatives. A row loses a random tenth of its features first, which matters most where there are no views. Loss:
-   :func:`~distillhash.supervision.losses.neighbour_contrast` on the codes sign(u), the gradient taken through tanh(u).
-5. u is the sum of ITQ's outputs, which stay, and of a hidden layer's, which learn
-(:mod:`~distillhash.methods.distillhash_contrast`). ITQ is that
-   of a ridge regression onto the teacher's features or, without one, onto the features themselves; with fewer than 2,000 images, of it
-   and the plain features side by side.
+4. A batch holds B images and, for each, one of N(i), every one as a random view. Pairs (i, j) with j in N(i), or i in N(j), are positives;
+   all others are negatives. A random tenth of the features of each row is left out, which matters most where there are no views. Loss:
+   :func:`~distillhash.supervision.losses.neighbour_contrast` on the codes sign(u), with the gradient of tanh(u).
+5. u is the sum of two outputs: those of a linear hash function that is not trained (:func:`linear_start`), and those of a hidden layer
+   that is.
 
-Neighbourhoods are found within random parts of at most ``part`` images, so time is linear and memory constant in the number of images.
+Neighbourhoods are found within random parts of at most ``part`` images, so that time is linear and memory constant in the number of
+images.
 """
 
 from __future__ import annotations
@@ -27,26 +26,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distillhash.errors import ParameterError
 from distillhash.methods.base import TrainingSet, sample_rows
-from distillhash.methods.heads import (
-    Head,
-    HeadHasher,
-    check_choice,
-    check_not_negative,
-    check_positive,
-    straight_through_sign,
-    tanh_through_sign,
-)
+from distillhash.methods.heads import Head, HeadHasher, straight_through_sign, tanh_through_sign
 from distillhash.methods.itq import ITQ
-from distillhash.methods.training import Schedule
+from distillhash.methods.training import Batch, CachedFeatures, ImageRows, Inputs, Schedule, WithNeighbours
 from distillhash.supervision.agreement import (
     RootRows,
     agreeing_neighbours,
@@ -58,157 +49,23 @@ from distillhash.supervision.agreement import (
     scatter_of_views,
 )
 from distillhash.supervision.losses import neighbour_contrast
-from distillhash.supervision.neighbourhoods import NeighbourhoodInputs
 from distillhash.supervision.neighbours import first_of_both, nearest_neighbours
 from distillhash.supervision.similarity import cosine_distances, row_blocks, unit_rows
-
-# A head that starts from a linear hash function and learns what to change.
-#
-# The start is ITQ (Gong et al., CVPR 2011) of what a ridge regression (Hoerl and Kennard, Technometrics 1970) predicts: better features of
-# the same images where there are any, and otherwise the features themselves, whose directions of little variance it shrinks. A regression
-# from few images predicts little of others, so with few of them the plain features stand beside what it predicts. The start stays as it
-# is; layers beside it, whose outputs are 0 at first, are what training moves. The gradient of a sign through tanh vanishes
-# where outputs are
-# large, so the bits that the start is sure of stay and the others are open: few images change little of it, many images much.
 
 Weight = NDArray[np.float64]
 Layers = list[tuple[Weight, Weight]]
 
 ROTATED = 10_000
-"""Rows that ITQ looks at, at most: its rotation has n_bits^2 numbers and needs no more of them."""
-
-
-class LinearStart(NamedTuple):
-    """Weights ``(d, n_bits)`` of the features and, unless None, of the plain features, each less their mean."""
-
-    features: Weight
-    plain: Weight | None
-
-
-def linear_start(
-    features: NDArray[Any],
-    plain: NDArray[Any],
-    teacher: NDArray[Any] | None,
-    n_bits: int,
-    *,
-    spread: float,
-    plain_share: float,
-    seed: int,
-) -> LinearStart:
-    """A linear hash function of features and plain features, less their means.
-
-    Args:
-        features: ``(n, d)``, what the regression is from.
-        plain: ``(n, d)``, the same features as they came.
-        teacher: ``(n, d)`` better features of the same items; None takes ``features``.
-        n_bits: Code length. ITQ gives at most min(n - 1, d) bits; more of them are random directions, all of them.
-        spread: Standard deviation of the outputs over all items and bits.
-        plain_share: Of the plain features in the squared length of what ITQ is given; the rest is what the regression predicts.
-        seed: Draws the rows that ITQ looks at and its first rotation, or the directions.
-    """
-    n, d = features.shape
-    kinds = [(features, features.mean(axis=0))]
-    maps = [_regression(features, features if teacher is None else teacher)]
-    del teacher  # as large as the features, and the caller's no longer
-    if plain_share:
-        kinds.append((plain, plain.mean(axis=0)))
-        maps.append(_emphasis(plain))
-        for number, share in enumerate((1 - plain_share, plain_share)):
-            rows, mean = kinds[number]
-            lengths = [np.linalg.norm((rows[block] - mean) @ maps[number], axis=1) for block in row_blocks(n)]
-            maps[number] *= np.sqrt(share) / (float(np.concatenate(lengths).mean()) or 1.0)
-    rng = np.random.default_rng(seed)
-    if n_bits <= min(n - 1, d):
-        sample = sample_rows(n, ROTATED, rng)
-        seen = [(rows[sample] - mean) @ weight for (rows, mean), weight in zip(kinds, maps, strict=True)]
-        rotation = ITQ(n_bits, seed=seed).fit(unit_rows(np.hstack(seen))).weight_
-    else:
-        rotation = rng.standard_normal((len(maps) * d, n_bits))
-    weights = [weight @ part for weight, part in zip(maps, np.split(rotation, len(maps)), strict=True)]
-    outputs = [
-        sum((rows[block] - mean) @ weight for (rows, mean), weight in zip(kinds, weights, strict=True))
-        for block in row_blocks(n)
-    ]
-    scale = spread / (float(np.std(np.concatenate(outputs))) or 1.0)
-    return LinearStart(weights[0] * scale, weights[1] * scale if plain_share else None)
-
-
-def _emphasis(rows: NDArray[Any]) -> Weight:
-    """Symmetric ``(d, d)``: every principal direction times the fourth root of its standard deviation, the largest of them 1."""
-    from scipy.linalg import eigh
-
-    variances, directions = eigh(_products(rows, rows))
-    relative = np.maximum(variances, 0) / (variances[-1] if variances[-1] > 0 else 1.0)
-    return np.asarray((directions * relative**0.125) @ directions.T)
-
-
-def _regression(inputs: NDArray[Any], targets: NDArray[Any]) -> Weight:
-    """Ridge regression ``(d, d)`` between rows less their means; the penalty counts as much as one row of mean length."""
-    from scipy.linalg import solve
-
-    products = _products(inputs, inputs)
-    penalty = np.trace(products) / len(inputs) or 1.0
-    return np.asarray(solve(products + penalty * np.eye(len(products)), _products(inputs, targets), assume_a="pos"))
-
-
-def _products(left: NDArray[Any], right: NDArray[Any]) -> Weight:
-    """Of the columns of two sets of rows, each less its mean: ``(d, d)``."""
-    means = left.mean(axis=0), right.mean(axis=0)
-    products = np.zeros((left.shape[1], right.shape[1]))
-    for block in row_blocks(len(left)):
-        off = left[block] - means[0]
-        products += off.T @ (off if right is left else right[block] - means[1])
-    return products
-
-
-def silent(layers: nn.Sequential) -> nn.Sequential:
-    """The layers, the last of which gives 0 until it learns."""
-    last = layers[-1]
-    assert isinstance(last, nn.Linear)
-    nn.init.zeros_(last.weight)
-    return layers
-
-
-class PlusLinear(nn.Module):
-    """Outputs of a module, plus those of a linear map that is not trained."""
-
-    mean: Tensor
-    weight: Tensor
-
-    def __init__(self, module: nn.Module, mean: NDArray[np.float64], weight: Weight) -> None:
-        """``weight (d, n_bits)`` takes inputs less ``mean``, ``module`` the inputs."""
-        super().__init__()
-        self.module = module
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
-        self.register_buffer("weight", torch.tensor(weight, dtype=torch.float32))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """``(b, d)`` to ``(b, n_bits)``."""
-        outputs: Tensor = (inputs - self.mean) @ self.weight + self.module(inputs)
-        return outputs
-
-
-def add_start(layers: Layers, start: NDArray[np.float64]) -> Layers:
-    """One or two layers with ReLU between that give what ``layers`` gave plus the start.
-
-    Past a hidden layer it goes as two units a bit, for x = relu(x) - relu(-x).
-    """
-    (weight, bias), *rest = layers
-    if not rest:
-        return [(weight + start, bias)]
-    (last, last_bias), n_bits = rest[0], start.shape[1]
-    return [
-        (np.hstack([weight, start, -start]), np.concatenate([bias, np.zeros(2 * n_bits)])),
-        (np.vstack([last, np.eye(n_bits), -np.eye(n_bits)]), last_bias),
-    ]
-
+"""Rows that ITQ learns from at most: its rotation has n_bits^2 numbers and needs no more of them."""
 
 SHARP, SOFT = 0.3, 0.5
 """Temperatures with and without views."""
 
-SPREAD, ENOUGH = 3.0, 2_000
-"""Of the outputs that the head starts from, and the images below which less is learned: what few of them teach is little to go by. Long
-codes learn less still, for their start is better."""
+SPREAD = 3.0
+"""Standard deviation of the outputs that the head starts from."""
+
+ENOUGH = 2_000
+"""With fewer images the head learns less and keeps more of its start, because they teach little. Long codes keep still more of it."""
 
 Metric = Literal["invariant", "cosine"]
 Agreement = Literal["overlap", "cosine"]
@@ -221,6 +78,7 @@ class DistillHashContrast(HeadHasher):
     """Distilled neighbourhoods and contrastive codes. Further hyper-parameters: see :class:`HeadHasher`.
 
     ``neighbours_`` are the rows of N(i), ``(m, k)``, among ``history_["rows"]``: those that agree, nearest first, and then the plain ones.
+    ``temperature_`` is the tau of the training.
 
     Attributes:
         root: Take signed square roots of the features, for the neighbourhoods and for the head.
@@ -230,16 +88,15 @@ class DistillHashContrast(HeadHasher):
         neighbourhood: Share of the images (of a part) that make up N(i); at least 5 of them.
         agreement: Order them by ``overlap`` of neighbour lists or by ``cosine`` alone.
         positives: ``all`` neighbours in the batch, or only the ``one`` drawn with the image; the others are negatives then.
-        start: Standard deviation of the outputs that the head starts from, those of a linear hash function: the larger, the more of
-            it stays. None takes 3, and with n < 2,000 images 3 (2,000 / n)^e, where e = log2(n_bits) - 3.5, from 0 to 5; 0
-            starts from nothing.
-        plain_share: Of the plain features in what the start looks at, the rest of which is what the regression predicts; and of their
-            nearest by cosine in N(i). None takes 0, and with n < 2,000 images 1 - (n / 2,000)^2.
-        gradient: Of the sign: through ``tanh``, or as of the ``identity``.
+        start: Standard deviation of the outputs of the linear hash function that the head starts from: the larger, the more of it stays.
+            None takes 3, and with n < 2,000 images 3 (2,000 / n)^e, where e = log2(n_bits) - 3.5, from 0 to 5; 0 starts from nothing.
+        plain_share: Share of the plain features in what the start is made from, beside the regression's predictions, and share of the
+            nearest by plain cosine in N(i). None takes 0, and with n < 2,000 images 1 - (n / 2,000)^2.
+        gradient: Gradient of the sign: that of ``tanh``, or of the ``identity``.
         temperature: tau; None takes 0.3 where there are views, and 0.5 where there are none: positives are less pure then.
-        dropout: Share of the features that the head does without in training, drawn anew for every row.
-        max_seen: Rows in all passes together where there are no views, whatever ``epochs`` says; one pass at least. Rows that come
-            again as they were teach the mistakes of the neighbourhoods.
+        dropout: Share of the features that are left out in training, drawn anew for every row.
+        max_seen: Limit on the rows of all passes together where there are no views, whatever ``epochs`` says; one pass at least. Equal
+            rows seen again and again teach the mistakes of the neighbourhoods.
         part: Images among which neighbourhoods are found; memory is about 4 bytes times its square.
     """
 
@@ -250,83 +107,63 @@ class DistillHashContrast(HeadHasher):
     kind = "contrastive"
     uses_views = True
     uses_teacher = True
-    hidden: int = 1024
-    epochs: int = 20
-    batch_size: int = 256
+    hidden: Annotated[int, Ge(0)] = 1024
+    epochs: Annotated[int, Ge(1)] = 20
+    batch_size: Annotated[int, Ge(2)] = 256
     schedule: Schedule = "cosine"
     root: bool = True
     metric: Metric = "invariant"
-    directions: int = 256
-    emphasis: float = 0.25
-    neighbourhood: float = 0.02
+    directions: Annotated[int, Ge(1)] = 256
+    emphasis: Annotated[float, Ge(0)] = 0.25
+    neighbourhood: Annotated[float, Interval(gt=0, le=1)] = 0.02
     agreement: Agreement = "overlap"
     positives: Positives = "all"
-    start: float | None = None
-    plain_share: float | None = None
+    start: Annotated[float, Ge(0)] | None = None
+    plain_share: Annotated[float, Interval(ge=0, le=1)] | None = None
     gradient: Gradient = "tanh"
-    temperature: float | None = None
-    dropout: float = 0.1
-    max_seen: int = 50_000
-    part: int = 10_000
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("metric", self.metric, Metric)
-        check_choice("agreement", self.agreement, Agreement)
-        check_choice("positives", self.positives, Positives)
-        check_choice("gradient", self.gradient, Gradient)
-        check_positive(self, "directions", "max_seen")
-        if self.temperature is not None:
-            check_positive(self, "temperature")
-        check_not_negative(self, "emphasis", *(() if self.start is None else ("start",)))
-        if not 0 < self.neighbourhood <= 1:
-            raise ParameterError(f"neighbourhood must be above 0 and at most 1, got {self.neighbourhood}")
-        if self.plain_share is not None and not 0 <= self.plain_share <= 1:
-            raise ParameterError(f"plain_share must be from 0 to 1, got {self.plain_share}")
-        if not 0 <= self.dropout < 1:
-            raise ParameterError(f"dropout must be at least 0 and below 1, got {self.dropout}")
-        if self.part < 20:
-            raise ParameterError(f"part must be at least 20, got {self.part}")
+    temperature: Annotated[float, Gt(0)] | None = None
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    max_seen: Annotated[int, Ge(1)] = 50_000
+    part: Annotated[int, Ge(20)] = 10_000
 
     def _fit(self, given: TrainingSet) -> None:
         data = self._data(given)
         self.neighbours_ = self._neighbourhoods(data.features, data.views, data.teacher)
-        neighbourhoods = NeighbourhoodInputs(data.inputs, self.neighbours_)
+        self.temperature_ = self.temperature or (SHARP if data.views is not None else SOFT)
         features = self._transform(data.features)
-        head = Head(features, self.hidden)
-        layers = head.build(self.n_bits, self.seed)
+        head = Head(features, self.n_bits, self.seed, self.hidden)
         start = self._start(features, data.features, data.teacher)
         plain_mean = data.features.mean(axis=0, dtype=np.float64)
         del features  # training takes the plain ones
-        module: nn.Module = layers
+        module: nn.Module = head
         if start is not None:
-            module = PlusLinear(silent(layers), head.mean, start.features)
+            zero_last_layer(head)
+            module = PlusLinear(module, head.mean, start.features)
         if self.root:
             module = nn.Sequential(RootRows(), module)
         if start is not None and start.plain is not None:
             module = PlusLinear(module, plain_mean, start.plain)
         dropped = FeatureDropout(self.dropout, torch.Generator().manual_seed(self.seed + 1))
-        network = data.network(nn.Sequential(dropped, module))
-
-        default = SHARP if data.views is not None else SOFT
-        temperature = default if self.temperature is None else self.temperature
-
-        def loss(outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
-            del rows  # the batch holds their partners as well
-            codes = tanh_through_sign(outputs) if self.gradient == "tanh" else straight_through_sign(outputs)
-            positives = neighbourhoods.positives(all_in_batch=self.positives == "all").to(codes.device)
-            return neighbour_contrast(codes, positives, temperature=temperature)
-
         epochs = self.epochs
         if data.views is None:
             epochs = min(epochs, max(1, round(self.max_seen / len(data.features))))
-        self.history_["loss"] = self._train(network, data, loss, inputs=neighbourhoods, epochs=epochs)
-        self._keep(head, layers)
+        self.history_["loss"] = self._train(nn.Sequential(dropped, module), data, epochs=epochs).losses
+        self._keep(head)
         self.plain_: NDArray[np.float64] | None = None if start is None else start.plain
         if start is not None:
             self.layers_ = add_start(self.layers_, start.features)
         if self.plain_ is not None:
             self.layers_[-1][1][:] -= plain_mean @ self.plain_
+
+    def batches(self, source: CachedFeatures | ImageRows) -> Inputs:
+        """Images and a neighbour of each."""
+        return WithNeighbours(source, self.neighbours_, all_positives=self.positives == "all")
+
+    def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The contrastive loss of the codes."""
+        (positives,) = batch.targets
+        codes = tanh_through_sign(outputs) if self.gradient == "tanh" else straight_through_sign(outputs)
+        return neighbour_contrast(codes, positives, temperature=self.temperature_)
 
     def _transform(self, features: NDArray[Any]) -> NDArray[Any]:
         return root_rows(features) if self.root else features
@@ -335,7 +172,7 @@ class DistillHashContrast(HeadHasher):
         self, features: NDArray[np.float32], plain: NDArray[np.float32], teacher: NDArray[np.float32] | None
     ) -> LinearStart | None:
         spread = self.start
-        if spread is None:  # the 5 keeps numbers finite where a few images get thousands of bits
+        if spread is None:  # the limit of 5 keeps numbers finite for a few images and thousands of bits
             spread = SPREAD / _trusted(len(features)) ** float(np.clip(np.log2(self.n_bits) - 3.5, 0, 5))
         if not spread:
             return None
@@ -399,14 +236,14 @@ class DistillHashContrast(HeadHasher):
         teacher: NDArray[np.float32] | None,
         kept: int,
     ) -> NDArray[np.float32]:
-        """What cosines are taken of: plain features, the mean over views and the teacher's features side by side, in the metric."""
+        """What cosines are taken of: features, the mean over views and the teacher's features side by side, in the metric."""
         features, blocks = self._transform(features), row_blocks(len(features))
         kinds: list[Callable[[slice], NDArray[Any]]] = [lambda block: features[block]]
         metric: NDArray[np.float64] | None = None
         if views is not None:
 
             def mean_of_copies(block: slice) -> NDArray[Any]:
-                """Taken again where it is needed: the roots of all views would be the largest of all arrays."""
+                """Computed anew each time: an array of the roots of all views would be the largest of all."""
                 total = sum(self._transform(view[block]) for view in views)
                 return np.asarray((features[block] + total) / (len(views) + 1))
 
@@ -439,12 +276,142 @@ class DistillHashContrast(HeadHasher):
 
 
 def _trusted(n: int) -> float:
-    """What n images teach, as a share of what is enough."""
+    """The share of enough images that ``n`` are."""
     return min(1.0, n / ENOUGH)
 
 
+class LinearStart(NamedTuple):
+    """Weights ``(d, n_bits)`` of the features and, unless None, of the plain features, each less their mean."""
+
+    features: Weight
+    plain: Weight | None
+
+
+def linear_start(
+    features: NDArray[Any],
+    plain: NDArray[Any],
+    teacher: NDArray[Any] | None,
+    n_bits: int,
+    *,
+    spread: float,
+    plain_share: float,
+    seed: int,
+) -> LinearStart:
+    """A linear hash function of features and plain features, less their means, which the head starts from.
+
+    It is ITQ (Gong et al., CVPR 2011) of what a ridge regression (Hoerl and Kennard, Technometrics 1970) predicts: better features of the
+    same images where there are any, otherwise the features themselves, whose directions of little variance it shrinks. A regression from
+    few images predicts little of others, so that with few of them the plain features stand beside what it predicts. The start is not
+    trained; layers beside it are, whose outputs are 0 at first. The gradient of a sign through tanh vanishes where outputs are large, so
+    that the bits that the start is sure of stay: few images change little of it, many images much.
+
+    Args:
+        features: ``(n, d)`` transformed features, the regression's inputs.
+        plain: ``(n, d)`` features before the transformation.
+        teacher: ``(n, d)`` better features of the same items, the regression's targets; None takes ``features``.
+        n_bits: Code length. ITQ gives at most min(n - 1, d) bits; for longer codes all directions are random.
+        spread: Standard deviation of the outputs over all items and bits.
+        plain_share: Share of the plain features in the squared length of what ITQ is given; the rest are the regression's predictions.
+        seed: Draws the rows that ITQ learns from and its first rotation, or the directions.
+    """
+    n, d = features.shape
+    kinds = [(features, features.mean(axis=0))]
+    maps = [_regression(features, features if teacher is None else teacher)]
+    del teacher  # as large as the features, and no longer needed
+    if plain_share:
+        kinds.append((plain, plain.mean(axis=0)))
+        maps.append(_emphasis(plain))
+        for number, share in enumerate((1 - plain_share, plain_share)):
+            rows, mean = kinds[number]
+            lengths = [np.linalg.norm((rows[block] - mean) @ maps[number], axis=1) for block in row_blocks(n)]
+            maps[number] *= np.sqrt(share) / (float(np.concatenate(lengths).mean()) or 1.0)
+    rng = np.random.default_rng(seed)
+    if n_bits <= min(n - 1, d):
+        sample = sample_rows(n, ROTATED, rng)
+        seen = [(rows[sample] - mean) @ weight for (rows, mean), weight in zip(kinds, maps, strict=True)]
+        rotation = ITQ(n_bits, seed=seed).fit(unit_rows(np.hstack(seen))).weight_
+    else:
+        rotation = rng.standard_normal((len(maps) * d, n_bits))
+    weights = [weight @ part for weight, part in zip(maps, np.split(rotation, len(maps)), strict=True)]
+    outputs = [
+        sum((rows[block] - mean) @ weight for (rows, mean), weight in zip(kinds, weights, strict=True))
+        for block in row_blocks(n)
+    ]
+    scale = spread / (float(np.std(np.concatenate(outputs))) or 1.0)
+    return LinearStart(weights[0] * scale, weights[1] * scale if plain_share else None)
+
+
+def _emphasis(rows: NDArray[Any]) -> Weight:
+    """Symmetric ``(d, d)``: scales every principal direction by the fourth root of its standard deviation, relative to the largest."""
+    from scipy.linalg import eigh
+
+    variances, directions = eigh(_products(rows, rows))
+    relative = np.maximum(variances, 0) / (variances[-1] if variances[-1] > 0 else 1.0)
+    return np.asarray((directions * relative**0.125) @ directions.T)
+
+
+def _regression(inputs: NDArray[Any], targets: NDArray[Any]) -> Weight:
+    """Ridge regression ``(d, d)`` between rows less their means; the penalty counts as much as one row of mean length."""
+    from scipy.linalg import solve
+
+    products = _products(inputs, inputs)
+    penalty = np.trace(products) / len(inputs) or 1.0
+    return np.asarray(solve(products + penalty * np.eye(len(products)), _products(inputs, targets), assume_a="pos"))
+
+
+def _products(left: NDArray[Any], right: NDArray[Any]) -> Weight:
+    """Products ``(d, d)`` of the columns of two sets of rows, each less its mean."""
+    means = left.mean(axis=0), right.mean(axis=0)
+    products = np.zeros((left.shape[1], right.shape[1]))
+    for block in row_blocks(len(left)):
+        off = left[block] - means[0]
+        products += off.T @ (off if right is left else right[block] - means[1])
+    return products
+
+
+def zero_last_layer(layers: nn.Sequential) -> None:
+    """Make layers give 0 until they learn."""
+    last = layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+
+
+class PlusLinear(nn.Module):
+    """Outputs of a module, plus those of a linear map that is not trained."""
+
+    mean: Tensor
+    weight: Tensor
+
+    def __init__(self, module: nn.Module, mean: NDArray[np.float64], weight: Weight) -> None:
+        """``weight (d, n_bits)`` takes inputs less ``mean``, ``module`` the inputs."""
+        super().__init__()
+        self.module = module
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("weight", torch.tensor(weight, dtype=torch.float32))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """``(b, d)`` to ``(b, n_bits)``."""
+        outputs: Tensor = (inputs - self.mean) @ self.weight + self.module(inputs)
+        return outputs
+
+
+def add_start(layers: Layers, start: NDArray[np.float64]) -> Layers:
+    """One or two layers with ReLU between that give what ``layers`` gave plus the start.
+
+    Past a hidden layer it goes as two units a bit, for x = relu(x) - relu(-x).
+    """
+    (weight, bias), *rest = layers
+    if not rest:
+        return [(weight + start, bias)]
+    (last, last_bias), n_bits = rest[0], start.shape[1]
+    return [
+        (np.hstack([weight, start, -start]), np.concatenate([bias, np.zeros(2 * n_bits)])),
+        (np.vstack([last, np.eye(n_bits), -np.eye(n_bits)]), last_bias),
+    ]
+
+
 class FeatureDropout(nn.Module):
-    """Zeros in place of a share of the features while training, the others scaled up; drawn from a generator of its own."""
+    """Dropout that draws from a given generator, so that the seed decides it."""
 
     def __init__(self, share: float, generator: torch.Generator) -> None:
         super().__init__()

@@ -23,16 +23,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from distillhash.errors import DataError, ParameterError
-from distillhash.methods.base import TrainingSet
-from distillhash.methods.heads import HeadHasher, check_not_negative, check_positive
+from distillhash.errors import DataError
+from distillhash.methods.heads import Data, Head, HeadHasher
+from distillhash.methods.training import Batch, Targets, pair_targets
 
 
 @dataclass(eq=False, repr=False)
@@ -52,48 +54,47 @@ class DMUH(HeadHasher):
     year = 2022
     kind = "supervised"
     needs_labels = True
-    momentum: float = 0.95
-    attention: float = 1.0
-    scale: float = 4.0
-    quantisation: float = 0.1
-    max_train: int = 10_000
+    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.95
+    attention: Annotated[float, Ge(0)] = 1.0
+    scale: Annotated[float, Gt(0)] = 4.0
+    quantisation: Annotated[float, Ge(0)] = 0.1
+    max_train: Annotated[int, Ge(2)] = 10_000
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_not_negative(self, "attention", "quantisation")
-        check_positive(self, "scale")
-        if not 0 <= self.momentum < 1:
-            raise ParameterError(f"momentum must be at least 0 and below 1, got {self.momentum}")
-
-    def _fit(self, given: TrainingSet) -> None:
-        data = self._data(given)
+    def targets(self, data: Data) -> Targets:
+        """Which images share a label."""
         assert data.labels is not None  # needs_labels
         same = shared_labels(data.labels)
         if same.all() or not (same & ~np.eye(len(same), dtype=bool)).any():
             raise DataError(
                 "dmuh needs images that share a label and images that do not; the labels given have only one kind of pair"
             )
-        head = self._head(data)
-        module = head.build(self.n_bits, self.seed)
-        network = _WithMomentum(data.network(module), self.momentum)
+        return pair_targets(same)
 
-        def loss(outputs: tuple[Tensor, Tensor], rows: NDArray[np.intp]) -> Tensor:
-            u, v = outputs
-            pairs = torch.from_numpy(same[np.ix_(rows, rows)]).to(u)
-            by_bit, by_image = attention_weights(u.detach(), v, self.attention)
-            return uncertain_loss(u, pairs, by_bit, by_image, self.scale, self.quantisation)
+    def network(self, head: Head, _data: Data) -> nn.Module:
+        """The head and its momentum copy."""
+        return _WithMomentum(head, copy.deepcopy(head), self.momentum)
 
-        self.history_["loss"] = self._train(network, data, loss)
-        self._keep(head, module)
+    def above(self, trunk: nn.Module, network: nn.Module) -> nn.Module:
+        """The momentum network has a trunk of its own, which follows as well."""
+        assert isinstance(network, _WithMomentum)
+        online, follower = nn.Sequential(trunk, network.online), nn.Sequential(copy.deepcopy(trunk), network.follower)
+        return _WithMomentum(online, follower, self.momentum)
+
+    def batch_loss(self, outputs: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
+        """The weighted loss of the head's outputs."""
+        u, v = outputs
+        (same,) = batch.targets
+        by_bit, by_image = attention_weights(u.detach(), v, self.attention)
+        return uncertain_loss(u, same.to(u), by_bit, by_image, self.scale, self.quantisation)
 
 
 class _WithMomentum(nn.Module):
     """A network and its momentum copy, which follows it a step behind and takes no gradient."""
 
-    def __init__(self, online: nn.Module, momentum: float) -> None:
+    def __init__(self, online: nn.Module, follower: nn.Module, momentum: float) -> None:
         super().__init__()
         self.online, self.momentum = online, momentum
-        self.follower = copy.deepcopy(online).requires_grad_(False)
+        self.follower = follower.requires_grad_(False)
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():

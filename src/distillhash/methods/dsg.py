@@ -20,18 +20,19 @@ Departs from the paper in:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distillhash.errors import DataError, ParameterError
-from distillhash.methods.base import TrainingSet
-from distillhash.methods.heads import HeadHasher, check_choice, check_not_negative
+from distillhash.errors import DataError
+from distillhash.methods.heads import Data, HeadHasher
+from distillhash.methods.training import Batch, Targets, pair_targets
 from distillhash.supervision.clusters import Clustering, assign_clusters, drop_contradictions
-from distillhash.supervision.losses import weighted_squared_loss
+from distillhash.supervision.losses import squared_loss
 from distillhash.supervision.similarity import (
     Floats,
     HalfGaussians,
@@ -43,22 +44,19 @@ from distillhash.supervision.similarity import (
     pair_thresholds,
 )
 
-# How sure a pair label is: the mass of a half Gaussian between the label's threshold and the pair's distance.
-#
-# Paper: Luo et al., "Unsupervised Deep Hashing via Distilled Smooth Guidance", ICME 2021, and Luo et al., "CIMON: Towards High-quality
-# Hash Codes", IJCAI 2021. With Phi_l, Phi_r the distribution functions of the two half Gaussians and t the threshold between + and -:
-#
-#     D <= t:  w = (Phi_l(t) - Phi_l(D)) / (Phi_l(t) - Phi_l(0))        D > t:  w = (Phi_r(D) - Phi_r(t)) / (Phi_r(2) - Phi_r(t))
-#
-# so w is 0 at the threshold and 1 at the ends 0 and 2 of the cosine distance.
-
 Weights = NDArray[np.float16]
 _BLOCK = 512
 _FARTHEST = 2.0
 
 
 def pair_confidence(distances: Floats, fit: HalfGaussians, threshold: float, *, power: float = 1.0) -> Weights:
-    """Confidence of two-way pair labels.
+    """Confidence of two-way pair labels: the mass of a half Gaussian between the label's threshold and the pair's distance.
+
+    With Phi_l and Phi_r the distribution functions of the two half Gaussians, and t the threshold between + and -::
+
+        D <= t:  w = (Phi_l(t) - Phi_l(D)) / (Phi_l(t) - Phi_l(0))        D > t:  w = (Phi_r(D) - Phi_r(t)) / (Phi_r(2) - Phi_r(t))
+
+    so that w is 0 at the threshold and 1 at the ends 0 and 2 of the cosine distance (Luo et al., DSG and CIMON).
 
     Args:
         distances: ``(n, n)`` symmetric cosine distances.
@@ -95,25 +93,9 @@ def _side(mode: float, sigma: float) -> Any:
     return lambda x: ndtr((x - mode) / sigma)
 
 
-# What DSG and CIMON share: two-way pair labels, weighted by confidence and filtered by clusters.
-
-
-class Guidance(NamedTuple):
-    """Pair labels that agree with the clusters, and their weights."""
-
-    pairs: PairLabels
-    weights: Weights
-
-    def loss(self, codes: Tensor, rows: NDArray[np.intp]) -> Tensor:
-        """The weighted squared loss of relaxed codes of ``rows``."""
-        block = np.ix_(rows, rows)
-        pairs, weights = (torch.from_numpy(values[block]).to(codes) for values in self)
-        return weighted_squared_loss(codes, pairs, weights)
-
-
 @dataclass(eq=False, repr=False)
 class GuidedHasher(HeadHasher):
-    """Base of the methods that learn from such pairs. Further hyper-parameters: see :class:`HeadHasher`.
+    """Base of the methods that learn from weighted pair labels that agree with clusters. Further hyper-parameters: see :class:`HeadHasher`.
 
     ``history_`` also records ``thresholds`` and ``diagnosis``; ``initial_pairs_`` and ``pairs_`` are the labels before and after the
     filter, ``weights_`` their confidence.
@@ -125,21 +107,15 @@ class GuidedHasher(HeadHasher):
         clustering: ``spectral`` (on the neighbour graph) or ``kmeans``.
     """
 
-    alpha: float = 1.0
-    priority: float = 1.0
-    n_clusters: int = 70
+    alpha: Annotated[float, Ge(0)] = 1.0
+    priority: Annotated[float, Ge(0)] = 1.0
+    n_clusters: Annotated[int, Ge(1)] = 70
     clustering: Clustering = "spectral"
-    max_train: int = 10_000
+    max_train: Annotated[int, Ge(2)] = 10_000
     """The memory for all pairs is about 10 bytes times its square."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_not_negative(self, "alpha", "priority")
-        check_choice("clustering", self.clustering, Clustering)
-        if self.n_clusters < 1:
-            raise ParameterError(f"n_clusters must be at least 1, got {self.n_clusters}")
-
-    def _guidance(self, features: NDArray[Any]) -> Guidance:
+    def _guidance(self, features: NDArray[Any]) -> tuple[PairLabels, Weights]:
+        """Pair labels that agree with the clusters, and their weights."""
         distances = cosine_distances(features)
         fit = fit_half_gaussians(distances)
         thresholds = pair_thresholds(distances, fit, alpha=self.alpha, beta=0.0)
@@ -161,7 +137,7 @@ class GuidedHasher(HeadHasher):
                     f"no {name} pairs are left of {len(features)} items after clustering, so there is nothing to learn from: "
                     f"change alpha ({self.alpha}) or n_clusters ({self.n_clusters}), or use another method (itq)"
                 )
-        return Guidance(self.pairs_, self.weights_)
+        return self.pairs_, self.weights_
 
 
 @dataclass(eq=False, repr=False)
@@ -174,14 +150,11 @@ class DSG(GuidedHasher):
     year = 2021
     kind = "pair labels"
 
-    def _fit(self, given: TrainingSet) -> None:
-        data = self._data(given)
-        guidance = self._guidance(data.features)
-        head = self._head(data)
-        module = head.build(self.n_bits, self.seed)
+    def targets(self, data: Data) -> Targets:
+        """Pair labels and weights."""
+        return pair_targets(*self._guidance(data.features))
 
-        def loss(outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
-            return guidance.loss(torch.tanh(outputs), rows)
-
-        self.history_["loss"] = self._train(data.network(module), data, loss)
-        self._keep(head, module)
+    def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The weighted squared loss of relaxed codes."""
+        pairs, weights = (target.to(outputs) for target in batch.targets)
+        return squared_loss(torch.tanh(outputs), pairs, weights)

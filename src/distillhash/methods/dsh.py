@@ -13,13 +13,15 @@ and pairs of coinciding centres are dropped; k is at most the number of rows; k-
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt
 from numpy.typing import NDArray
 
-from distillhash.errors import DataError, ParameterError
-from distillhash.methods.anchor_graph import k_means, squared_distances
+from distillhash.errors import DataError
 from distillhash.methods.base import AffineHasher, TrainingSet
+from distillhash.methods.linear_algebra import k_means, squared_distances
 
 
 @dataclass(eq=False, repr=False)
@@ -39,17 +41,9 @@ class DSH(AffineHasher):
     venue = "IEEE Trans. Cybernetics"
     year = 2014
     kind = "shallow"
-    alpha: float = 1.5
-    r: int = 3
-    iterations: int = 3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.alpha < float("inf"):
-            raise ParameterError(f"alpha must be above 0 and finite, got {self.alpha}")
-        for name in ("r", "iterations"):
-            if getattr(self, name) < 1:
-                raise ParameterError(f"{name} must be at least 1, got {getattr(self, name)}")
+    alpha: Annotated[float, Gt(0)] = 1.5
+    r: Annotated[int, Ge(1)] = 3
+    iterations: Annotated[int, Ge(1)] = 3
 
     def _fit(self, given: TrainingSet) -> None:
         mean = np.asarray(np.mean(given.features, axis=0, dtype=np.float64))

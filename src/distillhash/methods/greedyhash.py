@@ -19,21 +19,14 @@ Departs from the paper in:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-import numpy as np
-from numpy.typing import NDArray
+from annotated_types import Ge
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from distillhash.methods.base import TrainingSet
-from distillhash.methods.heads import (
-    HeadHasher,
-    check_not_negative,
-    half_batch_cosines,
-    straight_through_sign,
-    unit_features,
-)
-from distillhash.methods.training import Schedule
+from distillhash.methods.heads import Data, HeadHasher, half_batch_cosines, straight_through_sign, unit_features
+from distillhash.methods.training import Batch, Schedule, Targets, row_targets
 
 
 @dataclass(eq=False, repr=False)
@@ -51,28 +44,20 @@ class GreedyHash(HeadHasher):
     year = 2018
     kind = "similarity preserving"
     uses_views = True
-    batch_size: int = 256
-    epochs: int = 100
+    batch_size: Annotated[int, Ge(2)] = 256
+    epochs: Annotated[int, Ge(1)] = 100
     schedule: Schedule = "step"
-    penalty: float = 0.0
+    penalty: Annotated[float, Ge(0)] = 0.0
     centre: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_not_negative(self, "penalty")
+    def targets(self, data: Data) -> Targets:
+        """Directions whose cosines the codes are to keep."""
+        return row_targets(unit_features(data.features, centre=self.centre))
 
-    def _fit(self, given: TrainingSet) -> None:
-        data = self._data(given)
-        head = self._head(data)
-        module = head.build(self.n_bits, self.seed)
-        targets = unit_features(data.features, centre=self.centre)
-
-        def loss(outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
-            wanted = half_batch_cosines(targets[rows]).to(outputs.device)
-            return greedy_loss(outputs, wanted, self.penalty)
-
-        self.history_["loss"] = self._train(data.network(module), data, loss)
-        self._keep(head, module)
+    def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """:func:`greedy_loss` of the pairs of a batch."""
+        (unit,) = batch.targets
+        return greedy_loss(outputs, half_batch_cosines(unit), self.penalty)
 
 
 def greedy_loss(outputs: Tensor, cosines: Tensor, penalty: float) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 from annotated_types import Ge
 
 from distillhash.methods.base import AffineHasher, TrainingSet
-from distillhash.methods.linear_algebra import principal_components
+from distillhash.methods.linear_algebra import principal_components, procrustes_rotation, row_blocks
 
 
 @dataclass(eq=False, repr=False)
@@ -24,7 +24,7 @@ class ITQ(AffineHasher):
     """PCA, then the rotation that loses least by taking signs: b = sign(R^T P^T (x - mu)).
 
     ``history_["loss"]`` holds the quantisation error ||B - V R||^2 / n before each update; it never rises. The seed draws the
-    first rotation and moves MAP by about .005.
+    first rotation; between seeds MAP differs by about .005.
 
     Attributes:
         iterations: Alternating updates.
@@ -38,18 +38,8 @@ class ITQ(AffineHasher):
     iterations: Annotated[int, Ge(1)] = 50
 
     def _fit(self, given: TrainingSet) -> None:
-        features = given.features
-        mean, components = principal_components(features, self.n_bits)
-        blocks = (np.asarray(features[i : i + 4096], np.float64) - mean for i in range(0, len(features), 4096))
-        V = np.concatenate([block @ components for block in blocks])  # (n, n_bits)
-        rng = np.random.default_rng(self.seed)
-        R, _ = np.linalg.qr(rng.standard_normal((self.n_bits, self.n_bits)))
-        losses = []
-        for _ in range(self.iterations):
-            rotated = V @ R
-            B = np.where(rotated >= 0, 1.0, -1.0)
-            losses.append(float(np.sum((B - rotated) ** 2) / len(V)))
-            S, _, T = np.linalg.svd(B.T @ V)  # Procrustes: the rotation nearest to mapping V on B
-            R = (S @ T).T
+        mean, components = principal_components(given.features, self.n_bits)
+        V = np.concatenate([(block - mean) @ components for block in row_blocks(given.features)])  # (n, n_bits)
+        R, losses = procrustes_rotation(V, self.iterations, np.random.default_rng(self.seed))
         self.history_ = {"loss": losses}
         self._set_affine(mean, components @ R)

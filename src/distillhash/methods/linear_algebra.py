@@ -1,20 +1,33 @@
-"""Principal components, shared by the methods that start from them."""
+"""Numerical steps that several methods share: principal components, rotations, canonical correlations, k-means."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError
+from distillhash.methods.base import sample_rows
+
+Floats = NDArray[np.float64]
+_BLOCK = 4096
+_KMEANS_ROWS = 20_000
 
 
-def principal_components(features: NDArray[Any], k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def row_blocks(features: NDArray[Any]) -> Iterator[Floats]:
+    """The rows in float64, 4,096 at a time, so that a memory map is never loaded whole."""
+    for start in range(0, len(features), _BLOCK):
+        yield np.asarray(features[start : start + _BLOCK], np.float64)
+
+
+def principal_components(features: NDArray[Any], k: int) -> tuple[Floats, Floats]:
     """Mean and the ``k`` leading eigenvectors of the covariance, by an exact symmetric eigen-decomposition.
 
     Args:
-        features: ``(n, d)``; streamed in blocks, so a memory map is never loaded whole.
+        features: ``(n, d)``; read in blocks, so a memory map is never loaded whole.
         k: Components wanted.
 
     Returns:
@@ -32,37 +45,58 @@ def principal_components(features: NDArray[Any], k: int) -> tuple[NDArray[np.flo
         )
     mean = np.mean(features, axis=0, dtype=np.float64)
     covariance = np.zeros((d, d))
-    for start in range(0, n, 4096):
-        block = np.asarray(features[start : start + 4096], np.float64) - mean
-        covariance += block.T @ block
+    for block in row_blocks(features):
+        centred = block - mean
+        covariance += centred.T @ centred
     _, vectors = eigh(covariance / n, subset_by_index=(d - k, d - 1))
     components = vectors[:, ::-1]
     signs = np.sign(components[np.argmax(np.abs(components), axis=0), np.arange(k)])
     return np.asarray(mean), components * np.where(signs == 0, 1, signs)
 
 
-# Regularised canonical correlation of two modalities, and the rotation of their variables that loses least by taking signs.
-#
-# Hotelling, "Relations between two sets of variates", Biometrika 1936; Gong et al., "Iterative quantization", TPAMI 2013.
+def procrustes_rotation(rows: Floats, iterations: int, rng: np.random.Generator) -> tuple[Floats, list[float]]:
+    """ITQ's rotation: lowers ``||B - V R||_F^2`` over signs B and rotations R by alternating updates of the two.
 
-Floats = NDArray[np.float64]
+    Gong et al., "Iterative quantization", TPAMI 2013. https://doi.org/10.1109/TPAMI.2012.193
+
+    Args:
+        rows: V ``(n, k)``.
+        iterations: Updates of each.
+        rng: Draws the first rotation.
+
+    Returns:
+        ``R (k, k)``, orthogonal, and the error per row before each update, which never rises.
+    """
+    k = rows.shape[1]
+    R, _ = np.linalg.qr(rng.standard_normal((k, k)))
+    losses = []
+    for _ in range(iterations):
+        rotated = rows @ R
+        B = np.where(rotated >= 0, 1.0, -1.0)
+        losses.append(float(np.sum((B - rotated) ** 2) / len(rows)))
+        S, _, T = np.linalg.svd(B.T @ rows)
+        R = (S @ T).T
+    return R, losses
 
 
 def canonical_directions(
     X: Floats, Y: Floats, k: int, regularisation: float, within: Floats | None = None
 ) -> tuple[Floats, Floats, Floats]:
-    """Regularised CCA of centred rows, by the singular values of the whitened cross-covariance.
+    """Regularised canonical correlation of centred images and texts, by the singular values of the whitened cross-covariance.
+
+    Hotelling, "Relations between two sets of variates", Biometrika 1936.
 
     Args:
-        X: ``(t, d)``.
-        Y: ``(t, e)``, row by row the partners of X.
+        X: ``(t, d)`` images.
+        Y: ``(t, e)`` texts, row by row those of X.
         k: Directions wanted.
         regularisation: Ridge, as a share of each side's mean variance.
-        within: ``(d, d)`` scatter inside each row of X (of an image's augmented views, where a row is their mean); it counts as variance
-            that has nothing to do with Y.
+        within: ``(d, d)`` scatter inside each row of X (of an image's augmented views, where a row is their mean). It is added to the
+            covariance of X: variance that is unrelated to Y.
 
     Returns:
-        ``W_x (d, k)``, ``W_y (e, k)``, and the correlations ``(k,)`` in [0, 1], falling.
+        ``W_x (d, k)``, ``W_y (e, k)``, and the correlations ``(k,)`` in [0, 1], falling. The largest entry of a left singular vector is
+        positive, because LAPACK's sign is arbitrary.
 
     Raises:
         DataError: ``k`` exceeds a side's number of features, or a side is constant.
@@ -75,16 +109,13 @@ def canonical_directions(
     covariances = [side.T @ side / len(side) for side in (X, Y)]
     if within is not None:
         covariances[0] = covariances[0] + within
-    whiteners = [
+    white_x, white_y = (
         _whitener(covariance, regularisation, name)
         for covariance, name in zip(covariances, ("images", "texts"), strict=True)
-    ]
-    cross = whiteners[0] @ (X.T @ Y / len(X)) @ whiteners[1]
-    left, values, right = np.linalg.svd(cross, full_matrices=False)
-    signs = np.where(
-        left[np.argmax(np.abs(left[:, :k]), axis=0), np.arange(k)] < 0, -1.0, 1.0
-    )  # as they fall is as LAPACK likes
-    return whiteners[0] @ left[:, :k] * signs, whiteners[1] @ right[:k].T * signs, np.clip(values[:k], 0, 1)
+    )
+    left, values, right = np.linalg.svd(white_x @ (X.T @ Y / len(X)) @ white_y, full_matrices=False)
+    signs = np.where(left[np.argmax(np.abs(left[:, :k]), axis=0), np.arange(k)] < 0, -1.0, 1.0)
+    return white_x @ left[:, :k] * signs, white_y @ right[:k].T * signs, np.clip(values[:k], 0, 1)
 
 
 def _whitener(covariance: Floats, regularisation: float, name: str) -> Floats:
@@ -96,26 +127,32 @@ def _whitener(covariance: Floats, regularisation: float, name: str) -> Floats:
     return np.asarray((vectors / np.sqrt(np.maximum(values, 0) + ridge)) @ vectors.T)
 
 
-def code_rotation(rows: Floats, seed: int, iterations: int) -> tuple[Floats, list[float]]:
-    """ITQ's rotation of rows of both modalities, each at the length of a code: minimises ``||B - V R||_F^2`` over signs B and R.
+def k_means(features: NDArray[Any], k: int, rounds: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
+    """Lloyd's k-means from ``k`` random rows.
 
     Args:
-        rows: ``(n, k)``.
-        seed: Draws the first rotation.
-        iterations: Alternating updates.
+        features: ``(n, d)``; more than 20,000 rows are sampled down.
+        k: Groups wanted; at most one for each row.
+        rounds: Rounds of assigning and averaging; convergence is not tested.
+        rng: Draws the sample and the first centres.
 
     Returns:
-        ``R (k, k)``, orthogonal, and the error a row before each update, which never rises.
+        Centres ``(k', d)`` and each one's share of the rows ``(k',)``; empty groups are left out.
     """
-    k = rows.shape[1]
-    lengths = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    V = np.sqrt(k) * rows / lengths  # as long as the corners of the cube they are to be near
-    R, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((k, k)))
-    losses = []
-    for _ in range(iterations):
-        rotated = V @ R
-        B = np.where(rotated >= 0, 1.0, -1.0)
-        losses.append(float(np.sum((B - rotated) ** 2) / len(V)))
-        S, _, T = np.linalg.svd(B.T @ V)
-        R = (S @ T).T
-    return R, losses
+    from scipy.cluster.vq import kmeans2
+
+    rows = np.asarray(features[sample_rows(len(features), _KMEANS_ROWS, rng)], np.float64)
+    start = rows[np.sort(rng.choice(len(rows), min(k, len(rows)), replace=False))]
+    with warnings.catch_warnings():  # it warns of empty groups, which are left out below
+        warnings.simplefilter("ignore", UserWarning)
+        centres, labels = kmeans2(rows, start, iter=rounds, minit="matrix")
+    counts = np.bincount(labels, minlength=len(centres))
+    return centres[counts > 0], counts[counts > 0] / len(rows)
+
+
+def squared_distances(features: Floats, centres: Floats) -> Floats:
+    """Squared Euclidean distances ``(n, m)``, by one matrix product."""
+    origin = centres.mean(axis=0)  # a shift changes no distance, and avoids cancellation when features lie far from 0
+    x, u = features - origin, centres - origin
+    squared = np.sum(x**2, axis=1)[:, None] - 2 * (x @ u.T) + np.sum(u**2, axis=1)
+    return np.asarray(np.maximum(squared, 0))

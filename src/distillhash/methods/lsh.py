@@ -32,8 +32,6 @@ class LSH(AffineHasher):
     centre: bool = True
 
     def _fit(self, given: TrainingSet) -> None:
-        features = given.features
-        n_features = features.shape[1]
-        mean = np.mean(features, axis=0, dtype=np.float64) if self.centre else np.zeros(n_features)
-        weight = np.random.default_rng(self.seed).standard_normal((n_features, self.n_bits))
-        self._set_affine(np.asarray(mean), weight)
+        n_features = given.features.shape[1]
+        mean = np.asarray(given.features.mean(axis=0, dtype=np.float64)) if self.centre else np.zeros(n_features)
+        self._set_affine(mean, np.random.default_rng(self.seed).standard_normal((n_features, self.n_bits)))

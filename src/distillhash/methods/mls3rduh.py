@@ -18,26 +18,22 @@ Departs from the paper in:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distillhash.errors import DataError, ParameterError
-from distillhash.methods.base import TrainingSet
-from distillhash.methods.heads import HeadHasher, check_positive
+from distillhash.errors import DataError
+from distillhash.methods.heads import Data, HeadHasher
+from distillhash.methods.training import Batch, Targets, pair_targets
 from distillhash.supervision.losses import log_cosh_loss
 from distillhash.supervision.neighbours import nearest_neighbours
 from distillhash.supervision.similarity import Floats, PairLabels, cosine_distances, describe_pairs, mirror_upper
 
-# Similarity along the data manifold: a graph of mutual neighbours, and random walks on it.
-#
-# Paper: Zhou, Weston, Gretton, Bousquet, Schoelkopf, "Ranking on Data Manifolds", NIPS 2003; used by MLS3RDUH (IJCAI 2020). With A the
-# graph's weights and d its degrees, a walk that restarts with probability 1 - alpha spreads
-#
-#     F = (1 - alpha) (I - alpha D^-1/2 A D^-1/2)^-1.
+_BLOCK = 512
 
 
 def mutual_neighbour_graph(distances: Floats, neighbours: NDArray[np.int32]) -> Any:
@@ -61,7 +57,9 @@ def mutual_neighbour_graph(distances: Floats, neighbours: NDArray[np.int32]) -> 
 
 
 def diffuse(graph: Any, alpha: float) -> Floats:
-    """F of every pair, exactly.
+    """Random walks on a graph that restart with probability 1 - alpha: F = (1 - alpha) (I - alpha D^-1/2 A D^-1/2)^-1, exactly.
+
+    A are the graph's weights and D its degrees (Zhou, Weston, Gretton, Bousquet, Schoelkopf, "Ranking on Data Manifolds", NIPS 2003).
 
     Args:
         graph: Symmetric sparse ``(n, n)`` weights of at least 0. An item without edges keeps its walk to itself.
@@ -70,14 +68,9 @@ def diffuse(graph: Any, alpha: float) -> Floats:
     Returns:
         ``(n, n) float32``, symmetric, at least 0. I - alpha D^-1/2 A D^-1/2 has its eigenvalues in [1 - alpha, 1 + alpha], so a Cholesky
         factor in single precision is accurate enough; factor and inverse overwrite the matrix: 4 n^2 bytes, n^3 multiplications.
-
-    Raises:
-        ParameterError: ``alpha`` is out of range.
     """
     from scipy.linalg.lapack import spotrf, spotri
 
-    if not 0 <= alpha < 1:
-        raise ParameterError(f"the diffusion must lie in [0, 1), got {alpha}")
     degrees = np.asarray(graph.sum(axis=1), np.float64)
     scale = np.where(degrees > 0, 1 / np.sqrt(np.where(degrees > 0, degrees, 1)), 0)
     edges = graph.tocoo()
@@ -94,10 +87,6 @@ def diffuse(graph: Any, alpha: float) -> Floats:
     mirror_upper(walks)
     walks *= np.float32(1 - alpha)
     return np.maximum(walks, 0, out=walks)
-
-
-Targets = NDArray[np.float16]
-_BLOCK = 512
 
 
 @dataclass(eq=False, repr=False)
@@ -117,37 +106,27 @@ class MLS3RDUH(HeadHasher):
     venue = "IJCAI"
     year = 2020
     kind = "pair labels"
-    neighbour_share: float = 0.06
-    manifold_ratio: float = 1.5
-    diffusion: float = 0.99
-    max_train: int = 10_000
+    neighbour_share: Annotated[float, Interval(gt=0, le=1)] = 0.06
+    manifold_ratio: Annotated[float, Gt(0)] = 1.5
+    diffusion: Annotated[float, Interval(ge=0, lt=1)] = 0.99
+    max_train: Annotated[int, Ge(2)] = 10_000
     """The memory for all pairs is about 11 bytes times its square."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "neighbour_share", "manifold_ratio")
-        if self.neighbour_share > 1:
-            raise ParameterError(f"neighbour_share must be at most 1, got {self.neighbour_share}")
-        if not 0 <= self.diffusion < 1:
-            raise ParameterError(f"diffusion must lie in [0, 1), got {self.diffusion}")
-
-    def _fit(self, given: TrainingSet) -> None:
-        data = self._data(given)
-        self.targets_: Targets = self._targets(cosine_distances(data.features))
+    def targets(self, data: Data) -> Targets:
+        """S of the pairs of a batch."""
+        self.targets_: NDArray[np.float16] = self._similarities(cosine_distances(data.features))
         self.pairs_: PairLabels = (self.targets_ == 1).astype(np.int8) - (self.targets_ == -1).astype(np.int8)
         np.fill_diagonal(self.pairs_, 0)
         self.initial_pairs_ = self.pairs_
         self.history_["diagnosis"] = [describe_pairs(self.pairs_, "pairs settled by both neighbourhoods")]
-        head = self._head(data)
-        module = head.build(self.n_bits, self.seed)
+        return pair_targets(self.targets_)
 
-        def loss(outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
-            return log_cosh_loss(torch.tanh(outputs), torch.from_numpy(self.targets_[np.ix_(rows, rows)]).to(outputs))
+    def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Log cosh of the errors of relaxed codes."""
+        (wanted,) = batch.targets
+        return log_cosh_loss(torch.tanh(outputs), wanted.to(outputs))
 
-        self.history_["loss"] = self._train(data.network(module), data, loss)
-        self._keep(head, module)
-
-    def _targets(self, distances: Floats) -> Targets:
+    def _similarities(self, distances: Floats) -> NDArray[np.float16]:
         n = len(distances)
         k = min(max(1, int(self.neighbour_share * n)), n - 1)
         o = min(max(1, int(self.manifold_ratio * k)), n - 1)

@@ -15,20 +15,20 @@ Departs from the paper in:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, normalize
 
-from distillhash.methods.base import TrainingSet
-from distillhash.methods.heads import Head, HeadHasher, check_not_negative, check_positive
+from distillhash.methods.heads import Data, Head, TwoViewHasher
+from distillhash.methods.training import Batch
 
 
 @dataclass(eq=False, repr=False)
-class NSH(HeadHasher):
-    """Differentiable sorting by codes. Further hyper-parameters: see :class:`HeadHasher`.
+class NSH(TwoViewHasher):
+    """Differentiable sorting by codes. Further hyper-parameters: see :class:`TwoViewHasher`.
 
     Attributes:
         positives: Sorted places that count as positives.
@@ -36,7 +36,6 @@ class NSH(HeadHasher):
         sharpness: Temperature of SoftSort in bits: divided by the code length it is the paper's.
         latent: Width of the latent vector.
         quantisation: Weight of the squared distance of codes from their signs.
-        noise: Standard deviation of the noise that makes views where there are none, in units of that of the features.
     """
 
     method = "nsh"
@@ -44,38 +43,25 @@ class NSH(HeadHasher):
     venue = "IJCAI"
     year = 2022
     kind = "contrastive"
-    uses_views = True
-    epochs: int = 15
-    positives: int = 2
-    temperature: float = 0.3
-    sharpness: float = 1.0
-    latent: int = 64
-    quantisation: float = 1.0
-    noise: float = 1.0
+    epochs: Annotated[int, Ge(1)] = 15
+    positives: Annotated[int, Ge(1)] = 2
+    temperature: Annotated[float, Gt(0)] = 0.3
+    sharpness: Annotated[float, Gt(0)] = 1.0
+    latent: Annotated[int, Ge(1)] = 64
+    quantisation: Annotated[float, Ge(0)] = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "positives", "temperature", "sharpness", "latent")
-        check_not_negative(self, "quantisation", "noise")
+    def network(self, head: Head, data: Data) -> nn.Module:
+        """The head, and one for latent vectors."""
+        return _Both(head, Head(data.features, self.latent, self.seed + 1))
 
-    def _fit(self, given: TrainingSet) -> None:
-        data = self._data(given)
-        head = self._head(data)
-        code = head.build(self.n_bits, self.seed)
-        latent = Head(data.features).build(self.latent, self.seed + 1)
-
-        def loss(outputs: tuple[Tensor, Tensor], rows: NDArray[np.intp]) -> Tensor:
-            del rows
-            codes = torch.tanh(outputs[0])
-            first, second = codes.chunk(2)
-            places = soft_sort((first @ second.T / self.n_bits + 1) / 2, self.sharpness / self.n_bits)
-            views = normalize(outputs[1]).chunk(2)
-            contrast = sorted_contrast(places, views[0], views[1], self.positives, self.temperature)
-            return contrast + self.quantisation * mse_loss(codes, torch.where(codes >= 0, 1.0, -1.0))
-
-        network = data.network(_Both(code, latent))
-        self.history_["loss"] = self._train(network, data, loss, inputs=data.two_views(self.noise))
-        self._keep(head, code)
+    def batch_loss(self, outputs: tuple[Tensor, Tensor], _batch: Batch) -> Tensor:
+        """Contrast of the sorted latent vectors, and quantisation of the codes."""
+        codes = torch.tanh(outputs[0])
+        first, second = codes.chunk(2)
+        places = soft_sort((first @ second.T / self.n_bits + 1) / 2, self.sharpness / self.n_bits)
+        views = normalize(outputs[1]).chunk(2)
+        contrast = sorted_contrast(places, views[0], views[1], self.positives, self.temperature)
+        return contrast + self.quantisation * mse_loss(codes, torch.where(codes >= 0, 1.0, -1.0))
 
 
 class _Both(nn.Module):

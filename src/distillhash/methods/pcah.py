@@ -27,6 +27,4 @@ class PCAH(AffineHasher):
     kind = "shallow"
 
     def _fit(self, given: TrainingSet) -> None:
-        features = given.features
-        mean, components = principal_components(features, self.n_bits)
-        self._set_affine(mean, components)
+        self._set_affine(*principal_components(given.features, self.n_bits))

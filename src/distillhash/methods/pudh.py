@@ -23,18 +23,19 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from distillhash.errors import DataError, ParameterError
-from distillhash.methods.base import TrainingSet
-from distillhash.methods.heads import HeadHasher, check_choice, check_not_negative, check_positive
-from distillhash.methods.linear_algebra import principal_components
+from distillhash.errors import DataError
+from distillhash.methods.heads import Data, HeadHasher
+from distillhash.methods.linear_algebra import principal_components, procrustes_rotation
+from distillhash.methods.training import Batch, Targets, row_targets
 from distillhash.supervision.clusters import ROWS_PER_CLUSTER
 
 Doubles = NDArray[np.float64]
@@ -63,35 +64,22 @@ class PUDH(HeadHasher):
     venue = "IEEE TIP"
     year = 2018
     kind = "pseudo labels"
-    components: int = 64
-    n_clusters: int = 70
+    components: Annotated[int, Ge(1)] = 64
+    n_clusters: Annotated[int, Ge(2)] = 70
     covariance: Covariance = "tied"
-    emphasis: float = 1.0
-    ridge: float = 1e-3
-    iterations: int = 50
+    emphasis: Annotated[float, Ge(0)] = 1.0
+    ridge: Annotated[float, Gt(0)] = 1e-3
+    iterations: Annotated[int, Ge(1)] = 50
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("components", 1), ("n_clusters", 2), ("iterations", 1)):
-            if getattr(self, name) < least:
-                raise ParameterError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        check_choice("covariance", self.covariance, Covariance)
-        check_not_negative(self, "emphasis")
-        check_positive(self, "ridge")
+    def targets(self, data: Data) -> Targets:
+        """The codes from pseudo labels."""
+        self.codes_: NDArray[np.int8] = self._codes(data.features).astype(np.int8)
+        return row_targets(torch.from_numpy(self.codes_.astype(np.float32)))
 
-    def _fit(self, given: TrainingSet) -> None:
-        data = self._data(given)
-        codes = self._codes(data.features)
-        self.codes_: NDArray[np.int8] = codes.astype(np.int8)
-        wanted = torch.from_numpy(codes.astype(np.float32))
-        head = self._head(data)
-        module = head.build(self.n_bits, self.seed)
-
-        def loss(outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
-            return mse_loss(torch.tanh(outputs), wanted[rows].to(outputs.device))
-
-        self.history_["loss"] = self._train(data.network(module), data, loss)
-        self._keep(head, module)
+    def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Squared error of the relaxed outputs."""
+        (codes,) = batch.targets
+        return mse_loss(torch.tanh(outputs), codes)
 
     def _codes(self, features: NDArray[Any]) -> Doubles:
         mean, directions = principal_components(features, min(self.components, features.shape[1]))
@@ -106,7 +94,7 @@ class PUDH(HeadHasher):
         power = np.minimum(rho[:kept] ** 2, _SUREST)
         V = np.zeros((len(X), self.n_bits))
         V[:, :kept] = X @ (weight[:, :kept] * (power / (1 - power)) ** self.emphasis)
-        R, self.history_["quantisation"] = rotation(V, self.iterations, np.random.default_rng(self.seed))
+        R, self.history_["quantisation"] = procrustes_rotation(V, self.iterations, np.random.default_rng(self.seed))
         return np.where(V @ R >= 0, 1.0, -1.0)
 
     def _pseudo_labels(self, X: Doubles) -> Doubles:
@@ -140,16 +128,3 @@ def canonical_directions(X: Doubles, Y: Doubles, ridge: float) -> tuple[Doubles,
         S[np.diag_indices_from(S)] += ridge * np.trace(S) / len(S) + np.finfo(np.float64).tiny
     squares, directions = eigh(Sxy @ solve(Syy, Sxy.T, assume_a="pos"), Sxx)
     return directions[:, ::-1], np.sqrt(np.clip(squares[::-1], 0, 1))
-
-
-def rotation(V: Doubles, iterations: int, rng: np.random.Generator) -> tuple[Doubles, list[float]]:
-    """R that lowers ||sign(V R) - V R||^2, by turns with the signs (ITQ), and that error per row before each turn."""
-    R, _ = np.linalg.qr(rng.standard_normal((V.shape[1], V.shape[1])))
-    errors = []
-    for _ in range(iterations):
-        rotated = V @ R
-        B = np.where(rotated >= 0, 1.0, -1.0)
-        errors.append(float(np.sum((B - rotated) ** 2) / len(V)))
-        left, _, right = np.linalg.svd(V.T @ B)
-        R = left @ right
-    return R, errors

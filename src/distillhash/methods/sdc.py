@@ -16,16 +16,16 @@ Departs from the paper in:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from distillhash.methods.base import TrainingSet
-from distillhash.methods.heads import HeadHasher, check_not_negative, check_positive, half_batch_cosines, unit_features
-from distillhash.methods.training import Schedule
+from distillhash.methods.heads import Data, HeadHasher, half_batch_cosines, unit_features
+from distillhash.methods.training import Batch, Schedule, Targets, row_targets
 
 
 @dataclass(eq=False, repr=False)
@@ -45,32 +45,23 @@ class SDC(HeadHasher):
     uses_views = True
     activation = "gelu"
     batch_norm = True
-    hidden: int = 512
-    batch_size: int = 128
+    hidden: Annotated[int, Ge(0)] = 512
+    batch_size: Annotated[int, Ge(2)] = 128
     schedule: Schedule = "step"
-    weight_decay: float = 1e-5
-    beta: float = 5.0
-    quantisation: float = 1.0
+    weight_decay: Annotated[float, Ge(0)] = 1e-5
+    beta: Annotated[float, Gt(0)] = 5.0
+    quantisation: Annotated[float, Ge(0)] = 1.0
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "beta")
-        check_not_negative(self, "quantisation")
+    def targets(self, data: Data) -> Targets:
+        """Directions whose cosines order the pairs."""
+        return row_targets(unit_features(data.features, centre=True))
 
-    def _fit(self, given: TrainingSet) -> None:
-        data = self._data(given)
-        head = self._head(data)
-        module = head.build(self.n_bits, self.seed)
-        unit = unit_features(data.features, centre=True)
-
-        def loss(outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
-            wanted = half_batch_cosines(unit[rows]).to(outputs.device)
-            signs = torch.where(outputs >= 0, 1.0, -1.0)
-            quantisation = (1 - cosine_similarity(outputs, signs)).mean()
-            return calibration_loss(half_batch_cosines(outputs), wanted, self.beta) + self.quantisation * quantisation
-
-        self.history_["loss"] = self._train(data.network(module), data, loss)
-        self._keep(head, module)
+    def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """Distance of the outputs' cosines from the distribution, and of the outputs from their signs."""
+        (unit,) = batch.targets
+        quantisation = (1 - cosine_similarity(outputs, torch.where(outputs >= 0, 1.0, -1.0))).mean()
+        calibration = calibration_loss(half_batch_cosines(outputs), half_batch_cosines(unit), self.beta)
+        return calibration + self.quantisation * quantisation
 
 
 def calibration_loss(cosines: Tensor, wanted: Tensor, beta: float) -> Tensor:

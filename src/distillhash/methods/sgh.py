@@ -20,18 +20,19 @@ Departs from the paper in:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
 from distillhash.errors import DataError
-from distillhash.methods.base import TrainingSet
-from distillhash.methods.heads import Floats, Head, HeadHasher, check_choice
+from distillhash.methods.heads import Data, Head, HeadHasher, Standardise
 from distillhash.methods.linear_algebra import principal_components
+from distillhash.methods.training import Batch, Targets
+from distillhash.supervision.similarity import Floats
 
 Gradient = Literal["distributional", "straight-through"]
 
@@ -49,36 +50,46 @@ class SGH(HeadHasher):
     venue = "ICML"
     year = 2017
     kind = "generative"
-    batch_size: int = 256
+    batch_size: Annotated[int, Ge(2)] = 256
     gradient: Gradient = "distributional"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("gradient", self.gradient, Gradient)
+    def targets(self, data: Data) -> Targets:
+        """The standardised features, and the draws that decide the bits."""
+        x, generator = (
+            Standardise(data.features)(torch.from_numpy(data.features)),
+            torch.Generator().manual_seed(self.seed),
+        )
+        return lambda rows: (x[rows], torch.rand((len(rows), self.n_bits), generator=generator))
 
-    def _fit(self, given: TrainingSet) -> None:
-        data = self._data(given)
-        head = self._head(data)
-        module = head.build(self.n_bits, self.seed)
-        with torch.no_grad():
-            x = head.standardise(torch.from_numpy(data.features))
+    def network(self, head: Head, data: Data) -> nn.Module:
+        """The head as the encoder of a generative model."""
+        features = torch.from_numpy(data.features)
         if self.hidden == 0 and data.trunk is None:
-            start_from_components(module, head, data.features, self.seed)
-        generative = Generative(data.network(module), self.n_bits, x.shape[1])
+            start_from_components(head, data.features, self.seed)
+        generative = Generative(head, self.n_bits, features.shape[1])
         with torch.no_grad():
-            generative.regress((module(torch.from_numpy(data.features)) >= 0).to(x), x)
-        generator = torch.Generator().manual_seed(self.seed)
+            x = head[0](features)
+            generative.regress((head(features) >= 0).to(x), x)
+        return generative
 
-        def loss(z: Tensor, rows: NDArray[np.intp]) -> Tensor:
-            uniform = torch.rand(z.shape, generator=generator).to(z.device)
-            return generative.description_length(x[rows].to(z.device), z, uniform, self.gradient)
+    def batch_loss(self, outputs: Description, batch: Batch) -> Tensor:
+        """The description length."""
+        x, uniform = batch.targets
+        return description_length(outputs, x, uniform, self.gradient)
 
-        self.history_["loss"] = self._train(generative, data, loss)
-        self._keep(head, module)
+
+class Description(NamedTuple):
+    """Logits of the bits ``z (b, K)``, and what describes features by bits: decoder ``(K, d)``, shift ``(d,)``, prior ``(K,)``, log rho."""
+
+    z: Tensor
+    decoder: Tensor
+    shift: Tensor
+    prior: Tensor
+    log_rho: Tensor
 
 
 class Generative(nn.Module):
-    """Encoder, linear decoder, prior and noise; ``forward`` gives the encoder's logits."""
+    """Encoder, linear decoder, prior and noise."""
 
     def __init__(self, encoder: nn.Module, n_bits: int, n_features: int) -> None:
         super().__init__()
@@ -88,10 +99,9 @@ class Generative(nn.Module):
         self.prior = nn.Parameter(torch.zeros(n_bits))
         self.log_rho = nn.Parameter(torch.zeros(()))
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Logits of the bits."""
-        outputs: Tensor = self.encoder(inputs)
-        return outputs
+    def forward(self, inputs: Tensor) -> Description:
+        """Everything that the description length depends on."""
+        return Description(self.encoder(inputs), self.decoder, self.shift, self.prior, self.log_rho)
 
     def regress(self, bits: Tensor, x: Tensor) -> None:
         """Least squares of ``x (n, d)`` on ``bits (n, K)`` as the decoder's start, and its error as the noise."""
@@ -102,34 +112,36 @@ class Generative(nn.Module):
         self.shift.copy_(solution[-1])
         self.log_rho.copy_((design @ solution - x).square().mean().clamp(min=1e-8).sqrt().log())
 
-    def description_length(self, x: Tensor, z: Tensor, uniform: Tensor, gradient: Gradient) -> Tensor:
-        """Mean over rows of the negative bound per feature, for bits [sg(z) > uniform]; its gradient estimates that of the expectation."""
-        p = torch.sigmoid(z)
-        bits = (p > uniform).to(x)
-        if gradient == "straight-through":
-            bits = p + (bits - p).detach()
-        residual = x - self.shift - bits @ self.decoder  # (b, d)
-        precision = torch.exp(-2 * self.log_rho)
-        cost = residual.square().sum(dim=1) * precision / 2 + x.shape[1] * self.log_rho
-        cost = cost - (bits * logsigmoid(self.prior) + (1 - bits) * logsigmoid(-self.prior)).sum(dim=1)
-        cost = cost + (p * logsigmoid(z) + (1 - p) * logsigmoid(-z)).sum(dim=1)  # E_q log q, exactly
-        if gradient == "distributional":
-            # Adds nothing to the value: its gradient with respect to z is difference * sg'(z).
-            difference = self.bit_differences(residual.detach(), bits, precision).detach()
-            cost = cost + ((p - p.detach()) * difference).sum(dim=1)
-        return cost.mean() / x.shape[1]
 
-    def bit_differences(self, residual: Tensor, bits: Tensor, precision: Tensor) -> Tensor:
-        """``(b, K)``: reconstruction and prior cost with bit k set minus with it cleared, the other bits as they are."""
-        without = residual @ self.decoder.T + bits * self.decoder.square().sum(
-            dim=1
-        )  # u_k . (residual with bit k cleared)
-        return (self.decoder.square().sum(dim=1) - 2 * without) * precision / 2 - self.prior
+def description_length(model: Description, x: Tensor, uniform: Tensor, gradient: Gradient) -> Tensor:
+    """Mean over rows of the negative bound per feature, for bits [sg(z) > uniform]; its gradient estimates that of the expectation."""
+    z = model.z
+    p = torch.sigmoid(z)
+    bits = (p > uniform).to(x)
+    if gradient == "straight-through":
+        bits = p + (bits - p).detach()
+    residual = x - model.shift - bits @ model.decoder  # (b, d)
+    precision = torch.exp(-2 * model.log_rho)
+    cost = residual.square().sum(dim=1) * precision / 2 + x.shape[1] * model.log_rho
+    cost = cost - (bits * logsigmoid(model.prior) + (1 - bits) * logsigmoid(-model.prior)).sum(dim=1)
+    cost = cost + (p * logsigmoid(z) + (1 - p) * logsigmoid(-z)).sum(dim=1)  # E_q log q, exactly
+    if gradient == "distributional":
+        # Adds nothing to the value: its gradient with respect to z is difference * sg'(z).
+        difference = bit_differences(model, residual.detach(), bits, precision).detach()
+        cost = cost + ((p - p.detach()) * difference).sum(dim=1)
+    return cost.mean() / x.shape[1]
 
 
-def start_from_components(module: nn.Sequential, head: Head, features: Floats, seed: int) -> None:
+def bit_differences(model: Description, residual: Tensor, bits: Tensor, precision: Tensor) -> Tensor:
+    """``(b, K)``: reconstruction and prior cost with bit k set minus with it cleared, the other bits as they are."""
+    squares = model.decoder.square().sum(dim=1)
+    without = residual @ model.decoder.T + bits * squares  # u_k . (residual with bit k cleared)
+    return (squares - 2 * without) * precision / 2 - model.prior
+
+
+def start_from_components(head: Head, features: Floats, seed: int) -> None:
     """Set the linear layer to the principal components, rotated at random, with outputs of variance 1."""
-    layer = module[-1]
+    layer = head[-1]
     assert isinstance(layer, nn.Linear)
     k = layer.out_features
     if k > features.shape[1]:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError
 from distillhash.methods.base import Hasher, TrainingSet
-from distillhash.methods.linear_algebra import principal_components
+from distillhash.methods.linear_algebra import principal_components, row_blocks
 
 
 @dataclass(eq=False, repr=False)
@@ -45,12 +45,11 @@ class SH(Hasher):
     def _fit(self, given: TrainingSet) -> None:
         features = given.features
         mean, components = principal_components(features, min(self.n_bits, features.shape[1]))
-        low, high = np.full(components.shape[1], np.inf), np.full(components.shape[1], -np.inf)
-        for start in range(0, len(features), 4096):
-            values = (np.asarray(features[start : start + 4096], np.float64) - mean) @ components
-            low, high = np.minimum(low, values.min(axis=0)), np.maximum(high, values.max(axis=0))
-        width = high - low
-        if width.max() <= 1e-12 * max(1.0, float(np.abs(mean).max())):  # rounding of the mean is no spread
+        projected = ((block - mean) @ components for block in row_blocks(features))
+        extremes = np.array([(values.min(axis=0), values.max(axis=0)) for values in projected])  # (blocks, 2, axes)
+        low = extremes[:, 0].min(axis=0)
+        width = extremes[:, 1].max(axis=0) - low
+        if width.max() <= 1e-12 * max(1.0, float(np.abs(mean).max())):  # no more than rounding of the mean
             raise DataError("sh needs training rows that differ; all of them are equal")
         axis, mode = lowest_modes(width, self.n_bits)
         self.mean_, self.components_, self.low_ = mean, components[:, axis], low[axis]
@@ -81,8 +80,9 @@ def lowest_modes(width: NDArray[np.float64], n_bits: int) -> tuple[NDArray[np.in
 
     The widest axis alone has ``n_bits`` modes, so there are always enough, whatever the number of axes.
     """
-    # An axis too narrow for the n_bits-th mode of the widest one cannot come among the first n_bits.
-    most = np.ceil((n_bits + 1) * width / width.max()).astype(np.intp) - 1
+    # Modes above the n_bits-th of the widest axis cannot be among the first n_bits. A constant axis has none below, whether its
+    # width is rounded to 0 or not.
+    most = np.maximum(np.ceil((n_bits + 1) * width / width.max()).astype(np.intp) - 1, 0)
     axis = np.repeat(np.arange(len(width)), most)
     mode = np.concatenate([np.arange(1, count + 1) for count in most])
     first = np.argsort(mode / width[axis], kind="stable")[:n_bits]

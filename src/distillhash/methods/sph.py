@@ -12,24 +12,23 @@ more than 20,000 rows are sampled down. Codes are compared by the plain Hamming 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 from numpy.typing import NDArray
 
-from distillhash.codes import Codes
-from distillhash.errors import DataError, ParameterError
-from distillhash.methods.anchor_graph import squared_distances
+from distillhash.codes import Codes, check_same_length
 from distillhash.methods.base import Hasher, TrainingSet, sample_rows
+from distillhash.methods.linear_algebra import squared_distances
 
 _MAX_ROWS = 20_000
 _STARTERS = 5
-NO_COMMON_BIT = 0.1
 
 
 @dataclass(eq=False, repr=False)
 class SpH(Hasher):
-    """Hyperspheres that push each other apart until bits are balanced and pairwise independent: b_k = sign(t_k - ||x - p_k||).
+    """Hyperspheres that repel each other until bits are balanced and pairwise independent: b_k = sign(t_k - ||x - p_k||).
 
     ``history_`` holds, for each round, ``overlap_error`` = mean |o_ij - n/4| / (n/4) and ``overlap_spread`` = std(o_ij) / (n/4) over the
     pairs of spheres.
@@ -47,23 +46,15 @@ class SpH(Hasher):
     venue = "CVPR"
     year = 2012
     kind = "shallow"
-    max_iterations: int = 100
-    mean_tolerance: float = 0.10
-    std_tolerance: float = 0.15
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.max_iterations < 1:
-            raise ParameterError(f"max_iterations must be at least 1, got {self.max_iterations}")
-        for name in ("mean_tolerance", "std_tolerance"):
-            if not getattr(self, name) >= 0:
-                raise ParameterError(f"{name} must be at least 0, got {getattr(self, name)}")
+    max_iterations: Annotated[int, Ge(1)] = 100
+    mean_tolerance: Annotated[float, Ge(0)] = 0.10
+    std_tolerance: Annotated[float, Ge(0)] = 0.15
 
     def _fit(self, given: TrainingSet) -> None:
         rng = np.random.default_rng(self.seed)
         rows = np.asarray(given.features[sample_rows(len(given.features), _MAX_ROWS, rng)], np.float64)
         n = len(rows)
-        starters = min(_STARTERS, (n + 1) // 2)  # all of few rows would give every sphere the same pivot
+        starters = min(_STARTERS, (n + 1) // 2)  # with all rows as starters every sphere would have the same pivot
         pivots = np.stack([rows[rng.choice(n, starters, replace=False)].mean(axis=0) for _ in range(self.n_bits)])
         errors, spreads = [], []
         upper = np.triu_indices(self.n_bits, 1)
@@ -97,7 +88,7 @@ class SpH(Hasher):
 
 
 def halve(rows: NDArray[np.float64], pivots: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The radii that put half of the rows in each sphere ``(k,)``, and who is inside ``(n, k)``, 0 or 1."""
+    """The radii that put half of the rows in each sphere ``(k,)``, and which rows are inside ``(n, k)``, 0 or 1."""
     distances = np.sqrt(squared_distances(rows, pivots))
     half = len(rows) // 2
     middle = np.partition(distances, (half - 1, half), axis=0)[half - 1 : half + 1]
@@ -106,7 +97,7 @@ def halve(rows: NDArray[np.float64], pivots: NDArray[np.float64]) -> tuple[NDArr
 
 
 def forces(overlap: NDArray[np.float64], pivots: NDArray[np.float64], n: int) -> NDArray[np.float64]:
-    """What moves each pivot ``(k, d)``: away from spheres that overlap in more than n / 4 rows, towards those in fewer."""
+    """Displacement of each pivot ``(k, d)``: away from spheres that share more than n / 4 rows, towards those that share fewer."""
     strength = 0.5 * (overlap - n / 4) / (n / 4)
     np.fill_diagonal(strength, 0)
     return np.asarray((strength.sum(axis=1)[:, None] * pivots - strength @ pivots) / len(pivots))
@@ -120,15 +111,14 @@ def spherical_hamming(query_codes: Codes, database_codes: Codes) -> NDArray[np.f
         database_codes: ``n`` codes of the same length.
 
     Returns:
-        ``(n_queries, n) float64``. Codes without a common +1 bit are divided by 0.1, so they come after all others that differ in
-        as many bits.
+        ``(n_queries, n) float64``. Without a common +1 bit the divisor is 0.1: such codes come after all others that differ in as many
+        bits.
 
     Raises:
         DataError: codes of different lengths.
     """
-    if query_codes.n_bits != database_codes.n_bits:
-        raise DataError(f"codes of {query_codes.n_bits} and of {database_codes.n_bits} bits cannot be compared")
+    check_same_length(query_codes, database_codes)
     a, b = ((codes.signs() > 0).astype(np.float64) for codes in (query_codes, database_codes))
     common = a @ b.T
     different = a.sum(axis=1)[:, None] + b.sum(axis=1) - 2 * common
-    return np.asarray(different / np.where(common > 0, common, NO_COMMON_BIT))
+    return np.asarray(different / np.where(common > 0, common, 0.1))

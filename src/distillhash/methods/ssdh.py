@@ -17,19 +17,16 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-import copy
-from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from annotated_types import Ge, Gt
+from torch import Tensor
 
-from distillhash.methods.base import TrainingSet
-from distillhash.methods.heads import Data, Head, HeadHasher, Rows, check_choice, check_positive
-from distillhash.supervision.losses import PairLoss, pair_loss, relax
+from distillhash.methods.heads import Data, HeadHasher
+from distillhash.methods.training import Batch, Targets, pair_targets
+from distillhash.supervision.losses import PairLoss, pair_loss
 from distillhash.supervision.similarity import (
     Floats,
     LabelRule,
@@ -42,14 +39,10 @@ from distillhash.supervision.similarity import (
     pair_thresholds,
 )
 
-# What SSDH, DistillHash and DistillHash* share: pair labels from feature distances, and a head trained on labelled pairs.
-#
-# A subclass says which pair labels to train on (:meth:`PairHasher._pairs`) and which loss; the rest is here.
-
 
 @dataclass(eq=False, repr=False)
 class PairHasher(HeadHasher):
-    """Base of the methods that learn from pair labels.
+    """Base of the methods that learn from pair labels: SSDH, DistillHash and DistillHash*.
 
     ``history_`` records ``loss`` (per epoch), ``thresholds``, ``diagnosis`` (label-free facts of every set of pair labels) and
     ``rows`` (which rows were learned from); ``pairs_`` keeps the pair labels trained on, ``initial_pairs_`` the first ones.
@@ -67,40 +60,37 @@ class PairHasher(HeadHasher):
     """
 
     labels: LabelRule = "three-way"
-    alpha: float = 2.0
-    beta: float = 0.0
+    alpha: Annotated[float, Ge(0)] = 2.0
+    beta: Annotated[float, Ge(0)] = 0.0
     mode: ModeRule = "left-edge"
     self_distances: bool = False
     loss: PairLoss = "likelihood"
-    scale: float = 0.5
+    scale: Annotated[float, Gt(0)] = 0.5
     relaxation: Literal["tanh", "none"] = "tanh"
     self_pairs: bool = False
-    max_train: int = 10_000
+    max_train: Annotated[int, Ge(2)] = 10_000
     """The memory for all pairs is about 10 bytes times its square."""
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("labels", self.labels, LabelRule)
-        check_choice("mode", self.mode, ModeRule)
-        check_choice("loss", self.loss, PairLoss)
-        check_choice("relaxation", self.relaxation, Literal["tanh", "none"])
-        check_positive(self, "scale")
-
-    def _fit(self, given: TrainingSet) -> None:
-        data = self._data(given)
+    def targets(self, data: Data) -> Targets:
+        """The pair labels to train on."""
         distances = cosine_distances(data.features)
         self.history_["diagnosis"] = []
         self.initial_pairs_: PairLabels = self._initial_pairs(distances)
         self._record("initial pairs", self.initial_pairs_)
-        head = self._head(data)
-        self.pairs_: PairLabels = self._pairs(distances, head, data)
-        trained = self._train_on(self.pairs_, self.n_bits, head, data, self.epochs, seed=self.seed)
-        self.history_["loss"] = trained.losses
-        self._keep(head, trained.head)
+        self.pairs_: PairLabels = self._pairs(distances, data)
+        return pair_targets(self.pairs_)
 
-    @abstractmethod
-    def _pairs(self, distances: Floats, head: Head, data: Data) -> PairLabels:
-        """The pair labels to train the hash function on, given ``initial_pairs_``."""
+    def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The pair loss of relaxed codes."""
+        (pairs,) = batch.targets
+        if self.self_pairs:
+            pairs.fill_diagonal_(1)
+        codes = torch.tanh(outputs) if self.relaxation == "tanh" else outputs
+        return pair_loss(codes, pairs, kind=self.loss, scale=self.scale)
+
+    def _pairs(self, _distances: Floats, _data: Data) -> PairLabels:
+        """The pair labels to train the hash function on: by default ``initial_pairs_``."""
+        return self.initial_pairs_
 
     def _initial_pairs(self, distances: Floats) -> PairLabels:
         fit = fit_half_gaussians(distances, mode=self.mode, include_self=self.self_distances)
@@ -110,45 +100,6 @@ class PairHasher(HeadHasher):
 
     def _record(self, step: str, pairs: PairLabels) -> None:
         self.history_["diagnosis"].append(describe_pairs(pairs, step))
-
-    def _train_on(
-        self,
-        pairs: PairLabels,
-        n_outputs: int,
-        head: Head,
-        data: Data,
-        epochs: int,
-        *,
-        seed: int,
-        rows: NDArray[np.intp] | None = None,
-        fresh_trunk: bool = False,
-    ) -> Trained:
-        """Train a new head of ``n_outputs`` on ``pairs`` (among ``rows`` if given), and the trunk below it if there is one.
-
-        ``fresh_trunk`` trains a copy of the trunk, so that the network trained next starts from the pretrained weights again.
-        """
-        module = head.build(n_outputs, seed)
-        network = data.network(module, copy.deepcopy(data.trunk) if fresh_trunk else None)
-        inputs = data.inputs if rows is None else Rows(data.inputs, rows)
-
-        def loss(outputs: Tensor, batch: NDArray[np.intp]) -> Tensor:
-            chosen = batch if rows is None else rows[batch]
-            block = pairs[np.ix_(chosen, chosen)]
-            if self.self_pairs:
-                np.fill_diagonal(block, 1)
-            targets = torch.from_numpy(block).to(outputs.device)
-            return pair_loss(relax(outputs, self.relaxation), targets, kind=self.loss, scale=self.scale)
-
-        losses = self._train(network, data, loss, inputs=inputs, epochs=epochs, seed=seed)
-        return Trained(network, module, losses)
-
-
-class Trained(NamedTuple):
-    """A trained network, the head it ends in, and the mean loss of each epoch."""
-
-    network: nn.Module
-    head: nn.Module
-    losses: list[float]
 
 
 @dataclass(eq=False, repr=False)
@@ -161,7 +112,3 @@ class SSDH(PairHasher):
     year = 2018
     kind = "pair labels"
     loss: PairLoss = "squared"
-
-    def _pairs(self, distances: Floats, head: Head, data: Data) -> PairLabels:
-        del distances, head, data  # SSDH trains on the initial labels as they are
-        return self.initial_pairs_

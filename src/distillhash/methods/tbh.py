@@ -19,17 +19,15 @@ Departs from the paper in:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
-from distillhash.errors import ParameterError
-from distillhash.methods.base import TrainingSet
-from distillhash.methods.heads import HeadHasher, check_not_negative, check_positive, linear
+from distillhash.methods.heads import Data, Head, HeadHasher, Standardise, linear
+from distillhash.methods.training import Batch, Targets, row_targets
 
 
 @dataclass(eq=False, repr=False)
@@ -47,40 +45,28 @@ class TBH(HeadHasher):
     venue = "CVPR"
     year = 2020
     kind = "generative"
-    hidden: int = 512
-    batch_size: int = 256
-    latent: int = 256
-    exponent: float = 1.4
-    adversarial: float = 1e-5
+    hidden: Annotated[int, Ge(1)] = 512
+    batch_size: Annotated[int, Ge(2)] = 256
+    latent: Annotated[int, Ge(1)] = 256
+    exponent: Annotated[float, Gt(0)] = 1.4
+    adversarial: Annotated[float, Ge(0)] = 1e-5
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_positive(self, "latent", "exponent")
-        check_not_negative(self, "adversarial")
-        if self.hidden < 1:
-            raise ParameterError(f"hidden must be at least 1 for tbh, got {self.hidden}")
+    def targets(self, data: Data) -> Targets:
+        """The standardised features."""
+        return row_targets(Standardise(data.features)(torch.from_numpy(data.features)))
 
-    def _fit(self, given: TrainingSet) -> None:
-        data = self._data(given)
-        head = self._head(data)
-        module = head.build(self.n_bits, self.seed)
+    def network(self, head: Head, data: Data) -> nn.Module:
+        """The head as the encoder of an auto-encoder."""
+        *below, binary = head
         generator = torch.Generator().manual_seed(self.seed + 1)
-        network = TwinBottleneck(
-            data.network(module[:-1]), module[-1], self.latent, data.features.shape[1], self.exponent, generator
+        return TwinBottleneck(
+            nn.Sequential(*below), binary, self.latent, data.features.shape[1], self.exponent, generator
         )
-        with torch.no_grad():
-            x = head.standardise(torch.from_numpy(data.features))
 
-        def loss(outputs: tuple[Tensor, Tensor, Tensor, Tensor], rows: NDArray[np.intp]) -> Tensor:
-            bits, convolved, rebuilt, _ = outputs
-            coins = (torch.rand(bits.shape, generator=generator) < 0.5).to(bits)
-            uniform = torch.rand(convolved.shape, generator=generator).to(bits)
-            critics = network.critic_loss(coins, bits, network.bit_critic)
-            critics = critics + network.critic_loss(uniform, convolved, network.latent_critic)
-            return mse_loss(rebuilt, x[rows].to(rebuilt.device)) + self.adversarial * critics
-
-        self.history_["loss"] = self._train(network, data, loss)
-        self._keep(head, module)
+    def batch_loss(self, outputs: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
+        """Reconstruction error and critics."""
+        rebuilt, critics = outputs
+        return mse_loss(rebuilt, batch.targets[0]) + self.adversarial * critics
 
 
 class TwinBottleneck(nn.Module):
@@ -97,7 +83,7 @@ class TwinBottleneck(nn.Module):
     ) -> None:
         super().__init__()
         n_bits, hidden = int(binary.out_features), int(binary.in_features)  # type: ignore[arg-type]  # a linear layer's
-        self.trunk, self.binary, self.exponent = trunk, binary, exponent
+        self.trunk, self.binary, self.exponent, self.generator = trunk, binary, exponent, generator
         self.continuous = linear(hidden, latent, generator)
         self.convolution = linear(latent, latent, generator)
         self.decoder = nn.Sequential(
@@ -105,14 +91,22 @@ class TwinBottleneck(nn.Module):
         )
         self.bit_critic, self.latent_critic = linear(n_bits, 1, generator), linear(latent, 1, generator)
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Bits in {0, 1}, the convolved latent vectors, the reconstruction, and the graph."""
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The reconstruction ``(b, d)``, and the loss of the critics."""
+        bits, convolved, _ = self.bottlenecks(inputs)
+        coins = (torch.rand(bits.shape, generator=self.generator) < 0.5).to(bits)
+        uniform = torch.rand(convolved.shape, generator=self.generator).to(bits)
+        critics = self.critic_loss(coins, bits, self.bit_critic)
+        critics = critics + self.critic_loss(uniform, convolved, self.latent_critic)
+        return self.decoder(convolved), critics
+
+    def bottlenecks(self, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Bits in {0, 1}, the convolved latent vectors, and the graph."""
         hidden = self.trunk(inputs)
         shares = torch.sigmoid(self.binary(hidden))
         bits = shares + ((shares >= 0.5).to(shares) - shares).detach()
         graph = code_graph(bits, self.exponent)
-        convolved = torch.sigmoid(graph @ self.convolution(torch.sigmoid(self.continuous(hidden))))
-        return bits, convolved, self.decoder(convolved), graph
+        return bits, torch.sigmoid(graph @ self.convolution(torch.sigmoid(self.continuous(hidden)))), graph
 
     @staticmethod
     def critic_loss(wanted: Tensor, found: Tensor, critic: nn.Module) -> Tensor:

@@ -1,8 +1,7 @@
-"""The one training loop: a network, a way to make its inputs, and a loss over rows.
+"""The training loop: a network, inputs that batches are drawn from, and a loss of a batch.
 
-Inputs come from cached features, from cached augmented views, or from images through a trainable backbone; the loop does not
-know which. Under :mod:`torch.distributed` (``torchrun``) each process takes its share of every epoch's permutation and
-gradients are averaged; a pair loss then sees the pairs inside each process's batch.
+Under :mod:`torch.distributed` (``torchrun``) each process trains on its share of every epoch, and gradients are averaged. A loss over
+pairs then sees the pairs inside each process's batch.
 """
 
 from __future__ import annotations
@@ -11,54 +10,85 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distillhash.errors import DataError, ParameterError
+from distillhash.errors import DataError
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "step", "cosine"]
+Rows = NDArray[np.intp]
+Targets = Callable[[Rows], tuple[Tensor, ...]]
+"""What the loss compares the outputs for a batch of rows with."""
+
+
+class Batch(NamedTuple):
+    """Everything that was drawn for one step.
+
+    Attributes:
+        inputs: What the network is given.
+        rows: Rows of the data that the inputs come from, in order. Inputs of two views hold all rows twice.
+        targets: What the loss compares the outputs with.
+    """
+
+    inputs: Tensor
+    rows: Rows
+    targets: tuple[Tensor, ...] = ()
 
 
 class Inputs(Protocol):
-    """Training inputs, addressed by row."""
+    """Where the loop draws its batches from."""
 
     def __len__(self) -> int: ...
 
-    def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
-        """Network inputs for ``rows``; ``rng`` draws whatever is random about them (a view, an augmentation)."""
+    def batch(self, rows: Rows, rng: np.random.Generator) -> Batch:
+        """Draw a batch for ``rows``; ``rng`` makes every random choice."""
         ...
 
-    def pair(self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:
-        """Two views of ``rows``; where there are no views, ``noise`` makes them (see :class:`CachedFeatures`)."""
+
+class Images(Protocol):
+    """Images that a backbone can be trained on."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Rows, rng: np.random.Generator) -> Tensor:
+        """Augmented and normalised images, ``(len(rows), 3, size, size)``."""
         ...
+
+
+@dataclass(frozen=True)
+class TrainableImages:
+    """Images, and the backbone's network that turns them into features and is trained in place."""
+
+    inputs: Images
+    trunk: nn.Module
 
 
 class CachedFeatures:
-    """Inputs from features in memory: ``(n, d)``, or views ``(n_views, n, d)`` of which each row draws one at random."""
+    """Features in memory ``(n, d) float32``. Where there are views ``(n_views, n, d)``, each row is one of them at random.
+
+    The plain features count as one more view.
+    """
 
     def __init__(self, features: NDArray[np.float32], views: NDArray[np.float32] | None = None) -> None:
-        """Keep references; with ``views`` the plain features count as one more view."""
         self._views = [features] if views is None else [features, *views]
-        if any(view.shape != features.shape for view in self._views):
-            raise DataError(f"views must be (n_views, {features.shape[0]}, {features.shape[1]})")
         self._deviation = float(np.std(features - features.mean(axis=0))) if len(features) else 0.0
 
     def __len__(self) -> int:
         return len(self._views[0])
 
-    def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
-        """``(len(rows), d) float32``."""
+    def batch(self, rows: Rows, rng: np.random.Generator) -> Batch:
+        """One view of every row, ``(len(rows), d)``."""
         if len(self._views) == 1:
-            return torch.from_numpy(self._views[0][rows])
-        return self._take(rng.integers(len(self._views), size=len(rows)), rows)
+            return Batch(torch.from_numpy(self._views[0][rows]), rows)
+        return Batch(self._take(rng.integers(len(self._views), size=len(rows)), rows), rows)
 
-    def pair(self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:
-        """Two different views of every row.
+    def pair(self, rows: Rows, rng: np.random.Generator, noise: float) -> Batch:
+        """Two different views of every row, ``(2 len(rows), d)``: the first of all rows, then the second of all.
 
         Without views: twice the features with Gaussian noise, whose standard deviation is ``noise`` times that of the features.
         """
@@ -66,12 +96,12 @@ class CachedFeatures:
         if n_views == 1:
             features = self._views[0][rows]
             draw = rng.standard_normal((2, *features.shape), np.float32) * np.float32(noise * self._deviation)
-            return torch.from_numpy(features + draw[0]), torch.from_numpy(features + draw[1])
+            return Batch(torch.from_numpy(np.concatenate(features + draw)), rows)
         first = rng.integers(n_views, size=len(rows))
         second = (first + rng.integers(1, n_views, size=len(rows))) % n_views
-        return self._take(first, rows), self._take(second, rows)
+        return Batch(torch.cat([self._take(first, rows), self._take(second, rows)]), rows)
 
-    def _take(self, chosen: NDArray[np.intp], rows: NDArray[np.intp]) -> Tensor:
+    def _take(self, chosen: NDArray[np.intp], rows: Rows) -> Tensor:
         inputs = np.empty((len(rows), self._views[0].shape[1]), np.float32)
         for number, view in enumerate(self._views):
             mine = chosen == number
@@ -79,31 +109,80 @@ class CachedFeatures:
         return torch.from_numpy(inputs)
 
 
-class TwoViews:
-    """Two views of every row in one batch: the first of all rows, then the second of all."""
+class ImageRows:
+    """Some rows of the images, augmented anew in every batch."""
 
-    def __init__(self, inputs: Inputs, noise: float) -> None:
+    def __init__(self, images: Images, rows: Rows) -> None:
+        self._images, self._rows = images, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(self, rows: Rows, rng: np.random.Generator) -> Batch:
+        """One augmentation of every image."""
+        return Batch(self._images.batch(self._rows[rows], rng), rows)
+
+    def pair(self, rows: Rows, rng: np.random.Generator, noise: float) -> Batch:  # noqa: ARG002  # images need no noise
+        """Two augmentations of every image: the first of all rows, then the second of all."""
+        return Batch(torch.cat([self._images.batch(self._rows[rows], rng) for _ in range(2)]), rows)
+
+
+class TwoViews:
+    """Batches of two views of every row: the first of all rows, then the second of all."""
+
+    def __init__(self, source: CachedFeatures | ImageRows, noise: float) -> None:
         """``noise`` as in :meth:`CachedFeatures.pair`."""
-        self._inputs, self._noise = inputs, noise
+        self._source, self._noise = source, noise
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def batch(self, rows: Rows, rng: np.random.Generator) -> Batch:
+        """``(2 len(rows), ...)``."""
+        return self._source.pair(rows, rng, self._noise)
+
+
+class WithNeighbours:
+    """Batches of rows and a random neighbour of each, the neighbours last. The target says who is whose positive, ``(2 b, 2 b) bool``."""
+
+    def __init__(self, inputs: Inputs, neighbours: NDArray[np.int32], *, all_positives: bool = True) -> None:
+        """Prepare the graph of neighbours.
+
+        Args:
+            inputs: Of n rows.
+            neighbours: ``(n, k)`` neighbours of each row.
+            all_positives: Positives are equal rows and neighbours in either direction; otherwise only the neighbour drawn for a row.
+        """
+        from scipy.sparse import csr_array
+
+        self._inputs, self._neighbours, self._all = inputs, neighbours, all_positives
+        n, k = neighbours.shape
+        listed = csr_array((np.ones(n * k, bool), neighbours.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
+        self._graph = listed.maximum(listed.T).tocsr()
 
     def __len__(self) -> int:
         return len(self._inputs)
 
-    def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
+    def batch(self, rows: Rows, rng: np.random.Generator) -> Batch:
         """``(2 len(rows), ...)``."""
-        return torch.cat(self._inputs.pair(rows, rng, self._noise))
+        partners = self._neighbours[rows, rng.integers(self._neighbours.shape[1], size=len(rows))]
+        drawn = np.concatenate([rows, partners])
+        if self._all:
+            near = self._graph[drawn][:, drawn].toarray()
+            positives = torch.from_numpy(near | np.equal.outer(drawn, drawn))
+        else:
+            positives = torch.eye(len(drawn), dtype=torch.bool).roll(len(rows), dims=0)
+        return self._inputs.batch(drawn, rng)._replace(targets=(positives,))
 
-    def pair(self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:
-        """The inputs' own."""
-        return self._inputs.pair(rows, rng, noise)
+
+def row_targets(*tensors: Tensor) -> Targets:
+    """Rows of ``(n, ...)`` tensors."""
+    return lambda rows: tuple(tensor[rows] for tensor in tensors)
 
 
-@dataclass(frozen=True)
-class TrainableImages:
-    """Images as inputs, and the backbone's network that turns them into features and is trained in place."""
-
-    inputs: Inputs
-    trunk: nn.Module
+def pair_targets(*matrices: NDArray[Any]) -> Targets:
+    """Rows and columns of ``(n, n)`` arrays: what belongs to the pairs of a batch."""
+    return lambda rows: tuple(torch.from_numpy(matrix[np.ix_(rows, rows)]) for matrix in matrices)
 
 
 @dataclass(frozen=True)
@@ -116,7 +195,7 @@ class TrainingSettings:
         learning_rate: Step size at the start.
         optimizer: ``sgd`` (momentum 0.9), ``adam``, or ``adamw``.
         weight_decay: L2 penalty.
-        adam_eps: Epsilon of Adam; the authors' release uses 1.0, which makes it momentum SGD in effect.
+        adam_eps: Epsilon of Adam; the authors' release of DistillHash uses 1.0, which makes it momentum SGD in effect.
         schedule: ``constant``; ``step``, a tenth for the last fifth of the epochs; ``cosine``, to zero step by step.
     """
 
@@ -127,18 +206,6 @@ class TrainingSettings:
     weight_decay: float = 0.0
     adam_eps: float = 1e-8
     schedule: Schedule = "constant"
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 2:
-            raise ParameterError(
-                f"epochs must be at least 1 and batch_size at least 2, got {self.epochs}, {self.batch_size}"
-            )
-        if self.optimizer not in get_args(Optimizer):
-            raise ParameterError(f"optimizer must be one of {', '.join(get_args(Optimizer))}, got {self.optimizer!r}")
-        if self.schedule not in get_args(Schedule):
-            raise ParameterError(f"schedule must be one of {', '.join(get_args(Schedule))}, got {self.schedule!r}")
-        if not self.learning_rate > 0:
-            raise ParameterError(f"learning_rate must be positive, got {self.learning_rate}")
 
     def build(self, parameters: Any) -> torch.optim.Optimizer:
         """The optimiser over ``parameters``."""
@@ -157,45 +224,52 @@ class TrainingSettings:
 def train(
     network: nn.Module,
     inputs: Inputs,
-    loss: Callable[[Any, NDArray[np.intp]], Tensor],
+    loss: Callable[[Any, Batch], Tensor],
     settings: TrainingSettings,
     *,
     seed: int,
+    targets: Targets | None = None,
+    rows: Rows | None = None,
     device: str = "cpu",
-    on_epoch: Callable[[int, float], None] | None = None,
 ) -> list[float]:
     """Train ``network`` in place and leave it in eval mode.
 
     Args:
-        network: Maps a batch of inputs to outputs.
+        network: Maps the inputs of a batch to outputs.
         inputs: Where batches come from.
-        loss: ``loss(outputs, rows) -> scalar``, with whatever the network returns.
+        loss: ``loss(outputs, batch) -> scalar``, with whatever the network returns.
         settings: Epochs, batch size, optimiser.
         seed: Controls row order and the inputs' randomness; on the CPU a run is repeated bit for bit.
+        targets: Gives the targets of a batch's rows; None keeps those that the inputs give.
+        rows: Rows to train on; None takes all.
         device: Where to train.
-        on_epoch: Called with (epoch, mean loss) after each epoch.
 
     Returns:
-        Mean loss of each epoch.
+        Mean loss of each epoch, in this process.
 
     Raises:
         DataError: the loss is not finite.
     """
+    rank, world, step_network = _distributed(network.to(device).train())
     rng = np.random.default_rng(seed)
-    network.to(device).train()
-    rank, world, step_network = _distributed(network)
+    draws = rng if world == 1 else np.random.default_rng((seed, rank))  # all processes permute alike, and draw apart
+    rows = np.arange(len(inputs)) if rows is None else rows
     optimizer = settings.build(network.parameters())
     history: list[float] = []
     for epoch in range(settings.epochs):
-        order = rng.permutation(len(inputs))[rank::world]
+        order = rows[rng.permutation(len(rows))]
+        order = np.resize(order, -(-len(order) // world) * world)[rank::world]  # as many rows in every process
         total = steps = 0.0
         for start in range(0, len(order), settings.batch_size):
-            rows = order[start : start + settings.batch_size]
-            if len(rows) < 2:  # a single row has no pairs, and no batch statistics
+            chosen = order[start : start + settings.batch_size]
+            if len(chosen) < 2:  # a single row has no pairs, and no batch statistics
                 continue
             for group in optimizer.param_groups:
                 group["lr"] = settings.rate((epoch + start / len(order)) / settings.epochs)
-            value = loss(step_network(inputs.batch(rows, rng).to(device)), rows)
+            batch = inputs.batch(chosen, draws)
+            wanted = batch.targets if targets is None else targets(batch.rows)
+            batch = Batch(batch.inputs.to(device), batch.rows, tuple(target.to(device) for target in wanted))
+            value = loss(step_network(batch.inputs), batch)
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(value)
             optimizer.step()
@@ -205,18 +279,24 @@ def train(
             raise DataError(
                 f"the loss became {history[-1]} in epoch {epoch + 1}; lower learning_rate ({settings.learning_rate})"
             )
-        if on_epoch is not None:
-            on_epoch(epoch, history[-1])
     network.eval()
     return history
+
+
+def _distributed(network: nn.Module) -> tuple[int, int, nn.Module]:
+    """This process's rank, the number of processes, and the network whose backward pass averages gradients."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return 0, 1, network
+    wrapped = nn.parallel.DistributedDataParallel(network)
+    return torch.distributed.get_rank(), torch.distributed.get_world_size(), wrapped
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Run torch's operations on one thread of the CPU.
 
-    A small head gains nothing from a second thread, and when another program holds that core the two wait for each other: measured on
-    two busy cores, one thread is ten times faster. The results are the same bit for bit.
+    A small head gains nothing from a second thread, and loses much when another program holds that core: on two busy cores, one thread
+    was measured ten times faster. The results are the same bit for bit.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -224,11 +304,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _distributed(network: nn.Module) -> tuple[int, int, nn.Module]:
-    """This process's rank, the number of processes, and the network whose backward averages gradients."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 0, 1, network
-    wrapped = nn.parallel.DistributedDataParallel(network)
-    return torch.distributed.get_rank(), torch.distributed.get_world_size(), wrapped

@@ -7,57 +7,53 @@ Symbols: G, D -> two networks of one shape, each an image and a text path tanh(W
 discriminator. D minimises the mean l, G maximises E[log p . reward(l)] by policy gradient. Positives come from the correlation graph.
 The hash function is D's: a bit is 1 where its output is 1/2 or more.
 
-Schedule: D learns from own pairs against random negatives; then rounds of (G draws negatives, D learns from them, G learns from D's hinge),
-both directions, image to text and text to image.
+Schedule: D learns from own pairs against random negatives. Then come rounds: G draws negatives, D learns from them, G learns from D's
+hinge. Both directions are trained, image to text and text to image.
 
 Departs from the paper in: (``preset="code"`` follows the release in 1, 2 and 4)
 1. A hidden layer of 512 (paper: 8,192) on canonical variables of both modalities instead of the features.
-2. Adam and larger batches instead of SGD with single triplets; initial weights by fan-in instead of a truncated normal of deviation .1; a
-   slower discriminator and generator.
+2. Adam and larger batches instead of SGD with single triplets; initial weights by fan-in instead of a truncated normal of deviation .1;
+   smaller steps of discriminator and generator.
 3. The pool that negatives are drawn from has at least 64 items (1/50 of a small training set is a handful). Graph positives are not
    drawn from it; the release draws them and drops them. Of an image's several texts one is drawn at a time; the graph has their mean.
 4. Weight decay 1e-4 (release: .01 over all weights and biases, which dominates the early loss of wide layers).
-5. The last round's discriminator; the release keeps the best on the labels of the test queries.
+5. The discriminator of the last round; the release keeps the best on the labels of the test queries.
 
-Followed though doubtful: the generator's probabilities in the policy gradient are a softmax over the two samples alone, which is a biased
-gradient (and zero for one sample), and all rewards are positive, so that every sample is pushed up. ``log_prob="pool"`` (a softmax over
-the pool drawn from) and ``baseline="mean"`` (rewards less their mean) mend both; the generator then learns, and the codes are worse:
-docs/methods/ugach.md.
+Followed though doubtful: the generator's probabilities in the policy gradient are a softmax over the two samples alone. That gradient is
+biased, and zero for one sample. All rewards are positive, so the probability of every sample is raised. ``log_prob="pool"`` (a softmax
+over the pool drawn from) and ``baseline="mean"`` (rewards less their mean) correct both; the generator then learns, and the codes are
+worse: docs/methods/ugach.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from distillhash.errors import ParameterError
-from distillhash.methods.heads import check_choice, check_not_negative, check_positive
-from distillhash.methods.image_text import (
-    CrossModalHasher,
-    InputKind,
-    Side,
-    TextDrawer,
-    Tower,
-    TrainingPairs,
-    standardise,
-)
+from distillhash.methods.base import AffineLayers
+from distillhash.methods.image_text import CrossModalHasher, InputKind, Tower, TrainingPairs, standardise
 from distillhash.methods.training import one_thread
-
-# The terms of UGACH's game as plain functions: distances, the hinge, rewards, sampling, and the policy gradient.
 
 Reward = Literal["sigmoid", "softplus"]
 Baseline = Literal["mean", "none"]
+Rows = NDArray[np.intp]
+IMAGE, TEXT = 0, 1
+DIRECTIONS = ((IMAGE, TEXT), (TEXT, IMAGE))
+_LEAST_POOL = 64
+_BLOCK = 1024
 
 
 def squared_distances(queries: Tensor, candidates: Tensor) -> Tensor:
-    """``q(a, b) = ||a - b||^2`` of every row of ``(b, K)`` with every row of ``(p, K)``: ``(b, p)``, never below 0."""
+    """``q(a, b) = ||a - b||^2`` of every row of ``(b, K)`` with every row of ``(p, K)``: ``(b, p)``, at least 0."""
     squares = (queries**2).sum(dim=1)[:, None] + (candidates**2).sum(dim=1)
     return (squares - 2 * queries @ candidates.T).clamp(min=0)
 
@@ -69,7 +65,7 @@ def triplet_hinge(query: Tensor, positive: Tensor, negative: Tensor, margin: flo
 
 
 def reward(losses: Tensor, kind: Reward) -> Tensor:
-    """What a generated negative earns for the discriminator's hinge on it: ``sg(l)`` (release) or ``log(1 + exp(l))`` (paper)."""
+    """The reward of a generated negative for the discriminator's hinge on it: ``sg(l)`` (release) or ``log(1 + exp(l))`` (paper)."""
     return torch.sigmoid(losses) if kind == "sigmoid" else softplus(losses)
 
 
@@ -81,7 +77,7 @@ def sample_candidates(
     Args:
         scores: ``(b, p)``.
         excluded: ``(b, p)``, candidates that must not be drawn; a query that has no other draws among all.
-        k: Draws a query.
+        k: Draws per query.
         rng: Draws.
 
     Returns:
@@ -102,8 +98,7 @@ def policy_loss(log_probabilities: Tensor, rewards: Tensor, baseline: Baseline) 
     Args:
         log_probabilities: ``(b, k)`` of the samples of each query under the generator.
         rewards: ``(b, k)``; no gradient passes through them.
-        baseline: ``mean`` subtracts the batch's mean reward (a variant: every reward is positive, so that without it every sample is
-            pushed up); ``none`` is the release.
+        baseline: ``mean`` subtracts the batch's mean reward; ``none`` is the release.
     """
     rewards = rewards.detach()
     if baseline == "mean":
@@ -111,15 +106,10 @@ def policy_loss(log_probabilities: Tensor, rewards: Tensor, baseline: Baseline) 
     return -(log_probabilities * rewards).mean()
 
 
-# UGACH's correlation graph: which items stand for one another, by their neighbours in either modality.
-
-_BLOCK = 1024
-
-
 class CorrelationGraph:
     """The positives of every item: the union of its nearest items in image space and in text space, itself among them.
 
-    Directed, as in the authors' release: j among the positives of i does not make i one of j's.
+    Directed, as in the authors' release: if j is a positive of i, i need not be one of j.
 
     Attributes:
         positives: ``(n, 2 neighbours) intp``, row i the distinct positives of item i first, ascending.
@@ -131,8 +121,8 @@ class CorrelationGraph:
 
         Args:
             images: ``(n, d)``.
-            texts: ``(n, e)``, one vector an item.
-            neighbours: Length of either list, the item itself included; 1 is no graph: the item is its only positive.
+            texts: ``(n, e)``, one vector per item.
+            neighbours: Length of either list, the item itself included; with 1 the item is its only positive.
         """
         lists = np.concatenate([nearest_rows(side, neighbours) for side in (images, texts)], axis=1)
         lists.sort(axis=1)
@@ -166,15 +156,6 @@ def nearest_rows(features: NDArray[Any], k: int) -> NDArray[np.intp]:
         distances[np.arange(len(rows)), rows] = -np.inf
         nearest[rows] = np.argsort(distances, axis=1, kind="stable")[:, :k]
     return nearest
-
-
-LogProb = Literal["pool", "sampled"]
-Optimizer = Literal["adam", "sgd"]
-Init = Literal["fan-in", "truncated-normal"]
-Rows = NDArray[np.intp]
-IMAGE, TEXT = 0, 1
-DIRECTIONS = ((IMAGE, TEXT), (TEXT, IMAGE))
-_LEAST_POOL = 64
 
 
 class Triplets(NamedTuple):
@@ -234,63 +215,50 @@ class UGACH(CrossModalHasher):
         },
     }
 
-    hidden: int = 512
+    hidden: Annotated[int, Ge(1)] = 512
     inputs: InputKind = "correlated"
-    ridge: float = 10.0
-    neighbours: int = 5
-    margin: float = 0.125
-    pretrain_epochs: int = 30
-    rounds: int = 30
+    ridge: Annotated[float, Gt(0)] = 10.0
+    neighbours: Annotated[int, Ge(1)] = 5
+    margin: Annotated[float, Gt(0)] = 0.125
+    pretrain_epochs: Annotated[int, Ge(0)] = 30
+    rounds: Annotated[int, Ge(0)] = 30
     adversarial: bool = True
-    pool: float = 0.02
-    negatives: int = 2
-    discriminator_epochs: int = 1
-    generator_epochs: int = 2
-    samples: int = 2
-    log_prob: LogProb = "sampled"
+    pool: Annotated[float, Interval(gt=0, le=1)] = 0.02
+    negatives: Annotated[int, Ge(1)] = 2
+    discriminator_epochs: Annotated[int, Ge(1)] = 1
+    generator_epochs: Annotated[int, Ge(0)] = 2
+    samples: Annotated[int, Ge(1)] = 2
+    log_prob: Literal["pool", "sampled"] = "sampled"
     reward: Reward = "sigmoid"
     baseline: Baseline = "none"
-    batch_size: int = 64
-    pretrain_rate: float = 1e-3
-    discriminator_rate: float = 1e-4
-    generator_rate: float = 1e-5
-    weight_decay: float = 1e-4
-    optimizer: Optimizer = "adam"
-    init: Init = "fan-in"
+    batch_size: Annotated[int, Ge(1)] = 64
+    pretrain_rate: Annotated[float, Gt(0)] = 1e-3
+    discriminator_rate: Annotated[float, Gt(0)] = 1e-4
+    generator_rate: Annotated[float, Gt(0)] = 1e-5
+    weight_decay: Annotated[float, Ge(0)] = 1e-4
+    optimizer: Literal["adam", "sgd"] = "adam"
+    init: Literal["fan-in", "truncated-normal"] = "fan-in"
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "margin", "pool", "ridge", "pretrain_rate", "discriminator_rate", "generator_rate")
-        check_positive(self, "hidden", "neighbours", "negatives", "samples", "batch_size", "discriminator_epochs")
-        check_not_negative(self, "pretrain_epochs", "rounds", "generator_epochs", "weight_decay")
-        for name, choices in (("log_prob", LogProb), ("reward", Reward), ("baseline", Baseline)):
-            check_choice(name, getattr(self, name), choices)
-        check_choice("inputs", self.inputs, InputKind)
-        check_choice("optimizer", self.optimizer, Optimizer)
-        check_choice("init", self.init, Init)
-        if self.pool > 1:
-            raise ParameterError(f"pool is a share of the items, at most 1, got {self.pool}")
         if self.log_prob == "sampled" and self.samples < 2:
             raise ParameterError(
                 "log_prob=sampled compares the samples of a query and needs samples of at least 2, got 1"
             )
 
-    @property
-    def n_layers(self) -> int:
-        """Two."""
-        return 2
-
-    def _fit_pairs(self, pairs: TrainingPairs) -> tuple[Side, Side]:
+    def _fit_pairs(self, pairs: TrainingPairs) -> tuple[AffineLayers, AffineLayers]:
         with one_thread():
-            return _Game(self, pairs).play()
+            image, text = Game(self, pairs).play()
+        return image.fold(), text.fold()
 
 
-class _Game:
-    """One training run: the data, both networks, their optimisers."""
+class Game:
+    """One training run: the data, both networks, their optimisers. A network is a tower for images and one for texts."""
 
     def __init__(self, options: UGACH, pairs: TrainingPairs) -> None:
-        self.options = options
+        """Make the networks' inputs, the graph, and both networks."""
+        self.options, self.pairs = options, pairs
         self.rng = np.random.default_rng(options.seed)
         self.inputs = standardise(pairs, options.inputs, options.ridge)
         self.features = [
@@ -299,12 +267,11 @@ class _Game:
         ]
         self.graph = CorrelationGraph(pairs.images, pairs.mean_texts(), options.neighbours)
         self.n = len(pairs.images)
-        self.texts = TextDrawer(pairs)
         generator = torch.Generator().manual_seed(options.seed)
         self.D, self.G = (self._network(generator) for _ in range(2))
 
-    def play(self) -> tuple[Side, Side]:
-        """Pre-train, then the rounds; D's hash functions."""
+    def play(self) -> tuple[Tower, Tower]:
+        """Pre-train D, then the rounds; D's towers."""
         options, history = self.options, self.options.history_
         history |= {"loss": [], "reward": [], "hardness": []}
         optimizer = self._optimizer(self.D, options.pretrain_rate)
@@ -321,36 +288,31 @@ class _Game:
             if options.adversarial and options.generator_epochs:
                 rewards = [self._teach(generator_optimizer) for _ in range(options.generator_epochs)]
                 history["reward"].append(rewards[-1])
-        image, text = self.D.towers
-        assert isinstance(image, Tower) and isinstance(text, Tower)
-        return image.side(self.inputs[IMAGE]), text.side(self.inputs[TEXT])
+        return self.D
 
-    def _network(self, generator: torch.Generator) -> _Network:
-        towers = [
-            Tower(features.shape[1], self.options.hidden, self.options.n_bits, "tanh", generator)
-            for features in self.features
-        ]
-        network = _Network(towers)
-        if self.options.init == "truncated-normal":
-            for parameter in network.parameters():
+    def _network(self, generator: torch.Generator) -> tuple[Tower, Tower]:
+        options = self.options
+        image, text = (Tower(seen, options.hidden, options.n_bits, "tanh", generator) for seen in self.inputs)
+        if options.init == "truncated-normal":
+            for parameter in nn.ModuleList([image, text]).parameters():
                 if parameter.ndim == 2:
                     nn.init.trunc_normal_(parameter, std=0.1, a=-0.2, b=0.2, generator=generator)
-        return network.to(self.options.device)
+        return image.to(options.device), text.to(options.device)
 
-    def _optimizer(self, network: nn.Module, rate: float) -> torch.optim.Optimizer:
+    def _optimizer(self, network: tuple[Tower, Tower], rate: float) -> torch.optim.Optimizer:
         kind = torch.optim.SGD if self.options.optimizer == "sgd" else torch.optim.Adam
-        return kind(network.parameters(), lr=rate, weight_decay=self.options.weight_decay)
+        return kind(nn.ModuleList(network).parameters(), lr=rate, weight_decay=self.options.weight_decay)
 
     def _rows(self, items: Rows, modality: int) -> Rows:
-        """Feature rows of items: an image is its item, of its texts one is drawn."""
-        return items if modality == IMAGE else self.texts(items, self.rng)
+        """Feature rows of items: the image itself, or one of its texts drawn at random."""
+        return items if modality == IMAGE else self.pairs.draw_texts(items, self.rng)
 
-    def _codes(self, network: _Network, modality: int, rows: Rows) -> Tensor:
-        codes: Tensor = network(self.features[modality][torch.from_numpy(rows)], modality)
-        return codes
+    def _codes(self, network: tuple[Tower, Tower], modality: int, rows: Rows) -> Tensor:
+        """Codes in (0, 1)^K."""
+        return torch.sigmoid(network[modality](self.features[modality][torch.from_numpy(rows)]))
 
     def _random_triplets(self, direction: tuple[int, int]) -> Triplets:
-        """Every item with its own pair, against another item."""
+        """Every item with its own partner, against another item."""
         items = np.arange(self.n)
         others = (items + self.rng.integers(1, self.n, self.n)) % self.n
         return Triplets(
@@ -361,7 +323,7 @@ class _Game:
         )
 
     def _drawn_triplets(self, direction: tuple[int, int]) -> Triplets:
-        """Every item with graph positives, against negatives that G draws (or chance) from a fresh pool."""
+        """Every item with graph positives, against negatives from a fresh pool that G draws, or chance."""
         options = self.options
         items, pool = np.arange(self.n), self._pool()
         queries, candidates = self._rows(items, direction[0]), self._rows(pool, direction[1])
@@ -399,7 +361,7 @@ class _Game:
         )
 
     def _learn(self, optimizer: torch.optim.Optimizer, given: list[Triplets]) -> float:
-        """One epoch of D, batches of both directions in turn; its mean hinge."""
+        """One epoch of D, alternating between batches of both directions; its mean hinge."""
         total = count = 0.0
         for triplets in self._batches(given):
             losses = self._hinge(triplets)
@@ -445,17 +407,6 @@ class _Game:
                 _step(optimizer, policy_loss(logs, rewards, options.baseline))
                 total, count = total + float(rewards.sum()), count + rewards.numel()
         return total / count
-
-
-class _Network(nn.Module):
-    """The image and the text path of G or D, to codes in (0, 1)^K."""
-
-    def __init__(self, towers: list[Tower]) -> None:
-        super().__init__()
-        self.towers = nn.ModuleList(towers)
-
-    def forward(self, rows: Tensor, modality: int) -> Tensor:
-        return torch.sigmoid(self.towers[modality](rows))
 
 
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -21,28 +21,19 @@ Departs from the paper in:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax, mse_loss, softmax
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError
-from distillhash.methods.base import TrainingSet
-from distillhash.methods.heads import (
-    Data,
-    Floats,
-    HeadHasher,
-    check_choice,
-    check_not_negative,
-    check_positive,
-    linear,
-    unit_features,
-)
-from distillhash.methods.training import CachedFeatures, one_thread, train
+from distillhash.methods.heads import Data, HeadHasher, affine, linear, unit_features
+from distillhash.methods.training import Batch, CachedFeatures, Targets, one_thread, row_targets, train
 
 RankLoss = Literal["listwise", "pairwise"]
 
@@ -70,72 +61,54 @@ class URPH(HeadHasher):
     venue = "ICMR"
     year = 2019
     kind = "similarity preserving"
-    batch_size: int = 256
+    has_decoder = True
+    batch_size: Annotated[int, Ge(2)] = 256
     rank_loss: RankLoss = "listwise"
-    feature_temperature: float = 0.1
-    code_temperature: float = 0.2
-    margin: float = 0.1
-    quantisation: float = 0.1
-    balance: float = 0.1
-    decoder_hidden: int = 4
-    decoder_epochs: int = 10
+    feature_temperature: Annotated[float, Gt(0)] = 0.1
+    code_temperature: Annotated[float, Gt(0)] = 0.2
+    margin: Annotated[float, Ge(0)] = 0.1
+    quantisation: Annotated[float, Ge(0)] = 0.1
+    balance: Annotated[float, Ge(0)] = 0.1
+    decoder_hidden: Annotated[int, Ge(1)] = 4
+    decoder_epochs: Annotated[int, Ge(1)] = 10
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("rank_loss", self.rank_loss, RankLoss)
-        check_positive(self, "feature_temperature", "code_temperature", "decoder_hidden", "decoder_epochs")
-        check_not_negative(self, "margin", "quantisation", "balance")
+    def targets(self, data: Data) -> Targets:
+        """Directions of the centred features."""
+        return row_targets(unit_features(data.features, centre=True))
 
-    def _fit(self, given: TrainingSet) -> None:
-        data = self._data(given)
-        head = self._head(data)
-        module = head.build(self.n_bits, self.seed)
-        network = data.network(module)
-        unit = unit_features(data.features, centre=True)
+    def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        """The rank loss, the quantisation error and the balance of the bits."""
+        (unit,) = batch.targets
+        codes = torch.tanh(outputs)
+        wanted, found = unit @ unit.T, codes @ codes.T / self.n_bits
+        if self.rank_loss == "listwise":
+            ranking = listwise_loss(wanted, found, self.feature_temperature, self.code_temperature)
+        else:
+            ranking = pairwise_loss(wanted, found, self.margin)
+        quantisation = (codes.abs() - 1).square().mean()
+        return ranking + self.quantisation * quantisation + self.balance * codes.mean(dim=0).square().mean()
 
-        def loss(outputs: Tensor, rows: NDArray[np.intp]) -> Tensor:
-            codes = torch.tanh(outputs)
-            wanted = (unit[rows] @ unit[rows].T).to(codes.device)
-            found = codes @ codes.T / self.n_bits
-            if self.rank_loss == "listwise":
-                ranking = listwise_loss(wanted, found, self.feature_temperature, self.code_temperature)
-            else:
-                ranking = pairwise_loss(wanted, found, self.margin)
-            quantisation = (codes.abs() - 1).square().mean()
-            return ranking + self.quantisation * quantisation + self.balance * codes.mean(dim=0).square().mean()
-
-        self.history_["loss"] = self._train(network, data, loss)
-        self._keep(head, module)
-        self._train_decoder(data, data.outputs(network))
-
-    def _train_decoder(self, data: Data, outputs: Floats) -> None:
-        signs = np.where(outputs >= 0, 1, -1).astype(np.float32)
-        targets, width = torch.from_numpy(data.features), self.decoder_hidden * self.n_bits
+    def finish(self, data: Data, network: nn.Module) -> None:
+        """Train the decoder on the finished codes."""
+        signs = np.where(data.outputs(network) >= 0, 1, -1).astype(np.float32)
+        features, width = torch.from_numpy(data.features), self.decoder_hidden * self.n_bits
         generator = torch.Generator().manual_seed(self.seed + 1)
-        layers = (
-            linear(self.n_bits, width, generator, gain=2.0),
-            linear(width, data.features.shape[1], generator),
-        )
-        decoder = nn.Sequential(layers[0], nn.ReLU(), layers[1])
+        first = linear(self.n_bits, width, generator, gain=2.0)
+        second = linear(width, data.features.shape[1], generator)
         with torch.no_grad():
-            layers[1].bias.copy_(targets.mean(dim=0))
-
-        def loss(rebuilt: Tensor, rows: NDArray[np.intp]) -> Tensor:
-            return mse_loss(rebuilt, targets[rows].to(rebuilt.device))
-
+            second.bias.copy_(features.mean(dim=0))
         with one_thread():
-            losses = train(
-                decoder,
+            self.history_["decoder_loss"] = train(
+                nn.Sequential(first, nn.ReLU(), second),
                 CachedFeatures(signs),
-                loss,
+                lambda rebuilt, batch: mse_loss(rebuilt, batch.targets[0]),
                 self._settings(self.decoder_epochs),
                 seed=self.seed,
+                targets=row_targets(features),
                 device=self.device,
             )
-        self.history_["decoder_loss"] = losses
         self.decoder_: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = [
-            (layer.weight.detach().cpu().double().numpy().T, layer.bias.detach().cpu().double().numpy())
-            for layer in layers
+            affine(layer) for layer in (first, second)
         ]
 
     def reconstruct(self, codes: Codes) -> NDArray[np.float32]:

@@ -6,8 +6,10 @@ fingerprint, what it was trained on) and ``model.safetensors`` (the hasher; afte
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,19 +18,16 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError, SkippedItemsWarning
-from distillhash.methods import Hasher
-from distillhash.methods.base import read_model_folder, sample_rows, write_model_folder
+from distillhash.methods.base import Hasher, read_model_folder, sample_rows, write_model_folder
 from distillhash.methods.registry import hasher_from
 from distillhash.sources import EmbeddingSource, ImageSource, Skipped, Source, open_source
 
 if TYPE_CHECKING:
-    from distillhash.backbones import Backbone, FeatureCache
+    from distillhash.backbones import Backbone, FeatureCache, FeatureTable
     from distillhash.methods.training import TrainableImages
-
 
 DEFAULT_VIEWS = 6
 _BACKBONE_PREFIX = "backbone."
-SourceLike = Any  # a specification, a Source, an (n, d) array, or a list of paths: whatever open_source takes
 
 
 @dataclass(frozen=True)
@@ -90,10 +89,8 @@ class HashModel:
         self.fingerprint: str | None = None
         self.training: dict[str, Any] = {}
         self.skipped_: list[Skipped] = []
-        self._backbone: Backbone | None = None
         self._image_size, self._weights, self._device = image_size, weights, device
-        self._backbone_config: dict[str, Any] | None = None
-        self._backbone_tensors: dict[str, NDArray[Any]] = {}
+        self._saved_backbone: tuple[dict[str, Any], dict[str, NDArray[Any]]] | None = None
 
     @property
     def n_bits(self) -> int:
@@ -107,31 +104,33 @@ class HashModel:
 
         return choose_device(self._device)
 
-    @property
+    @cached_property
     def backbone(self) -> Backbone:
-        """The feature extractor, built on first use."""
+        """The feature extractor, built on first use.
+
+        Raises:
+            FormatError: the weights found are not those that the model was trained with.
+        """
         from distillhash.backbones import backbone_from_config, make_backbone
 
-        if self._backbone is None:
-            if self._backbone_config is None:
-                self._backbone = make_backbone(
-                    self.backbone_name, image_size=self._image_size, weights=self._weights, device=self._device
-                )
-            else:
-                self._backbone = backbone_from_config(self._backbone_config, device=self._device)
-                if self._backbone_tensors:
-                    self._backbone.load_tensors(self._backbone_tensors)
-                expected = self._backbone_config["fingerprint"]
-                if self._backbone.fingerprint != expected:
-                    raise FormatError(
-                        f"the weights of backbone {self.backbone_name} ({self._backbone.fingerprint}) are not those the model "
-                        f"was trained with ({expected}); give the same weights file or package version"
-                    )
-        return self._backbone
+        if self._saved_backbone is None:
+            return make_backbone(
+                self.backbone_name, image_size=self._image_size, weights=self._weights, device=self._device
+            )
+        config, tensors = self._saved_backbone
+        backbone = backbone_from_config(config, device=self._device)
+        if tensors:
+            backbone.load_tensors(tensors)
+        if backbone.fingerprint != config["fingerprint"]:
+            raise FormatError(
+                f"the weights of backbone {self.backbone_name} ({backbone.fingerprint}) are not those the model was trained with "
+                f"({config['fingerprint']}); give the same weights file or package version"
+            )
+        return backbone
 
     def fit(
         self,
-        source: SourceLike,
+        source: Any,
         *,
         n_views: int | None = None,
         fine_tune: bool = False,
@@ -143,8 +142,8 @@ class HashModel:
 
         Args:
             source: Whatever :func:`distillhash.sources.open_source` takes.
-            n_views: Augmented copies of every image whose features training may draw; None takes six for the methods that use views, and
-                none for embeddings. With views, `distillhash-contrast` learns from larger images as well (its teacher).
+            n_views: Augmented copies of every image to train on as well; None takes six for the methods that use views, and none for
+                embeddings. With views, `distillhash-contrast` learns from larger images as well (its teacher).
             fine_tune: Train the backbone together with the head (methods that train a head only).
             max_images: Items learned from at most, drawn by the hasher's seed; memory is ``4 d max_images`` bytes a view.
             max_pixels: Images above this are skipped; None takes the decoder's limit.
@@ -157,51 +156,45 @@ class HashModel:
             DataError: nothing usable in the source, or too little for the method.
             ParameterError: views or fine-tuning asked for where there are no images.
         """
-        opened = self._open(source)
+        opened = self._open_training(source)
+        vectors = self.backbone_name == "embeddings"
         if max_images < 2:
             raise ParameterError(f"max_images must be at least 2, got {max_images}")
         if n_views is None:
-            n_views = DEFAULT_VIEWS if self.hasher.uses_views and not isinstance(opened, EmbeddingSource) else 0
+            n_views = DEFAULT_VIEWS if self.hasher.uses_views and not vectors else 0
         if n_views < 0:
             raise ParameterError(f"the number of views must be at least 0, got {n_views}")
-        if isinstance(opened, EmbeddingSource) and (n_views or fine_tune):
+        if vectors and (n_views or fine_tune):
             raise ParameterError("augmented views and fine-tuning need images; this source holds embeddings")
         if fine_tune and not self.hasher.fine_tunes:
             raise ParameterError(f"{self.hasher.method} cannot fine-tune a backbone; leave out fine-tuning")
         chosen = sample_rows(len(opened), max_images, np.random.default_rng(self.hasher.seed))
         sample = opened if len(chosen) == len(opened) else opened.select(chosen)
+        counts = self._learn(sample, fine_tune=fine_tune, n_views=n_views, progress=progress, max_pixels=max_pixels)
+        facts = {"source": opened.name, "n_items": len(opened)}
+        self.training = {**facts, **counts, "n_views": n_views, "fine_tuned": fine_tune}
+        self.fingerprint = None
+        return self
+
+    def _open_training(self, source: Any) -> Any:
+        """What :meth:`_learn` takes: it has a length, a name, and ``select(rows)``."""
+        return self._open(source)
+
+    def _learn(self, sample: Any, *, fine_tune: bool, n_views: int, **options: Any) -> dict[str, int]:
+        """Fit the hasher; how much was used, for :attr:`training`."""
         teacher = bool(n_views) and self.hasher.uses_teacher
-        table = self._extract(sample, n_views=n_views, teacher=teacher, progress=progress, max_pixels=max_pixels)
+        table = self._extract(sample, n_views=n_views, teacher=teacher, **options)
         self.skipped_ = table.skipped
         images = self._trainable(sample.select(table.rows)) if fine_tune else None
         self.hasher.fit(table.features, views=table.views, images=images, teacher=table.teacher)
         if images is not None:
             self.backbone.refresh()
-        self.training = {
-            "source": opened.name,
-            "n_items": len(opened),
-            "n_used": len(table.rows),
-            "n_views": n_views,
-            "fine_tuned": fine_tune,
-        }
-        self.fingerprint = None
-        return self
+        return {"n_used": len(table.rows)}
 
-    def _extract(
-        self, source: Source, *, n_views: int, progress: bool, max_pixels: int | None, teacher: bool = False
-    ) -> Any:
+    def _extract(self, source: Source, **options: Any) -> FeatureTable:
         from distillhash.backbones import extract_features
 
-        return extract_features(
-            source,
-            self.backbone,
-            cache=self.cache,
-            n_views=n_views,
-            seed=self.hasher.seed,
-            teacher=teacher,
-            progress=progress,
-            max_pixels=max_pixels,
-        )
+        return extract_features(source, self.backbone, cache=self.cache, seed=self.hasher.seed, **options)
 
     def _trainable(self, source: Source) -> TrainableImages:
         from distillhash.backbones import ImageInputs
@@ -210,7 +203,7 @@ class HashModel:
         assert isinstance(source, ImageSource)
         return TrainableImages(ImageInputs(source, self.backbone), self.backbone.network)
 
-    def encode(self, source: SourceLike, *, progress: bool = False) -> Codes:
+    def encode(self, source: Any, *, progress: bool = False) -> Codes:
         """Codes of a source's items, in its order.
 
         An item that cannot be read has no code: the result is then shorter than the source and a
@@ -220,13 +213,12 @@ class HashModel:
             NotFittedError: before :meth:`fit`.
             DataError: nothing usable in the source.
         """
-        import warnings
-
         encoded = list(self.encode_batches(source, progress=progress))
         skipped = [item for batch in encoded for item in batch.skipped]
-        codes = concatenate([batch.codes for batch in encoded], self.n_bits)
+        codes = Codes.concatenate([batch.codes for batch in encoded], self.n_bits)
         if not len(codes):
-            raise DataError(_nothing_usable(str(source), skipped))
+            first = f"; first {skipped[0].key}: {skipped[0].reason}" if skipped else ""
+            raise DataError(f"nothing usable in {source}: {len(skipped)} items skipped{first}")
         if skipped:
             warnings.warn(
                 f"{len(skipped)} items could not be used and have no code, first {skipped[0].key}: {skipped[0].reason}",
@@ -236,7 +228,7 @@ class HashModel:
         return codes
 
     def encode_batches(
-        self, source: SourceLike, *, progress: bool = False, max_pixels: int | None = None
+        self, source: Any, *, progress: bool = False, max_pixels: int | None = None
     ) -> Iterator[Encoded]:
         """Codes batch by batch, in the source's order; memory does not grow with the source.
 
@@ -251,7 +243,7 @@ class HashModel:
         for batch in iter_features(opened, self.backbone, cache=self.cache, progress=progress, max_pixels=max_pixels):
             yield Encoded(self.hasher.encode(batch.features), batch.rows, batch.features, list(batch.skipped))
 
-    def _open(self, source: SourceLike) -> Source:
+    def _open(self, source: Any) -> Source:
         opened = open_source(source)
         wants_vectors = self.backbone_name == "embeddings"
         if isinstance(opened, EmbeddingSource) != wants_vectors:
@@ -262,7 +254,7 @@ class HashModel:
         return opened
 
     def save(self, path: str | Path) -> None:
-        """Write the model folder (created if absent); see the module's text for its files."""
+        """Write the model folder (created if absent): ``config.json`` and ``model.safetensors``."""
         tensors = dict(self.hasher.state())
         if self.training.get("fine_tuned"):
             tensors |= {_BACKBONE_PREFIX + name: array for name, array in self.backbone.tensors().items()}
@@ -270,7 +262,7 @@ class HashModel:
         self.fingerprint = read_model_folder(path)[0]["fingerprint"]
 
     def model_config(self) -> dict[str, Any]:
-        """What ``config.json`` says: the hasher's part, the backbone with its fingerprint, the training.
+        """The contents of ``config.json``: hasher, backbone with its fingerprint, training.
 
         Raises:
             NotFittedError: before :meth:`fit`.
@@ -280,53 +272,22 @@ class HashModel:
         config["training"] = self.training
         return config
 
+    @classmethod
+    def from_contents(cls, config: dict[str, Any], tensors: dict[str, NDArray[Any]], **options: Any) -> Self:
+        """The trained model described by the contents of a model folder.
+
+        Args:
+            config: What :meth:`model_config` gave, with the fingerprint of the folder.
+            tensors: Of the hasher, and of the backbone where it was fine-tuned.
+            **options: Further arguments of the constructor.
+        """
+        own = {name: array for name, array in tensors.items() if not name.startswith(_BACKBONE_PREFIX)}
+        backbone = {name.removeprefix(_BACKBONE_PREFIX): tensors[name] for name in tensors.keys() - own.keys()}
+        model = cls(config["backbone"]["name"], hasher_from(config, own), **options)
+        model._saved_backbone = config["backbone"], backbone
+        model.training = config.get("training", {})
+        model.fingerprint = config["fingerprint"]
+        return model
+
     def __repr__(self) -> str:
         return f"HashModel(backbone={self.backbone_name!r}, hasher={self.hasher!r})"
-
-
-def load_model(path: str | Path, *, device: str = "auto", cache: FeatureCache | None = None) -> HashModel:
-    """Read a model that :meth:`HashModel.save` wrote.
-
-    Args:
-        path: The folder.
-        device: Where its backbone runs.
-        cache: Where features are kept between runs.
-
-    Raises:
-        FormatError: the folder is absent, damaged, of a newer format, or holds a hasher without a backbone.
-    """
-    config, tensors = read_model_folder(path)
-    if "backbone" not in config:
-        raise FormatError(f"{path} holds a hasher without a backbone; read it with load_hasher")
-    own = {name: array for name, array in tensors.items() if not name.startswith(_BACKBONE_PREFIX)}
-    hasher = hasher_from(config, own)
-    model = _bare_model(config, hasher, device=device, cache=cache)
-    model._backbone_config = config["backbone"]
-    model._backbone_tensors = {
-        name.removeprefix(_BACKBONE_PREFIX): array for name, array in tensors.items() if name not in own
-    }
-    model.training = config.get("training", {})
-    model.fingerprint = config["fingerprint"]
-    return model
-
-
-def _bare_model(config: dict[str, Any], hasher: Hasher, *, device: str, cache: FeatureCache | None) -> HashModel:
-    name, text = config["backbone"]["name"], config.get("text_encoder")
-    if text is None:
-        return HashModel(name, hasher, device=device, cache=cache)
-    from distillhash.models.image_text import CrossModalModel
-
-    model = CrossModalModel(name, hasher, text_encoder=text["name"], device=device, cache=cache)
-    model._text_config = text
-    return model
-
-
-def concatenate(parts: list[Codes], n_bits: int) -> Codes:
-    """All codes of ``parts`` one after another."""
-    packed = [part.packed for part in parts] or [np.zeros((0, -(-n_bits // 8)), np.uint8)]
-    return Codes.from_packed(np.concatenate(packed), n_bits)
-
-
-def _nothing_usable(name: str, skipped: list[Skipped]) -> str:
-    first = f"; first {skipped[0].key}: {skipped[0].reason}" if skipped else ""
-    return f"nothing usable in {name}: {len(skipped)} items skipped{first}"

@@ -1,15 +1,15 @@
-"""CrossModalModel: a backbone, a text encoder and a cross-modal hasher, from images and sentences to codes of one space.
+"""CrossModalModel: a backbone, a text encoder and an image-text hasher, from images and sentences to codes of one space.
 
-It is a :class:`~distillhash.models.hash_model.HashModel` for images, so an index, a search by image and reports work with
-it as with any other; and it
-encodes texts. The model folder is the same: ``config.json`` (which also describes the text encoder, with its vocabulary where it learned
-one) and ``model.safetensors``.
+It is a :class:`~distillhash.models.hash_model.HashModel` for images, so an index, a search by image and reports work with it as with any
+other; and it encodes texts. The model folder is the same; its ``config.json`` also describes the text encoder, with its vocabulary where
+it learned one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, NotFittedError, ParameterError
-from distillhash.methods.base import Hasher, sample_rows
-from distillhash.methods.image_text import CrossModalHasher
-from distillhash.models.hash_model import DEFAULT_VIEWS, HashModel
-from distillhash.sources import EmbeddingSource, Skipped
-from distillhash.sources.pairs import PairSource, open_pairs
+from distillhash.methods.base import Hasher
+from distillhash.models.hash_model import HashModel
+from distillhash.sources import Skipped
+from distillhash.sources.pairs import PairSource, open_pairs, take_texts
 from distillhash.texts import (
     DEFAULT_TEXT_ENCODER,
     TextEncoder,
@@ -33,14 +32,12 @@ from distillhash.texts import (
 
 if TYPE_CHECKING:
     from distillhash.backbones import FeatureCache
-
-
-PairsLike = Any  # whatever open_pairs takes
+    from distillhash.methods.image_text import CrossModalHasher
 
 
 @dataclass(frozen=True)
 class PairFeatures:
-    """Features of the usable part of a source of pairs.
+    """Features of the usable part of a source of image-text pairs.
 
     Attributes:
         rows: ``(m,)`` rows of the source whose images are in ``images``.
@@ -49,7 +46,7 @@ class PairFeatures:
         texts: ``(t, e) float32``.
         owners: ``(t,)`` positions in ``rows`` of the image of each text.
         skipped: Items and texts that are in neither.
-        remarks: What is odd about texts that are used all the same.
+        notes: Texts that are used although few of their words are known, a sentence each.
         views: ``(n_views, m, d) float32`` of augmented copies of the images, or None.
     """
 
@@ -59,7 +56,7 @@ class PairFeatures:
     texts: NDArray[np.float32]
     owners: NDArray[np.intp]
     skipped: list[Skipped]
-    remarks: list[str]
+    notes: list[str]
     views: NDArray[np.float32] | None
 
 
@@ -67,9 +64,10 @@ class CrossModalModel(HashModel):
     """From images and texts to codes of one space.
 
     Attributes:
-        remarks_: What :meth:`fit` found odd about texts it used.
+        notes_: Texts that :meth:`fit` used although the encoder knows few of their words, a sentence each.
 
-    The rest is :class:`~distillhash.models.hash_model.HashModel`'s; its ``encode`` encodes images.
+    The rest is :class:`~distillhash.models.hash_model.HashModel`'s. ``encode`` encodes images; ``fit`` takes whatever
+    :func:`distillhash.sources.pairs.open_pairs` takes, and cannot fine-tune.
     """
 
     hasher: CrossModalHasher  # narrower than HashModel's, as the constructor checks
@@ -89,7 +87,7 @@ class CrossModalModel(HashModel):
 
         Args:
             backbone: A name of ``distillhash ls backbones``; ``embeddings`` for pairs whose images are vectors already.
-            hasher: A cross-modal method from :func:`distillhash.make_hasher`.
+            hasher: A method of image-text pairs from :func:`distillhash.make_hasher`.
             text_encoder: A name of ``distillhash ls text-encoders``, or an encoder.
             image_size: Side in pixels that images are resized to; None takes the backbone's own.
             weights: Weights file for backbones that do not carry theirs.
@@ -97,97 +95,48 @@ class CrossModalModel(HashModel):
             cache: Where image features are kept between runs; None keeps none.
 
         Raises:
-            ParameterError: no cross-modal hasher, or an unknown text encoder.
+            ParameterError: the hasher is no method of image-text pairs.
         """
-        if not isinstance(hasher, CrossModalHasher):
+        if not isinstance(hasher, Hasher) or not hasher.needs_texts:
             raise ParameterError(
                 "CrossModalModel needs a cross-modal hasher; make one with make_hasher(method, n_bits)"
             )
         super().__init__(backbone, hasher, image_size=image_size, weights=weights, device=device, cache=cache)
-        self.remarks_: list[str] = []
-        self._text_encoder = text_encoder if isinstance(text_encoder, TextEncoder) else None
-        self._text_name = text_encoder.name if isinstance(text_encoder, TextEncoder) else text_encoder
-        self._text_config: dict[str, Any] | None = None
+        self.notes_: list[str] = []
+        self._saved_text_encoder: dict[str, Any] | None = None
+        if isinstance(text_encoder, TextEncoder):
+            self.text_encoder = text_encoder
+            self._text_name = text_encoder.name
+        else:
+            self._text_name = text_encoder
 
-    @property
+    @cached_property
     def text_encoder(self) -> TextEncoder:
-        """What turns sentences into vectors, built on first use; it learns its vocabulary, where it has one, in :meth:`fit`."""
-        if self._text_encoder is None:
-            if self._text_config is None:
-                self._text_encoder = make_text_encoder(self._text_name, device=self._device)
-            else:
-                self._text_encoder = text_encoder_from_config(self._text_config, device=self._device)
-        return self._text_encoder
+        """The network or vocabulary that maps sentences to vectors, built on first use; a vocabulary is learned in :meth:`fit`."""
+        if self._saved_text_encoder is not None:
+            return text_encoder_from_config(self._saved_text_encoder, device=self._device)
+        return make_text_encoder(self._text_name, device=self._device)
 
-    def fit(
-        self,
-        source: PairsLike,
-        *,
-        n_views: int | None = None,
-        fine_tune: bool = False,
-        max_images: int = 50_000,
-        max_pixels: int | None = None,
-        progress: bool = False,
-    ) -> Self:
-        """Learn from image-text pairs; labels they may carry are never read.
-
-        Args:
-            source: Whatever :func:`distillhash.sources.pairs.open_pairs` takes.
-            n_views: Augmented copies of every image whose features training may draw; None takes six for the methods that use views, and
-                none where the images are vectors already.
-            fine_tune: Must be False.
-            max_images: Images learned from at most, drawn by the hasher's seed, with all their texts.
-            max_pixels: Images above this are skipped; None takes the decoder's limit.
-            progress: Show progress on stderr.
-
-        Returns:
-            self.
-
-        Raises:
-            DataError: no pair is usable, or too few are for the method.
-            ParameterError: views or fine-tuning asked for.
-        """
-        if fine_tune:
-            raise ParameterError(
-                "cross-modal methods learn from fixed features of images and texts; leave out fine-tuning"
-            )
-        if max_images < 2:
-            raise ParameterError(f"max_images must be at least 2, got {max_images}")
+    def _open_training(self, source: Any) -> PairSource:
         opened = open_pairs(source)
-        vectors = isinstance(opened.images, EmbeddingSource)
-        if n_views is None:
-            n_views = DEFAULT_VIEWS if self.hasher.uses_views and not vectors else 0
-        if n_views < 0:
-            raise ParameterError(f"the number of views must be at least 0, got {n_views}")
-        if n_views and vectors:
-            raise ParameterError("augmented views need images; these pairs hold embeddings")
-        chosen = sample_rows(len(opened), max_images, np.random.default_rng(self.hasher.seed))
-        sample = opened if len(chosen) == len(opened) else opened.select(chosen)
-        self._check_kinds(sample)
+        self._check_kinds(opened)
+        return opened
+
+    def _learn(self, sample: PairSource, *, fine_tune: bool, **options: Any) -> dict[str, int]:
+        assert not fine_tune  # no hasher of image-text pairs fine-tunes
         if isinstance(sample.texts, list):
             self.text_encoder.fit(sample.texts)
-        pairs = self.pair_features(sample, n_views=n_views, progress=progress, max_pixels=max_pixels)
-        kept, owners = np.unique(
-            pairs.owners, return_inverse=True
-        )  # images without a usable text have nothing to teach
+        pairs = self.pair_features(sample, **options)
+        kept, owners = np.unique(pairs.owners, return_inverse=True)  # images that have a usable text
         views = None if pairs.views is None else pairs.views[:, kept]
         self.hasher.fit(pairs.images[kept], pairs.texts, owners=owners, views=views)
-        self.skipped_, self.remarks_ = pairs.skipped, pairs.remarks
-        self.training = {
-            "source": opened.name,
-            "n_items": len(opened),
-            "n_used": len(kept),
-            "n_texts": len(pairs.texts),
-            "n_views": n_views,
-            "fine_tuned": False,
-        }
-        self.fingerprint = None
-        return self
+        self.skipped_, self.notes_ = pairs.skipped, pairs.notes
+        return {"n_used": len(kept), "n_texts": len(pairs.texts)}
 
     def pair_features(
-        self, source: PairsLike, *, n_views: int = 0, progress: bool = False, max_pixels: int | None = None
+        self, source: Any, *, n_views: int = 0, progress: bool = False, max_pixels: int | None = None
     ) -> PairFeatures:
-        """Features of both sides of a source of pairs, and of ``n_views`` augmented copies of the images; and what of it cannot be used.
+        """Features of both sides of a source of image-text pairs, and of ``n_views`` augmented copies of the images.
 
         Raises:
             DataError: no usable image, or no usable text.
@@ -210,7 +159,7 @@ class CrossModalModel(HashModel):
             table.rows,
             table.features,
             places,
-            self._text_features(opened, places),
+            self._text_features(take_texts(opened.texts, places)),
             position[opened.owners[places]],
             skipped,
             [text.reason for text in odd if text.usable],
@@ -225,10 +174,8 @@ class CrossModalModel(HashModel):
                 f"this model takes {kinds[0]} (text encoder {self._text_name}), but {pairs.name} holds {kinds[1]}"
             )
 
-    def _text_features(self, pairs: PairSource, places: NDArray[np.intp]) -> NDArray[np.float32]:
-        if isinstance(pairs.texts, np.ndarray):
-            return np.asarray(pairs.texts[places], np.float32)
-        return self.text_encoder.encode([pairs.texts[place] for place in places.tolist()])
+    def _text_features(self, texts: list[str] | NDArray[Any]) -> NDArray[np.float32]:
+        return np.asarray(texts, np.float32) if isinstance(texts, np.ndarray) else self.text_encoder.encode(texts)
 
     def encode_texts(self, texts: Sequence[str] | NDArray[Any]) -> Codes:
         """Codes of texts, comparable with the codes of images by Hamming distance.
@@ -257,6 +204,13 @@ class CrossModalModel(HashModel):
     def model_config(self) -> dict[str, Any]:
         """The configuration of the image side, and the text encoder with what it learned."""
         return {**super().model_config(), "text_encoder": self.text_encoder.config()}
+
+    @classmethod
+    def from_contents(cls, config: dict[str, Any], tensors: dict[str, NDArray[Any]], **options: Any) -> Self:
+        """The trained model described by the contents of a model folder; see :meth:`HashModel.from_contents`."""
+        model = super().from_contents(config, tensors, text_encoder=config["text_encoder"]["name"], **options)
+        model._saved_text_encoder = config["text_encoder"]
+        return model
 
     def __repr__(self) -> str:
         return f"CrossModalModel(backbone={self.backbone_name!r}, text_encoder={self._text_name!r}, hasher={self.hasher!r})"

@@ -1,7 +1,7 @@
 """Neighbours whose neighbourhoods agree, in a metric that ignores what augmentation changes.
 
-Three steps, none of which sees a label: rows are mapped to unit length by their square roots; directions are weighted by how much of their
-variance survives augmentation; and two items count as near when their lists of nearest neighbours overlap.
+Three steps, none of which sees a label. Rows become their square roots, of unit length. Directions are weighted by how much of their
+variance survives augmentation. Two items count as near when their lists of nearest neighbours overlap.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def root_rows(features: NDArray[Any]) -> NDArray[Any]:
     """
     roots = np.abs(features)
     sums = roots.sum(axis=1, keepdims=True)
-    roots /= np.where(sums > 0, sums, 1)  # in place: there may be gigabytes of them
+    roots /= np.where(sums > 0, sums, 1)  # in place, because the array may take gigabytes
     return np.asarray(np.copysign(np.sqrt(roots, out=roots), features, out=roots))
 
 
@@ -78,7 +78,7 @@ def invariant_metric(
     emphasis: float = 0.25,
     ridge: float = 0.5,
 ) -> NDArray[np.float64]:
-    """Directions in which items differ more than what lies within them, weighted by how much more.
+    """Directions in which items differ more than the views of one item do, weighted by how much more.
 
     Solves ``total w = lambda within w`` with ``w' within w = 1`` and scales each direction by ``(lambda - 1)^emphasis``: a linear
     discriminant whose classes are the images themselves.
@@ -86,9 +86,9 @@ def invariant_metric(
     Args:
         total: ``(d, d)`` covariance of the items.
         within: ``(d, d)`` scatter that should not count.
-        directions: Kept at most, those of the largest lambda.
+        directions: How many directions to keep at most, those of the largest lambda.
         emphasis: 0 weighs all kept directions alike (whitening of ``within``).
-        ridge: Added to both, relative to their mean variances, so that empty directions do not explode.
+        ridge: Added to both, relative to their mean variances, so that directions without variance do not explode.
 
     Returns:
         ``(d, m)``: distances are measured between ``features @ metric``.
@@ -103,10 +103,10 @@ def invariant_metric(
 
 
 def overlap_distances(neighbours: NDArray[np.int32]) -> Iterator[Floats]:
-    """1 minus the Jaccard overlap of two items' neighbour lists ``(n, m)``, each list with the item itself.
+    """1 minus the Jaccard overlap of any two items' neighbour lists ``(n, m)``, each list with the item itself.
 
     Yields:
-        Rows of the ``(n, n)`` distances, in order, a block of them ``(b, n) float32`` at a time.
+        Blocks ``(b, n) float32`` of the rows of the ``(n, n)`` distances, in order.
     """
     from scipy.sparse import csr_array
 
@@ -124,8 +124,7 @@ def overlap_distances(neighbours: NDArray[np.int32]) -> Iterator[Floats]:
 def agreeing_neighbours(features: NDArray[Any], n_listed: int, n_kept: int) -> NDArray[np.int32]:
     """The ``n_kept`` items of largest overlap with each item's list of ``n_listed`` cosine neighbours, ``(n, n_kept)``, nearest first.
 
-    An item in the list overlaps at least in itself, so with ``n_kept <= n_listed < n`` nothing is kept that shares no neighbour. Memory
-    4 bytes times the square of the rows, for the cosines.
+    With ``n_kept <= n_listed < n`` nothing is kept that shares no neighbour. The cosines take 4 bytes times the square of the rows.
     """
     lists = nearest_neighbours(cosine_distances(features), n_listed)
     return nearest_in_blocks(overlap_distances(lists), n_kept)

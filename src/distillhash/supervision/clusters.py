@@ -7,7 +7,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.errors import ParameterError
 from distillhash.supervision.neighbours import nearest_neighbours
 from distillhash.supervision.similarity import Floats, PairLabels, unit_rows
 
@@ -30,8 +29,8 @@ def assign_clusters(
     Args:
         features: ``(n, d)``; k-means runs on their rows scaled to length 1.
         distances: ``(n, n)`` cosine distances of the same rows, for the neighbour graph of the spectral clustering.
-        n_clusters: Clusters wanted; at most one per ``ROWS_PER_CLUSTER`` rows (but two) are made, because clusters of one item would
-            contradict every similar pair.
+        n_clusters: Clusters wanted, at least 1. At most one per ``ROWS_PER_CLUSTER`` rows (but two) are made, because clusters of one
+            item would contradict every similar pair.
         method: ``kmeans``, or ``spectral`` (Ng, Jordan, Weiss, NIPS 2001): k-means on the leading eigenvectors of the normalised graph of
             neighbours, mutual ones weighted twice. A Gaussian affinity is nearly flat on unit vectors; neighbours are not.
         n_neighbours: Neighbours of each item in that graph.
@@ -39,14 +38,9 @@ def assign_clusters(
 
     Returns:
         ``(n,) int32``.
-
-    Raises:
-        ParameterError: ``n_clusters`` is below 1.
     """
     from sklearn.cluster import KMeans
 
-    if n_clusters < 1:
-        raise ParameterError(f"n_clusters must be at least 1, got {n_clusters}")
     n = len(features)
     k = min(n_clusters, max(2, n // ROWS_PER_CLUSTER))
     if k == 1 or n < 4:

@@ -8,8 +8,8 @@ and Theorem 1 keeps the pairs whose Bayes label is certain under these bounds:
 
     S = +1  if eta~(i, j) > (1 + r-max) / 2,        S = -1  if eta~(i, j) < (1 - r+max) / 2.
 
-eta~ is handled by its logit s. A float32 sigmoid is exactly 1 above s = 16.6, where the strict test fails and the surest
-pairs would vanish; with log-sigmoids the same tests are exact at any s:
+eta~ is given by its logit s. A float32 sigmoid is exactly 1 above s = 16.6, where the strict test fails and the surest pairs would
+vanish. With log-sigmoids the same tests are exact at any s:
 
     +  iff  log sg(-s_ij) < log sg(-s_min) - ln 2        -  iff  log sg(s_ij) < log sg(s_max) - ln 2
 
@@ -45,8 +45,8 @@ def distil_pairs(
     Args:
         logits: ``(n, n) float32`` logits s of eta~, symmetric; infinities allowed (eta~ of exactly 0 or 1), NaN not.
         neighbours: ``(n, o) int32`` neighbours that bound the flip rates.
-        neighbours_for_positive: Other neighbours for r-max, the bound that decides positives (the released code skips the two
-            nearest there); None takes ``neighbours``.
+        neighbours_for_positive: Other neighbours for r-max, the bound that decides positives; None takes ``neighbours``. The released
+            code skips the two nearest there.
         bounds: ``full`` is Eq. 8. ``unshared`` leaves out (k, k), which enters when i and j share a neighbour k. ``diagonal``
             reads only (k, k) for k in nn(j), the indexing slip of the released code; it need not be symmetric.
         keep_certain: Also keep pairs with eta~ of exactly 1 or 0, which the strict tests refuse where all neighbours agree. By Eq. 3,
@@ -58,34 +58,16 @@ def distil_pairs(
     Raises:
         DataError: ``logits`` is not square or holds NaN.
     """
-    positive, negative = _prepare(logits, neighbours, neighbours_for_positive)
-    kernel = {"full": _distil_full, "unshared": _distil_unshared, "diagonal": _distil_diagonal}[bounds]
-    labels: PairLabels = kernel(logits, positive, negative, keep_certain)
-    return labels
-
-
-def flip_rate_bounds(
-    logits: NDArray[np.float32], neighbours: NDArray[np.int32]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Upper bounds of both flip rates for every pair (Eq. 8), for inspection; :func:`distil_pairs` never stores them.
-
-    Returns:
-        ``(r_minus_max, r_plus_max)``, each ``(n, n) float64`` in [0, 1].
-    """
-    _prepare(logits, neighbours, None)
-    low, high = _extremes(logits, neighbours)
-    with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-low.astype(np.float64))), 1 / (1 + np.exp(high.astype(np.float64)))
-
-
-def _prepare(logits: Any, neighbours: Any, for_positive: Any) -> tuple[Any, Any]:
     if logits.ndim != 2 or logits.shape[0] != logits.shape[1] or len(neighbours) != len(logits):
         raise DataError(f"logits must be (n, n) with n neighbour lists, got {logits.shape} and {neighbours.shape}")
     if any(bool(np.isnan(logits[start : start + 1024]).any()) for start in range(0, len(logits), 1024)):
         raise DataError(
             "the logits of the pair probabilities hold NaN; did the estimator diverge? lower its learning rate"
         )
-    return (neighbours if for_positive is None else for_positive), neighbours
+    positive = neighbours if neighbours_for_positive is None else neighbours_for_positive
+    kernel = {"full": _distil_full, "unshared": _distil_unshared, "diagonal": _distil_diagonal}[bounds]
+    labels: PairLabels = kernel(logits, positive, neighbours, keep_certain)
+    return labels
 
 
 @njit(nogil=True, inline="always")
@@ -167,20 +149,3 @@ def _distil_diagonal(logits: Any, positive: Any, negative: Any, keep_certain: An
             if i != j:
                 labels[i, j] = _label(np.float64(logits[i, j]), lows[j], highs[j], keep_certain)
     return labels
-
-
-@njit(parallel=True, nogil=True, cache=True)
-def _extremes(logits: Any, neighbours: Any) -> Any:
-    n = len(logits)
-    low, high = np.empty_like(logits), np.empty_like(logits)
-    for i in prange(n):
-        row_low, row_high = logits[neighbours[i, 0]].copy(), logits[neighbours[i, 0]].copy()
-        for k in neighbours[i, 1:]:
-            row_low = np.minimum(row_low, logits[k])
-            row_high = np.maximum(row_high, logits[k])
-        for j in range(n):
-            low[i, j], high[i, j] = row_low[neighbours[j, 0]], row_high[neighbours[j, 0]]
-            for c in range(1, neighbours.shape[1]):
-                low[i, j] = min(low[i, j], row_low[neighbours[j, c]])
-                high[i, j] = max(high[i, j], row_high[neighbours[j, c]])
-    return low, high

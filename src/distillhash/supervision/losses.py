@@ -30,13 +30,14 @@ def likelihood_loss(codes: Tensor, pairs: Tensor, *, scale: float) -> Tensor:
     return (losses * labelled).sum() / labelled.sum().clamp(min=1)
 
 
-def squared_loss(codes: Tensor, pairs: Tensor) -> Tensor:
-    """Squared error of the normalised inner product on labelled pairs (SSDH; the released DistillHash).
+def squared_loss(codes: Tensor, pairs: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Squared error of the normalised inner product on labelled pairs (SSDH; the released DistillHash; weighted: DSG, CIMON).
 
-    ``sum |S_ij| (<u_i, u_j> / K - S_ij)^2 / b^2``: unlabelled pairs stay in the divisor, as released.
+    ``sum w_ij |S_ij| (<u_i, u_j> / K - S_ij)^2 / b^2``: unlabelled pairs stay in the divisor, as released.
     """
     similarity = codes @ codes.T / codes.shape[1]
-    return ((similarity - pairs) ** 2 * pairs.abs()).sum() / pairs.numel()
+    errors = (similarity - pairs) ** 2 * pairs.abs()
+    return (errors if weights is None else errors * weights).sum() / pairs.numel()
 
 
 def pair_loss(codes: Tensor, pairs: Tensor, *, kind: PairLoss, scale: float) -> Tensor:
@@ -78,17 +79,6 @@ def neighbour_contrast(codes: Tensor, positives: Tensor, *, temperature: float) 
     counts = positives.sum(dim=1)
     means = torch.where(positives, logs, 0.0).sum(dim=1) / counts.clamp(min=1)
     return -means.sum() / (counts > 0).sum().clamp(min=1)
-
-
-def relax(outputs: Tensor, relaxation: Literal["tanh", "none"]) -> Tensor:
-    """Relaxed codes u from real outputs: tanh (authors' release) or the outputs themselves."""
-    return torch.tanh(outputs) if relaxation == "tanh" else outputs
-
-
-def weighted_squared_loss(codes: Tensor, pairs: Tensor, weights: Tensor) -> Tensor:
-    """The squared loss with a weight a pair: ``sum w_ij |S_ij| (<u_i, u_j> / K - S_ij)^2 / b^2`` (DSG, CIMON)."""
-    similarity = codes @ codes.T / codes.shape[1]
-    return ((similarity - pairs) ** 2 * pairs.abs() * weights).sum() / pairs.numel()
 
 
 def log_cosh_loss(codes: Tensor, targets: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def nearest_neighbours(distances: NDArray[np.float32], k: int, *, include_self: 
 
 
 def nearest_in_blocks(blocks: Iterable[NDArray[np.float32]], k: int) -> NDArray[np.int32]:
-    """:func:`nearest_neighbours` of distances whose rows come a block at a time, ``(b, n) float32`` each, and are never there at once."""
+    """:func:`nearest_neighbours` of distances whose rows come in blocks ``(b, n) float32``, so that memory never holds all of them."""
     found, start = [], 0
     for distances in blocks:
         block = np.array(distances, np.float32)
@@ -57,7 +57,7 @@ def nearest_in_blocks(blocks: Iterable[NDArray[np.float32]], k: int) -> NDArray[
 
 
 def first_of_both(first: NDArray[np.int32], second: NDArray[np.int32]) -> NDArray[np.int32]:
-    """The items of every row of ``first (n, a)`` and, after them, those of ``second (n, k)`` that it does not have: ``(n, k)``, a <= k."""
+    """``(n, k)``: in every row the items of ``first (n, a)``, a <= k, followed by those of ``second (n, k)`` that are not among them."""
     known = np.zeros(second.shape, bool)
     for column in first.T:
         known |= second == column[:, None]

@@ -1,4 +1,4 @@
-"""Noisy pair labels from distances of pretrained features: the half-Gaussian thresholds of SSDH.
+"""Noisy pair labels from distances of pretrained features, by the half-Gaussian thresholds of SSDH, and what they look like.
 
 Paper: Yang, Deng, Liu, Liu, Tao, "Semantic Structure-based Unsupervised Deep Hashing", IJCAI 2018; used by DistillHash
 (CVPR 2019) for its Eq. (2). The histogram of cosine distances looks like two half Gaussians glued at the mode m; pairs far
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.errors import DataError, ParameterError
+from distillhash.errors import DataError
 
 Floats = NDArray[np.float32]
 PairLabels = NDArray[np.int8]
@@ -28,6 +28,7 @@ LabelRule = Literal["three-way", "two-way"]
 
 BIN_WIDTH = 0.01
 FALLBACK_SHARE = 0.01
+HISTOGRAM_BINS = 20
 _BLOCK = 1024
 
 
@@ -53,7 +54,7 @@ class Thresholds:
 
 
 def row_blocks(n: int) -> list[slice]:
-    """Slices of at most 8,192 of ``n`` rows: what is computed in float64 is computed of one at a time."""
+    """Slices of at most 8,192 of ``n`` rows, to bound the memory of what is computed in float64."""
     return [slice(start, min(start + 8192, n)) for start in range(0, n, 8192)]
 
 
@@ -133,13 +134,9 @@ def _off_diagonal_blocks(distances: Floats) -> Any:
 def pair_thresholds(distances: Floats, fit: HalfGaussians, *, alpha: float = 2.0, beta: float = 2.0) -> Thresholds:
     """``similar = m - alpha sigma_left`` and ``dissimilar = m + beta sigma_right`` (SSDH; t1 and t2 of DistillHash Eq. 2).
 
-    A side that no pair reaches falls back to the closest (farthest) 1 % of pairs, because a loss with one sign collapses.
-
-    Raises:
-        ParameterError: ``alpha`` or ``beta`` is negative.
+    ``alpha`` and ``beta`` are at least 0. A side that no pair reaches falls back to the closest (farthest) 1 % of pairs, because a
+    loss with one sign collapses.
     """
-    if alpha < 0 or beta < 0:
-        raise ParameterError(f"alpha and beta must be at least 0, got {alpha} and {beta}")
     similar, dissimilar = fit.mode - alpha * fit.sigma_left, fit.mode + beta * fit.sigma_right
     upper = distances[np.triu_indices(min(len(distances), 2000), 1)]  # a corner is sample enough for a 1 % quantile
     fallback = False
@@ -169,12 +166,6 @@ def label_pairs(distances: Floats, thresholds: Thresholds, *, rule: LabelRule = 
     labels[distances <= thresholds.similar] = 1
     np.fill_diagonal(labels, 0)
     return labels
-
-
-# What pair labels look like, without labels, and how right they are when labels are at hand for diagnosis only.
-
-_BLOCK_diagnosis = 512
-HISTOGRAM_BINS = 20
 
 
 def describe_pairs(pairs: PairLabels, name: str = "pairs") -> dict[str, Any]:
@@ -221,8 +212,8 @@ def judge_pairs(pairs: PairLabels, labels: NDArray[Any]) -> dict[str, float]:
         raise DataError(f"{len(labels)} labels for {len(pairs)} items")
     n = len(pairs)
     right, given, similar_pairs = np.zeros(2), np.zeros(2), 0
-    for start in range(0, n, _BLOCK_diagnosis):
-        rows = slice(start, min(start + _BLOCK_diagnosis, n))
+    for start in range(0, n, _BLOCK):
+        rows = slice(start, min(start + _BLOCK, n))
         similar = (
             labels[rows, None] == labels[None] if labels.ndim == 1 else (labels[rows].astype(float) @ labels.T) > 0
         )
@@ -250,8 +241,8 @@ def probability_histogram(logits: NDArray[np.float32]) -> list[int]:
     with np.errstate(divide="ignore"):
         cuts = np.log(edges / (1 - edges)).astype(np.float32)
     counts = np.zeros(HISTOGRAM_BINS, np.int64)
-    for start in range(0, len(logits), _BLOCK_diagnosis):
-        block = logits[start : start + _BLOCK_diagnosis]
+    for start in range(0, len(logits), _BLOCK):
+        block = logits[start : start + _BLOCK]
         counts += np.bincount(np.searchsorted(cuts, block.ravel(), side="right"), minlength=HISTOGRAM_BINS)
     own = np.searchsorted(cuts, np.diagonal(logits), side="right")
     return [int(value) for value in counts - np.bincount(own, minlength=HISTOGRAM_BINS)]

@@ -1,0 +1,35 @@
+"""Reading a model folder, whichever model wrote it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distillhash.errors import FormatError
+from distillhash.methods.base import read_model_folder
+from distillhash.models.hash_model import HashModel
+from distillhash.models.image_text import CrossModalModel
+
+if TYPE_CHECKING:
+    from distillhash.backbones import FeatureCache
+
+
+def load_model(path: str | Path, *, device: str = "auto", cache: FeatureCache | None = None) -> HashModel:
+    """Read a model that :meth:`HashModel.save` wrote.
+
+    Args:
+        path: The folder.
+        device: Where its backbone runs.
+        cache: Where features are kept between runs.
+
+    Returns:
+        The model; a :class:`CrossModalModel` where the folder holds one.
+
+    Raises:
+        FormatError: the folder is absent, damaged, of a newer format, or holds a hasher without a backbone.
+    """
+    config, tensors = read_model_folder(path)
+    if "backbone" not in config:
+        raise FormatError(f"{path} holds a hasher without a backbone; read it with load_hasher")
+    kind = CrossModalModel if "text_encoder" in config else HashModel
+    return kind.from_contents(config, tensors, device=device, cache=cache)

@@ -1,0 +1,59 @@
+"""What CONTRIBUTING asks of a method besides its code: pages, numbers, a docstring with the paper, and tests of its formulas."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distillhash.methods import method_class
+from distillhash.methods.registry import BUILT_IN
+
+ROOT = Path(__file__).parents[2]
+README, CONTENTS = ((ROOT / name).read_text() for name in ("README.md", "docs/README.md"))
+CIFAR10: list[dict[str, Any]] = json.loads((ROOT / "results/cifar10/table.json").read_text())
+IMAGE_TEXT = [json.loads(line) for line in (ROOT / "results/cross-modal/rows.jsonl").read_text().splitlines()]
+TESTS = {path.name: path.read_text() for path in Path(__file__).parent.glob("test_*.py")}
+SHARED_TESTS = {"test_contract.py", "test_image_text_contract.py", "test_checklist.py", "test_heads.py"}
+
+
+@pytest.mark.parametrize("method", BUILT_IN)
+def test_a_page_is_listed(method: str) -> None:
+    name = method.removesuffix("-initial")  # described with the method whose ablation it is
+    pages = [page for page in (f"methods/{name}.md", f"{name}.md") if (ROOT / "docs" / page).is_file()]
+    assert pages, f"write docs/methods/{name}.md"
+    assert f"({pages[0]})" in CONTENTS, f"list {pages[0]} in docs/README.md"
+
+
+@pytest.mark.parametrize("method", BUILT_IN)
+def test_the_readme_names_it(method: str) -> None:
+    assert f"`{method}`" in README, f"name {method} in the README's list of methods"
+
+
+@pytest.mark.parametrize("method", BUILT_IN)
+def test_results_have_its_numbers(method: str) -> None:
+    cls = method_class(method)
+    if cls.needs_labels:
+        return  # the tables compare methods that learn without labels
+    rows = IMAGE_TEXT if cls.needs_texts else CIFAR10
+    assert any(row["method"] == method for row in rows), f"measure {method} by bench, and add its rows to results/"
+
+
+@pytest.mark.parametrize("method", BUILT_IN)
+def test_the_module_names_paper_and_departures(method: str) -> None:
+    cls = method_class(method)
+    text = importlib.import_module(cls.__module__).__doc__ or ""
+    wanted = ["Not in a paper."] if cls.venue == "this project" else ["Paper:", "Departs from the paper in:"]
+    if cls.needs_texts and cls.venue == "this project":
+        wanted = ["Paper: none"]
+    assert all(words in text for words in wanted), f"the docstring of {cls.__module__} lacks one of {wanted}"
+
+
+@pytest.mark.parametrize("method", BUILT_IN)
+def test_a_test_of_its_own_imports_or_makes_it(method: str) -> None:
+    """A formula test imports from the method's module or makes the method, in a file that is not shared by all methods."""
+    cls = method_class(method)
+    names = [f"from {cls.__module__} import", f'"{method}"', f"{cls.__name__}("]
+    found = [name for name, text in TESTS.items() if name not in SHARED_TESTS and any(word in text for word in names)]
+    assert found, f"test the formulas of {method} in tests/methods"
