@@ -3,8 +3,7 @@
     python benchmarks/contrast_criterion.py cifar10:DIR --out results/contrast-criterion
 
 For every setting and seed two models are trained on disjoint halves of the training images of protocol cifar10-validation (2,500 each, six
-views and the teacher, 32 bits), and :func:`distillhash.metrics.code_statistics.replicated_neighbours` is measured on 3,000
-database images that neither
+views and the teacher, 32 bits), and :func:`distillhash.metrics.replicated_neighbours` is measured on 3,000 database images that neither
 saw. MAP is that of the two models on the carved queries; it needs labels, and only serves to judge the criterion. Finished rows are kept in
 OUT/rows.jsonl.
 """
@@ -23,8 +22,7 @@ from distillhash import make_hasher
 from distillhash.backbones import FeatureCache, make_backbone
 from distillhash.bench.protocols import load_protocol
 from distillhash.bench.runs import Prepared, prepare
-from distillhash.metrics.code_statistics import replicated_neighbours
-from distillhash.metrics.retrieval import evaluate_codes
+from distillhash.metrics import evaluate_codes, replicated_neighbours
 from distillhash.sources import open_source
 
 SETTINGS: list[tuple[str, list[Any]]] = [

@@ -45,8 +45,7 @@ from distillhash.bench.protocols import load_protocol
 from distillhash.bench.runs import prepare
 from distillhash.bench.tables import bootstrap_difference
 from distillhash.codes import Codes, hamming_distances
-from distillhash.metrics.code_statistics import neighbour_recall
-from distillhash.metrics.retrieval import evaluate_codes
+from distillhash.metrics import evaluate_codes, neighbour_recall
 from distillhash.search import projection_scores
 from distillhash.sources import open_source
 from distillhash.supervision.agreement import centred_unit, root_rows

@@ -83,6 +83,14 @@ def test_from_packed_refuses(packed: NDArray[Any], n_bits: int, error: type[Exce
         Codes.from_packed(packed, n_bits)
 
 
+def test_concatenate() -> None:
+    codes = Codes.from_signs(random_signs(9, 13))
+    assert Codes.concatenate([codes[:4], codes[4:4], codes[4:]], 13) == codes
+    assert len(Codes.concatenate([], 13)) == 0 and Codes.concatenate([], 13).n_bits == 13
+    with pytest.raises(DataError, match="codes of 12 bits cannot be joined"):
+        Codes.concatenate([codes], 12)
+
+
 def test_refusals() -> None:
     with pytest.raises(DataError, match="must be -1 or \\+1"):
         Codes.from_signs(np.zeros((1, 4)))

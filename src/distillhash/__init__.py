@@ -30,12 +30,16 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'distillhash' has no attribute {name!r}")
     if name == "Codes":
-        from distillhash import codes as home
-    elif name in ("CrossModalModel", "HashModel", "load_model"):
-        from distillhash import models as home
-    else:
-        from distillhash import methods as home
-    return getattr(home, name)
+        from distillhash.codes import Codes
+
+        return Codes
+    if name in ("CrossModalModel", "HashModel", "load_model"):
+        from distillhash import models
+
+        return getattr(models, name)
+    from distillhash import methods
+
+    return getattr(methods, name)
 
 
 def __dir__() -> list[str]:

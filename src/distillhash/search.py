@@ -21,7 +21,7 @@ from distillhash.errors import DataError, FormatError, ParameterError
 from distillhash.index import Index, Item, RangeResult, SearchResult, open_index
 from distillhash.index.address import folder_of, shown
 from distillhash.index.rows import check_keys
-from distillhash.models.hash_model import HashModel, load_model
+from distillhash.models import HashModel, load_model
 from distillhash.progress import Progress
 from distillhash.sources import BadItemError, EmbeddingSource, ImageSource, Skipped, Source, open_source
 

@@ -27,8 +27,7 @@ from distillhash.bench.report import (
 )
 from distillhash.codes import Codes
 from distillhash.errors import DataError, DistillHashError
-from distillhash.metrics.code_statistics import bit_statistics, neighbour_recall
-from distillhash.metrics.retrieval import evaluate_codes
+from distillhash.metrics import bit_statistics, evaluate_codes, neighbour_recall
 from distillhash.sources.base import Skipped
 
 EVIL = '<script>alert("1")</script>&\'.png'

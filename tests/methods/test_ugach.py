@@ -15,9 +15,9 @@ from distillhash.methods import make_hasher
 from distillhash.methods.image_text import TrainingPairs
 from distillhash.methods.ugach import (
     UGACH,
-    CorrelationGraph,
     Game,
     Triplets,
+    correlation_graph,
     nearest_rows,
     policy_loss,
     reward,
@@ -109,18 +109,15 @@ def test_one_candidate_teaches_nothing() -> None:
 def test_the_graph_is_the_union_of_two_lists_and_directed() -> None:
     images = np.array([[0.0], [1.0], [1.5], [10.0], [11.0]])
     texts = np.array([[0.0, 0], [5, 0], [0, 1], [5, 1], [20, 20]])
-    graph = CorrelationGraph(images, texts, 2)
+    graph = correlation_graph(images, texts, 2).toarray()
     for row in range(5):
         expected = {row}
         for side in (images, texts):
             distances = [np.linalg.norm(side[row] - other) for other in side]
             expected |= set(sorted(range(5), key=distances.__getitem__)[:2])
-        assert set(graph.positives[row, : graph.counts[row]]) == expected and graph.counts[row] == len(expected)
-    everyone = graph.among(np.arange(5), np.arange(5))
-    assert everyone.diagonal().all() and (everyone != everyone.T).any()
-    drawn = graph.draw(np.zeros(2000, int), np.random.default_rng(0))
-    assert set(drawn) == set(graph.positives[0, : graph.counts[0]])
-    assert CorrelationGraph(images, texts, 1).counts.tolist() == [1] * 5
+        assert set(np.flatnonzero(graph[row])) == expected
+    assert graph.diagonal().all() and (graph != graph.T).any()
+    np.testing.assert_array_equal(correlation_graph(images, texts, 1).toarray(), np.eye(5))
 
 
 def test_neighbours_over_several_blocks_equal_brute_force() -> None:
@@ -142,14 +139,21 @@ def items_of(triplets: Triplets) -> list[NDArray[np.intp]]:
     return [rows if side == 0 else OWNERS[rows] for rows, side in zip(triplets[1:], (asked, found, found), strict=True)]
 
 
+def test_positives_are_drawn_uniformly() -> None:
+    run = game()
+    wanted = np.flatnonzero(run.graph.toarray()[7])
+    drawn, counts = np.unique(run._draw_positives(np.full(2000, 7)), return_counts=True)
+    np.testing.assert_array_equal(drawn, wanted)
+    assert np.abs(counts / 2000 - 1 / len(wanted)).max() < 0.05
+
+
 def test_triplets_point_where_they_should() -> None:
     run = game(negatives=3, pool=0.2)
     for direction in ((0, 1), (1, 0)):
         queries, positives, negatives = items_of(run._drawn_triplets(direction))
         assert len(queries) == len(positives) == len(negatives) == 3 * 80
-        friends = [set(run.graph.positives[i, : run.graph.counts[i]]) for i in range(80)]
-        assert all(p in friends[q] for q, p in zip(queries, positives, strict=True))
-        assert not any(g in friends[q] for q, g in zip(queries, negatives, strict=True))
+        graph = run.graph.toarray()
+        assert graph[queries, positives].all() and not graph[queries, negatives].any()
         queries, positives, negatives = items_of(run._random_triplets(direction))
         np.testing.assert_array_equal(queries, positives)
         assert (queries != negatives).all()

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes, hamming_distances
 from distillhash.errors import DataError, ParameterError
 from distillhash.metrics.cross_modal import (
-    WORD_OVERLAP,
+    LEAST_GAIN,
     CodedPairs,
     evaluate_cross_modal,
     own_items,
     query_metrics,
-    retrieval_metrics,
     shared_labels,
     word_overlap,
 )
@@ -25,7 +24,7 @@ from distillhash.metrics.retrieval import evaluate_codes
 
 def in_order(gains: list[float], k: int) -> dict[str, float]:
     """The metrics of one ranking without ties, as their definitions say."""
-    relevant = [gain >= WORD_OVERLAP for gain in gains]
+    relevant = [gain >= LEAST_GAIN for gain in gains]
     precisions = [sum(relevant[: i + 1]) / (i + 1) for i, there in enumerate(relevant) if there]
     dcg = sum(gain / math.log2(i + 2) for i, gain in enumerate(gains[:k]))
     ideal = sum(gain / math.log2(i + 2) for i, gain in enumerate(sorted(gains, reverse=True)[:k]))
@@ -70,14 +69,21 @@ def test_floats_are_ranked_and_ties_among_them_kept() -> None:
                 assert found[name][row] == pytest.approx(value, abs=1e-9)
 
 
+def means(metrics: dict[str, NDArray[Any]]) -> dict[str, float]:
+    """Over the queries that have a relevant item, and how many have one or none."""
+    empty = np.isnan(metrics["map"])
+    counts = {"n_queries": int((~empty).sum()), "queries_without_relevant": int(empty.sum())}
+    return {name: float(np.mean(values[~empty])) for name, values in metrics.items()} | counts
+
+
 def test_map_and_recall_are_those_of_evaluate_codes() -> None:
     rng = np.random.default_rng(0)
     query, database = (Codes.from_signs(rng.choice([-1, 1], (n, 10))) for n in (30, 50))
     asked, held = (rng.integers(0, 4, n) for n in (30, 50))
-    found = retrieval_metrics(hamming_distances(query, database), np.equal.outer(asked, held).astype(float), (1, 10))
+    found = query_metrics(hamming_distances(query, database), np.equal.outer(asked, held).astype(float), (1, 10))
     expected = evaluate_codes(query, database, asked, held)
     for name in ("map", "recall@1", "recall@10"):
-        assert found[name] == pytest.approx(expected[name], abs=1e-12)
+        assert found[name].mean() == pytest.approx(expected[name], abs=1e-12)
 
 
 def test_both_directions() -> None:
@@ -90,8 +96,8 @@ def test_both_directions() -> None:
     report = evaluate_cross_modal(pairs, pairs, {"own": own_items(keys, keys)}, (10,))
     own = np.equal.outer(np.arange(n), owners).astype(float)
     distances = hamming_distances(pairs.images, pairs.texts)
-    assert report["image_to_text"]["own"] == retrieval_metrics(distances, own, (10,))
-    assert report["text_to_image"]["own"] == retrieval_metrics(distances.T, own.T, (10,))
+    assert report["image_to_text"]["own"] == means(query_metrics(distances, own, (10,)))
+    assert report["text_to_image"]["own"] == means(query_metrics(distances.T, own.T, (10,)))
 
 
 def test_own_items_and_labels() -> None:
@@ -118,11 +124,15 @@ def test_word_overlap_is_jaccard_of_content_words() -> None:
 
 
 def test_queries_without_an_answer_are_counted_and_bad_tables_refused() -> None:
-    found = retrieval_metrics(np.array([[0, 1], [1, 0]]), np.array([[1, 0], [0, 0.0]]), (1,))
-    assert (found["n_queries"], found["queries_without_relevant"], found["hit@1"]) == (1, 1, 1.0)
+    found = query_metrics(np.array([[0, 1], [1, 0]]), np.array([[1, 0], [0, 0.0]]), (1,))
+    assert found["hit@1"][0] == 1.0 and all(np.isnan(values[1]) for values in found.values())
+    codes = Codes.from_signs(np.ones((2, 4)))
+    pairs = CodedPairs(codes, codes, np.arange(2))
+    report = evaluate_cross_modal(pairs, pairs, {"own": own_items(["a", "b"], ["a", "c"])})["image_to_text"]["own"]
+    assert (report["n_queries"], report["queries_without_relevant"], report["hit@1"]) == (1, 1, 0.5)
     with pytest.raises(DataError, match="no query has a relevant item"):
-        retrieval_metrics(np.zeros((2, 2), int), np.zeros((2, 2)))
+        evaluate_cross_modal(pairs, pairs, {"own": own_items(["a", "b"], ["c", "d"])})
     with pytest.raises(DataError, match="must be one table"):
-        retrieval_metrics(np.zeros((2, 2), int), np.zeros((2, 3)))
+        query_metrics(np.zeros((2, 2), int), np.zeros((2, 3)))
     with pytest.raises(ParameterError, match="at least 1, got 0"):
-        retrieval_metrics(np.zeros((2, 2), int), np.ones((2, 2)), (0,))
+        query_metrics(np.zeros((2, 2), int), np.ones((2, 2)), (0,))

@@ -15,8 +15,8 @@ from distillhash.bench.image_text import evaluate_model
 from distillhash.codes import hamming_distances
 from distillhash.errors import DataError, NotFittedError, ParameterError
 from distillhash.methods import CCAITQ, make_hasher
-from distillhash.metrics.cross_modal import own_items, retrieval_metrics, shared_labels
-from distillhash.models.image_text import CrossModalModel
+from distillhash.metrics import own_items, query_metrics, shared_labels
+from distillhash.models import CrossModalModel
 from distillhash.sources.pairs import open_pairs
 from image_factory import make_png, make_truncated
 from pair_factory import CONCEPTS, paired_vectors, write_miniature
@@ -88,9 +88,11 @@ def test_evaluation_is_the_metrics_of_the_codes(model: CrossModalModel, miniatur
     assert isinstance(pairs.texts, list) and pairs.labels is not None
     distances = hamming_distances(model.encode(pairs.images), model.encode_texts(pairs.texts))
     rows = np.arange(30)
-    assert report["image_to_text"]["own"] == retrieval_metrics(distances, own_items(pairs.keys, pairs.keys)(rows))
+    for name, values in query_metrics(distances, own_items(pairs.keys, pairs.keys)(rows)).items():
+        assert report["image_to_text"]["own"][name] == np.mean(values)
     gains = shared_labels(pairs.labels, pairs.labels)(rows)
-    assert report["text_to_image"]["labels"] == retrieval_metrics(distances.T, gains.T)
+    for name, values in query_metrics(distances.T, gains.T).items():
+        assert report["text_to_image"]["labels"][name] == np.mean(values)
     assert (report["n_images"], report["n_texts"], report["skipped"]) == (30, 30, [])
 
 
@@ -122,7 +124,7 @@ def test_what_cannot_be_used_is_named_and_the_rest_is_learned_from(miniature: Pa
     assert "has no words in the vocabulary of tfidf:22" in reasons["im7.png"]
     assert "cannot be decoded" in reasons["im9.png"]
     assert fitted.training["n_used"] == 36 and fitted.training["n_items"] == 40
-    assert any("knows 1 of the 3 words of 'sea Strandkorb Möwe'" in remark for remark in fitted.remarks_)
+    assert any("knows 1 of the 3 words of 'sea Strandkorb Möwe'" in note for note in fitted.notes_)
 
 
 def test_refusals(model: CrossModalModel, miniature: Path, photos: Path) -> None:
@@ -136,7 +138,7 @@ def test_refusals(model: CrossModalModel, miniature: Path, photos: Path) -> None
         CrossModalModel(hasher=make_hasher("itq", 8))
     with pytest.raises(ParameterError, match="leave out fine-tuning"):
         new_model().fit(miniature, fine_tune=True)
-    with pytest.raises(ParameterError, match="views need images; these pairs hold embeddings"):
+    with pytest.raises(ParameterError, match="views and fine-tuning need images; this source holds embeddings"):
         CrossModalModel("embeddings", CCAITQ(4), text_encoder="embeddings").fit(paired_vectors(20, 1)[:2], n_views=2)
     with pytest.raises(ParameterError, match="views must be at least 0, got -1"):
         new_model().fit(miniature, n_views=-1)

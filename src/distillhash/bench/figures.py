@@ -106,7 +106,7 @@ def _drawing(alt: str) -> Iterator[tuple[Drawing, Axes]]:
 def pr_by_radius(curves: Mapping[str, Curve]) -> Drawing:
     """Precision against recall of Hamming lookup, one point a radius.
 
-    ``curves`` is label -> ``pr_radius`` of :func:`distillhash.metrics.retrieval.evaluate_codes` (``precision`` and ``recall``, K + 1
+    ``curves`` is label -> ``pr_radius`` of :func:`distillhash.metrics.evaluate_codes` (``precision`` and ``recall``, K + 1
     values each). Leading radii that find nothing are not drawn. One curve alone has radii beside it.
     """
     with _drawing("Precision against recall of Hamming lookup, one point for each radius") as (drawing, axes):
@@ -125,7 +125,7 @@ def pr_by_radius(curves: Mapping[str, Curve]) -> Drawing:
 def topn_precision(curves: Mapping[str, Curve], random: float | None = None) -> Drawing:
     """Share of relevant items among the first N of the ranking.
 
-    ``curves`` is label -> ``topn`` of :func:`distillhash.metrics.retrieval.evaluate_codes` (``n`` and ``precision``). ``random`` is the
+    ``curves`` is label -> ``topn`` of :func:`distillhash.metrics.evaluate_codes` (``n`` and ``precision``). ``random`` is the
     precision of a random ranking, drawn as a reference line.
     """
     with _drawing("Precision of the first N results against N") as (drawing, axes):
@@ -209,7 +209,7 @@ def bit_correlation(correlation: Sequence[Sequence[float]]) -> Drawing:
 def neighbour_recall(recall: Mapping[str, Any]) -> Drawing:
     """Share of the nearest neighbours by features found among the first results by Hamming distance.
 
-    ``recall`` is what :func:`distillhash.metrics.code_statistics.neighbour_recall` returns.
+    ``recall`` is what :func:`distillhash.metrics.neighbour_recall` returns.
     """
     with _drawing("Share of the feature neighbours found against the number of results looked at") as (drawing, axes):
         curve = recall["curve"]

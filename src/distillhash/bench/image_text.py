@@ -15,7 +15,7 @@ from distillhash.metrics.cross_modal import (
     shared_labels,
     word_overlap,
 )
-from distillhash.models.image_text import CrossModalModel, PairFeatures
+from distillhash.models import CrossModalModel, PairFeatures
 from distillhash.sources.pairs import PairSource, open_pairs
 
 

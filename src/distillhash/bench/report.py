@@ -26,8 +26,8 @@ from distillhash.codes import Codes, hamming_distances
 from distillhash.errors import DataError, DistillHashError
 from distillhash.files import write_atomic
 from distillhash.methods import method_class
-from distillhash.metrics.code_statistics import bit_statistics, neighbour_recall
-from distillhash.models.hash_model import HashModel, concatenate
+from distillhash.metrics import bit_statistics, neighbour_recall
+from distillhash.models import HashModel
 from distillhash.sources import ImageSource, Skipped, Source, encode_thumbnail, open_source
 from distillhash.supervision.similarity import judge_pairs
 
@@ -43,7 +43,7 @@ _DASH = "\N{EN DASH}"
 
 
 class RunRow(NamedTuple):
-    """One set of codes: a label such as ``"distillhash, 64 bits"``, and its :func:`distillhash.metrics.retrieval.evaluate_codes`."""
+    """One set of codes: a label such as ``"distillhash, 64 bits"``, and its :func:`distillhash.metrics.evaluate_codes`."""
 
     label: str
     metrics: Mapping[str, Any]
@@ -191,7 +191,7 @@ def encode_source(
     skipped = [item for batch in batches for item in batch.skipped]
     rows = np.concatenate([batch.rows for batch in batches]) if batches else np.zeros(0, np.intp)
     features = np.concatenate([batch.features for batch in batches]) if batches else np.zeros((0, 1), np.float32)
-    codes = concatenate([batch.codes for batch in batches], model.n_bits)
+    codes = Codes.concatenate([batch.codes for batch in batches], model.n_bits)
     labels = None if opened.labels is None else opened.labels[rows]
     return EncodedSource(opened, rows, codes, features, labels, skipped)
 

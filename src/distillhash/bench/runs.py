@@ -30,7 +30,7 @@ from distillhash.bench.protocols import Protocol, Split
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import write_atomic
 from distillhash.methods import make_hasher, method_class
-from distillhash.metrics.retrieval import evaluate_queries
+from distillhash.metrics import evaluate_queries
 
 if TYPE_CHECKING:
     from distillhash.backbones import Backbone, FeatureCache
@@ -149,7 +149,7 @@ def run_matrix(
         on_run: Called with each run when it is there, and whether it was found in ``folder``.
 
     Returns:
-        Runs whose records hold the keys of :func:`distillhash.metrics.retrieval.evaluate_codes` and ``protocol``, ``method``,
+        Runs whose records hold the keys of :func:`distillhash.metrics.evaluate_codes` and ``protocol``, ``method``,
         ``n_bits``, ``seed``, ``backbone``, ``fit_seconds``, ``encode_seconds``, ``peak_rss_mb`` (the highest resident memory while
         fitting), ``loss`` (per epoch) and ``identity``; or, where a method failed, the first five and ``error``.
     """

@@ -38,8 +38,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """The whole path of the data, once; labels are used for the report only."""
     from distillhash.bench.report import RunRow, encode_source, write_evaluation_report
     from distillhash.methods import make_hasher
-    from distillhash.metrics.retrieval import evaluate_codes
-    from distillhash.models.hash_model import HashModel
+    from distillhash.metrics import evaluate_codes
+    from distillhash.models import HashModel
     from distillhash.search import add_source, find, index_model, open_model_index
 
     out = Path(arguments.out)

@@ -31,8 +31,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode and write."""
+    from distillhash.codes import Codes
     from distillhash.errors import DataError, ParameterError
-    from distillhash.models.hash_model import concatenate, load_model
+    from distillhash.models import load_model
     from distillhash.sources import open_source
 
     out = Path(arguments.out)
@@ -49,6 +50,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not keys:
         raise DataError(f"nothing usable in {arguments.source}: all {len(skipped)} items were skipped")
     out.parent.mkdir(parents=True, exist_ok=True)
-    concatenate(codes, model.n_bits).save(out, keys=keys)
+    Codes.concatenate(codes, model.n_bits).save(out, keys=keys)
     say(arguments, f"{len(keys)} codes of {model.n_bits} bits: {out}")
     return {"codes": str(out), "n_codes": len(keys), "n_bits": model.n_bits, **summary}

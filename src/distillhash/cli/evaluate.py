@@ -19,8 +19,7 @@ from distillhash.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
     from distillhash.bench.report import EncodedSource
-    from distillhash.models.hash_model import HashModel
-    from distillhash.models.image_text import CrossModalModel
+    from distillhash.models import CrossModalModel, HashModel
 
 SHOWN = ("map", "map@1000", "map@5000", "precision@100", "recall@1000", "precision_radius2", "map_random")
 SHOWN_OF_PAIRS = ("map", "hit@1", "hit@5", "hit@10", "ndcg@10")
@@ -48,8 +47,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode both sides and print the metrics."""
-    from distillhash.models.hash_model import load_model
-    from distillhash.models.image_text import CrossModalModel
+    from distillhash.models import CrossModalModel, load_model
 
     model = load_model(arguments.model, device=arguments.device, cache=open_cache(arguments))
     found = _by_pairs(arguments, model) if isinstance(model, CrossModalModel) else _by_labels(arguments, model)
@@ -58,7 +56,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _by_labels(arguments: argparse.Namespace, model: HashModel) -> dict[str, Any]:
     from distillhash.bench.report import encode_source, write_evaluation_report
-    from distillhash.metrics.retrieval import evaluate_codes
+    from distillhash.metrics import evaluate_codes
 
     sides: list[EncodedSource] = []
     for source in (arguments.query, arguments.database):

@@ -23,7 +23,7 @@ from distillhash.cli.common import (
 from distillhash.errors import ParameterError
 
 if TYPE_CHECKING:
-    from distillhash.models.hash_model import HashModel
+    from distillhash.models import HashModel
     from distillhash.sources import Source
 
 MAX_NOTES = 5
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     out = Path(arguments.out)
     skipped = report_skipped(arguments, model.skipped_, out / "skipped.json")
-    for note in list(dict.fromkeys(getattr(model, "remarks_", [])))[:MAX_NOTES]:
+    for note in list(dict.fromkeys(getattr(model, "notes_", [])))[:MAX_NOTES]:
         say(arguments, note)
     model.save(out)
     report = out / "report.html"
@@ -122,8 +122,7 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     """The model to train, what it learns from, and the images (or vectors) among that."""
     from distillhash.methods import make_hasher, method_class, method_names
     from distillhash.methods.registry import DEFAULT_IMAGE_TEXT_METHOD, DEFAULT_METHOD
-    from distillhash.models.hash_model import HashModel
-    from distillhash.models.image_text import CrossModalModel
+    from distillhash.models import CrossModalModel, HashModel
     from distillhash.sources import open_source
     from distillhash.sources.pairs import PairSource, open_pairs
     from distillhash.texts import DEFAULT_TEXT_ENCODER

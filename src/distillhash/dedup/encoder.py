@@ -22,7 +22,7 @@ from distillhash.codes import Codes
 from distillhash.dedup.hashed import HASH_BITS, HashedImages
 from distillhash.errors import DataError
 from distillhash.methods import make_hasher
-from distillhash.models.hash_model import HashModel, concatenate, load_model
+from distillhash.models import HashModel, load_model
 from distillhash.sources import EmbeddingSource, ImageSource, Skipped, Source
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Encoder:
             codes.append(batch.codes)
             rows.append(batch.rows)
             skipped += batch.skipped
-        return Coded(concatenate(codes, self.model.n_bits), np.concatenate(rows), skipped)
+        return Coded(Codes.concatenate(codes, self.model.n_bits), np.concatenate(rows), skipped)
 
 
 @dataclass(frozen=True)

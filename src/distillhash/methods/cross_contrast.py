@@ -94,7 +94,7 @@ class CrossContrast(CrossModalHasher):
         generator = torch.Generator().manual_seed(self.seed)
         image, text = (Tower(side, self.hidden, self.n_bits, self.activation, generator) for side in seen)
         if not self.hidden and self.inputs == "correlated" and self.n_bits <= images.shape[1]:
-            _start_from_rotation((image, text), (images[pairs.owners], texts), self.seed)
+            _start_from_rotation((image, text), (images[pairs.owners], texts), self.n_bits, self.seed)
         network = TwoTowers(image, text)
         settings = TrainingSettings(
             self.epochs, self.batch_size, self.learning_rate, "adamw", self.weight_decay, schedule="cosine"
@@ -120,16 +120,17 @@ class CrossContrast(CrossModalHasher):
         return neighbours
 
 
-def _start_from_rotation(towers: tuple[Tower, Tower], rows: tuple[Floats, Floats], seed: int) -> None:
+def _start_from_rotation(towers: tuple[Tower, Tower], rows: tuple[Floats, Floats], n_bits: int, seed: int) -> None:
     """Set linear towers to CCA-ITQ's hash functions, with outputs of mean square 1 (where tanh has a gradient)."""
-    (n_bits, _) = towers[0][0].weight.shape
     leading = [side[:, :n_bits].astype(np.float64) for side in rows]
     rotation, _ = code_rotation(np.concatenate(leading), _ROTATION_UPDATES, seed)
     with torch.no_grad():
         for tower, side in zip(towers, leading, strict=True):
             scale = max(float(np.sqrt(np.mean((side @ rotation) ** 2))), 1e-12)
-            tower[0].weight.zero_()
-            tower[0].weight[:, :n_bits] = torch.from_numpy((rotation / scale).T)
+            layer = tower[0]
+            assert isinstance(layer, nn.Linear)
+            layer.weight.zero_()
+            layer.weight[:, :n_bits] = torch.from_numpy((rotation / scale).T)
 
 
 class TwoTowers(nn.Module):

@@ -106,56 +106,42 @@ def policy_loss(log_probabilities: Tensor, rewards: Tensor, baseline: Baseline) 
     return -(log_probabilities * rewards).mean()
 
 
-class CorrelationGraph:
+def correlation_graph(images: NDArray[Any], texts: NDArray[Any], neighbours: int) -> Any:
     """The positives of every item: the union of its nearest items in image space and in text space, itself among them.
 
     Directed, as in the authors' release: if j is a positive of i, i need not be one of j.
 
-    Attributes:
-        positives: ``(n, 2 neighbours) intp``, row i the distinct positives of item i first, ascending.
-        counts: ``(n,)``, how many they are.
+    Args:
+        images: ``(n, d)``.
+        texts: ``(n, e)``, one vector per item.
+        neighbours: Length of either list, the item itself included; with 1 the item is its only positive.
+
+    Returns:
+        ``(n, n)`` bool in CSR form, columns of a row ascending.
     """
+    from scipy.sparse import csr_array
 
-    def __init__(self, images: NDArray[Any], texts: NDArray[Any], neighbours: int) -> None:
-        """Find the nearest by Euclidean distance.
-
-        Args:
-            images: ``(n, d)``.
-            texts: ``(n, e)``, one vector per item.
-            neighbours: Length of either list, the item itself included; with 1 the item is its only positive.
-        """
-        lists = np.concatenate([nearest_rows(side, neighbours) for side in (images, texts)], axis=1)
-        lists.sort(axis=1)
-        repeated = np.zeros(lists.shape, bool)
-        repeated[:, 1:] = lists[:, 1:] == lists[:, :-1]
-        order = np.argsort(repeated, axis=1, kind="stable")
-        self.positives = np.take_along_axis(lists, order, axis=1)
-        self.counts = (~repeated).sum(axis=1)
-
-    def draw(self, rows: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.intp]:
-        """One positive of each of ``rows``, uniformly."""
-        return np.asarray(self.positives[rows, rng.integers(self.counts[rows])])
-
-    def among(self, rows: NDArray[np.intp], candidates: NDArray[np.intp]) -> NDArray[np.bool_]:
-        """``(len(rows), len(candidates))``: whether a candidate is a positive of a row."""
-        return np.asarray((self.positives[rows][:, None, :] == candidates[None, :, None]).any(axis=2))
+    lists = np.hstack([nearest_rows(side, neighbours) for side in (images, texts)])
+    (n, k) = lists.shape
+    graph = csr_array((np.ones(lists.size, bool), lists.ravel(), np.arange(0, lists.size + 1, k)), shape=(n, n))
+    graph.sum_duplicates()
+    return graph
 
 
 def nearest_rows(features: NDArray[Any], k: int) -> NDArray[np.intp]:
     """The ``min(k, n)`` nearest rows of each row by Euclidean distance, ``(n, k)``; the row itself is always the first.
 
-    Ties go to the lower row. Memory is a block of 1,024 rows times n.
+    Ties go to the lower row. Works in blocks of 1,024 rows.
     """
     values = np.asarray(features, np.float64)
     squares = np.einsum("ij,ij->i", values, values)
-    k = min(k, len(values))
-    nearest = np.empty((len(values), k), np.intp)
+    nearest = []
     for start in range(0, len(values), _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, len(values)))
-        distances = squares - 2 * (values[rows] @ values.T)  # the row's own square changes no order
-        distances[np.arange(len(rows)), rows] = -np.inf
-        nearest[rows] = np.argsort(distances, axis=1, kind="stable")[:, :k]
-    return nearest
+        block = values[start : start + _BLOCK]
+        distances = squares - 2 * (block @ values.T)  # less the row's own square, which changes no order
+        np.fill_diagonal(distances[:, start:], -np.inf)
+        nearest.append(np.argsort(distances, axis=1, kind="stable")[:, :k])
+    return np.concatenate(nearest)
 
 
 class Triplets(NamedTuple):
@@ -265,7 +251,7 @@ class Game:
             torch.from_numpy(seen(side)).to(options.device)
             for seen, side in zip(self.inputs, (pairs.images, pairs.texts), strict=True)
         ]
-        self.graph = CorrelationGraph(pairs.images, pairs.mean_texts(), options.neighbours)
+        self.graph = correlation_graph(pairs.images, pairs.mean_texts(), options.neighbours)
         self.n = len(pairs.images)
         generator = torch.Generator().manual_seed(options.seed)
         self.D, self.G = (self._network(generator) for _ in range(2))
@@ -327,15 +313,20 @@ class Game:
         options = self.options
         items, pool = np.arange(self.n), self._pool()
         queries, candidates = self._rows(items, direction[0]), self._rows(pool, direction[1])
-        scores = np.zeros((self.n, len(pool)))
+        scores, positive = np.zeros((self.n, len(pool))), self.graph[items][:, pool].toarray()
         if options.adversarial:
             with torch.inference_mode():
                 codes = self._codes(self.G, direction[0], queries), self._codes(self.G, direction[1], candidates)
                 scores = -squared_distances(*codes).cpu().double().numpy()
-        columns = sample_candidates(scores, self.graph.among(items, pool), options.negatives, self.rng).ravel()
+        columns = sample_candidates(scores, positive, options.negatives, self.rng).ravel()
         repeated = np.repeat(items, options.negatives)
-        positives = self._rows(self.graph.draw(repeated, self.rng), direction[1])
+        positives = self._rows(self._draw_positives(repeated), direction[1])
         return Triplets(direction, queries[repeated], positives, candidates[columns])
+
+    def _draw_positives(self, items: Rows) -> Rows:
+        """One positive of each item, uniformly."""
+        starts, counts = self.graph.indptr[items], np.diff(self.graph.indptr)[items].astype(np.int64)
+        return np.asarray(self.graph.indices[starts + self.rng.integers(counts)])
 
     def _pool(self) -> Rows:
         size = min(self.n, max(_LEAST_POOL, round(self.options.pool * self.n)))
@@ -389,11 +380,10 @@ class Game:
                 scores = -squared_distances(
                     self._codes(self.G, asked, queries), self._codes(self.G, found, candidates)
                 )  # (b, p)
-                drawn = sample_candidates(
-                    scores.detach().cpu().double().numpy(), self.graph.among(items, pool), options.samples, self.rng
-                )
+                positive = self.graph[items][:, pool].toarray()
+                drawn = sample_candidates(scores.detach().cpu().double().numpy(), positive, options.samples, self.rng)
                 repeated = np.repeat(np.arange(len(items)), options.samples)
-                positives = self._rows(self.graph.draw(items[repeated], self.rng), found)
+                positives = self._rows(self._draw_positives(items[repeated]), found)
                 with torch.inference_mode():
                     hinge = self._hinge(
                         Triplets((asked, found), queries[repeated], positives, candidates[drawn.ravel()])

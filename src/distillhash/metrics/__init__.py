@@ -1,6 +1,6 @@
 """Quality of codes: retrieval by labels and across image and text, exact over ties; and statistics that need no labels."""
 
-from distillhash.metrics.code_statistics import bit_statistics, neighbour_recall, replicated_neighbours
+from distillhash.metrics.code_statistics import bit_statistics
 from distillhash.metrics.cross_modal import (
     CodedPairs,
     evaluate_cross_modal,
@@ -9,6 +9,7 @@ from distillhash.metrics.cross_modal import (
     shared_labels,
     word_overlap,
 )
+from distillhash.metrics.neighbours import neighbour_recall, replicated_neighbours
 from distillhash.metrics.retrieval import evaluate_codes, evaluate_queries
 
 __all__ = [

@@ -1,7 +1,7 @@
-"""Retrieval across modalities: an image asks for texts, a text for images, by binary or graded relevance, exact over ties.
+"""Retrieval across modalities: an image queries texts, a text queries images; binary or graded relevance, exact over ties.
 
-Relevance is a property of items (an image with its texts), so that both directions are judged alike: a text is as relevant to an image
-as the text's own item is to the image's. All numbers are expectations over the orders of ties, in closed form; see
+Relevance is a property of items (an image with its texts), so both directions are judged alike: a text is as relevant to an image
+as its item is to the image's item. All numbers are expectations over the orders of ties, in closed form; see
 :mod:`distillhash.metrics.retrieval`.
 """
 
@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes, hamming_distances
 from distillhash.errors import DataError, ParameterError
-from distillhash.metrics.retrieval import average_precision
+from distillhash.metrics.retrieval import Floats, Ints, Ranking, check_same_kind
 
-Floats = NDArray[np.float64]
 Rows = NDArray[np.intp]
 Relevance = Callable[[Rows], Floats]
 """From ``(b,)`` rows of query items to ``(b, n)`` gains of the database's items: 0 irrelevant, at most 1."""
 
 DEPTHS = (1, 5, 10)
-WORD_OVERLAP = 0.15
-"""Share of common content words from which an item counts as relevant where relevance must be binary."""
+LEAST_GAIN = 0.15
+"""From this gain on an item counts as relevant where relevance must be binary; of :func:`word_overlap`, a share of common words."""
 _BLOCK = 1 << 22  # (query, database) pairs held at once: about 200 MB
 
 
@@ -50,14 +49,15 @@ def evaluate_cross_modal(
     """Both directions under every relevance.
 
     Args:
-        query: Its images ask for the database's texts, its texts for the database's images.
-        database: What is searched.
+        query: Its images query the database's texts, its texts the database's images.
+        database: The pairs that are searched.
         relevances: Names and gains of the database's items for the query's; see :func:`own_items`, :func:`shared_labels` and
             :func:`word_overlap`.
         depths: Depths k of ``hit@k``, ``recall@k`` and ``ndcg@k``.
 
     Returns:
-        ``{"image_to_text": {name: metrics}, "text_to_image": {name: metrics}}`` with the metrics of :func:`retrieval_metrics`.
+        ``{"image_to_text": {name: metrics}, "text_to_image": {name: metrics}}``. Metrics are the means of :func:`query_metrics` over the
+        queries with a relevant item; ``n_queries`` is their number, and ``queries_without_relevant`` that of the others.
 
     Raises:
         DataError: no query has a relevant item under some relevance.
@@ -85,59 +85,7 @@ def _evaluate_direction(
         block = slice(start, start + step)
         gains = relevance(asked_items[block])[:, found_items]
         parts.append(query_metrics(hamming_distances(asked[block], found), gains, depths))
-    return _means({name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-
-
-def retrieval_metrics(distances: NDArray[Any], gains: NDArray[Any], depths: Sequence[int] = DEPTHS) -> dict[str, float]:
-    """Means over the queries that have a relevant item.
-
-    Args:
-        distances: ``(q, n)``, integers or floats; smaller is nearer, equal is tied.
-        gains: ``(q, n)`` in [0, 1]; an item is relevant, where that is asked, when its gain is at least :data:`WORD_OVERLAP`.
-        depths: Depths k.
-
-    Returns:
-        ``map``; for each k ``hit@k`` (chance that one relevant item at least is among the first k: Recall@k of the captioning
-        literature), ``recall@k`` (share of the relevant items there), ``ndcg@k`` (gains discounted by log2(1 + place), over the
-        best possible); ``n_queries``, and ``queries_without_relevant``, which are left out.
-
-    Raises:
-        DataError: shapes differ, or no query has a relevant item.
-        ParameterError: a depth below 1.
-    """
-    return _means(query_metrics(distances, gains, depths))
-
-
-def query_metrics(distances: NDArray[Any], gains: NDArray[Any], depths: Sequence[int] = DEPTHS) -> dict[str, Floats]:
-    """The metrics of :func:`retrieval_metrics` for every query, ``(q,)`` each, NaN where nothing is relevant."""
-    if any(depth < 1 for depth in depths):
-        raise ParameterError(f"depths must be at least 1, got {min(depths)}")
-    if distances.shape != gains.shape or distances.ndim != 2 or distances.size == 0:
-        raise DataError(f"distances {distances.shape} and gains {gains.shape} must be one table (q, n), not empty")
-    counts, sums, relevant = _levels(distances, np.asarray(gains, np.float64))
-    totals = relevant.sum(axis=1)
-    answered = totals > 0
-    report = {"map": np.full(len(totals), np.nan)}
-    if answered.any():
-        report["map"][answered] = average_precision(counts[answered], relevant[answered])
-    before = np.cumsum(counts, axis=1) - counts
-    best = -np.sort(-gains, axis=1)
-    for depth in depths:
-        taken = np.clip(depth - before, 0, counts)  # of each level, among the first `depth`
-        share = taken / np.maximum(counts, 1)
-        report[f"hit@{depth}"] = 1 - np.exp(_log_no_hit(counts, relevant, taken).sum(axis=1))
-        report[f"recall@{depth}"] = (relevant * share).sum(axis=1) / np.maximum(totals, 1)
-        ideal = best[:, :depth] @ _discounts(min(depth, best.shape[1]))
-        sums_of_discounts = _discount_sums(depth)
-        spans = sums_of_discounts[np.minimum(before + taken, depth)] - sums_of_discounts[np.minimum(before, depth)]
-        gained = (sums / np.maximum(counts, 1) * spans).sum(axis=1)
-        report[f"ndcg@{depth}"] = gained / np.where(ideal > 0, ideal, 1)
-    for values in report.values():
-        values[~answered] = np.nan
-    return report
-
-
-def _means(values: dict[str, Floats]) -> dict[str, float]:
+    values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     answered = ~np.isnan(values["map"])
     if not answered.any():
         raise DataError("no query has a relevant item in the database; take queries and database from one source")
@@ -145,22 +93,59 @@ def _means(values: dict[str, Floats]) -> dict[str, float]:
     return means | {"n_queries": int(answered.sum()), "queries_without_relevant": int((~answered).sum())}
 
 
-def _levels(distances: NDArray[Any], gains: Floats) -> tuple[NDArray[np.int64], Floats, NDArray[np.int64]]:
+def query_metrics(distances: NDArray[Any], gains: NDArray[Any], depths: Sequence[int] = DEPTHS) -> dict[str, Floats]:
+    """Metrics of every query, ``(q,)`` each, NaN where no item is relevant.
+
+    Args:
+        distances: ``(q, n)``, integers or floats; smaller is nearer, equal is tied.
+        gains: ``(q, n)`` in [0, 1]; an item is relevant, where that is asked, when its gain is at least :data:`LEAST_GAIN`.
+        depths: Depths k.
+
+    Returns:
+        ``map``, and for each k ``hit@k`` (chance of a relevant item among the first k: Recall@k of the captioning literature),
+        ``recall@k`` (share of the relevant items there) and ``ndcg@k`` (gains discounted by log2(1 + place), over the best possible).
+
+    Raises:
+        DataError: shapes differ, or a side is empty.
+        ParameterError: a depth below 1.
+    """
+    if any(depth < 1 for depth in depths):
+        raise ParameterError(f"depths must be at least 1, got {min(depths)}")
+    if distances.shape != gains.shape or distances.ndim != 2 or distances.size == 0:
+        raise DataError(f"distances {distances.shape} and gains {gains.shape} must be one table (q, n), not empty")
+    counts, sums, relevant = _levels(distances, np.asarray(gains, np.float64))
+    ranking, totals = Ranking(counts, relevant), relevant.sum(axis=1)
+    report = {"map": ranking.precision_sum(gains.shape[1]) / np.maximum(totals, 1)}
+    best = -np.sort(-gains, axis=1)
+    for depth in depths:
+        taken = ranking.taken(depth)
+        report[f"hit@{depth}"] = 1 - np.exp(_log_no_hit(counts, relevant, taken).sum(axis=1))
+        report[f"recall@{depth}"] = ranking.expected_hits(depth) / np.maximum(totals, 1)
+        discounts = 1 / np.log2(np.arange(2, depth + 2))
+        ideal = best[:, :depth] @ discounts[: best.shape[1]]
+        summed = np.concatenate([[0.0], np.cumsum(discounts)])
+        spans = summed[np.minimum(ranking.N + taken, depth)] - summed[np.minimum(ranking.N, depth)]
+        gained = (sums / np.maximum(counts, 1) * spans).sum(axis=1)
+        report[f"ndcg@{depth}"] = gained / np.where(ideal > 0, ideal, 1)
+    for values in report.values():
+        values[totals == 0] = np.nan
+    return report
+
+
+def _levels(distances: NDArray[Any], gains: Floats) -> tuple[Ints, Floats, Ints]:
     """Items, summed gains and relevant items at every level of distance, nearest first: ``(q, L)`` each."""
     q = len(distances)
     if distances.dtype.kind == "f":
         distances = np.stack([np.unique(row, return_inverse=True)[1] for row in distances])
     levels = int(distances.max()) + 1
     cells = (distances.astype(np.int64) + levels * np.arange(q)[:, None]).ravel()
-
-    def table(weights: Floats | None) -> Floats:
-        return np.bincount(cells, weights, minlength=q * levels).reshape(q, levels).astype(np.float64)
-
-    relevant = np.rint(table((gains >= WORD_OVERLAP).astype(np.float64).ravel())).astype(np.int64)
-    return np.rint(table(None)).astype(np.int64), table(gains.ravel()), relevant
+    relevant = (gains >= LEAST_GAIN).ravel()
+    counts, hits = (np.bincount(found, minlength=q * levels).reshape(q, levels) for found in (cells, cells[relevant]))
+    sums = np.bincount(cells, gains.ravel(), minlength=q * levels).reshape(q, levels)
+    return counts.astype(np.int64), sums.astype(np.float64), hits.astype(np.int64)
 
 
-def _log_no_hit(n: NDArray[np.int64], r: NDArray[np.int64], m: NDArray[np.int64]) -> Floats:
+def _log_no_hit(n: Ints, r: Ints, m: Ints) -> Floats:
     """Log of the chance that none of ``m`` items drawn from ``n``, ``r`` of them relevant, is relevant: C(n - r, m) / C(n, m)."""
     from scipy.special import gammaln
 
@@ -170,16 +155,8 @@ def _log_no_hit(n: NDArray[np.int64], r: NDArray[np.int64], m: NDArray[np.int64]
     return np.asarray(np.where(possible, np.where((m == 0) | (r == 0), 0.0, value), -np.inf))
 
 
-def _discounts(depth: int) -> Floats:
-    return np.asarray(1 / np.log2(np.arange(2, depth + 2)))
-
-
-def _discount_sums(depth: int) -> Floats:
-    return np.concatenate([[0.0], np.cumsum(_discounts(depth))])
-
-
 def own_items(query_keys: Sequence[str], database_keys: Sequence[str]) -> Relevance:
-    """1 where the database's item is the query's own, by key; its caption, or its image."""
+    """1 where the database's item has the key of the query's item."""
     place = {key: column for column, key in enumerate(database_keys)}
     columns = np.array([place.get(key, -1) for key in query_keys], np.intp)
 
@@ -199,10 +176,7 @@ def shared_labels(query_labels: NDArray[Any], database_labels: NDArray[Any]) -> 
     Raises:
         DataError: labels of different kinds.
     """
-    if query_labels.ndim != database_labels.ndim or query_labels.shape[1:] != database_labels.shape[1:]:
-        raise DataError(
-            f"query labels {query_labels.shape} and database labels {database_labels.shape} are of different kinds"
-        )
+    check_same_kind(query_labels, database_labels)
     multi = query_labels.ndim == 2
     indicators = database_labels.astype(np.float32).T if multi else database_labels
 

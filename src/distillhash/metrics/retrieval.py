@@ -1,9 +1,9 @@
-"""Retrieval metrics for binary codes, exact over ties: the only average precision in the package.
+"""Retrieval metrics of codes, exact over ties.
 
-Hamming distance takes K + 1 values, so most of a ranking is ties, and their order is nobody's to choose. Every ranking
-metric here is the exact expectation over all orders of every tie, in closed form (McSherry and Najork, "Computing
-information retrieval performance measures efficiently in the presence of tied scores", ECIR 2008), with the best and the
-worst order beside it. Nothing is sorted: a query needs two histograms over distance.
+Hamming distance takes K + 1 values, so most of a ranking is ties, and their order is arbitrary. Every metric here is the exact expectation
+over all orders of every tie, in closed form (McSherry and Najork, "Computing information retrieval performance measures efficiently in the
+presence of tied scores", ECIR 2008). The best and the worst order are reported as well. Nothing is sorted: two histograms over distance
+determine the metrics of a query.
 
 Notation, per query: level d = 0..K holds ``n`` items of which ``r`` are relevant; ``N`` and ``C`` items and relevant items
 come before it; ``T`` items are relevant in all; ``H`` are harmonic numbers.
@@ -25,7 +25,7 @@ from distillhash.hamming import popcount64
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-CURVE_POINTS = 50
+_CURVE_POINTS = 50
 
 
 def evaluate_codes(
@@ -36,7 +36,7 @@ def evaluate_codes(
     cutoffs: Sequence[int] = (1000, 5000),
     topn: Sequence[int] = (1, 10, 100, 1000),
 ) -> dict[str, Any]:
-    """Every metric of the package for one set of codes, as a JSON-able dictionary.
+    """Retrieval metrics of a set of codes, as a JSON-able dictionary.
 
     An item is relevant to a query when it has the same class, or shares at least one label. Queries with no relevant item
     in the database are left out of every mean and counted in ``queries_without_relevant``.
@@ -46,16 +46,18 @@ def evaluate_codes(
         database_codes: ``n`` codes of the same length K.
         query_labels: ``(q,) int`` classes, or ``(q, n_labels)`` 0/1 indicators.
         database_labels: The same for the database.
-        cutoffs: Depths R for ``map@R`` (divisor ``min(R, T)``) and ``map@R_hits`` (divisor: hits within R, the popular
-            variant; 0 where there are none). Both exact expectations.
+        cutoffs: Depths R for ``map@R`` (divisor ``min(R, T)``) and ``map@R_hits`` (divisor: hits within R, a common variant; 0 where
+            there are none).
         topn: Depths N for ``precision@N`` and ``recall@N``.
 
     Returns:
-        ``map`` (whole database), ``map_worst``, ``map_best`` (over tie orders), ``map_random`` (expected for a random
-        ranking), the keys named above, ``topn`` (curves over depth: ``n``, ``precision``, ``recall``), ``pr_radius``
-        (Hamming lookup: ``precision`` and ``recall``, K + 1 points each, means over queries, an empty lookup has precision
-        0), ``precision_radius2``, ``empty_radius2`` (share of queries with nothing within 2 bits), ``n_bits``,
-        ``n_queries``, ``n_database``, ``queries_without_relevant``.
+        - ``map`` (whole database), ``map_worst`` and ``map_best`` (over tie orders), ``map_random`` (of a random ranking);
+        - the keys named above;
+        - ``topn``: curves over depth, ``n``, ``precision``, ``recall``;
+        - ``pr_radius``: Hamming lookup, ``precision`` and ``recall``, K + 1 points each, means over queries; an empty lookup has
+          precision 0;
+        - ``precision_radius2``, and ``empty_radius2``, the share of queries with nothing within 2 bits;
+        - ``n_bits``, ``n_queries``, ``n_database``, ``queries_without_relevant``.
 
     Raises:
         DataError: lengths or shapes do not match, or no query has a relevant item.
@@ -77,7 +79,7 @@ def evaluate_queries(
     for value in (*cutoffs, *topn):
         if value < 1:
             raise ParameterError(f"cutoffs and depths must be at least 1, got {value}")
-    counts, hits = distance_histograms(query_codes, database_codes, query_labels, database_labels)
+    counts, hits = _distance_histograms(query_codes, database_codes, query_labels, database_labels)
     total_hits = hits.sum(axis=1)
     answerable = total_hits > 0
     if not answerable.any():
@@ -85,7 +87,7 @@ def evaluate_queries(
     counts, hits, relevant = counts[answerable], hits[answerable], total_hits[answerable]
     n_database = len(database_codes)
 
-    ranking = _Ranking(counts, hits)
+    ranking = Ranking(counts, hits)
     average_precision = np.full(len(total_hits), np.nan)
     average_precision[answerable] = ranking.precision_sum(n_database) / relevant
     report: dict[str, Any] = {
@@ -114,69 +116,61 @@ def evaluate_queries(
     return report, average_precision
 
 
-def distance_histograms(
+def _distance_histograms(
     query_codes: Codes, database_codes: Codes, query_labels: NDArray[Any], database_labels: NDArray[Any]
 ) -> tuple[Ints, Ints]:
-    """Items and relevant items at every Hamming distance, per query.
-
-    Returns:
-        ``counts`` and ``hits``, each ``(q, K + 1) int64``. Memory is ``O(q K)``; time one XOR and popcount a pair.
-
-    Raises:
-        DataError: a label array does not match its codes, or the two sides carry different kinds of labels.
-    """
-    check_same_length(query_codes, database_codes)
+    """Items and relevant items at every Hamming distance, each ``(q, K + 1) int64``; time one XOR and popcount per pair."""
     query_labels = _check_labels(query_labels, len(query_codes), "query")
     database_labels = _check_labels(database_labels, len(database_codes), "database")
-    if query_labels.ndim != database_labels.ndim or query_labels.shape[1:] != database_labels.shape[1:]:
-        raise DataError(
-            f"query labels {query_labels.shape} and database labels {database_labels.shape} are of different kinds"
-        )
+    check_same_kind(query_labels, database_labels)
     if not len(query_codes) or not len(database_codes):
         raise DataError(
             f"metrics need at least one query and one database code, got {len(query_codes)} and {len(database_codes)}"
         )
     levels = query_codes.n_bits + 1
+    words, database_words = query_codes.words(), database_codes.words()
     if query_labels.ndim == 2:
-        masks = (_label_masks(query_labels), _label_masks(database_labels))
-        counts, hits = _multi_label_histograms(query_codes.words(), database_codes.words(), *masks, levels)
+        masks = _label_masks(query_labels), _label_masks(database_labels)
+        counts, hits = _multi_label_histograms(words, database_words, *masks, levels)
         return counts, hits
     # Sorted by class, the relevant items of a query are one slice of the database.
     order = np.argsort(database_labels, kind="stable")
     classes = database_labels[order]
     starts = np.searchsorted(classes, query_labels, side="left")
     ends = np.searchsorted(classes, query_labels, side="right")
-    counts, hits = _single_label_histograms(query_codes.words(), database_codes.words()[order], starts, ends, levels)
+    counts, hits = _single_label_histograms(words, database_words[order], starts, ends, levels)
     return counts, hits
 
 
-def average_precision(counts: Ints, hits: Ints) -> Floats:
-    """Average precision of every query over the whole ranking, exact over ties.
+class Ranking:
+    """Closed forms over the histograms of several queries; every method returns one value per query.
 
-    Args:
-        counts: ``(q, L)``, items at each level of distance, nearest level first; every row has the same sum.
-        hits: ``(q, L)``, relevant items among them, at least one a row.
-
-    Returns:
-        ``(q,) float64``.
+    Attributes:
+        n: ``(q, L)`` items at each level of distance, nearest level first; every row has the same sum.
+        r: ``(q, L)`` relevant items among them.
+        N: ``(q, L)`` items at nearer levels.
+        C: ``(q, L)`` relevant items at nearer levels.
+        H: Harmonic numbers from H_0 = 0 on.
     """
-    ranking = _Ranking(counts, hits)
-    return np.asarray(ranking.precision_sum(int(counts[0].sum())) / hits.sum(axis=1))
-
-
-class _Ranking:
-    """Closed forms over the histograms of a batch of queries; each method returns one value per query."""
 
     def __init__(self, counts: Ints, hits: Ints) -> None:
-        self.n = counts
-        self.r = hits
+        """Take ``n`` and ``r``."""
+        self.n, self.r = counts, hits
         self.N = np.cumsum(counts, axis=1) - counts
         self.C = np.cumsum(hits, axis=1) - hits
-        self.H = harmonic_numbers(int(counts[0].sum()))
+        self.H = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, int(counts[0].sum()) + 1))])
+
+    def taken(self, depth: int) -> Ints:
+        """``(q, L)``: how many items of each level are among the first ``depth``."""
+        return np.asarray(np.clip(depth - self.N, 0, self.n))
+
+    def expected_hits(self, depth: int) -> Floats:
+        """Expected number of relevant items among the first ``depth``."""
+        return np.asarray((self.r * (self.taken(depth) / np.maximum(self.n, 1))).sum(axis=1))
 
     def precision_sum(self, depth: int) -> Floats:
         """Expected sum of precision@t over the relevant items among the first ``depth``; AP is this over its divisor."""
-        return np.asarray(self._level_sums(np.clip(depth - self.N, 0, self.n)).sum(axis=1))
+        return np.asarray(self._level_sums(self.taken(depth)).sum(axis=1))
 
     def _level_sums(self, m: Ints) -> Floats:
         # sum_{t=1..m} (r/n) (C + 1 + (t-1) c) / (N + t), c = (r-1)/(n-1): given a relevant item in place t of its level,
@@ -195,34 +189,24 @@ class _Ranking:
     def hits_average_precision(self, depth: int) -> Floats:
         """Expected AP over the first ``depth`` divided by the hits among them (0 without hits).
 
-        Only the level that ``depth`` cuts is random in number: its hits follow a hypergeometric law, and given their
-        number their places are uniform, so the expectation is a finite sum of closed forms.
+        Only the level that ``depth`` cuts has a random number of hits. It follows a hypergeometric law, and given that number the places
+        of the hits are uniform, so the expectation is a finite sum of closed forms.
         """
-        m = np.clip(depth - self.N, 0, self.n)
+        m = self.taken(depth)
         cut = np.argmax(self.N + self.n >= depth, axis=1)  # the level holding place `depth`
         rows = np.arange(len(self.n))
         before = self._level_sums(np.where(np.arange(self.n.shape[1]) < cut[:, None], m, 0)).sum(axis=1)
         at_cut = [array[rows, cut] for array in (self.n, self.r, self.N, self.C, m)]
         return np.asarray(_hits_expectation(before, *at_cut, self.H))
 
-    def expected_hits(self, depth: int) -> Floats:
-        """Expected number of relevant items among the first ``depth``."""
-        share = np.clip(depth - self.N, 0, self.n) / np.maximum(self.n, 1)
-        return np.asarray((self.r * share).sum(axis=1))
-
-
-def harmonic_numbers(n: int) -> Floats:
-    """``(n + 1,) float64``: H_0 = 0, H_1, ..., H_n."""
-    return np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, n + 1))])
-
 
 def _random_precision_sum(n: int, relevant: Ints) -> Floats:
     """Expected precision sum of a uniformly random ranking: one level holding everything."""
-    return _Ranking(np.full((len(relevant), 1), n), relevant[:, None]).precision_sum(n)
+    return Ranking(np.full((len(relevant), 1), n), relevant[:, None]).precision_sum(n)
 
 
-def _topn_curve(ranking: _Ranking, relevant: Ints, deepest: int) -> dict[str, list[float]]:
-    depths = np.unique(np.linspace(1, deepest, min(CURVE_POINTS, deepest)).round().astype(int))
+def _topn_curve(ranking: Ranking, relevant: Ints, deepest: int) -> dict[str, list[float]]:
+    depths = np.unique(np.linspace(1, deepest, min(_CURVE_POINTS, deepest)).round().astype(int))
     found = [ranking.expected_hits(int(depth)) for depth in depths]
     return {
         "n": depths.tolist(),
@@ -241,6 +225,14 @@ def _radius_report(counts: Ints, hits: Ints, relevant: Ints) -> dict[str, Any]:
         "precision_radius2": float(precision[two]),
         "empty_radius2": float(np.mean(within[:, two] == 0)),
     }
+
+
+def check_same_kind(query_labels: NDArray[Any], database_labels: NDArray[Any]) -> None:
+    """Raise :class:`DataError` unless both are classes, or both are indicators of equally many labels."""
+    if query_labels.ndim != database_labels.ndim or query_labels.shape[1:] != database_labels.shape[1:]:
+        raise DataError(
+            f"query labels {query_labels.shape} and database labels {database_labels.shape} are of different kinds"
+        )
 
 
 def _check_labels(labels: NDArray[Any], n: int, side: str) -> NDArray[Any]:
@@ -266,7 +258,7 @@ def _single_label_histograms(query: Any, database: Any, starts: Any, ends: Any, 
     counts = np.zeros((len(query), levels), np.int64)
     hits = np.zeros((len(query), levels), np.int64)
     for i in prange(len(query)):
-        # Two interleaved counters each: consecutive equal distances then do not wait for one another's store.
+        # Two counters each, used alternately: an increment then does not wait for the store of an equal distance before it.
         total = np.zeros((2, levels), np.int64)
         found = np.zeros((2, levels), np.int64)
         for j in range(len(database)):

@@ -185,9 +185,9 @@ class HashModel:
         teacher = bool(n_views) and self.hasher.uses_teacher
         table = self._extract(sample, n_views=n_views, teacher=teacher, **options)
         self.skipped_ = table.skipped
-        images = self._trainable(sample.select(table.rows)) if fine_tune else None
+        images = _trainable(sample.select(table.rows), self.backbone) if fine_tune else None
         self.hasher.fit(table.features, views=table.views, images=images, teacher=table.teacher)
-        if images is not None:
+        if fine_tune:
             self.backbone.refresh()
         return {"n_used": len(table.rows)}
 
@@ -195,13 +195,6 @@ class HashModel:
         from distillhash.backbones import extract_features
 
         return extract_features(source, self.backbone, cache=self.cache, seed=self.hasher.seed, **options)
-
-    def _trainable(self, source: Source) -> TrainableImages:
-        from distillhash.backbones import ImageInputs
-        from distillhash.methods.training import TrainableImages
-
-        assert isinstance(source, ImageSource)
-        return TrainableImages(ImageInputs(source, self.backbone), self.backbone.network)
 
     def encode(self, source: Any, *, progress: bool = False) -> Codes:
         """Codes of a source's items, in its order.
@@ -291,3 +284,11 @@ class HashModel:
 
     def __repr__(self) -> str:
         return f"HashModel(backbone={self.backbone_name!r}, hasher={self.hasher!r})"
+
+
+def _trainable(source: Source, backbone: Backbone) -> TrainableImages:
+    from distillhash.backbones import ImageInputs
+    from distillhash.methods.training import TrainableImages
+
+    assert isinstance(source, ImageSource)
+    return TrainableImages(ImageInputs(source, backbone), backbone.network)

@@ -83,7 +83,7 @@ class CrossModalModel(HashModel):
         device: str = "auto",
         cache: FeatureCache | None = None,
     ) -> None:
-        """Store the parts; the backbone's weights are read when they are first needed.
+        """Store the parts; weights are read when they are first needed.
 
         Args:
             backbone: A name of ``distillhash ls backbones``; ``embeddings`` for pairs whose images are vectors already.
