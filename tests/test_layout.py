@@ -81,7 +81,7 @@ def imported(node: ast.AST) -> list[str]:
         if isinstance(argument, ast.Constant):
             return [str(argument.value)]
         if isinstance(argument, ast.JoinedStr) and isinstance(argument.values[0], ast.Constant):
-            return [f"{argument.values[0].value}*"]  # f"distillhash.methods.{name}": any of that package
+            return [str(argument.values[0].value) + "*"]  # f"distillhash.methods.{name}": any of that package
     return []
 
 
