@@ -127,7 +127,7 @@ def measure_search(n: int, folder: Path) -> Numbers:
 
 def measure_evaluate(n: int, folder: Path) -> Numbers:
     del folder
-    from distillhash.metrics.retrieval import evaluate_codes
+    from distillhash.metrics import evaluate_codes
 
     rng = np.random.default_rng(0)
     query, database = clustered_codes(2_000, 64, 0.2, 1), clustered_codes(n, 64, 0.2, 2)
