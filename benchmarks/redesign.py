@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import http.client
-import importlib
 import json
 import os
 import resource
@@ -24,6 +23,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -48,9 +49,7 @@ def main() -> None:
     measurements: list[tuple[str, Any]] = [(name, int(size * arguments.scale)) for name, size in sizes]
     measurements += [("extract", spec) for spec in (arguments.cifar10, arguments.photos) if spec]
     measurements += [("serve", arguments.photos)] if arguments.photos else []
-    found: dict[str, dict[str, list[Any]]] = {
-        f"{name} {value}": {tree: [] for tree in trees} for name, value in measurements
-    }
+    found: dict[str, Any] = {f"{name} {value}": {tree: [] for tree in trees} for name, value in measurements}
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(arguments.repeats):
             for name, value in measurements:
@@ -106,7 +105,7 @@ def clustered_codes(n: int, n_bits: int, share: float, seed: int) -> Any:
 def measure_search(n: int, folder: Path) -> Numbers:
     from distillhash.index import open_index
 
-    place, queries = folder / f"index-{n}", clustered_codes(n, 64, 0.1, 2)[:256]
+    place, queries = folder / f"index-{n}", clustered_codes(1024, 64, 0.1, 2)[:256]
     if not place.exists():
         with open_index(place, n_bits=64, create=True) as index:
             index.add(clustered_codes(n, 64, 0.1, 1))
@@ -116,7 +115,6 @@ def measure_search(n: int, folder: Path) -> Numbers:
         index.search(queries[:1], k=10)
         opened = time.perf_counter() - started
         single = [seconds(partial(index.search, queries[row : row + 1], k=100)) for row in range(100)]
-        index.search(queries, k=100)
         batch = [seconds(lambda: index.search(queries, k=100)) for _ in range(3)]
     return {
         "open and first query, s": opened,
@@ -125,8 +123,7 @@ def measure_search(n: int, folder: Path) -> Numbers:
     }
 
 
-def measure_evaluate(n: int, folder: Path) -> Numbers:
-    del folder
+def measure_evaluate(n: int, _: Path) -> Numbers:
     from distillhash.metrics import evaluate_codes
 
     rng = np.random.default_rng(0)
@@ -136,12 +133,9 @@ def measure_evaluate(n: int, folder: Path) -> Numbers:
     return {"s": seconds(lambda: evaluate_codes(query, database, *labels))}
 
 
-def measure_distil(n: int, folder: Path) -> Numbers:
-    del folder
-    try:
-        flip_rate = importlib.import_module("distillhash.supervision.flip_rate")
-    except ModuleNotFoundError:
-        flip_rate = importlib.import_module("distillhash.pairs.flip_rate")
+def measure_distil(n: int, _: Path) -> Numbers:
+    package = "supervision" if find_spec("distillhash.supervision") else "pairs"  # its name before the redesign
+    flip_rate = import_module(f"distillhash.{package}.flip_rate")
     rng = np.random.default_rng(0)
     outputs = np.tanh(rng.standard_normal((n, 48))).astype(np.float32)
     neighbours = rng.integers(0, n, (n, 4)).astype(np.int32)
@@ -192,9 +186,8 @@ def measure_serve(spec: str, folder: Path) -> Numbers:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with subprocess.Popen(
-        [*command, "serve", "--index", str(index), "--port", str(port), "--quiet"], stderr=subprocess.DEVNULL
-    ) as server:
+    serve = [*command, "serve", "--index", str(index), "--port", str(port), "--quiet"]
+    with subprocess.Popen(serve, stderr=subprocess.DEVNULL) as server:
         try:
             while server.poll() is None and not is_ready(port):
                 time.sleep(0.1)
@@ -233,15 +226,12 @@ def request_rate(port: int, request: Callable[[int], tuple[str, bytes]], n: int)
         return n / seconds(lambda: list(pool.map(client, range(4))))
 
 
-def write(out: Path, trees: dict[str, Path], found: dict[str, dict[str, list[Any]]]) -> None:
+def write(out: Path, trees: dict[str, Path], found: dict[str, Any]) -> None:
     """``table.json`` with every number, ``table.md`` with medians."""
-    words = ["rev-parse", "--short", "HEAD"]
-    commits = {
-        tree: subprocess.check_output(["git", "-C", str(place), *words], text=True).strip()
-        for tree, place in trees.items()
-    }
-    header = [f"{tree}, {commits[tree]}" for tree in trees]
-    lines = [f"| measurement | | {' | '.join(header)} | after / before |", "|---|---|---|---|---|"]
+    head = ["git", "rev-parse", "--short", "HEAD"]
+    commits = {tree: subprocess.check_output(head, cwd=place, text=True).strip() for tree, place in trees.items()}
+    lines = ["| measurement | | before | after | after / before |", "|---|---|---|---|---|"]
+    lines += [f"| commit | | {commits['before']} | {commits['after']} | |"]
     for title, results in found.items():
         errors = [result["error"] for runs in results.values() for result in runs if "error" in result]
         if errors:
