@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long lint install benchmarks clean
+.PHONY: demo test test-long lint install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/distillhash demo

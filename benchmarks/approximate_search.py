@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from code_shapes import made_codes
-from distillhash.bench.versions import versions
+from distillhash.bench.runs import versions
 from distillhash.hamming import ClusteredCodes, nearest, planes_of
 
 K = 10

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from distillhash import make_hasher
 from distillhash.backbones import FeatureBatch, FeatureCache, extract_features, make_backbone
 from distillhash.backbones.views import ViewSettings
-from distillhash.bench.protocol import load_protocol
-from distillhash.bench.run import Prepared, prepare
+from distillhash.bench.protocols import load_protocol
+from distillhash.bench.runs import Prepared, prepare
 from distillhash.methods.distillhash_contrast import DistillHashContrast
 from distillhash.methods.heads import Data
 from distillhash.methods.ssdh import PairHasher

@@ -20,8 +20,8 @@ from scipy.stats import spearmanr
 
 from distillhash import make_hasher
 from distillhash.backbones import FeatureCache, make_backbone
-from distillhash.bench.protocol import load_protocol
-from distillhash.bench.run import Prepared, prepare
+from distillhash.bench.protocols import load_protocol
+from distillhash.bench.runs import Prepared, prepare
 from distillhash.metrics import evaluate_codes, replicated_neighbours
 from distillhash.sources import open_source
 

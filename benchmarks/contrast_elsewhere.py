@@ -41,8 +41,8 @@ from sklearn.linear_model import Ridge
 
 from distillhash import make_hasher
 from distillhash.backbones import FeatureCache, extract_features, make_backbone
-from distillhash.bench.protocol import load_protocol
-from distillhash.bench.run import prepare
+from distillhash.bench.protocols import load_protocol
+from distillhash.bench.runs import prepare
 from distillhash.bench.tables import bootstrap_difference
 from distillhash.codes import Codes, hamming_distances
 from distillhash.metrics import evaluate_codes, neighbour_recall

@@ -20,8 +20,8 @@ import numpy as np
 
 from distillhash import HashModel, make_hasher
 from distillhash.backbones import FeatureCache
-from distillhash.bench.protocol import load_protocol
-from distillhash.bench.versions import versions
+from distillhash.bench.protocols import load_protocol
+from distillhash.bench.runs import versions
 from distillhash.metrics.retrieval import evaluate_codes
 from distillhash.sources import open_source
 

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.backbones import FeatureCache, extract_features, make_backbone
-from distillhash.bench.versions import versions
+from distillhash.bench.runs import versions
 from distillhash.codes import hamming_distances
 from distillhash.methods import make_hasher
 from distillhash.methods.image_text import CrossModalHasher

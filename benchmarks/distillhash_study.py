@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from distillhash import make_hasher
 from distillhash.backbones import FeatureCache, extract_features, make_backbone
 from distillhash.bench import figures
-from distillhash.bench.protocol import load_protocol
-from distillhash.bench.run import Prepared, prepare
+from distillhash.bench.protocols import load_protocol
+from distillhash.bench.runs import Prepared, prepare
 from distillhash.methods.distillhash import DistillHash
 from distillhash.methods.heads import Data
 from distillhash.metrics.retrieval import evaluate_codes
@@ -347,7 +347,11 @@ def sensitivity(rows: list[dict[str, Any]]) -> figures.Drawing:
             if variant.table == table and scores:
                 points.append((variant.options[option], float(np.mean(scores)), min(scores), max(scores)))
         series[label] = points
-    return figures.sensitivity(series, "MAP")
+    drawing = figures.method_comparison(series, "MAP")
+    axes = drawing.figure.axes[0]
+    axes.set_xlabel("Value (logarithmic)")
+    axes.autoscale(axis="y")  # not from zero: the question is whether the curves are flat
+    return drawing
 
 
 if __name__ == "__main__":

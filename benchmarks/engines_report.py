@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from distillhash.bench.versions import versions
+from distillhash.bench.runs import versions
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt  # after the backend is chosen

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from code_shapes import SHAPES, made_codes
-from distillhash.bench.versions import versions
+from distillhash.bench.runs import versions
 from distillhash.hamming import ClusteredCodes, clustered, nearest, planes_of, warm_up
 
 IN_A_ROW = 25  # queries

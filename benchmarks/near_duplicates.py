@@ -25,7 +25,7 @@ from PIL import Image
 
 from distillhash import Codes
 from distillhash.backbones import FeatureCache, extract_features, make_backbone
-from distillhash.bench.versions import versions
+from distillhash.bench.runs import versions
 from distillhash.dedup.job import Settings, find_duplicates
 from distillhash.hamming import planes_of, within
 from distillhash.sources import ImageSource, open_source

@@ -35,7 +35,7 @@ from scipy.sparse.csgraph import connected_components
 
 from distillhash import Codes
 from distillhash.backbones import FeatureCache
-from distillhash.bench.versions import versions
+from distillhash.bench.runs import versions
 from distillhash.dedup.calibration import Calibration, calibrate, measure_copies
 from distillhash.dedup.edits import LIGHT, EditedImages
 from distillhash.dedup.encoder import encode_or_fail, make_encoder

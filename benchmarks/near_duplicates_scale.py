@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from distillhash import Codes
-from distillhash.bench.versions import versions
+from distillhash.bench.runs import versions
 from distillhash.dedup.calibration import calibrate
 from distillhash.dedup.false_pairs import count_pairs
 from distillhash.dedup.groups import Stars, near_rows, star_groups

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from distillhash import make_hasher
 from distillhash.backbones import FeatureCache, make_backbone
-from distillhash.bench.protocol import load_protocol
-from distillhash.bench.run import prepare
+from distillhash.bench.protocols import load_protocol
+from distillhash.bench.runs import prepare
 from distillhash.hamming import nearest, planes_of
 from distillhash.search import cosines, decoder_scores, projection_scores
 from distillhash.sources import open_source

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from distillhash import Codes, make_hasher
 from distillhash.backbones import FeatureCache, make_backbone
-from distillhash.bench.protocol import load_protocol
-from distillhash.bench.run import prepare
+from distillhash.bench.protocols import load_protocol
+from distillhash.bench.runs import prepare
 from distillhash.metrics.retrieval import evaluate_codes
 from distillhash.sources import open_source
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from code_shapes import made_codes
-from distillhash.bench.versions import versions
+from distillhash.bench.runs import versions
 from distillhash.hamming import nearest, planes_of, warm_up
 from distillhash.hamming.pool import cores
 

@@ -14,8 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distillhash.bench import figures, report_content
-from distillhash.bench.report import SKIPPED_SHOWN, ReportData, RunRow, SampleNeighbour, SampleQuery, write_report
+from distillhash.bench import figures
+from distillhash.bench.report import (
+    SKIPPED_SHOWN,
+    ReportData,
+    RunRow,
+    SampleNeighbour,
+    SampleQuery,
+    metric_groups,
+    percent,
+    write_report,
+)
 from distillhash.codes import Codes
 from distillhash.errors import DataError, DistillHashError
 from distillhash.metrics import bit_statistics, evaluate_codes, neighbour_recall
@@ -73,9 +82,7 @@ def data() -> ReportData:
         subtitle="itq & more",
         command="distillhash evaluate --model 'a b' --json",
         versions={"distillhash": "0.1.0", "numpy": "2.4"},
-        seed=17,
-        created="2026-01-02T03:04:05Z",
-        source="folder of 77",
+        facts={"Data": "folder of 77 <files>", "Seed": 17, "Made": "2026-01-02T03:04:05Z"},
         runs=[RunRow("itq, 33 bits", metrics)],
         losses={"likelihood": [2.0, 1.0, 0.5], "$x_i$ <b>": [3.0, 2.0]},
         bits=bit_statistics(codes),
@@ -83,7 +90,6 @@ def data() -> ReportData:
         pairs=[{"step": "initial", "coverage_positive": 0.125, "coverage_negative": 0.5, "without_positive": 0.0625}],
         samples=[SampleQuery(thumbnail(), "q.png", neighbours)],
         skipped=[Skipped("bad\udcff.png", "truncated")],
-        notes=["A <note>."],
     )
 
 
@@ -109,7 +115,7 @@ def test_the_page_holds_the_numbers(tmp_path: Path, data: ReportData) -> None:
         "2026-01-02T03:04:05Z",
         "1 file was left out",
         "bad\\udcff.png",
-        "A <note>.",
+        "folder of 77 <files>",
         "33 bits (5 bytes)",
     ):
         assert expected in page.text, expected
@@ -149,14 +155,14 @@ def test_names_are_text_never_markup(tmp_path: Path, data: ReportData) -> None:
     html = render(tmp_path, data)
     assert "<script" not in html
     assert "&lt;script&gt;" in html
-    assert "<note>" not in html
+    assert "<files>" not in html
     page = Page(html)
     assert EVIL in [image["alt"].removeprefix("Result 1: ") for image in page.all("img")]
     assert "$x_i$ <b>" in page.text  # in the legend, where mathematics would be drawn instead
 
 
 def test_empty_sections_are_absent(tmp_path: Path, data: ReportData) -> None:
-    bare = ReportData("T", "S", "c", {}, 0, "now", "nothing")
+    bare = ReportData("T", "S", "c", {}, {})
     page = Page(render(tmp_path, bare))
     assert not page.all("figure")
     assert "Skipped" not in page.text
@@ -179,7 +185,7 @@ def test_several_runs_show_the_best_and_name_the_focus(tmp_path: Path, data: Rep
     first = data.runs[0].metrics
     worse = {key: value / 2 if isinstance(value, float) else value for key, value in first.items()} | {"map@99": 0.4321}
     runs = [RunRow("worse", worse), RunRow("better", first)]
-    groups = report_content.metric_groups(runs)
+    groups = metric_groups(runs)
     by_name = {metric.name: metric for _, metrics in groups for metric in metrics}
     assert by_name["MAP"].best == [False, True]
     assert by_name["MAP@99"].values == ["0.432", "\N{EN DASH}"]
@@ -218,7 +224,6 @@ FIGURES: dict[str, Any] = {
     "balance": lambda: figures.bit_balance([0.5]),
     "correlation_1": lambda: figures.bit_correlation([[1.0]]),
     "correlation_127": lambda: figures.bit_correlation((np.tri(127) - np.tri(127).T).tolist()),
-    "sensitivity": lambda: figures.sensitivity({"o": [(2, 0.3, 0.2, 0.4), (8, 0.3, 0.3, 0.3)]}, "MAP"),
     "comparison": lambda: figures.method_comparison(
         {"itq": [(16, 0.28, 0.27, 0.29), (64, 0.3, 0.3, 0.3)], "lsh": [(32, 0.1, 0.1, 0.1)]},
         "MAP",
@@ -257,4 +262,4 @@ def test_a_figure_draws_its_values_where_they_belong() -> None:
 
 def test_percentages_never_round_to_nothing_or_all() -> None:
     values = [0, 0.0001, 0.01, 0.0994, 0.5, 0.9949, 0.9951, 1]
-    assert [report_content.percent(v) for v in values] == ["0%", "<0.1%", "1.0%", "9.9%", "50%", "99%", ">99%", "100%"]
+    assert [percent(v) for v in values] == ["0%", "<0.1%", "1.0%", "9.9%", "50%", "99%", ">99%", "100%"]

@@ -130,7 +130,7 @@ CASES: dict[str, tuple[Build, int, str]] = {
     "unknown hyper-parameter": (lambda t, p, v: train(v, "--set", "depth=3"), 2, "no hyper-parameter 'depth'"),
     "malformed --set": (lambda t, p, v: train(v, "--set", "iterations"), 2, "name=value"),
     "hyper-parameter out of range": (lambda t, p, v: train(v, "--set", "iterations=0"), 2, "at least 1, got 0"),
-    "zero bits": (lambda t, p, v: [*train(v), "--bits", "0"], 2, "1..4096, got 0"),
+    "zero bits": (lambda t, p, v: [*train(v), "--bits", "0"], 2, "at most 4096, got 0"),
     "more bits than features": (lambda t, p, v: [*train(v), "--bits", "64"], 1, "ask for fewer bits"),
     "views of embeddings": (lambda t, p, v: train(v, "--views", 2), 2, "need images"),
     "fine-tuning itq": (lambda t, p, v: train(p, "--fine-tune"), 2, "itq cannot fine-tune"),

@@ -1,10 +1,8 @@
-"""A cross-modal model and sources of pairs together: both directions, under every relevance the sources allow."""
+"""Evaluation of an image-text model: both directions, under every relevance that the sources allow."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,27 +15,8 @@ from distillhash.metrics.cross_modal import (
     shared_labels,
     word_overlap,
 )
-from distillhash.models.image_text import CrossModalModel, PairFeatures
+from distillhash.models import CrossModalModel, PairFeatures
 from distillhash.sources.pairs import PairSource, open_pairs
-
-
-@dataclass(frozen=True)
-class _Role:
-    """Queries, or database: the source and what of it could be used."""
-
-    source: PairSource
-    features: PairFeatures
-    codes: CodedPairs
-
-    def keys(self) -> list[str]:
-        return [self.source.keys[row] for row in self.features.rows]
-
-    def texts(self) -> list[list[str]]:
-        assert isinstance(self.source.texts, list)
-        grouped: list[list[str]] = [[] for _ in self.features.rows]
-        for place, owner in zip(self.features.places, self.features.owners, strict=True):
-            grouped[owner].append(self.source.texts[place])
-        return grouped
 
 
 def evaluate_model(
@@ -47,28 +26,26 @@ def evaluate_model(
 
     Args:
         model: A trained model.
-        query: Pairs whose images and texts ask; whatever ``open_pairs`` takes.
+        query: Pairs whose images and texts are the queries; whatever ``open_pairs`` takes.
         database: Pairs that are searched.
         progress: Show progress on stderr.
         max_pixels: Images above this are skipped.
 
     Returns:
-        What :func:`distillhash.metrics.cross_modal.evaluate_cross_modal` gives, under ``own`` (where some query is in the
-        database, by key),
-        ``labels`` (where both sources carry them) and ``words`` (where both hold sentences); ``n_images`` and ``n_texts`` of the
+        What :func:`distillhash.metrics.cross_modal.evaluate_cross_modal` gives, under ``own`` (where some query is in the database, by
+        key), ``labels`` (where both sources carry them) and ``words`` (where both hold sentences); ``n_images`` and ``n_texts`` of the
         database; ``skipped`` items.
 
     Raises:
         DataError: no relevance applies, or a source has nothing usable.
     """
-    opened = open_pairs(query), open_pairs(database)
     same = query is database or (isinstance(query, str) and query == database)
-    asked = _encode(model, opened[0], progress, max_pixels)
-    found = asked if same else _encode(model, opened[1], progress, max_pixels)
+    asked = _encode(model, open_pairs(query), progress, max_pixels)
+    found = asked if same else _encode(model, open_pairs(database), progress, max_pixels)
     relevances = _relevances(asked, found)
     if not relevances:
         raise DataError(
-            f"{opened[0].name} and {opened[1].name} share no item, no labels and no words, so nothing says what is relevant; "
+            f"{asked.source.name} and {found.source.name} share no item, no labels and no words, so nothing says what is relevant; "
             "take the database from the queries' source"
         )
     report = evaluate_cross_modal(asked.codes, found.codes, relevances)
@@ -77,22 +54,38 @@ def evaluate_model(
     return {**report, **sizes, "skipped": skipped}
 
 
-def _encode(model: CrossModalModel, source: PairSource, progress: bool, max_pixels: int | None) -> _Role:
+class _EncodedPairs(NamedTuple):
+    """A source and what of it could be used."""
+
+    source: PairSource
+    features: PairFeatures
+    codes: CodedPairs
+
+
+def _encode(model: CrossModalModel, source: PairSource, progress: bool, max_pixels: int | None) -> _EncodedPairs:
     features = model.pair_features(source, progress=progress, max_pixels=max_pixels)
-    codes = CodedPairs(
-        model.hasher.encode_images(features.images), model.hasher.encode_texts(features.texts), features.owners
-    )
-    return _Role(source, features, codes)
+    images, texts = model.hasher.encode_images(features.images), model.hasher.encode_texts(features.texts)
+    return _EncodedPairs(source, features, CodedPairs(images, texts, features.owners))
 
 
-def _relevances(query: _Role, database: _Role) -> dict[str, Relevance]:
+def _relevances(query: _EncodedPairs, database: _EncodedPairs) -> dict[str, Relevance]:
     found: dict[str, Relevance] = {}
-    keys: tuple[Sequence[str], Sequence[str]] = query.keys(), database.keys()
-    if set(keys[0]) & set(keys[1]):
-        found["own"] = own_items(*keys)
-    labels = query.source.labels, database.source.labels
-    if labels[0] is not None and labels[1] is not None:
-        found["labels"] = shared_labels(labels[0][query.features.rows], labels[1][database.features.rows])
-    if not isinstance(query.source.texts, np.ndarray) and not isinstance(database.source.texts, np.ndarray):
-        found["words"] = word_overlap(query.texts(), database.texts())
+    sides = query, database
+    keys, others = ([side.source.keys[row] for row in side.features.rows] for side in sides)
+    if set(keys) & set(others):
+        found["own"] = own_items(keys, others)
+    if query.source.labels is not None and database.source.labels is not None:
+        found["labels"] = shared_labels(
+            query.source.labels[query.features.rows], database.source.labels[database.features.rows]
+        )
+    if not any(isinstance(side.source.texts, np.ndarray) for side in sides):
+        found["words"] = word_overlap(*map(_texts, sides))
     return found
+
+
+def _texts(side: _EncodedPairs) -> list[list[str]]:
+    """The texts of every image that could be used."""
+    grouped: list[list[str]] = [[] for _ in side.features.rows]
+    for place, owner in zip(side.features.places, side.features.owners, strict=True):
+        grouped[owner].append(str(side.source.texts[place]))
+    return grouped

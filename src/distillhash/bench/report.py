@@ -1,38 +1,55 @@
-"""The quality report: plain numbers and thumbnails in, one self-contained HTML file out.
+"""Reports: one self-contained HTML page from one template, for ``train``, ``evaluate``, ``demo`` and ``bench``.
 
-The file carries its styles, figures and images inside, runs no script, and may not load anything (its own content-security
-policy forbids it), so it can be mailed, archived, or opened years later. File names are untrusted text and are escaped.
+A page carries its styles, figures and images inside, runs no script, and forbids loading anything by its content-security policy.
+It can be mailed, archived, or opened years later. File names are untrusted text and are escaped.
 """
 
 from __future__ import annotations
 
 import base64
-import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from distillhash.bench import report_content as content
+import numpy as np
+from numpy.typing import NDArray
+
+from distillhash.bench import figures
+from distillhash.bench.protocols import Protocol
+from distillhash.bench.runs import Provenance, Run, by_cell, versions
+from distillhash.bench.tables import LEVEL, RESAMPLES, Row, describe_features, mean_random
+from distillhash.codes import Codes, hamming_distances
 from distillhash.errors import DataError, DistillHashError
-from distillhash.sources.base import Skipped
+from distillhash.files import write_atomic
+from distillhash.methods import method_class
+from distillhash.metrics import bit_statistics, neighbour_recall
+from distillhash.models import HashModel
+from distillhash.sources import ImageSource, Skipped, Source, encode_thumbnail, open_source
+from distillhash.supervision.similarity import judge_pairs
 
+REPORT_ITEMS = 1000
+SAMPLE_QUERIES = 8
+SAMPLE_NEIGHBOURS = 10
+THUMBNAIL = 96
 SKIPPED_SHOWN = 200
-DESCRIBED_RUNS = 4  # with more, the table needs the width, and what its metrics say goes below it
+DESCRIBED_RUNS = 4  # with more runs the metrics table needs the full width, and the explanations go below it
+LOSS_METHODS = ("distillhash", "distillhash-initial")
 _IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
+_DASH = "\N{EN DASH}"
 
 
-@dataclass(frozen=True)
-class RunRow:
-    """One set of codes: a label such as ``"distillhash, 64 bits"``, and its :func:`distillhash.metrics.retrieval.evaluate_codes`."""
+class RunRow(NamedTuple):
+    """One set of codes: a label such as ``"distillhash, 64 bits"``, and its :func:`distillhash.metrics.evaluate_codes`."""
 
     label: str
     metrics: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class SampleNeighbour:
+class SampleNeighbour(NamedTuple):
     """One result: an encoded PNG, JPEG or GIF thumbnail, its name, its distance in bits, and whether its label agrees."""
 
     image: bytes
@@ -41,8 +58,7 @@ class SampleNeighbour:
     relevant: bool | None = None
 
 
-@dataclass(frozen=True)
-class SampleQuery:
+class SampleQuery(NamedTuple):
     """One query image and its nearest results, nearest first."""
 
     image: bytes
@@ -50,45 +66,61 @@ class SampleQuery:
     neighbours: Sequence[SampleNeighbour]
 
 
+class Metric(NamedTuple):
+    """One metric over all runs, as text, and which values are the best."""
+
+    name: str
+    meaning: str
+    values: list[str]
+    best: list[bool]
+
+
+class ReportFigure(NamedTuple):
+    """A drawing, and the numbers it draws (for those who cannot see it or want to check it)."""
+
+    drawing: figures.Drawing
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+
+
+class BenchFigure(NamedTuple):
+    """A figure of a benchmark; ``name`` is that of its files, without suffix."""
+
+    name: str
+    title: str
+    caption: str
+    drawing: figures.Drawing
+
+
+class Comparison(NamedTuple):
+    """The tables and figures of a benchmark; ``random`` is the MAP of a random ranking."""
+
+    rows: Sequence[Row]
+    lengths: list[int]
+    protocol: Protocol
+    seeds: list[int]
+    random: float | None
+    figures: Sequence[BenchFigure]
+
+
 @dataclass(frozen=True)
 class ReportData:
-    """All a report shows. What is None or empty has no section, except ``skipped``: an empty list says that nothing was.
-
-    Attributes:
-        title: Heading, such as ``"Quality of 64-bit codes"``.
-        subtitle: One line under it, such as the method and the backbone.
-        command: The exact command line that made the report.
-        versions: Package or tool -> version; ``commit`` is welcome.
-        seed: The random seed, or several as text.
-        created: UTC time, ISO 8601.
-        source: What was measured: the source and its sizes, in words.
-        runs: The codes compared by labels.
-        focus: Label of the run that everything but the comparison describes; None: the one with the best MAP.
-        losses: Name -> loss after each epoch.
-        bits: :func:`distillhash.metrics.code_statistics.bit_statistics`.
-        recall: :func:`distillhash.metrics.neighbour_recall`.
-        pairs: Steps of the pair labels, as :func:`distillhash.supervision.similarity.describe_pairs` and ``judge_pairs`` give them.
-        samples: Queries with their nearest images.
-        skipped: Items that could not be read; None where the report read no items.
-        notes: Sentences for the reader: caveats, departures.
-    """
+    """All a report shows. What is None or empty has no section, except ``skipped``: an empty list says that nothing was."""
 
     title: str
     subtitle: str
-    command: str
+    command: str  # the exact command line that made the report
     versions: Mapping[str, str]
-    seed: int | str
-    created: str
-    source: str
-    runs: Sequence[RunRow] = ()
-    focus: str | None = None
-    losses: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    bits: Mapping[str, Any] | None = None
-    recall: Mapping[str, Any] | None = None
-    pairs: Sequence[Mapping[str, Any]] = ()
+    facts: Mapping[str, Any]  # other things needed to make it again, such as the data and the seed
+    runs: Sequence[RunRow] = ()  # the codes compared by labels
+    focus: str | None = None  # the run that everything else describes, by its label; None: the one with the best MAP
+    losses: Mapping[str, Sequence[float]] = field(default_factory=dict)  # one value an epoch
+    bits: Mapping[str, Any] | None = None  # of code_statistics.bit_statistics
+    recall: Mapping[str, Any] | None = None  # of code_statistics.neighbour_recall
+    pairs: Sequence[Mapping[str, Any]] = ()  # of similarity.describe_pairs and judge_pairs
     samples: Sequence[SampleQuery] = ()
     skipped: Sequence[Skipped] | None = None
-    notes: Sequence[str] = ()
+    comparison: Comparison | None = None
 
 
 def write_report(path: str | Path, data: ReportData) -> None:
@@ -104,58 +136,380 @@ def write_report(path: str | Path, data: ReportData) -> None:
         DataError: a thumbnail is not a PNG, JPEG or GIF image.
         DistillHashError: the file cannot be written.
     """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"data_uri": _data_uri, "tail": _tail, "count": "{:,}".format}
+    environment.filters |= {"percent": percent, "decimal": decimal, "bytes": format_bytes}
+    best = max(data.runs, key=lambda run: float(run.metrics["map"]), default=None)
+    run = next((run for run in data.runs if run.label == data.focus), best)
+    rows = data.comparison.rows if data.comparison else ()
+    html = environment.from_string(_packaged("report.html.j2")).render(
+        style=_packaged("page.css"),
+        data=data,
+        run=run,
+        sizes=run.metrics if run else data.recall or data.bits or {},
+        main_recall=_main_recall(data.recall) if data.recall else None,
+        metrics=metric_groups(data.runs),
+        described=len(data.runs) <= DESCRIBED_RUNS,
+        figures=_figures(data),
+        pairs_judged=any("precision_positive" in row for row in data.pairs),
+        samples_judged=any(item.relevant is not None for query in data.samples for item in query.neighbours),
+        skipped_shown=SKIPPED_SHOWN,
+        method_class=method_class,
+        level=LEVEL,
+        resamples=RESAMPLES,
+        failures=[(row.method, error) for row in rows for error in row.errors],
+    )
     # A file name may hold bytes that are no text (Python keeps them as lone surrogates); show them as escapes.
-    write_whole(Path(path), render_report(data).encode("utf-8", "backslashreplace"))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name first, so that it appears whole or not at all; missing folders are made.
-
-    Raises:
-        DistillHashError: the file cannot be written.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_atomic(path, html.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise DistillHashError(f"cannot write the report to {path} ({error.strerror}); choose another place") from error
 
 
-def render_report(data: ReportData) -> str:
-    """The HTML of :func:`write_report` as text."""
-    from jinja2 import Environment, StrictUndefined
+# Reports of a model: train, evaluate, demo.
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    formats = {"percent": content.percent, "count": content.count, "decimal": content.decimal}
-    environment.filters |= {"data_uri": _data_uri, "tail": _tail, **formats}
-    source = packaged("report.html.j2")
-    run = content.focused_run(data)
-    return environment.from_string(source).render(
-        style=packaged("page.css"),
-        data=data,
-        focus=run.label if run and len(data.runs) > 1 else None,
-        summary=content.summary(data),
-        tiles=content.tiles(data),
-        metrics=content.metric_groups(data.runs),
-        described=len(data.runs) <= DESCRIBED_RUNS,
-        ranking_figures=content.ranking_figures(data.runs),
-        recall_figure=content.recall_figure(data.recall) if data.recall else None,
-        bit_tiles=content.bit_tiles(data.bits) if data.bits else [],
-        bit_figures=content.bit_figures(data.bits) if data.bits else [],
-        loss_figure=content.loss_figure(data.losses) if any(data.losses.values()) else None,
-        pairs_judged=any("precision_positive" in row for row in data.pairs),
-        samples_judged=any(item.relevant is not None for query in data.samples for item in query.neighbours),
-        skipped_shown=SKIPPED_SHOWN,
+
+class EncodedSource(NamedTuple):
+    """One encoded source, queries or database: ``m`` codes, their rows in the source, features ``(m, d)`` and labels."""
+
+    source: Source
+    rows: NDArray[np.intp]
+    codes: Codes
+    features: NDArray[np.float32]
+    labels: NDArray[Any] | None
+    skipped: list[Skipped]
+
+
+def encode_source(
+    model: HashModel, source: Any, *, progress: bool = False, max_pixels: int | None = None
+) -> EncodedSource:
+    """Encode a source and keep what a report needs."""
+    opened = open_source(source)
+    batches = list(model.encode_batches(opened, progress=progress, max_pixels=max_pixels))
+    skipped = [item for batch in batches for item in batch.skipped]
+    rows = np.concatenate([batch.rows for batch in batches]) if batches else np.zeros(0, np.intp)
+    features = np.concatenate([batch.features for batch in batches]) if batches else np.zeros((0, 1), np.float32)
+    codes = Codes.concatenate([batch.codes for batch in batches], model.n_bits)
+    labels = None if opened.labels is None else opened.labels[rows]
+    return EncodedSource(opened, rows, codes, features, labels, skipped)
+
+
+def write_training_report(path: Path, model: HashModel, source: Source, *, command: str) -> None:
+    """Report of a training run, from at most 1,000 of its items; labels are not read."""
+    rng = np.random.default_rng(model.hasher.seed)
+    rows = np.sort(rng.choice(len(source), min(len(source), REPORT_ITEMS), replace=False))
+    shown = encode_source(model, source.select(rows))
+    items = f"{model.training['n_used']} items of {source.name}; shown: {len(shown.codes)} of them"
+    data = ReportData(
+        title=f"{model.n_bits}-bit codes",
+        **_model_facts(model, items, command),
+        bits=bit_statistics(shown.codes) if len(shown.codes) else None,
+        recall=_recall(shown, shown),
+        pairs=_pairs(model, None),
+        samples=_sample_queries(shown, shown, model.hasher.seed),
+        skipped=model.skipped_,
     )
+    write_report(path, data)
 
 
-def packaged(name: str) -> str:
-    """A template or style sheet of this package."""
+def write_evaluation_report(
+    path: Path,
+    model: HashModel,
+    query: EncodedSource,
+    database: EncodedSource,
+    metrics: dict[str, Any],
+    *,
+    command: str,
+    others: Sequence[RunRow] = (),
+    train_labels: NDArray[Any] | None = None,
+) -> None:
+    """Report of an evaluation; losses and pair labels appear when the model was just trained.
+
+    ``others`` are runs to compare with; ``train_labels`` judge the pair labels, for diagnosis only.
+    """
+    label = f"{model.hasher.method}, {model.n_bits} bits"
+    sizes = f"{len(query.codes)} queries of {query.source.name} against {len(database.codes)} items of {database.source.name}"
+    data = ReportData(
+        title=f"Quality of {model.n_bits}-bit codes",
+        **_model_facts(model, sizes, command),
+        runs=[RunRow(label, metrics), *others],
+        focus=label,
+        bits=bit_statistics(database.codes),
+        recall=_recall(query, database),
+        pairs=_pairs(model, train_labels),
+        samples=_sample_queries(query, database, model.hasher.seed),
+        skipped=[*query.skipped, *database.skipped],
+    )
+    write_report(path, data)
+
+
+def _model_facts(model: HashModel, data: str, command: str) -> dict[str, Any]:
+    """The fields that every report of a model fills alike."""
+    history = model.hasher.history_
+    losses = {"hash function": history["loss"]} if history.get("loss") else {}
+    for number, values in enumerate(history.get("estimate_loss", ()), start=1):
+        losses[f"pair probabilities {number}"] = values
+    return {
+        "subtitle": f"{model.hasher.method} on {model.backbone_name}",
+        "command": command,
+        "versions": versions(),
+        "facts": {"Data": data, "Seed": model.hasher.seed, "Made": _now()},
+        "losses": losses,
+    }
+
+
+def _sample_queries(query: EncodedSource, database: EncodedSource, seed: int) -> list[SampleQuery]:
+    """A few queries drawn by ``seed`` with their nearest images; empty for sources without images."""
+    images, asked = database.source, query.source
+    if not isinstance(asked, ImageSource) or not isinstance(images, ImageSource) or not len(database.codes):
+        return []
+    samples = []
+    for position in np.random.default_rng(seed).permutation(len(query.codes))[:SAMPLE_QUERIES]:
+        distances = hamming_distances(query.codes[int(position)], database.codes)[0].astype(np.int64)
+        order = np.argsort(distances, kind="stable")
+        if query is database:
+            order = order[order != position]
+        neighbours = [
+            SampleNeighbour(
+                encode_thumbnail(images.read(int(database.rows[place])), THUMBNAIL)[0],
+                images.keys[database.rows[place]],
+                int(distances[place]),
+                _relevant(query, int(position), database, int(place)),
+            )
+            for place in order[:SAMPLE_NEIGHBOURS]
+        ]
+        row = int(query.rows[position])
+        samples.append(SampleQuery(encode_thumbnail(asked.read(row), THUMBNAIL)[0], asked.keys[row], neighbours))
+    return samples
+
+
+def _relevant(query: EncodedSource, position: int, database: EncodedSource, place: int) -> bool | None:
+    """Whether two items share a label; None within one source, as in training, where labels are not read."""
+    if query is database or query.labels is None or database.labels is None:
+        return None
+    a, b = query.labels[position], database.labels[place]
+    return bool((np.asarray(a) & np.asarray(b)).any()) if query.labels.ndim == 2 else bool(a == b)
+
+
+def _recall(query: EncodedSource, database: EncodedSource) -> dict[str, Any] | None:
+    if len(query.codes) < 2 or len(database.codes) < 2:
+        return None
+    depths = [depth for depth in (10, 100, 1000) if depth < len(database.codes)] or [len(database.codes)]
+    sides = query.codes, database.codes, query.features, database.features
+    return neighbour_recall(*sides, depths=depths, same_items=query is database)
+
+
+def _pairs(model: HashModel, labels: NDArray[Any] | None) -> list[dict[str, Any]]:
+    """The diagnosis of every set of pair labels, judged where ``labels`` of the training items are at hand."""
+    history = model.hasher.history_
+    rows: list[dict[str, Any]] = history.get("diagnosis", [])
+    if labels is None or not rows:
+        return rows
+    # The first set is the initial one, the last the one trained on; with one set they are the same.
+    sets = [getattr(model.hasher, name) for name in ("initial_pairs_", "pairs_")][: len(rows)]
+    return [{**row, **judge_pairs(pairs, labels[history["rows"]])} for row, pairs in zip(rows, sets, strict=True)]
+
+
+# The report of a benchmark.
+
+
+def write_bench_report(
+    folder: Path, runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, provenance: Provenance
+) -> None:
+    """``report.html``, and ``figures/*.svg`` and ``*.png``."""
+    drawn = bench_figures(runs, rows, protocol)
+    for figure in drawn:
+        write_atomic(folder / "figures" / f"{figure.name}.svg", figure.drawing.svg_file())
+        write_atomic(folder / "figures" / f"{figure.name}.png", figure.drawing.png())
+    facts = {
+        "Data": provenance.source,
+        "Split": provenance.split_sha256,
+        "Features": describe_features(provenance),
+        **({"Settings": provenance.settings} if provenance.settings else {}),
+        "Made": _now(),
+    }
+    lengths = sorted({run.record["n_bits"] for run in runs})
+    data = ReportData(
+        title=protocol.name,
+        subtitle=protocol.summary,
+        command=provenance.command,
+        versions=provenance.versions,
+        facts=facts,
+        comparison=Comparison(rows, lengths, protocol, provenance.seeds, mean_random(runs), drawn),
+    )
+    write_report(folder / "report.html", data)
+
+
+def bench_figures(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol) -> list[BenchFigure]:
+    """MAP against code length; per length top-N precision and precision-recall by lookup (Figures 1-3); training loss (Figure 4).
+
+    Methods that the protocol's paper compares are drawn together, all others together, best first.
+    """
+    cells, found = by_cell(runs), list[BenchFigure]()
+    measured = [row for row in rows if any(row.maps.values())]
+    compared = [row for row in measured if row.method in protocol.published]
+    others = [row for row in measured if row.method not in protocol.published]
+    groups = [(part, name) for part, name in ((compared, "the paper's methods"), (others, "other methods")) if part]
+    for part, name in groups:
+        suffix = "-others" if found else ""
+        title = f", {name}" if len(groups) > 1 else ""
+        maps = {row.method: [(n, float(np.mean(v)), min(v), max(v)) for n, v in row.maps.items() if v] for row in part}
+        drawing = figures.method_comparison(maps, "MAP", baseline=("random ranking", mean_random(runs)))
+        caption = "Mean over seeds; the band spans them."
+        found.append(BenchFigure(f"map{suffix}", f"MAP by code length{title}", caption, drawing))
+        for n in sorted({n for _, n in cells}):
+            finished = {row.method: cells[row.method, n] for row in part if (row.method, n) in cells}
+            if not finished:
+                continue
+            drawing = figures.topn_precision({method: _mean_curve(mine, "topn") for method, mine in finished.items()})
+            caption = "Hamming ranking, ties in expectation, mean over queries and seeds."
+            found.append(BenchFigure(f"topn-{n}{suffix}", f"Top-N precision, {n} bits{title}", caption, drawing))
+            drawing = figures.pr_by_radius({name: _mean_curve(mine, "pr_radius") for name, mine in finished.items()})
+            caption = "One point per radius; an empty lookup has precision 0."
+            title_of_lookup = f"Precision and recall of hash lookup, {n} bits{title}"
+            found.append(BenchFigure(f"pr-{n}{suffix}", title_of_lookup, caption, drawing))
+    for method in LOSS_METHODS:
+        losses = {n: mine[0].record.get("loss") for (name, n), mine in sorted(cells.items()) if name == method}
+        if any(losses.values()):
+            drawing = figures.training_loss({f"{n} bits": values for n, values in losses.items() if values})
+            caption = "Mean over each epoch; the lowest seed."
+            found.append(BenchFigure(f"loss-{method}", f"Training loss of {method}", caption, drawing))
+    return found
+
+
+def _mean_curve(runs: Sequence[Run], name: str) -> dict[str, list[float]]:
+    curves = [run.record[name] for run in runs]
+    return {key: np.mean([curve[key] for curve in curves], axis=0).tolist() for key in curves[0]}
+
+
+# Metric rows and figures.
+
+
+def _main_recall(recall: Mapping[str, Any]) -> tuple[int, int]:
+    """The neighbourhood nearest to 10, and the smallest depth that can hold ten times that, else the largest."""
+    k = min(recall["ks"], key=lambda k: abs(k - 10))
+    enough = [depth for depth in recall["depths"] if depth >= 10 * k]
+    return int(k), int(min(enough, default=max(recall["depths"])))
+
+
+# Group -> (key as a regular expression, name, meaning). What is not listed is not shown; depths are filled in.
+_METRICS = {
+    "Whole ranking": [
+        ("map", "MAP", "Mean average precision: how early the relevant images come. 1 is perfect."),
+        ("map_(?:worst|best)", "MAP, range over ties", "Worst and best order of images at equal distance; MAP is the exact average."),
+        (r"map@(\d+)", "MAP@{}", "The same for the first {} results, divided by the relevant images that fit there."),
+        (r"map@(\d+)_hits", "MAP@{}, hits", "The variant many papers print, divided by the relevant images found: misses are free."),
+        ("map_random", "MAP, random order", "What a random order scores with these labels."),
+    ],
+    "First results": [
+        (r"precision@(\d+)", "Precision@{}", "Share of the top {} that is relevant."),
+        (r"recall@(\d+)", "Recall@{}", "Share of all relevant images found in the top {}."),
+    ],
+    "Lookup within a radius": [
+        ("precision_radius2", "Precision, radius 2", "Share of relevant images within 2 bits of the query; 0 if none are there."),
+        ("empty_radius2", "Empty, radius 2", "Share of queries with nothing within 2 bits."),
+    ],
+}  # fmt: skip
+_NO_BEST, _LOWER_IS_BETTER = {"map_random", "map_worst"}, {"empty_radius2"}
+
+
+def metric_groups(runs: Sequence[RunRow]) -> list[tuple[str, list[Metric]]]:
+    """The metrics that the runs have, grouped by the question they answer."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.metrics))
+    groups = []
+    for title, patterns in _METRICS.items():
+        metrics: dict[str, Metric] = {}
+        for pattern, name, meaning in patterns:
+            for key, match in ((key, re.fullmatch(pattern, key)) for key in keys):
+                if match is None or name.format(*match.groups()) in metrics:
+                    continue
+                values = [run.metrics.get(key) for run in runs]
+                shown = [decimal(value) for value in values]
+                if key in ("map_worst", "map_best"):
+                    shown = [" ".join((decimal(m["map_worst"]), _DASH, decimal(m["map_best"]))) for _, m in runs]
+                known = [value for value in values if value is not None]
+                winner = decimal(min(known) if key in _LOWER_IS_BETTER else max(known))
+                # Best by what is printed: a difference that cannot be seen is none.
+                best = [len(runs) > 1 and key not in _NO_BEST and value == winner for value in shown]
+                depths = [f"{int(depth):,}" for depth in match.groups()]
+                label = name.format(*match.groups())
+                metrics[label] = Metric(label, meaning.format(*depths), shown, best)
+        if metrics:
+            groups.append((title, list(metrics.values())))
+    return groups
+
+
+def _figures(data: ReportData) -> dict[str, ReportFigure]:
+    """The figures of a model's report, as far as there are numbers for them."""
+    found = {}
+    lookups = {run.label: run.metrics["pr_radius"] for run in data.runs if "pr_radius" in run.metrics}
+    tops = {run.label: run.metrics["topn"] for run in data.runs if "topn" in run.metrics}
+    if lookups:
+        sides = [(label, side) for label in lookups for side in ("precision", "recall")]
+        radii = range(max(len(curve["recall"]) for curve in lookups.values()))
+        rows = [[str(r), *(_at(lookups[label][side], r) for label, side in sides)] for r in radii]
+        columns = ["Radius", *(f"{label}: {side}" for label, side in sides)]
+        found["pr"] = ReportFigure(figures.pr_by_radius(lookups), columns, rows)
+    if tops:
+        depths = sorted({depth for curve in tops.values() for depth in curve["n"]})
+        by_depth = [dict(zip(curve["n"], curve["precision"], strict=True)) for curve in tops.values()]
+        rows = [[f"{depth:,}", *(decimal(column.get(depth)) for column in by_depth)] for depth in depths]
+        # Within the largest radius everything is returned: the last precision of a lookup is that of a random order.
+        random = next(iter(lookups.values()))["precision"][-1] if lookups else None
+        found["topn"] = ReportFigure(figures.topn_precision(tops, random), ["N", *tops], rows)
+    if data.recall:
+        curve, names = data.recall["curve"], [f"{k} nearest" for k in data.recall["ks"]]
+        series = zip(*(curve[f"recall{k}"] for k in data.recall["ks"]), curve["random"], strict=True)
+        rows = [[f"{depth:,}", *map(decimal, values)] for depth, values in zip(curve["depth"], series, strict=True)]
+        drawing = figures.neighbour_recall(data.recall)
+        found["recall"] = ReportFigure(drawing, ["Results", *names, "Random order"], rows)
+    if data.bits:
+        balance, correlation = data.bits["balance"], data.bits["correlation"]
+        rows = [[str(i), f"{value:+.3f}"] for i, value in enumerate(balance, start=1)]
+        found["balance"] = ReportFigure(figures.bit_balance(balance), ["Bit", "Mean sign"], rows)
+        pairs = [(correlation[i][j], i + 1, j + 1) for i in range(len(correlation)) for j in range(i)]
+        strongest = sorted(pairs, key=lambda pair: -abs(pair[0]))[:20]
+        rows = [[str(j), str(i), f"{value:+.3f}"] for value, i, j in strongest]
+        found["correlation"] = ReportFigure(figures.bit_correlation(correlation), ["Bit", "Bit", "Correlation"], rows)
+    if any(data.losses.values()):
+        epochs = range(max(map(len, data.losses.values())))
+        rows = [[str(epoch + 1), *(_at(values, epoch, 4) for values in data.losses.values())] for epoch in epochs]
+        found["loss"] = ReportFigure(figures.training_loss(data.losses), ["Epoch", *data.losses], rows)
+    return found
+
+
+def _at(values: Sequence[float], place: int, digits: int = 3) -> str:
+    return decimal(values[place], digits) if place < len(values) else _DASH
+
+
+def decimal(value: float | None, digits: int = 3) -> str:
+    """A fixed number of digits; a dash for a value that is not known."""
+    return _DASH if value is None else f"{value:.{digits}f}"
+
+
+def percent(value: float) -> str:
+    """Whole percents, one digit more below 10%; never rounded to nothing or to all."""
+    if 0 < value < 0.0005:
+        return "<0.1%"
+    if 0.995 <= value < 1:
+        return ">99%"
+    return f"{100 * value:.1f}%" if 0 < value < 0.0995 else f"{100 * value:.0f}%"
+
+
+def format_bytes(value: int) -> str:
+    """A size in bytes, in MB from a million on."""
+    if value >= 10**6:
+        return f"{value / 10**6:,.0f} MB"
+    return "1 byte" if value == 1 else f"{value:,} bytes"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _packaged(name: str) -> str:
     return files("distillhash.bench").joinpath(name).read_text(encoding="utf-8")
 
 

@@ -6,13 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.bench.protocol import Protocol
-from distillhash.bench.run import Provenance, Run
+from distillhash.bench.protocols import Protocol
+from distillhash.bench.runs import Provenance, Run, by_cell
+from distillhash.files import write_atomic
 from distillhash.methods import method_class, method_names
 
 RESAMPLES = 2000
@@ -46,16 +46,27 @@ class Row:
 
     @property
     def uses_labels(self) -> bool:
-        """Whether it learns from labels: then it is no rival of the others."""
+        """Whether it learns from labels: then it is not compared with the others."""
         return method_class(self.method).needs_labels
+
+    def is_best(self, n_bits: int) -> bool:
+        """Whether it is the method that the others are compared with at that length."""
+        return bool(self.maps[n_bits]) and n_bits not in self.differences and not self.uses_labels
+
+    def mean(self, n_bits: int) -> str:
+        """Mean MAP over seeds as text."""
+        values = self.maps[n_bits]
+        return f"{np.mean(values):.4f}" if values else "failed" if self.errors else ""
+
+    def spread(self, n_bits: int) -> str:
+        """Sample standard deviation over seeds as text; empty for one seed."""
+        values = self.maps[n_bits]
+        return f"{np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
 
     def cell(self, n_bits: int) -> str:
         """Mean, and the sample standard deviation in parentheses."""
-        values = self.maps.get(n_bits, [])
-        if not values:
-            return "failed" if self.errors else ""
-        spread = f" ({np.std(values, ddof=1):.4f})" if len(values) > 1 else ""
-        return f"{np.mean(values):.4f}{spread}"
+        spread = self.spread(n_bits)
+        return f"{self.mean(n_bits)} ({spread})" if spread else self.mean(n_bits)
 
 
 def make_rows(runs: Sequence[Run]) -> list[Row]:
@@ -65,35 +76,27 @@ def make_rows(runs: Sequence[Run]) -> list[Row]:
     over seeds, and the queries are resampled in pairs (:func:`scipy.stats.bootstrap`, percentile interval).
     """
     lengths = sorted({run.record["n_bits"] for run in runs})
-    methods = sorted({run.record["method"] for run in runs})
-    per_query: dict[tuple[str, int], NDArray[np.float64]] = {}
-    for method in methods:
-        for n_bits in lengths:
-            mine = [
-                run.average_precision
-                for run in runs
-                if run.record["method"] == method
-                and run.record["n_bits"] == n_bits
-                and run.average_precision is not None
-            ]
-            if mine:
-                per_query[method, n_bits] = np.mean(np.asarray(mine, np.float64), axis=0)
+    cells = by_cell(runs)
+    per_query = {
+        cell: np.stack([np.asarray(run.average_precision, np.float64) for run in found]).mean(axis=0)
+        for cell, found in cells.items()
+    }
     best = {
         n_bits: max(
-            (method for method in methods if (method, n_bits) in per_query and not method_class(method).needs_labels),
+            (method for method, n in cells if n == n_bits and not method_class(method).needs_labels),
             key=lambda method: float(np.nanmean(per_query[method, n_bits])),
             default=None,
         )
         for n_bits in lengths
     }
     rows = []
-    for method in methods:
+    for method in sorted({run.record["method"] for run in runs}):
         records = [run.record for run in runs if run.record["method"] == method]
         good = [record for record in records if "error" not in record]
         differences = {
             n_bits: bootstrap_difference(per_query[method, n_bits], per_query[other, n_bits])
-            for n_bits in lengths
-            if (other := best[n_bits]) is not None and other != method and (method, n_bits) in per_query
+            for n_bits, other in best.items()
+            if other is not None and other != method and (method, n_bits) in cells
         }
         rows.append(
             Row(
@@ -132,30 +135,29 @@ def bootstrap_difference(mine: NDArray[np.float64], others: NDArray[np.float64])
     return Difference(float(gaps.mean()), float(interval.low), float(interval.high))
 
 
-def write_tables(folder: Path, runs: Sequence[Run], protocol: Protocol, provenance: Provenance) -> None:
+def write_tables(
+    folder: Path, runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, provenance: Provenance
+) -> None:
     """``table.json`` (the records) and ``table.md``."""
-    folder.mkdir(parents=True, exist_ok=True)
     records = [{key: value for key, value in run.record.items() if key != "identity"} for run in runs]
-    (folder / "table.json").write_text(json.dumps(_rounded(records), indent=1) + "\n")
-    (folder / "table.md").write_text(markdown(runs, protocol, provenance))
+    # Six significant digits are more than a table needs, and keep its file small.
+    rounded = json.loads(json.dumps(records), parse_float=lambda digits: float(f"{float(digits):.6g}"))
+    write_atomic(folder / "table.json", (json.dumps(rounded, indent=1) + "\n").encode())
+    write_atomic(folder / "table.md", _markdown(runs, rows, protocol, provenance).encode())
 
 
-def markdown(runs: Sequence[Run], protocol: Protocol, provenance: Provenance) -> str:
-    """The tables as Markdown."""
-    rows = make_rows(runs)
+def _markdown(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, provenance: Provenance) -> str:
     lengths = sorted({run.record["n_bits"] for run in runs})
-    lines = [f"# {protocol.name}: MAP over the whole database", ""]
-    lines += ["| method | " + " | ".join(f"{n} bits" for n in lengths) + " | fit, s | memory, MB |"]
-    lines += ["|" + "---|" * (len(lengths) + 3)]
+    header = [f"{n} bits" for n in lengths]
+    table = [["method", *header, "fit, s", "memory, MB"]]
     for row in rows:
-        cells = [row.cell(n) for n in lengths]
         name = f"{row.method} (uses labels)" if row.uses_labels else row.method
-        lines.append(f"| {name} | " + " | ".join(cells) + f" | {row.fit_seconds:.1f} | {row.peak_rss_mb:.0f} |")
-        if row.method in protocol.published:
-            printed = [protocol.published[row.method].get(str(n)) for n in lengths]
-            cells = [f"*{value:.4f}*" if value is not None else "" for value in printed]
-            lines.append("| *printed in the paper* | " + " | ".join(cells) + " | | |")
-    lines += ["", *_conditions(runs, protocol, provenance), ""]
+        table.append([name, *map(row.cell, lengths), f"{row.fit_seconds:.1f}", f"{row.peak_rss_mb:.0f}"])
+        if printed := protocol.published.get(row.method):
+            cells = [f"*{printed[str(n)]:.4f}*" if str(n) in printed else "" for n in lengths]
+            table.append(["*printed in the paper*", *cells, "", ""])
+    lines = [f"# {protocol.name}: MAP over the whole database", "", *_lines(table), ""]
+    lines += [*_conditions(runs, protocol, provenance), ""]
     if any(row.differences for row in rows):
         lines += [
             "## Differences from the best",
@@ -163,80 +165,75 @@ def markdown(runs: Sequence[Run], protocol: Protocol, provenance: Provenance) ->
             f"MAP minus that of the best method without labels at that length, and the {LEVEL:.0%} interval of a paired bootstrap over "
             f"queries ({RESAMPLES} resamples). A star marks an interval without 0.",
             "",
-            "| method | " + " | ".join(f"{n} bits" for n in lengths) + " |",
-            "|" + "---|" * (len(lengths) + 1),
+            *_lines([["method", *header], *([row.method, *(_difference(row, n) for n in lengths)] for row in rows)]),
+            "",
         ]
-        for row in rows:
-            cells = [_difference(row.differences.get(n), bool(row.maps.get(n))) for n in lengths]
-            lines.append(f"| {row.method} | " + " | ".join(cells) + " |")
-        lines.append("")
     lines += _second_table(rows, lengths, protocol)
     failures = [f"- {row.method}, {error}" for row in rows for error in row.errors]
-    if failures:
-        lines += ["## Failed", "", *failures, ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, "## Failed", "", *failures, ""] if failures else lines)
 
 
-def _difference(difference: Difference | None, measured: bool) -> str:
-    if difference is None:
-        return "best" if measured else ""
+def _lines(table: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table; its first row is the header."""
+    header, *rows = ("| " + " | ".join(cells) + " |" for cells in table)
+    return [header, "|" + "---|" * len(table[0]), *rows]
+
+
+def _difference(row: Row, n_bits: int) -> str:
+    if n_bits not in row.differences:
+        return "best" if row.is_best(n_bits) else ""
+    difference = row.differences[n_bits]
     star = "\\*" if difference.significant else ""
     return f"{difference.mean:+.4f}{star} [{difference.low:+.4f}, {difference.high:+.4f}]"
 
 
 def _second_table(rows: Sequence[Row], lengths: Sequence[int], protocol: Protocol) -> list[str]:
     """Table 2 of the paper, DistillHash against its ablation, when both are there."""
-    by_name = {row.method: row for row in rows}
-    if not {"distillhash", "distillhash-initial"} <= by_name.keys():
+    both = ("distillhash", "distillhash-initial")
+    maps = {row.method: row.maps for row in rows}
+    if not maps.keys() >= set(both):
         return []
-    lines = ["## DistillHash and its ablation (Table 2)", "", "| | " + " | ".join(f"{n} bits" for n in lengths) + " |"]
-    lines += ["|" + "---|" * (len(lengths) + 1)]
-    measured = [
-        [np.mean(values) if (values := by_name[name].maps.get(n)) else np.nan for n in lengths]
-        for name in ("distillhash", "distillhash-initial")
-    ]
-    lines.append("| gain measured | " + " | ".join(f"{a - b:+.4f}" for a, b in zip(*measured, strict=True)) + " |")
-    if {"distillhash", "distillhash-initial"} <= protocol.published.keys():
-        printed = [protocol.published[name] for name in ("distillhash", "distillhash-initial")]
-        gains = [f"{printed[0][str(n)] - printed[1][str(n)]:+.4f}" if str(n) in printed[0] else "" for n in lengths]
-        lines.append("| *gain printed in the paper* | " + " | ".join(gains) + " |")
-    return [*lines, ""]
+    means = [[np.mean(maps[name][n]) if maps[name][n] else np.nan for n in lengths] for name in both]
+    gains = [f"{a - b:+.4f}" for a, b in zip(*means, strict=True)]
+    table = [["", *(f"{n} bits" for n in lengths)], ["gain measured", *gains]]
+    if protocol.published.keys() >= set(both):
+        full, ablated = (protocol.published[name] for name in both)
+        printed = [f"{full[str(n)] - ablated[str(n)]:+.4f}" if str(n) in full else "" for n in lengths]
+        table.append(["*gain printed in the paper*", *printed])
+    return ["## DistillHash and its ablation (Table 2)", "", *_lines(table), ""]
 
 
 def _conditions(runs: Sequence[Run], protocol: Protocol, provenance: Provenance) -> list[str]:
-    random = [run.record["map_random"] for run in runs if not run.failed]
-    backbone = provenance.backbone
-    features = backbone["name"]
-    if "image_size" in backbone:
-        features += f" at {backbone['image_size']} pixels, frozen"
-    if provenance.n_views:
-        features += f"; {provenance.n_views} augmented views of the training images for the methods that use views"
-    if provenance.teacher:
-        guided = ", ".join(name for name in method_names() if method_class(name).uses_teacher)
-        features += f"; the training images at the size that the backbone was trained with, for {guided}"
-    words = [f"Random ranking: {np.mean(random):.4f}."] if random else []
+    random = mean_random(runs)
+    words = [] if random is None else [f"Random ranking: {random:.4f}."]
     words += [
         f"Exact expectation over ties. Seeds {', '.join(map(str, provenance.seeds))}; last epoch; in parentheses the sample standard "
         "deviation.",
-        f"Features: {features}. Time: median over lengths and seeds; memory: highest of the process while fitting, features included.",
+        f"Features: {describe_features(provenance)}. Time: median over lengths and seeds; memory: highest of the process while "
+        "fitting, features included.",
     ]
     if protocol.published:
         words.append(f"Printed numbers: {protocol.paper}, VGG16, fine-tuned for the deep methods.")
-    versions = ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
-    return [
-        " ".join(words),
-        "",
-        f"Command: `{provenance.command}`",
-        f"Split: `{provenance.split_sha256}`. Versions: {versions}.",
-    ]
+    found = ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
+    split = f"Split: `{provenance.split_sha256}`. Versions: {found}."
+    return [" ".join(words), "", f"Command: `{provenance.command}`", split]
 
 
-def _rounded(value: Any) -> Any:
-    """Six significant digits are more than a table needs, and keep its file small."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return value
+def mean_random(runs: Sequence[Run]) -> float | None:
+    """MAP of a random ranking; None where no run finished."""
+    random = [run.record["map_random"] for run in runs if not run.failed]
+    return float(np.mean(random)) if random else None
+
+
+def describe_features(provenance: Provenance) -> str:
+    """The features that all methods got, in words."""
+    backbone = provenance.backbone
+    words = backbone["name"]
+    if "image_size" in backbone:
+        words += f" at {backbone['image_size']} pixels, frozen"
+    if provenance.n_views:
+        words += f"; {provenance.n_views} augmented views of the training images for the methods that use views"
+    if provenance.teacher:
+        guided = ", ".join(name for name in method_names() if method_class(name).uses_teacher)
+        words += f"; the training images at the size that the backbone was trained with, for {guided}"
+    return str(words)

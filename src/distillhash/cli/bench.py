@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from distillhash.cli.common import SOURCE_HELP, add_verb, command_line, parse_settings, say
+from distillhash.cli.common import (
+    SOURCE_HELP,
+    add_backbone_options,
+    add_compute_options,
+    add_settings_option,
+    add_verb,
+    backbone_name,
+    command_line,
+    open_cache,
+    parse_settings,
+    say,
+)
 from distillhash.errors import ParameterError
 
 
@@ -36,39 +46,31 @@ def add_parser(subparsers: Any) -> None:
         metavar="DIR",
         help="folder for tables, figures and report.html; a stopped run goes on there",
     )
-    parser.add_argument("--backbone", default="efficientnet-lite0", help="see `distillhash ls backbones`")
+    add_backbone_options(parser)
     parser.add_argument(
         "--views", type=int, default=6, metavar="N", help="augmented views for the methods that use them (default: 6)"
     )
     parser.add_argument(
         "--shrink", action="store_true", help="draw the protocol's proportions from a smaller copy of its data set"
     )
-    parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels images are resized to")
-    parser.add_argument("--weights", metavar="FILE", help="weights for backbones that do not carry theirs")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
-    parser.add_argument(
-        "--cache", metavar="DIR", help="where features are kept between runs (default: the user's cache)"
-    )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the methods"
-    )
+    add_settings_option(parser)
+    add_compute_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the matrix and write the tables."""
-    from distillhash.backbones import FeatureCache, make_backbone
-    from distillhash.bench.page import write_page
-    from distillhash.bench.protocol import load_protocol
-    from distillhash.bench.run import Provenance, Run, add_kept_runs, prepare, run_matrix, write_provenance
-    from distillhash.bench.tables import write_tables
-    from distillhash.bench.versions import versions
+    from distillhash.backbones import make_backbone
+    from distillhash.bench.protocols import load_protocol
+    from distillhash.bench.report import write_bench_report
+    from distillhash.bench.runs import Provenance, Run, add_kept_runs, prepare, run_matrix, versions, write_provenance
+    from distillhash.bench.tables import make_rows, write_tables
     from distillhash.methods import make_hasher, method_class, method_names
     from distillhash.sources import EmbeddingSource, open_source
 
     methods = arguments.methods.split(",")
     if methods == ["all"]:
         methods = [name for name in method_names() if not method_class(name).needs_labels]
-    bits, seeds = integers("--bits", arguments.bits), integers("--seeds", arguments.seeds)
+    bits, seeds = _integers("--bits", arguments.bits), _integers("--seeds", arguments.seeds)
     settings = parse_settings(arguments.set)
     for method in methods:  # wrong names fail before hours of work, not after
         for n_bits in bits:
@@ -78,14 +80,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     protocol = load_protocol(arguments.protocol)
     source = open_source(arguments.data)
     backbone = make_backbone(
-        arguments.backbone, image_size=arguments.image_size, weights=arguments.weights, device=arguments.device
+        backbone_name(arguments, source),
+        image_size=arguments.image_size,
+        weights=arguments.weights,
+        device=arguments.device,
     )
     use_views = not isinstance(source, EmbeddingSource) and any(method_class(method).uses_views for method in methods)
     prepared = prepare(
         source,
         protocol,
         backbone,
-        cache=FeatureCache(arguments.cache),
+        cache=open_cache(arguments),
         n_views=arguments.views if use_views else 0,
         teacher=any(method_class(method).uses_teacher for method in methods),
         shrink=arguments.shrink,
@@ -119,8 +124,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         settings=settings,
     )
     write_provenance(out, provenance)
-    write_tables(out, runs, protocol, provenance)
-    write_page(out, runs, protocol, provenance, datetime.now(UTC).isoformat(timespec="seconds"))
+    rows = make_rows(runs)
+    write_tables(out, runs, rows, protocol, provenance)
+    write_bench_report(out, runs, rows, protocol, provenance)
     say(arguments, f"tables: {out / 'table.md'}, page: {out / 'report.html'}")
     return {
         "out": str(out),
@@ -130,7 +136,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def integers(option: str, text: str) -> list[int]:
+def _integers(option: str, text: str) -> list[int]:
     """Comma-separated integers of an option."""
     try:
         return [int(word) for word in text.split(",")]

@@ -14,7 +14,7 @@ from distillhash.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
     from distillhash.backbones import FeatureCache
-    from distillhash.sources import Skipped
+    from distillhash.sources import Skipped, Source
 
 SOURCE_HELP = (
     "a folder of images, a list file, a .parquet image table, a .npy/.npz/.parquet of embeddings, or digits:, cifar10:DIR, "
@@ -44,10 +44,8 @@ def add_verb(
     return parser
 
 
-def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """Options of every verb that turns images into features."""
-    parser.add_argument("--strict", action="store_true", help="exit 1 if any item could not be used")
-    parser.add_argument("--max-pixels", type=int, metavar="N", help="skip images with more pixels than this")
+def add_compute_options(parser: argparse.ArgumentParser) -> None:
+    """Where features are computed and kept."""
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
     parser.add_argument(
         "--cache", metavar="DIR", help="where features are kept between runs (default: the user's cache)"
@@ -55,13 +53,40 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-cache", action="store_true", help="keep no features")
 
 
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Options of every verb that reads a source: which items count, and the compute options."""
+    parser.add_argument("--strict", action="store_true", help="exit 1 if any item could not be used")
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="skip images with more pixels than this")
+    add_compute_options(parser)
+
+
+def add_backbone_options(parser: argparse.ArgumentParser) -> None:
+    """Options that choose a feature extractor."""
+    parser.add_argument("--backbone", help="see `distillhash ls backbones` (default: efficientnet-lite0 for images)")
+    parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels images are resized to")
+    parser.add_argument("--weights", metavar="FILE", help="weights for backbones that do not carry theirs")
+
+
+def backbone_name(arguments: argparse.Namespace, source: Source) -> str:
+    """The backbone asked for, else the default for the kind of source."""
+    from distillhash.sources import EmbeddingSource
+
+    default = "embeddings" if isinstance(source, EmbeddingSource) else "efficientnet-lite0"
+    return arguments.backbone or default
+
+
+def add_settings_option(parser: argparse.ArgumentParser) -> None:
+    """``--set`` for hyper-parameters; :func:`parse_settings` reads it."""
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the method"
+    )
+
+
 def open_cache(arguments: argparse.Namespace) -> FeatureCache | None:
     """The feature cache that ``--cache`` and ``--no-cache`` ask for."""
     from distillhash.backbones import FeatureCache
 
-    if arguments.no_cache:
-        return None
-    return FeatureCache(arguments.cache)
+    return None if arguments.no_cache else FeatureCache(arguments.cache)
 
 
 def say(arguments: argparse.Namespace, text: str) -> None:
@@ -79,18 +104,33 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """``--set name=value`` words as hyper-parameters; a value is JSON where it can be, else text.
 
     Raises:
-        ParameterError: a word without ``=``.
+        ParameterError: a word without ``=``, or a name that has an option of its own.
     """
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
+        name = name.replace("-", "_")
         if not equals or not name:
             raise ParameterError(f"--set takes name=value, got {pair!r}")
+        if name in ("method", "n_bits", "seed"):
+            raise ParameterError(
+                f"--set takes hyper-parameters, got {pair!r}; method, bits and seed have their own option"
+            )
         try:
-            settings[name.replace("-", "_")] = json.loads(text)
+            settings[name] = json.loads(text)
         except ValueError:
-            settings[name.replace("-", "_")] = text
+            settings[name] = text
     return settings
+
+
+def refuse_skipped(arguments: argparse.Namespace, skipped: Sequence[Skipped]) -> None:
+    """What ``--strict`` asks for where skipped items are not listed in a file.
+
+    Raises:
+        DataError: with ``--strict``, if there are any.
+    """
+    if skipped and arguments.strict:
+        raise DataError(f"{len(skipped)} items could not be used, first {skipped[0].key}: {skipped[0].reason}")
 
 
 def report_skipped(arguments: argparse.Namespace, skipped: Sequence[Skipped], path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distillhash.cli.common import add_verb, command_line, open_cache, say
+from distillhash.cli.common import add_compute_options, add_verb, command_line, open_cache, say
 
 QUERY = "digits:#test"
 DATABASE = "digits:#train"
@@ -31,20 +31,15 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--bits", type=int, default=64, help="code length (default: 64)")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
-    parser.add_argument(
-        "--cache", metavar="DIR", help="where features are kept between runs (default: the user's cache)"
-    )
-    parser.add_argument("--no-cache", action="store_true", help="keep no features")
+    add_compute_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """The whole path of the data, once; labels are used for the report only."""
-    from distillhash.bench.model_report import encode_side, write_evaluation_report
-    from distillhash.bench.report import RunRow
+    from distillhash.bench.report import RunRow, encode_source, write_evaluation_report
     from distillhash.methods import make_hasher
-    from distillhash.metrics.retrieval import evaluate_codes
-    from distillhash.models.hash_model import HashModel
+    from distillhash.metrics import evaluate_codes
+    from distillhash.models import HashModel
     from distillhash.search import add_source, find, index_model, open_model_index
 
     out = Path(arguments.out)
@@ -66,7 +61,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for neighbour in results[0]["neighbours"]:
         say(arguments, f"   {neighbour['distance']:>3} bits  {neighbour['key']}")
     say(arguments, "4. measuring against the labels, and against other methods")
-    query, database = encode_side(model, QUERY, progress=progress), encode_side(model, DATABASE)
+    query, database = encode_source(model, QUERY, progress=progress), encode_source(model, DATABASE)
     assert query.labels is not None and database.labels is not None  # digits carry labels
     metrics = evaluate_codes(query.codes, database.codes, query.labels, database.labels)
     others = []
@@ -75,8 +70,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         codes = other.encode(query.features), other.encode(database.features)
         row = evaluate_codes(*codes, query.labels, database.labels)
         others.append(RunRow(f"{method}, {arguments.bits} bits", row))
-    report = write_evaluation_report(
-        out / "report.html",
+    report = out / "report.html"
+    write_evaluation_report(
+        report,
         model,
         query,
         database,

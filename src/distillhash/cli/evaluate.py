@@ -1,4 +1,4 @@
-"""``distillhash evaluate``: retrieval metrics of a model, by the labels a source carries."""
+"""``distillhash evaluate``: retrieval metrics of a model, by labels, or by image-text pairs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distillhash.cli.common import SOURCE_HELP, add_reading_options, add_verb, command_line, open_cache, say
-from distillhash.errors import DataError
+from distillhash.cli.common import (
+    SOURCE_HELP,
+    add_reading_options,
+    add_verb,
+    command_line,
+    open_cache,
+    refuse_skipped,
+    say,
+)
+from distillhash.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
-    from distillhash.bench.model_report import Side
+    from distillhash.bench.report import EncodedSource
+    from distillhash.models import CrossModalModel, HashModel
+
+SHOWN = ("map", "map@1000", "map@5000", "precision@100", "recall@1000", "precision_radius2", "map_random")
+SHOWN_OF_PAIRS = ("map", "hit@1", "hit@5", "hit@10", "ndcg@10")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -18,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
     parser = add_verb(
         subparsers,
         "evaluate",
-        "measure how well a model retrieves, by the labels a source carries or, across modalities, by its pairs",
+        "measure how well a model retrieves, by the labels a source carries or by its image-text pairs",
         [
             "distillhash evaluate --model model --query digits:#test --database digits:#train",
             "distillhash evaluate --model model --query cifar10:data#test --database cifar10:data#train --report eval.html",
@@ -35,46 +47,60 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode both sides and print the metrics."""
-    from distillhash.bench.model_report import encode_side, write_evaluation_report
-    from distillhash.metrics.retrieval import evaluate_codes
-    from distillhash.models import load_model
+    from distillhash.models import CrossModalModel, load_model
 
     model = load_model(arguments.model, device=arguments.device, cache=open_cache(arguments))
-    from distillhash.models.image_text import CrossModalModel
+    found = _by_pairs(arguments, model) if isinstance(model, CrossModalModel) else _by_labels(arguments, model)
+    return {**found, "method": model.hasher.method, "backbone": model.backbone_name}
 
-    if isinstance(model, CrossModalModel):
-        from distillhash.cli.evaluate_pairs import run_pairs
 
-        return run_pairs(arguments, model)
-    sides: list[Side] = []
-    for role in ("query", "database"):
-        side = encode_side(
-            model, getattr(arguments, role), progress=not arguments.quiet, max_pixels=arguments.max_pixels
-        )
+def _by_labels(arguments: argparse.Namespace, model: HashModel) -> dict[str, Any]:
+    from distillhash.bench.report import encode_source, write_evaluation_report
+    from distillhash.metrics import evaluate_codes
+
+    sides: list[EncodedSource] = []
+    for source in (arguments.query, arguments.database):
+        side = encode_source(model, source, progress=not arguments.quiet, max_pixels=arguments.max_pixels)
         if side.labels is None:
             raise DataError(
                 f"{side.source.name} carries no labels, which evaluation needs; give class sub-folders, a label column, or a "
                 "list file with labels"
             )
         sides.append(side)
-    skipped = [item for side in sides for item in side.skipped]
-    if skipped and arguments.strict:
-        raise DataError(f"{len(skipped)} items could not be used, first {skipped[0].key}: {skipped[0].reason}")
     query, database = sides
+    skipped = [*query.skipped, *database.skipped]
+    refuse_skipped(arguments, skipped)
     assert query.labels is not None and database.labels is not None
     metrics = evaluate_codes(query.codes, database.codes, query.labels, database.labels)
-    summary: dict[str, Any] = {**metrics, "method": model.hasher.method, "backbone": model.backbone_name}
-    summary["n_skipped"] = len(skipped)
-    say(
-        arguments,
-        f"{model.hasher.method}, {model.n_bits} bits: {len(query.codes)} queries, {len(database.codes)} in the database",
-    )
-    for name in ("map", "map@1000", "map@5000", "precision@100", "recall@1000", "precision_radius2", "map_random"):
+    sizes = f"{len(query.codes)} queries, {len(database.codes)} in the database"
+    say(arguments, f"{model.hasher.method}, {model.n_bits} bits: {sizes}")
+    for name in SHOWN:
         say(arguments, f"  {name:<18} {metrics[name]:.4f}")
+    if not arguments.report:
+        return {**metrics, "n_skipped": len(skipped)}
+    command = command_line(arguments)
+    write_evaluation_report(Path(arguments.report), model, query, database, metrics, command=command)
+    say(arguments, f"report: {arguments.report}")
+    return {**metrics, "n_skipped": len(skipped), "report": arguments.report}
+
+
+def _by_pairs(arguments: argparse.Namespace, model: CrossModalModel) -> dict[str, Any]:
+    from distillhash.bench.image_text import evaluate_model
+
     if arguments.report:
-        path = write_evaluation_report(
-            Path(arguments.report), model, query, database, metrics, command=command_line(arguments)
-        )
-        summary["report"] = str(path)
-        say(arguments, f"report: {path}")
-    return summary
+        raise ParameterError("--report is for models of images alone; leave it out")
+    sources = arguments.query, arguments.database
+    report = evaluate_model(model, *sources, progress=not arguments.quiet, max_pixels=arguments.max_pixels)
+    skipped = report.pop("skipped")
+    refuse_skipped(arguments, skipped)
+    sizes = f"{report['n_images']} images, {report['n_texts']} texts"
+    say(arguments, f"{model.hasher.method}, {model.n_bits} bits: {sizes}")
+    for direction in ("image_to_text", "text_to_image"):
+        for name, metrics in report[direction].items():
+            numbers = "  ".join(f"{key} {metrics[key]:.4f}" for key in SHOWN_OF_PAIRS)
+            say(arguments, f"  {direction.replace('_', ' '):<14} {name:<7} {numbers}")
+    if skipped:
+        first = skipped[0]
+        say(arguments, f"{len(skipped)} items could not be used (first: {first.key}: {first.reason}); --json lists all")
+    left_out = [{"key": item.key, "reason": item.reason} for item in skipped]
+    return {**report, "n_skipped": len(skipped), "skipped": left_out}

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from distillhash.cli.common import (
     SOURCE_HELP,
+    add_backbone_options,
     add_reading_options,
+    add_settings_option,
     add_verb,
+    backbone_name,
     command_line,
     open_cache,
     parse_settings,
@@ -20,11 +23,10 @@ from distillhash.cli.common import (
 from distillhash.errors import ParameterError
 
 if TYPE_CHECKING:
-    from distillhash.models.hash_model import HashModel
+    from distillhash.models import HashModel
     from distillhash.sources import Source
 
-DEFAULT_METHOD = "distillhash-contrast"
-MOST_REMARKS = 5
+MAX_NOTES = 5
 
 
 def add_parser(subparsers: Any) -> None:
@@ -68,24 +70,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--max-images", type=int, default=50_000, metavar="N", help="learn from at most N (default: 50000)"
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the method"
-    )
+    add_settings_option(parser)
     add_reading_options(parser)
-
-
-def add_backbone_options(parser: argparse.ArgumentParser) -> None:
-    """Options that choose a feature extractor."""
-    parser.add_argument("--backbone", help="see `distillhash ls backbones` (default: efficientnet-lite0 for images)")
-    parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels images are resized to")
-    parser.add_argument("--weights", metavar="FILE", help="weights for backbones that do not carry theirs")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train and write the model folder with its report."""
-    from distillhash.bench.model_report import write_training_report
+    from distillhash.bench.report import write_training_report
 
-    model, source, images = _pair_model(arguments) if arguments.pairs else _image_model(arguments)
+    model, source, images = _make_model(arguments)
     hasher = model.hasher
     started = time.perf_counter()
     model.fit(
@@ -99,10 +92,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     out = Path(arguments.out)
     skipped = report_skipped(arguments, model.skipped_, out / "skipped.json")
-    for remark in list(dict.fromkeys(getattr(model, "notes_", [])))[:MOST_REMARKS]:
-        say(arguments, remark)
+    for note in list(dict.fromkeys(getattr(model, "notes_", [])))[:MAX_NOTES]:
+        say(arguments, note)
     model.save(out)
-    report = write_training_report(out / "report.html", model, images, command=command_line(arguments))
+    report = out / "report.html"
+    write_training_report(report, model, images, command=command_line(arguments))
     say(
         arguments,
         f"trained {hasher.method}, {hasher.n_bits} bits, on {model.training['n_used']} items in {seconds:.1f} s",
@@ -124,60 +118,39 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _image_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
+def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     """The model to train, what it learns from, and the images (or vectors) among that."""
-    from distillhash.methods import make_hasher, method_class
-    from distillhash.models.hash_model import HashModel
+    from distillhash.methods import make_hasher, method_class, method_names
+    from distillhash.methods.registry import DEFAULT_IMAGE_TEXT_METHOD, DEFAULT_METHOD
+    from distillhash.models import CrossModalModel, HashModel
     from distillhash.sources import open_source
-
-    if arguments.text_encoder is not None:
-        raise ParameterError(f"--text-encoder {arguments.text_encoder} needs texts; add --pairs, or leave it out")
-    arguments.method = arguments.method or DEFAULT_METHOD
-    if method_class(arguments.method).needs_texts:
-        raise ParameterError(f"{arguments.method} learns from image-text pairs; add --pairs")
-    hasher = make_hasher(arguments.method, arguments.bits, seed=arguments.seed, **hyperparameters(arguments))
-    source = open_source(arguments.source)
-    return HashModel(hasher=hasher, **_parts(arguments, source)), source, source
-
-
-def _pair_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
-    """The same for image-text pairs."""
-    import numpy as np
-
-    from distillhash.methods import make_hasher
-    from distillhash.methods.registry import DEFAULT_IMAGE_TEXT_METHOD
-    from distillhash.models.image_text import CrossModalModel
-    from distillhash.sources.pairs import open_pairs
+    from distillhash.sources.pairs import PairSource, open_pairs
     from distillhash.texts import DEFAULT_TEXT_ENCODER
 
-    method = arguments.method or DEFAULT_IMAGE_TEXT_METHOD
-    hasher = make_hasher(method, arguments.bits, seed=arguments.seed, **hyperparameters(arguments))
-    pairs = open_pairs(arguments.source)
-    ready = isinstance(pairs.texts, np.ndarray)
-    text_encoder = arguments.text_encoder or ("embeddings" if ready else DEFAULT_TEXT_ENCODER)
-    model = CrossModalModel(hasher=hasher, text_encoder=text_encoder, **_parts(arguments, pairs.images))
-    return model, pairs, pairs.images
-
-
-def _parts(arguments: argparse.Namespace, source: Source) -> dict[str, Any]:
-    """The backbone's arguments; vectors need none."""
-    from distillhash.sources import EmbeddingSource
-
-    default = "embeddings" if isinstance(source, EmbeddingSource) else "efficientnet-lite0"
-    return {
-        "backbone": arguments.backbone or default,
+    pairs, encoder = arguments.pairs, arguments.text_encoder
+    if encoder is not None and not pairs:
+        raise ParameterError(f"--text-encoder {encoder} needs texts; add --pairs, or leave it out")
+    method = arguments.method or (DEFAULT_IMAGE_TEXT_METHOD if pairs else DEFAULT_METHOD)
+    if method_class(method).needs_texts and not pairs:
+        raise ParameterError(f"{method} learns from image-text pairs; add --pairs")
+    if pairs and not method_class(method).needs_texts:
+        choices = ", ".join(method_names(image_text=True))
+        raise ParameterError(f"{method} learns from images alone; leave out --pairs, or choose one of {choices}")
+    settings = parse_settings(arguments.set)
+    if not pairs and method_class(method).fine_tunes and arguments.device != "auto":
+        settings.setdefault("device", arguments.device)
+    hasher = make_hasher(method, arguments.bits, seed=arguments.seed, **settings)
+    source = open_pairs(arguments.source) if pairs else open_source(arguments.source)
+    images = source.images if isinstance(source, PairSource) else source
+    parts: dict[str, Any] = {
+        "backbone": backbone_name(arguments, images),
+        "hasher": hasher,
         "image_size": arguments.image_size,
         "weights": arguments.weights,
         "device": arguments.device,
         "cache": open_cache(arguments),
     }
-
-
-def hyperparameters(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What ``--set`` says, and the device for methods that train on one."""
-    from distillhash.methods import method_class
-
-    settings = parse_settings(arguments.set)
-    if not arguments.pairs and method_class(arguments.method).fine_tunes and arguments.device != "auto":
-        settings.setdefault("device", arguments.device)
-    return settings
+    if not isinstance(source, PairSource):
+        return HashModel(**parts), source, source
+    encoder = encoder or (DEFAULT_TEXT_ENCODER if isinstance(source.texts, list) else "embeddings")
+    return CrossModalModel(text_encoder=encoder, **parts), source, images

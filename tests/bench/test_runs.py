@@ -1,4 +1,4 @@
-"""The bench: resuming, failing, merging, tables with their bootstrap, the page, and the multi-label data sets end to end."""
+"""The bench: resuming, failing, merging, tables with their bootstrap, the report, and the multi-label data sets end to end."""
 
 import json
 import xml.etree.ElementTree as ET
@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 import image_factory as factory
-from distillhash.bench import run as run_module
-from distillhash.bench.page import make_figures
-from distillhash.bench.protocol import load_protocol
-from distillhash.bench.run import Prepared, Run, add_kept_runs, run_matrix
+from distillhash.bench import runs as runs_module
+from distillhash.bench.protocols import load_protocol
+from distillhash.bench.report import bench_figures
+from distillhash.bench.runs import Prepared, Run, add_kept_runs, run_matrix
 from distillhash.bench.tables import bootstrap_difference, make_rows
 from distillhash.cli import main
 from distillhash.errors import DataError
@@ -50,7 +50,7 @@ def count_fits(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         hasher.fit = counted
         return hasher
 
-    monkeypatch.setattr(run_module, "make_hasher", make)
+    monkeypatch.setattr(runs_module, "make_hasher", make)
     return fitted
 
 
@@ -152,9 +152,10 @@ def test_rows_are_ordered_and_compared_with_the_best() -> None:
 
 def test_figures_of_a_page() -> None:
     runs = run_matrix(prepared(), ["lsh", "ssdh", "distillhash-initial"], [4, 8], [0])
-    names = [figure.name for figure in make_figures(runs, load_protocol("folder"))]
+    names = [figure.name for figure in bench_figures(runs, make_rows(runs), load_protocol("folder"))]
     assert names == ["map", "topn-4", "pr-4", "topn-8", "pr-8", "loss-distillhash-initial"]
-    split = [figure.name for figure in make_figures(runs[:1] + runs[-3:], load_protocol("cifar10-distillhash"))]
+    some = runs[:1] + runs[-3:]
+    split = [figure.name for figure in bench_figures(some, make_rows(some), load_protocol("cifar10-distillhash"))]
     assert "map" in split and "map-others" not in split
 
 
@@ -172,7 +173,7 @@ def test_bench_on_any_folder_of_classes(photos: Path, tmp_path: Path, capsys: py
         "--seeds",
         "0,1",
     ]
-    command += ["--image-size", "32", "--views", "2", "--set", "seed=0"][:-2]
+    command += ["--image-size", "32", "--views", "2"]
     assert main([*command, "--out", str(tmp_path / "out"), "--json", "--quiet"]) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["n_records"] == 4 and summary["n_failed"] == 0

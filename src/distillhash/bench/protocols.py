@@ -43,49 +43,31 @@ class Split:
 class SplitRule:
     """How a protocol draws its split.
 
-    Attributes:
-        draw: ``stored`` (places per class from a file), ``per-class``, ``random``, ``official`` (the source's own test and train parts), or
-            ``share`` (of every class where items have one class, else of all).
-        queries: Queries per class (``per-class``), in all (``random``), or as a share.
-        train: Training items per class (``per-class``, ``official``) or in all; None: the whole database.
-        train_apart: Training items are no part of the database.
-        items: Items a complete source holds; None where that is not known.
-        n_per_class: The same for every class (``stored``).
-        seed: Of the draw.
-        sha256: ``stored``: of the file.
+    ``draw`` is ``stored`` (places per class from a file), ``per-class``, ``random``, ``official`` (the source's own test and train parts),
+    or ``share`` (of every class where items have one class, else of all).
     """
 
     draw: Literal["stored", "per-class", "random", "official", "share"]
-    queries: float = 0
-    train: int | None = None
-    train_apart: bool = False
-    items: int | None = None
-    n_per_class: int = 0
+    queries: float = 0  # per class (per-class), in all (random), or as a share
+    train: int | None = None  # training items per class (per-class, official) or in all; None: the whole database
+    train_apart: bool = False  # training items are no part of the database
+    items: int | None = None  # items that a complete source holds; None where that is not known
+    n_per_class: int = 0  # the same for every class (stored)
     seed: int = 0
-    sha256: str | None = None
+    sha256: str | None = None  # of the file (stored)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """One evaluation protocol.
-
-    Attributes:
-        name: Its name.
-        summary: One line.
-        paper: Where it comes from; empty for our own.
-        rule: How its split is drawn.
-        cutoffs: Depths of ``map@R``.
-        topn: Depths of ``precision@N``.
-        published: Printed results, method -> code length -> MAP.
-    """
+    """One evaluation protocol."""
 
     name: str
     summary: str
-    paper: str
+    paper: str  # where it comes from; empty for our own
     rule: SplitRule
-    cutoffs: tuple[int, ...]
-    topn: tuple[int, ...]
-    published: dict[str, dict[str, float]]
+    cutoffs: tuple[int, ...]  # depths of map@R
+    topn: tuple[int, ...]  # depths of precision@N
+    published: dict[str, dict[str, float]]  # printed results: method -> code length -> MAP
 
     def split(self, source: Source, *, shrink: bool = False) -> Split:
         """The rows of ``source`` in each role.
@@ -107,36 +89,45 @@ class Protocol:
         one_class = labels.ndim == 1
         if rule.draw in ("stored", "per-class", "official") and not one_class:
             raise DataError(f"protocol {self.name} needs one class per item; {source.name} has several labels per item")
-        if rule.draw == "stored":
-            return self._stored(source, labels)
-        factor = 1.0
-        if rule.items is not None and len(source) != rule.items:
-            if not shrink:
-                raise DataError(
-                    f"protocol {self.name} needs {rule.items:,} items, {source.name} has {len(source):,}; "
-                    "--shrink draws the same proportions from what is there"
-                )
-            factor = len(source) / rule.items
+        complete = rule.draw == "stored" or rule.items is None or len(source) == rule.items
+        if not complete and not shrink:
+            raise DataError(
+                f"protocol {self.name} needs {rule.items:,} items, {source.name} has {len(source):,}; "
+                "--shrink draws the same proportions from what is there"
+            )
         rng = np.random.default_rng(rule.seed)
-        groups = [np.flatnonzero(labels == label) for label in np.unique(labels)] if one_class else []
-        if rule.draw == "random" or not groups:
-            groups = [np.arange(len(source))]
-        n_query, n_train = rule.queries * factor, None if rule.train is None else rule.train * factor
-        if rule.draw == "official":
-            return self._official(source, groups, rng)
-        if rule.draw == "share":
+        by_class = one_class and rule.draw != "random"
+        groups = [np.flatnonzero(labels == label) for label in np.unique(labels)] if by_class else []
+        groups = groups or [np.arange(len(source))]
+        if rule.draw == "stored":
+            split = self._stored(source, groups)
+        elif rule.draw == "official":
+            split = self._official(source, groups, rng)
+        elif rule.draw == "share":
             groups = [rng.permutation(group) for group in groups]
             query = np.concatenate([group[: _at_least_one(rule.queries * len(group))] for group in groups])
             rest = np.setdiff1d(np.arange(len(source)), query)
-            train = (
-                rest if rule.train is None or len(rest) <= rule.train else rng.choice(rest, rule.train, replace=False)
-            )
-            return self._checked(source, Split(query, np.sort(train), rest))
-        query_parts, train_parts = [], []
+            fits = rule.train is None or len(rest) <= rule.train
+            split = Split(query, rest if fits else np.sort(rng.choice(rest, rule.train, replace=False)), rest)
+        else:
+            factor = 1.0 if complete or rule.items is None else len(source) / rule.items
+            split = self._drawn(source, groups, factor, shrink, rng)
+        if min(len(split.query), len(split.train), len(split.database)) < 1:
+            raise DataError(f"{source.name} is too small for protocol {self.name}: {len(source)} items")
+        return split
+
+    def _drawn(
+        self, source: Source, groups: list[Rows], factor: float, shrink: bool, rng: np.random.Generator
+    ) -> Split:
+        """Queries and training items of every group, in a random order; their numbers times ``factor``."""
+        rule = self.rule
+        query, train = [], []
         for group in groups:
+            n_query, n_train = rule.queries * factor, None if rule.train is None else rule.train * factor
             if shrink and rule.items is None and rule.draw == "random":
-                n_query, n_train = _shrunk(len(group), rule)
-            places = rng.permutation(len(group))
+                # The complete size is not known: as stated, or at most a tenth and a half.
+                n_query = min(rule.queries, len(group) / 10)
+                n_train = None if rule.train is None else min(rule.train, len(group) / 2)
             first = _at_least_one(n_query)
             last = len(group) if n_train is None else first + _at_least_one(n_train)
             if last > len(group) or first >= len(group):
@@ -144,21 +135,22 @@ class Protocol:
                     f"protocol {self.name} needs {last:,} items to draw from, {source.name} has a group of {len(group):,}; "
                     "--shrink draws the same proportions from what is there"
                 )
-            query_parts.append(group[places[:first]])
-            train_parts.append(group[places[first:last]])
-        query, train = np.concatenate(query_parts), np.concatenate(train_parts)
-        outside = np.concatenate([query, train]) if rule.train_apart else query
-        return self._checked(source, Split(query, train, np.setdiff1d(np.arange(len(source)), outside)))
+            places = rng.permutation(len(group))
+            query.append(group[places[:first]])
+            train.append(group[places[first:last]])
+        outside = np.concatenate(query + train if rule.train_apart else query)
+        rest = np.setdiff1d(np.arange(len(source)), outside)
+        return Split(np.concatenate(query), np.concatenate(train), rest)
 
     def _official(self, source: Source, groups: list[Rows], rng: np.random.Generator) -> Split:
-        missing = [part for part in ("train", "test") if part not in source.splits]
-        if missing:
-            raise DataError(
-                f"protocol {self.name} follows the data set's own split, but {source.name} has no {missing[0]} part"
-            )
+        for part in ("train", "test"):
+            if part not in source.splits:
+                raise DataError(
+                    f"protocol {self.name} follows the data set's own split, but {source.name} has no {part} part"
+                )
         query, database = (np.asarray(source.splits[part], np.intp) for part in ("test", "train"))
         if self.rule.train is None:
-            return self._checked(source, Split(query, database, database))
+            return Split(query, database, database)
         train = []
         for group in groups:
             inside = np.intersect1d(group, database)
@@ -167,46 +159,32 @@ class Protocol:
                     f"protocol {self.name} needs {self.rule.train} training items of every class, {source.name} has {len(inside)}"
                 )
             train.append(inside[rng.permutation(len(inside))[: self.rule.train]])
-        return self._checked(source, Split(query, np.concatenate(train), database))
+        return Split(query, np.concatenate(train), database)
 
-    def _checked(self, source: Source, split: Split) -> Split:
-        if min(len(split.query), len(split.train), len(split.database)) < 1:
-            raise DataError(f"{source.name} is too small for protocol {self.name}: {len(source)} items")
-        return split
-
-    def _stored(self, source: Source, labels: NDArray[Any]) -> Split:
-        positions = self._positions()
-        query, train, unused = [], [], []
-        for place, label in enumerate(np.unique(labels)):
-            rows = np.flatnonzero(labels == label)
-            if len(rows) != self.rule.n_per_class or place >= len(positions["query"]):
-                raise DataError(
-                    f"protocol {self.name} needs {len(positions['query'])} classes of {self.rule.n_per_class} items; "
-                    f"class {label} of {source.name} has {len(rows)}"
-                )
-            query.append(rows[positions["query"][place]])
-            train.append(rows[positions["train"][place]])
-            if "unused" in positions:
-                unused.append(rows[positions["unused"][place]])
-        outside = np.concatenate(query + unused)
-        return Split(np.concatenate(query), np.concatenate(train), np.setdiff1d(np.arange(len(source)), outside))
-
-    def _positions(self) -> dict[str, NDArray[np.int64]]:
+    def _stored(self, source: Source, groups: list[Rows]) -> Split:
         data = _file(f"{self.name}.split.json").read_bytes()
         if sha256(data).hexdigest() != self.rule.sha256:
             raise FormatError(
                 f"the stored split of protocol {self.name} does not match its checksum; reinstall distillhash"
             )
-        return {role: np.array(lists, np.int64) for role, lists in json.loads(data).items()}
+        places = {role: np.array(lists, np.int64) for role, lists in json.loads(data).items()}
+        for number, rows in enumerate(groups):
+            if len(rows) != self.rule.n_per_class or number >= len(places["query"]):
+                assert source.labels is not None
+                raise DataError(
+                    f"protocol {self.name} needs {len(places['query'])} classes of {self.rule.n_per_class} items; "
+                    f"class {np.unique(source.labels)[number]} of {source.name} has {len(rows)}"
+                )
+        roles = {
+            role: np.concatenate([rows[lists[number]] for number, rows in enumerate(groups)])
+            for role, lists in places.items()
+        }
+        outside = np.concatenate([roles["query"], roles.get("unused", roles["query"])])
+        return Split(roles["query"], roles["train"], np.setdiff1d(np.arange(len(source)), outside))
 
 
 def _at_least_one(count: float) -> int:
     return max(1, round(count))
-
-
-def _shrunk(n: int, rule: SplitRule) -> tuple[float, float | None]:
-    """Queries and training items out of ``n`` when the complete size is not known: as stated, or at most a tenth and a half."""
-    return min(rule.queries, n / 10), None if rule.train is None else min(rule.train, n / 2)
 
 
 def load_protocol(name: str) -> Protocol:

@@ -6,15 +6,19 @@ processes may fill one folder. A run that fails is recorded with its reason and 
 
 from __future__ import annotations
 
+import io
 import json
-import os
+import platform
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import distillhash
-from distillhash.bench.protocol import Protocol, Split
+from distillhash.bench.protocols import Protocol, Split
 from distillhash.errors import DataError, ParameterError
+from distillhash.files import write_atomic
 from distillhash.methods import make_hasher, method_class
-from distillhash.metrics.retrieval import evaluate_queries
+from distillhash.metrics import evaluate_queries
 
 if TYPE_CHECKING:
     from distillhash.backbones import Backbone, FeatureCache
@@ -34,14 +39,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Features and labels of a source, split by a protocol.
+    """Features and labels of all rows of a source, split by a protocol; the identity of their backbone.
 
-    Attributes:
-        protocol, split: What is measured, and on which rows.
-        features, labels: Of all rows.
-        backbone: Its identity.
-        views: ``(n_views, n_train, d)`` of the training rows, or None.
-        teacher: ``(n_train, d)`` of the training rows at a larger size, or None.
+    ``views`` are ``(n_views, n_train, d)`` of the training rows, or None; ``teacher`` is ``(n_train, d)`` of the training rows at a
+    larger size, or None.
     """
 
     protocol: Protocol
@@ -148,26 +149,21 @@ def run_matrix(
         on_run: Called with each run when it is there, and whether it was found in ``folder``.
 
     Returns:
-        Runs whose records hold the keys of :func:`distillhash.metrics.retrieval.evaluate_codes` and ``protocol``,
-        ``method``, ``n_bits``, ``seed``,
-        ``backbone``, ``fit_seconds``, ``encode_seconds``, ``peak_rss_mb`` (the highest resident memory while fitting), ``loss`` (per
-        epoch) and ``identity``; or, where a method failed, the first five and ``error``.
+        Runs whose records hold the keys of :func:`distillhash.metrics.evaluate_codes` and ``protocol``, ``method``,
+        ``n_bits``, ``seed``, ``backbone``, ``fit_seconds``, ``encode_seconds``, ``peak_rss_mb`` (the highest resident memory while
+        fitting), ``loss`` (per epoch) and ``identity``; or, where a method failed, the first five and ``error``.
     """
     runs = []
-    for n_bits in bits:
-        for method in methods:
-            for seed in seeds:
-                identity = _identity(prepared, method, n_bits, seed, settings or {})
-                path = None if folder is None else folder / f"{method}-{n_bits}-{seed}.json"
-                run = None if path is None else _read(path, identity)
-                found = run is not None
-                if run is None:
-                    run = _run(prepared, method, n_bits, seed, settings or {}, identity)
-                    if path is not None:
-                        _write(path, run)
-                runs.append(run)
-                if on_run is not None:
-                    on_run(run, found)
+    for n_bits, method, seed in product(bits, methods, seeds):
+        identity = _identity(prepared, method, n_bits, seed, settings or {})
+        path = None if folder is None else folder / f"{method}-{n_bits}-{seed}.json"
+        kept = None if path is None else _read(path, identity)
+        run = kept or _run(prepared, method, n_bits, seed, settings or {}, identity)
+        if path is not None and kept is None:
+            _write(path, run)
+        runs.append(run)
+        if on_run is not None:
+            on_run(run, kept is not None)
     return runs
 
 
@@ -204,7 +200,7 @@ def _run(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict
         given: dict[str, Any] = prepared.given(method)
         hasher.fit(train, labels=labels[split.train] if hasher.needs_labels else None, **given)
         fitted = time.perf_counter()
-        peak = peak_rss_mb()
+        peak = _peak_rss_mb()
         query_codes, database_codes = hasher.encode(features[split.query]), hasher.encode(features[split.database])
         encoded = time.perf_counter()
         metrics, average_precision = evaluate_queries(
@@ -256,14 +252,20 @@ def _read(path: Path, identity: str) -> Run | None:
 
 def _write(path: Path, run: Run) -> None:
     """The numbers of the queries first, then the record that makes the run count."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     if run.average_precision is not None:
-        with partial.open("wb") as file:
-            np.save(file, run.average_precision)
-        partial.replace(path.with_suffix(".npy"))
-    partial.write_text(json.dumps(run.record))
-    partial.replace(path)
+        buffer = io.BytesIO()
+        np.save(buffer, run.average_precision)
+        write_atomic(path.with_suffix(".npy"), buffer.getvalue())
+    write_atomic(path, json.dumps(run.record).encode())
+
+
+def by_cell(runs: Sequence[Run]) -> dict[tuple[str, int], list[Run]]:
+    """The runs that did not fail, by method and code length, in order of their seeds."""
+    cells: dict[tuple[str, int], list[Run]] = {}
+    for run in sorted(runs, key=lambda run: int(run.record["seed"])):
+        if not run.failed:
+            cells.setdefault((run.record["method"], run.record["n_bits"]), []).append(run)
+    return cells
 
 
 def _forget_peak() -> None:
@@ -272,7 +274,7 @@ def _forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def peak_rss_mb() -> float:
+def _peak_rss_mb() -> float:
     """Highest resident memory of this process in MB: since :func:`_forget_peak` on Linux, since its start elsewhere."""
     with suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -283,5 +285,23 @@ def peak_rss_mb() -> float:
 
 def write_provenance(folder: Path, provenance: Provenance) -> None:
     """``provenance.json``: everything needed to make the tables again."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "provenance.json").write_text(json.dumps(asdict(provenance), indent=1) + "\n")
+    write_atomic(folder / "provenance.json", (json.dumps(asdict(provenance), indent=1) + "\n").encode())
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, Python and what the numbers depend on, and the commit when run from a checkout."""
+    found = {"distillhash": distillhash.__version__, "python": platform.python_version()}
+    for package in ("torch", "numpy", "numba", "pillow"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    root = Path(distillhash.__file__).resolve().parents[2]
+    if (root / ".git").exists():
+        with suppress(OSError, subprocess.CalledProcessError):
+            changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "src")
+            found["commit"] = _git(root, "rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    return found
+
+
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
+    return done.stdout.strip()

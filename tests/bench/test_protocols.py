@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distillhash.bench import protocol as protocol_module
-from distillhash.bench.protocol import load_protocol, protocol_names, protocol_summaries
+from distillhash.bench import protocols as protocols_module
+from distillhash.bench.protocols import load_protocol, protocol_names, protocol_summaries
 from distillhash.errors import DataError, FormatError, ParameterError
 from distillhash.sources import Source, open_source
 
@@ -143,7 +143,7 @@ def test_refusals(shuffled: Source, monkeypatch: pytest.MonkeyPatch) -> None:
         def read_bytes(self) -> bytes:
             return json.dumps({"query": [], "train": []}).encode()
 
-    monkeypatch.setattr(protocol_module, "_file", Tampered)
+    monkeypatch.setattr(protocols_module, "_file", Tampered)
     with pytest.raises(FormatError, match="does not match its checksum"):
         protocol.split(shuffled)
 
