@@ -23,7 +23,8 @@ from distillhash.methods.registry import hasher_from
 from distillhash.sources import EmbeddingSource, ImageSource, Skipped, Source, open_source
 
 if TYPE_CHECKING:
-    from distillhash.backbones import Backbone, FeatureCache, FeatureTable
+    from distillhash.backbones import Backbone, FeatureCache
+    from distillhash.backbones.extract import FeatureTable
     from distillhash.methods.training import TrainableImages
 
 DEFAULT_VIEWS = 6
