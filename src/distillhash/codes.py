@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -114,11 +114,7 @@ class Codes:
     def __len__(self) -> int:
         return len(self.packed)
 
-    @overload
-    def __getitem__(self, rows: slice | Sequence[int] | NDArray[Any]) -> Codes: ...
-    @overload
-    def __getitem__(self, rows: int) -> Codes: ...
-    def __getitem__(self, rows: Any) -> Codes:
+    def __getitem__(self, rows: int | slice | Sequence[int] | NDArray[Any]) -> Codes:
         """The codes of ``rows`` (a slice, integers or a boolean mask; one integer gives codes of length 1)."""
         if isinstance(rows, int | np.integer):
             if not -len(self) <= rows < len(self):

@@ -1,10 +1,12 @@
 import contextlib
 import os
+import platform
 import signal
 import sqlite3
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import ImageFile
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from distillhash.backbones import (
     FeatureCache,
@@ -24,8 +27,10 @@ from distillhash.backbones import (
     iter_features,
     make_backbone,
 )
+from distillhash.backbones.base import BATCH
+from distillhash.backbones.extract import CHUNK, WINDOW
 from distillhash.backbones.views import augment
-from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
+from distillhash.errors import DataError, ParameterError
 from distillhash.files import digest
 from distillhash.sources import BadItemError, ImageSource, open_source, resize_image
 from image_factory import make_png
@@ -303,24 +308,6 @@ def test_a_view_does_not_depend_on_its_batch(size: int) -> None:
         torch.testing.assert_close(alone, together[rows], atol=0, rtol=0)
 
 
-def test_damaged_and_unwritable_caches_are_explained(backbone: Any, tmp_path: Path) -> None:
-    cache = FeatureCache(tmp_path / "cache")
-    extract_features(Pictures([1]), backbone, cache=cache)
-    (file,) = (tmp_path / "cache").glob("*.sqlite")
-    file.write_bytes(b"rubbish" * 1000)
-    with pytest.raises(FormatError, match=r"is damaged .* delete the file"):
-        extract_features(Pictures([1]), backbone, cache=cache)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DistillHashError, match="--cache DIR or --no-cache"):
-        extract_features(Pictures([1]), backbone, cache=FeatureCache(tmp_path / "file" / "sub"))
-
-
-def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DISTILLHASH_CACHE", str(tmp_path / "here"))
-    assert FeatureCache().folder == tmp_path / "here"
-    assert FeatureCache(tmp_path / "there").folder == tmp_path / "there"
-
-
 def test_batches_stream(backbone: Any) -> None:
     reads: list[int] = []
 
@@ -378,3 +365,123 @@ def test_killed_extraction_goes_on_where_it_stopped(tmp_path: Path) -> None:
     resumed = start("b", "b.npy")
     assert resumed.communicate()[0].split() == ["go", str(600 - kept)]
     np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), np.load(tmp_path / "a.npy"))
+
+
+# The machinery: full passes, bounded work ahead, threads, memory.
+
+
+class Noise(ImageSource):
+    """Images made from numbers."""
+
+    def __init__(self, numbers: list[int]) -> None:
+        self.name, self.numbers = "noise", numbers
+        self.keys = [f"{row}" for row in range(len(numbers))]
+        self.labels = self.label_names = None
+
+    def read(self, row: int) -> bytes | NDArray[np.uint8]:
+        if self.numbers[row] == -1:
+            raise OSError("the disk is gone")
+        return np.random.default_rng(self.numbers[row]).integers(0, 256, (5, 5, 3)).astype(np.uint8)
+
+    def select(self, rows: NDArray[np.intp]) -> "Noise":
+        return Noise([self.numbers[row] for row in rows])
+
+
+def test_scattered_new_images_share_passes(backbone: Any, passes: list[int], tmp_path: Path) -> None:
+    n = 800
+    plain = extract_features(Noise(list(range(n))), backbone)
+    old = [number for number in range(n) if number % 20]
+    cache = FeatureCache(tmp_path)
+    extract_features(Noise(old), backbone, cache=cache)
+    passes.clear()
+    table = extract_features(Noise(list(range(n))), backbone, cache=cache)
+    assert sum(passes) == n - len(old) == 40
+    assert len(passes) == -(-40 // BATCH)  # full but the last, though no chunk lacks more than one image
+    np.testing.assert_array_equal(table.features, plain.features)
+
+
+def test_a_rare_new_image_does_not_hold_back_the_rest(backbone: Any, tmp_path: Path) -> None:
+    numbers = list(range(3)) * 1000
+    cache = FeatureCache(tmp_path)
+    extract_features(Noise([0, 1, 2]), backbone, cache=cache)
+    reads: list[int] = []
+
+    class Counted(Noise):
+        def read(self, row: int) -> bytes | NDArray[np.uint8]:
+            reads.append(row)
+            return super().read(row)
+
+    batches = iter_features(Counted([99, *numbers]), backbone, cache=cache)
+    first = next(batches)
+    assert len(first.rows) == CHUNK and len(reads) < 2 * WINDOW * CHUNK
+    rest = list(batches)
+    np.testing.assert_array_equal(np.concatenate([batch.rows for batch in [first, *rest]]), np.arange(1 + len(numbers)))
+
+
+def test_threads_are_as_before(backbone: Any) -> None:
+    def seen_by_a_new_thread() -> int:
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    before, new_before, running = torch.get_num_threads(), seen_by_a_new_thread(), threading.active_count()
+    extract_features(Noise(list(range(20))), backbone)
+    started = iter_features(Noise(list(range(2000))), backbone)
+    next(started)
+    started.close()  # type: ignore[attr-defined]  # it is a generator
+    assert (torch.get_num_threads(), seen_by_a_new_thread(), threading.active_count()) == (before, new_before, running)
+
+
+def test_products_keep_to_one_thread_meanwhile(backbone: Any) -> None:
+    """The threads of a BLAS wait in a loop between small products, on cores that the passes need."""
+
+    def threads() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        started = iter_features(Noise(list(range(200))), backbone)
+        next(started)
+        assert threads() == {1}
+        started.close()  # type: ignore[attr-defined]  # it is a generator
+        assert threads() == {2}
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory of other C libraries is left alone")
+def test_memory_is_returned_when_the_pass_is_over() -> None:
+    """Kept meanwhile, for the next batch; arrays of training would leave gaps that nothing fills."""
+    script = """
+        import numpy as np
+        from test_extract import Noise
+        from distillhash.backbones import iter_features, make_backbone
+
+        def resident():
+            return int(open("/proc/self/statm").read().split()[1]) * 4096 / 1e6
+
+        def take_and_free():
+            large = [np.ones(8_000_000) for _ in range(4)]  # 64 MB each
+
+        batches = iter_features(Noise(list(range(40))), make_backbone(image_size=32, device="cpu"))
+        next(batches)
+        before = resident()
+        take_and_free()
+        meanwhile = resident() - before
+        rest = list(batches)
+        over = resident() - before
+        take_and_free()
+        print(meanwhile, over, resident() - before)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    meanwhile, over, later = map(float, done.stdout.split())
+    assert meanwhile > 200
+    assert over < 60
+    assert later < 60
+
+
+def test_an_error_of_the_source_ends_the_job(backbone: Any) -> None:
+    running = threading.active_count()
+    with pytest.raises(OSError, match="the disk is gone"):
+        extract_features(Noise([0] * 50 + [-1] + [0] * 500), backbone)
+    assert threading.active_count() == running

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from distillhash.backbones.base import Backbone
+from distillhash.backbones.base import Backbone, Embeddings
 from distillhash.backbones.cache import FeatureCache
+from distillhash.backbones.efficientnet_lite import EfficientNetLite0
 from distillhash.backbones.extract import FeatureBatch, ImageInputs, extract_features, iter_features
+from distillhash.backbones.huggingface import HuggingFace
+from distillhash.backbones.vgg16 import VGG16
 from distillhash.backbones.views import ViewSettings
 from distillhash.errors import FormatError, ParameterError
 
@@ -56,20 +59,12 @@ def make_backbone(
     if weights is not None and name != "vgg16":
         raise ParameterError(f"backbone {name} carries its own weights; --weights is for vgg16")
     if name == "efficientnet-lite0":
-        from distillhash.backbones.efficientnet_lite import EfficientNetLite0
-
         return EfficientNetLite0(image_size=image_size, device=device)
     if name == "vgg16":
-        from distillhash.backbones.vgg16 import VGG16
-
         return VGG16(image_size=image_size, weights=weights, device=device)
     if name.startswith("hf:") and len(name) > 3:
-        from distillhash.backbones.huggingface import HuggingFace
-
         return HuggingFace(name[3:], image_size=image_size, device=device)
     if name == "embeddings":
-        from distillhash.backbones.base import Embeddings
-
         return Embeddings()
     raise ParameterError(f"unknown backbone {name!r}; choose one of {', '.join(backbone_names())}")
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from distillhash.errors import DistillHashError, FormatError
 from distillhash.files import write_ahead
 
-_MOST_VARIABLES = 500  # of one SQL statement; SQLite allows 999 at least
 _WAIT_SECONDS = 60.0
 
 
@@ -64,22 +63,16 @@ class FeatureStore:
             raise self._explained(error) from error
 
     def get(self, digests: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
-        """The rows there are, by digest."""
-        found: dict[bytes, NDArray[np.float32]] = {}
+        """The rows there are, by digest; a call takes a few thousand digests."""
+        query = f"SELECT digest, row FROM features WHERE digest IN ({','.join('?' * len(digests))})"
         try:
-            for start in range(0, len(digests), _MOST_VARIABLES):
-                part = digests[start : start + _MOST_VARIABLES]
-                marks = ",".join("?" * len(part))
-                with self._lock:
-                    query = f"SELECT digest, row FROM features WHERE digest IN ({marks})"  # only ? marks
-                    rows = self._connection.execute(query, part).fetchall()
-                for digest, row in rows:
-                    if len(row) != 4 * self.dim:
-                        raise FormatError(f"the feature cache {self.path} holds rows of another width; delete the file")
-                    found[digest] = np.frombuffer(row, np.float32)
+            with self._lock:
+                rows = self._connection.execute(query, digests).fetchall()
         except sqlite3.Error as error:
             raise self._explained(error) from error
-        return found
+        if any(len(row) != 4 * self.dim for _, row in rows):
+            raise FormatError(f"the feature cache {self.path} holds rows of another width; delete the file")
+        return {digest: np.frombuffer(row, np.float32) for digest, row in rows}
 
     def put(self, digests: Sequence[bytes], rows: NDArray[np.float32]) -> None:
         """Store rows in one transaction."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from distillhash.errors import FormatError, ParameterError
-from distillhash.texts.base import TextEncoder, Unfamiliar, unfamiliar_texts
+from distillhash.texts.bag_of_words import BagOfWords
+from distillhash.texts.base import TextEncoder, TextVectors, Unfamiliar, unfamiliar_texts
 
 __all__ = [
     "DEFAULT_TEXT_ENCODER",
@@ -46,18 +47,14 @@ def make_text_encoder(name: str = DEFAULT_TEXT_ENCODER, *, device: str = "auto")
     """
     kind, colon, rest = name.partition(":")
     if kind in ("tfidf", "bow"):
-        from distillhash.texts.bag_of_words import BagOfWords
-
         if colon and not rest.isdecimal():
             raise ParameterError(f"{kind}:N takes a number of words, got {name!r}")
         return BagOfWords(kind, int(rest)) if colon else BagOfWords(kind)
     if name == "minilm" or (kind == "hf" and rest):
-        from distillhash.texts.sentence import SentenceEncoder
+        from distillhash.texts.sentence import SentenceEncoder  # here, because torch is heavy
 
         return SentenceEncoder(name, device=device)
     if name == "embeddings":
-        from distillhash.texts.base import TextVectors
-
         return TextVectors()
     raise ParameterError(f"unknown text encoder {name!r}; choose one of {', '.join(text_encoder_names())}")
 
