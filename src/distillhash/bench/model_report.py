@@ -54,7 +54,9 @@ def encode_side(model: HashModel, source: Any, *, progress: bool = False, max_pi
     rows = np.concatenate([batch.rows for batch in batches]) if batches else np.zeros(0, np.intp)
     features = np.concatenate([batch.features for batch in batches]) if batches else np.zeros((0, 1), np.float32)
     labels = None if opened.labels is None else opened.labels[rows]
-    return Side(opened, rows, Codes.concatenate([batch.codes for batch in batches], model.n_bits), features, labels, skipped)
+    return Side(
+        opened, rows, Codes.concatenate([batch.codes for batch in batches], model.n_bits), features, labels, skipped
+    )
 
 
 def write_training_report(path: Path, model: HashModel, source: Source, *, command: str) -> Path:
