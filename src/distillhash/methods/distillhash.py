@@ -179,7 +179,7 @@ class DistillHash(PairHasher):
 
     def _estimating_outputs(self, rows: NDArray[np.intp], data: Data, seed: int) -> Floats:
         """Relaxed outputs for all rows of a network trained on the initial labels among ``rows``."""
-        trained = self._train(
+        network, losses = self._train(
             self._head(data, self.n_outputs, seed),
             data,
             pair_targets(self.initial_pairs_),
@@ -188,8 +188,8 @@ class DistillHash(PairHasher):
             rows=rows,
             trunk=copy.deepcopy(data.trunk),  # the network trained next starts from the pretrained weights again
         )
-        self.history_.setdefault("estimate_loss", []).append(trained.losses)
-        outputs = data.outputs(trained.network)
+        self.history_.setdefault("estimate_loss", []).append(losses)
+        outputs = data.outputs(network)
         return np.asarray(np.tanh(outputs)) if self.relaxation == "tanh" else outputs
 
     def _gram(self, outputs: Floats) -> Floats:
