@@ -117,14 +117,14 @@ def test_ls_names_methods_encoders_and_pairs(capsys: pytest.CaptureFixture[str])
         ),
         (["search", "--text", "Hund am Ufer", "--index", "INDEX"], 1, "'Hund am Ufer' has none of its 3 words"),
         (["search", "--text", "sea", "--index", "PLAIN"], 2, "itq, which knows images alone; search by text needs"),
-        (["train", "PHOTOS", "--method", "ugach", "--out", "x"], 2, "ugach learns from images and texts"),
+        (["train", "PHOTOS", "--method", "ugach", "--out", "x"], 2, "ugach learns from image-text pairs"),
         (
             ["train", "PHOTOS", "--text-encoder", "tfidf", "--out", "x"],
             2,
             "--text-encoder tfidf needs texts; add --pairs",
         ),
         (["train", "--pairs", "PHOTOS", "--out", "x"], 1, "holds none of captions.csv"),
-        (["train", "--pairs", "PAIRS", "--method", "itq", "--out", "x"], 2, "unknown cross-modal method 'itq'"),
+        (["train", "--pairs", "PAIRS", "--method", "itq", "--out", "x"], 2, "itq does not learn from image-text pairs"),
         (
             ["train", "--pairs", "PAIRS", "--fine-tune", "--text-encoder", "bow", "--out", "x"],
             2,
