@@ -334,6 +334,25 @@ def test_another_package_registers_a_method(tmp_path: Path) -> None:
     assert len((HERE / "example_method.py").read_text().splitlines()) < 60
 
 
+def test_a_broken_package_disturbs_no_other_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken-1.0.dist-info").mkdir()
+    places = {"absent": "absent_module:Method", "failing": "failing_module:Method", "other": "pathlib:Path"}
+    lines = ["[distillhash.methods]", *(f"{name} = {place}" for name, place in places.items())]
+    (tmp_path / "broken-1.0.dist-info" / "entry_points.txt").write_text("\n".join(lines))
+    (tmp_path / "broken-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    (tmp_path / "failing_module.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_methods", registry._methods.__wrapped__)
+    assert method_names() == METHODS
+    for name, reason in [
+        ("absent", "No module named"),
+        ("failing", "division by zero"),
+        ("other", "must be a subclass"),
+    ]:
+        with pytest.raises(ParameterError, match=reason):
+            make_hasher(name, 8)
+
+
 def test_importing_the_package_and_a_linear_method_needs_no_torch() -> None:
     code = (
         "import sys, numpy as np, distillhash; from distillhash import make_hasher;"

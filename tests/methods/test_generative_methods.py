@@ -319,7 +319,7 @@ def test_every_option_changes_what_is_learned(method: str, options: dict[str, An
 def test_urph_margin_and_decoder_options() -> None:
     x = clustered()
     wide: Any = make_hasher("urph", 8, epochs=2, decoder_hidden=2, decoder_epochs=3).fit(x)
-    assert wide.decoder_[0][0].shape == (8, 16) and len(wide.history_["decoder_loss"]) == 3
+    assert wide.decoder_.layers[0][0].shape == (8, 16) and len(wide.history_["decoder_loss"]) == 3
     plain, changed = (
         make_hasher("urph", 8, epochs=5, rank_loss="pairwise", margin=margin).fit(x).project(x) for margin in (0.1, 0.5)
     )

@@ -134,8 +134,10 @@ def test_refusals(model: CrossModalModel, miniature: Path, photos: Path) -> None
         model.encode_texts(["sea", "Katze"])
     with pytest.raises(NotFittedError, match="not trained"):
         new_model().encode_texts(["sea"])
-    with pytest.raises(ParameterError, match="needs a cross-modal hasher"):
+    with pytest.raises(ParameterError, match="itq does not learn from image-text pairs; choose one of ccaitq, cross"):
         CrossModalModel(hasher=make_hasher("itq", 8))
+    with pytest.raises(ParameterError, match="CrossModalModel needs a hasher"):
+        CrossModalModel("embeddings")
     with pytest.raises(ParameterError, match="leave out fine-tuning"):
         new_model().fit(miniature, fine_tune=True)
     with pytest.raises(ParameterError, match="views and fine-tuning need images; this source holds embeddings"):

@@ -138,12 +138,9 @@ class Hasher(ABC):
             "teacher": cls.uses_teacher,
         }
 
-    def get_params(self, deep: bool = True) -> dict[str, Any]:  # noqa: ARG002  # scikit-learn passes it
-        """The hyper-parameters and their values, JSON-able: scikit-learn's name for them.
-
-        Args:
-            deep: Ignored; a hasher contains no other estimator.
-        """
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The hyper-parameters and their values, JSON-able. Name and argument are scikit-learn's."""
+        del deep  # a hasher contains no other estimator
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 

@@ -57,15 +57,15 @@ class DistillHash(PairHasher):
 
     Attributes:
         estimate: How eta~ is found. ``local`` averages the noisy labels over ``local_neighbours`` x ``local_neighbours`` neighbour
-            pairs; ``network`` trains a network on the noisy labels and reads it on those same pairs (the paper); ``held-out``
-            trains two, on a half of the rows each, and reads every pair from a network that has not seen it.
+            pairs; ``network`` trains a network on the noisy labels and takes its estimates of the same pairs (the paper); ``held-out``
+            trains two, on half of the rows each, and takes the estimate of a pair from a network that was not trained on it.
         local_neighbours: Neighbourhood size of ``local``, the item included.
         n_outputs: Outputs p of the estimating network.
         estimate_scale: Scale c of the inner product in its eta~.
-        estimate_epochs: Its passes over the rows; early stopping is calibration here.
+        estimate_epochs: Its passes over the rows; stopping early keeps its probabilities calibrated.
         n_neighbours: Neighbourhood size o of the flip-rate bounds.
-        include_self: Count an item as its own first neighbour there.
-        skip_for_positive: Nearest ranks the bound for positives passes over (2 in the release).
+        include_self: Count an item as its own first neighbour in the bounds.
+        skip_for_positive: How many of the nearest neighbours the bound for positives leaves out (released: 2).
         bounds: Which neighbour pairs bound the flip rates (:func:`distillhash.supervision.flip_rate.distil_pairs`).
         keep_certain: Keep pairs whose eta~ is exactly 0 or 1 as well (:func:`~distillhash.supervision.flip_rate.distil_pairs`).
         candidates: Distil from ``all`` pairs (Algorithm 1) or only from those ``labelled`` at first.
@@ -179,7 +179,7 @@ class DistillHash(PairHasher):
 
     def _estimating_outputs(self, rows: NDArray[np.intp], data: Data, seed: int) -> Floats:
         """Relaxed outputs for all rows of a network trained on the initial labels among ``rows``."""
-        trained = self._train(
+        network, losses = self._train(
             self._head(data, self.n_outputs, seed),
             data,
             pair_targets(self.initial_pairs_),
@@ -188,8 +188,8 @@ class DistillHash(PairHasher):
             rows=rows,
             trunk=copy.deepcopy(data.trunk),  # the network trained next starts from the pretrained weights again
         )
-        self.history_.setdefault("estimate_loss", []).append(trained.losses)
-        outputs = data.outputs(trained.network)
+        self.history_.setdefault("estimate_loss", []).append(losses)
+        outputs = data.outputs(network)
         return np.asarray(np.tanh(outputs)) if self.relaxation == "tanh" else outputs
 
     def _gram(self, outputs: Floats) -> Floats:

@@ -147,7 +147,7 @@ class DistillHashContrast(HeadHasher):
         epochs = self.epochs
         if data.views is None:
             epochs = min(epochs, max(1, round(self.max_seen / len(data.features))))
-        self.history_["loss"] = self._train(nn.Sequential(dropped, module), data, epochs=epochs).losses
+        _, self.history_["loss"] = self._train(nn.Sequential(dropped, module), data, epochs=epochs)
         self._keep(head)
         self.plain_: NDArray[np.float64] | None = None if start is None else start.plain
         if start is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -117,8 +117,12 @@ class TrainedHasher(Hasher):
         seed: int | None = None,
         rows: Rows | None = None,
         trunk: nn.Module | None = None,
-    ) -> Trained:
-        """Train ``network`` on cached features and then, where there are images, with the backbone's ``trunk`` (the data's) below it."""
+    ) -> tuple[nn.Module, list[float]]:
+        """Train ``network`` on cached features and then, where there are images, on these with the ``trunk`` (the data's) below it.
+
+        Returns:
+            The network, with its trunk where that was trained too, and the mean loss of each epoch.
+        """
         options: dict[str, Any] = {
             "seed": self.seed if seed is None else seed,
             "targets": targets,
@@ -129,18 +133,11 @@ class TrainedHasher(Hasher):
         with one_thread():
             losses = train(network, self.batches(data.cached), self.batch_loss, settings, **options)
         if data.images is None or data.trunk is None:
-            return Trained(network, losses)
+            return network, losses
         network = self.above(_Trunk(data.trunk if trunk is None else trunk).requires_grad_(True), network)
         settings = self._settings(self.fine_tune_epochs, fine_tune=True)
         losses += train(network, self.batches(data.images), self.batch_loss, settings, **options)
-        return Trained(network, losses)
-
-
-class Trained(NamedTuple):
-    """A trained network, on images where the backbone was trained too, and the mean loss of each epoch."""
-
-    network: nn.Module
-    losses: list[float]
+        return network, losses
 
 
 @dataclass(eq=False, repr=False)
@@ -162,10 +159,9 @@ class HeadHasher(TrainedHasher):
         data = self._data(given)
         targets = self.targets(data)
         head = self._head(data, self.n_bits, self.seed)
-        trained = self._train(self.network(head, data), data, targets)
-        self.history_["loss"] = trained.losses
+        network, self.history_["loss"] = self._train(self.network(head, data), data, targets)
         self._keep(head)
-        self.finish(data, trained.network)
+        self.finish(data, network)
 
     def network(self, head: Head, data: Data) -> nn.Module:  # noqa: ARG002  # subclasses use it
         """What is trained: the head, by default, or a network that contains it."""
@@ -235,7 +231,7 @@ class ModuleHasher(TrainedHasher):
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             network = self.network(data.features.shape[1])
-            self.history_["loss"] = self._train(network, data, targets).losses
+            _, self.history_["loss"] = self._train(network, data, targets)
         self.network_: nn.Module = network.cpu().double().eval()
 
     def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:

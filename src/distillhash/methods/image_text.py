@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, ParameterError
@@ -26,7 +26,7 @@ from distillhash.methods.base import (
     check_features,
     project_blocks,
 )
-from distillhash.methods.heads import linear
+from distillhash.methods.heads import affine, linear
 from distillhash.methods.linear_algebra import canonical_directions, procrustes_rotation
 from distillhash.methods.training import Batch
 from distillhash.supervision.agreement import scatter_of_views
@@ -261,13 +261,9 @@ class Tower(nn.Sequential):
 
     def fold(self) -> AffineLayers:
         """The same function of raw features, in float64."""
-        layers = [(_double(layer.weight).T, _double(layer.bias)) for layer in self if isinstance(layer, nn.Linear)]
+        layers = [affine(layer) for layer in self if isinstance(layer, nn.Linear)]
         layers[0] = (self.inputs.fold(layers[0][0]), layers[0][1])
         return AffineLayers(self.inputs.mean, layers, self.activation)
-
-
-def _double(tensor: Tensor) -> NDArray[np.float64]:
-    return np.asarray(tensor.detach().cpu().double().numpy())
 
 
 class PairInputs:

@@ -73,12 +73,20 @@ def method_names(*, image_text: bool = False) -> list[str]:
 
     Args:
         image_text: Give the methods that learn from image-text pairs instead.
+
+    Methods of other packages that cannot be imported are left out; :func:`method_class` tells why.
     """
-    return sorted(name for name in _methods() if _is_image_text(name) == image_text)
+    return sorted(name for name in _methods() if _needs_texts(name) == image_text)
 
 
-def _is_image_text(name: str) -> bool:
-    return name in _IMAGE_TEXT if name in BUILT_IN else method_class(name).needs_texts
+def _needs_texts(name: str) -> bool | None:
+    """None for a method that cannot be imported."""
+    if name in BUILT_IN:
+        return name in _IMAGE_TEXT
+    try:
+        return method_class(name).needs_texts
+    except ParameterError:
+        return None
 
 
 def method_class(method: str) -> type[Hasher]:
@@ -92,9 +100,9 @@ def method_class(method: str) -> type[Hasher]:
     point = _methods()[method]
     try:
         found = point.load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # another package's code may raise anything
         raise ParameterError(f"method {method!r} cannot be imported from {point.value} ({error})") from error
-    if not (isinstance(found, type) and issubclass(found, Hasher) and found.method == method):
+    if not (isinstance(found, type) and issubclass(found, Hasher) and getattr(found, "method", "") == method):
         raise ParameterError(
             f"{point.value}, registered as method {method!r}, must be a subclass of distillhash.Hasher with method = {method!r}"
         )

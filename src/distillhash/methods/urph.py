@@ -32,6 +32,7 @@ from torch.nn.functional import kl_div, log_softmax, mse_loss, softmax
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError
+from distillhash.methods.base import AffineLayers
 from distillhash.methods.heads import Data, HeadHasher, affine, linear, unit_features
 from distillhash.methods.training import Batch, CachedFeatures, Targets, one_thread, row_targets, train
 
@@ -48,12 +49,12 @@ class URPH(HeadHasher):
         rank_loss: ``listwise`` or ``pairwise``.
         feature_temperature: t1.
         code_temperature: t2.
-        margin: Of the pairwise hinge.
+        margin: Margin of the pairwise hinge.
         quantisation: Weight of the mean (|u| - 1)^2.
         balance: Weight of the mean over bits of (mean u)^2.
         decoder_hidden: Width of the decoder's hidden layer, in units of the code length.
         decoder_epochs: Passes over the rows that train the decoder.
-        decoder_: Its two layers, ``(in, out)`` weights and biases.
+        decoder_: Its two layers.
     """
 
     method = "urph"
@@ -107,9 +108,8 @@ class URPH(HeadHasher):
                 targets=row_targets(features),
                 device=self.device,
             )
-        self.decoder_: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = [
-            affine(layer) for layer in (first, second)
-        ]
+        layers = [affine(first), affine(second)]
+        self.decoder_: AffineLayers = AffineLayers(np.zeros(self.n_bits), layers, "relu")
 
     def reconstruct(self, codes: Codes) -> NDArray[np.float32]:
         """Features that the codes stand for, ``(n, d) float32``.
@@ -119,26 +119,18 @@ class URPH(HeadHasher):
         """
         if codes.n_bits != self.n_bits:
             raise DataError(f"this decoder takes codes of {self.n_bits} bits, got {codes.n_bits}")
-        (first, first_bias), (second, second_bias) = self.decoder_
-        hidden = np.maximum(codes.signs().astype(np.float64) @ first + first_bias, 0)
-        return np.asarray(hidden @ second + second_bias, np.float32)
+        return np.asarray(self.decoder_(codes.signs().astype(np.float64)), np.float32)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """The head's layers and the decoder's."""
-        decoder = {
-            f"decoder_{name}_{index}": array
-            for index, layer in enumerate(self.decoder_)
-            for name, array in zip(("weight", "bias"), layer, strict=True)
-        }
-        return {**super().state(), **decoder}
+        decoder = self.decoder_.state("decoder_")
+        del decoder["decoder_mean"]  # zeros
+        return super().state() | decoder
 
     def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
         super()._set_state(state)
-        decoder = [(state[f"decoder_weight_{index}"], state[f"decoder_bias_{index}"]) for index in range(2)]
-        shapes = [weight.shape for weight, _ in decoder]
-        if shapes[0][0] != self.n_bits or shapes[0][1] != shapes[1][0] or shapes[1][1] != len(self.mean_):
-            raise ValueError(f"a decoder of shapes {shapes}")
-        self.decoder_ = decoder
+        state = state | {"decoder_mean": np.zeros(self.n_bits)}
+        self.decoder_ = AffineLayers.from_state(state, 2, len(self.mean_), "relu", "decoder_")
 
 
 def listwise_loss(wanted: Tensor, found: Tensor, feature_temperature: float, code_temperature: float) -> Tensor:

@@ -83,7 +83,7 @@ class HashModel:
             ParameterError: no hasher.
         """
         if not isinstance(hasher, Hasher):
-            raise ParameterError("HashModel needs a hasher; make one with make_hasher(method, n_bits)")
+            raise ParameterError(f"{type(self).__name__} needs a hasher; make one with make_hasher(method, n_bits)")
         self.backbone_name = backbone
         self.hasher = hasher
         self.cache = cache

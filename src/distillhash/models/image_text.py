@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, NotFittedError, ParameterError
-from distillhash.methods.base import Hasher
+from distillhash.methods import Hasher, method_names
 from distillhash.models.hash_model import HashModel
 from distillhash.sources import Skipped
 from distillhash.sources.pairs import PairSource, open_pairs, take_texts
@@ -95,12 +95,11 @@ class CrossModalModel(HashModel):
             cache: Where image features are kept between runs; None keeps none.
 
         Raises:
-            ParameterError: the hasher is no method of image-text pairs.
+            ParameterError: no hasher, or one that does not learn from image-text pairs.
         """
-        if not isinstance(hasher, Hasher) or not hasher.needs_texts:
-            raise ParameterError(
-                "CrossModalModel needs a cross-modal hasher; make one with make_hasher(method, n_bits)"
-            )
+        if hasher is not None and not hasher.needs_texts:
+            choices = ", ".join(method_names(image_text=True))
+            raise ParameterError(f"{hasher.method} does not learn from image-text pairs; choose one of {choices}")
         super().__init__(backbone, hasher, image_size=image_size, weights=weights, device=device, cache=cache)
         self.notes_: list[str] = []
         self._saved_text_encoder: dict[str, Any] | None = None
