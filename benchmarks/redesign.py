@@ -2,9 +2,9 @@
 
     python benchmarks/redesign.py BEFORE AFTER --cifar10 cifar10:DIR --photos SOURCE --out results/redesign
 
-BEFORE and AFTER are checkouts (folders with ``src``). Every measurement runs in a process of its own, with the ``src`` of one checkout
-first on its path; the checkouts alternate, and medians over the repeats are reported. Only names that both have are used. Memory is
-the highest resident memory of the process that measures. A measurement that a checkout cannot run is reported with its error.
+BEFORE and AFTER are checkouts (folders with ``src``). Every measurement runs in a process of its own with one checkout's ``src`` first on
+its path; the checkouts alternate, and medians are reported. Only names that both have are used. Memory is the highest resident memory
+of the process. A measurement that a checkout cannot run is reported with its error.
 """
 
 from __future__ import annotations

@@ -175,7 +175,7 @@ def _markdown(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, prov
 
 def _lines(table: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table; its first row is the header."""
-    header, *rows = ("| " + " | ".join(cells) + " |" for cells in table)
+    header, *rows = ("|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|" for cells in table)
     return [header, "|" + "---|" * len(table[0]), *rows]
 
 
