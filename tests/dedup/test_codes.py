@@ -122,7 +122,8 @@ class Counted(ImageSource):
         self.reads[number] += 1
         if number % 100 == 99:
             raise BadItemError("torn")
-        return make_pixels(16, 12, number)
+        pixels: NDArray[np.uint8] = make_pixels(16, 12, number)
+        return pixels
 
 
 @pytest.mark.parametrize(("least", "most"), [(50, 150), (50, 1000), (199, 200)])

@@ -18,6 +18,7 @@ for each thread. The drawn bits depend on the length, number and radius alone, s
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes, check_same_length
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import cores
-from distillhash.hamming import popcount64
+from distillhash.hamming import planes_of, popcount64, within
 from distillhash.hamming.kernel import compiled
 
 MISSED = 1e-3
@@ -40,6 +41,7 @@ _PASSING = 0.98  # share of the pairs at the radius in a bucket that the other d
 _PLACING = 4.0  # time to place a code in a table, in comparisons of a pair that shares a bucket
 _MOST_KEY_BITS = 32
 _ROW_BITS = 31
+_BLOCK_PAIRS = 2**23  # compared at a time where every pair is; all of them may be within the radius
 
 Rows = NDArray[np.int64]
 
@@ -141,15 +143,27 @@ def match(query: Codes, database: Codes, radius: int) -> Matches:
         ParameterError: a negative radius.
     """
     check_same_length(query, database)
-    both = Codes.from_packed(np.concatenate([query.packed, database.packed]), query.n_bits)
-    if radius < 0:
-        raise ParameterError(f"the radius must be at least 0 bits, got {radius}")
-    parts = connected_parts(both, radius) if len(database) > EXHAUSTIVE else np.zeros(len(both), np.int32)
-    found = Matches(
-        np.full(len(query), -1, np.int64), np.full(len(query), -1, np.int32), np.zeros(len(query), np.int64)
-    )
-    _match(both.words(), *_by_part(parts, np.arange(len(both))), radius, found.row, found.distance, found.count)
-    return found
+    row, distance = np.full(len(query), -1, np.int64), np.full(len(query), -1, np.int32)
+    count = np.zeros(len(query), np.int64)
+    if len(database) > EXHAUSTIVE:
+        both = Codes.from_packed(np.concatenate([query.packed, database.packed]), query.n_bits)
+        parts = connected_parts(both, radius)
+        _match(both.words(), *_by_part(parts, np.arange(len(both))), radius, row, distance, count)
+    else:
+        for start, limits, rows, distances in _pairs_within(query, database, radius):
+            hits = np.diff(limits)
+            found = np.flatnonzero(hits)
+            count[start : start + len(hits)] = hits
+            row[start + found], distance[start + found] = rows[limits[found]], distances[limits[found]]
+    return Matches(row, distance, count)
+
+
+def _pairs_within(query: Codes, database: Codes, radius: int) -> Iterator[tuple[int, Rows, Rows, NDArray[np.int32]]]:
+    """Blocks of queries, so that memory is bounded: the first query, and what :func:`distillhash.hamming.within` finds."""
+    planes, words = planes_of(database), planes_of(query)
+    block = max(1, _BLOCK_PAIRS // max(1, len(database)))
+    for start in range(0, len(query), block):
+        yield start, *within(words[:, start : start + block], planes, radius)
 
 
 def connected_parts(codes: Codes, radius: int) -> NDArray[np.int32]:
@@ -166,6 +180,12 @@ def connected_parts(codes: Codes, radius: int) -> NDArray[np.int32]:
         ParameterError: a negative radius, or 2**31 codes or more.
     """
     plan = _make_plan(codes, radius)
+    if plan.k == 0:
+        parent = np.arange(len(codes), dtype=np.int32)
+        for start, limits, rows, _ in _pairs_within(codes, codes, radius):
+            _join_pairs(parent, start, limits, rows)
+        _merge(parent, parent)
+        return parent
     words = codes.words()
     planes = np.ascontiguousarray(words.T)
     threads = min(THREADS, cores(), len(plan.bits))
@@ -192,7 +212,7 @@ class _Plan:
 
     Attributes:
         bits: ``(n_tables, m) int64`` positions in a code's words, m at most 64.
-        k: The first ``k`` of each make the key; 0 puts all codes in one bucket, so that every pair is compared.
+        k: The first ``k`` of each make the key; 0 means that every pair is compared.
         tolerance: How many of the others may differ.
     """
 
@@ -282,6 +302,15 @@ def _root(parent: Any, row: int) -> int:
         parent[row] = parent[parent[row]]
         row = parent[row]
     return row
+
+
+@compiled
+def _join_pairs(parent: Any, start: int, limits: Any, rows: Any) -> None:
+    """Join all pairs of a block of :func:`_pairs_within`."""
+    for item in range(len(limits) - 1):
+        for place in range(limits[item], limits[item + 1]):
+            a, b = _root(parent, start + item), _root(parent, rows[place])
+            parent[max(a, b)] = min(a, b)
 
 
 @compiled
