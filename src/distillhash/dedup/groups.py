@@ -266,25 +266,27 @@ def _passing_share(n_bits: int, radius: int, k: int) -> tuple[float, int]:
 
 def _table(planes: NDArray[np.uint64], bits: NDArray[np.int64], k: int) -> tuple[NDArray[np.uint64], Rows]:
     """The drawn bits of all codes, sorted by the key in the low ``k`` bits, and their rows."""
-    values = np.empty(planes.shape[1], np.uint64)
-    _draw(planes, bits, values)
-    key_and_row = (values & np.uint64(2**k - 1)) << np.uint64(_ROW_BITS) | np.arange(len(values), dtype=np.uint64)
+    values, key_and_row = np.empty((2, planes.shape[1]), np.uint64)
+    _draw(planes, bits, np.uint64(2**k - 1), values, key_and_row)
     key_and_row.sort()
-    rows = (key_and_row & np.uint64(2**_ROW_BITS - 1)).view(np.int64)
-    return values[rows], rows
+    key_and_row &= np.uint64(2**_ROW_BITS - 1)
+    rows = key_and_row.view(np.int64)
+    return values.take(rows), rows
 
 
 @compiled
-def _draw(planes: Any, bits: Any, values: Any) -> None:
-    """Bit j of a value is bit ``bits[j]`` of the code. Blocks of codes stay in cache, and the inner loop is vector code."""
-    for start in range(0, len(values), 2048):
-        block = values[start : start + 2048]
+def _draw(planes: Any, bits: Any, key_mask: Any, values: Any, key_and_row: Any) -> None:
+    """Bit j of a value is bit ``bits[j]`` of the code. Blocks of codes stay in cache, and the inner loops are vector code."""
+    for start in range(0, len(values), 1024):
+        block = values[start : start + 1024]
         block[:] = 0
         for j in range(len(bits)):
-            plane = planes[bits[j] // 64, start : start + 2048]
+            plane = planes[bits[j] // 64, start : start + 1024]
             shift, place = np.uint64(bits[j] % 64), np.uint64(j)
             for i in range(len(block)):
                 block[i] |= ((plane[i] >> shift) & np.uint64(1)) << place
+        for i in range(len(block)):
+            key_and_row[start + i] = (block[i] & key_mask) << np.uint64(_ROW_BITS) | np.uint64(start + i)
 
 
 @compiled
