@@ -60,13 +60,13 @@ class Ours:
 
         self._planes_of = as_planes
         self._planes, self._threads = self._planes_of(packed), 2 if name == TWO else 1
-        self._engine: Any = "numpy" if name == "numpy" else None
         self._nearest, self._structure = nearest, None
         if name == CLUSTERED:
             self._structure = ClusteredCodes(self._planes)
-        elif name != "numpy":
+        else:
             warm_up(n_bits)
-        self.bytes = self._planes.nbytes + (self._structure.nbytes if self._structure else 0)
+        arrays = {} if self._structure is None else self._structure.arrays()
+        self.bytes = self._planes.nbytes * (2 if arrays else 1) + sum(array.nbytes for array in arrays.values())
 
     def load(self, query: Rows) -> None:
         """Take the queries; reading their bits is no part of a search."""
@@ -76,8 +76,8 @@ class Ours:
         """Distances of queries ``first`` to ``stop``."""
         query = self._query[:, first:stop]
         if self._structure is not None:
-            return self._structure.nearest(query, k, threads=1)[1]
-        return self._nearest(query, self._planes, k, threads=self._threads, engine=self._engine)[1]
+            return self._structure.nearest(query, k)[1]
+        return self._nearest(query, self._planes, k, threads=self._threads)[1]
 
     def read(self) -> float:
         """CPU seconds to read the planes once: the best of numpy's sum and of a compiled loop."""
@@ -101,6 +101,28 @@ class Ours:
             read(words)
             taken.append(time.thread_time() - begin)
         return min(taken)
+
+
+class Numpy:
+    """Every distance, then a partition."""
+
+    def __init__(self, packed: Rows, _folder: Path) -> None:
+        self._words = np.ascontiguousarray(packed.view(np.uint64).T)
+        self.bytes = packed.nbytes
+
+    def load(self, query: Rows) -> None:
+        """Take the queries."""
+        self._query = query.view(np.uint64)
+
+    def search(self, first: int, stop: int, k: int) -> NDArray[Any]:
+        """Distances of queries ``first`` to ``stop``."""
+        found = []
+        for code in self._query[first:stop]:
+            far = np.zeros(self._words.shape[1], np.uint16)
+            for word, plane in zip(code, self._words, strict=True):
+                far += np.bitwise_count(plane ^ word)
+            found.append(np.sort(np.partition(far, k - 1)[:k]))
+        return np.array(found, np.int32)
 
 
 class Faiss:
@@ -185,7 +207,13 @@ class LanceDB(Faiss):
         )
 
 
-CLASSES: dict[str, Any] = {FAISS: Faiss, "usearch exact": Usearch, "DuckDB": DuckDB, "LanceDB flat": LanceDB}
+CLASSES: dict[str, Any] = {
+    "numpy": Numpy,
+    FAISS: Faiss,
+    "usearch exact": Usearch,
+    "DuckDB": DuckDB,
+    "LanceDB flat": LanceDB,
+}
 
 
 def worker(name: str, folder: Path) -> None:

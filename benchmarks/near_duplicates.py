@@ -26,7 +26,8 @@ from PIL import Image
 from distillhash import Codes
 from distillhash.backbones import FeatureCache, extract_features, make_backbone
 from distillhash.bench.runs import versions
-from distillhash.dedup.job import Settings, find_duplicates
+from distillhash.dedup.codes import Settings
+from distillhash.dedup.job import find_duplicates
 from distillhash.hamming import planes_of, within
 from distillhash.sources import ImageSource, open_source
 from near_duplicates_set import HEAVY, LIGHT, make_set

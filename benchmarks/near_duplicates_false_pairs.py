@@ -36,9 +36,8 @@ from scipy.sparse.csgraph import connected_components
 from distillhash import Codes
 from distillhash.backbones import FeatureCache
 from distillhash.bench.runs import versions
-from distillhash.dedup.calibration import Calibration, calibrate, measure_copies
-from distillhash.dedup.edits import LIGHT, EditedImages
-from distillhash.dedup.encoder import encode_or_fail, make_encoder
+from distillhash.dedup.calibration import LIGHT, Calibration, EditedImages, calibrate, measure_copies
+from distillhash.dedup.codes import Settings, encode_collection
 from distillhash.sources import ImageSource, decode_image, open_source
 from near_duplicates import hamming_levels
 
@@ -76,10 +75,9 @@ def main() -> None:
 
 def stated_and_counted(name: str, pictures: ImageSource, cache: FeatureCache) -> list[dict[str, Any]]:
     """One sample, looked at three times."""
-    encoder = make_encoder(pictures, cache=cache)
-    coded = encode_or_fail(encoder, pictures)
-    edited = encode_or_fail(encoder, EditedImages(pictures.select(np.arange(0, len(pictures), EVERY)), LIGHT, seed=99))
-    copies = measure_copies(encoder, pictures, coded.codes, coded.rows)
+    encoder, coded = encode_collection(pictures, Settings(cache=cache))
+    edited = encoder.encode(EditedImages(pictures.select(np.arange(0, len(pictures), EVERY)), LIGHT, seed=99))
+    copies = measure_copies(encoder, pictures, coded)
     image, edit = np.divmod(edited.rows, len(LIGHT))
     alikeness = Alikeness(pictures)
     rows = []

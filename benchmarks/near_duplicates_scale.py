@@ -29,12 +29,10 @@ from PIL import Image
 
 from distillhash import Codes
 from distillhash.bench.runs import versions
-from distillhash.dedup.calibration import calibrate
-from distillhash.dedup.false_pairs import count_pairs
-from distillhash.dedup.groups import Stars, near_rows, star_groups
+from distillhash.dedup.calibration import calibrate, count_pairs
+from distillhash.dedup.groups import Stars, connected_parts, linked_rows, star_groups
 from distillhash.dedup.job import Item, Report
 from distillhash.dedup.keep import Facts
-from distillhash.dedup.parts import connected_parts
 from distillhash.dedup.review import review_page
 from distillhash.sources import ImageSource
 
@@ -81,7 +79,7 @@ def measured(kind: str, n: int, radius: int) -> dict[str, Any]:
     times = [time.perf_counter()]
     parts = connected_parts(codes, radius)
     times.append(time.perf_counter())
-    near = near_rows(codes, radius, parts=parts)
+    near = linked_rows(parts)
     stars = star_groups(codes[near], radius, parts=parts[near])
     groups = stars.groups()
     times.append(time.perf_counter())

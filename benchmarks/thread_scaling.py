@@ -19,8 +19,8 @@ import numpy as np
 
 from code_shapes import made_codes
 from distillhash.bench.runs import versions
+from distillhash.files import cores
 from distillhash.hamming import nearest, planes_of, warm_up
-from distillhash.hamming.pool import cores
 
 K, N_QUERIES = 100, 500
 IN_A_ROW = 4

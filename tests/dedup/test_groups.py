@@ -11,10 +11,8 @@ from scipy.sparse.csgraph import connected_components
 from scipy.stats import hypergeom
 
 from distillhash.codes import Codes, hamming_distances
-from distillhash.dedup.groups import Rules, near_rows, star_groups
-from distillhash.dedup.matches import match
-from distillhash.dedup.parts import connected_parts
-from distillhash.dedup.tables import MISSED, Room, bit_planes, make_plan, passing_share
+from distillhash.dedup import groups
+from distillhash.dedup.groups import MISSED, connected_parts, linked_rows, match, star_groups
 from distillhash.errors import DataError, ParameterError
 
 
@@ -54,19 +52,24 @@ def test_stars_are_those_of_the_loop(n: int, n_bits: int, share: float, seed: in
     apart = rng.integers(0, n, (n // 2, 2))
     linked = ~((places[:, None] == places) & (places[:, None] >= 0))
     linked[apart[:, 0], apart[:, 1]] = linked[apart[:, 1], apart[:, 0]] = False
-    for rules, allowed in ((None, np.ones((n, n), bool)), (Rules(places, apart), linked)):
-        found = star_groups(codes, radius, order=order, rules=rules)
+    parts, distances = connected_parts(codes, radius), hamming_distances(codes, codes)
+    for own, pairs, allowed in ((None, None, np.ones((n, n), bool)), (places, apart, linked)):
+        found = star_groups(codes, radius, order=order, places=own, apart=pairs)
         keeper, distance = stars_by_loop(codes, radius, order, allowed)
         assert found.keeper.tolist() == keeper and found.distance.tolist() == distance
-        within = (hamming_distances(codes, codes) <= radius) & allowed & ~np.eye(n, dtype=bool)
-        assert near_rows(codes, radius, rules=rules).tolist() == np.flatnonzero(within.any(axis=1)).tolist()
+        near = linked_rows(parts, own)
+        within = (distances <= radius) & allowed & ~np.eye(n, dtype=bool)
+        assert set(np.flatnonzero(within.any(axis=1))) <= set(near.tolist())
+        assert set(near.tolist()) <= set(linked_rows(parts).tolist())
 
 
 @settings(max_examples=40, deadline=None)
 @given(n=st.integers(2, 60), seed=st.integers(0, 99), radius=st.integers(0, 20))
 def test_tables_never_invent_and_keep_the_star_property(n: int, seed: int, radius: int) -> None:
     codes = clustered(n, 64, seed)
-    found = star_groups(codes, radius, exhaustive=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(groups, "EXHAUSTIVE", 0)
+        found = star_groups(codes, radius)
     distances = hamming_distances(codes, codes)
     rows = np.arange(n)
     assert np.array_equal(found.distance, distances[rows, found.keeper])
@@ -85,7 +88,7 @@ def test_pairs_at_the_radius_are_missed_as_rarely_as_stated() -> None:
     for row in copies:
         row[rng.permutation(n_bits)[:radius]] ^= 1
     codes = Codes.from_packed(np.packbits(np.concatenate([bits, copies]), axis=1), n_bits)
-    assert not make_plan(codes, None, radius).is_exhaustive
+    assert groups._make_plan(codes, radius).k > 0
     found = star_groups(codes, radius)
     missed = np.mean(found.keeper[n:] != np.arange(n))
     assert missed < 2 * MISSED
@@ -95,7 +98,7 @@ def test_pairs_at_the_radius_are_missed_as_rarely_as_stated() -> None:
     ("n_bits", "radius", "k"), [(512, 64, 20), (512, 92, 14), (64, 3, 12), (64, 40, 2), (100, 0, 32)]
 )
 def test_a_pair_at_the_radius_passes_a_table_as_often_as_stated(n_bits: int, radius: int, k: int) -> None:
-    share, tolerance = passing_share(n_bits, radius, k)
+    share, tolerance = groups._passing_share(n_bits, radius, k)
     sampled = min(64, n_bits)
     agree = hypergeom(n_bits, radius, k).pmf(0)
     few = hypergeom(n_bits - k, radius, sampled - k)
@@ -108,11 +111,11 @@ def test_a_pair_at_the_radius_passes_a_table_as_often_as_stated(n_bits: int, rad
 )
 def test_the_plan_meets_its_promise_by_the_formula(n: int, n_bits: int, radius: int) -> None:
     rng = np.random.default_rng(0)
-    plan = make_plan(Codes.from_packed(rng.integers(0, 256, (n, -(-n_bits // 8)), np.uint8), n_bits), None, radius)
+    plan = groups._make_plan(Codes.from_packed(rng.integers(0, 256, (n, -(-n_bits // 8)), np.uint8), n_bits), radius)
     share = hypergeom(n_bits, radius, plan.k).pmf(0)
     share *= hypergeom(n_bits - plan.k, radius, plan.bits.shape[1] - plan.k).cdf(plan.tolerance)
-    assert plan.is_exhaustive or (1 - share) ** len(plan.bits) <= MISSED
-    assert plan.is_exhaustive == (radius == 28)
+    assert plan.k == 0 or (1 - share) ** len(plan.bits) <= MISSED
+    assert (plan.k == 0) == (radius == 28)
     assert all(len(set(bits)) == min(64, n_bits) for bits in plan.bits.tolist())
 
 
@@ -122,7 +125,7 @@ def test_a_table_holds_the_sampled_bits_sorted_by_key(n: int, n_bits: int, k: in
     codes, rng = clustered(n, n_bits, seed), np.random.default_rng(seed)
     words = codes.words()
     bits = rng.permutation(64 * words.shape[1])[:64]
-    values, rows = Room.of(n).table(bit_planes(words), bits, k)
+    values, rows = groups._table(np.ascontiguousarray(words.T), bits, k)
     expected = [
         sum((int(words[row, b // 64]) >> (int(b) % 64) & 1) << i for i, b in enumerate(bits)) for row in range(n)
     ]
@@ -145,11 +148,12 @@ def test_parts_are_the_connected_components(n: int, n_bits: int, share: float, s
 
 def test_tables_find_the_same_parts_with_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     codes, radius = clustered(3000, 256, 5, flips=0.04), 30
-    assert not make_plan(codes, None, radius, exhaustive=0).is_exhaustive
+    monkeypatch.setattr(groups, "EXHAUSTIVE", 0)
+    assert groups._make_plan(codes, radius).k > 0
     found = []
     for threads in (1, 3):
-        monkeypatch.setattr("distillhash.hamming.pool.cores", lambda threads=threads: threads)
-        found.append(connected_parts(codes, radius, exhaustive=0).tolist())
+        monkeypatch.setattr(groups, "cores", lambda threads=threads: threads)
+        found.append(connected_parts(codes, radius).tolist())
     assert found[0] == found[1] == parts_by_library(codes, radius)
 
 
@@ -170,7 +174,7 @@ def test_a_crowd_is_one_group_and_walked_through_once(flips: float) -> None:
     started = time.perf_counter()
     stars = star_groups(codes, 30)
     assert [len(group) for group in stars.groups()] == [60_000]
-    assert len(near_rows(codes, 30, rules=Rules(rows))) == 0
+    assert len(linked_rows(connected_parts(codes, 30), rows)) == 0
     assert time.perf_counter() - started < 20  # all pairs would be 1.8e9 a table
 
 
@@ -179,45 +183,40 @@ def test_a_crowd_among_others_does_not_bring_everything_together() -> None:
     bits = rng.integers(0, 2, (60_000, 256), np.uint8)
     bits[:30_000] = rng.random((30_000, 256)) < 0.02
     codes = Codes.from_packed(np.packbits(bits, axis=1), 256)
-    assert not make_plan(codes, None, 30).is_exhaustive
+    assert groups._make_plan(codes, 30).k > 0
     assert [len(group) for group in star_groups(codes, 30).groups()] == [30_000]
 
 
 @pytest.mark.parametrize("exhaustive", [0, 1000])
-def test_match_is_the_nearest(exhaustive: int) -> None:
+def test_match_is_the_nearest(exhaustive: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "EXHAUSTIVE", exhaustive)
     query, database, radius = clustered(40, 128, 1), clustered(90, 128, 1), 30
-    found = match(query, database, radius, exhaustive=exhaustive)
+    found = match(query, database, radius)
     distances = hamming_distances(query, database)
     for row in range(len(query)):
         inside = distances[row] <= radius
-        assert found.count[row] == inside.sum() or not exhaustive
-        if exhaustive or found.row[row] >= 0:
-            assert found.row[row] == (np.argmin(distances[row]) if inside.any() else -1)
-            assert found.distance[row] == (distances[row].min() if inside.any() else -1)
+        assert found.count[row] == inside.sum()
+        assert found.row[row] == (np.argmin(distances[row]) if inside.any() else -1)
+        assert found.distance[row] == (distances[row].min() if inside.any() else -1)
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_match_by_tables_counts_every_pair_once(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distillhash.hamming.pool.cores", lambda: threads)
+def test_match_by_tables_counts_every_pair_once(monkeypatch: pytest.MonkeyPatch) -> None:
     both, radius = clustered(5000, 256, 2, flips=0.04), 30
     query, database = both[:1500], both[1500:]
-    assert not make_plan(query, database, radius, exhaustive=0).is_exhaustive
-    found, exact = (match(query, database, radius, exhaustive=most) for most in (0, 10_000))
+    exact = match(query, database, radius)
+    monkeypatch.setattr(groups, "EXHAUSTIVE", 0)
+    assert groups._make_plan(both, radius).k > 0
+    found = match(query, database, radius)
     assert exact.count.sum() > 1000
     assert np.array_equal(found.row, exact.row) and np.array_equal(found.count, exact.count)
     assert np.array_equal(found.distance, exact.distance)
-
-
-def test_match_skips_the_same_file() -> None:
-    codes = clustered(10, 64, 3, flips=0)
-    same = np.arange(10)
-    found = match(codes, codes, 0, query_places=same, database_places=same)
-    assert not np.any(found.row == same)
 
 
 def test_refusals() -> None:
     codes = clustered(4, 8, 0)
     with pytest.raises(ParameterError, match="at least 0"):
         star_groups(codes, -1)
+    with pytest.raises(ParameterError, match="at least 0"):
+        match(codes, codes, -1)
     with pytest.raises(DataError, match="each of the 4 rows"):
         star_groups(codes, 1, order=np.array([0, 1, 1, 2]))

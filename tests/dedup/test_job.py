@@ -9,12 +9,12 @@ from PIL import Image
 
 from distillhash.backbones import FeatureCache
 from distillhash.codes import hamming_distances
-from distillhash.dedup import edits
-from distillhash.dedup.encoder import FEWEST_TO_LEARN, RANDOM_BITS, make_encoder
-from distillhash.dedup.job import Report, Settings, find_duplicates, find_leaks
+from distillhash.dedup import calibration
+from distillhash.dedup.codes import Settings, encode_collection
+from distillhash.dedup.job import Report, Verdicts, find_duplicates, find_leaks
 from distillhash.dedup.review import review_page, size_text
-from distillhash.dedup.verdicts import Verdicts
-from distillhash.errors import DataError
+from distillhash.errors import DataError, FormatError
+from distillhash.files import digest
 from distillhash.sources import open_source
 from image_factory import make_pixels
 
@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture(seed).save(root / f"{seed:02}.png")
     shutil.copy(root / "00.png", root / "copies" / "exact.png")
     picture(1).save(root / "copies" / "saved.webp", lossless=True)
-    (root / "copies" / "turned.jpg").write_bytes(edits.turn_by_exif(picture(2), orientation=6))
+    (root / "copies" / "turned.jpg").write_bytes(calibration.turn_by_exif(picture(2), orientation=6))
     (root / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     (root / "link.png").symlink_to(root / "05.png")
     return root
@@ -79,7 +79,7 @@ def test_again_and_in_any_order_the_same(folder: Path, options: Settings, report
 
 def test_distances_are_those_of_the_codes(folder: Path, options: Settings, report: Report) -> None:
     source = open_source(folder)
-    codes = make_encoder(source, cache=options.cache).encode(source)
+    codes = encode_collection(source, options)[1]
     place = {source.path(int(row)): number for number, row in enumerate(codes.rows)}
     for group in report.groups:
         for item in group:
@@ -130,15 +130,6 @@ def test_vectors_have_no_edits() -> None:
     assert found.calibration.recall is None and "cannot be edited" in found.calibration.sentence()
 
 
-def test_itq_codes_where_they_can_be_fitted() -> None:
-    rng = np.random.default_rng(0)
-    wide = rng.standard_normal((FEWEST_TO_LEARN, 520)).astype(np.float32)
-    assert make_encoder(open_source(wide)).model.hasher.method == "itq"
-    for fewer in (wide[:-1], wide[:, :500]):
-        encoder = make_encoder(open_source(fewer))
-        assert encoder.model.hasher.method == "lsh" and encoder.model.n_bits == RANDOM_BITS
-
-
 def test_nothing_usable_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"rubbish")
     with pytest.raises(DataError, match="nothing usable"):
@@ -154,3 +145,21 @@ def test_the_page_is_whole_and_escapes_names(folder: Path, options: Settings, tm
     assert html.count("data:image/jpeg;base64,") == 2 and "http" not in html.split("</style>")[1]
     assert "same file" in html and found.calibration.sentence()[1:] in html
     assert size_text(812) == "812 B" and size_text(3_400_000) == "3.4 MB"
+
+
+def test_verdicts_follow_the_content(tmp_path: Path) -> None:
+    a, b, file = tmp_path / "a.jpg", tmp_path / "b\t.jpg", tmp_path / "data" / "verdicts.tsv"
+    a.write_bytes(b"one")
+    b.write_bytes(b"two")
+    verdicts = Verdicts(file)
+    verdicts.add(a, b)
+    verdicts.add(b, a)
+    one, two = digest(b"one").hex(), digest(b"two").hex()
+    read = Verdicts(file)
+    assert len(read) == 1 and read.apart(one, two) and read.apart(two, one) and not read.apart(one, one)
+    assert file.read_text().count("\n") == 2
+    with pytest.raises(DataError, match="cannot be read"):
+        verdicts.add(a, tmp_path / "gone")
+    file.write_text("not digests\n")
+    with pytest.raises(FormatError, match="line 1"):
+        Verdicts(file)

@@ -1,4 +1,4 @@
-"""Facts of files, the order of preference, and what people said."""
+"""Facts of files, and the order of preference."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,6 @@ from PIL import Image, ImageFilter
 
 from distillhash.dedup.keep import (
     Facts,
-    image_format,
     parse_policy,
     perceptual_hash,
     phash_distance,
@@ -18,8 +17,7 @@ from distillhash.dedup.keep import (
     read_facts,
     sharpness,
 )
-from distillhash.dedup.verdicts import Verdicts
-from distillhash.errors import DataError, FormatError, ParameterError
+from distillhash.errors import ParameterError
 from distillhash.sources import digest, open_source
 from image_factory import encode, make_pixels
 
@@ -38,11 +36,6 @@ def test_the_perceptual_hash_is_the_librarys() -> None:
     a, b = make_pixels(64, 48), make_pixels(64, 48, seed=1)
     one, other = imagehash.phash(Image.fromarray(a)), imagehash.phash(Image.fromarray(b))
     assert phash_distance(perceptual_hash(a), perceptual_hash(b)) == one - other
-
-
-@pytest.mark.parametrize("suffix", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
-def test_the_format_is_that_of_the_content(suffix: str) -> None:
-    assert image_format(encode(make_pixels(), suffix)) == suffix
 
 
 def test_blur_and_thumbnails_are_less_sharp() -> None:
@@ -79,21 +72,3 @@ def test_policies() -> None:
     for wrong in ("", "age", "size,size"):
         with pytest.raises(ParameterError, match="resolution,size,sharpness,format"):
             parse_policy(wrong)
-
-
-def test_verdicts_follow_the_content(tmp_path: Path) -> None:
-    a, b, file = tmp_path / "a.jpg", tmp_path / "b\t.jpg", tmp_path / "data" / "verdicts.tsv"
-    a.write_bytes(b"one")
-    b.write_bytes(b"two")
-    verdicts = Verdicts(file)
-    verdicts.add(a, b)
-    verdicts.add(b, a)
-    one, two = digest(b"one").hex(), digest(b"two").hex()
-    read = Verdicts(file)
-    assert len(read) == 1 and read.apart(one, two) and read.apart(two, one) and not read.apart(one, one)
-    assert file.read_text().count("\n") == 2
-    with pytest.raises(DataError, match="cannot be read"):
-        verdicts.add(a, tmp_path / "gone")
-    file.write_text("not digests\n")
-    with pytest.raises(FormatError, match="line 1"):
-        Verdicts(file)

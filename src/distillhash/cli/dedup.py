@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,8 @@ from distillhash.cli.common import (
 from distillhash.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
-    from distillhash.dedup.job import Report, Settings
+    from distillhash.dedup.codes import Settings
+    from distillhash.dedup.job import Report
 
 
 def add_parser(subparsers: Any) -> None:
@@ -86,10 +87,9 @@ def add_radius_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def settings(arguments: argparse.Namespace, spare_cache: str) -> Settings:
-    """What both jobs take; without a cache features are kept in ``spare_cache`` for the run, as they are read twice."""
-    from distillhash.backbones import FeatureCache
-    from distillhash.dedup.job import Settings
+def settings(arguments: argparse.Namespace) -> Settings:
+    """What both jobs take."""
+    from distillhash.dedup.codes import Settings
 
     return Settings(
         model=arguments.model,
@@ -97,7 +97,7 @@ def settings(arguments: argparse.Namespace, spare_cache: str) -> Settings:
         most_false_pairs=arguments.false_pairs,
         mirror=arguments.mirror,
         device=arguments.device,
-        cache=open_cache(arguments) or FeatureCache(spare_cache),
+        cache=open_cache(arguments),
         max_pixels=arguments.max_pixels,
         progress=not arguments.quiet,
     )
@@ -105,7 +105,7 @@ def settings(arguments: argparse.Namespace, spare_cache: str) -> Settings:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Find, report, move; or undo; or remember."""
-    from distillhash.dedup.verdicts import Verdicts
+    from distillhash.dedup.job import Verdicts
 
     verdicts = Verdicts(_verdicts_file(arguments))
     if arguments.not_duplicate:
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ParameterError("dedup needs a SOURCE, or --undo with --trash DIR, or --not-duplicate A B")
     from distillhash.dedup.job import find_duplicates
     from distillhash.dedup.keep import parse_policy
-    from distillhash.dedup.output import report_csv, report_json, write_json, write_text
+    from distillhash.dedup.review import report_csv, report_json, review_page, write_text
     from distillhash.sources import open_source
 
     policy = parse_policy(arguments.keep)
@@ -128,27 +128,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if trash is not None and source.path(0) is None:
         raise DataError(f"--apply moves files, and the items of {arguments.source} are no files of their own")
     reference = None if arguments.reference is None else open_source(arguments.reference)
-    with tempfile.TemporaryDirectory() as spare:
-        report = find_duplicates(
-            source,
-            settings(arguments, spare),
-            reference=reference,
-            policy=policy,
-            ignore_same_folder=arguments.ignore_same_folder,
-            verdicts=verdicts,
-        )
+    report = find_duplicates(
+        source,
+        settings(arguments),
+        reference=reference,
+        policy=policy,
+        ignore_same_folder=arguments.ignore_same_folder,
+        verdicts=verdicts,
+    )
     summary = report_json(report)
     listed = Path(arguments.out).with_suffix(".skipped.json") if arguments.out else Path("dedup.skipped.json")
     summary |= report_skipped(arguments, report.skipped, listed)
     say(arguments, report.calibration.sentence())
     say(arguments, f"{report.n_duplicates:,} duplicates in {len(report.groups):,} groups, by {report.codes}")
     if arguments.out:
-        write_json(Path(arguments.out), summary)
+        write_text(Path(arguments.out), json.dumps(summary, indent=1) + "\n")
     if arguments.csv:
         write_text(Path(arguments.csv), report_csv(report))
     if arguments.html:
-        from distillhash.dedup.review import review_page
-
         write_text(Path(arguments.html), review_page(report, command_line(arguments), arguments.source))
     for option in ("out", "csv", "html"):
         if getattr(arguments, option):

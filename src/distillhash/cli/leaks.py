@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import tempfile
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,11 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Find and report."""
     from distillhash.dedup.job import find_leaks
-    from distillhash.dedup.output import leaks_json, write_json
+    from distillhash.dedup.review import leaks_json, write_text
     from distillhash.sources import open_source
 
     train, test = open_source(arguments.train), open_source(arguments.test)
-    with tempfile.TemporaryDirectory() as spare:
-        report = find_leaks(train, test, settings(arguments, spare))
+    report = find_leaks(train, test, settings(arguments))
     summary = leaks_json(report)
     listed = Path(arguments.out).with_suffix(".skipped.json") if arguments.out else Path("leaks.skipped.json")
     summary |= report_skipped(arguments, report.skipped, listed)
@@ -51,6 +50,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for leak in report.leaks[:5]:
         say(arguments, f"  {leak.test.path} is {leak.test.distance} bits from {leak.train.path} ({leak.test.match})")
     if arguments.out:
-        write_json(Path(arguments.out), summary)
+        write_text(Path(arguments.out), json.dumps(summary, indent=1) + "\n")
         say(arguments, f"out: {arguments.out}")
     return summary | {"exit_code": 1 if arguments.check and report.leaks else 0}

@@ -1,43 +1,49 @@
-"""Groups of near-duplicates without chaining: every member lies within the radius of its group's keeper.
+"""Groups of near-duplicates without chaining, and the nearest item of another collection.
 
-Items are taken in order of preference. One that no group holds yet becomes a keeper and takes every free item within the radius of
-*itself*, not of its members: A~B~C with A far from C never becomes one group. Two keepers are never within the radius of each other
-unless a rule keeps them apart.
+A group is a star: items are taken in order of preference, and an item that no group holds yet becomes a keeper and takes every free item
+within the radius of *itself*. So of A~B~C with A far from C, A and C never share a group, and two keepers are never within the radius of
+each other unless a rule keeps them apart.
+
+Stars are made within connected parts, which are joined by chains of pairs within the radius. Only parts are kept and never the pairs:
+two codes that are known to be in one part are not compared again, so a hundred thousand copies of one image cost as many comparisons.
+
+Which pairs are compared: up to ``EXHAUSTIVE`` codes all of them. Above, hash tables of sampled bits choose (Indyk and Motwani, STOC 1998,
+4.2). A table draws 64 bits at random. Codes that agree in the first ``k`` of them share a bucket, and two codes in a bucket are compared if
+the other drawn bits differ little. Two codes at distance d share a bucket with probability (1 - d / n_bits)^k, about. There are as many
+tables as it takes for a pair *at* the radius to be missed by all of them with probability ``MISSED``; nearer pairs are missed far less, and
+none is missed if other pairs connect the two. Tables are made one after the other, so memory is the codes twice and some 50 bytes a code
+for each thread. The drawn bits depend on the length, number and radius alone, so the same input gives the same groups.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.codes import Codes
-from distillhash.dedup.parts import connected_parts
-from distillhash.dedup.tables import EXHAUSTIVE, bits_between, compiled
-from distillhash.errors import DataError
+from distillhash.codes import Codes, check_same_length
+from distillhash.errors import DataError, ParameterError
+from distillhash.files import cores
+from distillhash.hamming import planes_of, popcount64, within
+from distillhash.hamming.kernel import compiled
+
+MISSED = 1e-3
+EXHAUSTIVE = 20_000
+THREADS = 4
+"""At most; each needs memory for its tables."""
+
+_PASSING = 0.98  # share of the pairs at the radius in a bucket that the other drawn bits let pass
+_PLACING = 4.0  # time to place a code in a table, in comparisons of a pair that shares a bucket
+_MOST_KEY_BITS = 32
+_ROW_BITS = 31
+_BLOCK_PAIRS = 2**23  # compared at a time where every pair is; all of them may be within the radius
 
 Rows = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Pairs that are never linked, whatever their distance.
-
-    Attributes:
-        places: ``(n,) int64``; two items of the same place (a folder, a file) are not linked, -1 is no place.
-        apart: ``(m, 2) int64`` pairs of rows, as people told "not a duplicate".
-    """
-
-    places: NDArray[np.int64] | None = None
-    apart: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
-
-    def arrays(self, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Places, and the pairs as sorted numbers, as the kernels take them."""
-        places = np.full(n, -1, np.int64) if self.places is None else np.asarray(self.places, np.int64)
-        low, high = np.sort(self.apart, axis=1).T
-        return places, np.unique(low * n + high)
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,335 @@ class Stars:
         return np.split(rows, np.flatnonzero(np.diff(self.keeper[rows])) + 1) if len(rows) else []
 
 
+@dataclass(frozen=True)
+class Matches:
+    """The nearest item of another collection, for every query.
+
+    Attributes:
+        row: ``(q,) int64`` the nearest within the radius, equal distances by the lower row; -1 where there is none.
+        distance: ``(q,) int32`` bits; -1 where there is none.
+        count: ``(q,) int64`` how many lie within the radius.
+    """
+
+    row: Rows
+    distance: NDArray[np.int32]
+    count: Rows
+
+
+def star_groups(
+    codes: Codes,
+    radius: int,
+    *,
+    order: Rows | None = None,
+    places: Rows | None = None,
+    apart: Rows | None = None,
+    parts: NDArray[np.int32] | None = None,
+) -> Stars:
+    """Stars around keepers; memory linear in the number of codes, deterministic.
+
+    Args:
+        codes: ``n`` codes.
+        radius: In bits, at least 0.
+        order: Rows by falling preference as keepers, all of them once; None takes them as they come.
+        places: ``(n,)``; two items of the same place (a folder) are never linked, -1 is no place.
+        apart: ``(m, 2)`` pairs of rows that are never linked.
+        parts: What :func:`connected_parts` found for these codes and this radius; None finds them here.
+
+    Raises:
+        DataError: ``order`` is not a permutation.
+        ParameterError: a negative radius.
+    """
+    n = len(codes)
+    order = np.arange(n, dtype=np.int64) if order is None else np.asarray(order, np.int64)
+    if len(order) != n or not np.array_equal(np.sort(order), np.arange(n)):
+        raise DataError(f"the order must hold each of the {n} rows once")
+    parts = connected_parts(codes, radius) if parts is None else parts
+    places = np.full(n, -1, np.int64) if places is None else np.asarray(places, np.int64)
+    low, high = (np.zeros((0, 2), np.int64) if apart is None else np.sort(apart, axis=1)).T
+    rank = np.empty(n, np.int64)
+    rank[order] = np.arange(n)
+    return Stars(*_claim(codes.words(), *_by_part(parts, rank), radius, places, np.unique(low * n + high)))
+
+
+def linked_rows(parts: NDArray[np.int32], places: Rows | None = None) -> Rows:
+    """Rows whose part has another item that may be linked: not one where all items have the same place. Ascending.
+
+    Args:
+        parts: From :func:`connected_parts`.
+        places: As for :func:`star_groups`.
+    """
+    own = -1 - np.arange(len(parts))
+    if places is not None:
+        own = np.where(places < 0, own, places)
+    lowest, highest = own.copy(), own.copy()  # by the number of the part
+    np.minimum.at(lowest, parts, own)
+    np.maximum.at(highest, parts, own)
+    return np.flatnonzero(lowest[parts] != highest[parts])
+
+
+def match(query: Codes, database: Codes, radius: int) -> Matches:
+    """For every query code the nearest of ``database`` within ``radius`` bits.
+
+    Every pair is compared up to ``EXHAUSTIVE`` codes in ``database``; above, those that share a connected part. Memory is linear in the
+    number of codes. The order of the items changes nothing but which of equally distant items is named.
+
+    Raises:
+        DataError: the lengths differ.
+        ParameterError: a negative radius.
+    """
+    check_same_length(query, database)
+    row, distance = np.full(len(query), -1, np.int64), np.full(len(query), -1, np.int32)
+    count = np.zeros(len(query), np.int64)
+    if len(database) > EXHAUSTIVE:
+        both = Codes.from_packed(np.concatenate([query.packed, database.packed]), query.n_bits)
+        parts = connected_parts(both, radius)
+        _match(both.words(), *_by_part(parts, np.arange(len(both))), radius, row, distance, count)
+    else:
+        for start, limits, rows, distances in _pairs_within(query, database, radius):
+            hits = np.diff(limits)
+            found = np.flatnonzero(hits)
+            count[start : start + len(hits)] = hits
+            row[start + found], distance[start + found] = rows[limits[found]], distances[limits[found]]
+    return Matches(row, distance, count)
+
+
+def _pairs_within(query: Codes, database: Codes, radius: int) -> Iterator[tuple[int, Rows, Rows, NDArray[np.int32]]]:
+    """Blocks of queries, so that memory is bounded: the first query, and what :func:`distillhash.hamming.within` finds."""
+    planes, words = planes_of(database), planes_of(query)
+    block = max(1, _BLOCK_PAIRS // max(1, len(database)))
+    for start in range(0, len(query), block):
+        yield start, *within(words[:, start : start + block], planes, radius)
+
+
+def connected_parts(codes: Codes, radius: int) -> NDArray[np.int32]:
+    """For every code the lowest row of its part; itself where nothing is near.
+
+    Args:
+        codes: ``n`` codes.
+        radius: In bits, at least 0.
+
+    Returns:
+        ``(n,) int32``, the same for any number of threads.
+
+    Raises:
+        ParameterError: a negative radius, or 2**31 codes or more.
+    """
+    plan = _make_plan(codes, radius)
+    if plan.k == 0:
+        parent = np.arange(len(codes), dtype=np.int32)
+        for start, limits, rows, _ in _pairs_within(codes, codes, radius):
+            _join_pairs(parent, start, limits, rows)
+        _merge(parent, parent)
+        return parent
+    words = codes.words()
+    planes = np.ascontiguousarray(words.T)
+    threads = min(THREADS, cores(), len(plan.bits))
+
+    def joined(first: int) -> NDArray[np.int32]:
+        """Parents by some of the tables."""
+        parent = np.arange(len(words), dtype=np.int32)
+        lists = np.empty((3, len(words)), np.int32)
+        for bits in plan.bits[first::threads]:
+            values, rows = _table(planes, bits, plan.k)
+            _join_buckets(words, values, rows, np.uint64(2**plan.k - 1), plan.tolerance, radius, parent, lists)
+        return parent
+
+    with ThreadPoolExecutor(threads) as pool:
+        parent, *others = pool.map(joined, range(threads))
+    for other in [parent, *others]:
+        _merge(parent, other)
+    return parent
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the tables draw.
+
+    Attributes:
+        bits: ``(n_tables, m) int64`` positions in a code's words, m at most 64.
+        k: The first ``k`` of each make the key; 0 means that every pair is compared.
+        tolerance: How many of the others may differ.
+    """
+
+    bits: NDArray[np.int64]
+    k: int
+    tolerance: int
+
+
+def _make_plan(codes: Codes, radius: int) -> _Plan:
+    """The tables that find pairs within a radius in the least time.
+
+    Longer keys make smaller buckets and need more tables. How full buckets are depends on how far apart random pairs of these codes lie.
+    Pairs within the radius do not count, for what is joined is not compared again.
+    """
+    if radius < 0:
+        raise ParameterError(f"the radius must be at least 0 bits, got {radius}")
+    n, n_bits = len(codes), codes.n_bits
+    if n >= 2**_ROW_BITS:
+        raise ParameterError(f"at most {2**_ROW_BITS - 1} codes can be grouped at once, got {n}")
+    k, n_tables, tolerance = 0, 1, min(radius, 64)
+    rng = np.random.default_rng(0)
+    if n > EXHAUSTIVE and radius < n_bits:
+        n_pairs = n * n / 2
+        a, b = rng.integers(0, n, (2, 100_000))
+        apart = np.bitwise_count(codes.packed[a] ^ codes.packed[b]).sum(axis=1, dtype=np.float64) / n_bits
+        cost = n_pairs
+        for tried in range(1, min(_MOST_KEY_BITS, n_bits - radius) + 1):
+            passing, allowed = _passing_share(n_bits, radius, tried)
+            needed = math.ceil(math.log(MISSED) / math.log1p(-passing)) if passing < 1 else 1
+            sharing = float(np.mean(np.where(apart > radius / n_bits, 1 - apart, 0) ** tried))
+            if needed * (n * _PLACING + n_pairs * sharing) < cost:
+                cost = needed * (n * _PLACING + n_pairs * sharing)
+                k, n_tables, tolerance = tried, needed, allowed
+    ones = Codes.from_packed(np.packbits(np.ones((1, n_bits), np.uint8), axis=1), n_bits).words()[0]
+    positions = [64 * i + j for i, word in enumerate(ones.tolist()) for j in range(64) if word >> j & 1]  # no padding
+    drawn = [rng.permutation(positions)[:64] for _ in range(n_tables)]
+    return _Plan(np.array(drawn, np.int64).reshape(n_tables, -1), k, tolerance)
+
+
+def _passing_share(n_bits: int, radius: int, k: int) -> tuple[float, int]:
+    """Probability that a pair at the radius passes a table, and the table's tolerance (hypergeometric, both)."""
+    agree = math.prod((n_bits - radius - i) / (n_bits - i) for i in range(k))
+    left, drawn = n_bits - k, min(64, n_bits) - k
+    total, passed = math.comb(left, drawn), 0
+    for differing in range(drawn + 1):
+        passed += math.comb(radius, differing) * math.comb(left - radius, drawn - differing)
+        if passed / total >= _PASSING:
+            return agree * passed / total, differing
+    return agree, drawn
+
+
+def _table(planes: NDArray[np.uint64], bits: NDArray[np.int64], k: int) -> tuple[NDArray[np.uint64], Rows]:
+    """The drawn bits of all codes, sorted by the key in the low ``k`` bits, and their rows."""
+    values, key_and_row = np.empty((2, planes.shape[1]), np.uint64)
+    _draw(planes, bits, np.uint64(2**k - 1), values, key_and_row)
+    key_and_row.sort()
+    key_and_row &= np.uint64(2**_ROW_BITS - 1)
+    rows = key_and_row.view(np.int64)
+    return values.take(rows), rows
+
+
+@compiled
+def _draw(planes: Any, bits: Any, key_mask: Any, values: Any, key_and_row: Any) -> None:
+    """Bit j of a value is bit ``bits[j]`` of the code. Blocks of codes stay in cache, and the inner loops are vector code."""
+    for start in range(0, len(values), 1024):
+        block = values[start : start + 1024]
+        block[:] = 0
+        for j in range(len(bits)):
+            plane = planes[bits[j] // 64, start : start + 1024]
+            shift, place = np.uint64(bits[j] % 64), np.uint64(j)
+            for i in range(len(block)):
+                block[i] |= ((plane[i] >> shift) & np.uint64(1)) << place
+        for i in range(len(block)):
+            key_and_row[start + i] = (block[i] & key_mask) << np.uint64(_ROW_BITS) | np.uint64(start + i)
+
+
+@compiled
+def _distance(words: Any, a: int, b: int) -> int:
+    """Hamming distance of two rows; all words, because a loop that may stop early is not vector code."""
+    distance = 0
+    for word in range(words.shape[1]):
+        distance += popcount64(words[a, word] ^ words[b, word])
+    return distance
+
+
+@compiled
+def _root(parent: Any, row: int) -> int:
+    while parent[row] != row:
+        parent[row] = parent[parent[row]]
+        row = parent[row]
+    return row
+
+
+@compiled
+def _join_pairs(parent: Any, start: int, limits: Any, rows: Any) -> None:
+    """Join all pairs of a block of :func:`_pairs_within`."""
+    for item in range(len(limits) - 1):
+        for place in range(limits[item], limits[item + 1]):
+            a, b = _root(parent, start + item), _root(parent, rows[place])
+            parent[max(a, b)] = min(a, b)
+
+
+@compiled
+def _join(words: Any, parent: Any, a: int, b: int, radius: int) -> bool:
+    """Whether two codes are in one part; they are from now on if they are near. The lowest row is the root of a part."""
+    a_root, b_root = _root(parent, a), _root(parent, b)
+    if a_root == b_root:
+        return True
+    if _distance(words, a, b) > radius:
+        return False
+    parent[max(a_root, b_root)] = min(a_root, b_root)
+    return True
+
+
+@compiled
+def _join_buckets(
+    words: Any, values: Any, rows: Any, key_mask: Any, tolerance: int, radius: int, parent: Any, lists: Any
+) -> None:
+    """Join what is near within each bucket of a table.
+
+    The codes of a bucket are kept in linked lists, one for each part. A code is compared with a list until it proves to belong there, so
+    that it does not meet every copy of one image.
+    """
+    head, tail, after = lists[0], lists[1], lists[2]
+    start = 0
+    while start < len(values):
+        key = values[start] & key_mask
+        stop = start + 1
+        while stop < len(values) and values[stop] & key_mask == key:
+            stop += 1
+        n_lists = 0
+        for new in range(start, stop if stop - start > 1 else start):
+            mine, number = -1, 0
+            while number < n_lists:
+                place = head[number]
+                while place >= 0:
+                    if popcount64(values[place] ^ values[new]) <= tolerance and _join(
+                        words, parent, rows[place], rows[new], radius
+                    ):
+                        break
+                    place = after[place]
+                if place < 0:
+                    number += 1
+                elif mine < 0:
+                    mine = number
+                    number += 1
+                else:  # the new code joins two lists; the last list takes the number of the second
+                    after[tail[mine]] = head[number]
+                    tail[mine] = tail[number]
+                    n_lists -= 1
+                    head[number], tail[number] = head[n_lists], tail[n_lists]
+            after[new] = -1
+            if mine < 0:
+                head[n_lists] = tail[n_lists] = new
+                n_lists += 1
+            else:
+                after[tail[mine]] = new
+                tail[mine] = new
+        start = stop
+
+
+@compiled
+def _merge(parent: Any, other: Any) -> None:
+    """Join in ``parent`` what ``other`` joins; every row then names its part's lowest row."""
+    for row in range(len(parent)):
+        a, b = _root(parent, row), _root(parent, other[row])
+        parent[max(a, b)] = min(a, b)
+    for row in range(len(parent)):
+        parent[row] = _root(parent, row)
+
+
+def _by_part(parts: NDArray[np.int32], rank: Rows) -> tuple[Rows, Rows]:
+    """Where each part of two or more starts (and the last ends), and their rows, part by part and by ``rank`` within."""
+    _, number, size = np.unique(parts, return_inverse=True, return_counts=True)
+    rows = np.flatnonzero(size[number] > 1)
+    rows = rows[np.lexsort((rank[rows], number[rows]))]
+    return np.concatenate([[0], np.cumsum(size[size > 1])]).astype(np.int64), rows
+
+
 @compiled
 def _blocked(a: int, b: int, places: Any, apart: Any) -> bool:
+    """Whether a rule keeps two rows apart."""
     if places[a] >= 0 and places[a] == places[b]:
         return True
     if len(apart) == 0:
@@ -73,7 +406,7 @@ def _blocked(a: int, b: int, places: Any, apart: Any) -> bool:
 
 @compiled
 def _claim(words: Any, starts: Any, members: Any, radius: int, places: Any, apart: Any) -> Any:
-    """Stars within parts; ``members`` holds each part's rows by falling preference, and is used up."""
+    """Stars within parts; ``members`` holds the rows of each part by falling preference and is overwritten."""
     keeper = np.arange(len(words))
     distance = np.zeros(len(words), np.int32)
     for part in range(len(starts) - 1):
@@ -81,10 +414,10 @@ def _claim(words: Any, starts: Any, members: Any, radius: int, places: Any, apar
         while first < stop:
             item = members[first]
             first += 1
-            free = first  # what is taken leaves, so a crowd is walked through once
+            free = first  # taken rows leave, so copies of one image are walked through once
             for place in range(first, stop):
                 row = members[place]
-                found = bits_between(words, item, words, row)
+                found = _distance(words, item, row)
                 if found <= radius and not _blocked(item, row, places, apart):
                     keeper[row], distance[row] = item, found
                 else:
@@ -95,96 +428,17 @@ def _claim(words: Any, starts: Any, members: Any, radius: int, places: Any, apar
 
 
 @compiled
-def _mark(words: Any, starts: Any, members: Any, radius: int, places: Any, apart: Any) -> Any:
-    """Which rows the rules leave a partner; ``members`` holds each part's rows by place, so that those of one place are stepped over."""
-    marked = np.zeros(len(words), np.bool_)
+def _match(words: Any, starts: Any, members: Any, radius: int, nearest: Any, distance: Any, count: Any) -> None:
+    """Compare the queries of each part, which are its lowest rows, with its other rows."""
+    q = len(nearest)
     for part in range(len(starts) - 1):
         first, stop = starts[part], starts[part + 1]
-        run, run_stop = first, first
-        for at in range(first, stop):
-            item = members[at]
-            if at == run_stop:
-                run = at
-                run_stop += 1
-                while run_stop < stop and places[item] >= 0 and places[members[run_stop]] == places[item]:
-                    run_stop += 1
-            other = first
-            while other < stop and not marked[item]:
-                if other == run:
-                    other = run_stop
-                    continue
-                row = members[other]
-                if bits_between(words, item, words, row) <= radius and not _blocked(item, row, places, apart):
-                    marked[item] = marked[row] = True
-                other += 1
-    return marked
-
-
-def near_rows(
-    codes: Codes,
-    radius: int,
-    *,
-    rules: Rules | None = None,
-    parts: NDArray[np.int32] | None = None,
-    exhaustive: int = EXHAUSTIVE,
-) -> Rows:
-    """Rows that have at least one other within ``radius`` bits that the rules let them be linked to, ascending.
-
-    Args:
-        codes: ``n`` codes.
-        radius: In bits, at least 0.
-        rules: Pairs that are never linked.
-        parts: What :func:`distillhash.dedup.parts.connected_parts` found for these codes and this radius; None finds them here.
-        exhaustive: As in :func:`star_groups`.
-    """
-    parts = connected_parts(codes, radius, exhaustive=exhaustive) if parts is None else parts
-    places, apart = (rules or Rules()).arrays(len(codes))
-    starts, members = _by_part(parts, places)
-    if rules is None:
-        return np.sort(members)
-    return np.flatnonzero(_mark(codes.words(), starts, members, radius, places, apart)).astype(np.int64)
-
-
-def star_groups(
-    codes: Codes,
-    radius: int,
-    *,
-    order: Rows | None = None,
-    rules: Rules | None = None,
-    parts: NDArray[np.int32] | None = None,
-    exhaustive: int = EXHAUSTIVE,
-) -> Stars:
-    """Stars around keepers; memory linear in the number of codes, deterministic.
-
-    Args:
-        codes: ``n`` codes.
-        radius: In bits, at least 0.
-        order: Rows by falling preference as keepers, all of them once; None takes them as they come.
-        rules: Pairs that are never linked.
-        parts: ``(n,)`` numbers that two codes within the radius share, from :func:`distillhash.dedup.parts.connected_parts`; None finds
-            them here.
-        exhaustive: Up to this many codes every pair is compared; above, a pair at the radius is missed with probability
-            ``tables.MISSED`` at most, nearer ones far less.
-
-    Raises:
-        DataError: ``order`` is not a permutation.
-        ParameterError: a negative radius.
-    """
-    n = len(codes)
-    order = np.arange(n, dtype=np.int64) if order is None else np.asarray(order, np.int64)
-    if len(order) != n or not np.array_equal(np.sort(order), np.arange(n)):
-        raise DataError(f"the order must hold each of the {n} rows once")
-    parts = connected_parts(codes, radius, exhaustive=exhaustive) if parts is None else parts
-    places, apart = (rules or Rules()).arrays(n)
-    rank = np.empty(n, np.int64)
-    rank[order] = np.arange(n)
-    starts, members = _by_part(parts, rank)
-    return Stars(*_claim(codes.words(), starts, members, radius, places, apart))
-
-
-def _by_part(parts: NDArray[np.int32], rank: NDArray[np.int64]) -> tuple[Rows, Rows]:
-    """Rows of all parts of two or more, part by part and by ``rank`` within, and where each part starts, and the end."""
-    _, number, size = np.unique(parts, return_inverse=True, return_counts=True)
-    rows = np.flatnonzero(size[number] > 1)
-    rows = rows[np.lexsort((rank[rows], number[rows]))]
-    return np.concatenate([[0], np.cumsum(size[size > 1])]).astype(np.int64), rows
+        middle = first + np.searchsorted(members[first:stop], q)
+        for i in range(first, middle):
+            item = members[i]
+            for j in range(middle, stop):
+                found = _distance(words, item, members[j])
+                if found <= radius:
+                    count[item] += 1
+                    if nearest[item] < 0 or found < distance[item]:
+                        nearest[item], distance[item] = members[j] - q, found

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import ParameterError
+from distillhash.files import cores, digest
 from distillhash.progress import Progress
-from distillhash.sources import MAX_PIXELS, BadItemError, ImageSource, decode_image, digest
+from distillhash.sources import MAX_PIXELS, BadItemError, ImageSource, decode_image, image_format
 
 CRITERIA = ("resolution", "size", "sharpness", "format")
 """The default policy: the first criterion that tells two images apart decides; what remains equal goes by path.
@@ -71,17 +72,6 @@ def read_facts(source: ImageSource, row: int, *, max_pixels: int | None = None) 
         digest(pixels).hex(),
         perceptual_hash(pixels),
     )
-
-
-def image_format(data: bytes) -> str:
-    """Name of an encoded file's format, by its first bytes."""
-    starts = {b"\xff\xd8": "JPEG", b"\x89PNG": "PNG", b"GIF8": "GIF", b"BM": "BMP", b"II": "TIFF", b"MM": "TIFF"}
-    for start, name in starts.items():
-        if data.startswith(start):
-            return name
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "WEBP"
-    return "AVIF" if data[4:8] == b"ftyp" else "PPM"
 
 
 def sharpness(pixels: NDArray[np.uint8]) -> float:
@@ -142,7 +132,6 @@ def gather_facts(
     source: ImageSource, rows: NDArray[np.intp], *, max_pixels: int | None = None, progress: bool = False
 ) -> dict[int, Facts]:
     """Facts by row; what can no longer be read is left out. A core each, memory of one decoded image a core."""
-    from concurrent.futures import ThreadPoolExecutor
 
     def one(row: int) -> Facts | None:
         try:
@@ -151,10 +140,9 @@ def gather_facts(
             return None
 
     found: dict[int, Facts] = {}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with (
         Progress("looking at near-duplicates", len(rows), quiet=not progress) as shown,
-        ThreadPoolExecutor(cores) as pool,
+        ThreadPoolExecutor(cores()) as pool,
     ):
         for start in range(0, len(rows), 256):
             part = rows[start : start + 256].tolist()

@@ -1,14 +1,20 @@
-"""The review page: every group with thumbnails, distances and what would be kept, in one HTML file without scripts."""
+"""What people and programs get: reports as JSON and CSV, and the review page."""
 
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+import csv
+import io
+from dataclasses import asdict, dataclass
 from importlib.resources import files
+from pathlib import Path
 from shlex import quote
+from typing import Any
 
 from distillhash.dedup.calibration import Calibration
-from distillhash.dedup.job import Item, Report
+from distillhash.dedup.job import Item, LeakReport, Report
+from distillhash.errors import DataError
+from distillhash.files import write_atomic
 from distillhash.sources import BadItemError, ImageSource, encode_thumbnail
 
 GROUPS_SHOWN = 300
@@ -17,6 +23,96 @@ THUMBNAIL = 240
 """Longest side in pixels; shown at half of it on fine screens."""
 
 _DOUBT = {"similar": 0, "near": 1, "same picture": 2, "same pixels": 3, "same file": 4}
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a file name that begins so
+_FACTS = ("width", "height", "bytes", "format", "sharpness")
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """``{"radius", "expected_false_pairs", "groups": [{"keeper", "members": [{"path", "distance"}]}]}`` and more, keeper included."""
+    return {
+        "radius": report.calibration.radius,
+        "expected_false_pairs": report.calibration.expected_false_pairs,
+        "groups": [{"keeper": group[0].path, "members": [_item(item) for item in group]} for group in report.groups],
+        "n_items": report.n_items,
+        "n_groups": len(report.groups),
+        "n_duplicates": report.n_duplicates,
+        "n_aliases": report.n_aliases,
+        "codes": report.codes,
+        "calibration": _calibration_json(report.calibration),
+    }
+
+
+def leaks_json(report: LeakReport) -> dict[str, Any]:
+    """``{"radius", "expected_false_pairs", "leaks": [{"test", "train", "distance", "match", "n_matches"}], ...}``."""
+    return {
+        "radius": report.calibration.radius,
+        "expected_false_pairs": report.calibration.expected_false_pairs,
+        "leaks": [
+            {
+                "test": leak.test.path,
+                "train": leak.train.path,
+                "distance": leak.test.distance,
+                "match": leak.test.match,
+                "phash_distance": leak.test.phash_distance,
+                "n_matches": leak.n_matches,
+            }
+            for leak in report.leaks
+        ],
+        "n_train": report.n_train,
+        "n_test": report.n_test,
+        "n_leaks": len(report.leaks),
+        "codes": report.codes,
+        "calibration": _calibration_json(report.calibration),
+    }
+
+
+def report_csv(report: Report) -> str:
+    """One line per image: group number, whether it is kept, and what is known of it. Names that a spreadsheet would run are quoted."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("group", "keep", "path", "distance", "match", "phash_distance", *_FACTS))
+    for number, group in enumerate(report.groups, 1):
+        for item in group:
+            path = "'" + item.path if item.path.startswith(_FORMULA) else item.path
+            keep = "yes" if item.match == "keeper" else "no"
+            facts = _facts(item)
+            known = [facts.get(name) for name in _FACTS]
+            writer.writerow([number, keep, path, item.distance, item.match, item.phash_distance, *known])
+    return stream.getvalue()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    try:
+        write_atomic(path, text.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error.strerror}); give another place") from error
+
+
+def _calibration_json(calibration: Calibration) -> dict[str, Any]:
+    return {"sentence": calibration.sentence(), **asdict(calibration)}
+
+
+def _item(item: Item) -> dict[str, Any]:
+    found = {
+        "path": item.path,
+        "distance": item.distance,
+        "match": item.match,
+        "phash_distance": item.phash_distance,
+        **_facts(item),
+    }
+    return found if item.facts is None else found | {"digest": item.facts.digest}
+
+
+def _facts(item: Item) -> dict[str, Any]:
+    """What files report of an image; nothing for vectors."""
+    if item.facts is None:
+        return {}
+    return {name: getattr(item.facts, name) for name in _FACTS[:-1]} | {"sharpness": round(item.facts.sharpness, 3)}
 
 
 @dataclass(frozen=True)
@@ -93,10 +189,10 @@ def _group(group: list[Item], radius: int) -> GroupCard:
 def _card(item: Item, radius: int) -> Card:
     facts = item.facts
     text = "" if facts is None else f"{facts.width} x {facts.height}, {size_text(facts.bytes)}, {facts.format}"
-    return Card(item, thumbnail(item), text, round(100 * (1 - item.distance / (radius + 1))))
+    return Card(item, _thumbnail(item), text, round(100 * (1 - item.distance / (radius + 1))))
 
 
-def thumbnail(item: Item) -> str | None:
+def _thumbnail(item: Item) -> str | None:
     """A small picture as a data address; None for vectors and for what can no longer be read."""
     if not isinstance(item.source, ImageSource):
         return None

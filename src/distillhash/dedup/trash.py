@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import IO
 
 from distillhash.errors import DataError, DistillHashError, FormatError
+from distillhash.files import digest, sync_folder
 from distillhash.progress import Progress
-from distillhash.sources import digest
 
 JOURNAL = "journal.jsonl"
 FOLDER_NAME = ".distillhash-trash"
@@ -173,7 +173,7 @@ def _journal(trash: Path) -> Iterator[tuple[IO[bytes], list[Entry]]]:
         entries = read_journal(trash)
         whole = (trash / JOURNAL).read_bytes().rfind(b"\n") + 1
         file.truncate(whole)  # a line that was cut off by a crash
-        _sync_folder(trash)
+        sync_folder(trash)
         yield file, entries
 
 
@@ -214,7 +214,7 @@ def _finish(entries: Sequence[Entry], trash: Path) -> None:
         away.with_name(away.name + ".part").unlink(missing_ok=True)
         if home.is_file() and away.is_file() and _same(home, away, entry.digest):
             away.unlink()
-            _sync_folder(away.parent)
+            sync_folder(away.parent)
 
 
 def _same(home: Path, away: Path, judged: str) -> bool:
@@ -235,13 +235,13 @@ def _move(source: Path, target: Path) -> None:
             if os.path.lexists(target):
                 raise FileExistsError(errno.EEXIST, "the place is taken", str(target)) from error
             source.rename(target)
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
             return
         else:
             raise
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     source.unlink()
-    _sync_folder(source.parent)
+    sync_folder(source.parent)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -254,12 +254,3 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copystat(source, part)
     os.link(part, target)
     part.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # Windows cannot open folders; there the file system orders names by itself
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -1,4 +1,4 @@
-"""Exact Hamming search over planes of codes: the k nearest, everything within a radius.
+"""Exact Hamming search over planes of codes: the k nearest rows, and all rows within a radius.
 
 >>> import numpy as np
 >>> from distillhash import Codes
@@ -8,18 +8,8 @@
 ([[0, 1]], [[0, 1]])
 """
 
-from typing import Any
-
 from distillhash.hamming.clustered import ClusteredCodes
+from distillhash.hamming.kernel import popcount64
 from distillhash.hamming.search import nearest, plane_dtype, planes_of, warm_up, within
 
 __all__ = ["ClusteredCodes", "nearest", "plane_dtype", "planes_of", "popcount64", "warm_up", "within"]
-
-
-def __getattr__(name: str) -> Any:
-    """``popcount64``, for use inside njit functions, is there if numba is."""
-    if name == "popcount64":
-        from distillhash.hamming.kernel import popcount64
-
-        return popcount64
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,15 @@
 """The search kernels that numba compiles: the k nearest rows of many queries, and all rows within a radius.
 
-A tile of rows stays in cache while all queries of a call pass over it. The database goes in as addresses; callers keep the
-memory alive.
+LLVM does not vectorise a plain loop well enough, so the inner loops are written as LLVM vector code: 512 bits of the database are loaded,
+XORed with up to four queries that stay in registers, counted with ``ctpop`` and folded into one running minimum per query. Distances are
+below 2**16 and sit in lanes of 16, 32 or 64 bits with zeros above, so one minimum over 16-bit lanes serves all lane widths; every vector
+unit since 2008 has it as one instruction. Where the processor cannot count the bits of a 32-bit word in one instruction, bytes are counted
+and a product adds them up in the highest byte of each lane; then minima are over 32-bit lanes (``_Rows.shift``). After a block of rows, one
+comparison tells whether any row is nearer than the query's bound. Few blocks hold one, and only those are examined row by row.
+
+A tile of rows stays in cache while all queries of a call pass over it. The database is passed as addresses, so that arrays of any origin
+(read-only, memory-mapped) share compiled code; callers keep the memory alive. Importing this module imports numba. numba keeps compiled
+kernels on disk and does not notice a change of the LLVM code here: delete ``__pycache__`` after one.
 """
 
 from __future__ import annotations
@@ -16,27 +24,19 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-# What the search kernels do to many rows at once, as LLVM vector code for numba; importing this module imports numba.
-#
-# Compilers do not find it by themselves. 512 bits of the database are loaded, XORed with four queries that stay in registers, counted
-# (``ctpop``: one instruction where the processor has it, table look-ups where it does not), and folded into one running minimum a
-# query. Distances are below 2**16 and sit in lanes of 16, 32 or 64 bits whose upper parts are zero, so a minimum over 16-bit lanes
-# serves them all; every vector unit since 2008 has it in one instruction. Where words of 32 bits cannot be counted in one instruction,
-# bytes are, and a product brings their sum into the topmost byte of a lane: then minima are over 32 bits (``_Rows.shift``). After a block
-# of rows one compare says whether any row is near enough to be looked at by itself; hardly any block holds one.
-#
-# The database goes in as addresses, so that arrays of any origin (read-only, memory-mapped) share compiled code. numba keeps compiled
-# kernels beside their file and does not see a change of this one: after one, delete ``__pycache__``.
-
-BLOCK = 256  # rows between two looks at the running minima
-CHUNK = 64  # rows of a mask, and of a look at half of the planes
+BLOCK = 256  # rows between two comparisons of the running minima with the bounds
+CHUNK = 64  # rows of one bit mask
 GROUP = 4  # queries that share a load of the database
-
-_AHEAD = 4096  # bytes; a lone query reads memory as fast as one core can, a fifth faster than without asking ahead
+TILE_WORDS = 4096  # of the database, which all queries pass over while they are in the innermost caches
+HALF_ROWS = 4096  # rows that one query tests by half of the planes at a time
+MOST_BY_HALF = 48  # of these rows may pass the test; if more do, it does not pay
+ROW_BITS = 47  # a candidate is one integer: its distance, then its row
+ROW_MASK = 2**ROW_BITS - 1
+_PREFETCH_BYTES = 4096  # one query alone runs a fifth faster when memory is prefetched this far ahead
 
 
 def _counts_words() -> bool:
-    """Whether the processor that code is made for counts the bits of a word in one instruction, not byte by byte as ARM does."""
+    """Whether the target processor counts the bits of a word in one instruction, and not byte by byte as ARM does."""
     try:
         return config.CPU_NAME is None and bool(binding.get_host_cpu_features().get("avx512vpopcntdq"))
     except RuntimeError:  # LLVM does not know this processor
@@ -45,12 +45,12 @@ def _counts_words() -> bool:
 
 _COUNTS_WORDS = _counts_words()
 
-_I1, _I8, _I16, _I64 = (ir.IntType(width) for width in (1, 8, 16, 64))
+_I1, _I8, _I16, _I32, _I64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
 
 
 @intrinsic
 def popcount64(typing_context: Any, value: Any) -> Any:
-    """Number of set bits of a uint64, for use inside njit functions (LLVM ctpop, one instruction); returns int64."""
+    """Number of set bits of a uint64 as int64, for use inside njit functions (LLVM ``ctpop``, one instruction)."""
     del typing_context, value
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -62,7 +62,7 @@ def popcount64(typing_context: Any, value: Any) -> Any:
 
 @intrinsic
 def lowest_bit(typing_context: Any, value: Any) -> Any:
-    """Place of the lowest set bit of a uint64 that is not 0."""
+    """Position of the lowest set bit of a uint64 that is not 0."""
     del typing_context, value
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -73,30 +73,35 @@ def lowest_bit(typing_context: Any, value: Any) -> Any:
 
 
 class _Rows:
-    """Builds code that reads rows of the planes, several at once: one of them a lane of a 512-bit vector."""
+    """Builds code that reads rows of the planes, several at once: each row is a lane of a 512-bit vector."""
 
     def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, half: bool = False) -> None:
         query_type, _, addresses_type, allowed_type, *_ = signature.args
-        query, first, addresses, self.allowed, self.start, *_ = arguments
+        query, self.first, addresses, self.allowed, self.start, *_ = arguments
         self.builder = builder
         self.n_planes = addresses_type.count
         self.bits = query_type.dtype.bitwidth
         self.lanes = 512 // self.bits
-        # A byte must hold a distance.
+        # The bytes of a lane are added in one byte, which must hold the distance.
         self.shift = 24 if self.bits == 32 and self.n_planes < 8 and not _COUNTS_WORDS else 0
         self.word = ir.IntType(self.bits)
         self.vector = ir.VectorType(self.word, self.lanes)
-        self.first = first
         self.masked = not isinstance(allowed_type, types.NoneType)
         self.addresses = cgutils.unpack_tuple(builder, addresses, self.n_planes)
         if half:
             self.addresses = self.addresses[: self.n_planes // 2]
         self.query = context.make_array(query_type)(context, builder, query).data
 
+    def call(self, name: str, result: Any, arguments: list[Any]) -> Any:
+        """Call an LLVM intrinsic."""
+        signature = ir.FunctionType(result, [argument.type for argument in arguments])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, signature, name), arguments)
+
     def splat(self, value: Any) -> Any:
-        undefined, i32 = ir.Constant(self.vector, ir.Undefined), ir.IntType(32)
-        one = self.builder.insert_element(undefined, value, ir.Constant(i32, 0))
-        return self.builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(i32, self.lanes), None))
+        """A vector with ``value`` in all lanes."""
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        one = self.builder.insert_element(undefined, value, ir.Constant(_I32, 0))
+        return self.builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(_I32, self.lanes), None))
 
     def query_words(self, place: int) -> list[Any]:
         """The words of query ``first + place``."""
@@ -105,80 +110,70 @@ class _Rows:
         return [self.builder.load(self.builder.gep(self.query, [place])) for place in places]
 
     def load(self, address: Any, row: Any, kind: Any, item_bytes: int) -> Any:
+        """What lies at ``row`` of an array, as ``kind``."""
         place = self.builder.add(address, self.builder.mul(row, ir.Constant(_I64, item_bytes)))
         return self.builder.load(self.builder.inttoptr(place, kind.as_pointer()), align=1)
 
     def words(self, row: Any, kind: Any) -> list[Any]:
-        """The words of the rows from ``row``: as many as ``kind`` holds, of every plane."""
+        """The words of the rows from ``row``, as many as ``kind`` holds, of every plane."""
         return [self.load(address, row, kind, self.bits // 8) for address in self.addresses]
 
     def prefetch(self, row: Any, ahead: int) -> None:
-        """Ask for what lies ``ahead`` bytes behind the words of ``row``; there need not be anything."""
-        pointer, i32 = _I8.as_pointer(), ir.IntType(32)
-        signature = ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32])
-        prefetch = cgutils.get_or_insert_function(self.builder.module, signature, "llvm.prefetch.p0")
-        how = [ir.Constant(i32, number) for number in (0, 3, 1)]  # a read, to be kept in all caches, of data
+        """Prefetch what lies ``ahead`` bytes behind the words of ``row``. There need not be anything."""
+        how = [ir.Constant(_I32, number) for number in (0, 3, 1)]  # for reading, into all caches, data
         for address in self.addresses:
             place = self.builder.add(address, self.builder.mul(row, ir.Constant(_I64, self.bits // 8)))
             place = self.builder.add(place, ir.Constant(_I64, ahead))
-            self.builder.call(prefetch, [self.builder.inttoptr(place, pointer), *how])
+            self.call("llvm.prefetch.p0", ir.VoidType(), [self.builder.inttoptr(place, _I8.as_pointer()), *how])
 
     def count(self, words: list[Any], query: list[Any], kind: Any, suffix: str) -> Any:
-        name, signature = f"llvm.ctpop.{suffix}", ir.FunctionType(kind, [kind])
-        ctpop = cgutils.get_or_insert_function(self.builder.module, signature, name)
-        counts = [
-            self.builder.call(ctpop, [self.builder.xor(word, other)]) for word, other in zip(words, query, strict=True)
-        ]
-        total = counts[0]
-        for part in counts[1:]:
-            total = self.builder.add(total, part)
+        """Bits that differ, as lanes of ``kind``."""
+        total = None
+        for word, other in zip(words, query, strict=True):
+            differing = self.builder.bitcast(self.builder.xor(word, other), kind)
+            counts = self.call(f"llvm.ctpop.{suffix}", kind, [differing])
+            total = counts if total is None else self.builder.add(total, counts)
         return total
 
     def distances(self, words: list[Any], query: list[Any]) -> Any:
-        """Of all lanes, ``self.shift`` bits to the left; what is below those bits means nothing."""
+        """Of all lanes, shifted to the left by ``self.shift`` bits; the bits below mean nothing."""
         if not self.shift:
             return self.count(words, query, self.vector, f"v{self.lanes}i{self.bits}")
-        of_bytes = ir.VectorType(_I8, 64)
-        xors = [self.builder.xor(word, other) for word, other in zip(words, query, strict=True)]
-        name, signature = "llvm.ctpop.v64i8", ir.FunctionType(of_bytes, [of_bytes])
-        ctpop = cgutils.get_or_insert_function(self.builder.module, signature, name)
-        counts = [self.builder.call(ctpop, [self.builder.bitcast(word, of_bytes)]) for word in xors]
-        total = counts[0]
-        for part in counts[1:]:
-            total = self.builder.add(total, part)
-        # The topmost byte of the product is the sum of all four.
-        return self.builder.mul(self.builder.bitcast(total, self.vector), ir.Constant(self.vector, [0x01010101] * 16))
+        total = self.builder.bitcast(self.count(words, query, ir.VectorType(_I8, 64), "v64i8"), self.vector)
+        return self.builder.mul(total, ir.Constant(self.vector, [0x01010101] * 16))  # highest byte: sum of all four
 
     def forbidden(self, row: Any) -> Any:
-        """Lanes of all ones where a row is not allowed, else of zeros."""
+        """Lanes of ones where a row is not allowed, and of zeros elsewhere."""
         flags = ir.VectorType(_I8, self.lanes)
         none = self.builder.icmp_unsigned("==", self.load(self.allowed, row, flags, 1), ir.Constant(flags, None))
         return self.builder.sext(none, self.vector)
 
     def below(self, distances: Any, bound: Any) -> Any:
-        """One bit a lane: whether its distance is below ``bound``, an int64 that is small."""
+        """One bit per lane: whether its distance is below ``bound``, a small int64."""
         narrow = bound if self.bits == 64 else self.builder.trunc(bound, self.word)
         narrow = self.builder.shl(narrow, ir.Constant(self.word, self.shift))
         found = self.builder.icmp_unsigned("<", distances, self.splat(narrow))
         return self.builder.zext(self.builder.bitcast(found, ir.IntType(self.lanes)), _I64)
 
 
-def _look(group: int, steps: int, block: int = BLOCK, half: bool = False) -> Any:
-    """A look at ``block`` rows from ``start``: bit g is set if a row is nearer to query ``first + g`` than its bound.
+def _any_nearer(group: int, steps: int, block: int = BLOCK, half: bool = False) -> Any:
+    """Makes the test of ``block`` rows from ``start``: bit g is set if a row is nearer to query ``first + g`` than its bound.
 
-    With ``half``, by the first half of the planes alone, where a row is at least as near.
+    With ``half``, distances are over the first half of the planes, which is a lower bound.
     """
 
     @intrinsic
-    def look(typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, start: Any, bounds: Any) -> Any:
+    def any_nearer(
+        typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, start: Any, bounds: Any
+    ) -> Any:
         del typing_context, first, start
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             rows = _Rows(context, builder, signature, arguments, half)
-            kind, suffix = (rows.vector, "v16i32") if rows.shift else (ir.VectorType(_I16, 32), "v32i16")
+            kind, umin = (
+                (rows.vector, "llvm.umin.v16i32") if rows.shift else (ir.VectorType(_I16, 32), "llvm.umin.v32i16")
+            )
             farthest = ir.Constant(kind, [2**kind.element.width - 1] * kind.count)
-            signature_of_umin = ir.FunctionType(kind, [kind, kind])
-            umin = cgutils.get_or_insert_function(builder.module, signature_of_umin, f"llvm.umin.{suffix}")
             queries = [[rows.splat(word) for word in rows.query_words(g)] for g in range(group)]
             n_vectors = block // rows.lanes
             unrolled = min(steps, n_vectors)
@@ -187,8 +182,7 @@ def _look(group: int, steps: int, block: int = BLOCK, half: bool = False) -> Any
             builder.position_at_end(loop)
             vector = builder.phi(_I64)
             vector.add_incoming(ir.Constant(_I64, 0), before)
-            # Two minima for a lone query, so that one does not wait for the other.
-            n_minima = max(group, 2)
+            n_minima = max(group, 2)  # two for one query, so that one does not wait for the other
             entering = [builder.phi(kind) for _ in range(n_minima)]
             minima = list(entering)
             for step in range(unrolled):
@@ -196,14 +190,14 @@ def _look(group: int, steps: int, block: int = BLOCK, half: bool = False) -> Any
                 row = builder.add(rows.start, at)
                 words = rows.words(row, rows.vector)
                 if group == 1:
-                    rows.prefetch(row, _AHEAD)
+                    rows.prefetch(row, _PREFETCH_BYTES)
                 forbidden = rows.forbidden(row) if rows.masked else None
                 for g in range(group):
                     distances = rows.distances(words, queries[g])
                     if forbidden is not None:
                         distances = builder.or_(distances, forbidden)
                     m = g if group > 1 else step % n_minima
-                    minima[m] = builder.call(umin, [minima[m], builder.bitcast(distances, kind)])
+                    minima[m] = rows.call(umin, kind, [minima[m], builder.bitcast(distances, kind)])
             following = builder.add(vector, ir.Constant(_I64, unrolled))
             vector.add_incoming(following, loop)
             for phi, value in zip(entering, minima, strict=True):
@@ -212,7 +206,7 @@ def _look(group: int, steps: int, block: int = BLOCK, half: bool = False) -> Any
             builder.cbranch(builder.icmp_unsigned("<", following, ir.Constant(_I64, n_vectors)), loop, after)
             builder.position_at_end(after)
             if group == 1:
-                minima = [builder.call(umin, minima)]
+                minima = [rows.call(umin, kind, minima)]
             all_bounds = context.make_array(signature.args[5])(context, builder, arguments[5]).data
             found = ir.Constant(_I64, 0)
             for g in range(group):
@@ -224,16 +218,16 @@ def _look(group: int, steps: int, block: int = BLOCK, half: bool = False) -> Any
 
         return types.uint64(query, types.int64, addresses, allowed, types.int64, bounds), codegen
 
-    return look
+    return any_nearer
 
 
-look_for_one = _look(1, 8)
-look_for_group = _look(GROUP, 1)
-look_at_half = _look(1, 8, CHUNK, half=True)
+any_nearer_to_one = _any_nearer(1, 8)
+any_nearer_to_group = _any_nearer(GROUP, 1)
+any_nearer_by_half = _any_nearer(1, 8, CHUNK, half=True)
 
 
 def _nearer(half: bool) -> Any:
-    """Bit b says whether row ``start + b`` is allowed and nearer to query ``first`` than ``bound``; ``CHUNK`` rows."""
+    """Makes the mask of ``CHUNK`` rows: bit b is set if row ``start + b`` is allowed and nearer to query ``first`` than ``bound``."""
 
     @intrinsic
     def nearer(
@@ -282,7 +276,7 @@ def distance_of(typing_context: Any, query: Any, first: Any, addresses: Any, all
 
 
 def _prefetch(n_rows: int) -> Any:
-    """Ask for ``n_rows`` rows from ``start``, which are needed soon."""
+    """Makes the prefetch of ``n_rows`` rows from ``start``, which are read soon."""
 
     @intrinsic
     def prefetch(typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, start: Any) -> Any:
@@ -299,32 +293,25 @@ def _prefetch(n_rows: int) -> Any:
     return prefetch
 
 
-prefetch = _prefetch(CHUNK)
+prefetch_chunk = _prefetch(CHUNK)
 prefetch_row = _prefetch(1)
 
 
-TILE_WORDS = 4096  # of the database, passed over by all queries while they are in the innermost caches
-HALF_ROWS = 4096  # that a lone query looks at by half of the planes
-MOST_BY_HALF = 48  # of them that may be near enough by that; where there are more, the other half is read along
-ROW_BITS = 47  # a candidate is its distance, then its row, in one integer
-ROW_MASK = 2**ROW_BITS - 1
-
-
 def compiled(function: Callable[..., Any]) -> Any:
-    """``njit`` without the interpreter lock, kept on disk."""
+    """``njit`` without the interpreter lock, kept on disk where there is a place for it."""
     try:
         return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no folder to keep compiled code in: a read-only installation without a home
+    except RuntimeError:  # a read-only installation without a home folder
         return njit(nogil=True)(function)
 
 
-part = njit(nogil=True, forceinline=True)  # of a kernel: a call would pass every field of every array
+part = njit(nogil=True, forceinline=True)  # of a kernel; a call would pass every field of every array
 
 
 @part
-def mask_of(query: Any, i: int, addresses: Any, allowed: Any, n: int, start: int, bound: int) -> Any:
-    """:func:`nearer`, for the last rows too."""
-    if start + 64 <= n:
+def _mask(query: Any, i: int, addresses: Any, allowed: Any, n: int, start: int, bound: int) -> Any:
+    """:func:`nearer`, also for the last rows."""
+    if start + CHUNK <= n:
         return nearer(query, i, addresses, allowed, start, bound)
     found = np.uint64(0)
     for row in range(start, n):
@@ -335,7 +322,7 @@ def mask_of(query: Any, i: int, addresses: Any, allowed: Any, n: int, start: int
 
 @compiled
 def _keep_nearest(kept: Any, n_kept: int, k: int, counts: Any) -> Any:
-    """Keep the k nearest of the candidates ``kept[:n_kept]``, in their order; how many stay, and the distance of the k-th."""
+    """Keep the k nearest of the candidates ``kept[:n_kept]`` in their order: how many are kept, and the distance of the k-th."""
     counts[:] = 0
     for c in range(n_kept):
         counts[kept[c] >> ROW_BITS] += 1
@@ -357,17 +344,17 @@ def _take_block(
     query: Any, i: int, addresses: Any, allowed: Any, n: int, start: int, k: int,
     bounds: Any, n_kept: Any, kept: Any, counts: Any,
 ) -> None:  # fmt: skip
-    """Take the rows of a block that are nearer than the bound of query i into its candidates, which are by ascending row."""
+    """Append the rows of a block that are nearer than the bound to the candidates of query i, which are by ascending row."""
     place = n_kept[i]
-    for chunk in range(start, min(start + BLOCK, n), 64):
-        found = mask_of(query, i, addresses, allowed, n, chunk, bounds[i])
+    for chunk in range(start, min(start + BLOCK, n), CHUNK):
+        found = _mask(query, i, addresses, allowed, n, chunk, bounds[i])
         while found:
             row = chunk + lowest_bit(found)
             found &= found - np.uint64(1)
             kept[i, place] = distance_of(query, i, addresses, None, row) << ROW_BITS | row
             place += 1
     if place > kept.shape[1] - BLOCK:
-        # Of two rows as far as the k-th the earlier one is in the answer, so what comes later must be nearer.
+        # Of rows as far as the k-th the earlier ones are in the answer, so later rows must be nearer.
         place, bounds[i] = _keep_nearest(kept[i], place, k, counts)
     n_kept[i] = place
 
@@ -377,6 +364,7 @@ def _nearest_rows(
     query: Any, q: int, addresses: Any, allowed: Any, n: int, k: int,
     bounds: Any, n_kept: Any, kept: Any, counts: Any, rows: Any, distances: Any,
 ) -> None:  # fmt: skip
+    """The arguments are those of :func:`nearest_rows` and its arrays."""
     tile_rows = max(TILE_WORDS // query.shape[1] // BLOCK, 1) * BLOCK
     for tile in range(0, n, tile_rows):
         going = False
@@ -386,15 +374,15 @@ def _nearest_rows(
             for g in range(i, i + size):
                 farthest = max(farthest, bounds[g])
             if farthest == 0:
-                continue  # each has k rows at distance 0, so no later row enters
+                continue  # each query has k rows at distance 0, so no later row enters
             going = True
             for start in range(tile, min(tile + tile_rows, n), BLOCK):
                 if start + BLOCK > n:
                     hits = np.uint64(2**size - 1)
                 elif q == 1:
-                    hits = look_for_one(query, 0, addresses, allowed, start, bounds)
+                    hits = any_nearer_to_one(query, 0, addresses, allowed, start, bounds)
                 else:
-                    hits = look_for_group(query, i, addresses, allowed, start, bounds)
+                    hits = any_nearer_to_group(query, i, addresses, allowed, start, bounds)
                 while hits:
                     g = i + lowest_bit(hits)
                     _take_block(query, g, addresses, allowed, n, start, k, bounds, n_kept, kept, counts)
@@ -407,12 +395,12 @@ def _nearest_rows(
 
 @part
 def _write_answer(kept: Any, n_kept: int, k: int, counts: Any, rows: Any, distances: Any) -> None:
-    """The k nearest candidates by (distance, row); they come by ascending row."""
+    """The k nearest candidates by (distance, row): a counting sort, for they are by ascending row."""
     place, _ = _keep_nearest(kept, n_kept, k, counts)
     counts[:] = 0
     for c in range(place):
         counts[kept[c] >> ROW_BITS] += 1
-    before = 0  # from now on, where each distance starts in the answer
+    before = 0  # from here on, counts hold where each distance starts in the answer
     for distance in range(len(counts)):
         before, counts[distance] = before + counts[distance], before
     for c in range(place):
@@ -423,13 +411,13 @@ def _write_answer(kept: Any, n_kept: int, k: int, counts: Any, rows: Any, distan
 
 @part
 def _near_by_half(query: Any, addresses: Any, allowed: Any, start: int, stop: int, bounds: Any, found: Any) -> Any:
-    """Rows that are nearer than the bound by the first half of their planes: how many, and where it was given up for there were too many.
+    """Write the rows nearer than the bound by the first half of their planes to ``found`` and prefetch the other half.
 
-    Their other half is asked for.
+    Returns how many rows were found, and where the test stopped: before ``stop`` if there were too many.
     """
     n_found = 0
     for chunk in range(start, stop, CHUNK):
-        if look_at_half(query, 0, addresses, allowed, chunk, bounds):
+        if any_nearer_by_half(query, 0, addresses, allowed, chunk, bounds):
             mask = nearer_by_half(query, 0, addresses, allowed, chunk, bounds[0])
             while mask:
                 row = chunk + lowest_bit(mask)
@@ -447,15 +435,15 @@ def _nearest_by_halves(
     query: Any, addresses: Any, allowed: Any, n: int, k: int,
     bounds: Any, n_kept: Any, kept: Any, counts: Any, found: Any, rows: Any, distances: Any,
 ) -> None:  # fmt: skip
-    """As :func:`_nearest_rows` for a lone query over two planes and more: it reads half of them as long as that says enough.
+    """:func:`_nearest_rows` for one query over two or more planes: it reads half of the planes while that rejects enough rows.
 
-    A lone query is as fast as memory. Once the bound is small, hardly any row is near enough by half of its bits, and the other half of
-    nearly all is never read.
+    One query runs at the speed of memory. Once the bound is small, half of the bits reject nearly all rows, and their other half is never
+    read.
     """
     start, next_try, wait = 0, 0, HALF_ROWS
     while start < n and bounds[0] > 0:
         if start < next_try or start + HALF_ROWS > n:
-            if start + BLOCK > n or look_for_one(query, 0, addresses, allowed, start, bounds):
+            if start + BLOCK > n or any_nearer_to_one(query, 0, addresses, allowed, start, bounds):
                 _take_block(query, 0, addresses, allowed, n, start, k, bounds, n_kept, kept, counts)
             start += BLOCK
             continue
@@ -481,22 +469,22 @@ def _nearest_by_halves(
 def nearest_rows(
     query: NDArray[Any], q: int, addresses: tuple[int, ...], allowed: int | None, n: int, k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
-    """The k nearest allowed rows of the first ``q`` queries, by (distance, row), and -1 after the last.
+    """The k nearest allowed rows of the first ``q`` queries by (distance, row), and -1 after the last allowed row.
 
     Args:
         query: ``(at least q, n_planes)`` words in C order; a multiple of GROUP of them unless ``q`` is 1.
-        q: Queries that count; the others are there to fill up the last group.
+        q: Queries that count. The others fill up the last group.
         addresses: A tuple of ``n_planes`` addresses of ``n`` words of the dtype of ``query``.
         allowed: Address of ``n`` bytes, 0 for a row that may not be in the answer; or None.
         n: Rows.
         k: How many, from 1 to ``n``.
     """
-    # numba takes seconds to compile what makes arrays, so they are made here.
-    counts = np.empty(8 * query.itemsize * query.shape[1] + 1, np.int64)  # one for every distance
-    bounds = np.zeros(len(query), np.int64)  # a row must be nearer than this: never so for a query that does not count
+    # Arrays are made here because numba takes seconds to compile code that makes them.
+    counts = np.empty(8 * query.itemsize * query.shape[1] + 1, np.int64)  # one per distance
+    bounds = np.zeros(len(query), np.int64)  # a row must be nearer than this: never for a query that does not count
     bounds[:q] = len(counts)
     n_kept = np.zeros(q, np.int64)
-    # Candidates: distance, then row, in one integer. More room would be emptied less often, but the bound would lag behind.
+    # With a larger candidate buffer, bounds would be lowered too late.
     kept = np.empty((q, min(k + min(k, max(16, k // 4)), n) + BLOCK), np.int64)
     rows = np.full((q, k), -1, np.int64)
     distances = np.full((q, k), -1, np.int32)
@@ -512,10 +500,17 @@ def nearest_rows(
 def count_within(
     query: Any, q: int, addresses: Any, allowed: Any, n: int, bounds: Any, counts: Any, holds: Any
 ) -> None:
-    """Add the allowed rows at every distance up to a radius to ``counts``, ``(q, radius + 1)``, and set where a block holds one.
+    """Add the number of allowed rows at every distance up to a radius to ``counts``, and mark the blocks that hold one.
 
-    The other arguments are those of :func:`nearest_rows`, and ``bounds``, an int64 for every query: the radius + 1, or 0 for those
-    that do not count; ``holds`` is ``(q, n_blocks) uint8``.
+    Args:
+        query: This and what follows as for :func:`nearest_rows`.
+        q: See there.
+        addresses: See there.
+        allowed: See there.
+        n: See there.
+        bounds: An int64 per query: the radius + 1, or 0 for those that do not count.
+        counts: ``(q, radius + 1)``.
+        holds: ``(q, n_blocks) uint8``.
     """
     radius = counts.shape[1] - 1
     tile_rows = max(TILE_WORDS // query.shape[1] // BLOCK, 1) * BLOCK
@@ -525,15 +520,15 @@ def count_within(
                 if start + BLOCK > n:
                     hits = np.uint64(2 ** min(GROUP, q - i) - 1)
                 elif q == 1:
-                    hits = look_for_one(query, 0, addresses, allowed, start, bounds)
+                    hits = any_nearer_to_one(query, 0, addresses, allowed, start, bounds)
                 else:
-                    hits = look_for_group(query, i, addresses, allowed, start, bounds)
+                    hits = any_nearer_to_group(query, i, addresses, allowed, start, bounds)
                 while hits:
                     g = i + lowest_bit(hits)
                     hits &= hits - np.uint64(1)
                     holds[g, start // BLOCK] = 1
-                    for chunk in range(start, min(start + BLOCK, n), 64):
-                        found = mask_of(query, g, addresses, allowed, n, chunk, radius + 1)
+                    for chunk in range(start, min(start + BLOCK, n), CHUNK):
+                        found = _mask(query, g, addresses, allowed, n, chunk, radius + 1)
                         while found:
                             counts[g, distance_of(query, g, addresses, None, chunk + lowest_bit(found))] += 1
                             found &= found - np.uint64(1)
@@ -543,14 +538,14 @@ def count_within(
 def fill_within(
     query: Any, q: int, addresses: Any, allowed: Any, n: int, holds: Any, places: Any, rows: Any, distances: Any
 ) -> None:
-    """Write every hit at ``places[query, distance]``, which moves on: ordered by distance, then row, without a sort."""
+    """Write every hit at ``places[query, distance]``, which moves on: by distance, then row, without a sort."""
     radius = places.shape[1] - 1
     for i in range(q):
         for block in range(holds.shape[1]):
             if holds[i, block] == 0:
                 continue
-            for chunk in range(block * BLOCK, min((block + 1) * BLOCK, n), 64):
-                found = mask_of(query, i, addresses, allowed, n, chunk, radius + 1)
+            for chunk in range(block * BLOCK, min((block + 1) * BLOCK, n), CHUNK):
+                found = _mask(query, i, addresses, allowed, n, chunk, radius + 1)
                 while found:
                     row = chunk + lowest_bit(found)
                     found &= found - np.uint64(1)

@@ -1,63 +1,61 @@
 """The two exact searches over planes of codes: the k nearest rows, and all rows within a radius.
 
-Answers are ordered by distance, equal distances by ascending row. They depend neither on the number of threads nor on the engine:
-``numba`` (compiled kernels), ``faiss`` or ``numpy``, the first that is installed unless one is named.
+Answers are ordered by distance, equal distances by ascending row. They do not depend on the number of threads. The compiled kernels
+are in :mod:`distillhash.hamming.kernel`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
-from importlib.util import find_spec
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes
-from distillhash.errors import DataError, MissingDependencyError, ParameterError
-from distillhash.hamming import pool
-
-# Names for the arrays of the searches, and how codes become planes.
+from distillhash.errors import DataError, ParameterError
+from distillhash.files import cores
+from distillhash.hamming.kernel import BLOCK, GROUP, count_within, fill_within, nearest_rows
 
 Planes = NDArray[Any]  # (n_planes, n) uint16, uint32 or uint64
+Mask = NDArray[np.uint8]
 Ints = NDArray[np.int64]
 Distances = NDArray[np.int32]
+Progress = Callable[[int], object]
+T = TypeVar("T")
+
+_WORDS = (np.dtype(np.uint16), np.dtype(np.uint32), np.dtype(np.uint64))
+_MIN_GROUP = 128  # queries of one kernel call: they share every tile of the database that is in cache
+_MAX_GROUP = 16 * _MIN_GROUP  # for a small database, where more queries make a kernel call worth its cost
+_GROUP_PAIRS = 1 << 25  # pairs of a query and a row in one kernel call, between these two limits
+_GROUP_CANDIDATES = 1 << 22  # candidates of one kernel call, which bounds its memory for a large k
+_BYTES_PER_THREAD = 1 << 24  # database bytes that make another thread worth its cost for a few queries
 
 
 def plane_dtype(n_bits: int) -> np.dtype[Any]:
-    """The word of codes of ``n_bits``: uint16 up to 16 bits, uint32 up to 64 (two of them beyond 32), uint64 beyond.
+    """The word of codes of ``n_bits``: uint16 up to 16 bits, uint32 up to 64 (two words beyond 32), uint64 beyond.
 
-    A lone query is as fast as memory, and where there are two words and more, half of them mostly say enough.
+    One query runs at the speed of memory. With two words or more, half of them are usually enough to reject a row.
     """
     return np.dtype(np.uint16 if n_bits <= 16 else np.uint32 if n_bits <= 64 else np.uint64)
 
 
 def planes_of(codes: Codes) -> Planes:
-    """Codes laid out for the searches: one word of all codes after the other.
+    """Codes in the layout of the searches: the first word of all codes, then the second word of all codes, and so on.
 
     Returns:
-        ``(n_planes, n)`` in C order, of :func:`plane_dtype`: as many planes as it takes words. Pad bits are zero; the order of bits and
-        bytes is the machine's and means nothing to a distance.
+        ``(n_planes, n)`` in C order, of :func:`plane_dtype`. Pad bits are zero. The order of bits and bytes is the machine's; distances do
+        not depend on it.
     """
     dtype = plane_dtype(codes.n_bits)
     n_words = -(-codes.n_bits // (8 * dtype.itemsize))
     padded = np.zeros((len(codes), n_words * dtype.itemsize), np.uint8)
     padded[:, : codes.packed.shape[1]] = codes.packed
     return np.ascontiguousarray(padded.view(dtype).T)
-
-
-Engine = Literal["numba", "faiss", "numpy"]
-Progress = Callable[[int], object]
-Mask = NDArray[np.uint8]
-
-_QUERIES_AT_ONCE = 128  # of one kernel call, at least: they pass over a tile of the database together
-_PAIRS_AT_ONCE = (
-    1 << 25
-)  # of a query and a row; of a small database, a kernel call takes more queries, to be worth a call
-_MOST_KEPT = 1 << 22  # candidates of one kernel call, which bounds its memory for a large k
-_BYTES_FOR_A_THREAD = 1 << 24  # a few queries over less are not worth the hand-over to another thread
 
 
 def nearest(
@@ -68,62 +66,49 @@ def nearest(
     allowed: NDArray[Any] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
-    engine: Engine | None = None,
 ) -> tuple[Ints, Distances]:
-    """The ``k`` nearest rows of the database to every query.
+    """The ``k`` nearest rows of the database for every query.
 
     Args:
-        query: ``(n_planes, q)`` words, as :func:`~distillhash.hamming.planes_of` gives them.
-        database: ``(n_planes, n)`` words of the same dtype. In C order (a read-only memory map will do) it is used as it is, else
-            it is copied once a call. It must not change during the call.
-        k: How many, at least 0.
-        allowed: ``(n,)`` bool or uint8: rows where it is 0 are not there for this search. None allows all.
-        threads: At most so many, at least 1; None takes all cores of the process. FAISS has threads of its own.
+        query: ``(n_planes, q)`` words, as :func:`planes_of` gives them.
+        database: ``(n_planes, n)`` words of the same dtype. In C order (a read-only memory map too) it is searched in place, otherwise it
+            is copied once a call. It must not change during the call.
+        k: Number of rows, at least 0.
+        allowed: ``(n,)`` bool or uint8. Rows where it is 0 are left out. None allows all.
+        threads: Maximum number of threads, at least 1. None takes all processors of this process.
         progress: Called in the caller's thread with the number of queries done so far, after every part of a batch.
-        engine: ``numba``, ``faiss`` or ``numpy``; None takes the first that is installed.
 
     Returns:
-        Rows ``(q, k) int64`` and distances ``(q, k) int32`` in bits, by (distance, row); -1 in places after the last allowed row.
+        Rows ``(q, k) int64`` and distances ``(q, k) int32`` in bits, by (distance, row). Places after the last allowed row hold -1.
 
     Raises:
         DataError: arrays of shapes or dtypes that do not fit.
-        ParameterError: ``k`` is negative, ``threads`` below 1, or the engine unknown.
-        MissingDependencyError: the engine named is not installed.
+        ParameterError: ``k`` is negative, or ``threads`` is below 1.
     """
     query, database, allowed = check_arrays(query, database, allowed)
     if k < 0:
         raise ParameterError(f"k must be at least 0, got {k}")
-    engine, threads = _engine(engine), check_threads(threads)
+    threads = _check_threads(threads)
     q, n = query.shape[1], database.shape[1]
     rows = np.full((q, k), -1, np.int64)
     distances = np.full((q, k), -1, np.int32)
     k_held = min(k, n)
     if not q or not k_held:
         return rows, distances
-    parts = max(1, min(threads, database.nbytes // _BYTES_FOR_A_THREAD))
-    if engine != "numba":
-        kept, flat = _flat(engine, database, allowed)
-        k_held = min(k_held, len(kept))
-
-        def search(queries: slice) -> slice:
-            if k_held:
-                found, far = flat.nearest(query[:, queries], k_held)
-                rows[queries, :k_held], distances[queries, :k_held] = kept[found], far
-            return queries
-
-        in_groups(search, q, _at_once(n), 1, progress)
-    elif q <= 2 * threads and parts > 1:
-        _nearest_in_parts(query, database, allowed, parts, rows, distances)
+    parts = max(1, min(threads, database.nbytes // _BYTES_PER_THREAD))
+    if q <= 2 * threads and parts > 1:
+        _nearest_by_parts(query, database, allowed, parts, rows, distances)
         if progress is not None:
             progress(q)
-    else:
+        return rows, distances
 
-        def search(queries: slice) -> slice:
-            found = _nearest_compiled(query[:, queries], database, allowed, 0, n, k_held)
-            rows[queries, :k_held], distances[queries, :k_held] = found
-            return queries
+    def search(group: slice) -> None:
+        found = _nearest_rows(query[:, group], database, allowed, 0, n, k_held)
+        rows[group, :k_held], distances[group, :k_held] = found
 
-        in_groups(search, q, max(1, min(_at_once(n), _MOST_KEPT // k_held)), threads, progress)
+    group_size = max(1, min(_group_size(n), _GROUP_CANDIDATES // k_held))
+    for _ in _run_groups(search, q, group_size, threads, progress):
+        pass
     return rows, distances
 
 
@@ -135,108 +120,86 @@ def within(
     allowed: NDArray[Any] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
-    engine: Engine | None = None,
 ) -> tuple[Ints, Ints, Distances]:
     """All rows of the database within ``radius`` bits of every query.
 
     Args:
-        query: As for :func:`nearest`, and so are all others.
+        query: As for :func:`nearest`, like all arguments but the radius.
         database: See there.
         radius: In bits, at least 0.
         allowed: See there.
         threads: See there.
         progress: See there.
-        engine: See there.
 
     Returns:
-        Limits ``(q + 1,) int64``, and rows (int64) and distances (int32, bits) of all hits: query i owns places
+        Limits ``(q + 1,) int64``, and rows (int64) and distances (int32, bits) of all hits. The hits of query i are at
         ``limits[i]:limits[i + 1]``, by (distance, row).
 
     Raises:
         DataError: arrays of shapes or dtypes that do not fit.
-        ParameterError: ``radius`` is negative, ``threads`` below 1, or the engine unknown.
-        MissingDependencyError: the engine named is not installed.
+        ParameterError: ``radius`` is negative, or ``threads`` is below 1.
     """
     query, database, allowed = check_arrays(query, database, allowed)
     if radius < 0:
         raise ParameterError(f"the radius must be at least 0, got {radius}")
-    engine, threads = _engine(engine), check_threads(threads)
     radius = min(radius, 8 * database.itemsize * len(database))
-    found: dict[int, tuple[Ints, Ints, Distances]] = {}
-    if engine == "numba":
 
-        def search(queries: slice) -> slice:
-            found[queries.start] = _within_compiled(query[:, queries], database, allowed, radius)
-            return queries
+    def search(group: slice) -> tuple[Ints, Ints, Distances]:
+        return _rows_within(query[:, group], database, allowed, radius)
 
-    else:
-        kept, flat = _flat(engine, database, allowed)
-
-        def search(queries: slice) -> slice:
-            limits, rows, distances = flat.within(query[:, queries], radius)
-            found[queries.start] = limits, kept[rows], distances
-            return queries
-
-    at_once = _at_once(database.shape[1])
-    in_groups(search, query.shape[1], at_once, threads if engine == "numba" else 1, progress)
-    parts = [found[start] for start in sorted(found)]
-    sizes = np.concatenate([np.zeros(1, np.int64), *(np.diff(part[0]) for part in parts)])
-    rows = np.concatenate([np.zeros(0, np.int64), *(part[1] for part in parts)])
-    distances = np.concatenate([np.zeros(0, np.int32), *(part[2] for part in parts)])
-    return np.cumsum(sizes), rows, distances
+    q, n = query.shape[1], database.shape[1]
+    found = list(_run_groups(search, q, _group_size(n), _check_threads(threads), progress))
+    counts = np.concatenate([np.zeros(1, np.int64), *(part[0] for part in found)])
+    rows = np.concatenate([np.zeros(0, np.int64), *(part[1] for part in found)])
+    distances = np.concatenate([np.zeros(0, np.int32), *(part[2] for part in found)])
+    return np.cumsum(counts), rows, distances
 
 
 def warm_up(n_bits: int) -> None:
-    """Compile, or load from disk, all that searches over codes of ``n_bits`` need, so that the first of them is as fast as the next.
+    """Compile, or load from disk, all that searches over codes of ``n_bits`` need, so that the first search is as fast as the next.
 
-    It takes seconds the first time on a machine, tenths of a second later, and next to nothing without numba.
+    It takes seconds the first time on a machine, and tenths of a second later.
     """
     if n_bits < 1:
         raise ParameterError(f"n_bits must be at least 1, got {n_bits}")
     dtype = plane_dtype(n_bits)
     planes = np.zeros((-(-n_bits // (8 * dtype.itemsize)), 2), dtype)
     for allowed in (None, np.ones(2, np.uint8)):
-        for query in (planes[:, :1], planes):  # a lone query has a kernel of its own
+        for query in (planes[:, :1], planes):  # one query has its own kernel
             nearest(query, planes, 1, allowed=allowed, threads=1)
         within(planes, planes, 0, allowed=allowed, threads=1)
 
 
-def _nearest_compiled(
+def _nearest_rows(
     query: Planes, database: Planes, allowed: Mask | None, first: int, stop: int, k: int
 ) -> tuple[Ints, Distances]:
     """The kernel over the rows from ``first`` to ``stop``."""
-    from distillhash.hamming.kernel import nearest_rows
-
     words, q, addresses, allowed_at = _kernel_arguments(query, database, allowed, first)
     return nearest_rows(words, q, addresses, allowed_at, stop - first, k)
 
 
-def _nearest_in_parts(
+def _nearest_by_parts(
     query: Planes, database: Planes, allowed: Mask | None, parts: int, rows: Ints, distances: Distances
 ) -> None:
     """A few queries over a large database: every thread takes a part of the rows."""
     k, n = rows.shape[1], database.shape[1]
-    edges = [n * part // parts for part in range(parts + 1)]
 
-    def search(first: int, stop: int) -> tuple[int, Ints, Distances]:
-        found, far = _nearest_compiled(query, database, allowed, first, stop, min(k, stop - first))
-        return first, np.where(found < 0, found, found + first), far
+    def search(part: tuple[int, int]) -> tuple[Ints, Distances]:
+        first, stop = part
+        found, far = _nearest_rows(query, database, allowed, first, stop, min(k, stop - first))
+        return np.where(found < 0, found, found + first), far
 
-    tasks = [partial(search, first, stop) for first, stop in pairwise(edges)]
-    found = sorted(pool.run(tasks, parts), key=lambda part: part[0])
-    all_rows = np.concatenate([part[1] for part in found], axis=1)
-    all_distances = np.concatenate([part[2] for part in found], axis=1)
-    # Parts are by ascending row, so a stable sort leaves ties in order; -1, for no row, goes last.
+    found = list(_run(search, list(pairwise(n * part // parts for part in range(parts + 1))), parts))
+    all_rows = np.concatenate([part[0] for part in found], axis=1)
+    all_distances = np.concatenate([part[1] for part in found], axis=1)
+    # Parts are by ascending row, so a stable sort leaves ties in order. As uint32, the -1 of no row is the largest.
     order = np.argsort(all_distances.astype(np.uint32), axis=1, kind="stable")[:, :k]
     rows[:, : order.shape[1]] = np.take_along_axis(all_rows, order, axis=1)
     distances[:, : order.shape[1]] = np.take_along_axis(all_distances, order, axis=1)
 
 
-def _within_compiled(
-    query: Planes, database: Planes, allowed: Mask | None, radius: int
-) -> tuple[Ints, Ints, Distances]:
-    from distillhash.hamming.kernel import BLOCK, count_within, fill_within
-
+def _rows_within(query: Planes, database: Planes, allowed: Mask | None, radius: int) -> tuple[Ints, Ints, Distances]:
+    """Number of hits of every query, and the rows and distances of all hits."""
     arguments = _kernel_arguments(query, database, allowed, 0)
     n = database.shape[1]
     counts = np.zeros((query.shape[1], radius + 1), np.int64)
@@ -244,17 +207,14 @@ def _within_compiled(
     bounds = np.zeros(len(arguments[0]), np.int64)
     bounds[: query.shape[1]] = radius + 1
     count_within(*arguments, n, bounds, counts, holds)
-    limits = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts.sum(axis=1))])
     places = (np.cumsum(counts) - counts.ravel()).reshape(counts.shape)
-    rows, distances = np.empty(limits[-1], np.int64), np.empty(limits[-1], np.int32)
+    rows, distances = np.empty(counts.sum(), np.int64), np.empty(counts.sum(), np.int32)
     fill_within(*arguments, n, holds, places, rows, distances)
-    return limits, rows, distances
+    return counts.sum(axis=1), rows, distances
 
 
 def _kernel_arguments(query: Planes, database: Planes, allowed: Mask | None, first: int) -> tuple[Any, ...]:
-    """What the kernels take before ``n``; the caller holds on to ``database`` and ``allowed`` while they run."""
-    from distillhash.hamming.kernel import GROUP
-
+    """What the kernels take before ``n``. The caller keeps ``database`` and ``allowed`` alive while they run."""
     n_planes, q = query.shape
     filled = q if q == 1 else -(-q // GROUP) * GROUP
     words = np.zeros((filled, n_planes), query.dtype)
@@ -264,44 +224,45 @@ def _kernel_arguments(query: Planes, database: Planes, allowed: Mask | None, fir
     return words, q, addresses, None if allowed is None else allowed.ctypes.data + first
 
 
-def _flat(engine: Engine, database: Planes, allowed: Mask | None) -> tuple[Ints, Any]:
-    """The allowed rows, and a fallback's database of them."""
-    if engine == "faiss":
-        from distillhash.hamming.with_faiss import Flat
-    else:
-        from distillhash.hamming.plain import Flat  # type: ignore[assignment]  # two classes with the same methods
-    if allowed is None:
-        return np.arange(database.shape[1]), Flat(database)
-    kept = np.flatnonzero(allowed)
-    return kept, Flat(database[:, kept])
+def _group_size(n: int) -> int:
+    """Queries of one kernel call over ``n`` rows, at most."""
+    return max(_MIN_GROUP, min(_MAX_GROUP, _GROUP_PAIRS // max(n, 1)))
 
 
-def _at_once(n: int) -> int:
-    return max(_QUERIES_AT_ONCE, min(16 * _QUERIES_AT_ONCE, _PAIRS_AT_ONCE // max(n, 1)))
-
-
-def in_groups(search: Callable[[slice], slice], q: int, most: int, threads: int, progress: Progress | None) -> None:
-    """Search groups of at most ``most`` queries, of one size as nearly as may be, so that threads end together."""
+def _run_groups(
+    search: Callable[[slice], T], q: int, most: int, threads: int, progress: Progress | None
+) -> Iterator[T]:
+    """Results of groups of at most ``most`` queries, in order. Groups have nearly the same size, so that threads end together."""
     if not q:
         return
     threads = min(threads, q)
     n_groups = -(-q // (most * threads)) * threads
-    edges = [q * group // n_groups for group in range(n_groups + 1)]
-    done = 0
-    for queries in pool.run([partial(search, slice(*pair)) for pair in pairwise(edges)], threads):
-        done += queries.stop - queries.start
+    groups = [slice(*edges) for edges in pairwise(q * group // n_groups for group in range(n_groups + 1))]
+    for group, found in zip(groups, _run(search, groups, threads), strict=True):
         if progress is not None:
-            progress(done)
+            progress(group.stop)
+        yield found
+
+
+def _run(function: Callable[[Any], T], tasks: Sequence[Any], threads: int) -> Iterator[T]:
+    """Results of all tasks in order. Tasks that have not begun are cancelled when one fails or the caller stops."""
+    return map(function, tasks) if threads == 1 else _executor(threads).map(function, tasks)
+
+
+@cache
+def _executor(threads: int) -> ThreadPoolExecutor:
+    """Shared by all searches with so many threads: starting threads takes as long as a search."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="distillhash-hamming")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_executor.cache_clear)  # a child process does not have the threads of its parent
 
 
 def check_arrays(
     query: Planes, database: Planes, allowed: NDArray[Any] | None
 ) -> tuple[Planes, Planes, NDArray[np.uint8] | None]:
-    """The arrays of a search as kernels take them: the database and the mask in C order, the mask in bytes.
-
-    Raises:
-        DataError: shapes or dtypes that do not fit.
-    """
+    """The arrays of a search as kernels take them: the database and the mask in C order, the mask in bytes."""
     for name, planes in (("query", query), ("database", database)):
         if planes.ndim != 2 or planes.dtype not in _WORDS:
             raise DataError(
@@ -323,32 +284,10 @@ def check_arrays(
     return query, np.ascontiguousarray(database), np.ascontiguousarray(allowed).view(np.uint8)
 
 
-_WORDS = (np.dtype(np.uint16), np.dtype(np.uint32), np.dtype(np.uint64))
-
-
-def check_threads(threads: int | None) -> int:
-    """How many threads to use: at least 1, or all cores for None."""
+def _check_threads(threads: int | None) -> int:
+    """The number of threads to use: at least 1, or all processors for None."""
     if threads is None:
-        return pool.cores()
+        return cores()
     if threads < 1:
-        raise ParameterError(f"threads must be at least 1, got {threads}; None takes all cores")
+        raise ParameterError(f"threads must be at least 1, got {threads}; None takes all processors")
     return threads
-
-
-def _engine(engine: Engine | None) -> Engine:
-    if engine is None:
-        return next(name for name in get_args(Engine) if _is_installed(name))
-    if engine not in get_args(Engine):
-        raise ParameterError(f"engine must be one of {', '.join(get_args(Engine))}, got {engine!r}")
-    if not _is_installed(engine):
-        package = "distillhash[faiss]" if engine == "faiss" else engine
-        raise MissingDependencyError(f"the engine {engine} is not installed; `pip install {package}` brings it")
-    return engine
-
-
-@cache
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ValueError:  # a module that was struck out by putting None in its place
-        return False

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes, check_same_length
 from distillhash.errors import DataError, ParameterError
-from distillhash.hamming import popcount64
+from distillhash.hamming.kernel import popcount64
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from distillhash.errors import DataError
-from distillhash.hamming.pool import cores
+from distillhash.files import cores
 from distillhash.models.hash_model import HashModel
 from distillhash.serve.batching import Batcher, nobody
 from distillhash.serve.child import Children

@@ -1,0 +1,265 @@
+"""The codes that a collection is compared by.
+
+A model that the user gives is used as it is. Otherwise images are embedded by the default backbone at 224 pixels (128 pixels lose small
+edits) and coded in ``LEARNED_BITS`` bits by ITQ, fitted on the collection itself. Where ITQ cannot be fitted well (few items, or vectors
+with fewer dimensions than bits) the codes are ``RANDOM_BITS`` random hyperplanes through the origin. Their distances estimate angles of the
+features and depend on no other item.
+
+A perceptual hash of the image follows, half as many bits as those of the features. Features tell what is in a picture, and two scenes of
+one place share that. A perceptual hash tells where it is light and dark, and a caption or a stronger compression hardly changes it.
+Together they tell copies from look-alikes far better than either. Mirror images have unrelated hashes, so there is no hash where they are
+wanted.
+`docs/dedup.md` has the measurements behind these numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillhash.codes import Codes
+from distillhash.methods import make_hasher
+from distillhash.methods.base import sample_rows
+from distillhash.models.hash_model import HashModel, load_model
+from distillhash.sources import MAX_PIXELS, EmbeddingSource, ImageSource, Skipped, Source, decode_resized, digest
+from distillhash.sources.base import nothing_usable, take_keys
+
+if TYPE_CHECKING:
+    from distillhash.backbones import FeatureCache
+
+IMAGE_SIZE = 224
+LEARNED_BITS, RANDOM_BITS = 512, 1024
+FEWEST_TO_LEARN = 1_000
+LEARN_FROM, ITERATIONS = 4_000, 20
+HASH_BITS = 256
+_HASH_SIDE, _HASH_PIXELS = 16, 64  # the hash has 16 x 16 bits; imagehash looks at four times as many pixels a side
+_HASH_IDENTITY = f"imagehash.phash/{_HASH_SIDE}/{_HASH_PIXELS}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``dedup`` and ``leaks`` take.
+
+    Attributes:
+        model: A model folder, or None for codes made for the collection.
+        radius: In bits, or None to calibrate.
+        most_false_pairs: False pairs to accept, or None for the rule of :func:`distillhash.dedup.calibration.calibrate`.
+        mirror: Look for mirror images too, with codes of the features alone.
+        device: Where the backbone runs.
+        cache: Where features and hashes are kept between runs; None keeps none.
+        max_pixels: Images above this are skipped.
+        progress: Show progress on stderr.
+    """
+
+    model: str | None = None
+    radius: int | None = None
+    most_false_pairs: float | None = None
+    mirror: bool = False
+    device: str = "auto"
+    cache: FeatureCache | None = None
+    max_pixels: int | None = None
+    progress: bool = False
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Codes of the usable items of a source.
+
+    Attributes:
+        codes: ``m`` codes.
+        rows: ``(m,)`` rows of the source, ascending.
+        skipped: The items that could not be used, in the source's order.
+    """
+
+    codes: Codes
+    rows: NDArray[np.intp]
+    skipped: list[Skipped]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """What makes the codes.
+
+    Attributes:
+        model: Fitted, for the bits of the features.
+        description: A phrase that says what the codes are.
+        hashes: How many times the perceptual hash follows; 0 for codes of the features alone.
+        settings: Of the job.
+    """
+
+    model: HashModel
+    description: str
+    hashes: int
+    settings: Settings
+
+    @property
+    def n_bits(self) -> int:
+        """Length of the codes."""
+        return self.model.n_bits + self.hashes * HASH_BITS
+
+    def encode(self, source: Source) -> Coded:
+        """Codes of every usable item; features are not kept.
+
+        Raises:
+            DataError: nothing usable in the source.
+        """
+        with _hashed(source, self.hashes, self.settings) as images:
+            return self._encode(images)
+
+    def _encode(self, images: Source, first: Coded | None = None, done: NDArray[np.intp] | None = None) -> Coded:
+        """Codes of all items but ``done``, joined with ``first``, whose codes lack the hashes."""
+        left = np.setdiff1d(np.arange(len(images)), () if done is None else done)
+        parts = [] if first is None else [first]
+        progress, max_pixels = self.settings.progress, self.settings.max_pixels
+        rest = images if first is None else images.select(left)
+        parts += [
+            Coded(batch.codes, left[batch.rows], batch.skipped)
+            for batch in self.model.encode_batches(rest, progress=progress, max_pixels=max_pixels)
+        ]
+        skipped = [item for part in parts for item in part.skipped]
+        if first is not None and skipped:
+            place = {key: row for row, key in enumerate(images.keys)}
+            skipped.sort(key=lambda item: place[item.key])
+        rows = np.concatenate([np.zeros(0, np.intp), *(part.rows for part in parts)])
+        if not len(rows):
+            raise nothing_usable(images.name, skipped)
+        order = np.argsort(rows)
+        packed = np.concatenate([part.codes.packed for part in parts])[order]
+        if isinstance(images, HashedImages):
+            packed = np.hstack([packed, *[images.hashes[rows[order]]] * self.hashes])
+        return Coded(Codes.from_packed(packed, self.n_bits), rows[order], skipped)
+
+
+def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Coded]:
+    """The encoder for a collection, fitted on it, and the codes of its items. Each image is read once.
+
+    Args:
+        source: What is to be compared.
+        settings: Model, mirror, device, cache, max_pixels and progress count.
+
+    Raises:
+        DataError: nothing usable in the source.
+        FormatError: ``settings.model`` is not a model folder.
+    """
+    if settings.model is not None:
+        loaded = load_model(settings.model, device=settings.device, cache=settings.cache)
+        encoder = Encoder(loaded, f"codes of {loaded.n_bits} bits by the model {settings.model}", 0, settings)
+        return encoder, encoder.encode(source)
+    from distillhash.backbones import extract_features
+
+    vectors = source.vectors if isinstance(source, EmbeddingSource) else None
+    model = HashModel(
+        "efficientnet-lite0" if vectors is None else "embeddings",
+        make_hasher("itq", LEARNED_BITS, iterations=ITERATIONS),
+        image_size=IMAGE_SIZE if vectors is None else None,
+        device=settings.device,
+        cache=settings.cache,
+    )
+    given = f"{model.backbone_name} at {IMAGE_SIZE} pixels" if vectors is None else "the vectors"
+    width = model.backbone.dim if vectors is None else vectors.shape[1]
+    hashed = vectors is None and not settings.mirror
+    learned = np.zeros(0, np.intp)
+    with _hashed(source, int(hashed), settings) as images:
+        if len(source) >= FEWEST_TO_LEARN and width >= LEARNED_BITS:
+            learned = sample_rows(len(source), LEARN_FROM, np.random.default_rng(model.hasher.seed))
+            options: dict[str, Any] = {"max_pixels": settings.max_pixels, "progress": settings.progress}
+            sample = extract_features(images.select(learned), model.backbone, cache=settings.cache, **options)
+        if len(learned) and len(sample.rows) >= FEWEST_TO_LEARN:
+            model.hasher.fit(sample.features)
+            text = f"ITQ codes of {LEARNED_BITS} bits over {given}, fitted on {len(sample.rows):,} of the items"
+        else:
+            model.hasher = make_hasher("lsh", RANDOM_BITS, centre=False)
+            model.hasher.fit(np.eye(2, width))  # planes through the origin: drawn, not learned
+            text = f"{RANDOM_BITS} random hyperplanes over {given} (too few items or dimensions to fit ITQ codes)"
+        n_hash_bits = model.n_bits // 2 if hashed else 0
+        text += f", and {n_hash_bits} bits of perceptual hash" if hashed else ""
+        encoder = Encoder(model, text, n_hash_bits // HASH_BITS, settings)
+        if vectors is not None or not len(learned):
+            return encoder, encoder._encode(images)
+        first = Coded(model.hasher.encode(sample.features), learned[sample.rows], sample.skipped)
+        return encoder, encoder._encode(images, first, learned)
+
+
+@contextmanager
+def _hashed(source: Source, hashes: int, settings: Settings) -> Iterator[Source]:
+    """The source, keeping the perceptual hash of what is read where hashes are wanted."""
+    if not hashes:
+        yield source
+        return
+    assert isinstance(source, ImageSource)
+    images = HashedImages(source, cache=settings.cache, max_pixels=settings.max_pixels)
+    try:
+        yield images
+    finally:
+        images.close()
+
+
+class HashedImages(ImageSource):
+    """A source that keeps the perceptual hash of every image that was read from it or from a selection of it.
+
+    Attributes:
+        hashes: ``(n, 32) uint8``, packed like codes; zeros where nothing was read.
+    """
+
+    def __init__(self, source: ImageSource, *, cache: FeatureCache | None, max_pixels: int | None = None) -> None:
+        """Keep references; nothing is read yet.
+
+        Args:
+            source: The images.
+            cache: Where hashes are kept by content, or None.
+            max_pixels: Images above this are bad items.
+        """
+        self.name, self.keys, self.labels, self.label_names = source.name, source.keys, None, None
+        self.hashes = np.zeros((len(source), HASH_BITS // 8), np.uint8)
+        self._source, self._rows = source, np.arange(len(source))
+        self._max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
+        self._store = None if cache is None else cache.store(_HASH_IDENTITY, HASH_BITS // 32)
+
+    def select(self, rows: NDArray[np.intp]) -> HashedImages:
+        """The images of ``rows``; their hashes go to the same array, at the rows of the whole source."""
+        part = object.__new__(HashedImages)
+        part.__dict__ |= self.__dict__
+        part.keys, part._rows = take_keys(self.keys, rows), self._rows[rows]
+        return part
+
+    def path(self, row: int) -> str | None:
+        """As in the source."""
+        return self._source.path(int(self._rows[row]))
+
+    def read(self, row: int) -> bytes | NDArray[np.uint8]:
+        """The item as the source has it.
+
+        Raises:
+            BadItemError: it cannot be read or decoded.
+        """
+        data = self._source.read(int(self._rows[row]))
+        self.hashes[self._rows[row]] = self._hash(data)
+        return data
+
+    def close(self) -> None:
+        """Close the cache."""
+        if self._store is not None:
+            self._store.close()
+
+    def _hash(self, data: bytes | NDArray[Any]) -> NDArray[np.uint8]:
+        if self._store is None:
+            return perceptual_bits(decode_resized(data, _HASH_PIXELS, self._max_pixels))
+        key = digest(data)
+        kept = self._store.get([key]).get(key)
+        if kept is None:  # the store holds floats; the bits of eight of them are the hash
+            kept = perceptual_bits(decode_resized(data, _HASH_PIXELS, self._max_pixels)).view(np.float32)
+            self._store.put([key], kept[None])
+        return kept.view(np.uint8)
+
+
+def perceptual_bits(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """DCT hash of 256 bits by the library imagehash, ``(32,) uint8``, of ``(h, w, 3) uint8`` pixels."""
+    import imagehash
+    from PIL import Image
+
+    return np.packbits(imagehash.phash(Image.fromarray(pixels), hash_size=_HASH_SIDE).hash.ravel())

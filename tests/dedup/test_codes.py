@@ -1,0 +1,143 @@
+"""The codes of a collection, and the perceptual hashes behind them: those of the library, from the cache or not."""
+
+from pathlib import Path
+
+import imagehash
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from distillhash.backbones import FeatureCache
+from distillhash.dedup import codes
+from distillhash.dedup.codes import (
+    FEWEST_TO_LEARN,
+    HASH_BITS,
+    RANDOM_BITS,
+    HashedImages,
+    Settings,
+    encode_collection,
+)
+from distillhash.sources import BadItemError, ImageSource, decode_resized, open_source
+from image_factory import make_jpeg, make_pixels, make_png
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> ImageSource:
+    for seed in range(7):
+        (tmp_path / f"{seed}.png").write_bytes(make_png(80, 60, seed))
+    (tmp_path / "large.jpg").write_bytes(make_jpeg(900, 700))
+    (tmp_path / "x.jpg").write_bytes(b"\xff\xd8 no image")
+    opened = open_source(tmp_path)
+    assert isinstance(opened, ImageSource)
+    return opened
+
+
+def test_they_are_the_librarys(source: ImageSource) -> None:
+    images = HashedImages(source, cache=None)
+    for row in range(8):
+        data = images.read(row)
+        assert data == source.read(row) and images.path(row) == source.path(row)
+        wanted = imagehash.phash(Image.fromarray(decode_resized(data, 64)), hash_size=16).hash
+        np.testing.assert_array_equal(np.unpackbits(images.hashes[row]).astype(bool), wanted.ravel())
+    with pytest.raises(BadItemError):
+        images.read(8)
+    assert not images.hashes[8].any()
+    again = HashedImages(source, cache=None)
+    chosen = again.select(np.array([3, 1]))
+    assert chosen.read(1) == source.read(1) and chosen.path(1) == source.path(1) and chosen.keys[1] == source.keys[1]
+    np.testing.assert_array_equal(again.hashes[:3], [np.zeros(32), images.hashes[1], np.zeros(32)])
+
+
+@pytest.mark.parametrize("pattern", [None, 0xFF, 0x7F])  # the last two are no numbers where bits are taken for floats
+def test_the_cache_keeps_every_bit(
+    source: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: int | None
+) -> None:
+    if pattern is not None:
+        monkeypatch.setattr(codes, "perceptual_bits", lambda _: np.full(HASH_BITS // 8, pattern, np.uint8))
+    plain = HashedImages(source, cache=None)
+    first = HashedImages(source, cache=FeatureCache(tmp_path / "cache"))
+    for row in range(8):
+        plain.read(row), first.read(row)
+    first.close()
+    np.testing.assert_array_equal(first.hashes, plain.hashes)
+    monkeypatch.setattr(codes, "perceptual_bits", lambda _: pytest.fail("it is in the cache"))
+    again = HashedImages(source, cache=FeatureCache(tmp_path / "cache"))
+    for row in range(8):
+        again.read(row)
+    again.close()
+    np.testing.assert_array_equal(again.hashes, plain.hashes)
+
+
+def test_codes_go_on_with_them(source: ImageSource) -> None:
+    made, coded = encode_collection(source, Settings())
+    assert made.n_bits == coded.codes.n_bits == RANDOM_BITS + 2 * HASH_BITS and "perceptual hash" in made.description
+    assert coded.rows.tolist() == list(range(8)) and [item.key for item in coded.skipped] == ["x.jpg"]
+    features, once, twice = np.split(coded.codes.packed, [RANDOM_BITS // 8, (RANDOM_BITS + HASH_BITS) // 8], axis=1)
+    images = HashedImages(source, cache=None)
+    for row in range(8):
+        images.read(row)
+    np.testing.assert_array_equal(once, images.hashes[:8])
+    np.testing.assert_array_equal(twice, once)
+    mirrored, plain = encode_collection(
+        source, Settings(mirror=True)
+    )  # a mirror image's hash has nothing in common with its picture's
+    assert mirrored.n_bits == RANDOM_BITS and "perceptual" not in mirrored.description
+    np.testing.assert_array_equal(plain.codes.packed, features)
+    np.testing.assert_array_equal(made.encode(source).codes.packed, coded.codes.packed)
+
+
+def test_the_pixel_limit_holds(source: ImageSource) -> None:
+    _, coded = encode_collection(source, Settings(max_pixels=80 * 60))
+    assert [item.key for item in coded.skipped] == ["large.jpg", "x.jpg"]
+
+
+def test_itq_codes_where_they_can_be_fitted() -> None:
+    rng = np.random.default_rng(0)
+    wide = rng.standard_normal((FEWEST_TO_LEARN, 520)).astype(np.float32)
+    encoder, coded = encode_collection(open_source(wide), Settings())
+    np.testing.assert_array_equal(coded.codes.packed, encoder.model.hasher.encode(wide).packed)
+    assert encoder.model.hasher.method == "itq" and "fitted on 1,000 of the items" in encoder.description
+    for fewer in (wide[:-1], wide[:, :500]):
+        encoder, _ = encode_collection(open_source(fewer), Settings())
+        assert encoder.model.hasher.method == "lsh" and encoder.model.n_bits == RANDOM_BITS
+
+
+class Counted(ImageSource):
+    """Pictures of 16 x 12 pixels, every hundredth of them unreadable; counts reads."""
+
+    def __init__(self, n: int) -> None:
+        self.name, self.labels, self.label_names = "counted", None, None
+        self.keys, self.reads = [f"{row}" for row in range(n)], np.zeros(n, int)
+
+    def select(self, rows: NDArray[np.intp]) -> ImageSource:
+        """Of the same pictures."""
+        part = Counted(0)
+        part.__dict__ |= {"keys": [self.keys[row] for row in rows], "reads": self.reads}
+        return part
+
+    def read(self, row: int) -> NDArray[np.uint8]:
+        """Pixels."""
+        number = int(self.keys[row])
+        self.reads[number] += 1
+        if number % 100 == 99:
+            raise BadItemError("torn")
+        pixels: NDArray[np.uint8] = make_pixels(16, 12, number)
+        return pixels
+
+
+@pytest.mark.parametrize(("least", "most"), [(50, 150), (50, 1000), (199, 200)])
+def test_every_image_is_read_once(monkeypatch: pytest.MonkeyPatch, least: int, most: int) -> None:
+    """Also where ITQ is fitted on a part of them, or could not be fitted because too few can be read."""
+    monkeypatch.setattr(codes, "FEWEST_TO_LEARN", least)
+    monkeypatch.setattr(codes, "LEARN_FROM", most)
+    monkeypatch.setattr(codes, "LEARNED_BITS", 32)
+    monkeypatch.setattr(codes, "IMAGE_SIZE", 32)
+    monkeypatch.setattr(codes, "RANDOM_BITS", 512)
+    source = Counted(200)
+    encoder, coded = encode_collection(source, Settings(mirror=True))
+    assert (source.reads == 1).all()
+    assert coded.rows.tolist() == [row for row in range(200) if row % 100 != 99]
+    assert [item.key for item in coded.skipped] == ["99", "199"]
+    assert encoder.model.hasher.method == ("lsh" if least == 199 else "itq")
+    np.testing.assert_array_equal(encoder.encode(Counted(200)).codes.packed, coded.codes.packed)
