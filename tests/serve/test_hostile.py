@@ -9,7 +9,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from distillhash.serve import protocol
 from image_factory import make_bomb, make_jpeg, make_png, make_truncated
 from serving import Running, in_thread
 
@@ -226,9 +225,8 @@ def test_a_body_after_the_answer_ends_the_connection(server: Running, client: ht
                 connection.sendall(chunk)
 
 
-def test_slow_clients_are_dropped(photo_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 1.0)
-    with in_thread(photo_index, body_seconds=1.0) as url:
+def test_slow_clients_are_dropped(photo_index: Path) -> None:
+    with in_thread(photo_index, head_seconds=1.0, body_seconds=1.0) as url:
         port = int(url.rstrip("/").rpartition(":")[2])
         started = time.monotonic()
         assert status_of(raw(port, b"GET /sta")) == 408
@@ -240,9 +238,8 @@ def test_slow_clients_are_dropped(photo_index: Path, monkeypatch: pytest.MonkeyP
         assert httpx.post(url + "search?id=1").status_code == 200
 
 
-def test_a_client_that_does_not_read_is_dropped(own_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "WRITE_SECONDS", 1.0)
-    with in_thread(own_index) as url:
+def test_a_client_that_does_not_read_is_dropped(own_index: Path) -> None:
+    with in_thread(own_index, write_seconds=1.0) as url:
         port = int(url.rstrip("/").rpartition(":")[2])
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

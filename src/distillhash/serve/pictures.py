@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distillhash.errors import DataError, DistillHashError
-from distillhash.index.base import Item
+from distillhash.index import Item
+from distillhash.search import is_row
 from distillhash.sources import (
     BadItemError,
     ImageSource,
@@ -164,7 +165,7 @@ class Pictures:
             name = item.key.removeprefix(UPLOAD_PREFIX)
             if len(name) == 32 and all(letter in "0123456789abcdef" for letter in name):
                 return self._uploads / name
-        if _is_row(item):
+        if is_row(item):
             return None
         return Path(item.key) if os.path.isabs(item.key) else None  # noqa: PTH117  # Path() of any text may raise
 
@@ -214,13 +215,6 @@ class Pictures:
             return decode_image(content, max_pixels=self._max_pixels)
         except BadItemError as error:
             raise NoPictureError(f"the picture of item {item.id} cannot be decoded: {error}") from error
-
-
-def _is_row(item: Item) -> bool:
-    """Whether an item's key says which row of a source it is; the source may have an absolute path."""
-    metadata = item.metadata or {}
-    source = str(metadata.get("source")).partition("#")[0].removesuffix(":")
-    return item.key == f"{source}:{metadata.get('key')}"
 
 
 def name_of(item: Item) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 
 from distillhash.errors import DistillHashError, ParameterError
 from distillhash.serve.app import create_app
-from distillhash.serve.protocol import BoundedProtocol
+from distillhash.serve.limits import Connection
 from distillhash.serve.service import Service
 
 _STOP_SECONDS = 15
@@ -49,7 +50,7 @@ def make_server(service: Service) -> uvicorn.Server:
     application = create_app(service, on_failure=lambda: setattr(server, "should_exit", True))
     config = uvicorn.Config(
         application,
-        http=BoundedProtocol,
+        http="httptools",
         loop="auto",
         ws="none",
         lifespan="on",
@@ -59,6 +60,13 @@ def make_server(service: Service) -> uvicorn.Server:
         timeout_keep_alive=20,
         timeout_graceful_shutdown=_STOP_SECONDS,
     )
+    config.load()
+    protocol, connections = config.http_protocol_class, set[Connection]()
+
+    def connect(**options: Any) -> Connection:
+        return Connection(protocol(**options), service.settings, connections)
+
+    config.http_protocol_class = connect  # type: ignore[assignment]  # uvicorn calls it, once a connection
     server = uvicorn.Server(config)
     return server
 
