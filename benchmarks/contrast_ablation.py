@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash import make_hasher
-from distillhash.backbones import FeatureCache, FeatureTable, extract_features, make_backbone
+from distillhash.backbones import FeatureBatch, FeatureCache, extract_features, make_backbone
 from distillhash.backbones.views import ViewSettings
 from distillhash.bench.protocol import load_protocol
 from distillhash.bench.run import Prepared, prepare
@@ -133,7 +133,7 @@ VARIANTS = [
 LABELLED = {"labelled-contrast": LabelledContrast, "labelled-pairs": LabelledPairs}
 
 
-def measure(variant: Variant, prepared: Prepared, given: FeatureTable, seed: int) -> dict[str, Any]:
+def measure(variant: Variant, prepared: Prepared, given: FeatureBatch, seed: int) -> dict[str, Any]:
     split, features, labels = prepared.split, prepared.features, prepared.labels
     hasher: Any
     if variant.method in LABELLED:
@@ -171,7 +171,7 @@ def main() -> None:
     train = source.select(prepared.split.train)
 
     @functools.cache
-    def given(grey: float | None) -> FeatureTable:
+    def given(grey: float | None) -> FeatureBatch:
         settings = ViewSettings() if grey is None else ViewSettings(grey=grey)
         return extract_features(train, backbone, cache=cache, n_views=6, settings=settings, teacher=True)
 

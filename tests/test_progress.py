@@ -1,46 +1,56 @@
-import io
+"""Progress on a terminal, in a log, and not at all."""
 
-from distillhash.progress import Progress, _duration
+import io
+import sys
+import threading
+
+import pytest
+
+from distillhash.progress import Progress
 
 
 class Terminal(io.StringIO):
+    encoding = "utf-8"
+
     def isatty(self) -> bool:
         return True
 
 
-def test_line_states_rate_and_time_left() -> None:
-    progress = Progress("features", 1000, stream=io.StringIO())
-    progress._started = 0.0
-    progress.done = 250
-    assert progress.line(50.0) == "features: 250 of 1,000 images, 5/s, 2 min 30 s left"
-    progress.done = 1000
-    assert progress.line(200.0) == "features: 1,000 of 1,000 images, 5/s, 3 min 20 s in all"
-    progress.done = 0
-    assert progress.line(1.0).endswith("0/s, starting")
-
-
-def test_durations() -> None:
-    assert [_duration(s) for s in (0.2, 59, 61, 3661)] == ["0 s", "59 s", "1 min 01 s", "1 h 01 min"]
-
-
-def test_a_log_gets_one_closing_line() -> None:
-    stream = io.StringIO()
-    with Progress("x", 100, stream=stream) as progress:
+def run(monkeypatch: pytest.MonkeyPatch, stream: io.StringIO, **options: bool) -> list[str]:
+    """The lines that a job of 100 steps writes."""
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress("features", 1000, unit="rows", **options) as progress:
         for _ in range(100):
-            progress.advance(1)
-    assert stream.getvalue().count("\n") == 1 and "\r" not in stream.getvalue()
+            progress.advance(10)
+    return stream.getvalue().split("\n")
 
 
-def test_a_terminal_is_redrawn_on_one_line() -> None:
+def test_a_log_gets_a_line_at_the_start_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = run(monkeypatch, io.StringIO())
+    assert lines[0].startswith("features: 0 of 1000 rows")
+    assert lines[-2].startswith("features: 1000 of 1000 rows, ")
+    assert lines[-1] == "" and len(lines) == 3 and not any("\r" in line for line in lines)
+
+
+def test_a_log_gets_lines_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distillhash.progress._LINE_SECONDS", 0)
+    lines = run(monkeypatch, io.StringIO())
+    assert len(lines) > 100
+    assert lines[50].startswith("features: 500 of 1000 rows, ") and lines[50].split(", ")[1].endswith(" rows/s")
+
+
+def test_a_terminal_is_redrawn_on_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
-    with Progress("x", 2, stream=stream) as progress:
-        progress._shown -= 1
-        progress.advance(1)
-    assert stream.getvalue().startswith("\r\x1b[2Kx: 1 of 2") and stream.getvalue().count("\n") == 1
+    lines = run(monkeypatch, stream)
+    assert len(lines) == 2 and lines[1] == ""
+    assert lines[0].startswith("\rfeatures:   0%") and "1000/1000" in lines[0]
 
 
-def test_quiet_prints_nothing() -> None:
-    stream = io.StringIO()
-    with Progress("x", 2, quiet=True, stream=stream) as progress:
-        progress.advance(2)
-    assert stream.getvalue() == ""
+def test_quiet_prints_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, Terminal(), quiet=True) == [""]
+
+
+def test_no_thread_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = threading.active_count()
+    run(monkeypatch, Terminal())
+    assert threading.active_count() == before

@@ -123,7 +123,7 @@ def test_weights_files_are_checked(tmp_path: Path) -> None:
         make_backbone("vgg16", weights=tmp_path / "absent.pth")
     bad = tmp_path / "vgg16-00000000.pth"
     bad.write_bytes(b"not weights")
-    with pytest.raises(FormatError, match="SHA-256 starts with"):
+    with pytest.raises(FormatError, match=r"has SHA-256 .*, expected 00000000: it is cut short or another file"):
         make_backbone("vgg16", weights=bad)
     plain = tmp_path / "plain.pth"
     torch.save({"features.0.weight": torch.zeros(3)}, plain)
@@ -151,15 +151,15 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 def test_download_checks_the_digest_in_the_name(server: str, tmp_path: Path) -> None:
     name = next(p.name for p in (tmp_path / "served").iterdir() if "deadbeef" not in p.name)
-    file = vgg16_module.download(f"{server}/{name}", tmp_path / "cache")
+    file = vgg16_module.download_weights(f"{server}/{name}", tmp_path / "cache")
     assert file.read_bytes() == b"weights " * 1000
     (tmp_path / "served" / name).unlink()
-    assert vgg16_module.download(f"{server}/{name}", tmp_path / "cache") == file  # once
-    with pytest.raises(FormatError, match="damaged"):
-        vgg16_module.download(f"{server}/net-deadbeef.pth", tmp_path / "cache")
+    assert vgg16_module.download_weights(f"{server}/{name}", tmp_path / "cache") == file  # once
+    with pytest.raises(FormatError, match=r"has SHA-256 .*, expected deadbeef: .*; try again"):
+        vgg16_module.download_weights(f"{server}/net-deadbeef.pth", tmp_path / "cache")
     assert not (tmp_path / "cache" / "net-deadbeef.pth").exists()
     with pytest.raises(DataError, match="cannot be downloaded"):
-        vgg16_module.download(f"{server}/absent-12345678.pth", tmp_path / "cache")
+        vgg16_module.download_weights(f"{server}/absent-12345678.pth", tmp_path / "cache")
 
 
 @pytest.mark.parametrize("kind", ["vit", "dinov2", "clip", "resnet"])

@@ -1,9 +1,12 @@
+import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import ImageFile
 
 from distillhash.backbones import (
     FeatureCache,
@@ -22,6 +26,7 @@ from distillhash.backbones import (
 )
 from distillhash.backbones.views import augment
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
+from distillhash.files import digest
 from distillhash.sources import BadItemError, ImageSource, open_source, resize_image
 from image_factory import make_png
 
@@ -191,13 +196,104 @@ def test_vectors_have_no_views() -> None:
         extract_features(vectors, make_backbone("embeddings"), n_views=2)
 
 
-def test_what_is_gone_before_its_view_is_an_error(backbone: Any) -> None:
-    class Vanishing(Pictures):
-        def select(self, rows: NDArray[np.intp]) -> Pictures:
-            return Pictures([self.numbers[row] for row in rows], frozenset({1}))
+def test_every_file_is_opened_and_decoded_once(backbone: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain features, six views and the teacher come from one visit to each file."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"{number:02}.png").write_bytes(make_png(40, 30, number))
+    (folder / "bad.png").write_bytes(b"not an image")
+    opened: list[str] = []
+    decoded: list[tuple[int, int]] = []
+    read_bytes, load = Path.read_bytes, ImageFile.ImageFile.load
 
-    with pytest.raises(DataError, match="1 could be read a moment ago and cannot be now: it is broken"):
-        extract_features(Vanishing([0, 1, 2]), backbone, n_views=1)
+    def counted_read(path: Path) -> bytes:
+        opened.append(path.name)
+        return read_bytes(path)
+
+    def counted_load(image: ImageFile.ImageFile) -> object:
+        decoded.extend([image.size] if image.tile else [])
+        return load(image)
+
+    monkeypatch.setattr(Path, "read_bytes", counted_read)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", counted_load)
+    source = open_source(folder)
+    table = extract_features(source, backbone, n_views=6, teacher=True, cache=FeatureCache(tmp_path / "cache"))
+    assert sorted(opened) == sorted(source.keys) and len(decoded) == 40
+    again = extract_features(source, backbone, n_views=6, teacher=True, cache=FeatureCache(tmp_path / "cache"))
+    assert len(opened) == 2 * len(source) and len(decoded) == 40  # read to know the content; nothing is decoded
+    assert table.views is not None and again.views is not None and table.views.shape == (6, 40, 1280)
+    np.testing.assert_array_equal(again.views, table.views)
+    for number in (0, 5):
+        alone = extract_features(source, backbone, n_views=number + 1).views
+        assert alone is not None
+        np.testing.assert_array_equal(alone[number], table.views[number])
+
+
+def test_features_views_and_teacher_keep_their_rows_where_items_are_skipped(backbone: Any) -> None:
+    clean = extract_features(Pictures([1, 2, 3, 4]), backbone, n_views=3, teacher=True)
+    table = extract_features(Pictures([1, -1, 2, 3, -2, 4]), backbone, n_views=3, teacher=True)
+    np.testing.assert_array_equal(table.rows, [0, 2, 3, 5])
+    for found, expected_ in (
+        (table.features, clean.features),
+        (table.views, clean.views),
+        (table.teacher, clean.teacher),
+    ):
+        assert found is not None and expected_ is not None and found.flags.c_contiguous
+        np.testing.assert_array_equal(found, expected_)
+
+
+def test_digests_are_those_of_the_contents(backbone: Any, tmp_path: Path) -> None:
+    source = Pictures([4, -1, 5])
+    table = extract_features(source, backbone, cache=FeatureCache(tmp_path))
+    assert table.digests == [digest(source.read(0)), digest(source.read(2))]
+    assert [batch.digests for batch in iter_features(source, backbone, cache=FeatureCache(tmp_path))] == [table.digests]
+    assert extract_features(open_source(np.ones((3, 2))), make_backbone("embeddings")).digests == []
+
+
+def test_known_items_are_neither_decoded_nor_embedded(backbone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = [*range(50), -1]
+    source = Pictures(numbers)
+    old = {digest(source.read(row)) for row in range(0, 50, 3)} | {digest(source.read(50))}
+    computed = 0
+    embed = backbone.embed_floats
+
+    def counting(pixels: torch.Tensor) -> Any:
+        nonlocal computed
+        computed += len(pixels)
+        return embed(pixels)
+
+    monkeypatch.setattr(backbone, "embed_floats", counting)
+
+    def known(keys: Sequence[str], digests: Sequence[bytes]) -> list[bool]:
+        assert [digest(source.read(int(key))) for key in keys] == list(digests)
+        return [content in old for content in digests]
+
+    batches = list(iter_features(source, backbone, known=known))
+    np.testing.assert_array_equal(np.concatenate([batch.known for batch in batches]), [*range(0, 50, 3), 50])
+    new = [row for row in range(50) if row % 3]
+    np.testing.assert_array_equal(np.concatenate([batch.rows for batch in batches]), new)
+    np.testing.assert_array_equal(np.concatenate([batch.features for batch in batches]), expected(backbone, new))
+    assert computed == 2 * len(new) and not any(batch.skipped for batch in batches)
+
+
+def test_known_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = np.random.default_rng(0).random((5000, 3))
+    digests: list[bytes] = []
+
+    def known(keys: Sequence[str], found: Sequence[bytes]) -> list[bool]:
+        digests.extend(found)
+        return [int(key) % 5 == 0 for key in keys]
+
+    batches = list(iter_features(open_source(vectors), make_backbone("embeddings"), known=known))
+    assert digests == [digest(vector.view(np.uint8)) for vector in vectors]
+    rows = np.concatenate([batch.rows for batch in batches])
+    np.testing.assert_array_equal(rows, [row for row in range(5000) if row % 5])
+    np.testing.assert_array_equal(np.concatenate([batch.known for batch in batches]), np.arange(0, 5000, 5))
+    np.testing.assert_array_equal(
+        np.concatenate([batch.features for batch in batches]), vectors[rows].astype(np.float32)
+    )
+    assert [content for batch in batches for content in batch.digests] == [digests[row] for row in rows]
 
 
 @pytest.mark.parametrize("size", [16, 33])
@@ -268,16 +364,20 @@ def test_killed_extraction_goes_on_where_it_stopped(tmp_path: Path) -> None:
 
     undisturbed = start("a", "a.npy")
     assert undisturbed.communicate()[0].split() == ["go", "600"]
-    for delay in (0.15, 0.3):
+
+    def count_kept() -> int:
+        for store in (tmp_path / "b").glob("*.sqlite"):
+            with contextlib.suppress(sqlite3.OperationalError):  # no table yet
+                return int(sqlite3.connect(store).execute("SELECT COUNT(*) FROM features").fetchone()[0])
+        return 0
+
+    for wanted in (1, 100):
         victim = start("b", "b.npy")
-        assert victim.stdout is not None and victim.stdout.readline() == "go\n"
-        time.sleep(delay)
+        while count_kept() < wanted and victim.poll() is None:
+            time.sleep(0.01)
         os.kill(victim.pid, signal.SIGKILL)
         victim.communicate()
-    store = next((tmp_path / "b").glob("*.sqlite"))
-    import sqlite3
-
-    kept = sqlite3.connect(store).execute("SELECT COUNT(*) FROM features").fetchone()[0]
+    kept = count_kept()
     resumed = start("b", "b.npy")
     assert resumed.communicate()[0].split() == ["go", str(600 - kept)]
     np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), np.load(tmp_path / "a.npy"))

@@ -9,7 +9,7 @@ import pytest
 
 import image_factory as factory
 from distillhash.errors import DataError, FormatError, ParameterError
-from distillhash.sources import BadItemError, ImageSource, load_image, open_source
+from distillhash.sources import BadItemError, ImageSource, decode_image, open_source
 from distillhash.sources.flickr25k import LABEL_NAMES
 from distillhash.sources.nuswide import CONCEPTS
 
@@ -56,7 +56,7 @@ def test_flickr25k(tmp_path: Path, images_at: str, labels_at: str, opened: str) 
     np.testing.assert_array_equal(source.labels, expected)
     assert source.label_names is not None
     assert source.label_names[18] == "sky"
-    assert load_image(source, 24_999).shape == (23, 37, 3)
+    assert decode_image(source.read(24_999)).shape == (23, 37, 3)
     with pytest.raises(BadItemError, match="No such file"):
         source.read(2)
 
@@ -133,7 +133,7 @@ def test_nuswide(tmp_path: Path, folder: str, newline: str) -> None:
     assert source.labels is not None
     assert source.labels.dtype == np.uint8
     np.testing.assert_array_equal(source.labels, truth[np.ix_(kept, columns)])
-    assert load_image(source, 0).shape == (9, 9, 3)
+    assert decode_image(source.read(0)).shape == (9, 9, 3)
     with pytest.raises(BadItemError, match="No such file"):
         source.read(len(source) - 1)
     with pytest.raises(ParameterError, match="no named splits"):

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 import image_factory as factory
 from distillhash.errors import DataError, FormatError
 from distillhash.sources import ImageSource, Source
-from distillhash.sources.cifar10 import OFFICIAL, Release, fetch, open_cifar10
+from distillhash.sources.cifar10 import OFFICIAL, Release, open_cifar10
+from distillhash.sources.download import download
 
 ROWS = 3  # a batch of the miniature; 10,000 in the real one
 BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
@@ -285,12 +286,12 @@ def test_downloads_that_fail_leave_nothing(tmp_path: Path, server: tuple[str, Pa
     with pytest.raises(
         DataError, match=r"none.bin cannot be downloaded \(.*404.*\); fetch it elsewhere and put it at .*a.bin"
     ):
-        fetch(f"{url}/none.bin", good, target)
+        download(f"{url}/none.bin", target, algorithm="md5", checksum=good)
     assert not target.parent.exists()
     with pytest.raises(FormatError, match=f"has MD5 {good}, expected {'0' * 32}"):
-        fetch(f"{url}/a.bin", "0" * 32, target)
+        download(f"{url}/a.bin", target, algorithm="md5", checksum="0" * 32)
     assert list(target.parent.iterdir()) == []
-    fetch(f"{url}/a.bin", good, target)
+    download(f"{url}/a.bin", target, algorithm="md5", checksum=good)
     assert target.read_bytes() == b"content"
 
 
@@ -306,7 +307,12 @@ def test_a_connection_that_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     threading.Thread(target=answer, daemon=True).start()
     with pytest.raises((DataError, FormatError)):
-        fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/a", hashlib.md5(b"x").hexdigest(), tmp_path / "a")
+        download(
+            f"http://127.0.0.1:{listener.getsockname()[1]}/a",
+            tmp_path / "a",
+            algorithm="md5",
+            checksum=hashlib.md5(b"x").hexdigest(),
+        )
     listener.close()
     assert list(tmp_path.iterdir()) == []
 

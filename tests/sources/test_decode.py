@@ -7,11 +7,9 @@ import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image, ImageCms, ImageFile, features
 
 import image_factory as factory
@@ -20,8 +18,8 @@ from distillhash.sources import (
     BadItemError,
     decode_image,
     decode_resized,
+    decode_sizes,
     decode_thumbnail,
-    digest,
     encode_thumbnail,
     resize_image,
 )
@@ -325,24 +323,46 @@ def test_large_jpegs_are_decoded_smaller(monkeypatch: pytest.MonkeyPatch) -> Non
     assert loaded == [(80, 64), (640, 127)]  # 512 / 8 is the least that leaves 2 x 32; a side under 4 x 32 forbids it
 
 
+@pytest.mark.parametrize(("width", "height"), [(37, 23), (700, 600), (2000, 1000)])
+def test_several_sizes_are_those_decoded_one_by_one(width: int, height: int) -> None:
+    for data in (factory.make_jpeg(width, height), factory.make_rotated(6, "PNG", width, height)):
+        together = decode_sizes(data, {16, 24, 64, 200})
+        assert set(together) == {16, 24, 64, 200}
+        for size, pixels in together.items():
+            np.testing.assert_array_equal(pixels, decode_resized(data, size))
+
+
+def test_sizes_of_one_scale_share_one_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = []
+    original = ImageFile.ImageFile.load
+
+    def load(self: ImageFile.ImageFile) -> object:
+        if self.tile:
+            loads.append(self.size)
+        return original(self)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    decode_sizes(factory.make_jpeg(640, 512), {128, 130, 200})  # 512 pixels are drafted for 128 alone
+    assert sorted(loads) == [(320, 256), (640, 512)]
+    loads.clear()
+    decode_sizes(factory.make_png(640, 512), {16, 128, 200})
+    assert loads == [(640, 512)]
+
+
+def test_without_sizes_the_header_is_checked() -> None:
+    assert decode_sizes(factory.make_truncated(), ()) == {}
+    with pytest.raises(BadItemError, match="over the limit of 850"):
+        decode_sizes(factory.make_jpeg(), (), 850)
+    with pytest.raises(BadItemError, match="not an image"):
+        decode_sizes(b"text", ())
+
+
 def test_threads_agree() -> None:
     data = [factory.make_jpeg(90 + i, 70, i) for i in range(12)]
     with ThreadPoolExecutor(2) as pool:
         together = list(pool.map(lambda item: decode_resized(item, 24), data * 3))
     for item, pixels in zip(data * 3, together, strict=True):
         np.testing.assert_array_equal(pixels, decode_resized(item, 24))
-
-
-def test_digest() -> None:
-    # RFC 7693's function with a 16-byte digest; the value for b"abc" is from `b2sum -l 128`.
-    assert digest(b"abc").hex() == "cf4ab791c62b8d2b2109c90275287816"
-    pixels = factory.make_pixels()
-    assert digest(pixels) == digest(pixels.copy()) == digest(np.asfortranarray(pixels))
-    flat: NDArray[np.uint8] = pixels.reshape(-1, 1, 3)
-    others: list[NDArray[Any]] = [pixels[::-1], flat, pixels.astype(np.int16), pixels.transpose(1, 0, 2)]
-    assert len({digest(pixels), *(digest(other) for other in others)}) == 5
-    assert digest(pixels.astype(">i4")) == digest(pixels.astype("<i4"))
-    assert digest(np.zeros((0, 3))) != digest(np.zeros((3, 0)))
 
 
 @pytest.mark.parametrize(("side", "kind", "media_type"), [(64, "PNG", "image/png"), (66, "JPEG", "image/jpeg")])

@@ -10,7 +10,7 @@ from sklearn.datasets import load_digits
 
 import image_factory as factory
 from distillhash.errors import DataError, ParameterError
-from distillhash.sources import EmbeddingSource, ImageSource, Skipped, load_image, open_source, source_names
+from distillhash.sources import EmbeddingSource, ImageSource, Skipped, decode_image, open_source, source_names
 
 
 @pytest.fixture
@@ -126,13 +126,13 @@ def test_digits() -> None:
     np.testing.assert_array_equal(source.labels, stored.target)
     assert source.label_names == [str(i) for i in range(10)]
     for row in (0, 4, 1796):
-        pixels = load_image(source, row)
+        pixels = decode_image(source.read(row))
         expected = np.array([[round(v * 255 / 16) for v in line] for line in stored.images[row]])
         np.testing.assert_array_equal(pixels, np.repeat(expected[..., None], 3, axis=2))
     assert source.path(0) is None
-    pixels = load_image(source, 0)
+    pixels = decode_image(source.read(0))
     pixels[:] = 9  # an item is the reader's own
-    assert load_image(source, 0).max() == 255 or load_image(source, 0).min() == 0
+    assert decode_image(source.read(0)).max() == 255 or decode_image(source.read(0)).min() == 0
 
 
 def test_digits_splits() -> None:
@@ -141,7 +141,7 @@ def test_digits_splits() -> None:
     assert len(train) == 1438
     assert set(train.keys).isdisjoint(test.keys)
     assert isinstance(test, ImageSource)
-    np.testing.assert_array_equal(load_image(test, 1)[..., 0], np.rint(load_digits().images[9] * 15.9375))
+    np.testing.assert_array_equal(decode_image(test.read(1))[..., 0], np.rint(load_digits().images[9] * 15.9375))
     assert list(open_source("digits:#train#3:6").keys) == ["digits/3", "digits/5", "digits/6"]
     with pytest.raises(ParameterError, match=r"unknown selection '#val'; its splits are #train, #test"):
         open_source("digits:#val")
@@ -158,7 +158,7 @@ def test_arrays() -> None:
     pixels = np.stack([factory.make_pixels(seed=seed) for seed in range(3)])
     shown = open_source(pixels)
     assert isinstance(shown, ImageSource)
-    np.testing.assert_array_equal(load_image(shown, 2), pixels[2])
+    np.testing.assert_array_equal(decode_image(shown.read(2)), pixels[2])
     for wrong in (np.zeros((2, 3, 4, 1), np.uint8), np.zeros((2, 3, 4, 3)), np.zeros((0, 3, 4, 3), np.uint8)):
         with pytest.raises(DataError, match=r"\(n, h, w, 3\) uint8"):
             open_source(wrong)

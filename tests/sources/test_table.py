@@ -13,7 +13,7 @@ import pytest
 
 import image_factory as factory
 from distillhash.errors import DataError, ParameterError
-from distillhash.sources import BadItemError, ImageSource, load_image, open_source
+from distillhash.sources import BadItemError, ImageSource, decode_image, open_source
 from distillhash.sources import table as blocks
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "cifar10"
@@ -74,13 +74,13 @@ def test_reading_in_order_decodes_each_block_once(tmp_path: Path, monkeypatch: p
     write(tmp_path / "t.parquet", n=12, row_group_size=6)
     source = images(tmp_path / "t.parquet")
     opened = []
-    original = blocks.BinaryColumn._batches
+    original = blocks._Blocks._read_group
 
-    def batches(self: blocks.BinaryColumn, group: Any) -> Any:
+    def batches(self: blocks._Blocks, group: Any) -> Any:
         opened.append(group.number)
         return original(self, group)
 
-    monkeypatch.setattr(blocks.BinaryColumn, "_batches", batches)
+    monkeypatch.setattr(blocks._Blocks, "_read_group", batches)
     for row in range(12):
         assert source.read(row) == factory.make_png(8, 6, row)
     assert opened == [0, 1]
@@ -251,7 +251,7 @@ def test_the_cifar10_tables() -> None:
     assert np.bincount(source.labels[:50_000]).tolist() == [5000] * 10
     test = images(f"cifar10:{SHARED}#test#9990:")
     assert list(test.keys) == [f"test/{row}" for row in range(9990, 10_000)]
-    assert load_image(test, 9).shape == (32, 32, 3)
+    assert decode_image(test.read(9)).shape == (32, 32, 3)
     stored = pq.read_table(SHARED / "test.parquet").slice(9999, 1).to_pylist()[0]
     assert test.read(9) == stored["img"]["bytes"]
     assert test.labels is not None

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError
 from distillhash.sources import EmbeddingSource, ImageSource, open_source
-from distillhash.sources.base import RowKeys, class_labels, contiguous, label_sets, take_keys, unique_keys
+from distillhash.sources.base import RowKeys, class_labels, label_sets, take_keys, unique_keys
 from distillhash.sources.vectors import check_finite
 
 
@@ -233,11 +233,12 @@ def test_unique_keys_avoid_names_already_taken() -> None:
     assert unique_keys(["a", "a", "a#2"]) == ["a", "a#3", "a#2"]
 
 
-def test_contiguous() -> None:
-    assert contiguous(np.array([4, 5, 6])) == slice(4, 7)
-    assert contiguous(np.array([4])) == slice(4, 5)
-    for rows in ([4, 6], [5, 4], [1, 3, 2, 4], [1, 1], []):
-        assert contiguous(np.array(rows, np.intp)) is None
+@pytest.mark.parametrize("rows", [[4, 5, 6], [4], [4, 6], [5, 4], [1, 3, 2, 4], [1, 1], []])
+def test_consecutive_rows_are_a_view(rows: list[int]) -> None:
+    source = EmbeddingSource("x", vectors())
+    part = source.select(np.array(rows, np.intp))
+    np.testing.assert_array_equal(part.vectors, vectors()[rows])
+    assert np.shares_memory(part.vectors, source.vectors) == (rows in ([4, 5, 6], [4]))
 
 
 def test_class_labels() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from distillhash.backbones.base import Backbone
 from distillhash.backbones.cache import FeatureCache
-from distillhash.backbones.extract import FeatureBatch, FeatureTable, ImageInputs, extract_features, iter_features
+from distillhash.backbones.extract import FeatureBatch, ImageInputs, extract_features, iter_features
 from distillhash.backbones.views import ViewSettings
 from distillhash.errors import FormatError, ParameterError
 
@@ -15,7 +15,6 @@ __all__ = [
     "Backbone",
     "FeatureBatch",
     "FeatureCache",
-    "FeatureTable",
     "ImageInputs",
     "ViewSettings",
     "backbone_from_config",

@@ -1,12 +1,12 @@
-"""From a source to features: streamed in row order, or gathered in one table, with views on request."""
+"""From a source to features, in one pass: every file is opened, read, digested and decoded once, whatever is computed from it."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
+import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -20,6 +20,7 @@ from distillhash.backbones.base import Backbone
 from distillhash.backbones.cache import FeatureCache, FeatureStore
 from distillhash.backbones.views import View, ViewSettings, augment
 from distillhash.errors import DataError, ParameterError
+from distillhash.files import cores, digest
 from distillhash.progress import Progress
 from distillhash.sources import (
     MAX_PIXELS,
@@ -28,47 +29,243 @@ from distillhash.sources import (
     ImageSource,
     Skipped,
     Source,
-    check_pixel_limit,
     decode_resized,
-    digest,
+    decode_sizes,
 )
-
-# The machinery of extraction: read, look up, decode, embed, keep; in row order, with bounded memory.
-#
-# One pool of workers, a core each, reads ahead; what the cache lacks is gathered into full forward passes, whichever rows it comes from,
-# so a source with a few new images costs those and no more. On a CPU the same workers run the passes with one thread each: two of them
-# are faster than one pass spread over two threads. On an accelerator one thread feeds the device.
-#
-# Memory: the features of at most ``WINDOW`` chunks, and for each worker two chunks being read and two passes being embedded.
+from distillhash.sources.base import nothing_usable
 
 CHUNK = 16
-"""Rows read and looked up together, and rows of one :class:`FeatureBatch`."""
+"""Images read and looked up together, and rows of one :class:`FeatureBatch`."""
 
 WINDOW = 64
 """Chunks that may wait for features: rows that are in the cache run ahead this far of a pass that is not full yet."""
 
+VECTOR_BLOCK = 4096
+PIXELS_VERSION = 2
+"""How pixels are made: whoever changes decoding, resizing or augmentation raises it, and cached features are computed anew."""
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
+
+Known = Callable[[Sequence[str], Sequence[bytes]], Sequence[bool]]
+"""For the keys and content digests of some items, which of them need no features. Never called by two threads at once."""
 
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Features of some rows of a source, in order, and the items among them that could not be used.
+    """Features of some rows of a source, in order, and the items among them that have none.
 
     Attributes:
         rows: ``(b,)`` rows of the source.
         features: ``(b, d) float32``.
-        skipped: Items without features.
+        skipped: Items that could not be used.
+        digests: Content digest of each row, 16 bytes; empty for vectors, unless ``known`` was given.
+        known: Rows that ``known`` recognised; they are not among ``rows``.
+        views: ``(n_views, b, d) float32`` of augmented copies, or None.
+        teacher: ``(b, d) float32`` of the same images at the size that the backbone was trained with, or None.
     """
 
     rows: NDArray[np.intp]
     features: NDArray[np.float32]
     skipped: list[Skipped] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    known: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
+    views: NDArray[np.float32] | None = None
+    teacher: NDArray[np.float32] | None = None
 
 
-@dataclass
+def extract_features(
+    source: Source,
+    backbone: Backbone,
+    *,
+    cache: FeatureCache | None = None,
+    n_views: int = 0,
+    seed: int = 0,
+    settings: ViewSettings | None = None,
+    teacher: bool = False,
+    progress: bool = False,
+    max_pixels: int | None = None,
+) -> FeatureBatch:
+    """Features of every usable item, in memory.
+
+    Args:
+        source: Images or vectors.
+        backbone: What turns images into features.
+        cache: Where features are kept between runs; None keeps none.
+        n_views: Augmented copies to embed as well.
+        seed: Draws the views; a view of an image depends on the seed, its number and the image's content alone.
+        settings: How strongly views differ.
+        teacher: Embed the images at the size that the backbone was trained with as well, where they are smaller now.
+        progress: Show progress on stderr.
+        max_pixels: Images above this are skipped; None takes the decoder's limit.
+
+    Raises:
+        DataError: nothing usable, or too much for memory.
+        ParameterError: views of vectors.
+    """
+    if n_views and isinstance(source, EmbeddingSource):
+        raise ParameterError(
+            f"augmented views need images, but {source.name} holds vectors; ask for 0 views, not {n_views}"
+        )
+    views = [View(settings or ViewSettings(), seed, number) for number in range(n_views)]
+    rows, filled = np.empty(len(source), np.intp), 0
+    skipped, digests = list[Skipped](), list[bytes]()
+    tables: dict[str, NDArray[np.float32]] = {}
+    for batch in _iterate(source, backbone, cache, progress, max_pixels, views=views, teacher=teacher):
+        skipped += batch.skipped
+        digests += batch.digests
+        end = filled + len(batch.rows)
+        rows[filled:end] = batch.rows
+        for name, part in (("features", batch.features), ("views", batch.views), ("teacher", batch.teacher)):
+            if part is not None and len(batch.rows):
+                if name not in tables:
+                    tables[name] = _table((*part.shape[:-2], len(source), part.shape[-1]))
+                tables[name][..., filled:end, :] = part
+        filled = end
+    if not filled:
+        raise nothing_usable(source.name, skipped)
+    whole = {name: _first_rows(table, filled) for name, table in tables.items()}
+    return FeatureBatch(
+        rows[:filled], whole["features"], skipped, digests, views=whole.get("views"), teacher=whole.get("teacher")
+    )
+
+
+def iter_features(
+    source: Source,
+    backbone: Backbone,
+    *,
+    cache: FeatureCache | None = None,
+    progress: bool = False,
+    max_pixels: int | None = None,
+    known: Known | None = None,
+) -> Iterator[FeatureBatch]:
+    """Features batch by batch, in row order; memory does not grow with the source.
+
+    A row of the result depends on the item's content alone: not on the rest of its batch, on what the cache held, or on the number of
+    workers.
+
+    Args:
+        source: Images or vectors.
+        backbone: What turns images into features.
+        cache: Where features are kept between runs; None keeps none.
+        progress: Show progress on stderr.
+        max_pixels: Images above this are skipped; None takes the decoder's limit.
+        known: Called with the keys and content digests of some items, in row order within a call. Items for which it returns True are
+            read and digested, but neither decoded nor embedded: their rows are in :attr:`FeatureBatch.known`. Worker threads call it,
+            one at a time.
+    """
+    return _iterate(source, backbone, cache, progress, max_pixels, known=known)
+
+
+class ImageInputs:
+    """Images as inputs of a trainable backbone: decoded, augmented, normalised. See :class:`distillhash.methods.training.Inputs`."""
+
+    def __init__(self, source: ImageSource, backbone: Backbone, settings: ViewSettings | None = None) -> None:
+        """Keep references; every item of ``source`` must be readable."""
+        self._source, self._backbone, self._settings = source, backbone, settings or ViewSettings()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
+        """``(len(rows), 3, size, size)`` augmented and normalised images."""
+        size = self._backbone.image_size
+        images = np.stack([decode_resized(self._source.read(int(row)), size) for row in rows])
+        seeds = rng.integers(2**63, size=(len(rows), 1)).tolist()
+        views = augment(torch.from_numpy(images).permute(0, 3, 1, 2), seeds, self._settings)
+        return self._backbone.normalise(views)
+
+    def pair(self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:
+        """Two augmentations of the same images; ``noise`` is for inputs that have none."""
+        del noise
+        return self.batch(rows, rng), self.batch(rows, rng)
+
+
+def _iterate(
+    source: Source,
+    backbone: Backbone,
+    cache: FeatureCache | None,
+    progress: bool,
+    max_pixels: int | None,
+    *,
+    views: Sequence[View] = (),
+    teacher: bool = False,
+    known: Known | None = None,
+) -> Iterator[FeatureBatch]:
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    if limit < 1:
+        raise ParameterError(f"the pixel limit must be at least 1, got {limit}")
+    if isinstance(source, EmbeddingSource):
+        yield from _vector_batches(source, known)
+        return
+    assert isinstance(source, ImageSource)
+    _ = backbone.inference  # made here, before the workers race for it, and shared with the enlarged network
+    larger = backbone.enlarged() if teacher else None
+    with contextlib.ExitStack() as closing:
+        stores: dict[str, FeatureStore] = {}
+
+        def variant(network: Backbone, view: View | None) -> _Variant:
+            if cache is None:
+                return _Variant(network, view, None)
+            identity = _identity(network, view)
+            if identity not in stores:
+                stores[identity] = closing.enter_context(contextlib.closing(cache.store(identity, network.dim)))
+            return _Variant(network, view, stores[identity])
+
+        variants = [variant(backbone, None), *(variant(backbone, view) for view in views)]
+        variants += [variant(larger, None)] if larger is not None else []
+        shown = closing.enter_context(Progress("features", len(source), quiet=not progress))
+        for batch in _Extraction(source, variants, len(views), limit, known).batches():
+            shown.advance(len(batch.rows) + len(batch.skipped) + len(batch.known))
+            yield batch
+
+
+def _vector_batches(source: EmbeddingSource, known: Known | None) -> Iterator[FeatureBatch]:
+    for start in range(0, len(source), VECTOR_BLOCK):
+        block = source.vectors[start : start + VECTOR_BLOCK]
+        rows = np.arange(start, start + len(block))
+        if known is None:
+            yield FeatureBatch(rows, np.array(block, np.float32))
+            continue
+        digests = [digest(np.ascontiguousarray(vector).view(np.uint8)) for vector in block]
+        new = ~np.asarray(known(source.keys[start : start + len(block)], digests), bool)
+        chosen = [content for content, is_new in zip(digests, new, strict=True) if is_new]
+        yield FeatureBatch(rows[new], np.array(block[new], np.float32), digests=chosen, known=rows[~new])
+
+
+@dataclass(frozen=True)
+class _Variant:
+    """One of the things computed from every image: plain features, a view, or the teacher."""
+
+    network: Backbone
+    view: View | None
+    store: FeatureStore | None
+
+    def key(self, content: bytes) -> bytes:
+        """Cache key of an image with this digest."""
+        return content if self.view is None else self.view.key(content)
+
+    def stored(self, digests: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
+        """The cached features, by cache key."""
+        return {} if self.store is None else self.store.get([self.key(content) for content in digests])
+
+    def embed(self, images: Sequence[_Missing]) -> None:
+        """One forward pass, kept in the cache before anyone sees it."""
+        pixels = torch.from_numpy(np.stack([image.pixels for image in images])).permute(0, 3, 1, 2)
+        if self.view is not None:
+            seeds = [self.view.seeds(image.content) for image in images]
+            pixels = augment(pixels.to(self.network.device), seeds, self.view.settings)
+        computed = self.network.embed_floats(pixels)
+        if self.store is not None:
+            self.store.put([self.key(image.content) for image in images], computed)
+        for image, feature in zip(images, computed, strict=True):
+            image.out[:] = feature
+
+
+@dataclass(frozen=True)
 class _Missing:
-    """An image that the cache lacks: its digest, its pixels, and the row of its chunk's features to fill."""
+    """An image whose features a cache lacks: its chunk, its digest, its pixels, and the row of features to fill."""
 
+    chunk: _Chunk
     content: bytes
     pixels: NDArray[np.uint8]
     out: NDArray[np.float32]
@@ -76,10 +273,10 @@ class _Missing:
 
 @dataclass
 class _Chunk:
-    """Rows on their way: what is known of them, how many wait for a pass, and the passes that fill them."""
+    """Rows on their way: what is known of them, how many features wait for a pass, and the passes that fill them."""
 
     batch: FeatureBatch
-    n_waiting: int
+    n_waiting: int = 0
     passes: list[Future[None]] = field(default_factory=list)
 
     def is_ready(self) -> bool:
@@ -91,20 +288,26 @@ class _Chunk:
         return self.batch
 
 
-class Extraction:
-    """One pass over a source: plain features, or one view of every image."""
+class _Extraction:
+    """The machinery: read, digest, look up, decode, embed and keep, in row order and with bounded memory.
+
+    One pool of workers, a core each, reads ahead. What the caches lack is gathered into full forward passes, one queue a variant,
+    whichever rows it comes from: a source with a few new images costs those and no more. On a CPU the same workers run the passes with
+    one thread each: two of them are faster than one pass spread over two threads. On an accelerator one thread feeds the device.
+
+    Memory: the features of at most ``WINDOW`` chunks, and for each worker two chunks being read and two passes being embedded.
+    """
 
     def __init__(
-        self, source: ImageSource, backbone: Backbone, store: FeatureStore | None, view: View | None, max_pixels: int
+        self, source: ImageSource, variants: Sequence[_Variant], n_views: int, max_pixels: int, known: Known | None
     ) -> None:
-        """Keep references; nothing is read yet."""
-        self._source, self._backbone, self._store, self._view = source, backbone, store, view
-        self._max_pixels = max_pixels
+        """Keep references; ``variants`` are the plain features, ``n_views`` views, and the teacher if there is one."""
+        self._source, self._variants, self._n_views = source, variants, n_views
+        self._max_pixels, self._known, self._one_at_a_time = max_pixels, known, threading.Lock()
 
     def batches(self) -> Iterator[FeatureBatch]:
         """Every row of the source once, in order, ``CHUNK`` rows a batch."""
-        _ = self._backbone.inference  # made here, before the workers race for it
-        n_workers, n_threads = _cores(), torch.get_num_threads()
+        n_workers, n_threads = cores(), torch.get_num_threads()
         with contextlib.ExitStack() as closing:
             keep_freed_memory()
             closing.callback(return_freed_memory)
@@ -113,7 +316,7 @@ class Extraction:
             # Nor may a consumer's small products use a second: between them OpenBLAS's threads wait in a loop, on the workers' cores.
             closing.enter_context(threadpool_limits(1, user_api="blas"))
             workers = closing.enter_context(_pool(n_workers))
-            if self._backbone.device == "cpu":
+            if self._variants[0].network.device == "cpu":
                 yield from self._run(workers, workers, reads_ahead=2 * n_workers, passes_ahead=2 * n_workers)
             else:
                 device = closing.enter_context(_pool(1))
@@ -122,11 +325,11 @@ class Extraction:
     def _run(
         self, readers: ThreadPoolExecutor, embedders: ThreadPoolExecutor, *, reads_ahead: int, passes_ahead: int
     ) -> Iterator[FeatureBatch]:
-        n, size = len(self._source), self._backbone.batch_size
+        n = len(self._source)
         starts = iter(range(0, n, CHUNK))
-        reads: deque[Future[tuple[_Chunk, list[_Missing]]]] = deque()
+        reads: deque[Future[tuple[_Chunk, list[list[_Missing]]]]] = deque()
         chunks: deque[_Chunk] = deque()  # read, not yet handed out
-        waiting: list[tuple[_Chunk, _Missing]] = []  # not yet in a pass
+        queues: list[list[_Missing]] = [[] for _ in self._variants]  # not yet in a pass
         passes: deque[Future[None]] = deque()
         while True:
             for start in starts:
@@ -136,24 +339,28 @@ class Extraction:
             if reads:
                 chunk, missing = reads.popleft().result()
                 chunks.append(chunk)
-                waiting += [(chunk, image) for image in missing]
-            while len(waiting) >= size or (waiting and (not reads or len(chunks) >= WINDOW)):
-                part, waiting = waiting[:size], waiting[size:]
-                if len(passes) >= passes_ahead:
-                    passes.popleft().result()
-                done = embedders.submit(self._embed, [image for _, image in part])
-                passes.append(done)
-                for chunk, _ in part:
-                    chunk.n_waiting -= 1
-                    if done not in chunk.passes:
-                        chunk.passes.append(done)
+                for queue, images in zip(queues, missing, strict=True):
+                    queue += images
+            for variant, queue in zip(self._variants, queues, strict=True):
+                size = variant.network.batch_size
+                while len(queue) >= size or (queue and (not reads or len(chunks) >= WINDOW)):
+                    part = queue[:size]
+                    del queue[:size]
+                    if len(passes) >= passes_ahead:
+                        passes.popleft().result()
+                    done = embedders.submit(variant.embed, part)
+                    passes.append(done)
+                    for image in part:
+                        image.chunk.n_waiting -= 1
+                        if done not in image.chunk.passes:
+                            image.chunk.passes.append(done)
             while chunks and (chunks[0].is_ready() or not reads or len(chunks) >= WINDOW):
                 yield chunks.popleft().result()
             if not reads:
                 return
 
-    def _read(self, rows: NDArray[np.intp]) -> tuple[_Chunk, list[_Missing]]:
-        """Features from the cache where it has them, pixels where not."""
+    def _read(self, rows: NDArray[np.intp]) -> tuple[_Chunk, list[list[_Missing]]]:
+        """Features from the caches where they have them, pixels where not, for each variant."""
         contents: dict[int, bytes | NDArray[np.uint8]] = {}
         skipped: dict[int, Skipped] = {}
         for row in rows.tolist():
@@ -162,41 +369,54 @@ class Extraction:
             except BadItemError as error:
                 skipped[row] = Skipped(self._source.keys[row], str(error))
         digests = {row: digest(content) for row, content in contents.items()}
-        found = self._store.get([self._key(value) for value in digests.values()]) if self._store is not None else {}
-        pixels: dict[int, NDArray[np.uint8]] = {}
+        known = self._recognised(digests)
+        for row in known:
+            del contents[row], digests[row]
+        stored = [variant.stored(list(digests.values())) for variant in self._variants]
+        pixels: dict[int, dict[int, NDArray[np.uint8]]] = {}
         for row, content in contents.items():
+            sizes = {
+                variant.network.image_size
+                for variant, found in zip(self._variants, stored, strict=True)
+                if variant.key(digests[row]) not in found
+            }
             try:
-                if self._key(digests[row]) not in found:
-                    pixels[row] = decode_resized(content, self._backbone.image_size, self._max_pixels)
-                elif self._max_pixels < MAX_PIXELS:  # the cache was filled under another limit, perhaps
-                    check_pixel_limit(content, self._max_pixels)
+                if sizes or self._max_pixels < MAX_PIXELS:  # the cache was filled under another limit, perhaps
+                    pixels[row] = decode_sizes(content, sizes, self._max_pixels)
             except BadItemError as error:
                 skipped[row] = Skipped(self._source.keys[row], str(error))
         usable = [row for row in contents if row not in skipped]
-        features = np.empty((len(usable), self._backbone.dim), np.float32)
-        missing = []
-        for row, out in zip(usable, features, strict=True):
-            if row in pixels:
-                missing.append(_Missing(digests[row], pixels[row], out))
-            else:
-                out[:] = found[self._key(digests[row])]
-        batch = FeatureBatch(np.array(usable, np.intp), features, [skipped[row] for row in sorted(skipped)])
-        return _Chunk(batch, len(missing)), missing
+        table = np.empty((len(self._variants), len(usable), self._variants[0].network.dim), np.float32)
+        batch = FeatureBatch(
+            np.array(usable, np.intp),
+            table[0],
+            [skipped[row] for row in sorted(skipped)],
+            [digests[row] for row in usable],
+            np.array(known, np.intp),
+            table[1 : 1 + self._n_views] if self._n_views else None,
+            table[-1] if len(self._variants) > 1 + self._n_views else None,
+        )
+        chunk = _Chunk(batch)
+        missing: list[list[_Missing]] = []
+        for variant, found, features in zip(self._variants, stored, table, strict=True):
+            missing.append([])
+            for row, out in zip(usable, features, strict=True):
+                feature = found.get(variant.key(digests[row]))
+                if feature is None:
+                    image = _Missing(chunk, digests[row], pixels[row][variant.network.image_size], out)
+                    missing[-1].append(image)
+                else:
+                    out[:] = feature
+            chunk.n_waiting += len(missing[-1])
+        return chunk, missing
 
-    def _embed(self, images: Sequence[_Missing]) -> None:
-        """One forward pass, kept in the cache before anyone sees it."""
-        pixels = torch.from_numpy(np.stack([image.pixels for image in images])).permute(0, 3, 1, 2)
-        if self._view is not None:
-            seeds = [self._view.seeds(image.content) for image in images]
-            pixels = augment(pixels.to(self._backbone.device), seeds, self._view.settings)
-        computed = self._backbone.embed_floats(pixels)
-        if self._store is not None:
-            self._store.put([self._key(image.content) for image in images], computed)
-        for image, feature in zip(images, computed, strict=True):
-            image.out[:] = feature
-
-    def _key(self, content: bytes) -> bytes:
-        return content if self._view is None else self._view.key(content)
+    def _recognised(self, digests: dict[int, bytes]) -> list[int]:
+        """The rows that need no features."""
+        if self._known is None or not digests:
+            return []
+        with self._one_at_a_time:
+            flags = self._known([self._source.keys[row] for row in digests], list(digests.values()))
+        return [row for row, flag in zip(digests, flags, strict=True) if flag]
 
 
 @contextlib.contextmanager
@@ -238,164 +458,6 @@ def _mallopt(*settings: tuple[int, int]) -> None:
             libc.mallopt(parameter, value)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-VECTOR_BLOCK = 4096
-PIXELS_VERSION = 2
-"""How pixels are made: whoever changes decoding, resizing or augmentation raises it, and cached features are computed anew."""
-
-
-@dataclass(frozen=True)
-class FeatureTable:
-    """Features of a whole source.
-
-    Attributes:
-        rows: ``(m,)`` rows of the source.
-        features: ``(m, d) float32``.
-        views: ``(n_views, m, d) float32`` of augmented copies, or None.
-        skipped: Items without features.
-        teacher: ``(m, d) float32`` of the same images at the size that the backbone was trained with, or None.
-    """
-
-    rows: NDArray[np.intp]
-    features: NDArray[np.float32]
-    views: NDArray[np.float32] | None
-    skipped: list[Skipped]
-    teacher: NDArray[np.float32] | None = None
-
-
-def extract_features(
-    source: Source,
-    backbone: Backbone,
-    *,
-    cache: FeatureCache | None = None,
-    n_views: int = 0,
-    seed: int = 0,
-    settings: ViewSettings | None = None,
-    teacher: bool = False,
-    progress: bool = False,
-    max_pixels: int | None = None,
-) -> FeatureTable:
-    """Features of every usable item, in memory.
-
-    Args:
-        source: Images or vectors.
-        backbone: What turns images into features.
-        cache: Where features are kept between runs; None keeps none.
-        n_views: Augmented copies to embed as well.
-        seed: Draws the views; a view of an image depends on the seed, its number and the image's content alone.
-        settings: How strongly views differ.
-        teacher: Embed the images at the size that the backbone was trained with as well, where they are smaller now.
-        progress: Show progress on stderr.
-        max_pixels: Images above this are skipped; None takes the decoder's limit.
-
-    Raises:
-        DataError: nothing usable, or too much for memory.
-        ParameterError: views of vectors.
-    """
-    if n_views and isinstance(source, EmbeddingSource):
-        raise ParameterError(
-            f"augmented views need images, but {source.name} holds vectors; ask for 0 views, not {n_views}"
-        )
-    batches = iter_features(source, backbone, cache=cache, progress=progress, max_pixels=max_pixels)
-    rows, features, skipped = _gather(batches, len(source))
-    if not len(rows):
-        first = f"; first {skipped[0].key}: {skipped[0].reason}" if skipped else ""
-        raise DataError(f"nothing usable in {source.name}: all {len(source)} items were skipped{first}")
-    usable = source.select(rows)
-
-    def again(table: NDArray[np.float32], network: Backbone, view: View | None, label: str) -> None:
-        for part in _iterate(usable, network, cache, view, label if progress else None, max_pixels):
-            if part.skipped:
-                lost = part.skipped[0]
-                raise DataError(f"{lost.key} could be read a moment ago and cannot be now: {lost.reason}; run it again")
-            table[part.rows] = part.features
-
-    views = _table((n_views, *features.shape)) if n_views else None
-    for number in range(n_views):
-        assert views is not None
-        view = View(settings or ViewSettings(), seed, number)
-        again(views[number], backbone, view, f"view {number + 1} of {n_views}")
-    larger = backbone.enlarged() if teacher else None
-    guiding = None
-    if larger is not None:
-        guiding = _table(features.shape)
-        again(guiding, larger, None, f"at {larger.image_size} pixels")
-    return FeatureTable(rows, features, views, skipped, guiding)
-
-
-def iter_features(
-    source: Source,
-    backbone: Backbone,
-    *,
-    cache: FeatureCache | None = None,
-    progress: bool = False,
-    max_pixels: int | None = None,
-) -> Iterator[FeatureBatch]:
-    """Features batch by batch, in row order; memory does not grow with the source.
-
-    A row of the result depends on the item's content alone: not on the rest of its batch, on what the cache held, or on the
-    number of workers.
-    """
-    return _iterate(source, backbone, cache, None, "features" if progress else None, max_pixels)
-
-
-class ImageInputs:
-    """Images as inputs of a trainable backbone: decoded, augmented, normalised. See :class:`distillhash.methods.training.Inputs`."""
-
-    def __init__(self, source: ImageSource, backbone: Backbone, settings: ViewSettings | None = None) -> None:
-        """Keep references; every item of ``source`` must be readable."""
-        self._source, self._backbone, self._settings = source, backbone, settings or ViewSettings()
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
-        """``(len(rows), 3, size, size)`` augmented and normalised images."""
-        size = self._backbone.image_size
-        images = np.stack([decode_resized(self._source.read(int(row)), size) for row in rows])
-        seeds = rng.integers(2**63, size=(len(rows), 1)).tolist()
-        views = augment(torch.from_numpy(images).permute(0, 3, 1, 2), seeds, self._settings)
-        return self._backbone.normalise(views)
-
-    def pair(self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:
-        """Two augmentations of the same images; ``noise`` is for inputs that have none."""
-        del noise
-        return self.batch(rows, rng), self.batch(rows, rng)
-
-
-def _iterate(
-    source: Source,
-    backbone: Backbone,
-    cache: FeatureCache | None,
-    view: View | None,
-    label: str | None,
-    max_pixels: int | None,
-) -> Iterator[FeatureBatch]:
-    limit = MAX_PIXELS if max_pixels is None else max_pixels
-    if limit < 1:
-        raise ParameterError(f"the pixel limit must be at least 1, got {limit}")
-    if isinstance(source, EmbeddingSource):
-        for start in range(0, len(source), VECTOR_BLOCK):
-            block = np.array(source.vectors[start : start + VECTOR_BLOCK], np.float32)
-            yield FeatureBatch(np.arange(start, start + len(block)), block)
-        return
-    assert isinstance(source, ImageSource)
-    store = None
-    if cache is not None:
-        store = cache.store(_identity(backbone, view), backbone.dim)
-    try:
-        with Progress(label or "", len(source), quiet=label is None) as shown:
-            for batch in Extraction(source, backbone, store, view, limit).batches():
-                shown.advance(len(batch.rows) + len(batch.skipped))
-                yield batch
-    finally:
-        if store is not None:
-            store.close()
-
-
 def _identity(backbone: Backbone, view: View | None) -> str:
     """What features depend on besides the content."""
     parts = [f"{backbone.fingerprint}/{PIXELS_VERSION}"]
@@ -406,22 +468,6 @@ def _identity(backbone: Backbone, view: View | None) -> str:
     return "".join(parts)
 
 
-def _gather(batches: Iterable[FeatureBatch], n: int) -> tuple[NDArray[np.intp], NDArray[np.float32], list[Skipped]]:
-    """All of at most ``n`` rows, each batch dropped once it is copied."""
-    rows, skipped, filled = np.empty(n, np.intp), list[Skipped](), 0
-    features: NDArray[np.float32] = np.empty((0, 0), np.float32)
-    for batch in batches:
-        skipped += batch.skipped
-        if not len(batch.rows):
-            continue
-        if not filled:
-            features = _table((n, batch.features.shape[1]))
-        end = filled + len(batch.rows)
-        rows[filled:end], features[filled:end] = batch.rows, batch.features
-        filled = end
-    return rows[:filled], features[:filled], skipped
-
-
 def _table(shape: tuple[int, ...]) -> NDArray[np.float32]:
     try:
         return np.empty(shape, np.float32)
@@ -430,3 +476,12 @@ def _table(shape: tuple[int, ...]) -> NDArray[np.float32]:
         raise DataError(
             f"features of shape {shape} need {size:.1f} GiB of memory, more than there is; take fewer items or views"
         ) from error
+
+
+def _first_rows(table: NDArray[np.float32], m: int) -> NDArray[np.float32]:
+    """``table[..., :m, :]``, contiguous and in the same memory."""
+    n, dim = table.shape[-2:]
+    flat, n_tables = table.reshape(-1), table.size // (n * dim)
+    for number in range(1, n_tables if m < n else 0):
+        flat[number * m * dim : (number + 1) * m * dim] = flat[number * n * dim : (number * n + m) * dim]
+    return flat[: n_tables * m * dim].reshape(*table.shape[:-2], m, dim)

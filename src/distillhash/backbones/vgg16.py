@@ -8,18 +8,16 @@ keys. The hexadecimal digits in the name are the start of its SHA-256 and are ch
 from __future__ import annotations
 
 import re
-import sys
 from collections import OrderedDict
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 
 from distillhash.backbones.base import Backbone
 from distillhash.errors import DataError, FormatError
+from distillhash.sources.download import check_file, download
 
 URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 DIM = 4096
@@ -34,8 +32,8 @@ class VGG16(Backbone):
         self, *, image_size: int | None = None, weights: str | Path | None = None, device: str = "auto", url: str = URL
     ) -> None:
         """Build the network and load weights from ``weights``, or from ``url`` into the user's cache."""
-        file = Path(weights) if weights is not None else download(url)
-        check_sha256(file)
+        file = Path(weights) if weights is not None else download_weights(url)
+        check_weights(file)
         super().__init__("vgg16", _load(file), DIM, image_size or self.default_size, device)
         self._weights = None if weights is None else str(Path(weights).resolve())
 
@@ -84,8 +82,8 @@ def _load(file: Path) -> nn.Sequential:
     return network.float()
 
 
-def check_sha256(file: Path) -> None:
-    """Check a file against the digest in its name (``name-0123abcd.pth``); a name without one is taken as it is.
+def check_weights(file: Path) -> None:
+    """Check a file against the SHA-256 digits in its name (``name-0123abcd.pth``); a name without any is taken as it is.
 
     Raises:
         DataError: the file is absent.
@@ -93,19 +91,11 @@ def check_sha256(file: Path) -> None:
     """
     if not file.is_file():
         raise DataError(f"there is no weights file at {file}; put it there, or give another with --weights")
-    stated = re.search(r"-([0-9a-f]{8,64})\.pth$", file.name)
-    if stated is None:
-        return
-    with file.open("rb") as stream:
-        actual = file_digest(stream, "sha256").hexdigest()
-    if not actual.startswith(stated[1]):
-        raise FormatError(
-            f"{file} is damaged: its SHA-256 starts with {actual[:8]}, its name says {stated[1]}; download it again"
-        )
+    check_file(file, file, "sha256", _stated_digits(file.name), "download it again")
 
 
-def download(url: str, folder: Path | None = None) -> Path:
-    """Download a weights file once, checked by the digest in its name.
+def download_weights(url: str, folder: Path | None = None) -> Path:
+    """Download a weights file once, checked by the digits in its name.
 
     Args:
         url: Where from.
@@ -113,25 +103,17 @@ def download(url: str, folder: Path | None = None) -> Path:
 
     Raises:
         DataError: no network, or the server has no such file.
-        FormatError: what arrived does not match the digest.
+        FormatError: what arrived does not match the digits.
     """
     from platformdirs import user_cache_path
 
     name = url.rsplit("/", 1)[1]
-    folder = folder or user_cache_path("distillhash") / "weights"
-    target = folder / name
-    if target.exists():
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    stated = re.search(r"-([0-9a-f]{8,64})\.pth$", name)
-    try:
-        torch.hub.download_url_to_file(
-            url, str(target), hash_prefix=stated[1] if stated else None, progress=sys.stderr.isatty()
-        )
-    except (URLError, OSError, TimeoutError) as error:
-        raise DataError(
-            f"{url} cannot be downloaded ({error}); download it elsewhere and give the file with --weights"
-        ) from error
-    except RuntimeError as error:  # torch's own word for a digest that differs
-        raise FormatError(f"what {url} sent is damaged ({error}); try again") from error
+    target = (folder or user_cache_path("distillhash") / "weights") / name
+    if not target.exists():
+        download(url, target, algorithm="sha256", checksum=_stated_digits(name))
     return target
+
+
+def _stated_digits(name: str) -> str:
+    stated = re.search(r"-([0-9a-f]{8,64})\.pth$", name)
+    return stated[1] if stated else ""

@@ -4,14 +4,13 @@ from distillhash.files import digest
 from distillhash.sources.base import BadItemError, EmbeddingSource, ImageSource, Skipped, Source
 from distillhash.sources.decode import (
     MAX_PIXELS,
-    check_pixel_limit,
     decode_image,
     decode_resized,
+    decode_sizes,
     decode_thumbnail,
     encode_thumbnail,
     image_format,
     image_size,
-    load_image,
     resize_image,
 )
 from distillhash.sources.registry import open_source, source_names
@@ -23,15 +22,14 @@ __all__ = [
     "ImageSource",
     "Skipped",
     "Source",
-    "check_pixel_limit",
     "decode_image",
     "decode_resized",
+    "decode_sizes",
     "decode_thumbnail",
     "digest",
     "encode_thumbnail",
     "image_format",
     "image_size",
-    "load_image",
     "open_source",
     "resize_image",
     "source_names",

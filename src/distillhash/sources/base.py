@@ -1,25 +1,23 @@
 """What every source offers: keys, optional labels, and one item at a time.
 
-A source is a fixed, ordered list of items. Opening one reads names and headers only; pixels and vectors are read when
-an item is asked for, so a folder of a million images costs its list of paths and nothing more.
-
-Labels are ground truth. Only evaluation reads them; nothing that trains ever does.
+A source is a fixed, ordered list of items. Opening one reads names and headers only. Pixels and vectors are read when an item is asked
+for, so a folder of a million images costs no more than its list of paths. Labels are ground truth: evaluation reads them, training
+never does.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, overload
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, ParameterError
-
-# Ground-truth labels of any stored kind as the two kinds the package knows.
 
 
 def class_labels(values: NDArray[Any], n: int, where: str) -> tuple[NDArray[Any], list[str] | None]:
@@ -82,34 +80,21 @@ def label_sets(sets: Sequence[Sequence[int]], where: str) -> NDArray[np.uint8]:
     return indicators
 
 
-# Keys and row numbers: what every source needs to name its items and to hand out a part of them.
-
-
 class RowKeys(Sequence[str]):
     """Keys ``prefix + row number``, made when asked for: a billion of them cost no more than their row numbers."""
 
     def __init__(self, prefix: str, rows: range | NDArray[np.intp]) -> None:
         """Keys of ``rows``, in that order; ``RowKeys("train/", range(3))[2]`` is ``"train/2"``."""
-        self._prefix = prefix
-        self._rows = rows
+        self._prefix, self._rows = prefix, rows
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> RowKeys: ...
-    def __getitem__(self, index: int | slice) -> str | RowKeys:
+    def __getitem__(self, index: Any) -> Any:
         """One key, or the keys of a slice."""
         if isinstance(index, slice):
             return RowKeys(self._prefix, self._rows[index])
         return f"{self._prefix}{self._rows[index]}"
-
-    def __iter__(self) -> Iterator[str]:
-        """The keys in order."""
-        for row in self._rows:
-            yield f"{self._prefix}{row}"
 
     def take(self, rows: NDArray[np.intp]) -> RowKeys:
         """The keys at ``rows``, in that order."""
@@ -117,20 +102,10 @@ class RowKeys(Sequence[str]):
             return RowKeys(self._prefix, self._rows.start + self._rows.step * rows)
         return RowKeys(self._prefix, self._rows[rows])
 
-    def __repr__(self) -> str:
-        return f"RowKeys({self._prefix!r}, {self._rows!r})"
-
 
 def take_keys(keys: Sequence[str], rows: NDArray[np.intp]) -> Sequence[str]:
     """The keys at ``rows``, in that order."""
-    if isinstance(keys, RowKeys):
-        return keys.take(rows)
-    return [keys[row] for row in rows.tolist()]
-
-
-def take_labels(labels: NDArray[Any] | None, rows: NDArray[np.intp]) -> NDArray[Any] | None:
-    """The labels at ``rows``, or None where there are none."""
-    return None if labels is None else labels[rows]
+    return keys.take(rows) if isinstance(keys, RowKeys) else [keys[row] for row in rows.tolist()]
 
 
 def check_rows(rows: NDArray[np.intp], n: int) -> NDArray[np.intp]:
@@ -147,13 +122,6 @@ def check_rows(rows: NDArray[np.intp], n: int) -> NDArray[np.intp]:
     if array.size and (int(array.min()) < 0 or int(array.max()) >= n):
         raise ParameterError(f"rows run from {array.min()} to {array.max()} but the source holds items 0 to {n - 1}")
     return array.astype(np.intp, copy=False)
-
-
-def contiguous(rows: NDArray[np.intp]) -> slice | None:
-    """The slice equal to ``rows`` where they are consecutive and rising, else None: a slice keeps a memory map a memory map."""
-    if rows.size == 0 or int(rows[-1]) - int(rows[0]) != rows.size - 1 or np.any(np.diff(rows) != 1):
-        return None
-    return slice(int(rows[0]), int(rows[-1]) + 1)
 
 
 def unique_keys(names: Iterable[str]) -> list[str]:
@@ -197,6 +165,12 @@ class BadItemError(DataError):
     """One item cannot be read or decoded. Jobs skip the item, count it and list it; ``--strict`` makes them fail."""
 
 
+def nothing_usable(name: str, skipped: Sequence[Skipped]) -> DataError:
+    """The error to raise when all items of the source ``name`` were skipped."""
+    first = f"; first {skipped[0].key}: {skipped[0].reason}" if skipped else ""
+    return DataError(f"nothing usable in {name}: all {len(skipped)} items were skipped{first}")
+
+
 class Source(ABC):
     """An ordered collection of items.
 
@@ -214,13 +188,35 @@ class Source(ABC):
     label_names: Sequence[str] | None
     splits: Mapping[str, NDArray[np.intp]] = MappingProxyType({})
 
+    def __init__(
+        self,
+        name: str,
+        keys: Sequence[str],
+        *,
+        labels: NDArray[Any] | None = None,
+        label_names: Sequence[str] | None = None,
+        splits: Mapping[str, NDArray[np.intp]] | None = None,
+    ) -> None:
+        """Keep references."""
+        self.name, self.keys, self.labels, self.label_names, self.splits = name, keys, labels, label_names, splits or {}
+
     def __len__(self) -> int:
         """Number of items, readable or not."""
         return len(self.keys)
 
-    @abstractmethod
-    def select(self, rows: NDArray[np.intp]) -> Source:
+    def select(self, rows: NDArray[np.intp]) -> Self:
         """The same kind of source holding only ``rows`` (``(m,) int``), in that order."""
+        rows = check_rows(rows, len(self))
+        part = copy(self)
+        part.keys = take_keys(self.keys, rows)
+        part.labels = None if self.labels is None else self.labels[rows]
+        part.splits = {}
+        part._take(rows)
+        return part
+
+    def _take(self, rows: NDArray[np.intp]) -> None:
+        """Keep only ``rows`` of what a subclass holds beside keys and labels."""
+        raise NotImplementedError
 
     def path(self, row: int) -> str | None:  # noqa: ARG002  # an interface; sources of files use it
         """Absolute path of the file behind item ``row``, or None where the item is not a file of its own."""
@@ -229,10 +225,6 @@ class Source(ABC):
 
 class ImageSource(Source):
     """A source of images."""
-
-    @abstractmethod
-    def select(self, rows: NDArray[np.intp]) -> ImageSource:
-        """The images of ``rows`` (``(m,) int``), in that order."""
 
     @abstractmethod
     def read(self, row: int) -> bytes | NDArray[np.uint8]:
@@ -244,14 +236,18 @@ class ImageSource(Source):
 
 
 class EmbeddingSource(Source):
-    """A source of ready vectors.
+    """A source of ready vectors, in memory or in a memory map.
 
     Attributes:
-        vectors: ``(n, d)`` float array, possibly a memory map; finite unless :func:`distillhash.sources.open_source` said otherwise.
+        vectors: ``(n, d)`` float array, finite where :func:`distillhash.sources.open_source` opened it.
     """
 
-    vectors: NDArray[Any]
+    def __init__(self, name: str, vectors: NDArray[Any], keys: Sequence[str] | None = None, **labelling: Any) -> None:
+        """Wrap ``vectors``; see :class:`Source` for the rest. Without ``keys``, row numbers are the keys."""
+        super().__init__(name, RowKeys("", range(len(vectors))) if keys is None else keys, **labelling)
+        self.vectors = vectors
 
-    @abstractmethod
-    def select(self, rows: NDArray[np.intp]) -> EmbeddingSource:
-        """The vectors of ``rows`` (``(m,) int``), in that order."""
+    def _take(self, rows: NDArray[np.intp]) -> None:
+        consecutive = rows.size and int(rows[-1]) - int(rows[0]) == rows.size - 1 and np.all(np.diff(rows) == 1)
+        # A slice stays a view of the memory map; any other selection copies its rows.
+        self.vectors = self.vectors[slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else rows]

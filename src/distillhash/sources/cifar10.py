@@ -9,18 +9,11 @@ the binary version is one label byte and 3,072 pixel bytes (red, green, blue pla
 
 from __future__ import annotations
 
-import hashlib
 import io
-import logging
 import pickle
-import tarfile
-import tempfile
-import urllib.error
-import urllib.request
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -29,65 +22,9 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError, FormatError
 from distillhash.sources.base import Source
-from distillhash.sources.decode import PixelImages
-
-# Download of a published file with its published checksum.
-
-_logger = logging.getLogger(__name__)
-
-_CHUNK_BYTES = 1 << 20
-_TIMEOUT_SECONDS = 30.0
-
-
-def fetch(url: str, md5: str, target: Path) -> None:
-    """Download ``url`` to ``target``, which appears whole and checked or not at all.
-
-    The data goes to a temporary name in the same folder (made if needed), is compared with ``md5`` (hexadecimal; the publisher's
-    checksum, a guard against damage and not against malice) and then renamed.
-
-    Raises:
-        DataError: no network, no such page, or no room on the disk.
-        FormatError: the content has another checksum.
-    """
-    temporary: Path | None = None
-    try:
-        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _logger.warning("downloading %s to %s", url, target)
-            hasher = hashlib.md5(usedforsecurity=False)
-            with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-                temporary = Path(file.name)
-                while chunk := response.read(_CHUNK_BYTES):
-                    hasher.update(chunk)
-                    file.write(chunk)
-        if hasher.hexdigest() != md5:
-            raise FormatError(
-                f"{url} has MD5 {hasher.hexdigest()}, expected {md5}; the download was cut short or the file changed, try again"
-            )
-        temporary.replace(target)
-    except (OSError, HTTPException) as error:
-        # "HTTP Error 404: ..." says more than its reason alone; "<urlopen error ...>" less.
-        wrapped = isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError)
-        reason = getattr(error, "reason", error) if wrapped else error
-        raise DataError(f"{url} cannot be downloaded ({reason}); fetch it elsewhere and put it at {target}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def check_md5(path: Path, md5: str) -> None:
-    """Compare a file with its published checksum.
-
-    Raises:
-        FormatError: another checksum.
-    """
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != md5:
-        raise FormatError(
-            f"{path} has MD5 {found}, expected {md5}: it is cut short or another file; delete it, and it is downloaded again"
-        )
-
+from distillhash.sources.download import check_file, download
+from distillhash.sources.table import open_tables
+from distillhash.sources.vectors import PixelImages
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _PYTHON_ARCHIVE = "cifar-10-python.tar.gz"
@@ -149,22 +86,24 @@ def open_cifar10(folder: Path, name: str, release: Release = OFFICIAL) -> Source
         read = _archive_reader(folder / _BINARY_ARCHIVE, release.binary_md5, _BINARY_BATCHES)
         return _from_batches(read, _BINARY_BATCHES, _binary_batch, name, release)
     if not (folder / _PYTHON_ARCHIVE).exists():
-        fetch(release.url, release.python_md5, folder / _PYTHON_ARCHIVE)
+        download(release.url, folder / _PYTHON_ARCHIVE, algorithm="md5", checksum=release.python_md5)
     read = _archive_reader(folder / _PYTHON_ARCHIVE, release.python_md5, _PYTHON_BATCHES)
     return _from_batches(read, _PYTHON_BATCHES, _python_batch, name, release)
 
 
 def _from_tables(tables: list[Path], name: str) -> Source:
-    from distillhash.sources.table import open_tables
-
     missing = [table for table in tables if not table.exists()]
     if missing:
         raise FormatError(
             f"{name}: {missing[0]} is missing beside the other split; both train.parquet and test.parquet are needed"
         )
     source = open_tables(tables, name, label_names=CLASS_NAMES)
-    source.keys = [f"{split}/{row}" for split in ("train", "test") for row in range(len(source.splits[split]))]
+    source.keys = _keys(*(len(source.splits[split]) for split in ("train", "test")))
     return source
+
+
+def _keys(n_train: int, n_test: int) -> list[str]:
+    return [*(f"train/{row}" for row in range(n_train)), *(f"test/{row}" for row in range(n_test))]
 
 
 def _from_batches(
@@ -192,11 +131,10 @@ def _from_batches(
         planes.append(values)
         labels.append(classes)
     n_train, n_test = 5 * release.batch_rows, release.batch_rows
-    pixels = np.concatenate(planes).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return PixelImages(
         name,
-        pixels,
-        keys=[*(f"train/{row}" for row in range(n_train)), *(f"test/{row}" for row in range(n_test))],
+        np.concatenate(planes).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1),
+        _keys(n_train, n_test),
         labels=np.concatenate(labels),
         label_names=CLASS_NAMES,
         splits={"train": np.arange(n_train), "test": np.arange(n_train, n_train + n_test)},
@@ -215,7 +153,9 @@ def _folder_reader(folder: Path) -> Callable[[str], bytes]:
 
 def _archive_reader(path: Path, md5: str, batches: tuple[str, ...]) -> Callable[[str], bytes]:
     """All batches in one pass over the compressed stream; nothing is extracted to disk."""
-    check_md5(path, md5)
+    import tarfile
+
+    check_file(path, path, "md5", md5, "delete it, and it is downloaded again")
     found: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r:gz") as archive:

@@ -2,15 +2,15 @@
 
 The format is found from the content, never from the file name, among an allow-list: JPEG (and MPO), PNG, WebP, GIF and APNG (first
 frame), BMP, TIFF (first page), PPM/PGM/PBM, and AVIF where this Pillow has it. Pixel counts are checked from the header before a
-pixel is decoded. Plug-ins are called directly instead of through ``Image.open``, whose own limit is a process-wide global.
+pixel is decoded. Readers come from Pillow's registry instead of ``Image.open``, whose own pixel limit is a process-wide global.
 
 How each kind of pixel becomes RGB:
 
 * the EXIF orientation is applied;
 * transparency (an alpha channel, or a transparent palette entry or colour) is composited over white;
 * 16-bit grey is divided by 257 with rounding, so 65535 becomes 255 (Pillow's own conversion clips at 255);
-* 32-bit integers count as 16-bit when they lie in 0..65535; others, and floats, have no fixed white point: they are stretched from
-  their finite minimum to their finite maximum (what is not finite, and a constant image, become black);
+* 32-bit integers count as 16-bit when they lie in 0..65535. Others, and floats, have no fixed white point: they are stretched from
+  their finite minimum to their finite maximum. What is not finite becomes black, and so does a constant image;
 * 1-bit, grey, palette, 16-bit colour, YCbCr and CMYK/YCCK go through Pillow's conversion (no colour profile is applied).
 """
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection
 from io import BytesIO
 from typing import Any
 
@@ -26,13 +26,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from distillhash.errors import DataError, ParameterError
-from distillhash.sources.base import BadItemError, ImageSource, RowKeys, check_rows, take_keys, take_labels
+from distillhash.errors import ParameterError
+from distillhash.sources.base import BadItemError
 
 MAX_PIXELS = 178_956_970
 """Default limit on width x height: 512 MiB of RGB pixels, and the number at which Pillow itself refuses."""
 
 _PLUGINS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Ppm", "Avif")
+_FORMATS = tuple(plugin.upper() for plugin in _PLUGINS)
 _TINY = 64  # pixels a side, up to which a PNG is smaller than a JPEG
 _ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
@@ -68,14 +69,16 @@ def decode_image(data: bytes | NDArray[Any], *, max_pixels: int = MAX_PIXELS) ->
     """
     if isinstance(data, np.ndarray):
         return _checked_pixels(data, max_pixels)
-    return np.array(_decode_rgb(data, max_pixels))
+    name, image = _open(data)
+    _check_pixel_count(*image.size, max_pixels)
+    return np.array(_decode(name, image, len(data), None))
 
 
 def resize_image(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """Resize to a square, aspect not kept: the bicubic filter, widened when shrinking (antialiased).
 
-    Torch's kernel for bytes. It differs from Pillow's by at most a few grey levels in under 1% of the pixels (their fixed-point weights
-    are rounded differently) and takes a third of the time, which is what keeps decoding beside a small network affordable.
+    Torch's kernel for bytes. It differs from Pillow's by a few grey levels at most, in under 1% of the pixels (their fixed-point weights
+    are rounded differently), and takes a third of the time.
 
     Args:
         pixels: ``(h, w, 3) uint8``.
@@ -96,49 +99,64 @@ def resize_image(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
 
 
 def decode_resized(data: bytes | NDArray[Any], size: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Decode and resize in one go: what feature extraction calls for every image.
+    """Decode and resize in one go: :func:`decode_sizes` for a single size."""
+    return decode_sizes(data, {size}, max_pixels)[size]
+
+
+def decode_sizes(
+    data: bytes | NDArray[Any], sizes: Collection[int], max_pixels: int = MAX_PIXELS
+) -> dict[int, NDArray[np.uint8]]:
+    """Decode and resize to several sizes: what feature extraction calls for every image.
 
     Equal to ``resize_image(decode_image(data), size)`` with one shortcut: a JPEG whose sides are both ``4 * size`` or more is decoded at
-    1/2, 1/4 or 1/8 (in the DCT domain, the smallest that leaves ``2 * size``).
+    1/2, 1/4 or 1/8 (in the DCT domain, the smallest that leaves ``2 * size``). Sizes that need the same scale share one decoding; all
+    other images are decoded once.
 
     Args:
         data: An encoded file, or pixels ``(h, w, 3) uint8``.
-        size: Side of the result in pixels, at least 1.
+        sizes: Sides of the results in pixels, at least 1; without any, the header and its pixel count are checked and no more.
         max_pixels: As in :func:`decode_image`.
 
     Returns:
-        ``(size, size, 3) uint8`` RGB, upright, aspect not kept.
+        ``(size, size, 3) uint8`` RGB, upright, aspect not kept, for each size.
 
     Raises:
         BadItemError: as in :func:`decode_image`.
-        ParameterError: ``size`` is below 1.
+        ParameterError: a size is below 1.
     """
-    _check_size(size)
+    for size in sizes:
+        _check_size(size)
     if isinstance(data, np.ndarray):
-        return resize_image(_checked_pixels(data, max_pixels), size)
-    return resize_image(np.array(_decode_rgb(data, max_pixels, draft_size=2 * size)), size)
+        pixels = _checked_pixels(data, max_pixels)
+        return {size: resize_image(pixels, size) for size in sizes}
+    name, image = _open(data)
+    _check_pixel_count(*image.size, max_pixels)
+    by_scale: dict[int, list[int]] = {}
+    for size in sizes:
+        possible = [scale for scale in (8, 4, 2) if name == "JPEG" and min(image.size) >= 2 * scale * size]
+        by_scale.setdefault(possible[0] if possible else 1, []).append(size)
+    resized: dict[int, NDArray[np.uint8]] = {}
+    for scale, group in by_scale.items():
+        decoded = np.array(_decode(name, image, len(data), 2 * group[0] if scale > 1 else None))
+        resized |= {size: resize_image(decoded, size) for size in group}
+        if len(resized) < len(sizes):
+            image = _open(data)[1]  # it can be decoded once
+    return resized
 
 
 def decode_thumbnail(data: bytes | NDArray[Any], side: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode one image small, aspect kept: for people, not for features.
 
-    Args:
-        data: An encoded file, or pixels ``(h, w, 3) uint8``.
-        side: Longest side of the result in pixels, at least 1; a smaller image keeps its size.
-        max_pixels: As in :func:`decode_image`.
-
-    Returns:
-        ``(h, w, 3) uint8`` RGB, upright.
-
-    Raises:
-        BadItemError: as in :func:`decode_image`.
-        ParameterError: ``side`` is below 1.
+    ``side`` is the longest side of the result in pixels, at least 1; a smaller image keeps its size. The rest is as in
+    :func:`decode_image`.
     """
     _check_size(side)
     if isinstance(data, np.ndarray):
         image = Image.fromarray(_checked_pixels(data, max_pixels))
     else:
-        image = _decode_rgb(data, max_pixels, draft_size=side)
+        name, opened = _open(data)
+        _check_pixel_count(*opened.size, max_pixels)
+        image = _decode(name, opened, len(data), side if min(opened.size) >= 2 * side else None)
     image.thumbnail((side, side))
     return np.array(image)
 
@@ -180,34 +198,13 @@ def image_format(data: bytes) -> str:
     return _open(data)[0]
 
 
-def check_pixel_limit(data: bytes | NDArray[Any], max_pixels: int) -> None:
-    """Raise :class:`BadItemError` for an image of more pixels, as :func:`decode_image` would; reads the header alone."""
-    if isinstance(data, bytes):
-        width, height = _open(data)[1].size
-    else:
-        height, width = data.shape[:2]
-    _check_pixel_count(width, height, max_pixels)
-
-
-def load_image(source: ImageSource, row: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Item ``row`` of ``source``, read and decoded: ``(h, w, 3) uint8`` RGB.
-
-    Raises:
-        BadItemError: the item cannot be read or decoded.
-    """
-    return decode_image(source.read(row), max_pixels=max_pixels)
-
-
-def _decode_rgb(data: bytes, max_pixels: int, draft_size: int | None = None) -> Image.Image:
-    """Decode to an upright RGB image; with ``draft_size``, a large JPEG may come smaller, no side below it."""
-    name, image = _open(data)
-    width, height = image.size
-    _check_pixel_count(width, height, max_pixels)
+def _decode(name: str, image: ImageFile.ImageFile, n_bytes: int, draft_size: int | None) -> Image.Image:
+    """The pixels of an opened image, upright and RGB; with ``draft_size``, a JPEG may come smaller, no side below it."""
     try:
-        if draft_size is not None and min(width, height) >= 2 * draft_size:
+        if draft_size is not None:
             image.draft(None, (draft_size, draft_size))
         # One block: Pillow otherwise feeds the decoder 64 KiB at a time, copying what is left over each time.
-        image.decodermaxblock = max(image.decodermaxblock, len(data))
+        image.decodermaxblock = max(image.decodermaxblock, n_bytes)
         image.load()
         rgb = _to_rgb(image)
         transpose = _TRANSPOSE.get(_orientation(image))
@@ -219,21 +216,21 @@ def _decode_rgb(data: bytes, max_pixels: int, draft_size: int | None = None) -> 
 def _open(data: bytes) -> tuple[str, ImageFile.ImageFile]:
     """The format's name and the image, header read and pixels not yet."""
     prefix = data[:16]
-    for plugin in _PLUGINS:
-        factory, accept = Image.OPEN.get(plugin.upper(), (None, None))
+    for name in _FORMATS:
+        factory, accept = Image.OPEN.get(name, (None, None))
         if factory is None or accept is None or not (accepted := accept(prefix)):
             continue
         if isinstance(accepted, str):
-            raise BadItemError(f"{plugin} images need a Pillow built with {plugin} support: {accepted}")
+            raise BadItemError(f"{name} images need a Pillow built with {name} support: {accepted}")
         try:
-            return plugin.upper(), factory(BytesIO(data), "")
+            return name, factory(BytesIO(data), "")
         except Exception as error:  # as above: a damaged header raises anything
-            raise BadItemError(f"the {plugin.upper()} header cannot be read: {_reason(error)}") from error
+            raise BadItemError(f"the {name} header cannot be read: {_reason(error)}") from error
     if not data:
         raise BadItemError("the file is empty")
     if prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIF_BRANDS:
         raise BadItemError("HEIC/HEIF images are not supported; convert them to JPEG first")
-    raise BadItemError(f"the content is not an image of a known format ({', '.join(map(str.upper, _PLUGINS))})")
+    raise BadItemError(f"the content is not an image of a known format ({', '.join(_FORMATS)})")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -302,75 +299,3 @@ def _check_size(size: int) -> None:
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0][:200] if lines else type(error).__name__
-
-
-# Images that are arrays already: a pixel array, and scikit-learn's digits.
-
-
-class PixelImages(ImageSource):
-    """Images of one size in an array; selecting rows copies no pixels."""
-
-    def __init__(
-        self,
-        name: str,
-        pixels: NDArray[np.uint8],
-        *,
-        keys: Sequence[str],
-        labels: NDArray[Any] | None = None,
-        label_names: Sequence[str] | None = None,
-        splits: Mapping[str, NDArray[np.intp]] | None = None,
-        rows: NDArray[np.intp] | None = None,
-    ) -> None:
-        """Wrap ``pixels`` ``(N, h, w, 3) uint8``; item i is ``pixels[rows[i]]``, or ``pixels[i]`` without ``rows``.
-
-        Raises:
-            DataError: another dtype or shape, or no image.
-        """
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.size == 0:
-            raise DataError(
-                f"{name}: images must be a non-empty (n, h, w, 3) uint8 array, got {pixels.dtype} of shape {pixels.shape}"
-            )
-        self.name = name
-        self.keys = keys
-        self.labels = labels
-        self.label_names = label_names
-        self.splits = splits or {}
-        self._pixels = pixels
-        self._rows = np.arange(len(pixels)) if rows is None else rows
-
-    def select(self, rows: NDArray[np.intp]) -> PixelImages:
-        """The images of ``rows``."""
-        rows = check_rows(rows, len(self))
-        return PixelImages(
-            self.name,
-            self._pixels,
-            keys=take_keys(self.keys, rows),
-            labels=take_labels(self.labels, rows),
-            label_names=self.label_names,
-            rows=self._rows[rows],
-        )
-
-    def read(self, row: int) -> NDArray[np.uint8]:
-        """A copy of the pixels of image ``row``, ``(h, w, 3) uint8``."""
-        return np.array(self._pixels[self._rows[row]], order="C")
-
-
-def open_digits(name: str) -> PixelImages:
-    """The 1,797 handwritten digits of scikit-learn (UCI "Optical Recognition of Handwritten Digits", test part), kept at 8x8 pixels.
-
-    Grey levels 0..16 become 0..255 (times 255/16, rounded). ``#test`` is every fifth image (rows 4, 9, 14, ...), 359 of them;
-    ``#train`` the other 1,438.
-    """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    grey = np.rint(np.asarray(digits.images) * (255 / 16)).astype(np.uint8)
-    rows = np.arange(len(grey))
-    return PixelImages(
-        name,
-        np.repeat(grey[..., None], 3, axis=3),
-        keys=RowKeys("digits/", range(len(grey))),
-        labels=np.asarray(digits.target).astype(np.int64),
-        label_names=[str(digit) for digit in range(10)],
-        splits={"train": rows[rows % 5 != 4], "test": rows[rows % 5 == 4]},
-    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, ParameterError, SkippedItemsWarning
-from distillhash.sources.base import (
-    BadItemError,
-    ImageSource,
-    check_rows,
-    printable,
-    take_keys,
-    take_labels,
-    unique_keys,
-)
+from distillhash.sources.base import BadItemError, ImageSource, class_labels, printable, unique_keys
 
 _SUFFIXES = ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif"
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
@@ -35,38 +27,18 @@ class FileImages(ImageSource):
     """Images read from files when asked for; holds their paths and nothing more."""
 
     def __init__(
-        self,
-        name: str,
-        root: Path,
-        paths: Sequence[str],
-        *,
-        keys: Sequence[str],
-        labels: NDArray[Any] | None = None,
-        label_names: Sequence[str] | None = None,
-        splits: Mapping[str, NDArray[np.intp]] | None = None,
+        self, name: str, root: Path, keys: Sequence[str], *, paths: Sequence[str] | None = None, **labelling: Any
     ) -> None:
-        """Wrap ``paths``, each relative to ``root`` or absolute."""
-        self.name = name
-        self.keys = keys
-        self.labels = labels
-        self.label_names = label_names
-        self.splits = splits or {}
-        self._root = root.absolute()
-        self._paths = paths
+        """Wrap ``paths``, each relative to ``root`` or absolute; None where the keys are the paths."""
+        super().__init__(name, keys, **labelling)
+        self._root, self._own_paths = root.absolute(), paths
 
-    def select(self, rows: NDArray[np.intp]) -> FileImages:
-        """The images of ``rows``."""
-        rows = check_rows(rows, len(self))
-        same = self._paths is self.keys
-        keys = take_keys(self.keys, rows)
-        return FileImages(
-            self.name,
-            self._root,
-            keys if same else take_keys(self._paths, rows),
-            keys=keys,
-            labels=take_labels(self.labels, rows),
-            label_names=self.label_names,
-        )
+    @property
+    def _paths(self) -> Sequence[str]:
+        return self.keys if self._own_paths is None else self._own_paths
+
+    def _take(self, rows: NDArray[np.intp]) -> None:
+        self._own_paths = None if self._own_paths is None else [self._own_paths[row] for row in rows.tolist()]
 
     def path(self, row: int) -> str:
         """Absolute path of image ``row``."""
@@ -104,17 +76,23 @@ def open_folder(folder: Path, name: str) -> FileImages:
             f"{name}: nothing usable, the folder {folder} holds no images (files with a suffix such as .jpg, .png, .webp or .tif); "
             "give a folder of images, a list file, or a .parquet table"
         )
+    tops = _folder_names(paths, 0)
+    names = set(tops or ())
+    if tops and len(names) > 1 and "train" in names and names <= _SPLIT_FOLDERS:
+        splits = {split: np.flatnonzero(np.array(tops) == split) for split in sorted(names)}
+        classes = _folder_names(paths, 1)
+    else:
+        splits, classes = {}, tops
+    if classes is None:
+        return file_images(name, folder, paths, splits=splits)
+    labels, label_names = class_labels(np.array(classes), len(paths), name)
+    return file_images(name, folder, paths, labels=labels, label_names=label_names, splits=splits)
+
+
+def file_images(name: str, root: Path, paths: list[str], **labelling: Any) -> FileImages:
+    """The images at ``paths``, with one list in memory where these are keys already."""
     keys = unique_keys(paths)
-    level, splits = 0, {}
-    top = {path.partition("/")[0] for path in paths if "/" in path}
-    if all("/" in path for path in paths) and len(top) > 1 and "train" in top and top <= _SPLIT_FOLDERS:
-        of_path = np.array([path.partition("/")[0] for path in paths])
-        splits = {split: np.flatnonzero(of_path == split) for split in sorted(top)}
-        level = 1
-    labels, label_names = _folder_classes(paths, level)
-    if keys == paths:
-        keys = paths  # one list in memory, not two
-    return FileImages(name, folder, paths, keys=keys, labels=labels, label_names=label_names, splits=splits)
+    return FileImages(name, root, keys, paths=None if keys == paths else paths, **labelling)
 
 
 def open_list(path: Path, name: str) -> FileImages:
@@ -149,7 +127,7 @@ def open_list(path: Path, name: str) -> FileImages:
             f"{name}: nothing usable, none of the first {len(probed)} paths in {path} exists (the first is {probed[0]!r}); "
             f"write paths relative to {path.parent}, or absolute ones"
         )
-    return FileImages(name, path.parent, paths, keys=unique_keys(paths), labels=labels)
+    return file_images(name, path.parent, paths, labels=labels)
 
 
 def open_paths(paths: Sequence[Any], name: str) -> FileImages:
@@ -167,7 +145,7 @@ def open_paths(paths: Sequence[Any], name: str) -> FileImages:
             f"a list of images holds paths, got {type(wrong[0]).__name__}; pass embeddings as a NumPy array (n, d)"
         )
     given = [os.fsdecode(item) for item in paths]
-    return FileImages(name, Path.cwd(), given, keys=unique_keys(given))
+    return file_images(name, Path.cwd(), given)
 
 
 def find_images(folder: Path) -> list[str]:
@@ -220,12 +198,7 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _folder_classes(paths: Sequence[str], level: int) -> tuple[NDArray[np.int64] | None, list[str] | None]:
-    """Class of each path by its folder at ``level``; None when some image lies in no folder there."""
+def _folder_names(paths: Sequence[str], level: int) -> list[str] | None:
+    """The folder of each path at ``level``; None when some image lies in no folder there."""
     parts = [path.split("/", level + 1) for path in paths]
-    if any(len(split) < level + 2 for split in parts):
-        return None, None
-    classes = [printable(split[level]) for split in parts]
-    names = sorted(set(classes))
-    number = {class_name: index for index, class_name in enumerate(names)}
-    return np.array([number[class_name] for class_name in classes], np.int64), names
+    return None if any(len(split) < level + 2 for split in parts) else [printable(split[level]) for split in parts]

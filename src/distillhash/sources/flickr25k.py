@@ -56,7 +56,7 @@ def open_flickr25k(folder: Path, name: str) -> FileImages:
     for column, file in enumerate(files):
         labels[_image_numbers(annotations / file, name) - 1, column] = 1
     paths = [f"im{number}.jpg" for number in range(1, N_IMAGES + 1)]
-    return FileImages(name, images, paths, keys=paths, labels=labels, label_names=LABEL_NAMES)
+    return FileImages(name, images, paths, labels=labels, label_names=LABEL_NAMES)
 
 
 def _image_numbers(path: Path, name: str) -> NDArray[np.int64]:

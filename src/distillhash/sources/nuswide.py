@@ -15,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, FormatError
-from distillhash.sources.base import unique_keys
-from distillhash.sources.files import FileImages
+from distillhash.sources.files import FileImages, file_images
 
 _CONCEPTS = """
 airport animal beach bear birds boats book bridge buildings cars castle cat cityscape clouds computer coral cow dancing dog earthquake
@@ -64,11 +63,10 @@ def open_nuswide(folder: Path, name: str) -> FileImages:
             f"{name}: nothing usable, no image has any concept; unpack Groundtruth.zip again from {_ORIGIN}"
         )
     chosen = [paths[row] for row in rows.tolist()]
-    return FileImages(
+    return file_images(
         name,
         root,
         chosen,
-        keys=unique_keys(chosen),
         labels=table[rows][:, kept],
         label_names=[CONCEPTS[concept] for concept in kept],
         splits=_splits(folder / "ImageList", chosen),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, FormatError, ParameterError
-from distillhash.sources.base import EmbeddingSource, RowKeys, Skipped, Source, check_rows, class_labels, unique_keys
-from distillhash.sources.files import FileImages, find_images
+from distillhash.sources.base import Skipped, Source, check_rows
+from distillhash.sources.files import FileImages, file_images, find_images
 from distillhash.sources.registry import open_source, selected_rows, split_selections
-from distillhash.sources.vectors import Vectors, check_finite, usable_vectors
+from distillhash.sources.table import read_column
+from distillhash.sources.vectors import check_finite, labelled_vectors, read_npz, usable_vectors
 
 Texts = list[str] | NDArray[Any]
 
@@ -238,22 +238,17 @@ def _open_place(place: str, name: str) -> PairSource:
 
 
 def _open_tables(files: Sequence[Path], place: str, name: str) -> PairSource:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     images = open_source(place)
-    try:
-        held = [set(pq.read_schema(path).names) for path in files]
-        column = next((column for column in _TEXT_COLUMNS if all(column in names for names in held)), None)
-        if column is None:
-            raise DataError(
-                f"{name}: no column of texts ({', '.join(_TEXT_COLUMNS)}) among {', '.join(sorted(held[0]))}; rename yours"
-            )
-        values = [row for path in files for row in pq.read_table(path, columns=[column]).column(0).to_pylist()]
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{name}: not a readable Parquet table ({str(error).splitlines()[0]}); check that the file is complete"
-        ) from error
+    for column in _TEXT_COLUMNS:
+        found = read_column(files, column)
+        if found is not None:
+            break
+    else:
+        held = ", ".join(sorted(pq.read_schema(files[0]).names))
+        raise DataError(f"{name}: no column of texts ({', '.join(_TEXT_COLUMNS)}) among {held}; rename yours")
+    values = found.to_pylist()
     if column == "tags":
         values = [" ".join(map(str, tags)) if isinstance(tags, list) else tags for tags in values]
     return pair_texts(name, images, values)
@@ -293,20 +288,14 @@ def _open_csv(path: Path, name: str) -> PairSource:
             f"write paths relative to {path.parent}"
         )
     paths = [*texts, *(place for place in found if place not in texts)]
-    images = FileImages(name, path.parent, paths, keys=unique_keys(paths))
+    images = file_images(name, path.parent, paths)
     pairs = pair_texts(name, images, [texts.get(place, []) for place in paths])
     pairs.dropped += nameless
     return pairs
 
 
 def _open_npz(path: Path, name: str) -> PairSource:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays: dict[str, NDArray[Any]] = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError) as error:
-        raise DataError(
-            f"{name}: {path} is not a readable .npz file ({error}); write it with np.savez, without objects"
-        ) from error
+    arrays = read_npz(path, name)
     absent = [key for key in ("image_features", "text_features") if key not in arrays]
     if absent:
         held = ", ".join(f"{key} {array.shape}" for key, array in arrays.items()) or "nothing"
@@ -325,13 +314,7 @@ def _open_npz(path: Path, name: str) -> PairSource:
         raise DataError(
             f"{name}: owners must be ({t},) integers from 0 to {n - 1}, got {owners.dtype} of shape {owners.shape}"
         )
-    labels, label_names = (
-        class_labels(arrays["labels"], n, f"{name}: the array 'labels'") if "labels" in arrays else (None, None)
-    )
-    if "keys" in arrays and arrays["keys"].shape != (n,):
-        raise DataError(f"{name}: the array 'keys' has shape {arrays['keys'].shape}; {n} images need {n} keys")
-    keys: Sequence[str] = unique_keys(map(str, arrays["keys"])) if "keys" in arrays else RowKeys("", range(n))
-    images: EmbeddingSource = Vectors(name, vectors[0], keys=keys, labels=labels, label_names=label_names)
+    images = labelled_vectors(name, vectors[0], arrays, "images")
     order = np.argsort(owners, kind="stable")
     return PairSource(name, images, vectors[1][order], owners[order].astype(np.intp))
 

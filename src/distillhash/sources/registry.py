@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError, ParameterError
 from distillhash.sources.base import EmbeddingSource, Source, printable
-from distillhash.sources.files import IMAGE_SUFFIXES, find_images, open_folder, open_list, open_paths
+from distillhash.sources.cifar10 import open_cifar10
+from distillhash.sources.digits import open_digits
+from distillhash.sources.files import IMAGE_SUFFIXES, FileImages, find_images, open_folder, open_list, open_paths
+from distillhash.sources.flickr25k import open_flickr25k
+from distillhash.sources.nuswide import open_nuswide
+from distillhash.sources.table import open_tables
 from distillhash.sources.vectors import check_finite, open_array, open_npy, open_npz
 
 
@@ -69,8 +74,6 @@ def source_names() -> dict[str, str]:
 
 
 def _digits(place: str, name: str) -> Source:
-    from distillhash.sources.decode import open_digits
-
     if place:
         raise ParameterError(
             f"{name}: digits: takes no folder, it ships with scikit-learn; got {place!r}, write digits: alone"
@@ -78,36 +81,21 @@ def _digits(place: str, name: str) -> Source:
     return open_digits(name)
 
 
-def _cifar10(place: str, name: str) -> Source:
-    from distillhash.sources.cifar10 import open_cifar10
+def _in_folder(scheme: str, opener: Callable[[Path, str], Source]) -> Callable[[str, str], Source]:
+    def open_place(place: str, name: str) -> Source:
+        if not place:
+            raise ParameterError(f"{name}: {scheme}: needs a folder, write {scheme}:DIR")
+        return opener(Path(place).expanduser(), name)
 
-    return open_cifar10(_folder(place, name, "cifar10"), name)
-
-
-def _flickr25k(place: str, name: str) -> Source:
-    from distillhash.sources.flickr25k import open_flickr25k
-
-    return open_flickr25k(_folder(place, name, "flickr25k"), name)
-
-
-def _nuswide(place: str, name: str) -> Source:
-    from distillhash.sources.nuswide import open_nuswide
-
-    return open_nuswide(_folder(place, name, "nuswide"), name)
+    return open_place
 
 
 _SCHEMES: dict[str, Callable[[str, str], Source]] = {
     "digits": _digits,
-    "cifar10": _cifar10,
-    "flickr25k": _flickr25k,
-    "nuswide": _nuswide,
+    "cifar10": _in_folder("cifar10", open_cifar10),
+    "flickr25k": _in_folder("flickr25k", open_flickr25k),
+    "nuswide": _in_folder("nuswide", open_nuswide),
 }
-
-
-def _folder(place: str, name: str, scheme: str) -> Path:
-    if not place:
-        raise ParameterError(f"{name}: {scheme}: needs a folder, write {scheme}:DIR")
-    return Path(place).expanduser()
 
 
 def _open_text(spec: str) -> Source:
@@ -146,28 +134,20 @@ def _open_place(place: str, name: str) -> Source:
     if path.is_dir():
         shards = sorted(path.glob("*.parquet"))
         if shards and not find_images(path):  # a table written into a photo folder does not hide the photos
-            return _tables(shards, name)
+            return open_tables(shards, name)
         return open_folder(path, name)
     suffix = path.suffix.lower()
     if suffix in {".txt", ".lst"}:
         return open_list(path, name)
     if suffix == ".parquet":
-        return _tables([path], name)
+        return open_tables([path], name)
     if suffix == ".npy":
         return open_npy(path, name)
     if suffix == ".npz":
         return open_npz(path, name)
     if suffix in IMAGE_SUFFIXES:
-        source = open_paths([str(path)], name)
-        source.keys = [printable(path.name)]
-        return source
+        return FileImages(name, Path.cwd(), [printable(path.name)], paths=[str(path)])
     raise DataError(f"{name}: files with the suffix {suffix!r} are not a source; give {_accepted()}")
-
-
-def _tables(files: list[Path], name: str) -> Source:
-    from distillhash.sources.table import open_tables
-
-    return open_tables(files, name)
 
 
 def selected_rows(n: int, splits: Mapping[str, NDArray[np.intp]], selection: str, spec: str) -> NDArray[np.intp]:

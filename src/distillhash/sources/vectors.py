@@ -1,10 +1,10 @@
-"""Embeddings somebody already has: arrays, ``.npy`` and ``.npz`` files."""
+"""Sources that are arrays already: embeddings and images in memory, in ``.npy`` and in ``.npz`` files."""
 
 from __future__ import annotations
 
 import logging
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,57 +12,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError
-from distillhash.sources.base import (
-    EmbeddingSource,
-    RowKeys,
-    Source,
-    check_rows,
-    class_labels,
-    contiguous,
-    take_keys,
-    take_labels,
-    unique_keys,
-)
-from distillhash.sources.decode import PixelImages
+from distillhash.sources.base import EmbeddingSource, ImageSource, RowKeys, Source, class_labels, unique_keys
 
 _logger = logging.getLogger(__name__)
 
-_VECTOR_NAMES = ("features", "embeddings", "vectors")
+_NPZ_NAMES = ("features", "embeddings", "vectors")
 _BLOCK_BYTES = 1 << 24
 
 
-class Vectors(EmbeddingSource):
-    """Vectors in memory or in a memory map; a run of consecutive rows stays a view of it, any other selection copies its rows."""
+class PixelImages(ImageSource):
+    """Images of one size in an array; selecting rows copies no pixels."""
 
-    def __init__(
-        self,
-        name: str,
-        vectors: NDArray[Any],
-        *,
-        keys: Sequence[str],
-        labels: NDArray[Any] | None = None,
-        label_names: Sequence[str] | None = None,
-        splits: Mapping[str, NDArray[np.intp]] | None = None,
-    ) -> None:
-        """Wrap ``vectors`` ``(n, d)``; see :func:`usable_vectors` for what may come in."""
-        self.name = name
-        self.keys = keys
-        self.labels = labels
-        self.label_names = label_names
-        self.splits = splits or {}
-        self.vectors = vectors
+    def __init__(self, name: str, pixels: NDArray[np.uint8], keys: Sequence[str], **labelling: Any) -> None:
+        """Wrap ``pixels`` ``(n, h, w, 3) uint8``; see :class:`Source` for the rest.
 
-    def select(self, rows: NDArray[np.intp]) -> Vectors:
-        """The vectors of ``rows``."""
-        rows = check_rows(rows, len(self))
-        run = contiguous(rows)
-        return Vectors(
-            self.name,
-            self.vectors[rows if run is None else run],
-            keys=take_keys(self.keys, rows),
-            labels=take_labels(self.labels, rows),
-            label_names=self.label_names,
-        )
+        Raises:
+            DataError: another dtype or shape, or no image.
+        """
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.size == 0:
+            raise DataError(
+                f"{name}: images must be a non-empty (n, h, w, 3) uint8 array, got {pixels.dtype} of shape {pixels.shape}"
+            )
+        super().__init__(name, keys, **labelling)
+        self._pixels, self._rows = pixels, np.arange(len(pixels))
+
+    def _take(self, rows: NDArray[np.intp]) -> None:
+        self._rows = self._rows[rows]
+
+    def read(self, row: int) -> NDArray[np.uint8]:
+        """A copy of the pixels of image ``row``, ``(h, w, 3) uint8``."""
+        return np.array(self._pixels[self._rows[row]], order="C")
 
 
 def usable_vectors(array: NDArray[Any], name: str) -> NDArray[Any]:
@@ -113,9 +92,8 @@ def check_finite(vectors: NDArray[Any], name: str) -> None:
 def open_array(array: NDArray[Any], name: str) -> Source:
     """Embeddings ``(n, d)``, or images ``(n, h, w, 3) uint8``; keys are row numbers."""
     if array.ndim == 4:
-        return PixelImages(name, array, keys=RowKeys("", range(len(array))))
-    vectors = usable_vectors(array, name)
-    return Vectors(name, vectors, keys=RowKeys("", range(len(vectors))))
+        return PixelImages(name, array, RowKeys("", range(len(array))))
+    return EmbeddingSource(name, usable_vectors(array, name))
 
 
 def open_npy(path: Path, name: str) -> Source:
@@ -134,7 +112,38 @@ def open_npy(path: Path, name: str) -> Source:
     return open_array(array, name)
 
 
-def open_npz(path: Path, name: str) -> Vectors:
+def read_npz(path: Path, name: str) -> dict[str, NDArray[Any]]:
+    """All arrays of an ``.npz`` file.
+
+    Raises:
+        DataError: damaged, pickled, or no ``.npz``.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {key: stored[key] for key in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError) as error:  # TypeError: it is an .npy
+        raise _unreadable(path, name, error) from error
+
+
+def labelled_vectors(name: str, vectors: NDArray[Any], arrays: dict[str, NDArray[Any]], what: str) -> EmbeddingSource:
+    """A source of ``vectors`` with the ``labels``, ``label_names`` and ``keys`` among ``arrays``, each optional.
+
+    Raises:
+        DataError: arrays of other lengths; ``what`` the vectors are called in the message.
+    """
+    n = len(vectors)
+    labels, label_names = None, None
+    if "labels" in arrays:
+        labels, label_names = class_labels(arrays["labels"], n, f"{name}: the array 'labels'")
+    if "label_names" in arrays and arrays["label_names"].ndim == 1:
+        label_names = [str(label) for label in arrays["label_names"]]
+    if "keys" in arrays and arrays["keys"].shape != (n,):
+        raise DataError(f"{name}: the array 'keys' has shape {arrays['keys'].shape}; {n} {what} need {n} keys")
+    keys = unique_keys(map(str, arrays["keys"])) if "keys" in arrays else None
+    return EmbeddingSource(name, vectors, keys, labels=labels, label_names=label_names)
+
+
+def open_npz(path: Path, name: str) -> EmbeddingSource:
     """An ``.npz`` file of embeddings: ``features``, ``embeddings`` or ``vectors``, or else its only 2-d float array.
 
     Optional arrays: ``labels`` (classes or 0/1 indicators), ``label_names`` and ``keys`` (strings). Read into memory, unlike ``.npy``.
@@ -142,30 +151,15 @@ def open_npz(path: Path, name: str) -> Vectors:
     Raises:
         DataError: damaged, pickled, no such array or several, or arrays of different lengths.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError) as error:  # TypeError: it is an .npy
-        raise _unreadable(path, name, error) from error
-    wanted = [key for key in _VECTOR_NAMES if key in arrays][:1]
+    arrays = read_npz(path, name)
+    wanted = [key for key in _NPZ_NAMES if key in arrays][:1]
     wanted = wanted or [key for key, array in arrays.items() if array.ndim == 2 and array.dtype.kind == "f"]
     if len(wanted) != 1:
         held = ", ".join(f"{key} {array.dtype} {array.shape}" for key, array in arrays.items()) or "nothing"
         raise DataError(
             f"{name}: {path} has {len(wanted)} candidate arrays of embeddings; name one 'features' (it holds: {held})"
         )
-    vectors = usable_vectors(arrays[wanted[0]], name)
-    n = len(vectors)
-    labels, label_names, keys = None, None, None
-    if "labels" in arrays and wanted[0] != "labels":
-        labels, label_names = class_labels(arrays["labels"], n, f"{name}: the array 'labels'")
-    if "label_names" in arrays and arrays["label_names"].ndim == 1:
-        label_names = [str(label) for label in arrays["label_names"]]
-    if "keys" in arrays:
-        if arrays["keys"].shape != (n,):
-            raise DataError(f"{name}: the array 'keys' has shape {arrays['keys'].shape}; {n} embeddings need {n} keys")
-        keys = unique_keys(str(key) for key in arrays["keys"])
-    return Vectors(name, vectors, keys=keys or RowKeys("", range(n)), labels=labels, label_names=label_names)
+    return labelled_vectors(name, usable_vectors(arrays.pop(wanted[0]), name), arrays, "embeddings")
 
 
 def _unreadable(path: Path, name: str, error: Exception) -> DataError:

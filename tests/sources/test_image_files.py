@@ -8,7 +8,7 @@ import pytest
 
 import image_factory as factory
 from distillhash.errors import DataError, ParameterError, SkippedItemsWarning
-from distillhash.sources import BadItemError, ImageSource, decode_image, load_image, open_source
+from distillhash.sources import BadItemError, ImageSource, decode_image, open_source
 
 
 def images(spec: object) -> ImageSource:
@@ -34,7 +34,7 @@ def test_folder(tmp_path: Path) -> None:
     assert source.label_names is None
     assert source.path(3) == str(tmp_path / "b/2.PNG")
     assert source.name == str(tmp_path)
-    np.testing.assert_array_equal(load_image(source, 2), factory.make_pixels(9, 7, 1))  # a PNG named .jpg
+    np.testing.assert_array_equal(decode_image(source.read(2)), factory.make_pixels(9, 7, 1))  # a PNG named .jpg
 
 
 def test_sub_folders_are_classes(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_bad_files_are_single_errors(tmp_path: Path) -> None:
     outcome: list[object] = []
     for row in range(len(source)):
         try:
-            outcome.append(load_image(source, row).shape)
+            outcome.append(decode_image(source.read(row)).shape)
         except BadItemError as error:
             outcome.append(str(error).partition(":")[0])
     assert outcome == [
@@ -112,7 +112,7 @@ def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
     assert all(key.encode() for key in source.keys)
     rows = [list(source.keys).index(key) for key in ("\\xff.png", "\\xff.png#2")]
     assert {source.path(row) for row in rows} == {odd, str(tmp_path / "\\xff.png")}
-    assert load_image(source.select(np.array(rows)), 1).shape == (7, 9, 3)
+    assert decode_image(source.select(np.array(rows)).read(1)).shape == (7, 9, 3)
 
 
 def test_a_folder_that_cannot_be_listed(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_list_file(tmp_path: Path) -> None:
     assert source.labels.tolist() == [3, -1, 7, -1, 0, -1]
     assert source.path(2) == absolute
     assert source.path(5) == str(tmp_path / "in/c.png")
-    assert load_image(source, 3).shape == (7, 9, 3)
+    assert decode_image(source.read(3)).shape == (7, 9, 3)
     with pytest.raises(BadItemError, match="No such file"):
         source.read(4)
 
@@ -203,6 +203,10 @@ def test_paths_and_single_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     single = images("a.png")
     assert list(single.keys) == ["a.png"]
     np.testing.assert_array_equal(decode_image(single.read(0)), factory.make_pixels(9, 7))
+    monkeypatch.chdir("/")
+    elsewhere = images(tmp_path / "b.png")
+    assert list(elsewhere.keys) == ["b.png"] and elsewhere.path(0) == str(tmp_path / "b.png")
+    np.testing.assert_array_equal(decode_image(elsewhere.read(0)), factory.make_pixels(9, 7, 1))
     with pytest.raises(ParameterError, match=r"holds paths, got float; pass embeddings as a NumPy array"):
         images([1.0, 2.0])
     with pytest.raises(DataError, match="the list of paths is empty"):

@@ -1,0 +1,73 @@
+"""Published files: downloaded whole, and checked against their published checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import secrets
+import sys
+from pathlib import Path
+
+from distillhash.errors import DataError, FormatError
+from distillhash.progress import Progress
+
+_logger = logging.getLogger(__name__)
+
+_CHUNK_BYTES = 1 << 20
+_TIMEOUT_SECONDS = 30.0
+
+
+def download(url: str, target: Path, *, algorithm: str, checksum: str) -> None:
+    """Download ``url`` to ``target``, which appears whole and checked or not at all; shows progress on a terminal.
+
+    The data goes to a temporary file in the same folder (made if needed) that is renamed at the end.
+
+    Args:
+        url: Where from.
+        target: Where to.
+        algorithm: ``md5`` or ``sha256``: what the publisher states. It guards against damage; MD5 does not guard against malice.
+        checksum: Its hexadecimal digits, or the first of them.
+
+    Raises:
+        DataError: no network, no such file, or no space on the disk.
+        FormatError: the content has another checksum.
+    """
+    from http.client import HTTPException
+    from urllib.error import HTTPError, URLError
+    from urllib.request import urlopen
+
+    temporary = target.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        with urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _logger.warning("downloading %s to %s", url, target)
+            with (
+                temporary.open("xb") as file,
+                Progress(target.name, response.length or 0, unit="bytes", quiet=not sys.stderr.isatty()) as shown,
+            ):
+                while chunk := response.read(_CHUNK_BYTES):
+                    file.write(chunk)
+                    shown.advance(len(chunk))
+        check_file(temporary, url, algorithm, checksum, "try again")
+        temporary.replace(target)
+    except (OSError, HTTPException) as error:
+        # "HTTP Error 404: ..." says more than its reason alone; "<urlopen error ...>" less.
+        reason = error.reason if isinstance(error, URLError) and not isinstance(error, HTTPError) else error
+        raise DataError(f"{url} cannot be downloaded ({reason}); fetch it elsewhere and put it at {target}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_file(path: Path, name: object, algorithm: str, checksum: str, remedy: str) -> None:
+    """Compare a file with the first digits of its checksum; ``name`` is what the message calls it.
+
+    Raises:
+        FormatError: they differ.
+    """
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, algorithm).hexdigest()
+    if not found.startswith(checksum):
+        stated = {"md5": "MD5", "sha256": "SHA-256"}[algorithm]
+        raise FormatError(
+            f"{name} has {stated} {found}, expected {checksum}: it is cut short or another file; {remedy}"
+        )
