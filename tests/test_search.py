@@ -1,5 +1,6 @@
 """Searching with an index and its model, against plain loops."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from distillhash import Codes, HashModel, load_hasher, make_hasher
 from distillhash.errors import ParameterError
 from distillhash.index import Index, open_index
 from distillhash.search import NoItemError, Query, Searcher, cosines, decoder_scores, open_searcher, projection_scores
+from distillhash.sources.decode import decode_sizes
+from image_factory import make_jpeg
 
 RNG = np.random.default_rng(0)
 
@@ -99,6 +102,58 @@ def test_items_are_fetched_once_for_all_queries(file: Path, tmp_path: Path) -> N
         assert len(calls) == 1 and len(together) == 60
         alone = [searcher.find(row[None], k=3).results[0]["neighbours"] for row in x[:60]]
     assert [found["neighbours"] for found in together] == alone
+
+
+def test_adding_reads_every_file_once(photo_index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where files are unchanged, changed, or cannot be used; and a run that was interrupted goes on where it stopped."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for number in range(40):
+        (photos / f"{number:02}.jpg").write_bytes(make_jpeg(40, 30, seed=number))
+    (photos / "bad.jpg").write_bytes(make_jpeg()[:200])
+    opened: Counter[str] = Counter()
+    decoded: list[int] = []
+    read_bytes, decode = Path.read_bytes, decode_sizes
+
+    def counted(path: Path) -> bytes:
+        if path.parent == photos:
+            opened[path.name] += 1
+        return read_bytes(path)
+
+    def noted(content: Any, *arguments: Any) -> Any:
+        decoded.append(len(content))
+        return decode(content, *arguments)
+
+    monkeypatch.setattr(Path, "read_bytes", counted)
+    monkeypatch.setattr("distillhash.backbones.extract.decode_sizes", noted)
+
+    def add() -> tuple[int, int, int, int]:
+        opened.clear()
+        decoded.clear()
+        with open_searcher(tmp_path / "index", str(photo_index / "model"), create=True) as searcher:
+            added = searcher.add(str(photos))
+        assert opened == {path.name: 1 for path in photos.iterdir()}
+        assert len(decoded) == added.added + added.updated + len(added.skipped)
+        return added.added, added.updated, added.unchanged, len(added.skipped)
+
+    with open_searcher(tmp_path / "index", str(photo_index / "model"), create=True) as searcher:
+        left, store = iter(range(1)), searcher.index.add
+
+        def add_once(*arguments: Any, **options: Any) -> Any:
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            return store(*arguments, **options)
+
+        monkeypatch.setattr(searcher.index, "add", add_once)
+        with pytest.raises(KeyboardInterrupt):
+            searcher.add(str(photos))
+        n_stored = len(searcher.index)
+    assert 0 < n_stored < 40
+    assert add() == (40 - n_stored, 0, n_stored, 1)
+    assert add() == (0, 0, 40, 1)
+    (photos / "03.jpg").write_bytes(make_jpeg(40, 30, seed=99))
+    (photos / "new.jpg").write_bytes(make_jpeg(40, 30, seed=98))
+    assert add() == (1, 1, 39, 1)
 
 
 def test_a_search_notices_every_change(tmp_path: Path) -> None:

@@ -50,7 +50,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     folder = folder_of(arguments.index)
     searcher = open_searcher(
-        arguments.index, arguments.model, create=True, device=arguments.device, cache=open_cache(arguments)
+        arguments.index,
+        arguments.model,
+        create=True,
+        device=arguments.device,
+        cache=open_cache(arguments),
+        max_pixels=arguments.max_pixels,
     )
     with searcher:
         index = searcher.index
@@ -60,7 +65,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             added = searcher.add_codes(arguments.source, progress=not arguments.quiet)
             summary |= {"added": added.added, "updated": added.updated, "unchanged": added.unchanged, "n_skipped": 0}
         elif arguments.source is not None:
-            added = searcher.add(arguments.source, progress=not arguments.quiet, max_pixels=arguments.max_pixels)
+            added = searcher.add(arguments.source, progress=not arguments.quiet)
             summary |= {"added": added.added, "updated": added.updated, "unchanged": added.unchanged}
             summary |= report_skipped(arguments, added.skipped, (folder or Path()) / "skipped.json")
         if arguments.compact:

@@ -53,7 +53,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ParameterError("nothing to search for: give a QUERY, or --text with a sentence")
     if arguments.text and arguments.rerank is not None:
         raise ParameterError("--rerank orders by what is known of an image; leave it out where --text is given")
-    searcher = open_searcher(arguments.index, arguments.model, device=arguments.device, cache=open_cache(arguments))
+    searcher = open_searcher(
+        arguments.index,
+        arguments.model,
+        device=arguments.device,
+        cache=open_cache(arguments),
+        max_pixels=arguments.max_pixels,
+    )
     with searcher:
         found = searcher.find(
             *arguments.queries,
@@ -63,7 +69,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             where=arguments.where,
             rerank=arguments.rerank,
             candidates=arguments.candidates,
-            max_pixels=arguments.max_pixels,
         )
     results = found.results
     skipped = [{"query": item.key, "reason": item.reason} for item in found.skipped]

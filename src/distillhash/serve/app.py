@@ -9,7 +9,7 @@ import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import fastapi
 import orjson
@@ -18,6 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
+from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from distillhash import __version__
@@ -32,14 +33,12 @@ from distillhash.serve.limits import MEDIA_TYPE, Limits, Problem
 from distillhash.serve.pictures import NoPictureError, Picture
 from distillhash.serve.schemas import EMBEDDING_BODY, IMAGE_BODY, has_body, read_body
 from distillhash.serve.service import Service
-from distillhash.serve.settings import COOKIE, MOST_RESULTS
+from distillhash.serve.settings import COOKIE
 from distillhash.sources import BadItemError
 
 PAGE = Path(__file__).parent / "page"
 ItemId = Annotated[int, fastapi.Path(ge=0, le=LARGEST_ID, description="Id of an item of the index.")]
 _PICTURE_SECONDS = 300
-_LARGEST_RADIUS = 65_536  # bits
-_LONGEST_TEXT = 1000  # characters
 
 log = logging.getLogger("distillhash.serve")
 
@@ -103,60 +102,35 @@ def _routes(service: Service) -> APIRouter:
     router = APIRouter()
     digits = 2 * bytes_per_code(service.n_bits)
 
-    @router.post(
-        "/search",
-        **_documented(schemas.SearchAnswer, 400, 404, 408, 413, 415, 422, 503),
-        **_body(service, required=False),
-    )
-    async def search(
-        request: Request,
-        id: Annotated[int | None, Query(ge=0, le=LARGEST_ID, description="Search by an item of the index.")] = None,
-        code: Annotated[
-            str | None,
-            Query(pattern=f"^[0-9a-fA-F]{{{digits}}}$", description="Search by a packed code in hexadecimal."),
-        ] = None,
-        text: Annotated[
-            str | None,
-            Query(
-                min_length=1, max_length=_LONGEST_TEXT, description="Search by a sentence, where the model takes them."
-            ),
-        ] = None,
-        k: Annotated[int, Query(ge=1, le=MOST_RESULTS, description="How many neighbours at most.")] = 10,
-        radius: Annotated[
-            int | None, Query(ge=0, le=_LARGEST_RADIUS, description="Only neighbours within this many bits.")
-        ] = None,
-        where: Annotated[
-            str | None,
-            Query(
-                min_length=1,
-                max_length=_LONGEST_TEXT,
-                description="Only items for which this condition over id, key and metadata holds, in the index's language: "
-                "`metadata->>'label' = 'cat'`, on Milvus `metadata[\"label\"] == \"cat\"`.",
-            ),
-        ] = None,
-        rerank: Annotated[
-            Literal["projection", "decoder"] | None,
-            Query(description="For an upload: order the nearest codes by its real projection, or by decoded features."),
-        ] = None,
-        candidates: Annotated[
-            int | None, Query(ge=1, le=MOST_RESULTS, description="How many nearest codes to re-rank; 10 k by default.")
-        ] = None,
-    ) -> Response:
+    class Asked(schemas.SearchParameters):
+        code: str | None = Field(
+            None, pattern=f"^[0-9a-fA-F]{{{digits}}}$", description="Search by a packed code in hexadecimal."
+        )
+
+    # FastAPI's own reading of so many parameters would take longer than the search.
+    documented = _documented(schemas.SearchAnswer, 400, 404, 408, 413, 415, 422, 503) | _body(service, required=False)
+    documented["openapi_extra"]["parameters"] = schemas.described(Asked)
+
+    @router.post("/search", **documented)
+    async def search(request: Request) -> Response:
         """The nearest items of an uploaded image, of an item, a code or a sentence. An item finds itself first, at distance 0."""
-        if (id is not None) + (code is not None) + (text is not None) + has_body(request) != 1:
+        asked = schemas.parsed(Asked, request)
+        given = (asked.id, asked.code, asked.text)
+        if 3 - given.count(None) + has_body(request) != 1:
             raise Problem(422, "give exactly one of: an image in the multipart field 'file', ?id=, ?code=, ?text=")
-        service.check_options(k, where, rerank)
+        service.check_options(asked.k, asked.where, asked.rerank)
         item: int | bytes
         feature = None
-        if id is not None:
-            item = id
-        elif code is not None:
-            item = _packed(code, service.n_bits)
-        elif text is not None:
-            item = await service.encode_text(text)
+        if asked.id is not None:
+            item = asked.id
+        elif asked.code is not None:
+            item = _packed(asked.code, service.n_bits)
+        elif asked.text is not None:
+            item = await service.encode_text(asked.text)
         else:
             item, feature = await service.encode(await read_body(request))
-        return _json(await service.search(Search(item, k, radius, where, rerank, candidates, feature)))
+        query = Search(item, asked.k, asked.radius, asked.where, asked.rerank, asked.candidates, feature)
+        return _json(await service.search(query))
 
     @router.post(
         "/encode", **_documented(schemas.Encoded, 400, 408, 413, 415, 422, 503), **_body(service, required=True)
@@ -210,7 +184,9 @@ def _routes(service: Service) -> APIRouter:
     async def duplicates(
         radius: Annotated[
             int | None,
-            Query(ge=0, le=_LARGEST_RADIUS, description="In bits; the file's own where the server was given one."),
+            Query(
+                ge=0, le=schemas.LARGEST_RADIUS, description="In bits; the file's own where the server was given one."
+            ),
         ] = None,
         offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,

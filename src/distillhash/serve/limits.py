@@ -39,6 +39,7 @@ _READING = {"GET", "HEAD", "OPTIONS"}
 _CLOSE = {"connection": "close"}
 _DRAIN_SECONDS = 10.0
 _GONE = 499  # what servers log when a client left before its answer
+_PORT = re.compile(r":\d+$")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _HEADERS = [
     (
@@ -129,7 +130,8 @@ class Limits:
     def __init__(self, app: App, settings: Settings, metrics: Metrics) -> None:
         """Wrap ``app``; requests are counted in ``metrics``."""
         self._app, self._settings, self._metrics = app, settings, metrics
-        self._names = _LOCAL_NAMES | {settings.host}
+        # Without a token only this machine may connect, and a web page must not get in by another name for it.
+        self._names = _LOCAL_NAMES | {settings.host} if settings.is_local and settings.token is None else None
         self._active = 0
         self._held = _Held(settings.max_held)
 
@@ -203,7 +205,7 @@ class Limits:
         if int(length) > settings.max_upload:
             raise _too_large(settings.max_upload, f"{int(length)} bytes")
         host = headers.get(b"host", b"").decode("latin-1").lower()
-        if settings.is_local and settings.token is None and re.sub(r":\d+$", "", host) not in self._names:
+        if self._names is not None and _PORT.sub("", host) not in self._names:
             raise Problem(421, "this server answers to localhost only; open it under the address it printed")
         if scope["method"] not in _READING and _is_cross_site(headers, host):
             raise Problem(403, "requests that change or upload something are taken from this server's own page only")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import orjson
-from pydantic import BaseModel, Field
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 
+from distillhash.index.rows import LARGEST_ID
 from distillhash.serve.encoding import Upload
 from distillhash.serve.limits import Problem
+from distillhash.serve.settings import MOST_RESULTS
 
+LARGEST_RADIUS = 65_536  # bits
+_LONGEST_TEXT = 1000  # characters
 _MOST_JSON = 2**20
 _MOST_FIELD = 4096
 _MOST_NAME = 200
@@ -97,6 +102,54 @@ def _name(text: str | None) -> str | None:
         raise Problem(422, f"the name may have {_MOST_NAME} characters at most, got {len(text)}")
     name = text.replace("\\", "/").rpartition("/")[2]
     return "".join(letter for letter in name if letter.isprintable()) or None
+
+
+class SearchParameters(BaseModel):
+    """What ``POST /search`` may be asked for."""
+
+    id: int | None = Field(None, ge=0, le=LARGEST_ID, description="Search by an item of the index.")
+    code: str | None = None
+    text: str | None = Field(
+        None, min_length=1, max_length=_LONGEST_TEXT, description="Search by a sentence, where the model takes them."
+    )
+    k: int = Field(10, ge=1, le=MOST_RESULTS, description="How many neighbours at most.")
+    radius: int | None = Field(None, ge=0, le=LARGEST_RADIUS, description="Only neighbours within this many bits.")
+    where: str | None = Field(
+        None,
+        min_length=1,
+        max_length=_LONGEST_TEXT,
+        description="Only items for which this condition over id, key and metadata holds, in the index's language: "
+        "`metadata->>'label' = 'cat'`, on Milvus `metadata[\"label\"] == \"cat\"`.",
+    )
+    rerank: Literal["projection", "decoder"] | None = Field(
+        None, description="For an upload: order the nearest codes by its real projection, or by decoded features."
+    )
+    candidates: int | None = Field(
+        None, ge=1, le=MOST_RESULTS, description="How many nearest codes to re-rank; 10 k by default."
+    )
+
+
+Parameters = TypeVar("Parameters", bound=BaseModel)
+
+
+def parsed(shape: type[Parameters], request: Request) -> Parameters:
+    """A request's query parameters.
+
+    Raises:
+        RequestValidationError: as FastAPI's own.
+    """
+    try:
+        return shape.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        raise RequestValidationError([{**part, "loc": ("query", *part["loc"])} for part in error.errors()]) from None
+
+
+def described(shape: type[BaseModel]) -> list[dict[str, Any]]:
+    """The same parameters for the OpenAPI document."""
+    return [
+        {"name": name, "in": "query", "required": False, "description": schema["description"], "schema": schema}
+        for name, schema in shape.model_json_schema()["properties"].items()
+    ]
 
 
 class ItemSummary(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
 import threading
 import time
@@ -82,6 +83,7 @@ class Service:
         except Exception as error:
             self.failure = error
             raise
+        gc.freeze()  # what is loaded by now stays; looking through it for garbage would stop the server for half a second
         self.is_ready = True
         await self._measure(ids[:_MOST_SIZES].tolist())
 
