@@ -162,16 +162,10 @@ class Searcher:
         rerank: Rerank | None = None,
         candidates: int | None = None,
     ) -> Results:
-        """The neighbours of every item of ``sources`` and of every text.
+        """The neighbours of every item of ``sources``, and of every text where the model was trained with texts.
 
-        Args:
-            sources: Image files, or whatever :func:`distillhash.sources.open_source` takes.
-            texts: Sentences, for a model that was trained with texts; they are not re-ranked.
-            k: Number of neighbours.
-            radius: All items within this many bits instead of the ``k`` nearest.
-            where: See :class:`Query`, as for the other options.
-            rerank: Another order than by distance.
-            candidates: Number of codes to re-rank.
+        A source is an image file, or whatever :func:`distillhash.sources.open_source` takes. A radius takes the place of ``k``. Texts are
+        not re-ranked. The other options are those of :class:`Query`.
 
         Raises:
             ParameterError: what the index, the model or the re-ranking cannot do.
@@ -195,7 +189,8 @@ class Searcher:
             model = self._known_model()
             if not isinstance(model, CrossModalModel):
                 raise ParameterError(
-                    f"this index was built with {model.hasher.method}, which knows images alone; search by text needs one trained with --pairs"
+                    f"this index was built with {model.hasher.method}, which knows images alone; "
+                    "search by text needs one trained with --pairs"
                 )
             names += texts
             queries += [Query(code.tobytes(), *near) for code in model.encode_texts(texts).packed]
@@ -396,15 +391,10 @@ def open_searcher(
     cache: FeatureCache | None = None,
     max_pixels: int | None = None,
 ) -> Searcher:
-    """Open an index and its model.
+    """Open an index, a folder or a URI, and its model.
 
-    Args:
-        place: A folder or a URI.
-        model_folder: The model; at first use it is copied into an index that is a folder. None takes the copy.
-        create: Make the index if it is absent.
-        device: Where the backbone runs.
-        cache: Where features are kept between runs.
-        max_pixels: Images above this are skipped.
+    A model folder that is given is copied into an index folder at first use, and checked from then on. Images above ``max_pixels`` are
+    skipped.
 
     Raises:
         ParameterError: a new index, or one on a server, without a model.
@@ -428,7 +418,6 @@ def open_searcher(
                 f"{folder} was built with another model (fingerprint {kept}, not {model.fingerprint}); make a new index for this one"
             )
     elif own is not None and model_folder is not None:
-        own.mkdir(parents=True, exist_ok=True)
         for name in reversed(_MODEL_FILES):  # config.json last: its presence says the copy is whole
             write_atomic(own / name, (Path(model_folder) / name).read_bytes())
     index = open_index(place, n_bits=model.n_bits, create=create, model_fingerprint=model.fingerprint)

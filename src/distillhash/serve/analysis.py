@@ -26,11 +26,7 @@ class Groups:
     """Groups of near-duplicates: from the file that ``dedup`` wrote, or found in a small index."""
 
     def __init__(self, file: Path | None) -> None:
-        """Read the file, if there is one.
-
-        Raises:
-            FormatError: it is not what ``distillhash dedup --out`` writes.
-        """
+        """Read the file, if there is one."""
         self._document = None if file is None else _read(file)
         self._kept: tuple[tuple[Hashable | None, int], list[Group]] | None = None
 

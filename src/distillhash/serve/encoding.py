@@ -51,16 +51,7 @@ class Batcher(Generic[Job, Answer]):
         max_waiting: int = 1024,
         observe: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Keep the settings.
-
-        Args:
-            work: Answers a batch, with one answer or exception for each job. What it raises, every job of the batch gets.
-            max_batch: Jobs of one batch at most.
-            wait_seconds: Longest time between two jobs of a batch; its first job waits ten times that at most.
-            batches_at_once: How many batches are worked on at a time.
-            max_waiting: Jobs not yet answered at most.
-            observe: Called with the size of every batch.
-        """
+        """``work`` answers a batch, with one answer or exception for each job; ``observe`` is called with the size of every batch."""
         self._work, self._observe = work, observe
         self._max_batch, self._wait_seconds, self._max_waiting = max_batch, wait_seconds, max_waiting
         self._batches_at_once = batches_at_once
@@ -76,11 +67,7 @@ class Batcher(Generic[Job, Answer]):
         self._tasks = [asyncio.create_task(self._run()) for _ in range(self._batches_at_once)]
 
     def submit(self, job: Job) -> asyncio.Future[Answer]:
-        """Queue a job.
-
-        Raises:
-            OverloadedError: the queue is full, or stopped.
-        """
+        """Queue a job."""
         if self._is_stopped:
             raise OverloadedError("the server is stopping")
         if self.n_waiting >= self._max_waiting:
@@ -150,11 +137,7 @@ class UploadHasher:
         self._max_pixels = max_pixels
 
     def warm_up(self) -> None:
-        """Read the weights and run one pass, so that the first request does not wait for it.
-
-        Raises:
-            FormatError: the weights are not those the model was trained with.
-        """
+        """Read the weights and run one pass, so that the first request does not wait for it."""
         if self.takes_images:
             import torch
             from threadpoolctl import threadpool_limits
@@ -200,15 +183,7 @@ class Encoder:
         processes: int | None = None,
         observe: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """Keep the model; its weights are read by :meth:`start`.
-
-        Args:
-            model: What encodes.
-            max_pixels: Largest image.
-            processes: Processes that encode images on the processor, each with the model in its memory; 0 encodes in threads of this
-                process, None takes one per core and four at most.
-            observe: Called with the size of every batch.
-        """
+        """Keep the model; its weights are read by :meth:`start`. For ``processes`` see :class:`~distillhash.serve.settings.Settings`."""
         from distillhash.backbones.base import images_a_pass
 
         self._hasher = UploadHasher(model, max_pixels=max_pixels)
@@ -229,12 +204,7 @@ class Encoder:
         )
 
     async def start(self) -> None:
-        """Read the weights, run one pass in every worker, and begin to answer.
-
-        Raises:
-            FormatError: the weights are not those the model was trained with.
-            DistillHashError: a process that encodes ended.
-        """
+        """Read the weights, run one pass in every worker, and begin to answer."""
         self._idle = [self._new_worker() for _ in range(self._n_workers)]
         loop = asyncio.get_running_loop()
         try:

@@ -133,7 +133,7 @@ class Limits:
         # Without a token only this machine may connect, and a web page must not get in by another name for it.
         self._names = _LOCAL_NAMES | {settings.host} if settings.is_local and settings.token is None else None
         self._active = 0
-        self._held = _Held(settings.max_held)
+        self.held = 0  # bytes of all bodies in memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -147,7 +147,7 @@ class Limits:
             request_id = secrets.token_hex(8).encode()
         scope.setdefault("state", {})["request_id"] = request_id.decode()
         status = 0
-        body = _Body(receive, self._settings, self._held, headers)
+        body = _Body(self, receive, self._settings, headers)
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -215,18 +215,11 @@ class Limits:
             )
 
 
-class _Held:
-    """Bytes of all bodies that are in memory, and how many there may be."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self.now = most, 0
-
-
 class _Body:
     """A request's body, counted and timed as it arrives, whatever its headers announce."""
 
-    def __init__(self, receive: Receive, settings: Settings, held: _Held, headers: dict[bytes, bytes]) -> None:
-        self._receive, self._settings, self._held = receive, settings, held
+    def __init__(self, limits: Limits, receive: Receive, settings: Settings, headers: dict[bytes, bytes]) -> None:
+        self._limits, self._receive, self._settings = limits, receive, settings
         self._counted = 0  # of this body, in what is held
         self._received = 0
         self._deadline: float | None = None
@@ -235,11 +228,7 @@ class _Body:
         self.waits_for_continue = b"expect" in headers  # the client sends the body only when it is asked for
 
     async def receive(self) -> Message:
-        """The next part.
-
-        Raises:
-            Problem: 413, 408 or 503.
-        """
+        """The next part; raises a problem where it is too large or too late."""
         if self._has_ended:
             return await self._receive()
         seconds = self._settings.body_seconds
@@ -253,15 +242,15 @@ class _Body:
         if self._received > self._settings.max_upload:
             raise _too_large(self._settings.max_upload, "more")
         size = len(message.get("body", b""))
-        if self._held.now + size > self._held.most:
+        if self._limits.held + size > self._settings.max_held:
             raise Problem(503, "too many uploads are being worked on; try again", {"retry-after": "1", **_CLOSE})
-        self._held.now += size
+        self._limits.held += size
         self._counted += size
         return message
 
     def release(self) -> None:
         """The request is answered: its body is not held any more."""
-        self._held.now -= self._counted
+        self._limits.held -= self._counted
         self._counted = 0
 
     async def drain(self) -> None:

@@ -76,11 +76,7 @@ class Pictures:
         self._lock = threading.Lock()
 
     def original(self, item: Item) -> Picture:
-        """The picture at its full size: the file itself where browsers know its format, else a PNG of it.
-
-        Raises:
-            NoPictureError: there is none.
-        """
+        """The picture at its full size: the file itself where browsers know its format, else a PNG of it."""
         content = self._read(item)
         if isinstance(content, bytes):
             try:
@@ -92,11 +88,7 @@ class Pictures:
         return Picture(_png(self._decoded(item, content)), "image/png")
 
     def thumbnail(self, item: Item) -> Picture:
-        """The picture with its longest side at most :data:`THUMBNAIL_SIDE` pixels.
-
-        Raises:
-            NoPictureError: there is none.
-        """
+        """The picture with its longest side at most :data:`THUMBNAIL_SIDE` pixels."""
         key = f"{item.id}:".encode() + (item.digest or b"")
         with self._lock:
             if key in self._thumbnails:
@@ -133,11 +125,7 @@ class Pictures:
             return None
 
     def keep_upload(self, content: bytes) -> str:
-        """Store an uploaded file beside the index; returns the item's key.
-
-        Raises:
-            DistillHashError: the folder cannot be written.
-        """
+        """Store an uploaded file beside the index; returns the item's key."""
         key = UPLOAD_PREFIX + digest(content).hex()
         if self._uploads is not None:
             path = self._uploads / key.removeprefix(UPLOAD_PREFIX)

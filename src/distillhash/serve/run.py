@@ -18,11 +18,7 @@ _STOP_SECONDS = 15
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening place; port 0 takes a free one.
-
-    Raises:
-        ParameterError: the address is not this machine's, or taken.
-    """
+    """A listening place; port 0 takes a free one."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -72,11 +68,7 @@ def make_server(service: Service) -> uvicorn.Server:
 
 
 def serve(service: Service, listener: socket.socket, *, say: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way are finished first.
-
-    Raises:
-        DistillHashError: warm-up failed.
-    """
+    """Serve until SIGINT or SIGTERM; requests under way are finished first."""
     server = make_server(service)
     # uvicorn stops gracefully at a signal, then raises it again for whoever handled it before: nobody needs it then.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -133,11 +133,7 @@ Parameters = TypeVar("Parameters", bound=BaseModel)
 
 
 def parsed(shape: type[Parameters], request: Request) -> Parameters:
-    """A request's query parameters.
-
-    Raises:
-        RequestValidationError: as FastAPI's own.
-    """
+    """A request's query parameters."""
     try:
         return shape.model_validate(dict(request.query_params))
     except ValidationError as error:

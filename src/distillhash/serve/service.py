@@ -122,23 +122,14 @@ class Service:
         return answers
 
     async def encode(self, body: Body) -> Encoded:
-        """The packed code and the feature of an upload.
-
-        Raises:
-            Problem: 422 without a model, 503 before warm-up is over.
-        """
+        """The packed code and the feature of an upload."""
         if self.encoder is None:
             raise Problem(422, "this index keeps no model, so nothing can be encoded; search by id or code")
         self._check_ready()
         return await self.encoder.encode(body.upload)
 
     async def encode_text(self, text: str) -> bytes:
-        """The packed code of a sentence.
-
-        Raises:
-            Problem: 503 before warm-up is over, 422 where the index's model knows images alone.
-            DataError: the model knows none of its words.
-        """
+        """The packed code of a sentence."""
         model = self.texts
         if model is None:
             raise Problem(422, "this index's model knows images alone; one trained with --pairs takes sentences")
@@ -151,12 +142,7 @@ class Service:
         return await asyncio.to_thread(encode)
 
     def check_options(self, k: int, where: str | None, rerank: Rerank | None) -> None:
-        """Refuse what no search of this server may ask for, before anything is encoded.
-
-        Raises:
-            Problem: 422.
-            ParameterError: the model cannot be re-ranked by.
-        """
+        """Refuse what no search of this server may ask for, before anything is encoded."""
         if where is not None:
             check_condition(where)
         if rerank is not None:
@@ -165,11 +151,7 @@ class Service:
             self.searcher.check_rerank(rerank)
 
     async def search(self, query: Query) -> bytes:
-        """The JSON answer to a query.
-
-        Raises:
-            NoItemError: the query's id is not there.
-        """
+        """The JSON answer to a query."""
         found: Found = await self._jobs.submit(query)
         results = [
             {**self.summary(item), "distance": distance}
@@ -206,11 +188,7 @@ class Service:
         return {**self.summary(item), "n_bits": self.n_bits, "metadata": metadata}
 
     async def item(self, identifier: int) -> Item:
-        """One item.
-
-        Raises:
-            NoItemError: it is not there.
-        """
+        """One item."""
         return await self.run(lambda index: _item(index, identifier))
 
     async def sample(self, n: int, seed: int) -> list[Item]:
@@ -246,11 +224,7 @@ class Service:
         return item, is_new
 
     async def remove(self, identifier: int) -> None:
-        """Take an item out of the index; the user's own files stay.
-
-        Raises:
-            NoItemError: it is not there.
-        """
+        """Take an item out of the index; the user's own files stay."""
 
         def take_out(index: Index) -> Item:
             item = _item(index, identifier)
