@@ -18,7 +18,7 @@ import torch
 
 from distillhash import load_model
 from distillhash.index import open_index
-from distillhash.serve.metrics import Metrics
+from distillhash.search import Searcher
 from distillhash.serve.run import bind, make_server, url_of
 from distillhash.serve.service import Service
 from distillhash.serve.settings import Settings
@@ -50,7 +50,7 @@ def in_thread(index: Path, **settings: Any) -> Iterator[str]:
     """A server in this process, for settings that the command line does not offer; gives its URL."""
     model = load_model(index / "model") if (index / "model").exists() else None
     settings = {"encoders": 0} | settings  # processes of their own start with every `running` server
-    service = Service(open_index(index), model, index, Settings(**settings), Metrics())
+    service = Service(Searcher(open_index(index), model), index, Settings(**settings))
     n_threads = torch.get_num_threads()  # a server sets it, for the whole process
     listener = bind("127.0.0.1", 0)
     server = make_server(service)
@@ -112,10 +112,11 @@ def starting(index: Path, *words: str, token: str | None = None, stopped: bool =
         process.wait()
 
 
-def children_of(pid: int) -> list[int]:
-    """Processes that a process started and that have not ended; none where there is no /proc to look in."""
+def encoders_of(pid: int) -> list[int]:
+    """The processes of a server that encode and that have not ended; none where there is no /proc to look in."""
     threads = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for thread in threads for child in thread.read_text().split()]
+    children = [int(child) for thread in threads for child in thread.read_text().split()]
+    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
 def is_running(pid: int) -> bool:

@@ -1,109 +1,462 @@
-"""A model and an index together: add a source, find what is near a query.
+"""An index and its model together: add what a source holds, find what is near a query.
 
-An index folder carries its model (in ``model/``), so that a query needs the index alone. An index on a server does not: it keeps the
-model's fingerprint, and refuses any other.
+The command line and the server both search through :class:`Searcher`. An index folder carries its model (in ``model/``), so a query
+needs the index alone. An index on a server keeps the model's fingerprint, and refuses any other model.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.codes import Codes
-from distillhash.errors import DataError, FormatError, ParameterError
+from distillhash.codes import Codes, bytes_per_code
+from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
+from distillhash.files import digest, write_atomic
 from distillhash.index import Index, Item, RangeResult, SearchResult, open_index
 from distillhash.index.address import folder_of, shown
 from distillhash.index.base import check_keys
-from distillhash.models import HashModel, load_model
+from distillhash.models import CrossModalModel, Encoded, HashModel, load_model
 from distillhash.progress import Progress
-from distillhash.sources import BadItemError, EmbeddingSource, ImageSource, Skipped, Source, open_source
+from distillhash.sources import Skipped, Source, open_source
+from distillhash.texts import unfamiliar_texts
 
 if TYPE_CHECKING:
     from distillhash.backbones import FeatureCache
 
-    pass  # SELF
-
-
-# Re-ranking: the nearest by Hamming distance, put in order by something finer.
-#
-# A short code leaves many items at one distance. Three things tell them apart, by what is at hand:
-#
-# - ``projection``: the real numbers behind the query's bits against the candidates' bits (asymmetric distance): a bit whose projection was
-#   close to zero counts little. Needs nothing but the codes.
-# - ``decoder``: the query's features against features that the model's decoder makes of the candidates' codes; for methods that train one
-#   (``urph``).
-# - ``features``: the cosine of the query's features and the candidates' own, for candidates that are image files, read anew where the
-#   feature cache does not hold them.
-
 Rerank = Literal["projection", "decoder", "features"]
 
+_MODEL_FOLDER = "model"
+_MODEL_FILES = ("config.json", "model.safetensors")
+_CODES_AT_ONCE = 50_000
+_MOST_HELD = 50_000  # items in memory, about 1 KB each
+_TRIES = 5
 
-class Reranker:
-    """Scores of candidates by one of the three."""
 
-    def __init__(self, model: HashModel, by: Rerank, *, max_pixels: int | None = None) -> None:
-        """Choose.
+class NoItemError(DataError):
+    """There is no item with this id."""
 
-        Args:
-            model: The model the codes come from.
-            by: What to score by.
-            max_pixels: For ``features``: images above this cannot be candidates.
+
+class Added(NamedTuple):
+    """What adding did: items added, replaced because their content changed, left alone, not usable."""
+
+    added: int
+    updated: int
+    unchanged: int
+    skipped: list[Skipped]
+
+
+class Results(NamedTuple):
+    """What :meth:`Searcher.find` found.
+
+    Attributes:
+        results: One ``{"query", "neighbours": [{"id", "distance", "key", "metadata"}]}`` per usable item or text; neighbours have a
+            ``score`` where they are re-ranked.
+        skipped: Items that could not be used as queries.
+        notes: Sentences about texts of which the model knows little.
+    """
+
+    results: list[dict[str, Any]]
+    skipped: list[Skipped]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Query:
+    """One search.
+
+    Attributes:
+        item: The id of an item, or a packed code.
+        k: Number of neighbours at most; None takes all within ``radius``.
+        radius: Largest distance in bits; None sets no limit.
+        where: Only items for which this condition holds, see :meth:`distillhash.index.Index.search`.
+        rerank: Order the candidates by ``projection`` (inner product of the query's real projection and the candidate's signs),
+            ``decoder`` (distance of the query's feature to the feature that the method decodes from the candidate's code) or
+            ``features`` (cosine to the feature of the candidate's image file, read again unless cached). None: by distance.
+        candidates: Number of nearest codes that are ordered to give the first ``k``; None takes ``10 k``, or all within the radius.
+        feature: ``(d,)`` of the query, for re-ranking.
+
+    Raises:
+        ParameterError: on construction, options that exclude each other.
+    """
+
+    item: int | bytes
+    k: int | None = 10
+    radius: int | None = None
+    where: str | None = None
+    rerank: Rerank | None = None
+    candidates: int | None = None
+    feature: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.rerank is not None and self.rerank not in get_args(Rerank):
+            raise ParameterError(f"rerank must be one of {', '.join(get_args(Rerank))}, got {self.rerank!r}")
+        if self.rerank is not None and self.feature is None:
+            raise ParameterError(
+                "re-ranking compares the query's feature, which an id, a code or a text does not have; leave out rerank, "
+                "or search by an image or an embedding"
+            )
+        if self.candidates is not None and (self.rerank is None or self.radius is not None):
+            raise ParameterError("candidates are for re-ranking the k nearest; give rerank, and no radius")
+        if self.candidates is not None and self.candidates < (self.k or 0):
+            raise ParameterError(
+                f"{self.candidates} candidates cannot give {self.k} neighbours; ask for {self.k} at least"
+            )
+
+    @property
+    def limit(self) -> int | None:
+        """Number of nearest codes to look up; None: all within the radius."""
+        if self.rerank is None or self.k is None:
+            return self.k
+        return 10 * self.k if self.candidates is None else self.candidates
+
+
+class Found(NamedTuple):
+    """The answer to a query.
+
+    Attributes:
+        code: Packed code of the query.
+        items: The neighbours: nearest first with equal distances by ascending id, or by descending score.
+        distances: Their distances in bits.
+        scores: What they were re-ranked by, larger is nearer; None without re-ranking.
+        is_cut: More items lie within the radius than were asked for.
+    """
+
+    code: bytes
+    items: list[Item]
+    distances: list[int]
+    scores: list[float] | None
+    is_cut: bool
+
+
+class Searcher:
+    """An index and its model; a context manager that closes the index. Only one thread at a time may use it."""
+
+    def __init__(self, index: Index, model: HashModel | None = None, *, max_pixels: int | None = None) -> None:
+        """Keep both; without a model, queries are ids and codes only. Images above ``max_pixels`` are skipped."""
+        self.index, self.model, self._max_pixels = index, model, max_pixels
+        self._held: dict[int, Item] = {}
+        self._state: Hashable | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.index.close()
+
+    def find(
+        self,
+        *sources: Any,
+        texts: Sequence[str] = (),
+        k: int = 10,
+        radius: int | None = None,
+        where: str | None = None,
+        rerank: Rerank | None = None,
+        candidates: int | None = None,
+    ) -> Results:
+        """The neighbours of every item of ``sources``, and of every text where the model was trained with texts.
+
+        A source is an image file, or whatever :func:`distillhash.sources.open_source` takes. A radius takes the place of ``k``. Texts are
+        not re-ranked. The other options are those of :class:`Query`.
 
         Raises:
-            ParameterError: an unknown choice, a model without a decoder, or features of embeddings.
+            ParameterError: what the index, the model or the re-ranking cannot do.
+            DataError: a text of which the model knows no word.
         """
-        if by not in get_args(Rerank):
-            raise ParameterError(f"rerank must be one of {', '.join(get_args(Rerank))}, got {by!r}")
-        if by == "decoder" and not hasattr(model.hasher, "reconstruct"):
+        if rerank is not None:
+            self.check_rerank(rerank)
+        near = k if radius is None else None, radius, where
+        results = Results([], [], [])
+        names: list[str] = []
+        queries: list[Query] = []
+        for given in sources:
+            source = _open_query(given)
+            for batch in self._encode(source):
+                results.skipped.extend(batch.skipped)
+                names += [source.path(row) or source.keys[row] for row in batch.rows.tolist()]
+                features = batch.features if rerank is not None else [None] * len(batch.rows)
+                for code, feature in zip(batch.codes.packed, features, strict=True):
+                    queries.append(Query(code.tobytes(), *near, rerank, candidates, feature))
+        if texts:
+            model = self._known_model()
+            if not isinstance(model, CrossModalModel):
+                raise ParameterError(
+                    f"this index was built with {model.hasher.method}, which knows images alone; "
+                    "search by text needs one trained with --pairs"
+                )
+            names += texts
+            queries += [Query(code.tobytes(), *near) for code in model.encode_texts(texts).packed]
+            results.notes.extend(odd.reason for odd in unfamiliar_texts(model.text_encoder, texts))
+        for name, found in zip(names, self.answer(queries), strict=True):
+            if isinstance(found, Exception):
+                raise found
+            results.results.append({"query": name, "neighbours": _neighbours(found)})
+        return results
+
+    def answer(self, queries: Sequence[Query]) -> list[Found | DistillHashError]:
+        """The answers to several queries, or what prevents one: :class:`NoItemError` where the query's id is not there.
+
+        Queries with the same options share one call of the engine.
+        """
+        answers: dict[int, Found | DistillHashError] = {}
+        alike: dict[tuple[int | None, int | None, str | None], list[int]] = defaultdict(list)
+        for place, query in enumerate(queries):
+            alike[query.limit, query.radius if query.k is None else None, query.where].append(place)
+        for places in alike.values():
+            try:
+                found = self._search([queries[place] for place in places])
+            except DistillHashError as error:
+                found = [error] * len(places)
+            answers.update(zip(places, found, strict=True))
+        return [answers[place] for place in range(len(queries))]
+
+    def _search(self, queries: list[Query]) -> list[Found | DistillHashError]:
+        """The answers to queries with the same limit, radius and condition."""
+        for _ in range(_TRIES):
+            held = self._items({query.item for query in queries if isinstance(query.item, int)})
+            codes = [_code_of(query, held) for query in queries]
+            hits = self._hits(queries, codes)
+            wanted = {identifier for hit in hits for identifier, _ in hit}
+            items = self._items(wanted)
+            if len(items) == len(wanted):  # else another process removed what the search had found
+                return [
+                    NoItemError(f"there is no item with id {query.item!r}")
+                    if code is None
+                    else self._ranked(query, code, hit, [items[identifier] for identifier, _ in hit])
+                    for query, code, hit in zip(queries, codes, hits, strict=True)
+                ]
+        raise DataError("the index changes faster than it can be read; try again")
+
+    def _hits(self, queries: list[Query], codes: list[bytes | None]) -> list[list[tuple[int, int]]]:
+        """(id, distance) pairs for every query, nearest first; none for a query without a code."""
+        first, known = queries[0], [code for code in codes if code is not None]
+        packed = np.frombuffer(b"".join(known), np.uint8).reshape(len(known), bytes_per_code(self.index.n_bits))
+        found: SearchResult | RangeResult
+        if first.limit is not None:
+            found = self.index.search(Codes(packed, self.index.n_bits), first.limit, where=first.where)
+        else:
+            assert first.radius is not None
+            found = self.index.range_search(Codes(packed, self.index.n_bits), first.radius, where=first.where)
+        rows = iter(found)
+        hits = [[] if code is None else next(rows) for code in codes]
+        return [
+            hit if query.radius is None else [pair for pair in hit if pair[1] <= query.radius]
+            for query, hit in zip(queries, hits, strict=True)
+        ]
+
+    def _ranked(self, query: Query, code: bytes, hit: list[tuple[int, int]], items: list[Item]) -> Found:
+        distances = [distance for _, distance in hit]
+        is_cut = query.k is not None and query.radius is not None and (len(hit) == query.limit or len(hit) > query.k)
+        if query.rerank is None:
+            return Found(code, items, distances, None, is_cut)
+        scores = self._scores(query, items) if items else np.zeros(0)
+        order = np.argsort(-scores, kind="stable")[: query.k].tolist()
+        return Found(
+            code,
+            [items[place] for place in order],
+            [distances[place] for place in order],
+            scores[order].tolist(),
+            is_cut,
+        )
+
+    def _scores(self, query: Query, items: list[Item]) -> NDArray[np.float64]:
+        """How near every candidate is, ``(m,)``, larger is nearer."""
+        assert query.feature is not None
+        hasher: Any = self._known_model().hasher
+        if query.rerank == "features":
+            batches = list(self._encode(open_source([item.key or "" for item in items])))
+            for batch in batches:
+                for bad in batch.skipped:
+                    raise DataError(
+                        f"the candidate {bad.key!r} cannot be read as an image file ({bad.reason}); re-rank by projection"
+                    )
+            return cosines(query.feature, np.concatenate([batch.features for batch in batches]))
+        codes = Codes(np.concatenate([item.code.packed for item in items]), self.index.n_bits)
+        if query.rerank == "decoder":
+            return decoder_scores(query.feature, hasher.reconstruct(codes))
+        return projection_scores(hasher.project(query.feature[None])[0], codes)
+
+    def check_rerank(self, rerank: Rerank) -> None:
+        """Raise :class:`ParameterError` where the model cannot be re-ranked by."""
+        model = self._known_model()
+        if rerank == "decoder" and not hasattr(model.hasher, "reconstruct"):
             raise ParameterError(
                 f"the method {model.hasher.method} trains no decoder; re-rank by projection, or train with --method urph"
             )
-        if by == "features" and model.backbone_name == "embeddings":
+        if rerank == "features" and model.backbone_name == "embeddings":
             raise ParameterError(
                 "this model takes embeddings, of which an index keeps the codes alone; re-rank by projection"
             )
-        self.model, self.by, self.max_pixels = model, by, max_pixels
 
-    def scores(self, feature: NDArray[np.float32], items: list[Item]) -> NDArray[np.float64]:
-        """How near every candidate is, larger is nearer.
+    def _items(self, ids: set[int]) -> dict[int, Item]:
+        """Those of the ids that are there.
 
-        Args:
-            feature: ``(d,)`` of the query.
-            items: ``m`` candidates.
+        Items are held as long as the index reports no change: reading rows takes most of the time of a search.
+        """
+        state = self.index.state()
+        if state is None or state != self._state or len(self._held) > _MOST_HELD:
+            self._held.clear()
+            self._state = state
+        missing = ids.difference(self._held)
+        if missing:
+            present = sorted(self.index.present(list(missing)))
+            self._held.update((item.id, item) for item in self.index.get(present))
+        return {identifier: self._held[identifier] for identifier in ids if identifier in self._held}
 
-        Returns:
-            ``(m,)``.
+    def _known_model(self) -> HashModel:
+        if self.model is None:
+            raise ParameterError("this index keeps no model; give --model DIR")
+        return self.model
+
+    def _encode(self, source: Source, **options: Any) -> Iterator[Encoded]:
+        return self._known_model().encode_batches(source, max_pixels=self._max_pixels, **options)
+
+    def add(self, source: Any, *, progress: bool = False) -> Added:
+        """Add the items of a source that the index does not hold, and replace those whose content changed.
+
+        Every item is read once; one that the index holds unchanged is neither decoded nor embedded. Each batch is committed before the next
+        one is computed, so after a crash, running again goes on where it stopped.
 
         Raises:
-            DataError: by ``features``, a candidate that is not an image file that can be read.
+            DataError: the index is empty, and nothing in the source can be used.
         """
-        if not items:
-            return np.zeros(0)
-        if self.by == "features":
-            return cosines(feature, self._features_of(items))
-        codes = Codes(np.concatenate([item.code.packed for item in items]), self.model.n_bits)
-        if self.by == "decoder":
-            hasher: Any = self.model.hasher
-            return decoder_scores(feature, hasher.reconstruct(codes))
-        return projection_scores(self.model.hasher.project(feature[None])[0], codes)
+        opened = open_source(source)
+        keys = [item_key(opened, row) for row in range(len(opened))]
+        held = self.index.known(keys)
+        digests = {own: held[key][1] for own, key in zip(opened.keys, keys, strict=True) if key in held}
 
-    def _features_of(self, items: list[Item]) -> NDArray[np.float32]:
-        source = open_source([item.key or "" for item in items])
-        batches = list(self.model.encode_batches(source, max_pixels=self.max_pixels))
-        for batch in batches:
-            if batch.skipped:
-                first = batch.skipped[0]
-                raise DataError(
-                    f"the candidate {first.key!r} cannot be read as an image file ({first.reason}); re-rank by projection"
-                )
-        return np.concatenate([batch.features for batch in batches])
+        def is_unchanged(own_keys: Sequence[str], contents: Sequence[bytes]) -> list[bool]:
+            return [digests.get(own) == content for own, content in zip(own_keys, contents, strict=True)]
+
+        n_added = n_updated = n_unchanged = 0
+        skipped: list[Skipped] = []
+        for batch in self._encode(opened, known=is_unchanged, progress=progress):
+            skipped += batch.skipped
+            n_unchanged += len(batch.known)
+            rows = batch.rows.tolist()
+            if rows:
+                metadata = [{"source": opened.name, "key": opened.keys[row]} for row in rows]
+                batch_keys = [keys[row] for row in rows]
+                self.index.add(batch.codes, metadata=metadata, keys=batch_keys, digests=batch.digests, upsert=True)
+                n_replaced = sum(key in held for key in batch_keys)
+                n_updated += n_replaced
+                n_added += len(rows) - n_replaced
+        if skipped and not len(self.index):
+            raise DataError(f"nothing usable in {opened.name}: {skipped[0].key}: {skipped[0].reason}")
+        return Added(n_added, n_updated, n_unchanged, skipped)
+
+    def add_codes(self, path: str, *, progress: bool = False) -> Added:
+        """Add codes that ``encode`` wrote; known keys get their new code.
+
+        Codes with keys are committed in batches, and those that the index holds already are not sent again: after a crash, running again
+        goes on where it stopped. Codes without keys are added in one call.
+
+        Raises:
+            DataError: the codes have another length than the index.
+        """
+        codes, keys = Codes.load(path)
+        if keys is None:
+            return Added(len(self.index.add(codes)), 0, 0, [])
+        check_keys(keys)
+        n_updated = n_unchanged = 0
+        with Progress("storing", len(codes), unit="codes", quiet=not progress) as shown_progress:
+            for start in range(0, len(codes), _CODES_AT_ONCE):
+                part, part_keys = codes[start : start + _CODES_AT_ONCE], keys[start : start + _CODES_AT_ONCE]
+                digests = [digest(code) for code in part.packed]
+                known = self.index.known(part_keys)
+                rows = [row for row, key in enumerate(part_keys) if known.get(key, (0, None))[1] != digests[row]]
+                if rows:
+                    new_keys = [part_keys[row] for row in rows]
+                    self.index.add(part[rows], keys=new_keys, digests=[digests[row] for row in rows], upsert=True)
+                    n_updated += sum(key in known for key in new_keys)
+                n_unchanged += len(part) - len(rows)
+                shown_progress.advance(len(part))
+        return Added(len(codes) - n_updated - n_unchanged, n_updated, n_unchanged, [])
+
+
+def open_searcher(
+    place: Path | str,
+    model_folder: str | None = None,
+    *,
+    create: bool = False,
+    device: str = "auto",
+    cache: FeatureCache | None = None,
+    max_pixels: int | None = None,
+) -> Searcher:
+    """Open an index, a folder or a URI, and its model.
+
+    A model folder that is given is copied into an index folder at first use, and checked from then on. Images above ``max_pixels`` are
+    skipped.
+
+    Raises:
+        ParameterError: a new index, or one on a server, without a model.
+        FormatError: ``model_folder`` is another model than the index was built with.
+    """
+    folder = folder_of(place)
+    own = None if folder is None else folder / _MODEL_FOLDER
+    if model_folder is None and not has_model(place):
+        if folder is None:
+            raise ParameterError(f"{shown(place)} keeps no model; give --model DIR")
+        if folder.exists():
+            raise ParameterError(f"{folder} holds no model yet; give --model DIR")
+        raise ParameterError(
+            f"there is no index at {folder}; make one with `distillhash index SOURCE --model DIR --index {folder}`"
+        )
+    model = load_model(model_folder or str(own), device=device, cache=cache)
+    if own is not None and has_model(place):
+        kept = json.loads((own / _MODEL_FILES[0]).read_text()).get("fingerprint")
+        if kept != model.fingerprint:
+            raise FormatError(
+                f"{folder} was built with another model (fingerprint {kept}, not {model.fingerprint}); make a new index for this one"
+            )
+    elif own is not None and model_folder is not None:
+        for name in reversed(_MODEL_FILES):  # config.json last: its presence says the copy is whole
+            write_atomic(own / name, (Path(model_folder) / name).read_bytes())
+    index = open_index(place, n_bits=model.n_bits, create=create, model_fingerprint=model.fingerprint)
+    return Searcher(index, model, max_pixels=max_pixels)
+
+
+def has_model(place: Path | str) -> bool:
+    """Whether the index is a folder that carries its model."""
+    folder = folder_of(place)
+    return folder is not None and (folder / _MODEL_FOLDER / _MODEL_FILES[0]).exists()
+
+
+def is_codes_file(source: str) -> bool:
+    """Whether a SOURCE names a file of codes that ``encode`` wrote rather than images or embeddings."""
+    try:
+        if source.endswith(".npz"):
+            with np.load(source, allow_pickle=False) as arrays:
+                return {"packed", "n_bits"} <= set(arrays.files)
+        if source.endswith(".parquet"):
+            import pyarrow.parquet as pq
+
+            return b"distillhash.n_bits" in (pq.read_schema(source).metadata or {})
+    except (OSError, ValueError):  # absent, a folder, damaged
+        pass
+    return False
+
+
+def item_key(source: Source, row: int) -> str:
+    """The key of a source's item in an index, unique over sources: the file where there is one, else the source and the key."""
+    return source.path(row) or _row_key(source.name, source.keys[row])
+
+
+def is_row(item: Item) -> bool:
+    """Whether an item's key names a row of its source rather than a file; the source may have an absolute path."""
+    metadata = item.metadata or {}
+    return item.key == _row_key(str(metadata.get("source")), str(metadata.get("key")))
+
+
+def _row_key(source: str, key: str) -> str:
+    return f"{source.partition('#')[0].removesuffix(':')}:{key}"
 
 
 def projection_scores(projection: NDArray[np.float32], codes: Codes) -> NDArray[np.float64]:
@@ -123,265 +476,6 @@ def cosines(feature: NDArray[np.float32], others: NDArray[np.float32]) -> NDArra
     return np.asarray(np.divide(wide @ feature, lengths, out=np.zeros(len(wide)), where=lengths > 0))
 
 
-_MODEL_FOLDER = "model"
-_MODEL_FILES = ("config.json", "model.safetensors")
-_CODES_AT_ONCE = 50_000
-
-
-@dataclass
-class Added:
-    """What :func:`add_source` or :func:`add_codes_file` did: items added, replaced as their content changed, left alone, not usable."""
-
-    added: int = 0
-    updated: int = 0
-    unchanged: int = 0
-    skipped: list[Skipped] = field(default_factory=list)
-
-
-def index_model(
-    place: Path | str, model_folder: str | None, *, device: str = "auto", cache: FeatureCache | None = None
-) -> HashModel:
-    """The model of an index; at first use it is copied from ``model_folder`` into the index, if that lives in a folder.
-
-    Raises:
-        ParameterError: a new index, or one on a server, without a model.
-        FormatError: ``model_folder`` is another model than the index was built with.
-    """
-    folder = folder_of(place)
-    if folder is None:
-        if model_folder is None:
-            raise ParameterError(f"{shown(place)} keeps no model; give --model DIR")
-        return load_model(model_folder, device=device, cache=cache)
-    own = folder / _MODEL_FOLDER
-    has_own = (own / _MODEL_FILES[0]).exists()
-    if not has_own and model_folder is None:
-        if not folder.exists():
-            raise ParameterError(
-                f"there is no index at {folder}; make one with `distillhash index SOURCE --model DIR --index {folder}`"
-            )
-        raise ParameterError(f"{folder} holds no model yet; give --model DIR")
-    model = load_model(model_folder or own, device=device, cache=cache)
-    if has_own:
-        kept = json.loads((own / _MODEL_FILES[0]).read_text()).get("fingerprint")
-        if kept != model.fingerprint:
-            raise FormatError(
-                f"{folder} was built with another model (fingerprint {kept}, not {model.fingerprint}); make a new index for this one"
-            )
-    elif model_folder is not None:
-        own.mkdir(parents=True, exist_ok=True)
-        for name in reversed(_MODEL_FILES):  # config.json last: its presence says the copy is whole
-            shutil.copyfile(Path(model_folder) / name, own / f".{name}")
-            (own / f".{name}").replace(own / name)
-    return model
-
-
-def open_model_index(place: Path | str, model: HashModel, *, create: bool = True) -> Index:
-    """The index at ``place`` (a folder or a URI), tied to ``model``."""
-    return open_index(place, n_bits=model.n_bits, create=create, model_fingerprint=model.fingerprint)
-
-
-def add_source(
-    index: Index, model: HashModel, source: Any, *, progress: bool = False, max_pixels: int | None = None
-) -> Added:
-    """Add the items of a source that the index does not hold, and replace those whose content changed.
-
-    Each batch is committed before the next is computed: after a crash, running again goes on where it stopped.
-    """
-    opened = open_source(source)
-    result = Added()
-    keys = [_item_key(opened, row) for row in range(len(opened))]
-    digests, unreadable = _digests(opened)
-    known = index.known(keys)
-    rows = []
-    for row, key in enumerate(keys):
-        if row in unreadable:
-            result.skipped.append(unreadable[row])
-        elif key in known and known[key][1] == digests[row].tobytes():
-            result.unchanged += 1
-        else:
-            rows.append(row)
-    if not rows:
-        if not len(index) and result.skipped:
-            first = result.skipped[0]
-            raise DataError(f"nothing usable in {opened.name}: {first.key}: {first.reason}")
-        return result
-    chosen = np.array(rows, np.intp)
-    for batch in model.encode_batches(opened.select(chosen), progress=progress, max_pixels=max_pixels):
-        result.skipped += batch.skipped
-        batch_rows = chosen[batch.rows]
-        if not len(batch_rows):
-            continue
-        batch_keys = [keys[row] for row in batch_rows]
-        index.add(
-            batch.codes,
-            metadata=[_metadata(opened, row) for row in batch_rows],
-            keys=batch_keys,
-            digests=[digests[row].tobytes() for row in batch_rows],
-            upsert=True,
-        )
-        replaced = sum(key in known for key in batch_keys)
-        result.updated += replaced
-        result.added += len(batch_keys) - replaced
-    return result
-
-
-def is_codes_file(source: str) -> bool:
-    """Whether a SOURCE names a file of codes that ``encode`` wrote rather than images or embeddings."""
-    path = Path(source)
-    if not path.is_file():
-        return False
-    if path.suffix == ".npz":
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return {"packed", "n_bits"} <= set(arrays.files)
-        except (OSError, ValueError):
-            return False
-    if path.suffix == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            return b"distillhash.n_bits" in (pq.read_schema(path).metadata or {})
-        except (OSError, pa.ArrowException):
-            return False
-    return False
-
-
-def add_codes_file(index: Index, path: str, *, progress: bool = False) -> Added:
-    """Add codes that ``encode`` wrote; known keys get their new code.
-
-    Codes with keys go in batches, and those that the index holds are not sent again: after a crash, running again goes on where it
-    stopped. Codes without keys go in one call of ``add``.
-
-    Raises:
-        DataError: the codes have another length than the index.
-    """
-    from distillhash.sources import digest
-
-    codes, keys = Codes.load(path)
-    result = Added()
-    if keys is None:
-        result.added = len(index.add(codes))
-        return result
-    check_keys(keys)
-    with Progress("storing", len(codes), unit="codes", quiet=not progress) as shown_progress:
-        for start in range(0, len(codes), _CODES_AT_ONCE):
-            part, part_keys = codes[start : start + _CODES_AT_ONCE], keys[start : start + _CODES_AT_ONCE]
-            digests = [digest(code) for code in part.packed]
-            known = index.known(part_keys)
-            rows = [row for row, key in enumerate(part_keys) if known.get(key, (0, None))[1] != digests[row]]
-            if rows:
-                chosen_keys = [part_keys[row] for row in rows]
-                index.add(part[rows], keys=chosen_keys, digests=[digests[row] for row in rows], upsert=True)
-                replaced = sum(key in known for key in chosen_keys)
-                result.updated += replaced
-                result.added += len(rows) - replaced
-            result.unchanged += len(part) - len(rows)
-            shown_progress.advance(len(part))
-    return result
-
-
-def find(
-    index: Index,
-    model: HashModel,
-    query: Any,
-    *,
-    k: int = 10,
-    radius: int | None = None,
-    where: str | None = None,
-    rerank: Rerank | None = None,
-    candidates: int | None = None,
-    max_pixels: int | None = None,
-) -> tuple[list[dict[str, Any]], list[Skipped]]:
-    """The neighbours of every item of ``query``, nearest first.
-
-    Args:
-        index: Where to search.
-        model: The index's model.
-        query: An image file, or whatever :func:`distillhash.sources.open_source` takes.
-        k: Neighbours per item.
-        radius: Everything within this many bits instead.
-        where: Only items for which this condition holds, see :meth:`distillhash.index.Index.search`.
-        rerank: Order the candidates by this, see :mod:`distillhash.search`; None leaves them by distance.
-        candidates: How many nearest codes are put in order to give the first ``k``; None takes 10 k. With a radius, all within it are.
-        max_pixels: Images above this are skipped.
-
-    Returns:
-        One ``{"query", "neighbours": [{"id", "distance", "key", "metadata"}]}`` per usable item, with ``score`` where they are re-ranked,
-        and the skipped items.
-
-    Raises:
-        ParameterError: what the index or the re-ranking cannot do, or fewer candidates than ``k``.
-    """
-    pass  # SELF
-
-    if candidates is not None and (rerank is None or radius is not None):
-        raise ParameterError("candidates are for re-ranking the k nearest; give rerank, and no radius")
-    wanted = 10 * k if candidates is None else candidates
-    if wanted < k:
-        raise ParameterError(f"{wanted} candidates cannot give {k} neighbours; ask for {k} at least")
-    reranker = None if rerank is None else Reranker(model, rerank, max_pixels=max_pixels)
-    source = _open_query(query)
-    results: list[dict[str, Any]] = []
-    skipped: list[Skipped] = []
-    for batch in model.encode_batches(source, max_pixels=max_pixels):
-        skipped += batch.skipped
-        found: SearchResult | RangeResult = (
-            index.search(batch.codes, k if reranker is None else wanted, where=where)
-            if radius is None
-            else index.range_search(batch.codes, radius, where=where)
-        )
-        for position, row in enumerate(batch.rows):
-            items = index.get([identifier for identifier, _ in found[position]])
-            neighbours = _neighbours(items, found[position])
-            if reranker is not None:
-                scores = reranker.scores(batch.features[position], items)
-                order = np.argsort(-scores, kind="stable")[: len(items) if radius is not None else k]
-                neighbours = [neighbours[place] | {"score": float(scores[place])} for place in order]
-            results.append({"query": source.path(int(row)) or source.keys[row], "neighbours": neighbours})
-    return results, skipped
-
-
-def find_texts(
-    index: Index,
-    model: HashModel,
-    texts: Sequence[str],
-    *,
-    k: int = 10,
-    radius: int | None = None,
-    where: str | None = None,
-) -> tuple[list[dict[str, Any]], list[str]]:
-    """The items nearest to each of ``texts``, as :func:`find` gives them; and remarks about texts the model knows little of.
-
-    Raises:
-        ParameterError: a model without texts.
-        DataError: a text of which the model knows no word.
-    """
-    from distillhash.models.image_text import CrossModalModel
-    from distillhash.texts import unfamiliar_texts
-
-    if not isinstance(model, CrossModalModel):
-        raise ParameterError(
-            f"this index was built with {model.hasher.method}, which knows images alone; search by text needs one trained with --pairs"
-        )
-    codes = model.encode_texts(texts)
-    found: SearchResult | RangeResult = (
-        index.search(codes, k, where=where) if radius is None else index.range_search(codes, radius, where=where)
-    )
-    results = []
-    for position, text in enumerate(texts):
-        items = index.get([identifier for identifier, _ in found[position]])
-        results.append({"query": text, "neighbours": _neighbours(items, found[position])})
-    return results, [odd.reason for odd in unfamiliar_texts(model.text_encoder, texts)]
-
-
-def _neighbours(items: Sequence[Item], pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-    return [
-        {"id": identifier, "distance": distance, "key": item.key, "metadata": item.metadata}
-        for (identifier, distance), item in zip(pairs, items, strict=True)
-    ]
-
-
 def _open_query(query: Any) -> Source:
     path = Path(query) if isinstance(query, str) else None
     vectors = (".npy", ".npz", ".parquet", ".txt", ".lst")
@@ -390,30 +484,15 @@ def _open_query(query: Any) -> Source:
     return open_source(query)
 
 
-def _item_key(source: Source, row: int) -> str:
-    """Unique over sources: the file where there is one, else the source and the key."""
-    return source.path(row) or f"{source.name.partition('#')[0].removesuffix(':')}:{source.keys[row]}"
+def _code_of(query: Query, held: dict[int, Item]) -> bytes | None:
+    if isinstance(query.item, bytes):
+        return query.item
+    return held[query.item].code.packed.tobytes() if query.item in held else None
 
 
-def _metadata(source: Source, row: int) -> dict[str, Any]:
-    return {"source": source.name, "key": source.keys[row]}
-
-
-def _digests(source: Source) -> tuple[NDArray[np.uint8], dict[int, Skipped]]:
-    """Content digest of every item, ``(n, 16) uint8``, and the items that cannot be read."""
-    from distillhash.sources import digest
-
-    digests = np.zeros((len(source), 16), np.uint8)
-    unreadable: dict[int, Skipped] = {}
-    for row in range(len(source)):
-        if isinstance(source, ImageSource):
-            try:
-                content = source.read(row)
-            except BadItemError as error:
-                unreadable[row] = Skipped(source.keys[row], str(error))
-                continue
-        else:
-            assert isinstance(source, EmbeddingSource)
-            content = np.ascontiguousarray(source.vectors[row]).view(np.uint8)
-        digests[row] = np.frombuffer(digest(content), np.uint8)
-    return digests, unreadable
+def _neighbours(found: Found) -> list[dict[str, Any]]:
+    scores = [{}] * len(found.items) if found.scores is None else [{"score": score} for score in found.scores]
+    return [
+        {"id": item.id, "distance": distance, "key": item.key, "metadata": item.metadata} | score
+        for item, distance, score in zip(found.items, found.distances, scores, strict=True)
+    ]

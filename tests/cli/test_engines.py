@@ -109,7 +109,7 @@ def test_a_codes_file_that_was_half_stored_is_finished(
 
         monkeypatch.setattr(index, "add", add_twice)
         with pytest.raises(KeyboardInterrupt):
-            search.add_codes_file(index, str(tmp_path / "codes.parquet"))
+            search.Searcher(index).add_codes(str(tmp_path / "codes.parquet"))
     words = ["index", tmp_path / "codes.parquet", "--model", models[0], "--index", place]
     summary = run(capsys, *words)
     assert (summary["added"], summary["updated"], summary["unchanged"], summary["n_items"]) == (40, 0, 60, 100)

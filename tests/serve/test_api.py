@@ -7,6 +7,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -23,7 +24,7 @@ from distillhash.index import open_index
 from distillhash.metrics.code_statistics import bit_statistics
 from distillhash.sources import decode_image
 from image_factory import encode, make_jpeg, make_pixels, make_png, make_rotated
-from serving import N_PHOTOS, Running, children_of, in_thread, is_running, pairs, problem, running, starting
+from serving import N_PHOTOS, Running, encoders_of, in_thread, is_running, pairs, problem, running, starting
 
 
 def all_codes(index: Path) -> tuple[np.ndarray, Codes]:
@@ -81,23 +82,90 @@ def test_radius_cuts_the_ranking(server: Running, client: httpx.Client) -> None:
     assert pairs(cut) == everything[:5] and cut.json()["truncated"] is True
 
 
-def test_the_direct_path_answers_as_the_routed_one(client: httpx.Client) -> None:
-    """`id` first is answered before routing, `k` first is not, nor is an `&` at the end; both must be the same answer."""
-    direct, routed = client.post("/search?id=5&k=12"), client.post("/search?k=12&id=5")
-    assert direct.content == routed.content
-    assert {n: v for n, v in direct.headers.items() if n not in ("date", "x-request-id")} == {
-        n: v for n, v in routed.headers.items() if n not in ("date", "x-request-id")
-    }
+def test_parameters_come_in_any_order_and_are_checked(client: httpx.Client) -> None:
+    assert client.post("/search?id=5&k=12").content == client.post("/search?k=12&id=5").content
     upload = {"file": ("a.png", make_png(90, 70, 3))}
-    assert client.post("/search?k=12", files=upload).content == client.post("/search?k=12&", files=upload).content
-    assert client.post("/search", files=upload).content == client.post("/search?k=10&", files=upload).content
-    for query in ("?k=12", "?k=12&"):
-        broken = client.post(
-            f"/search{query}", content=b"--b\r\nx", headers={"content-type": "multipart/form-data; boundary=c"}
-        )
-        assert "multipart" in problem(broken, 400)
+    assert client.post("/search", files=upload).content == client.post("/search?k=10", files=upload).content
+    broken = client.post("/search", content=b"--b\r\nx", headers={"content-type": "multipart/form-data; boundary=c"})
+    assert "multipart" in problem(broken, 400)
     for path in ("/search?id={}&k=0", "/search?id={}&k=10001", "/search?id=99999&k=3"):
         assert client.post(path.format(5)).status_code == (404 if "99999" in path else 422)
+
+
+def test_where_keeps_the_items_for_which_it_holds(server: Running, client: httpx.Client) -> None:
+    ids, codes = all_codes(server.index)
+    ranking = brute_force(codes[3], ids, codes, N_PHOTOS)
+    with open_index(server.index) as index:
+        folder = {item.id: str((item.metadata or {})["key"])[0] for item in index.get(ids.tolist())}
+    found = client.post("/search", params={"id": 3, "k": 60, "where": "metadata->>'key' LIKE 'a/%'"})
+    assert pairs(found) == [pair for pair in ranking if folder[pair[0]] == "a"]
+    found = client.post("/search", params={"id": 3, "k": 5, "where": "id % 2 = 0 AND NOT (id IN (4, 6))"})
+    assert pairs(found) == [pair for pair in ranking if pair[0] % 2 == 0 and pair[0] not in (4, 6)][:5]
+    upload = {"file": (server.photos / "a" / "07.jpg").read_bytes()}
+    found = client.post("/search", params={"k": 60, "where": "id < 9"}, files=upload)
+    assert sorted(identifier for identifier, _ in pairs(found)) == list(range(9))
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "(SELECT count(*) FROM items) > 0",
+        "1) UNION SELECT id FROM items --",
+        "id < 3; DROP TABLE items",
+        "zeroblob(1000000000)",
+        '"pg_sleep"(10)',
+        '"pg_sleep" (10) is null',
+        "id < 3 -- more",
+        "id /* x */ < 3",
+        "key = 'a\\' or 1=1",
+        "1 = 1 \0",
+        "name = 'x'",
+    ],
+)
+def test_where_compares_and_does_nothing_else(client: httpx.Client, where: str) -> None:
+    assert "where=" in problem(client.post("/search", params={"id": 1, "where": where}), 422)
+
+
+def test_where_that_the_engine_does_not_take_is_refused(client: httpx.Client) -> None:
+    for where in ("id <", "id = (", "metadata->>'a' LIKE"):
+        assert "no condition that SQLite takes" in problem(
+            client.post("/search", params={"id": 1, "where": where}), 422
+        )
+    problem(client.post("/search", params={"id": 1, "where": "(" * 999}), 422)
+    problem(client.post("/search", params={"id": 1, "where": "x" * 1001}), 422)
+
+
+def test_uploads_are_re_ranked_by_their_projection(server: Running, client: httpx.Client) -> None:
+    ids, codes = all_codes(server.index)
+    content = make_jpeg(300, 200, seed=1000)
+    path = server.photos.parent / "reranked.jpg"
+    path.write_bytes(content)
+    model = load_model(server.index / "model")
+    (batch,) = model.encode_batches([str(path)])
+    nearest = [identifier for identifier, _ in brute_force(batch.codes, ids, codes, 30)]
+    scores = codes.signs()[nearest].astype(float) @ model.hasher.project(batch.features)[0]
+    expected = [nearest[place] for place in np.argsort(-scores, kind="stable")][:7]
+    answer = client.post(
+        "/search", params={"k": 7, "rerank": "projection", "candidates": 30}, files={"file": ("q.jpg", content)}
+    )
+    assert [row["id"] for row in answer.json()["results"]] == expected
+    assert np.allclose([row["score"] for row in answer.json()["results"]], np.sort(scores)[::-1][:7], rtol=1e-4)
+    assert "score" not in client.post("/search", params={"id": 1}).json()["results"][0]
+
+
+def test_what_cannot_be_re_ranked_is_refused(client: httpx.Client) -> None:
+    upload = {"file": ("a.png", make_png(90, 70, 3))}
+    cases: list[tuple[dict[str, Any], Any, str]] = [
+        ({"rerank": "projection", "id": 1}, None, "an id, a code or a text does not have"),
+        ({"rerank": "decoder"}, upload, "lsh trains no decoder"),
+        ({"rerank": "features"}, upload, "'projection' or 'decoder'"),
+        ({"candidates": 20}, upload, "give rerank"),
+        ({"candidates": 20, "rerank": "projection", "radius": 4}, upload, "no radius"),
+        ({"candidates": 4, "rerank": "projection", "k": 5}, upload, "4 candidates cannot give 5"),
+        ({"rerank": "projection", "k": 1001}, upload, "at most 1000"),
+    ]
+    for options, files, sentence in cases:
+        assert sentence in problem(client.post("/search", params=options, files=files), 422)
 
 
 def test_items_images_and_thumbnails(server: Running, client: httpx.Client) -> None:
@@ -249,7 +317,7 @@ def test_requests_under_way_are_finished_at_the_end(own_index: Path, photo_folde
         with httpx.Client(base_url=server.url) as client:
             while 'distillhash_waiting{queue="model"} 0.0' in client.get("/metrics").text and not answers[-1].done():
                 pass
-        children = children_of(server.process.pid)
+        children = encoders_of(server.process.pid)
         server.process.terminate()
         done = [answer.result() for answer in answers if answer.exception() is None]
         assert [answer.status_code for answer in done] == [200] * len(done) and done

@@ -9,7 +9,6 @@ from pathlib import Path
 import httpx
 import pytest
 
-from distillhash.serve import protocol
 from image_factory import make_bomb, make_jpeg, make_png, make_truncated
 from serving import Running, in_thread
 
@@ -177,6 +176,9 @@ RAW: dict[str, tuple[int, list[bytes]]] = {
     "header flood": (431, [b"GET /stats HTTP/1.1\r\n" + HOST, *[b"x: " + b"y" * 1000 + b"\r\n"] * 200]),
     "endless header": (431, [b"GET /stats HTTP/1.1\r\nx: ", *[b"y" * 4096] * 100]),
     "endless request line": (431, [b"GET /", *[b"y" * 4096] * 100]),
+    "URL without an end": (400, [b"GET http://[ HTTP/1.1\r\n" + HOST + b"\r\n"]),
+    "path of other bytes": (400, [b"GET /\xff\xfe HTTP/1.1\r\n" + HOST + b"\r\n"]),
+    "100 Continue, then a terabyte": (413, [post("/search", "expect: 100-continue", "content-length: 1099511627776")]),
 }
 
 
@@ -226,9 +228,38 @@ def test_a_body_after_the_answer_ends_the_connection(server: Running, client: ht
                 connection.sendall(chunk)
 
 
-def test_slow_clients_are_dropped(photo_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 1.0)
-    with in_thread(photo_index, body_seconds=1.0) as url:
+def test_bodies_that_wait_for_continue_are_counted_and_timed(photo_index: Path) -> None:
+    with in_thread(photo_index, body_seconds=1.0, max_upload=1_000_000) as url:
+        port = int(url.rstrip("/").rpartition(":")[2])
+        head = post("/search", "expect: 100-continue", "transfer-encoding: chunked", "content-type: image/jpeg")
+        for parts, pause, status in ((chunks(400, 65536), 0.0, 413), (chunks(12, 1), 0.2, 408)):
+            go_on, _, answer = raw(port, head, *parts, pause=pause).partition(b"\r\n\r\n")
+            assert go_on == b"HTTP/1.1 100 Continue" and status_of(answer) == status
+        started = time.monotonic()
+        refused = post("/search?k=0", "expect: 100-continue", "content-length: 5000", "content-type: image/jpeg")
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(refused)
+            answer = b""
+            while chunk := connection.recv(65536):  # until it is closed: nobody knows whether the body will come
+                answer += chunk
+        assert status_of(answer) == 422 and time.monotonic() - started < 3
+
+
+def test_connections_are_counted(photo_index: Path) -> None:
+    with in_thread(photo_index, max_connections=3) as url:
+        port = int(url.rstrip("/").rpartition(":")[2])
+        time.sleep(0.3)  # for the connection that found the server ready to end
+        idle = [socket.create_connection(("127.0.0.1", port)) for _ in range(3)]
+        time.sleep(0.3)
+        assert status_of(raw(port)) == 503
+        for connection in idle:
+            connection.close()
+        time.sleep(0.3)
+        assert httpx.get(url + "healthz").status_code == 200
+
+
+def test_slow_clients_are_dropped(photo_index: Path) -> None:
+    with in_thread(photo_index, head_seconds=1.0, body_seconds=1.0) as url:
         port = int(url.rstrip("/").rpartition(":")[2])
         started = time.monotonic()
         assert status_of(raw(port, b"GET /sta")) == 408
@@ -240,9 +271,8 @@ def test_slow_clients_are_dropped(photo_index: Path, monkeypatch: pytest.MonkeyP
         assert httpx.post(url + "search?id=1").status_code == 200
 
 
-def test_a_client_that_does_not_read_is_dropped(own_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "WRITE_SECONDS", 1.0)
-    with in_thread(own_index) as url:
+def test_a_client_that_does_not_read_is_dropped(own_index: Path) -> None:
+    with in_thread(own_index, write_seconds=1.0) as url:
         port = int(url.rstrip("/").rpartition(":")[2])
         with socket.socket() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.methods import make_hasher
     from distillhash.metrics import evaluate_codes
     from distillhash.models import HashModel
-    from distillhash.search import add_source, find, index_model, open_model_index
+    from distillhash.search import open_searcher
 
     out = Path(arguments.out)
     progress = not arguments.quiet
@@ -53,11 +53,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if (out / "index" / "manifest.json").exists():  # of an earlier demo, perhaps with another code length
         shutil.rmtree(out / "index")
     say(arguments, "2. indexing the same images")
-    with open_model_index(out / "index", index_model(out / "index", str(out / "model"))) as index:
-        added = add_source(index, model, DATABASE)
+    searcher = open_searcher(out / "index", str(out / "model"), create=True, device=arguments.device, cache=model.cache)
+    with searcher:
+        index, added = searcher.index, searcher.add(DATABASE)
         say(arguments, f"   {len(index)} codes of {index.n_bits // 8} bytes in {out / 'index'} ({added.added} new)")
         say(arguments, "3. searching for an image that was not in training")
-        results, _ = find(index, model, f"{QUERY}#0:1", k=5)
+        results = searcher.find(f"{QUERY}#0:1", k=5).results
     for neighbour in results[0]["neighbours"]:
         say(arguments, f"   {neighbour['distance']:>3} bits  {neighbour['key']}")
     say(arguments, "4. measuring against the labels, and against other methods")

@@ -46,20 +46,26 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.source is None and not arguments.remove and not arguments.compact:
         raise ParameterError("nothing to do: give a SOURCE to add, --remove with ids, or --compact")
     from distillhash.index.address import folder_of, shown
-    from distillhash.search import add_codes_file, add_source, index_model, is_codes_file, open_model_index
+    from distillhash.search import is_codes_file, open_searcher
 
     folder = folder_of(arguments.index)
-    model = index_model(arguments.index, arguments.model, device=arguments.device, cache=open_cache(arguments))
-    with open_model_index(arguments.index, model) as index:
+    searcher = open_searcher(
+        arguments.index,
+        arguments.model,
+        create=True,
+        device=arguments.device,
+        cache=open_cache(arguments),
+        max_pixels=arguments.max_pixels,
+    )
+    with searcher:
+        index = searcher.index
         removed = index.remove(arguments.remove) if arguments.remove else 0
         summary: dict[str, Any] = {"index": shown(arguments.index), "removed": removed}
         if arguments.source is not None and is_codes_file(arguments.source):
-            added = add_codes_file(index, arguments.source, progress=not arguments.quiet)
+            added = searcher.add_codes(arguments.source, progress=not arguments.quiet)
             summary |= {"added": added.added, "updated": added.updated, "unchanged": added.unchanged, "n_skipped": 0}
         elif arguments.source is not None:
-            added = add_source(
-                index, model, arguments.source, progress=not arguments.quiet, max_pixels=arguments.max_pixels
-            )
+            added = searcher.add(arguments.source, progress=not arguments.quiet)
             summary |= {"added": added.added, "updated": added.updated, "unchanged": added.unchanged}
             summary |= report_skipped(arguments, added.skipped, (folder or Path()) / "skipped.json")
         if arguments.compact:

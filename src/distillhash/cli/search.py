@@ -47,37 +47,33 @@ def add_parser(subparsers: Any) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode the queries, search, print."""
-    from distillhash.search import find, find_texts, index_model, open_model_index
+    from distillhash.search import open_searcher
 
     if not arguments.queries and not arguments.text:
         raise ParameterError("nothing to search for: give a QUERY, or --text with a sentence")
     if arguments.text and arguments.rerank is not None:
         raise ParameterError("--rerank orders by what is known of an image; leave it out where --text is given")
-    model = index_model(arguments.index, arguments.model, device=arguments.device, cache=open_cache(arguments))
-    results: list[dict[str, Any]] = []
-    skipped: list[dict[str, str]] = []
-    with open_model_index(arguments.index, model, create=False) as index:
-        for query in arguments.queries:
-            found, bad = find(
-                index,
-                model,
-                query,
-                k=arguments.k,
-                radius=arguments.radius,
-                where=arguments.where,
-                rerank=arguments.rerank,
-                candidates=arguments.candidates,
-                max_pixels=arguments.max_pixels,
-            )
-            results += found
-            skipped += [{"query": item.key, "reason": item.reason} for item in bad]
-        if arguments.text:
-            found, remarks = find_texts(
-                index, model, arguments.text, k=arguments.k, radius=arguments.radius, where=arguments.where
-            )
-            results += found
-            for remark in remarks:
-                say(arguments, remark)
+    searcher = open_searcher(
+        arguments.index,
+        arguments.model,
+        device=arguments.device,
+        cache=open_cache(arguments),
+        max_pixels=arguments.max_pixels,
+    )
+    with searcher:
+        found = searcher.find(
+            *arguments.queries,
+            texts=arguments.text,
+            k=arguments.k,
+            radius=arguments.radius,
+            where=arguments.where,
+            rerank=arguments.rerank,
+            candidates=arguments.candidates,
+        )
+    results = found.results
+    skipped = [{"query": item.key, "reason": item.reason} for item in found.skipped]
+    for note in found.notes:
+        say(arguments, note)
     for item in skipped:
         say(arguments, f"{item['query']}: {item['reason']}")
     if skipped and (arguments.strict or not results):

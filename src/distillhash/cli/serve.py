@@ -55,7 +55,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not 0 <= arguments.port <= 65535:
         raise ParameterError(f"--port must be in 0..65535, got {arguments.port}")
     try:
-        from distillhash.serve.metrics import Metrics
         from distillhash.serve.run import bind, serve, url_of
         from distillhash.serve.service import Service
     except ImportError as error:
@@ -64,7 +63,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         ) from error
     from distillhash.index import open_index
     from distillhash.index.address import folder_of, shown
-    from distillhash.search import index_model, open_model_index
+    from distillhash.search import Searcher, has_model, open_searcher
     from distillhash.serve.settings import Settings
 
     settings = Settings(
@@ -76,13 +75,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         duplicates=Path(arguments.duplicates) if arguments.duplicates else None,
     )
     started = time.perf_counter()
-    folder = folder_of(arguments.index)
-    if arguments.model or (folder is not None and (folder / "model" / "config.json").exists()):
-        model = index_model(arguments.index, arguments.model, device=arguments.device)
-        index = open_model_index(arguments.index, model, create=False)
-    else:
-        model, index = None, open_index(arguments.index)  # by id and by code it can be searched all the same
-    service = Service(index, model, folder, settings, Metrics())
+    if arguments.model or has_model(arguments.index):
+        searcher = open_searcher(arguments.index, arguments.model, device=arguments.device)
+    else:  # it can still be searched by id and by code
+        searcher = Searcher(open_index(arguments.index))
+    service = Service(searcher, folder_of(arguments.index), settings)
+    index = searcher.index
     listener = bind(arguments.host, arguments.port)
     url = url_of(listener)
     say(arguments, f"{len(index)} items of {index.n_bits} bits in {shown(arguments.index)}")

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes
 from distillhash.methods import make_hasher
 from distillhash.methods.base import sample_rows
-from distillhash.models.hash_model import HashModel, load_model
+from distillhash.models import HashModel, load_model
 from distillhash.sources import MAX_PIXELS, EmbeddingSource, ImageSource, Skipped, Source, decode_resized, digest
 from distillhash.sources.base import nothing_usable, take_keys
 

@@ -24,7 +24,7 @@ from distillhash.sources import EmbeddingSource, ImageSource, Skipped, Source, o
 
 if TYPE_CHECKING:
     from distillhash.backbones import Backbone, FeatureCache
-    from distillhash.backbones.extract import FeatureTable
+    from distillhash.backbones.extract import FeatureBatch, Known
     from distillhash.methods.training import TrainableImages
 
 DEFAULT_VIEWS = 6
@@ -40,12 +40,16 @@ class Encoded:
         rows: ``(m,)`` rows of the source they belong to.
         features: ``(m, d) float32`` the codes were made from.
         skipped: The items that could not be used.
+        digests: Content digest of each row; empty for vectors, unless ``known`` was given.
+        known: Rows that ``known`` recognised; they have no code.
     """
 
     codes: Codes
     rows: NDArray[np.intp]
     features: NDArray[np.float32]
     skipped: list[Skipped]
+    digests: list[bytes]
+    known: NDArray[np.intp]
 
 
 class HashModel:
@@ -192,7 +196,7 @@ class HashModel:
             self.backbone.refresh()
         return {"n_used": len(table.rows)}
 
-    def _extract(self, source: Source, **options: Any) -> FeatureTable:
+    def _extract(self, source: Source, **options: Any) -> FeatureBatch:
         from distillhash.backbones import extract_features
 
         return extract_features(source, self.backbone, cache=self.cache, seed=self.hasher.seed, **options)
@@ -222,9 +226,16 @@ class HashModel:
         return codes
 
     def encode_batches(
-        self, source: Any, *, progress: bool = False, max_pixels: int | None = None
+        self,
+        source: Any,
+        *,
+        known: Known | None = None,
+        progress: bool = False,
+        max_pixels: int | None = None,
     ) -> Iterator[Encoded]:
         """Codes batch by batch, in the source's order; memory does not grow with the source.
+
+        ``known`` names items that are read but get no code, see :func:`distillhash.backbones.iter_features`.
 
         Raises:
             NotFittedError: before :meth:`fit`.
@@ -234,8 +245,12 @@ class HashModel:
         if not self.hasher.is_fitted:
             raise NotFittedError("this model is not trained; call fit(source), or load one with load_model(folder)")
         opened = self._open(source)
-        for batch in iter_features(opened, self.backbone, cache=self.cache, progress=progress, max_pixels=max_pixels):
-            yield Encoded(self.hasher.encode(batch.features), batch.rows, batch.features, list(batch.skipped))
+        batches = iter_features(
+            opened, self.backbone, cache=self.cache, known=known, progress=progress, max_pixels=max_pixels
+        )
+        for batch in batches:
+            codes = self.hasher.encode(batch.features)
+            yield Encoded(codes, batch.rows, batch.features, list(batch.skipped), batch.digests, batch.known)
 
     def _open(self, source: Any) -> Source:
         opened = open_source(source)

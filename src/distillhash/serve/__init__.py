@@ -1,5 +1,7 @@
 """An index over HTTP, and its web page: ``distillhash serve``.
 
-Three kinds of threads: the event loop speaks HTTP, one thread owns the index, and a thread per core (one on an accelerator) runs the
-model. Requests wait in queues between them, and whatever waits together is computed together.
+An upload passes through :mod:`~distillhash.serve.limits` (middleware), :mod:`~distillhash.serve.app` (routes),
+:mod:`~distillhash.serve.service` and :mod:`~distillhash.serve.encoding` (batches, the model). The event loop speaks HTTP, one thread owns
+the index, and the model runs in processes of its own. Requests wait in queues between them, and those that wait together are computed
+together.
 """

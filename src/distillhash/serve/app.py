@@ -1,41 +1,50 @@
-"""The application: routes, page, errors, and the guard around them."""
+"""The FastAPI application: routes, page, errors. HTTP comes in, :class:`~distillhash.serve.service.Service` is called, JSON goes out.
 
-from __future__ import annotations
+FastAPI reads the routes' annotations at run time, and one depends on the index's code length: they are evaluated here.
+"""
 
 import asyncio
 import logging
-import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+import traceback
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+import fastapi
+import orjson
+from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
+from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from distillhash import __version__
-from distillhash.errors import DistillHashError
-from distillhash.serve.api import routes
-from distillhash.serve.guard import App, Guard
-from distillhash.serve.library import Query
-from distillhash.serve.problems import MEDIA_TYPE, Problem, problem_from
-from distillhash.serve.schemas import ProblemDocument
+from distillhash.codes import bytes_per_code
+from distillhash.errors import DataError, DistillHashError, ParameterError
+from distillhash.index.base import LARGEST_ID
+from distillhash.search import NoItemError
+from distillhash.search import Query as Search
+from distillhash.serve import schemas
+from distillhash.serve.encoding import OverloadedError
+from distillhash.serve.limits import MEDIA_TYPE, Limits, Problem
+from distillhash.serve.pictures import NoPictureError, Picture
+from distillhash.serve.schemas import EMBEDDING_BODY, IMAGE_BODY, has_body, read_body
 from distillhash.serve.service import Service
-from distillhash.serve.settings import MOST_RESULTS
-from distillhash.serve.uploads import has_body, read_body
+from distillhash.serve.settings import COOKIE
+from distillhash.sources import BadItemError
 
 PAGE = Path(__file__).parent / "page"
-_COMMON = re.compile(rb"(?:id=(?P<id>\d{1,18})(?:&|$))?(?:k=(?P<k>\d{1,5}))?")
+ItemId = Annotated[int, fastapi.Path(ge=0, le=LARGEST_ID, description="Id of an item of the index.")]
+_PICTURE_SECONDS = 300
 
 log = logging.getLogger("distillhash.serve")
 
 
-def create_app(service: Service, *, on_failure: Callable[[], None] = lambda: None) -> Guard:
-    """The ASGI application of a service.
+def create_app(service: Service, *, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
+    """The application of a service.
 
     Args:
         service: What is served; started and stopped with the application.
@@ -51,7 +60,7 @@ def create_app(service: Service, *, on_failure: Callable[[], None] = lambda: Non
         await asyncio.wait([warm_up])
         await service.stop()
 
-    api = FastAPI(
+    app = FastAPI(
         title="distillhash",
         version=__version__,
         description="Exact search over compact binary codes of images.",
@@ -60,66 +69,247 @@ def create_app(service: Service, *, on_failure: Callable[[], None] = lambda: Non
         redoc_url=None,
         default_response_class=Response,
     )
-    router = routes(service)
-    api.include_router(router)
-    api.mount("/static", StaticFiles(directory=PAGE), name="static")
+    router = _routes(service)
+    app.include_router(router)
+    app.mount("/static", StaticFiles(directory=PAGE), name="static")
 
-    @api.get("/", include_in_schema=False)
+    @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
 
-    def answer_405(request: Request, error: Exception) -> Response:
+    async def answer_405(request: Request, error: Exception) -> Response:
         # Each route knows its own methods only; one path may have several routes.
         methods = [
             route.methods or set()
             for route in router.routes
             if isinstance(route, APIRoute) and route.path_regex.match(request.url.path)
         ]
-        response = _answer_error(request, error)
+        response = await _answer_error(request, error)
         if methods:
             response.headers["allow"] = ", ".join(sorted(set[str]().union(*methods)))
         return response
 
-    for kind in (Problem, DistillHashError, HTTPException, RequestValidationError, Exception):
-        api.add_exception_handler(kind, _answer_error)
-    api.add_exception_handler(405, answer_405)
-    _document_problems(api)
-    return Guard(cast("App", api), service.settings, service.metrics, _direct(service))
+    for kind in (Problem, DistillHashError, HTTPException, RequestValidationError):
+        app.add_exception_handler(kind, _answer_error)
+    app.add_exception_handler(405, answer_405)
+    app.add_middleware(Limits, settings=service.settings, metrics=service.metrics)
+    _document_problems(app)
+    return app
 
 
-def _direct(service: Service) -> Callable[[Request], Awaitable[bytes] | None]:
-    """``POST /search?id=N&k=K`` and ``POST /search?k=K`` with a body, written out: routing and validation cost more than the search."""
+def _routes(service: Service) -> APIRouter:
+    """All routes but the page's."""
+    router = APIRouter()
+    digits = 2 * bytes_per_code(service.n_bits)
 
-    async def by_upload(request: Request, k: int) -> bytes:
-        return await service.search(Query(await service.encode(await read_body(request)), k))
+    class Asked(schemas.SearchParameters):
+        code: str | None = Field(
+            None, pattern=f"^[0-9a-fA-F]{{{digits}}}$", description="Search by a packed code in hexadecimal."
+        )
 
-    def answer(request: Request) -> Awaitable[bytes] | None:
-        scope = request.scope
-        if scope["path"] != "/search" or scope["method"] != "POST":
-            return None
-        match = _COMMON.fullmatch(scope["query_string"])
-        if match is None or (match["id"] is None) != has_body(request):
-            return None
-        k = int(match["k"] or 10)
-        if not 1 <= k <= MOST_RESULTS:
-            return None
-        return by_upload(request, k) if match["id"] is None else service.search(Query(int(match["id"]), k))
+    # FastAPI's own reading of so many parameters would take longer than the search.
+    documented = _documented(schemas.SearchAnswer, 400, 404, 408, 413, 415, 422, 503) | _body(service, required=False)
+    documented["openapi_extra"]["parameters"] = schemas.described(Asked)
 
-    return answer
+    @router.post("/search", **documented)
+    async def search(request: Request) -> Response:
+        """The nearest items of an uploaded image, of an item, a code or a sentence. An item finds itself first, at distance 0."""
+        asked = schemas.parsed(Asked, request)
+        given = (asked.id, asked.code, asked.text)
+        if 3 - given.count(None) + has_body(request) != 1:
+            raise Problem(422, "give exactly one of: an image in the multipart field 'file', ?id=, ?code=, ?text=")
+        service.check_options(asked.k, asked.where, asked.rerank)
+        item: int | bytes
+        feature = None
+        if asked.id is not None:
+            item = asked.id
+        elif asked.code is not None:
+            item = _packed(asked.code, service.n_bits)
+        elif asked.text is not None:
+            item = await service.encode_text(asked.text)
+        else:
+            item, feature = await service.encode(await read_body(request))
+        query = Search(item, asked.k, asked.radius, asked.where, asked.rerank, asked.candidates, feature)
+        return _json(await service.search(query))
+
+    @router.post(
+        "/encode", **_documented(schemas.Encoded, 400, 408, 413, 415, 422, 503), **_body(service, required=True)
+    )
+    async def encode(request: Request) -> Response:
+        """The code of an uploaded image, or of an embedding where the index's model takes those."""
+        code, _ = await service.encode(await read_body(request))
+        return _json({"code": code.hex(), "n_bits": service.n_bits})
+
+    @router.get("/items", **_documented(schemas.Items, 422, 503))
+    async def items(
+        sample: Annotated[int, Query(ge=1, le=500, description="How many.")] = 50,
+        seed: Annotated[int, Query(ge=0, le=2**32 - 1, description="Another seed draws others.")] = 0,
+    ) -> Response:
+        """Random items."""
+        return _json({"items": [service.summary(item) for item in await service.sample(sample, seed)]})
+
+    @router.post(
+        "/items",
+        status_code=201,
+        **_documented(schemas.ItemDetails, 200, 400, 408, 413, 415, 422, 503, status=201),
+        **_body(service, required=True),
+    )
+    async def add(request: Request) -> Response:
+        """Add an image (or an embedding) to the index; the same image again is the same item."""
+        item, is_new = await service.add(await read_body(request))
+        return _json(service.details(item), 201 if is_new else 200, {"location": f"/items/{item.id}"})
+
+    @router.get("/items/{id}", **_documented(schemas.ItemDetails, 404, 422, 503))
+    async def item(id: ItemId) -> Response:
+        """One item."""
+        return _json(service.details(await service.item(id)))
+
+    @router.delete("/items/{id}", status_code=204, **_documented(None, 404, 422, 503, status=204))
+    async def remove(id: ItemId) -> Response:
+        """Remove an item from the index; files are not touched, but for uploads kept beside the index."""
+        await service.remove(id)
+        return Response(status_code=204)
+
+    @router.get("/items/{id}/image", **_documented("image/*", 404, 422, 503))
+    async def image(id: ItemId) -> Response:
+        """The picture of an item at its full size."""
+        return _picture(await asyncio.to_thread(service.pictures.original, await service.item(id)))
+
+    @router.get("/items/{id}/thumbnail", **_documented("image/*", 404, 422, 503))
+    async def thumbnail(id: ItemId) -> Response:
+        """The picture of an item, small."""
+        return _picture(await asyncio.to_thread(service.pictures.thumbnail, await service.item(id)))
+
+    @router.get("/duplicates", **_documented(schemas.Groups, 422, 503))
+    async def duplicates(
+        radius: Annotated[
+            int | None,
+            Query(
+                ge=0, le=schemas.LARGEST_RADIUS, description="In bits; the file's own where the server was given one."
+            ),
+        ] = None,
+        offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    ) -> Response:
+        """Groups of near-duplicates."""
+        return _json(await service.duplicates(radius=radius, offset=offset, limit=limit))
+
+    @router.get("/quality", **_documented(schemas.QualityNumbers, 422, 503))
+    async def quality() -> Response:
+        """How the bits of the index behave."""
+        return _json(await service.quality())
+
+    @router.get("/stats", **_documented(schemas.Statistics, 503))
+    async def stats() -> Response:
+        """What is served."""
+        return _json(await service.statistics())
+
+    @router.get("/healthz", **_documented(schemas.Status))
+    async def healthz() -> Response:
+        """Whether the process answers."""
+        return _json({"status": "alive"})
+
+    @router.get("/readyz", **_documented(schemas.Status, 503))
+    async def readyz() -> Response:
+        """Whether warm-up is over."""
+        if not service.is_ready:
+            raise Problem(503, "the model and the index are being loaded", {"retry-after": "1"})
+        return _json({"status": "ready"})
+
+    @router.get("/metrics", **_documented("text/plain"))
+    async def metrics() -> Response:
+        """Counts and times in Prometheus's text format."""
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @router.get("/session", **_documented(schemas.Session))
+    async def access(request: Request) -> Response:
+        """Whether this client may ask for more: without a token set, everyone may."""
+        return _json({"allowed": service.settings.admits(request.headers)})
+
+    @router.post("/session", status_code=204, **_documented(None, 401, 422, status=204))
+    async def session(request: Request) -> Response:
+        """Trade `Authorization: Bearer TOKEN` for a cookie, which pictures in the page need."""
+        settings = service.settings
+        if not settings.admits(request.headers):
+            raise Problem(401, "this is not the server's token", {"www-authenticate": "Bearer"})
+        response = Response(status_code=204)
+        if settings.session is not None:
+            response.set_cookie(COOKIE, settings.session, httponly=True, samesite="strict", path="/")
+        return response
+
+    return router
 
 
-def _answer_error(request: Request, error: Exception) -> Response:
-    problem = problem_from(error)
+def _packed(digits: str, n_bits: int) -> bytes:
+    code = bytes.fromhex(digits)
+    pad = 8 * len(code) - n_bits
+    if code[-1] & ((1 << pad) - 1):
+        raise Problem(422, f"the last {pad} bits of a code of {n_bits} bits must be zero")
+    return code
+
+
+def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    body = content if isinstance(content, bytes) else orjson.dumps(content)
+    return Response(body, status, headers, "application/json")
+
+
+def _picture(picture: Picture) -> Response:
+    headers = {
+        "cache-control": f"private, max-age={_PICTURE_SECONDS}",
+        "content-security-policy": "default-src 'none'; sandbox",  # for a picture opened by itself
+    }
+    return Response(picture.content, 200, headers, picture.media_type)
+
+
+def _documented(answer: Any, *others: int, status: int = 200) -> dict[str, Any]:
+    """What an operation may answer, for the OpenAPI document."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    if isinstance(answer, str):
+        schema = {"type": "string"} | ({"format": "binary"} if answer == "image/*" else {})
+        responses[status] = {"description": "Found.", "content": {answer: {"schema": schema}}}
+    elif answer is not None:
+        responses[status] = {"description": "Done.", "model": answer}
+        if 200 in others:
+            responses[200] = {"description": "It was there already.", "model": answer}
+    for code in sorted({*others, 401, 403, 421, 431, 500} - {200}):
+        schema_of_problem = {"$ref": "#/components/schemas/ProblemDocument"}
+        responses[code] = {"description": "A problem.", "content": {MEDIA_TYPE: {"schema": schema_of_problem}}}
+    return {"responses": responses, "response_class": Response}
+
+
+def _body(service: Service, *, required: bool) -> dict[str, Any]:
+    takes_images = service.encoder is None or service.encoder.takes_images
+    content = IMAGE_BODY if takes_images else EMBEDDING_BODY
+    return {"openapi_extra": {"requestBody": {"required": required, "content": content}}}
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    """An error that is raised on purpose, as a problem document."""
+    traceback.clear_frames(error.__traceback__)  # else what was read stays in memory until garbage is collected
     if isinstance(error, RequestValidationError):
         errors = [{"where": ".".join(map(str, part["loc"])), "what": str(part["msg"])} for part in error.errors()]
         first = f"{errors[0]['where']}: {errors[0]['what']}" if errors else "the request is not valid"
         problem = Problem(422, first, errors=errors)
     elif isinstance(error, HTTPException):
         problem = Problem(error.status_code, _detail(error, request), error.headers)
-    elif problem is None:
-        problem = Problem(500, "something went wrong in the server; its log has this request id")
-    body = problem.body(request.scope.get("state", {}).get("request_id", ""))
+    else:
+        problem = _problem_from(error)
+    body = problem.body(request.scope["state"]["request_id"])
     return Response(body, problem.status, problem.headers, MEDIA_TYPE)
+
+
+def _problem_from(error: Exception) -> Problem:
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, NoItemError | NoPictureError):
+        return Problem(404, str(error))
+    if isinstance(error, OverloadedError):
+        return Problem(503, str(error), {"retry-after": "1"})
+    if isinstance(error, BadItemError):
+        return Problem(422, f"the upload cannot be used: {error}".replace("; raise it with --max-pixels", ""))
+    if isinstance(error, DataError | ParameterError):
+        return Problem(422, str(error))
+    return Problem(503, str(error), {"retry-after": "5"})
 
 
 def _detail(error: HTTPException, request: Request) -> str:
@@ -130,21 +320,21 @@ def _detail(error: HTTPException, request: Request) -> str:
     return str(error.detail)
 
 
-def _document_problems(api: FastAPI) -> None:
+def _document_problems(app: FastAPI) -> None:
     """Name the problem document in the OpenAPI document, and drop FastAPI's own error shape, which is never sent."""
-    build = api.openapi
+    build = app.openapi
 
     def openapi() -> dict[str, Any]:
-        if api.openapi_schema is None:
+        if app.openapi_schema is None:
             document = build()
             shapes = document["components"]["schemas"]
             for name in ("HTTPValidationError", "ValidationError"):
                 shapes.pop(name, None)
-            shapes["ProblemDocument"] = ProblemDocument.model_json_schema()
-        assert api.openapi_schema is not None
-        return api.openapi_schema
+            shapes["ProblemDocument"] = schemas.ProblemDocument.model_json_schema()
+        assert app.openapi_schema is not None
+        return app.openapi_schema
 
-    api.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
 
 
 def _report(task: asyncio.Task[None], on_failure: Callable[[], None]) -> None:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distillhash.errors import DataError, DistillHashError
-from distillhash.index.base import Item
+from distillhash.index import Item
+from distillhash.search import is_row
 from distillhash.sources import (
     BadItemError,
     ImageSource,
@@ -75,11 +76,7 @@ class Pictures:
         self._lock = threading.Lock()
 
     def original(self, item: Item) -> Picture:
-        """The picture at its full size: the file itself where browsers know its format, else a PNG of it.
-
-        Raises:
-            NoPictureError: there is none.
-        """
+        """The picture at its full size: the file itself where browsers know its format, else a PNG of it."""
         content = self._read(item)
         if isinstance(content, bytes):
             try:
@@ -91,11 +88,7 @@ class Pictures:
         return Picture(_png(self._decoded(item, content)), "image/png")
 
     def thumbnail(self, item: Item) -> Picture:
-        """The picture with its longest side at most :data:`THUMBNAIL_SIDE` pixels.
-
-        Raises:
-            NoPictureError: there is none.
-        """
+        """The picture with its longest side at most :data:`THUMBNAIL_SIDE` pixels."""
         key = f"{item.id}:".encode() + (item.digest or b"")
         with self._lock:
             if key in self._thumbnails:
@@ -132,11 +125,7 @@ class Pictures:
             return None
 
     def keep_upload(self, content: bytes) -> str:
-        """Store an uploaded file beside the index; returns the item's key.
-
-        Raises:
-            DistillHashError: the folder cannot be written.
-        """
+        """Store an uploaded file beside the index; returns the item's key."""
         key = UPLOAD_PREFIX + digest(content).hex()
         if self._uploads is not None:
             path = self._uploads / key.removeprefix(UPLOAD_PREFIX)
@@ -164,7 +153,7 @@ class Pictures:
             name = item.key.removeprefix(UPLOAD_PREFIX)
             if len(name) == 32 and all(letter in "0123456789abcdef" for letter in name):
                 return self._uploads / name
-        if _is_row(item):
+        if is_row(item):
             return None
         return Path(item.key) if os.path.isabs(item.key) else None  # noqa: PTH117  # Path() of any text may raise
 
@@ -214,13 +203,6 @@ class Pictures:
             return decode_image(content, max_pixels=self._max_pixels)
         except BadItemError as error:
             raise NoPictureError(f"the picture of item {item.id} cannot be decoded: {error}") from error
-
-
-def _is_row(item: Item) -> bool:
-    """Whether an item's key says which row of a source it is; the source may have an absolute path."""
-    metadata = item.metadata or {}
-    source = str(metadata.get("source")).partition("#")[0].removesuffix(":")
-    return item.key == f"{source}:{metadata.get('key')}"
 
 
 def name_of(item: Item) -> str:

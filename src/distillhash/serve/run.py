@@ -5,23 +5,20 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import uvicorn
 
 from distillhash.errors import DistillHashError, ParameterError
 from distillhash.serve.app import create_app
-from distillhash.serve.protocol import BoundedProtocol
+from distillhash.serve.limits import Connection
 from distillhash.serve.service import Service
 
 _STOP_SECONDS = 15
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening place; port 0 takes a free one.
-
-    Raises:
-        ParameterError: the address is not this machine's, or taken.
-    """
+    """A listening place; port 0 takes a free one."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -49,7 +46,7 @@ def make_server(service: Service) -> uvicorn.Server:
     application = create_app(service, on_failure=lambda: setattr(server, "should_exit", True))
     config = uvicorn.Config(
         application,
-        http=BoundedProtocol,
+        http="httptools",
         loop="auto",
         ws="none",
         lifespan="on",
@@ -59,16 +56,19 @@ def make_server(service: Service) -> uvicorn.Server:
         timeout_keep_alive=20,
         timeout_graceful_shutdown=_STOP_SECONDS,
     )
+    config.load()
+    protocol, connections = config.http_protocol_class, set[Connection]()
+
+    def connect(**options: Any) -> Connection:
+        return Connection(protocol(**options), service.settings, connections)
+
+    config.http_protocol_class = connect  # type: ignore[assignment]  # uvicorn calls it, once a connection
     server = uvicorn.Server(config)
     return server
 
 
 def serve(service: Service, listener: socket.socket, *, say: Callable[[str], None]) -> None:
-    """Serve until SIGINT or SIGTERM; requests under way are finished first.
-
-    Raises:
-        DistillHashError: warm-up failed.
-    """
+    """Serve until SIGINT or SIGTERM; requests under way are finished first."""
     server = make_server(service)
     # uvicorn stops gracefully at a signal, then raises it again for whoever handled it before: nobody needs it then.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}

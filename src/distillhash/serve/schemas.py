@@ -1,10 +1,151 @@
-"""The shapes of answers, for ``/openapi.json``; answers themselves are written without them."""
+"""The shapes of requests and answers: for ``/openapi.json``, and the upload in a request's body."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field
+import numpy as np
+import orjson
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, Field, ValidationError
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+from starlette.requests import Request
+
+from distillhash.index.base import LARGEST_ID
+from distillhash.serve.encoding import Upload
+from distillhash.serve.limits import Problem
+from distillhash.serve.settings import MOST_RESULTS
+
+LARGEST_RADIUS = 65_536  # bits
+_LONGEST_TEXT = 1000  # characters
+_MOST_JSON = 2**20
+_MOST_FIELD = 4096
+_MOST_NAME = 200
+
+_FILE = {"type": "string", "format": "binary", "description": "An image: JPEG, PNG, WebP, GIF, BMP, TIFF, PPM or AVIF."}
+_NAME = {"type": "string", "maxLength": _MOST_NAME}
+_EMBEDDING = {"type": "array", "items": {"type": "number"}, "minItems": 1}
+IMAGE_BODY = {
+    "multipart/form-data": {"schema": {"type": "object", "properties": {"file": _FILE}, "required": ["file"]}},
+    "image/*": {"schema": _FILE},
+}
+EMBEDDING_BODY = {
+    "application/json": {
+        "schema": {"type": "object", "properties": {"embedding": _EMBEDDING, "name": _NAME}, "required": ["embedding"]}
+    },
+}
+
+
+@dataclass(frozen=True)
+class Body:
+    """What was uploaded, and under which name."""
+
+    upload: Upload
+    name: str | None
+
+
+def has_body(request: Request) -> bool:
+    """Whether the request carries a body."""
+    return request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+
+
+async def read_body(request: Request) -> Body:
+    """The upload in a request.
+
+    Raises:
+        Problem: 400 malformed, 413 too much JSON, 415 another content type, 422 without what is needed.
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
+        try:
+            async with request.form(max_files=1, max_fields=4, max_part_size=_MOST_FIELD) as form:
+                file = form.get("file")
+                if not isinstance(file, UploadFile):
+                    raise Problem(422, "the multipart body has no file in its field 'file'")
+                return Body(await file.read(), _name(file.filename))
+        except MultiPartException as error:
+            raise Problem(400, error.message) from error
+    if media_type == "application/json":
+        return _from_json(await request.body())
+    if media_type.startswith("image/"):
+        return Body(await request.body(), None)
+    raise Problem(
+        415,
+        f"send multipart/form-data with a field 'file', an image, or JSON with 'embedding', not {media_type[:60]!r}",
+    )
+
+
+def _from_json(body: bytes) -> Body:
+    if len(body) > _MOST_JSON:
+        raise Problem(413, f"a JSON body may have {_MOST_JSON} bytes at most, got {len(body)}")
+    try:
+        document: Any = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Problem(400, f"the body is not JSON: {error}; NaN and Infinity are not JSON numbers") from error
+    values = document.get("embedding") if isinstance(document, dict) else None
+    if not isinstance(values, list) or not values or any(type(value) not in (int, float) for value in values):
+        raise Problem(422, "the JSON body must be an object with 'embedding', a list of numbers")
+    name = document.get("name")
+    if name is not None and not isinstance(name, str):
+        raise Problem(422, "the name must be text")
+    with np.errstate(over="ignore"):
+        return Body(np.array(values, np.float64).astype(np.float32), _name(name))
+
+
+def _name(text: str | None) -> str | None:
+    """A file name without folders and control characters."""
+    if not text:
+        return None
+    if len(text) > _MOST_NAME:
+        raise Problem(422, f"the name may have {_MOST_NAME} characters at most, got {len(text)}")
+    name = text.replace("\\", "/").rpartition("/")[2]
+    return "".join(letter for letter in name if letter.isprintable()) or None
+
+
+class SearchParameters(BaseModel):
+    """What ``POST /search`` may be asked for."""
+
+    id: int | None = Field(None, ge=0, le=LARGEST_ID, description="Search by an item of the index.")
+    code: str | None = None
+    text: str | None = Field(
+        None, min_length=1, max_length=_LONGEST_TEXT, description="Search by a sentence, where the model takes them."
+    )
+    k: int = Field(10, ge=1, le=MOST_RESULTS, description="How many neighbours at most.")
+    radius: int | None = Field(None, ge=0, le=LARGEST_RADIUS, description="Only neighbours within this many bits.")
+    where: str | None = Field(
+        None,
+        min_length=1,
+        max_length=_LONGEST_TEXT,
+        description="Only items for which this condition over id, key and metadata holds, in the index's language: "
+        "`metadata->>'label' = 'cat'`, on Milvus `metadata[\"label\"] == \"cat\"`.",
+    )
+    rerank: Literal["projection", "decoder"] | None = Field(
+        None, description="For an upload: order the nearest codes by its real projection, or by decoded features."
+    )
+    candidates: int | None = Field(
+        None, ge=1, le=MOST_RESULTS, description="How many nearest codes to re-rank; 10 k by default."
+    )
+
+
+Parameters = TypeVar("Parameters", bound=BaseModel)
+
+
+def parsed(shape: type[Parameters], request: Request) -> Parameters:
+    """A request's query parameters."""
+    try:
+        return shape.model_validate(dict(request.query_params))
+    except ValidationError as error:
+        raise RequestValidationError([{**part, "loc": ("query", *part["loc"])} for part in error.errors()]) from None
+
+
+def described(shape: type[BaseModel]) -> list[dict[str, Any]]:
+    """The same parameters for the OpenAPI document."""
+    return [
+        {"name": name, "in": "query", "required": False, "description": schema["description"], "schema": schema}
+        for name, schema in shape.model_json_schema()["properties"].items()
+    ]
 
 
 class ItemSummary(BaseModel):
@@ -29,6 +170,9 @@ class Neighbour(ItemSummary):
     """A search result."""
 
     distance: int = Field(description="Hamming distance in bits.")
+    score: float | None = Field(
+        None, description="What re-ranked results are ordered by, larger is nearer; absent otherwise."
+    )
 
 
 class SearchedFor(BaseModel):
@@ -39,7 +183,7 @@ class SearchedFor(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """Neighbours, nearest first, equal distances by ascending id; exact."""
+    """Neighbours: exact, nearest first with equal distances by ascending id, or by descending score where they are re-ranked."""
 
     query: SearchedFor
     n_bits: int

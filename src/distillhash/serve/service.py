@@ -3,123 +3,137 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import gc
+import re
 import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
 
 from distillhash.codes import Codes
-from distillhash.index import Index
-from distillhash.index.base import Item
-from distillhash.models.hash_model import HashModel
+from distillhash.errors import ParameterError
+from distillhash.index import Index, Item
 from distillhash.models.image_text import CrossModalModel
-from distillhash.serve.encoder import Encoder
-from distillhash.serve.groups import Groups
-from distillhash.serve.library import Found, Library, NoItemError, Query, all_ids, item_of
-from distillhash.serve.metrics import Metrics
+from distillhash.search import Found, NoItemError, Query, Rerank, Searcher
+from distillhash.serve.analysis import Groups, Quality
+from distillhash.serve.encoding import Batcher, Encoded, Encoder
+from distillhash.serve.limits import Metrics, Problem
 from distillhash.serve.pictures import Pictures, name_of
-from distillhash.serve.problems import Problem
-from distillhash.serve.quality import Quality
-from distillhash.serve.settings import Settings
-from distillhash.serve.uploads import Body
+from distillhash.serve.schemas import Body
+from distillhash.serve.settings import MOST_RERANKED, Settings
 from distillhash.sources import digest
 
+_MOST_TOGETHER = (
+    16  # searches of one call: as many as the kernels take at once, so that none waits for a thread to start
+)
 _MOST_SIZES = 200_000  # items whose picture sizes are held, about 100 bytes each
 _SIZES_AT_ONCE = 256
-
-log = logging.getLogger("distillhash.serve")
+Answer = TypeVar("Answer")
 
 
 class Service:
-    """An index that is served.
+    """An index that is served. One thread owns the index: it answers all searches that wait in one call, and other jobs one by one.
 
     Attributes:
         failure: What warm-up raised, if it failed; the server then stops.
     """
 
-    def __init__(
-        self, index: Index, model: HashModel | None, folder: Path | None, settings: Settings, metrics: Metrics
-    ) -> None:
-        """Take an open index, its model (None: searches by id and code only) and its folder (None on a server)."""
-        self.settings, self.model, self.metrics = settings, model, metrics
-        self.n_bits = index.n_bits
-        self.library = Library(index, observe=metrics.batch("index"))
+    def __init__(self, searcher: Searcher, folder: Path | None, settings: Settings) -> None:
+        """Take an open index, its model (without one: searches by id and code only) and its folder (None on a server)."""
+        self.searcher, self.settings = searcher, settings
+        self.model, self.n_bits = searcher.model, searcher.index.n_bits
+        self.metrics = Metrics()
         self.pictures = Pictures(folder, max_pixels=settings.max_pixels)
-        self.groups = Groups(settings.duplicates)
-        self.quality = Quality()
-        self.encoder = (
-            None
-            if model is None
-            else Encoder(
-                model,
-                max_pixels=settings.max_pixels,
-                processes=settings.encoders,
-                observe=metrics.batch("model"),
-            )
-        )
-        self.texts = model if isinstance(model, CrossModalModel) else None
-        self._text_lock = threading.Lock()
+        self.texts = self.model if isinstance(self.model, CrossModalModel) else None
         self.is_ready = False
         self.failure: Exception | None = None
+        self._groups, self._quality = Groups(settings.duplicates), Quality()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
+        self._jobs: Batcher[Query | Callable[[Index], Any], Any] = Batcher(
+            self._work,
+            max_batch=_MOST_TOGETHER,
+            observe=self.metrics.queue("index", lambda: self._jobs.n_waiting),
+        )
+        waiting = self.metrics.queue("model", lambda: 0 if self.encoder is None else self.encoder.n_waiting)
+        self.encoder: Encoder | None = None
+        if self.model is not None:
+            self.encoder = Encoder(
+                self.model, max_pixels=settings.max_pixels, processes=settings.encoders, observe=waiting
+            )
+        self.metrics.ready(lambda: self.is_ready)
+        self._text_lock = threading.Lock()
         self._sizes: dict[int, tuple[int, int]] = {}  # of pictures; (0, 0) where an item has none
         self._started = time.monotonic()
-        metrics.watch("index", lambda: self.library.n_waiting)
-        metrics.watch("model", lambda: 0 if self.encoder is None else self.encoder.n_waiting)
-        metrics.ready(lambda: self.is_ready)
 
     async def start(self) -> None:
         """Warm up: weights, one forward pass, codes in memory, sizes of the first pictures; ready after that."""
-        loop = asyncio.get_running_loop()
-        self.library.start(loop)
+        self._jobs.start()
         try:
             if self.encoder is not None:
-                await asyncio.to_thread(self.encoder.warm_up)
-                self.encoder.start(loop)
+                await self.encoder.start()
             if self.texts is not None:
                 await asyncio.to_thread(self.texts.text_encoder.encode, ["a"])
-            ids = await self.library.run(all_ids)
-            await self.library.run(lambda index: index.prepare())
+            ids = await self.run(lambda index: index.ids())
+            await self.run(lambda index: index.prepare())
         except Exception as error:
             self.failure = error
             raise
+        gc.freeze()  # what is loaded by now stays; looking through it for garbage would stop the server for half a second
         self.is_ready = True
         await self._measure(ids[:_MOST_SIZES].tolist())
 
     async def stop(self) -> None:
-        """Finish what waits, close the index."""
+        """Finish what waits and close the index."""
         self.is_ready = False
         if self.encoder is not None:
-            await asyncio.to_thread(self.encoder.stop)
-        await asyncio.to_thread(self.library.stop)
+            await self.encoder.stop()
+        await self._jobs.stop()
+        self._thread.shutdown()
+        self.searcher.index.close()
 
-    async def encode(self, body: Body) -> bytes:
-        """The packed code of an upload.
+    async def run(self, work: Callable[[Index], Answer]) -> Answer:
+        """What ``work`` returns, called with the index in its thread."""
+        answer: Answer = await self._jobs.submit(work)
+        return answer
 
-        Raises:
-            Problem: 503 before warm-up is over, 422 where the index has no model.
-        """
+    async def _work(self, jobs: list[Query | Callable[[Index], Any]]) -> list[Any]:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, jobs)
+
+    def _answer(self, jobs: list[Query | Callable[[Index], Any]]) -> list[Any]:
+        answers: list[Any] = [None] * len(jobs)
+        queries: list[Query] = []
+        places: list[int] = []
+        for place, job in enumerate(jobs):
+            if isinstance(job, Query):
+                queries.append(job)
+                places.append(place)
+                continue
+            try:
+                answers[place] = job(self.searcher.index)
+            except Exception as error:
+                answers[place] = error
+        for place, found in zip(places, self.searcher.answer(queries), strict=True):
+            answers[place] = found
+        return answers
+
+    async def encode(self, body: Body) -> Encoded:
+        """The packed code and the feature of an upload."""
         if self.encoder is None:
             raise Problem(422, "this index keeps no model, so nothing can be encoded; search by id or code")
-        if not self.is_ready:
-            raise Problem(503, "the model is being loaded; try again in a moment", {"retry-after": "1"})
+        self._check_ready()
         return await self.encoder.encode(body.upload)
 
     async def encode_text(self, text: str) -> bytes:
-        """The packed code of a sentence.
-
-        Raises:
-            Problem: 503 before warm-up is over, 422 where the index's model knows images alone.
-            DataError: the model knows none of its words.
-        """
+        """The packed code of a sentence."""
         model = self.texts
         if model is None:
             raise Problem(422, "this index's model knows images alone; one trained with --pairs takes sentences")
-        if not self.is_ready:
-            raise Problem(503, "the model is being loaded; try again in a moment", {"retry-after": "1"})
+        self._check_ready()
 
         def encode() -> bytes:
             with self._text_lock:  # a sentence takes milliseconds; tokenizers are not made for several threads
@@ -127,12 +141,24 @@ class Service:
 
         return await asyncio.to_thread(encode)
 
+    def check_options(self, k: int, where: str | None, rerank: Rerank | None) -> None:
+        """Refuse what no search of this server may ask for, before anything is encoded."""
+        if where is not None:
+            check_condition(where)
+        if rerank is not None:
+            if k > MOST_RERANKED:
+                raise Problem(422, f"re-ranking gives at most {MOST_RERANKED} neighbours, got k={k}; ask for fewer")
+            self.searcher.check_rerank(rerank)
+
     async def search(self, query: Query) -> bytes:
         """The JSON answer to a query."""
-        return self.found_json(query, await self.library.search(query))
-
-    def found_json(self, query: Query, found: Found) -> bytes:
-        """A search's answer as JSON."""
+        found: Found = await self._jobs.submit(query)
+        results = [
+            {**self.summary(item), "distance": distance}
+            for item, distance in zip(found.items, found.distances, strict=True)
+        ]
+        for result, score in zip(results, found.scores or (), strict=False):
+            result["score"] = score
         return orjson.dumps(
             {
                 "query": {"id": query.item if isinstance(query.item, int) else None, "code": found.code.hex()},
@@ -140,10 +166,7 @@ class Service:
                 "k": query.k,
                 "radius": query.radius,
                 "truncated": found.is_cut,
-                "results": [
-                    {**self.summary(item), "distance": distance}
-                    for item, distance in zip(found.items, found.distances, strict=True)
-                ],
+                "results": results,
             }
         )
 
@@ -164,65 +187,76 @@ class Service:
         metadata = {name: value for name, value in (item.metadata or {}).items() if name not in ("source", "key")}
         return {**self.summary(item), "n_bits": self.n_bits, "metadata": metadata}
 
+    async def item(self, identifier: int) -> Item:
+        """One item."""
+        return await self.run(lambda index: _item(index, identifier))
+
     async def sample(self, n: int, seed: int) -> list[Item]:
         """Random items, the same for the same seed and index."""
 
         def draw(index: Index) -> list[Item]:
-            ids = all_ids(index)
+            ids = index.ids()
             chosen = np.random.default_rng(seed).choice(ids, min(n, len(ids)), replace=False)
             return index.get(chosen.tolist())
 
-        items = await self.library.run(draw)
+        items = await self.run(draw)
         await self._measure([item.id for item in items if item.id not in self._sizes])
         return items
 
     async def add(self, body: Body) -> tuple[Item, bool]:
         """Store an upload; returns the item and whether it is new. The same file again is the same item."""
-        code = await self.encode(body)
+        code, _ = await self.encode(body)
         content = body.upload
-        key = await asyncio.to_thread(self.pictures.keep_upload, content) if isinstance(content, bytes) else None
         codes = Codes(np.frombuffer(code, np.uint8)[None], self.n_bits)
+        metadata = [{"name": body.name}] if body.name else None
+        if not isinstance(content, bytes):
+            item = await self.run(lambda index: _item(index, int(index.add(codes, metadata=metadata)[0])))
+            return item, True
+        key = await asyncio.to_thread(self.pictures.keep_upload, content)
 
         def store(index: Index) -> tuple[Item, bool]:
-            known = {} if key is None else index.known([key])
-            metadata = [{"name": body.name}] if body.name else None
-            if key is None:
-                ids = index.add(codes, metadata=metadata)
-            else:
-                assert isinstance(content, bytes)
-                ids = index.add(codes, metadata=metadata, keys=[key], digests=[digest(content)], upsert=True)
-            return item_of(index, int(ids[0])), not known
+            is_new = not index.known([key])
+            ids = index.add(codes, metadata=metadata, keys=[key], digests=[digest(content)], upsert=True)
+            return _item(index, int(ids[0])), is_new
 
-        item, is_new = await self.library.run(store)
+        item, is_new = await self.run(store)
         await self._measure([item.id])
         return item, is_new
 
     async def remove(self, identifier: int) -> None:
-        """Take an item out of the index; the user's own files stay.
-
-        Raises:
-            NoItemError: it is not there.
-        """
+        """Take an item out of the index; the user's own files stay."""
 
         def take_out(index: Index) -> Item:
-            item = item_of(index, identifier)
+            item = _item(index, identifier)
             index.remove([identifier])
             return item
 
-        item = await self.library.run(take_out)
+        item = await self.run(take_out)
         self._sizes.pop(identifier, None)
         await asyncio.to_thread(self.pictures.forget, item)
 
+    async def duplicates(self, *, radius: int | None, offset: int, limit: int) -> dict[str, Any]:
+        """Some groups of near-duplicates, see :meth:`~distillhash.serve.analysis.Groups.page`."""
+        page = await self.run(lambda index: self._groups.page(index, radius=radius, offset=offset, limit=limit))
+        page["groups"] = [
+            [{**self.summary(item), "distance": distance} for item, distance in group] for group in page["groups"]
+        ]
+        return page
+
+    async def quality(self) -> dict[str, Any]:
+        """How the bits behave, see :meth:`~distillhash.serve.analysis.Quality.of`."""
+        return await self.run(self._quality.of)
+
     async def statistics(self) -> dict[str, Any]:
-        """What the index holds and who made its codes."""
-        n_items = await self.library.run(len)
+        """What the index holds and which model made its codes."""
+        n_items = await self.run(len)
         training = {} if self.model is None else self.model.training
         return {
             "n_items": n_items,
             "n_bits": self.n_bits,
             "method": None if self.model is None else self.model.hasher.method,
             "backbone": None if self.model is None else self.model.backbone_name,
-            "model_fingerprint": self.library.model_fingerprint,
+            "model_fingerprint": self.searcher.index.model_fingerprint,
             "n_trained_on": training.get("n_used"),
             "accepts": None if self.encoder is None else "image" if self.encoder.takes_images else "embedding",
             "accepts_text": self.texts is not None,
@@ -233,13 +267,60 @@ class Service:
             "uptime_seconds": round(time.monotonic() - self._started, 1),
         }
 
+    def _check_ready(self) -> None:
+        if not self.is_ready:
+            raise Problem(503, "the model is being loaded; try again in a moment", {"retry-after": "1"})
+
     async def _measure(self, ids: list[int]) -> None:
-        """Note the sizes of pictures, for a layout that does not jump; a few at a time, other work goes between."""
+        """Note the sizes of pictures, for a layout that does not jump; a few at a time, so that other work is not held up."""
         for start in range(0, len(ids), _SIZES_AT_ONCE):
             part = ids[start : start + _SIZES_AT_ONCE]
             try:
-                items = await self.library.run(lambda index, part=part: index.get(sorted(index.present(part))))  # type: ignore[misc]
+                items = await self.run(lambda index, part=part: index.get(sorted(index.present(part))))  # type: ignore[misc]
             except NoItemError:
                 continue
             sizes = await asyncio.to_thread(lambda items=items: [self.pictures.size(item) for item in items])  # type: ignore[misc]
             self._sizes.update({item.id: size or (0, 0) for item, size in zip(items, sizes, strict=True)})
+
+
+def _item(index: Index, identifier: int) -> Item:
+    if not index.present([identifier]):
+        raise NoItemError(f"there is no item with id {identifier}")
+    return index.get([identifier])[0]
+
+
+_TOKEN = re.compile(
+    r"""\s+|'(?:[^'\\]|'')*'|"[^"\\]*"|[A-Za-z_][A-Za-z_0-9]*|\d+(?:\.\d+)?"""
+    r"""|->>?|::|\|\||&&|[<>!=]=|<>|-(?!-)|/(?!\*)|[+*%<>=(),\[\]]""",
+    re.ASCII,
+)
+_WORDS = re.compile(
+    "id|key|metadata|and|or|not|in|like|glob|escape|is|null|isnull|notnull|between|true|false|lower|upper|length|abs|coalesce|cast|as|"
+    "int|integer|bigint|real|float|numeric|text|boolean",
+    re.IGNORECASE,
+)
+
+
+def check_condition(where: str) -> None:
+    """Refuse a condition that does more than compare an item's columns with constants.
+
+    The engines guard their data, but a condition of a stranger could still call functions that take any time or memory, hold
+    sub-queries, or, on Postgres, read other tables.
+
+    Raises:
+        ParameterError: it holds another word or sign.
+    """
+    place, before = 0, ""
+    while place < len(where):
+        match = _TOKEN.match(where, place)
+        token = match[0] if match else where[place]
+        is_word = token[0].isalpha() or token[0] == "_"
+        is_called = token == "(" and before[:1] in ("'", '"')  # "name"(...) calls a function
+        if match is None or is_called or (is_word and not _WORDS.fullmatch(token)):
+            raise ParameterError(
+                f"where={where!r} holds {token!r}; over HTTP a condition compares id, key and metadata with constants, "
+                "as in metadata->>'label' = 'cat' and id < 100"
+            )
+        if not token.isspace():
+            before = token
+        place += len(token)

@@ -1,4 +1,4 @@
-"""What the operator of a server may choose, and the limits every request is held to."""
+"""What the operator of a server may choose, and the limits of requests."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from distillhash.errors import ParameterError
 
 COOKIE = "distillhash_session"
 MOST_RESULTS = 10_000
+MOST_RERANKED = 1000
+MOST_HEAD_BYTES = 32 * 1024  # of a request's line and headers
+MOST_HEADERS = 100
 SHORTEST_TOKEN = 16
 MOST_ENCODERS = 256
 
@@ -25,10 +28,13 @@ class Settings:
         token: Shared secret that requests must carry; None asks for none.
         max_upload: Largest request body in bytes, counted as it arrives.
         max_pixels: Largest image, width x height, checked before a pixel is decoded.
+        head_seconds: Longest time a request's line and headers may take to arrive.
         body_seconds: Longest time a request body may take to arrive.
+        write_seconds: Longest time a client may take to read an answer.
+        max_connections: Connections open at one time; more get 503.
         max_requests: Requests answered at one time; more get 503.
         max_held: Bytes of all bodies held at one time, from their arrival to their answer; more get 503.
-        encoders: Processes that encode uploaded images on the processor; 0: none but the server's own, None: one per core, four at most.
+        encoders: Processes that encode uploaded images on the processor; 0: threads of the server, None: one per core, four at most.
         duplicates: File that ``distillhash dedup --out`` wrote, shown on the page.
     """
 
@@ -36,7 +42,10 @@ class Settings:
     token: str | None = field(default=None, repr=False)
     max_upload: int = 20 * 2**20
     max_pixels: int = 64_000_000
+    head_seconds: float = 10.0
     body_seconds: float = 30.0
+    write_seconds: float = 60.0
+    max_connections: int = 1000
     max_requests: int = 256
     max_held: int = 512 * 2**20
     encoders: int | None = None

@@ -1,0 +1,150 @@
+"""What the page shows of a whole index: groups of near-duplicates, and numbers about the codes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distillhash.codes import Codes, bytes_per_code, hamming_distances
+from distillhash.dedup import groups
+from distillhash.errors import DataError, FormatError
+from distillhash.index import Index, Item
+from distillhash.metrics.code_statistics import bit_statistics
+
+MOST_ITEMS = 20_000  # grouped on the fly, under a second on one core
+_MOST_SAMPLED = 5000  # items of which the statistics are taken
+_MOST_PAIRED = 1000  # items of which all pairs are compared
+_MOST_QUERIES = 500  # items whose nearest neighbour is looked up
+Group = list[tuple[int, int]]  # (id, distance to the keeper), the keeper first
+
+
+class Groups:
+    """Groups of near-duplicates: from the file that ``dedup`` wrote, or found in a small index."""
+
+    def __init__(self, file: Path | None) -> None:
+        """Read the file, if there is one."""
+        self._document = None if file is None else _read(file)
+        self._kept: tuple[tuple[Hashable | None, int], list[Group]] | None = None
+
+    def page(self, index: Index, *, radius: int | None, offset: int, limit: int) -> dict[str, Any]:
+        """Some of the groups, largest first; call it in the index's thread.
+
+        Returns:
+            ``radius``, ``expected_false_pairs`` (None where it was not measured), ``n_groups``, ``n_missing`` (members of the file that the
+            index does not hold), ``from_file``, and ``groups``: lists of (item, distance), the keeper first.
+
+        Raises:
+            DataError: an index too large to be grouped on the fly.
+        """
+        n_missing, expected = 0, None
+        if self._document is not None:
+            radius, expected = self._document["radius"], self._document.get("expected_false_pairs")
+            found, n_missing = _in_index(self._document, index)
+        else:
+            radius = max(1, index.n_bits // 16) if radius is None else radius
+            found = self._on_the_fly(index, radius)
+        shown = found[offset : offset + limit]
+        held = index.present([identifier for group in shown for identifier, _ in group])
+        items: Mapping[int, Item] = {item.id: item for item in index.get(sorted(held))}
+        return {
+            "radius": radius,
+            "expected_false_pairs": expected,
+            "n_groups": len(found),
+            "n_missing": n_missing,
+            "from_file": self._document is not None,
+            "groups": [[(items[member], distance) for member, distance in group if member in held] for group in shown],
+        }
+
+    def _on_the_fly(self, index: Index, radius: int) -> list[Group]:
+        """Groups without chaining: every member lies within ``radius`` bits of its keeper, the lowest id it could be."""
+        if len(index) > MOST_ITEMS:
+            raise DataError(
+                f"the index holds {len(index)} items, and groups are found while you wait for up to {MOST_ITEMS}; run "
+                "`distillhash dedup SOURCE --out dups.json` and serve with `--duplicates dups.json`"
+            )
+        key = index.state(), radius
+        if self._kept is None or self._kept[0] != key or key[0] is None:
+            ids = index.ids()
+            stars = groups.star_groups(_codes(index.get(ids.tolist()), index.n_bits), radius)
+            found = [
+                list(zip(ids[rows].tolist(), stars.distance[rows].tolist(), strict=True)) for rows in stars.groups()
+            ]
+            self._kept = key, sorted(found, key=len, reverse=True)
+        return self._kept[1]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = json.loads(file.read_text())
+        for group in document["groups"]:
+            [(str(member["path"]), int(member["distance"])) for member in group["members"]]
+            str(group["keeper"])
+        int(document["radius"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FormatError(f"{file} is not a file of `distillhash dedup --out` ({error!r}); write it again") from error
+    return document
+
+
+def _in_index(document: dict[str, Any], index: Index) -> tuple[list[Group], int]:
+    """The file's groups as ids, and how many members the index does not hold; a group needs two that it does."""
+    paths = {member["path"] for group in document["groups"] for member in group["members"]}
+    absolute = {path: str(Path(path).resolve()) if "\0" not in path else path for path in paths}
+    known = index.known(list(paths | set(absolute.values())))
+    ids = {path: (known.get(path) or known.get(absolute[path]) or (None, None))[0] for path in paths}
+    found, n_missing = [], 0
+    for group in document["groups"]:
+        members = sorted(group["members"], key=lambda m: (m["path"] != group["keeper"], int(m["distance"])))
+        held = [(item, int(m["distance"])) for m in members if (item := ids[m["path"]]) is not None]
+        n_missing += len(members) - len(held)
+        if len(held) > 1:
+            found.append(held)
+    return sorted(found, key=len, reverse=True), n_missing
+
+
+class Quality:
+    """Statistics of an index, kept until its size changes: no labels and no features are needed."""
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self._kept: tuple[int, dict[str, Any]] | None = None
+
+    def of(self, index: Index) -> dict[str, Any]:
+        """Bit balance, bit correlation and distances of a random sample (seed 0); call it in the index's thread.
+
+        Returns:
+            ``n_items``, ``n_sampled``, what :func:`distillhash.metrics.code_statistics.bit_statistics` gives for the sample, and counts by
+            distance 0..n_bits: ``pair_distances`` of pairs of different items, ``nearest_distances`` from an item to its nearest other.
+
+        Raises:
+            DataError: fewer than 2 items.
+        """
+        n_items = len(index)
+        if self._kept is not None and self._kept[0] == n_items:
+            return self._kept[1]
+        if n_items < 2:
+            raise DataError(f"plots need at least 2 items, the index holds {n_items}; add some first")
+        chosen = np.random.default_rng(0).permutation(index.ids())[:_MOST_SAMPLED]
+        codes = _codes(index.get(chosen.tolist()), index.n_bits)
+        paired = codes[:_MOST_PAIRED]
+        distances = hamming_distances(paired, paired)[np.triu_indices(len(paired), 1)]
+        nearest = index.search(codes[:_MOST_QUERIES], 2)
+        others = np.where(nearest.ids[:, 0] == chosen[:_MOST_QUERIES], nearest.distances[:, 1], nearest.distances[:, 0])
+        levels = index.n_bits + 1
+        result = {
+            "n_items": n_items,
+            "n_sampled": len(codes),
+            **bit_statistics(codes),
+            "pair_distances": np.bincount(distances, minlength=levels).tolist(),
+            "nearest_distances": np.bincount(others[others >= 0], minlength=levels).tolist(),
+        }
+        self._kept = n_items, result
+        return result
+
+
+def _codes(items: Sequence[Item], n_bits: int) -> Codes:
+    packed = b"".join(item.code.packed.tobytes() for item in items)
+    return Codes(np.frombuffer(packed, np.uint8).reshape(len(items), bytes_per_code(n_bits)), n_bits)
