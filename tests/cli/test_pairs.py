@@ -124,7 +124,11 @@ def test_ls_names_methods_encoders_and_pairs(capsys: pytest.CaptureFixture[str])
             "--text-encoder tfidf needs texts; add --pairs",
         ),
         (["train", "--pairs", "PHOTOS", "--out", "x"], 1, "holds none of captions.csv"),
-        (["train", "--pairs", "PAIRS", "--method", "itq", "--out", "x"], 2, "itq learns from images alone; leave out --pairs"),
+        (
+            ["train", "--pairs", "PAIRS", "--method", "itq", "--out", "x"],
+            2,
+            "itq learns from images alone; leave out --pairs",
+        ),
         (
             ["train", "--pairs", "PAIRS", "--fine-tune", "--text-encoder", "bow", "--out", "x"],
             2,

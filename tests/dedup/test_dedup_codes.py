@@ -110,7 +110,7 @@ class Counted(ImageSource):
         self.name, self.labels, self.label_names = "counted", None, None
         self.keys, self.reads = [f"{row}" for row in range(n)], np.zeros(n, int)
 
-    def select(self, rows: NDArray[np.intp]) -> ImageSource:
+    def select(self, rows: NDArray[np.intp]) -> "Counted":
         """Of the same pictures."""
         part = Counted(0)
         part.__dict__ |= {"keys": [self.keys[row] for row in rows], "reads": self.reads}
