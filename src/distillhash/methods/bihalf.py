@@ -10,8 +10,8 @@ Departs from the paper in:
 1. A linear head on standardised features of any backbone, 100 epochs of Adam in batches of 256; released: VGG16
    with dropout on, SGD 1e-4, 60 to 300 epochs, batches of 32.
 2. Cosines are of centred features (``centre=False``: as released); see :mod:`distillhash.methods.greedyhash`.
-3. Augmented views, one drawn for every image and batch, stand in for the dropout that the release keeps on; without any randomness of
-   the inputs training does not settle. Without views there is none: lower learning_rate then.
+3. Augmented views, one drawn for every image and batch, stand in for the dropout that the release keeps on. Training does not settle
+   without random inputs; where there are no views, lower learning_rate.
 4. sign(u) splits at 0 but batches are split at their median; the median of the training outputs moves into the bias, so that the codes
    of the training set are balanced too (``recentre=False``: as released).
 """

@@ -8,7 +8,7 @@ T_ij), T = scale <u_i, u_j> / K, S_ij = 1 for images that share a label, plus qu
 u_ik)^2. g and a grow with the uncertainties and have mean 1.
 
 RECONSTRUCTED: the abstract says that the two networks' discrepancy is the uncertainty of bits, its mean that of images, and that the
-uncertain get more attention. The forms of a and g and all numbers are our reading.
+uncertain get more attention. The forms of a and g and all numbers are our interpretation.
 
 Departs from the paper in:
 1. A head on standardised features; the paper trains a network end to end.
@@ -75,7 +75,7 @@ class DMUH(HeadHasher):
         return _WithMomentum(head, copy.deepcopy(head), self.momentum)
 
     def above(self, trunk: nn.Module, network: nn.Module) -> nn.Module:
-        """The momentum network has a trunk of its own, which follows as well."""
+        """The momentum network has its own trunk, which follows as well."""
         assert isinstance(network, _WithMomentum)
         online, follower = nn.Sequential(trunk, network.online), nn.Sequential(copy.deepcopy(trunk), network.follower)
         return _WithMomentum(online, follower, self.momentum)

@@ -10,7 +10,7 @@ log2(1 + rank of i), the rank counted from 1. A decoder from codes to features r
 the reconstructed ones, no stored features needed.
 
 RECONSTRUCTED: the paper's abstract tells the aim (ranking by codes as by features, every training item a query, an optional decoder,
-search on codes and re-ranking by reconstructed features). Losses, network and numbers are our reading.
+search on codes and re-ranking by reconstructed features). Losses, network and numbers are our interpretation.
 
 Departs from the paper in:
 1. Which rank loss the paper uses is not known; both are here and the listwise one is the default.
