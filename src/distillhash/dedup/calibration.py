@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
+from threadpoolctl import threadpool_limits
 
 from distillhash.codes import Codes
 from distillhash.dedup.codes import Coded, Encoder
@@ -52,8 +53,8 @@ EDITED = 200
 
 TAIL = 0.01  # share of random pairs that are counted
 FEWEST = 300  # pairs in the tail, where there are as many
-MOST_COMPARED = 2**29  # pairs looked at; above, a random part of the items is compared with all
-CROWD = 10  # pairs of one item that count for the number of copies, so that a thousand copies of one picture do not outweigh the rest
+MOST_COMPARED = 2**29  # pairs; above, a random part of the items is compared with all
+CROWD = 10  # pairs of one item that count for the number of copies: a thousand copies of one picture must not outweigh the rest
 MOST_KEPT = 2000  # pairs at one distance kept for the bootstrap, about
 REPLICATES = 50
 LEVEL = 0.9
@@ -70,7 +71,6 @@ ENOUGH = 100.0
 _QUERIES = 64
 _SMOOTHING = 0.08  # width of the kernel over distances of edits, relative to the distance
 
-
 QUALITY = 90
 """JPEG quality of the edited file where the edit is not the encoding itself."""
 
@@ -82,8 +82,6 @@ _TURNS = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.
 
 Pixels = NDArray[np.uint8]
 Edit = Callable[[Image.Image, np.random.Generator], bytes]
-
-
 Distances = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -386,6 +384,7 @@ class Tail:
         return float(low), float(high)
 
 
+@threadpool_limits.wrap(limits=1)  # products of a few hundred numbers, for which threads cost more than they save
 def fit_tail(counts: PairCounts, shapes: Sequence[NDArray[np.integer[Any]]]) -> Tail:
     """Split the counts into false pairs and duplicates.
 
@@ -393,13 +392,6 @@ def fit_tail(counts: PairCounts, shapes: Sequence[NDArray[np.integer[Any]]]) -> 
         counts: From :func:`count_pairs`.
         shapes: Distances between known copies, one array for each kind of pair; empty where no copies could be made.
     """
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):  # products of a few hundred numbers, for which threads cost more than they save
-        return _fit_tail(counts, shapes)
-
-
-def _fit_tail(counts: PairCounts, shapes: Sequence[NDArray[np.integer[Any]]]) -> Tail:
     furthest = len(counts.histogram) - 1
     known = np.array([_density(shape, furthest) for shape in shapes if len(shape)]).reshape(-1, furthest + 1)
     start, (false, duplicates) = _fit(counts.histogram, known, None)

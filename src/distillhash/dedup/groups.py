@@ -38,7 +38,7 @@ THREADS = 4
 """At most; each needs memory for its tables."""
 
 _PASSING = 0.98  # share of the pairs at the radius in a bucket that the other drawn bits let pass
-_PLACING = 4.0  # time to place a code in a table, in comparisons of a pair that shares a bucket
+_PLACING = 8.0  # time to place a code in a table, in comparisons of a pair that shares a bucket
 _MOST_KEY_BITS = 32
 _ROW_BITS = 31
 _BLOCK_PAIRS = 2**23  # compared at a time where every pair is; all of them may be within the radius
