@@ -280,6 +280,8 @@ def _start_process(hasher: UploadHasher) -> None:
     """Keep the model; live no longer than the server, and let it decide when to end."""
     global _hasher
     _hasher = hasher
+    if hasattr(os, "setsid"):
+        os.setsid()  # Ctrl-C in a terminal is for the server, which finishes what was begun
     for number in (signal.SIGINT, signal.SIGTERM):  # signals to a whole group of processes are for the server
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_server, daemon=True).start()
