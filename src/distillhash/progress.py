@@ -9,21 +9,13 @@ _REDRAW_SECONDS, _LINE_SECONDS = 0.2, 10.0
 
 
 class Progress:
-    """A progress bar for a job; a context manager.
+    """A progress bar for a job of ``total`` units; a context manager. Only the thread that drives the job calls it.
 
     On a terminal the bar is redrawn at most five times a second. Elsewhere (a log file, CI) a line is printed at the start, every ten
-    seconds at most, and at the end. Only the thread that drives the job calls it.
+    seconds at most, and at the end.
     """
 
     def __init__(self, label: str, total: int, *, unit: str = "images", quiet: bool = False) -> None:
-        """Start the clock.
-
-        Args:
-            label: What is going on.
-            total: How many units there are.
-            unit: What is counted.
-            quiet: Print nothing.
-        """
         self._bar = None if quiet else _bar(label, total, unit, terminal=sys.stderr.isatty())
 
     def advance(self, count: int) -> None:

@@ -70,11 +70,7 @@ def make_backbone(
 
 
 def backbone_from_config(config: dict[str, Any], *, device: str = "auto") -> Backbone:
-    """The backbone that :meth:`Backbone.config` describes.
-
-    Raises:
-        FormatError: the description is not usable.
-    """
+    """The backbone that :meth:`Backbone.config` describes; a :class:`FormatError` where the description is not usable."""
     try:
         return make_backbone(
             config["name"], image_size=config.get("image_size"), weights=config.get("weights"), device=device

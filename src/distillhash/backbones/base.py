@@ -28,10 +28,7 @@ class Backbone:
         dim: Width d of its features.
         image_size: Side in pixels of the square images it takes.
         trained_size: Side that the weights were trained with, where that is known and images may be smaller by default.
-        mean: What each colour channel in 0..1 is centred by; ImageNet's unless the weights say otherwise.
-        std: What it is then divided by.
         network: Trainable module from normalised ``(n, 3, size, size)`` floats to ``(n, d)``; features come from it in eval mode.
-        device: Where it runs.
         batch_size: Images a forward pass of :meth:`embed`.
     """
 
@@ -41,11 +38,10 @@ class Backbone:
     network: nn.Module
     default_size: ClassVar[int] = 224
     trained_size: ClassVar[int | None] = None
-    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    mean: Sequence[float] = (0.485, 0.456, 0.406)  # ImageNet's, of channels in 0..1
     std: Sequence[float] = (0.229, 0.224, 0.225)
 
     def __init__(self, name: str, network: nn.Module, dim: int, image_size: int, device: str) -> None:
-        """Take a built network in eval mode."""
         if image_size < 16:
             raise ParameterError(f"the image size must be at least 16 pixels, got {image_size}")
         self.name, self.dim, self.image_size = name, dim, image_size
@@ -164,7 +160,6 @@ class Embeddings(Backbone):
     """The backbone of sources that are vectors already: features are the vectors, as float32. It cannot embed images."""
 
     def __init__(self) -> None:
-        """Load nothing."""
         super().__init__("embeddings", nn.Identity(), 0, self.default_size, "cpu")
 
     def normalise(self, pixels: Tensor) -> Tensor:

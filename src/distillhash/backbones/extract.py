@@ -22,24 +22,11 @@ from distillhash.backbones.views import View, ViewSettings, augment
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import cores, digest
 from distillhash.progress import Progress
-from distillhash.sources import (
-    MAX_PIXELS,
-    BadItemError,
-    EmbeddingSource,
-    ImageSource,
-    Skipped,
-    Source,
-    decode_resized,
-    decode_sizes,
-)
-from distillhash.sources.base import nothing_usable
+from distillhash.sources.base import BadItemError, EmbeddingSource, ImageSource, Skipped, Source, nothing_usable
+from distillhash.sources.decode import MAX_PIXELS, decode_resized, decode_sizes
 
-CHUNK = 16
-"""Images read and looked up together, and rows of one :class:`FeatureBatch`."""
-
-WINDOW = 64
-"""Chunks that may wait for features: rows that are in the cache run ahead this far of a pass that is not full yet."""
-
+CHUNK = 16  # images read and looked up together, and rows of one FeatureBatch
+WINDOW = 64  # chunks that may wait for features: cached rows run ahead this far of a pass that is not full yet
 VECTOR_BLOCK = 4096
 PIXELS_VERSION = 2
 """How pixels are made: whoever changes decoding, resizing or augmentation raises it, and cached features are computed anew."""
@@ -110,7 +97,10 @@ def extract_features(
     rows, filled = np.empty(len(source), np.intp), 0
     skipped, digests = list[Skipped](), list[bytes]()
     tables: dict[str, NDArray[np.float32]] = {}
-    for batch in _iterate(source, backbone, cache, progress, max_pixels, views=views, teacher=teacher):
+    batches = iter_features(
+        source, backbone, cache=cache, progress=progress, max_pixels=max_pixels, views=views, teacher=teacher
+    )
+    for batch in batches:
         skipped += batch.skipped
         digests += batch.digests
         end = filled + len(batch.rows)
@@ -137,30 +127,43 @@ def iter_features(
     progress: bool = False,
     max_pixels: int | None = None,
     known: Known | None = None,
+    views: Sequence[View] = (),
+    teacher: bool = False,
 ) -> Iterator[FeatureBatch]:
-    """Features batch by batch, in row order; memory does not grow with the source.
+    """Features batch by batch, in row order; memory does not grow with the source. See :func:`extract_features`.
 
     A row of the result depends on the item's content alone: not on the rest of its batch, on what the cache held, or on the number of
-    workers.
-
-    Args:
-        source: Images or vectors.
-        backbone: What turns images into features.
-        cache: Where features are kept between runs; None keeps none.
-        progress: Show progress on stderr.
-        max_pixels: Images above this are skipped; None takes the decoder's limit.
-        known: Called with the keys and content digests of some items, in row order within a call. Items for which it returns True are
-            read and digested, but neither decoded nor embedded: their rows are in :attr:`FeatureBatch.known`. Worker threads call it,
-            one at a time.
+    workers. ``known`` recognises items that are read and digested, but neither decoded nor embedded; their rows are in
+    :attr:`FeatureBatch.known`.
     """
-    return _iterate(source, backbone, cache, progress, max_pixels, known=known)
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    if limit < 1:
+        raise ParameterError(f"the pixel limit must be at least 1, got {limit}")
+    if isinstance(source, EmbeddingSource):
+        yield from _vector_batches(source, known)
+        return
+    assert isinstance(source, ImageSource)
+    _ = backbone.inference  # made here, before the workers race for it, and shared with the enlarged network
+    larger = backbone.enlarged() if teacher else None
+    wanted = [(backbone, view) for view in (None, *views)] + ([(larger, None)] if larger is not None else [])
+    with contextlib.ExitStack() as closing:
+        stores: dict[str, FeatureStore] = {}
+        variants = []
+        for network, view in wanted:
+            identity = _identity(network, view)
+            if cache is not None and identity not in stores:
+                stores[identity] = closing.enter_context(contextlib.closing(cache.store(identity, network.dim)))
+            variants.append(_Variant(network, view, stores.get(identity)))
+        shown = closing.enter_context(Progress("features", len(source), quiet=not progress))
+        for batch in _Extraction(source, variants, len(views), limit, known).batches():
+            shown.advance(len(batch.rows) + len(batch.skipped) + len(batch.known))
+            yield batch
 
 
 class ImageInputs:
-    """Images as inputs of a trainable backbone: decoded, augmented, normalised. See :class:`distillhash.methods.training.Inputs`."""
+    """Images (all readable) as inputs of a trainable backbone; see :class:`distillhash.methods.training.Inputs`."""
 
     def __init__(self, source: ImageSource, backbone: Backbone) -> None:
-        """Keep references; every item of ``source`` must be readable."""
         self._source, self._backbone = source, backbone
 
     def __len__(self) -> int:
@@ -178,45 +181,6 @@ class ImageInputs:
         """Two augmentations of the same images; ``noise`` is for inputs that have none."""
         del noise
         return self.batch(rows, rng), self.batch(rows, rng)
-
-
-def _iterate(
-    source: Source,
-    backbone: Backbone,
-    cache: FeatureCache | None,
-    progress: bool,
-    max_pixels: int | None,
-    *,
-    views: Sequence[View] = (),
-    teacher: bool = False,
-    known: Known | None = None,
-) -> Iterator[FeatureBatch]:
-    limit = MAX_PIXELS if max_pixels is None else max_pixels
-    if limit < 1:
-        raise ParameterError(f"the pixel limit must be at least 1, got {limit}")
-    if isinstance(source, EmbeddingSource):
-        yield from _vector_batches(source, known)
-        return
-    assert isinstance(source, ImageSource)
-    _ = backbone.inference  # made here, before the workers race for it, and shared with the enlarged network
-    larger = backbone.enlarged() if teacher else None
-    with contextlib.ExitStack() as closing:
-        stores: dict[str, FeatureStore] = {}
-
-        def variant(network: Backbone, view: View | None) -> _Variant:
-            if cache is None:
-                return _Variant(network, view, None)
-            identity = _identity(network, view)
-            if identity not in stores:
-                stores[identity] = closing.enter_context(contextlib.closing(cache.store(identity, network.dim)))
-            return _Variant(network, view, stores[identity])
-
-        variants = [variant(backbone, None), *(variant(backbone, view) for view in views)]
-        variants += [variant(larger, None)] if larger is not None else []
-        shown = closing.enter_context(Progress("features", len(source), quiet=not progress))
-        for batch in _Extraction(source, variants, len(views), limit, known).batches():
-            shown.advance(len(batch.rows) + len(batch.skipped) + len(batch.known))
-            yield batch
 
 
 def _vector_batches(source: EmbeddingSource, known: Known | None) -> Iterator[FeatureBatch]:
@@ -241,11 +205,9 @@ class _Variant:
     store: FeatureStore | None
 
     def key(self, content: bytes) -> bytes:
-        """Cache key of an image with this digest."""
         return content if self.view is None else self.view.key(content)
 
     def stored(self, digests: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
-        """The cached features, by cache key."""
         return {} if self.store is None else self.store.get([self.key(content) for content in digests])
 
     def embed(self, images: Sequence[_Missing]) -> None:
@@ -263,7 +225,7 @@ class _Variant:
 
 @dataclass(frozen=True)
 class _Missing:
-    """An image whose features a cache lacks: its chunk, its digest, its pixels, and the row of features to fill."""
+    """An image whose features a cache lacks, and the row of features to fill."""
 
     chunk: _Chunk
     content: bytes
@@ -280,11 +242,12 @@ class _Chunk:
 
 
 class _Extraction:
-    """The machinery: read, digest, look up, decode, embed and keep, in row order and with bounded memory.
+    """Reads, looks up, decodes and embeds, in row order and with bounded memory.
 
-    One pool of workers, a core each, reads ahead. What the caches lack is gathered into full forward passes, one queue a variant,
-    whichever rows it comes from: a source with a few new images costs those and no more. On a CPU the same workers run the passes with
-    one thread each: two of them are faster than one pass spread over two threads. On an accelerator one thread feeds the device.
+    One pool of workers, a core each, reads ahead. What the caches lack is gathered into full forward passes, one queue a variant (plain
+    features, ``n_views`` views, and the teacher if there is one), whichever rows it comes from: a source with a few new images costs those
+    and no more. On a CPU the same workers run the passes with one thread each: two of them are faster than one pass spread over two
+    threads. On an accelerator one thread feeds the device.
 
     Memory: the features of at most ``WINDOW`` chunks, and for each worker two chunks being read and two passes being embedded.
     """
@@ -292,7 +255,6 @@ class _Extraction:
     def __init__(
         self, source: ImageSource, variants: Sequence[_Variant], n_views: int, max_pixels: int, known: Known | None
     ) -> None:
-        """Keep references; ``variants`` are the plain features, ``n_views`` views, and the teacher if there is one."""
         self._source, self._variants, self._n_views = source, variants, n_views
         self._max_pixels, self._known, self._one_at_a_time = max_pixels, known, threading.Lock()
 
@@ -424,17 +386,16 @@ def _pool(n_workers: int) -> Iterator[ThreadPoolExecutor]:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed activations for the next batch instead of returning them to the system.
+    """Let glibc keep freed activations for the next batch instead of returning them to the system; other C libraries do as before.
 
     A forward pass frees and takes tens of megabytes a layer. By default each goes back to the kernel and is faulted in again page by
-    page, which costs a third of the time on two cores. There is one arena, because a thread's own is too small for such blocks. With
-    other C libraries this does nothing.
+    page, which costs a third of the time on two cores. There is one arena, because a thread's own is too small for such blocks.
     """
     _mallopt((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def return_freed_memory() -> None:
-    """Return what was kept, and let glibc do from now on what it does by default once large blocks were freed.
+    """Return what was kept, and let glibc do what it does by default once large blocks were freed.
 
     Otherwise training, which frees hundreds of megabytes between small blocks that stay, would keep a gigabyte for 50,000 images.
     """

@@ -26,16 +26,9 @@ _TEXT_PARTS = ("text_model", "text_projection", "logit_scale", "logit_bias")
 
 
 class HuggingFace(Backbone):
-    """``hf:NAME``."""
+    """``hf:NAME``: a model and its preprocessing, by folder or hub name."""
 
     def __init__(self, name: str, *, image_size: int | None = None, device: str = "auto") -> None:
-        """Load a model and its preprocessing by folder or hub name (without the ``hf:``).
-
-        Raises:
-            MissingDependencyError: no transformers.
-            DataError: no such model, or its checkpoint is incomplete.
-            ParameterError: not a vision model, or one that does not take images of this size.
-        """
         model = load_transformer(name, f"hf:{name}", "image", _TEXT_PARTS)
         processor = _preprocessor(name)
         network = _Features(model)
@@ -78,17 +71,10 @@ class _Features(nn.Module):
 
 
 def load_transformer(place: str, name: str, kind: str, other_parts: tuple[str, ...]) -> Any:
-    """A model of transformers as float32 (checkpoints may be halves), from a local folder or the hub.
+    """A model of transformers as float32 (checkpoints may be halves), from the folder or hub name ``place``; ``name`` is for messages.
 
-    Args:
-        place: Folder or hub name.
-        name: What messages call it.
-        kind: ``image`` or ``text``: of a two-tower model, the tower to keep.
-        other_parts: Attributes of the other tower, which is dropped.
-
-    Raises:
-        MissingDependencyError: no transformers.
-        DataError: no such model, or its checkpoint lacks weights other than those of a pooling layer, which is then left out.
+    Of a two-tower model only the tower ``kind`` (``image`` or ``text``) is kept: ``other_parts``, the attributes of the other one, are
+    deleted. A checkpoint may lack the weights of its pooling layer, which is then left out, and no others.
     """
     try:
         from transformers import AutoModel

@@ -25,12 +25,14 @@ _CHANNELS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 
 
 
 class VGG16(Backbone):
-    """The paper's network up to fc7; dropout is off in features and on while fine-tuning."""
+    """The paper's network up to fc7; dropout is off in features and on while fine-tuning.
+
+    ``weights`` is a file; without it, torchvision's are downloaded into the user's cache.
+    """
 
     def __init__(
         self, *, image_size: int | None = None, weights: str | Path | None = None, device: str = "auto"
     ) -> None:
-        """Build the network and load ``weights``, or those of torchvision, which are downloaded into the user's cache."""
         file = Path(weights) if weights is not None else download_weights(URL)
         check_weights(file)
         super().__init__("vgg16", _load(file), DIM, image_size or self.default_size, device)
@@ -72,24 +74,14 @@ def _load(file: Path) -> nn.Sequential:
 
 
 def check_weights(file: Path) -> None:
-    """Check a file against the SHA-256 digits in its name (``name-0123abcd.pth``); a name without any is taken as it is.
-
-    Raises:
-        DataError: the file is absent.
-        FormatError: the digest differs.
-    """
+    """Check a file against the SHA-256 digits in its name (``name-0123abcd.pth``); a name without any is taken as it is."""
     if not file.is_file():
         raise DataError(f"there is no weights file at {file}; put it there, or give another with --weights")
     check_file(file, file, "sha256", _stated_digits(file.name), "download it again")
 
 
 def download_weights(url: str) -> Path:
-    """Download a weights file into the user's cache, once, checked by the digits in its name.
-
-    Raises:
-        DataError: no network, or the server has no such file.
-        FormatError: what arrived does not match the digits.
-    """
+    """Download a weights file into the user's cache, once, checked by the digits in its name."""
     from platformdirs import user_cache_path
 
     name = url.rsplit("/", 1)[1]

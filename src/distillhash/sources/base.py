@@ -1,8 +1,7 @@
 """What every source offers: keys, optional labels, and one item at a time.
 
-A source is a fixed, ordered list of items. Opening one reads names and headers only. Pixels and vectors are read when an item is asked
-for, so a folder of a million images costs no more than its list of paths. Labels are ground truth: evaluation reads them, training
-never does.
+A source is a fixed, ordered list of items. Opening one reads names and headers only; pixels and vectors are read when an item is asked
+for. Labels are ground truth: evaluation reads them, training never does.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ from distillhash.errors import DataError, ParameterError
 def class_labels(values: NDArray[Any], n: int, where: str) -> tuple[NDArray[Any], list[str] | None]:
     """Labels as ``(n,) int64`` or ``(n, n_labels) uint8``, and the sorted class names where the values are strings, else None.
 
-    ``values`` are ``(n,)`` integers (stored as floats too, when whole) or strings, or ``(n, n_labels)`` holding only 0 and 1. ``where`` is
-    what the :class:`DataError` for anything else calls them, e.g. ``x.npz: the array 'labels'``.
+    ``values`` are ``(n,)`` whole numbers or strings, or ``(n, n_labels)`` 0 and 1; ``where`` is what a :class:`DataError` calls them.
     """
     values = np.asarray(values)
     if values.ndim not in (1, 2) or len(values) != n or values.size == 0:
@@ -48,8 +46,7 @@ def class_labels(values: NDArray[Any], n: int, where: str) -> tuple[NDArray[Any]
 def label_sets(sets: Sequence[Sequence[int]], where: str) -> NDArray[np.uint8]:
     """Indicators ``(n, n_labels) uint8`` from one list of integers per item.
 
-    Lists that all have the same length, two or more, and hold only 0 and 1 are the indicators themselves. Any other lists hold the class
-    numbers of their item, 0 to 99,999 in any order; an empty list is an item of no class.
+    Lists of one length, two or more, that hold only 0 and 1 are indicators. Others hold class numbers; an empty one is an item of no class.
     """
     length = len(sets[0]) if sets else 0
     if length >= 2 and all(len(classes) == length for classes in sets):
@@ -58,7 +55,7 @@ def label_sets(sets: Sequence[Sequence[int]], where: str) -> NDArray[np.uint8]:
             return table.astype(np.uint8)
     rows = np.repeat(np.arange(len(sets)), [len(classes) for classes in sets])
     numbers = np.array([number for classes in sets for number in classes], np.int64)
-    low, high = (int(numbers.min()), int(numbers.max())) if numbers.size else (0, 0)
+    low, high = int(numbers.min(initial=0)), int(numbers.max(initial=0))
     if low < 0 or high > 99_999:
         raise DataError(f"{where} holds class numbers from {low} to {high}; number the classes from 0 to at most 99999")
     indicators = np.zeros((len(sets), high + 1), np.uint8)
@@ -67,10 +64,9 @@ def label_sets(sets: Sequence[Sequence[int]], where: str) -> NDArray[np.uint8]:
 
 
 class RowKeys(Sequence[str]):
-    """Keys ``prefix + row number``, made when asked for: a billion of them cost no more than their row numbers."""
+    """Keys ``prefix + row number``, made when asked for, so that a billion of them cost no more than their row numbers."""
 
     def __init__(self, prefix: str, rows: range | NDArray[np.intp]) -> None:
-        """Keys of ``rows``, in that order; ``RowKeys("train/", range(3))[2]`` is ``"train/2"``."""
         self._prefix, self._rows = prefix, rows
 
     def __len__(self) -> int:
@@ -109,25 +105,22 @@ def check_rows(rows: NDArray[np.intp], n: int) -> NDArray[np.intp]:
 def unique_keys(names: Iterable[str]) -> list[str]:
     """``names`` made into keys: unique and :func:`printable`. The second occurrence of a name gets ``#2``, the third ``#3``."""
     keys = [printable(name) for name in names]
-    if len(set(keys)) == len(keys):
-        return keys
     taken = set(keys)
+    if len(taken) == len(keys):
+        return keys
     seen: dict[str, int] = {}
     for row, key in enumerate(keys):
         seen[key] = seen.get(key, 0) + 1
-        if seen[key] == 1:
-            continue
-        while (candidate := f"{key}#{seen[key]}") in taken:
-            seen[key] += 1
-        taken.add(candidate)
-        keys[row] = candidate
+        if seen[key] > 1:
+            while (candidate := f"{key}#{seen[key]}") in taken:
+                seen[key] += 1
+            taken.add(candidate)
+            keys[row] = candidate
     return keys
 
 
 def printable(name: str) -> str:
     r"""``name`` writable as UTF-8: bytes of a file name that are not UTF-8 (surrogates in Python) become ``\xNN``."""
-    if name.isascii():
-        return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -164,7 +157,7 @@ class Source(ABC):
     keys: Sequence[str]
     labels: NDArray[Any] | None
     label_names: Sequence[str] | None
-    splits: Mapping[str, NDArray[np.intp]] = MappingProxyType({})
+    splits: Mapping[str, NDArray[np.intp]] = MappingProxyType({})  # of sources that do not call __init__
 
     def __init__(
         self,
@@ -175,7 +168,6 @@ class Source(ABC):
         label_names: Sequence[str] | None = None,
         splits: Mapping[str, NDArray[np.intp]] | None = None,
     ) -> None:
-        """Keep references."""
         self.name, self.keys, self.labels, self.label_names, self.splits = name, keys, labels, label_names, splits or {}
 
     def __len__(self) -> int:
@@ -214,14 +206,9 @@ class ImageSource(Source):
 
 
 class EmbeddingSource(Source):
-    """A source of ready vectors, in memory or in a memory map.
-
-    Attributes:
-        vectors: ``(n, d)`` float array, finite where :func:`distillhash.sources.open_source` opened it.
-    """
+    """A source of ready vectors: ``vectors`` is ``(n, d)`` floats in memory or in a memory map; the keys default to row numbers."""
 
     def __init__(self, name: str, vectors: NDArray[Any], keys: Sequence[str] | None = None, **labelling: Any) -> None:
-        """Wrap ``vectors``; see :class:`Source` for the rest. Without ``keys``, row numbers are the keys."""
         super().__init__(name, RowKeys("", range(len(vectors))) if keys is None else keys, **labelling)
         self.vectors = vectors
 

@@ -32,10 +32,6 @@ def open_flickr25k(folder: Path, name: str) -> FileImages:
     ``folder`` holds ``mirflickr/`` or is that folder. The annotation files lie in ``mirflickr25k_annotations_v080/`` or directly in
     ``folder``, in ``mirflickr/``, or beside it. An image with no label stays, with a row of zeros. An image file that is absent is
     reported when it is read.
-
-    Raises:
-        DataError: no images, or an annotation file is missing.
-        FormatError: an annotation file lists something else than numbers 1 to 25000.
     """
     images = next((place for place in (folder / "mirflickr", folder) if any(place.glob("im[0-9]*.jpg"))), None)
     if images is None:

