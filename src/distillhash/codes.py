@@ -49,9 +49,7 @@ class Codes:
             raise DataError(f"{n_bits}-bit codes take {n_bytes} bytes each, got {array.shape[1]}")
         pad = 8 * n_bytes - n_bits
         if pad and len(array) and np.any(array[:, -1] & ((1 << pad) - 1)):
-            raise DataError(
-                f"the last {pad} pad bits of {n_bits}-bit codes must be zero; were they packed with another length?"
-            )
+            raise DataError(f"the last {pad} pad bits of {n_bits}-bit codes must be zero; is the length right?")
         return cls(np.array(array, order="C"), n_bits)
 
     @classmethod

@@ -16,7 +16,25 @@ class Progress:
     """
 
     def __init__(self, label: str, total: int, *, unit: str = "images", quiet: bool = False) -> None:
-        self._bar = None if quiet else _bar(label, total, unit, terminal=sys.stderr.isatty())
+        self._bar: Any = None
+        if quiet:
+            return
+        from tqdm import tqdm  # here, because most processes show nothing
+
+        class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+            monitor_interval = 0  # no thread that redraws
+
+        terminal = sys.stderr.isatty()
+        self._bar = Bar(
+            total=total,
+            desc=label,
+            unit=f" {unit}",
+            file=sys.stderr if terminal else _Lines(sys.stderr),
+            mininterval=_REDRAW_SECONDS if terminal else _LINE_SECONDS,
+            miniters=1,
+            dynamic_ncols=terminal,
+            bar_format=None if terminal else "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {elapsed}<{remaining}",
+        )
 
     def advance(self, count: int) -> None:
         """Count ``count`` more units as done."""
@@ -29,24 +47,6 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def _bar(label: str, total: int, unit: str, *, terminal: bool) -> Any:
-    from tqdm import tqdm  # here, because most processes show nothing
-
-    class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
-        monitor_interval = 0  # no thread that redraws
-
-    return Bar(
-        total=total,
-        desc=label,
-        unit=f" {unit}",
-        file=sys.stderr if terminal else _Lines(sys.stderr),
-        mininterval=_REDRAW_SECONDS if terminal else _LINE_SECONDS,
-        miniters=1,
-        dynamic_ncols=terminal,
-        bar_format=None if terminal else "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {elapsed}<{remaining}",
-    )
 
 
 class _Lines:

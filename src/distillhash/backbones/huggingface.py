@@ -30,7 +30,13 @@ class HuggingFace(Backbone):
 
     def __init__(self, name: str, *, image_size: int | None = None, device: str = "auto") -> None:
         model = load_transformer(name, f"hf:{name}", "image", _TEXT_PARTS)
-        processor = _preprocessor(name)
+        from transformers.utils import cached_file  # after the error that explains how to install it
+
+        try:
+            file = cached_file(name, "preprocessor_config.json")
+        except OSError:  # it has none
+            file = None
+        processor: dict[str, Any] = json.loads(Path(file).read_text()) if file else {}
         network = _Features(model)
         mean, std = processor.get("image_mean") or self.mean, processor.get("image_std") or self.std
         if not processor.get("do_normalize", True):
@@ -83,9 +89,7 @@ def load_transformer(place: str, name: str, kind: str, other_parts: tuple[str, .
     try:
         model, loading = AutoModel.from_pretrained(place, output_loading_info=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{name} is neither a folder with a model nor one the hub can be asked for ({first_line(error)})"
-        ) from error
+        raise DataError(f"{name} is neither a folder with a model nor one of the hub ({first_line(error)})") from error
     for part in other_parts:
         if hasattr(model, f"get_{kind}_features") and hasattr(model, part):
             delattr(model, part)
@@ -98,18 +102,6 @@ def load_transformer(place: str, name: str, kind: str, other_parts: tuple[str, .
     if any(key.startswith("pooler.") for key in missing):
         model.pooler = None
     return model.eval().float()
-
-
-def _preprocessor(name: str) -> dict[str, Any]:
-    """The model's preprocessing configuration; empty where it has none."""
-    from transformers.utils import cached_file
-
-    try:
-        file = cached_file(name, "preprocessor_config.json")
-    except OSError:
-        file = None
-    found: dict[str, Any] = json.loads(Path(file).read_text()) if file else {}
-    return found
 
 
 def first_line(error: Exception) -> str:

@@ -27,14 +27,17 @@ _CHANNELS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 
 class VGG16(Backbone):
     """The paper's network up to fc7; dropout is off in features and on while fine-tuning.
 
-    ``weights`` is a file; without it, torchvision's are downloaded into the user's cache.
+    ``weights`` is a file, checked against the SHA-256 digits in its name (``name-0123abcd.pth``) if it has any; without it, torchvision's
+    are downloaded into the user's cache.
     """
 
     def __init__(
         self, *, image_size: int | None = None, weights: str | Path | None = None, device: str = "auto"
     ) -> None:
         file = Path(weights) if weights is not None else download_weights(URL)
-        check_weights(file)
+        if not file.is_file():
+            raise DataError(f"there is no weights file at {file}; put it there, or give another with --weights")
+        check_file(file, file, "sha256", _stated_digits(file.name), "download it again")
         super().__init__("vgg16", _load(file), DIM, image_size or self.default_size, device)
         self._weights = None if weights is None else str(Path(weights).resolve())
 
@@ -71,13 +74,6 @@ def _load(file: Path) -> nn.Sequential:
             f"{file} does not hold weights of VGG16 in torchvision's layout; give {URL.rsplit('/', 1)[1]}"
         ) from error
     return network.float()
-
-
-def check_weights(file: Path) -> None:
-    """Check a file against the SHA-256 digits in its name (``name-0123abcd.pth``); a name without any is taken as it is."""
-    if not file.is_file():
-        raise DataError(f"there is no weights file at {file}; put it there, or give another with --weights")
-    check_file(file, file, "sha256", _stated_digits(file.name), "download it again")
 
 
 def download_weights(url: str) -> Path:

@@ -26,9 +26,7 @@ def class_labels(values: NDArray[Any], n: int, where: str) -> tuple[NDArray[Any]
     """
     values = np.asarray(values)
     if values.ndim not in (1, 2) or len(values) != n or values.size == 0:
-        raise DataError(
-            f"{where} has shape {values.shape}; labels are ({n},) classes or ({n}, n_labels) 0/1 indicators"
-        )
+        raise DataError(f"{where} has shape {values.shape}; labels are ({n},) classes or ({n}, n_labels) indicators")
     if values.ndim == 2:
         if values.dtype.kind not in "biuf" or not np.all((values == 0) | (values == 1)):
             raise DataError(f"{where} is 2-d but not all 0 and 1; multi-label indicators hold nothing else")
@@ -143,21 +141,13 @@ def nothing_usable(name: str, skipped: Sequence[Skipped]) -> DataError:
 
 
 class Source(ABC):
-    """An ordered collection of items.
+    """An ordered collection of items."""
 
-    Attributes:
-        name: The specification the source was opened from, e.g. ``cifar10:data#train``.
-        keys: ``len(self)`` unique strings, stable between runs: a path relative to the source, or a row such as ``train/17``.
-        labels: None, or ``(n,) int64`` classes, or ``(n, n_labels) uint8`` 0/1 multi-label indicators.
-        label_names: None, or one name per class or indicator column.
-        splits: Rows of each named split (``{"train": rows, "test": rows}``); empty where the source has none, and after :meth:`select`.
-    """
-
-    name: str
-    keys: Sequence[str]
-    labels: NDArray[Any] | None
-    label_names: Sequence[str] | None
-    splits: Mapping[str, NDArray[np.intp]] = MappingProxyType({})  # of sources that do not call __init__
+    name: str  # the specification it was opened from, e.g. ``cifar10:data#train``
+    keys: Sequence[str]  # unique and stable between runs: a path relative to the source, or a row such as ``train/17``
+    labels: NDArray[Any] | None  # ``(n,) int64`` classes, or ``(n, n_labels) uint8`` 0/1 multi-label indicators
+    label_names: Sequence[str] | None  # one name per class or indicator column
+    splits: Mapping[str, NDArray[np.intp]] = MappingProxyType({})  # rows of each named split; none after ``select``
 
     def __init__(
         self,
@@ -200,8 +190,7 @@ class ImageSource(Source):
     def read(self, row: int) -> bytes | NDArray[np.uint8]:
         """Item ``row`` as stored: an encoded file (bytes), or pixels ``(h, w, 3) uint8``. Safe to call from several threads.
 
-        Raises:
-            BadItemError: the item cannot be read (absent, unreadable, empty).
+        A :class:`BadItemError` where the item cannot be read (absent, unreadable, empty).
         """
 
 

@@ -69,9 +69,7 @@ def open_cifar10(folder: Path, name: str) -> Source:
 def _from_tables(tables: list[Path], name: str) -> Source:
     missing = [table for table in tables if not table.exists()]
     if missing:
-        raise FormatError(
-            f"{name}: {missing[0]} is missing beside the other split; both train.parquet and test.parquet are needed"
-        )
+        raise FormatError(f"{name}: {missing[0]} is missing beside the other split; both splits are needed")
     source = open_tables(tables, name, label_names=CLASS_NAMES)
     source.keys = _keys(len(source.splits["train"]), len(source.splits["test"]))
     return source

@@ -29,9 +29,7 @@ from PIL import ExifTags, Image, ImageFile
 from distillhash.errors import ParameterError
 from distillhash.sources.base import BadItemError
 
-MAX_PIXELS = 178_956_970
-"""Default limit on width x height: 512 MiB of RGB pixels, and the number at which Pillow itself refuses."""
-
+MAX_PIXELS = 178_956_970  # width x height: 512 MiB of RGB pixels, and the number at which Pillow itself refuses
 _PLUGINS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Ppm", "Avif")
 _FORMATS = tuple(plugin.upper() for plugin in _PLUGINS)
 _TINY = 64  # pixels a side, up to which a PNG is smaller than a JPEG
@@ -54,14 +52,9 @@ for _plugin in _PLUGINS:
 
 
 def decode_image(data: bytes | NDArray[Any], *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Decode one image at its full size; deterministic.
+    """Decode an encoded file to ``(h, w, 3) uint8`` RGB pixels, upright, at full size; pixels are returned as they are. Deterministic.
 
-    Args:
-        data: An encoded file, or pixels ``(h, w, 3) uint8``, which are returned as they are.
-        max_pixels: Largest width x height accepted, read from the header before anything is decoded.
-
-    Returns:
-        ``(h, w, 3) uint8`` RGB, upright.
+    ``max_pixels`` is the largest width x height accepted, read from the header before anything is decoded.
 
     Raises:
         BadItemError: not an image of the allow-list, over the limit, truncated or damaged; nothing else, whatever the bytes.
@@ -236,9 +229,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _checked_pixels(pixels: NDArray[Any], max_pixels: int) -> NDArray[np.uint8]:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-        raise BadItemError(
-            f"pixels must be a (h, w, 3) uint8 array with h, w >= 1, got {pixels.dtype} of shape {pixels.shape}"
-        )
+        raise BadItemError(f"pixels must be (h, w, 3) uint8 with h, w >= 1, got {pixels.dtype} of shape {pixels.shape}")
     _check_pixel_count(pixels.shape[1], pixels.shape[0], max_pixels)
     return pixels
 

@@ -114,9 +114,7 @@ def open_paths(paths: Sequence[Any], name: str) -> FileImages:
         raise DataError(f"{name}: nothing usable, the list of paths is empty")
     wrong = [item for item in paths if not isinstance(item, str | os.PathLike)]
     if wrong:
-        raise ParameterError(
-            f"a list of images holds paths, got {type(wrong[0]).__name__}; pass embeddings as a NumPy array (n, d)"
-        )
+        raise ParameterError(f"a list holds paths, got {type(wrong[0]).__name__}; pass embeddings as an array (n, d)")
     return FileImages(name, Path.cwd(), [os.fsdecode(item) for item in paths])
 
 

@@ -24,6 +24,7 @@ transport tree water
 """
 LABEL_NAMES = tuple(_LABELS.split())
 _ORIGIN = "https://press.liacs.nl/mirflickr/mirdownload.html"
+_AGAIN = f"unpack it again from {_ORIGIN}"
 
 
 def open_flickr25k(folder: Path, name: str) -> FileImages:
@@ -59,11 +60,7 @@ def _image_numbers(path: Path, name: str) -> NDArray[np.int64]:
     try:
         numbers = np.array([int(number) for number in path.read_text("ascii").split()], np.int64)
     except (ValueError, OverflowError, OSError) as error:
-        raise FormatError(
-            f"{name}: {path} is not a list of image numbers ({error}); unpack it again from {_ORIGIN}"
-        ) from error
+        raise FormatError(f"{name}: {path} is not a list of image numbers ({error}); {_AGAIN}") from error
     if numbers.size and (numbers.min() < 1 or numbers.max() > N_IMAGES):
-        raise FormatError(
-            f"{name}: {path} lists image {numbers.max()}; numbers run from 1 to {N_IMAGES}, unpack it again from {_ORIGIN}"
-        )
+        raise FormatError(f"{name}: {path} lists image {numbers.max()}; they run from 1 to {N_IMAGES}, {_AGAIN}")
     return numbers

@@ -52,9 +52,7 @@ def open_nuswide(folder: Path, name: str) -> FileImages:
     kept = np.argsort(-table.sum(axis=0, dtype=np.int64), kind="stable")[:_N_KEPT]  # CONCEPTS are sorted by name
     rows = np.flatnonzero(table[:, kept].any(axis=1))
     if not rows.size:
-        raise DataError(
-            f"{name}: nothing usable, no image has any concept; unpack Groundtruth.zip again from {_ORIGIN}"
-        )
+        raise DataError(f"{name}: nothing usable, no image has a concept; unpack Groundtruth.zip again from {_ORIGIN}")
     chosen = [paths[row] for row in rows.tolist()]
     return FileImages(
         name,

