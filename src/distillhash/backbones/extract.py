@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -382,7 +383,7 @@ def _mallopt(*settings: tuple[int, int]) -> None:
 def _identity(backbone: Backbone, view: View | None) -> str:
     """What features depend on besides the content."""
     device = "" if backbone.device == "cpu" else f"@{backbone.device.partition(':')[0]}:"  # other last bits
-    drawn = "" if view is None else f"{view.settings.identity()}:{view.seed}"
+    drawn = "" if view is None else f"{json.dumps(asdict(view.settings), sort_keys=True)}:{view.seed}"
     return f"{backbone.fingerprint}/{PIXELS_VERSION}{device}{drawn}"
 
 

@@ -38,7 +38,17 @@ class VGG16(Backbone):
         if not file.is_file():
             raise DataError(f"there is no weights file at {file}; put it there, or give another with --weights")
         check_file(file, file, "sha256", _stated_digits(file.name), "download it again")
-        super().__init__("vgg16", _load(file), DIM, image_size or self.default_size, device)
+        with torch.device("meta"):  # half a gigabyte that need not be drawn at random first
+            network = _network()
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.6.")}  # fc8
+            network.load_state_dict(state, assign=True)
+        except Exception as error:
+            raise FormatError(
+                f"{file} does not hold weights of VGG16 in torchvision's layout; give {URL.rsplit('/', 1)[1]}"
+            ) from error
+        super().__init__("vgg16", network.float(), DIM, image_size or self.default_size, device)
         self._weights = None if weights is None else str(Path(weights).resolve())
 
     def config(self) -> dict[str, Any]:
@@ -60,20 +70,6 @@ def _network() -> nn.Sequential:
     )
     parts = [("features", nn.Sequential(*layers)), ("avgpool", nn.AdaptiveAvgPool2d(7)), ("flatten", nn.Flatten())]
     return nn.Sequential(OrderedDict([*parts, ("classifier", classifier)]))
-
-
-def _load(file: Path) -> nn.Sequential:
-    with torch.device("meta"):  # half a gigabyte that need not be drawn at random first
-        network = _network()
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.6.")}  # fc8
-        network.load_state_dict(state, assign=True)
-    except Exception as error:
-        raise FormatError(
-            f"{file} does not hold weights of VGG16 in torchvision's layout; give {URL.rsplit('/', 1)[1]}"
-        ) from error
-    return network.float()
 
 
 def download_weights(url: str) -> Path:

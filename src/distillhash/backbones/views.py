@@ -7,10 +7,9 @@ pixels are interpolated once.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -36,10 +35,6 @@ class ViewSettings:
             raise ParameterError(
                 f"smallest_crop must lie in (0, 1] and ratio be at least 1, got {self.smallest_crop}, {self.ratio}"
             )
-
-    def identity(self) -> str:
-        """The settings as text, for cache keys."""
-        return json.dumps(asdict(self), sort_keys=True)
 
 
 @dataclass(frozen=True)

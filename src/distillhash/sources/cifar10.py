@@ -58,21 +58,17 @@ def open_cifar10(folder: Path, name: str) -> Source:
                 return _from_batches(partial(_read_batch, place), batches, parse, name)
     tables = [folder / "train.parquet", folder / "test.parquet"]
     if any(table.exists() for table in tables):
-        return _from_tables(tables, name)
+        missing = [table for table in tables if not table.exists()]
+        if missing:
+            raise FormatError(f"{name}: {missing[0]} is missing beside the other split; both splits are needed")
+        source = open_tables(tables, name, label_names=CLASS_NAMES)
+        source.keys = _keys(len(source.splits["train"]), len(source.splits["test"]))
+        return source
     if binary.exists() and not python.exists():
         return _from_batches(_archive_reader(binary, BINARY_MD5, _BINARY_BATCHES), _BINARY_BATCHES, _binary_batch, name)
     if not python.exists():
         download(URL, python, algorithm="md5", checksum=PYTHON_MD5)
     return _from_batches(_archive_reader(python, PYTHON_MD5, _PYTHON_BATCHES), _PYTHON_BATCHES, _python_batch, name)
-
-
-def _from_tables(tables: list[Path], name: str) -> Source:
-    missing = [table for table in tables if not table.exists()]
-    if missing:
-        raise FormatError(f"{name}: {missing[0]} is missing beside the other split; both splits are needed")
-    source = open_tables(tables, name, label_names=CLASS_NAMES)
-    source.keys = _keys(len(source.splits["train"]), len(source.splits["test"]))
-    return source
 
 
 def _keys(n_train: int, n_test: int) -> list[str]:

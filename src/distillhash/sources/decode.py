@@ -247,5 +247,4 @@ def _check_size(size: int) -> None:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -12,7 +12,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distillhash.errors import DataError, FormatError
 from distillhash.sources.files import FileImages
@@ -51,16 +50,13 @@ def open_flickr25k(folder: Path, name: str) -> FileImages:
         )
     labels = np.zeros((N_IMAGES, len(files)), np.uint8)
     for column, file in enumerate(files):
-        labels[_image_numbers(annotations / file, name) - 1, column] = 1
+        path = annotations / file
+        try:
+            numbers = np.array([int(number) for number in path.read_text("ascii").split()], np.int64)
+        except (ValueError, OverflowError, OSError) as error:
+            raise FormatError(f"{name}: {path} is not a list of image numbers ({error}); {_AGAIN}") from error
+        if numbers.size and (numbers.min() < 1 or numbers.max() > N_IMAGES):
+            raise FormatError(f"{name}: {path} lists image {numbers.max()}; they run from 1 to {N_IMAGES}, {_AGAIN}")
+        labels[numbers - 1, column] = 1
     paths = [f"im{number}.jpg" for number in range(1, N_IMAGES + 1)]
     return FileImages(name, images, paths, labels=labels, label_names=LABEL_NAMES)
-
-
-def _image_numbers(path: Path, name: str) -> NDArray[np.int64]:
-    try:
-        numbers = np.array([int(number) for number in path.read_text("ascii").split()], np.int64)
-    except (ValueError, OverflowError, OSError) as error:
-        raise FormatError(f"{name}: {path} is not a list of image numbers ({error}); {_AGAIN}") from error
-    if numbers.size and (numbers.min() < 1 or numbers.max() > N_IMAGES):
-        raise FormatError(f"{name}: {path} lists image {numbers.max()}; they run from 1 to {N_IMAGES}, {_AGAIN}")
-    return numbers

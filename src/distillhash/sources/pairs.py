@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +41,11 @@ class PairSource:
             first = f"; first {dropped[0][1].key}: {dropped[0][1].reason}" if dropped else ""
             raise DataError(f"{name}: none of the {len(images)} items has a usable text{first}")
         self.name, self.images, self.texts, self.owners, self.dropped = name, images, texts, owners, dropped
+        self.keys, self.labels, self.splits = images.keys, images.labels, images.splits
 
     def __len__(self) -> int:
         """Number of items, with texts or without."""
         return len(self.images)
-
-    @property
-    def keys(self) -> Sequence[str]:
-        """Keys of the items."""
-        return self.images.keys
-
-    @property
-    def labels(self) -> NDArray[Any] | None:
-        """Ground truth of the items, or None."""
-        return self.images.labels
-
-    @property
-    def splits(self) -> Mapping[str, NDArray[np.intp]]:
-        """Rows of each named split of the images."""
-        return self.images.splits
 
     def select(self, rows: NDArray[np.intp]) -> PairSource:
         """The pairs of ``rows`` (``(m,) int``), in that order; at least one of them must have a text."""

@@ -28,11 +28,8 @@ def open_source(spec: str | os.PathLike[str] | NDArray[Any] | Sequence[str | os.
     A string or path is ``SOURCE`` or ``SOURCE#selection``. ``SOURCE`` is one of :func:`source_names`; a path that exists wins over a
     scheme, and over a selection when it has a ``#`` in its own name. A selection is a split (``#train``, ``#test``, where the source has
     it) or rows ``#start:stop`` as in a Python slice (``#:100``, ``#-100:``; past the end is the end); several apply from left to right,
-    ``#train#0:5000``.
-
-    Args:
-        spec: SOURCE, an ``(n, d)`` array of embeddings, an ``(n, h, w, 3) uint8`` array of images, a sequence of image paths, or an open
-            source, which is returned as it is.
+    ``#train#0:5000``. An array ``(n, d)`` holds embeddings, ``(n, h, w, 3) uint8`` images. A sequence holds image paths. An open source is
+    returned as it is.
 
     Returns:
         An :class:`ImageSource` or :class:`EmbeddingSource`, never empty. Embeddings are floats and finite.

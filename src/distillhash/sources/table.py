@@ -318,10 +318,7 @@ def _read_keys(files: Sequence[Path], image: str | None) -> list[str] | None:
 
 
 def _splits(files: Sequence[Path], counts: Sequence[int]) -> dict[str, NDArray[np.intp]]:
+    splits = ("train", "test", "validation") if len(files) > 1 else ()
+    members = {split: [number for number, path in enumerate(files) if path.stem.startswith(split)] for split in splits}
     owners = np.repeat(np.arange(len(files)), counts)
-    splits: dict[str, NDArray[np.intp]] = {}
-    for split in ("train", "test", "validation"):
-        members = [number for number, path in enumerate(files) if path.stem.startswith(split)]
-        if members and len(files) > 1:
-            splits[split] = np.flatnonzero(np.isin(owners, members))
-    return splits
+    return {split: np.flatnonzero(np.isin(owners, numbers)) for split, numbers in members.items() if numbers}

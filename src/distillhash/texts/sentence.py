@@ -103,11 +103,7 @@ class SentenceEncoder(TextEncoder):
         return {**super().config(), "fingerprint": self.fingerprint}
 
     def restore(self, config: dict[str, Any]) -> None:
-        """Compare the weights with those the model was trained with.
-
-        Raises:
-            FormatError: they differ.
-        """
+        """Check that the weights are those the model was trained with."""
         if config["fingerprint"] != self.fingerprint:
             raise FormatError(
                 f"the weights of text encoder {self.name} ({self.fingerprint}) are not those the model was trained with "
