@@ -1,7 +1,5 @@
 """Files: whole writes, content digests, SQLite's write-ahead log, and the processors this process may use."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

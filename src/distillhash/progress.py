@@ -1,7 +1,5 @@
 """Progress on stderr: how much is done, how fast, how long it will take."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any, Self, TextIO
 

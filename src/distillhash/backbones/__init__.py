@@ -1,7 +1,5 @@
 """Feature extractors, one file each, and the cache of what they computed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

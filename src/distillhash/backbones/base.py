@@ -1,7 +1,5 @@
 """What every backbone offers: pixels in, features out, and an identity that caches and models can rely on."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from copy import copy
@@ -152,9 +150,8 @@ class Embeddings(Backbone):
     def __init__(self) -> None:
         super().__init__("embeddings", nn.Identity(), 0, self.default_size, "cpu")
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalise(self, pixels: Tensor) -> Tensor:  # noqa: ARG002
         """Raise :class:`DataError`: vectors need no pixels."""
-        del pixels
         raise DataError("the backbone 'embeddings' takes vectors, not images; use another such as efficientnet-lite0")
 
     def preprocessing(self) -> dict[str, Any]:

@@ -4,8 +4,6 @@ The key is the digest of an item's content: moved files keep their features, cha
 transaction, so killing the process loses at most the batches being computed. Several processes may share a cache.
 """
 
-from __future__ import annotations
-
 import os
 import sqlite3
 import threading
@@ -21,21 +19,6 @@ from distillhash.errors import DistillHashError, FormatError
 from distillhash.files import write_ahead
 
 _WAIT_SECONDS = 60.0
-
-
-class FeatureCache:
-    """A folder of feature stores: ``folder``, or the environment's ``DISTILLHASH_CACHE``, or the user's cache folder."""
-
-    def __init__(self, folder: str | Path | None = None) -> None:
-        from platformdirs import user_cache_path
-
-        default = os.environ.get("DISTILLHASH_CACHE") or user_cache_path("distillhash") / "features"
-        self.folder = Path(folder or default)
-
-    def store(self, identity: str, dim: int) -> FeatureStore:
-        """The store of everything computed under ``identity`` (backbone fingerprint and view settings)."""
-        name = blake2b(identity.encode(), digest_size=12).hexdigest()
-        return FeatureStore(self.folder / f"{name}.sqlite", dim)
 
 
 class FeatureStore:
@@ -81,3 +64,18 @@ class FeatureStore:
             ) from error
         except sqlite3.DatabaseError as error:
             raise FormatError(f"the feature cache {self.path} is damaged ({error}); delete the file") from error
+
+
+class FeatureCache:
+    """A folder of feature stores: ``folder``, or the environment's ``DISTILLHASH_CACHE``, or the user's cache folder."""
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        from platformdirs import user_cache_path
+
+        default = os.environ.get("DISTILLHASH_CACHE") or user_cache_path("distillhash") / "features"
+        self.folder = Path(folder or default)
+
+    def store(self, identity: str, dim: int) -> FeatureStore:
+        """The store of everything computed under ``identity`` (backbone fingerprint and view settings)."""
+        name = blake2b(identity.encode(), digest_size=12).hexdigest()
+        return FeatureStore(self.folder / f"{name}.sqlite", dim)

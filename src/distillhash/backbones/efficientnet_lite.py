@@ -8,8 +8,6 @@ Features are the 1280 pooled outputs. The weights' own preprocessing is (x - 127
 points of MAP. 128 pixels are the default; 224 is a little better on photographs and costs 3.7 times as much.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

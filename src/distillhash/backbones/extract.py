@@ -1,7 +1,5 @@
 """From a source to features, in one pass: every file is opened, read, digested and decoded once, whatever is computed from it."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import json
@@ -29,9 +27,9 @@ from distillhash.sources.decode import MAX_PIXELS, decode_resized, decode_sizes
 CHUNK = 16  # images read and looked up together, and rows of one FeatureBatch
 WINDOW = 64  # chunks that may wait for features: cached rows run ahead this far of a pass that is not full yet
 VECTOR_BLOCK = 4096
-PIXELS_VERSION = 2
-"""How pixels are made: whoever changes decoding, resizing or augmentation raises it, and cached features are computed anew."""
-
+PIXELS_VERSION = (
+    2  # of decoding, resizing and augmentation: whoever changes them raises it, so cached features are made anew
+)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 
 Known = Callable[[Sequence[str], Sequence[bytes]], Sequence[bool]]
@@ -159,9 +157,8 @@ class ImageInputs:
         views = augment(torch.from_numpy(images).permute(0, 3, 1, 2), seeds, ViewSettings())
         return self._backbone.normalise(views)
 
-    def pair(self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:
+    def pair(self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Two augmentations of the same images; ``noise`` is for inputs that have none."""
-        del noise
         return self.batch(rows, rng), self.batch(rows, rng)
 
 
@@ -176,6 +173,24 @@ def _vector_batches(source: EmbeddingSource, known: Known | None) -> Iterator[Fe
         new = ~np.asarray(known(source.keys[start : start + len(block)], digests), bool)
         chosen = [content for content, is_new in zip(digests, new, strict=True) if is_new]
         yield FeatureBatch(rows[new], np.array(block[new], np.float32), digests=chosen, known=rows[~new])
+
+
+@dataclass
+class _Chunk:
+    """Rows on their way, and how many of their features are still missing."""
+
+    batch: FeatureBatch
+    n_missing: int = 0
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """An image whose features a cache lacks, and the row of features to fill."""
+
+    chunk: _Chunk
+    content: bytes
+    pixels: NDArray[np.uint8]
+    out: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -203,24 +218,6 @@ class _Variant:
             self.store.put([self.key(image.content) for image in images], computed)
         for image, feature in zip(images, computed, strict=True):
             image.out[:] = feature
-
-
-@dataclass(frozen=True)
-class _Missing:
-    """An image whose features a cache lacks, and the row of features to fill."""
-
-    chunk: _Chunk
-    content: bytes
-    pixels: NDArray[np.uint8]
-    out: NDArray[np.float32]
-
-
-@dataclass
-class _Chunk:
-    """Rows on their way, and how many of their features are still missing."""
-
-    batch: FeatureBatch
-    n_missing: int = 0
 
 
 class _Extraction:

@@ -10,8 +10,6 @@ A checkpoint that was saved without the pooling layer its class has (``google/vi
 layer would be drawn at random. Any other weight that the checkpoint lacks is an error.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ Weights: torchvision's `vgg16-397923af.pth` (ImageNet, 528 MB), downloaded on fi
 keys. The hexadecimal digits in the name are the start of its SHA-256 and are checked. torchvision itself is not needed.
 """
 
-from __future__ import annotations
-
 import re
 from collections import OrderedDict
 from pathlib import Path

@@ -5,8 +5,6 @@ but every other view has no colour (docs/distillhash-contrast.md has the measure
 pixels are interpolated once.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A source is a fixed, ordered list of items. Opening one reads names and headers 
 for. Labels are ground truth: evaluation reads them, training never does.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
@@ -76,7 +74,7 @@ class RowKeys(Sequence[str]):
             return RowKeys(self._prefix, self._rows[index])
         return f"{self._prefix}{self._rows[index]}"
 
-    def take(self, rows: NDArray[np.intp]) -> RowKeys:
+    def take(self, rows: NDArray[np.intp]) -> "RowKeys":
         """The keys at ``rows``, in that order."""
         if isinstance(self._rows, range):
             return RowKeys(self._prefix, self._rows.start + self._rows.step * rows)

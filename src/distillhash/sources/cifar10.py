@@ -7,8 +7,6 @@ of one dictionary per batch, read here by an unpickler that can build dictionari
 the binary version is one label byte and 3,072 pixel bytes (red, green, blue planes) per image.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 import zlib

@@ -14,8 +14,6 @@ How each kind of pixel becomes RGB:
 * 1-bit, grey, palette, 16-bit colour, YCbCr and CMYK/YCCK go through Pillow's conversion (no colour profile is applied).
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 from collections.abc import Collection

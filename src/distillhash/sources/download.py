@@ -1,7 +1,5 @@
 """Published files: downloaded whole, and checked against their published checksum."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import secrets

@@ -1,7 +1,5 @@
 """Images that are files: a folder, a list file, a sequence of paths."""
 
-from __future__ import annotations
-
 import os
 import stat
 import warnings

@@ -7,8 +7,6 @@ lists image numbers, one a line. The 14 further files ``*_r1.txt`` (relevant lab
 hashing papers.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

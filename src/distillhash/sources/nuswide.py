@@ -7,8 +7,6 @@ https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.ht
 ``Groundtruth/AllLabels/Labels_<concept>.txt`` says 0 or 1 for each of them. The images come on request from the authors.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

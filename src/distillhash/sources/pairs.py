@@ -4,8 +4,6 @@ An item may have several texts (the five captions of Flickr8k) or none. Nothing 
 source and is named by :meth:`PairSource.without_text`, a text that is empty is dropped and named in :attr:`PairSource.dropped`.
 """
 
-from __future__ import annotations
-
 import csv
 import os
 from collections.abc import Sequence
@@ -47,7 +45,7 @@ class PairSource:
         """Number of items, with texts or without."""
         return len(self.images)
 
-    def select(self, rows: NDArray[np.intp]) -> PairSource:
+    def select(self, rows: NDArray[np.intp]) -> "PairSource":
         """The pairs of ``rows`` (``(m,) int``), in that order; at least one of them must have a text."""
         rows = check_rows(rows, len(self))
         starts = np.searchsorted(self.owners, rows, side="left")

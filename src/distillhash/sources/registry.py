@@ -1,7 +1,5 @@
 """From one string to an open source: the grammar of SOURCE, and the table of schemes."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Parquet tables, of encoded images (Hugging Face layout) or of embeddings, in one file or in shards."""
 
-from __future__ import annotations
-
 import json
 import logging
 import threading

@@ -1,7 +1,5 @@
 """Sources that are arrays already: embeddings and images in memory, in ``.npy`` and in ``.npz`` files."""
 
-from __future__ import annotations
-
 import logging
 import zipfile
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Text encoders, one file each: from sentences to feature vectors."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from distillhash.errors import FormatError, ParameterError

@@ -4,8 +4,6 @@ UGACH represents a text by a bag of 1,386 (MIRFLICKR tags) or 1,000 words (NUS-W
 ``config.json`` as text and numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Self
 

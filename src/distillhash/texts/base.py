@@ -1,7 +1,5 @@
 """What every text encoder offers: sentences in, vectors out, and how well it knows the words."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self

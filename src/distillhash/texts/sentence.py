@@ -8,8 +8,6 @@ The vector of a text is, of these, the first that the model has: the text embedd
 last hidden states over the text's tokens. It is scaled to length 1.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
