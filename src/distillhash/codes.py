@@ -26,15 +26,10 @@ class Codes:
 
     __slots__ = ("n_bits", "packed")
 
-    packed: NDArray[np.uint8]
-    n_bits: int
-
     def __init__(self, packed: NDArray[np.uint8], n_bits: int) -> None:
         """Wrap packed codes; use :meth:`from_packed`, which copies and checks, for data from outside."""
-        packed = packed.view()
-        packed.flags.writeable = False
-        self.packed = packed
-        self.n_bits = n_bits
+        self.packed, self.n_bits = packed.view(), n_bits
+        self.packed.flags.writeable = False
 
     @classmethod
     def from_packed(cls, packed: NDArray[Any], n_bits: int) -> Codes:
@@ -44,8 +39,9 @@ class Codes:
             ParameterError: ``n_bits`` is not a positive integer.
             DataError: the array has another dtype or shape, or a pad bit is set.
         """
-        n_bits = _check_n_bits(n_bits)
-        array = np.asarray(packed)
+        if isinstance(n_bits, bool) or not isinstance(n_bits, int | np.integer) or n_bits < 1:
+            raise ParameterError(f"n_bits must be a positive integer, got {n_bits!r}")
+        n_bits, array = int(n_bits), np.asarray(packed)
         if array.dtype != np.uint8 or array.ndim != 2:
             raise DataError(f"packed codes must be a 2-d uint8 array, got {array.ndim}-d {array.dtype}")
         n_bytes = bytes_per_code(n_bits)
@@ -53,9 +49,7 @@ class Codes:
             raise DataError(f"{n_bits}-bit codes take {n_bytes} bytes each, got {array.shape[1]}")
         pad = 8 * n_bytes - n_bits
         if pad and len(array) and np.any(array[:, -1] & ((1 << pad) - 1)):
-            raise DataError(
-                f"the last {pad} pad bits of {n_bits}-bit codes must be zero; were they packed with another length?"
-            )
+            raise DataError(f"the last {pad} pad bits of {n_bits}-bit codes must be zero; is the length right?")
         return cls(np.array(array, order="C"), n_bits)
 
     @classmethod
@@ -89,11 +83,7 @@ class Codes:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Codes], n_bits: int) -> Codes:
-        """All codes of ``parts``, one after another; ``n_bits`` is their length, also where there are no parts.
-
-        Raises:
-            DataError: a part of another length.
-        """
+        """All codes of ``parts``, one after another; each has length ``n_bits``."""
         if any(part.n_bits != n_bits for part in parts):
             raise DataError(f"codes of {n_bits} bits cannot be joined with codes of other lengths")
         packed = [part.packed for part in parts] or [np.zeros((0, bytes_per_code(n_bits)), np.uint8)]
@@ -105,9 +95,8 @@ class Codes:
         return (2 * bits.view(np.int8) - 1).astype(np.int8, copy=False)
 
     def words(self) -> NDArray[np.uint64]:
-        """The codes as ``(n, ceil(n_bits / 64)) uint64`` words, zero padded; for XOR and popcount only (byte order is the machine's)."""
-        n_bytes = 8 * words_per_code(self.n_bits)
-        padded = np.zeros((len(self), n_bytes), np.uint8)
+        """The codes as ``(n, ceil(n_bits / 64)) uint64`` words, zero padded, in the machine's byte order: for XOR and popcount only."""
+        padded = np.zeros((len(self), 8 * words_per_code(self.n_bits)), np.uint8)
         padded[:, : self.packed.shape[1]] = self.packed
         return padded.view(np.uint64)
 
@@ -153,10 +142,8 @@ class Codes:
             import pyarrow as pa
             import pyarrow.parquet as pq
 
-            width = self.packed.shape[1]
-            column = pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(width), len(self), [None, pa.py_buffer(np.ascontiguousarray(self.packed))]
-            )
+            buffers = [None, pa.py_buffer(np.ascontiguousarray(self.packed))]
+            column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(self.packed.shape[1]), len(self), buffers)
             names = pa.array(list(keys) if keys is not None else [str(i) for i in range(len(self))])
             metadata = {b"distillhash.n_bits": str(self.n_bits).encode()}
             pq.write_table(pa.table({"key": names, "code": column}).replace_schema_metadata(metadata), path)
@@ -189,12 +176,6 @@ class Codes:
             ) from error
 
 
-def _check_n_bits(n_bits: int) -> int:
-    if isinstance(n_bits, bool) or not isinstance(n_bits, int | np.integer) or n_bits < 1:
-        raise ParameterError(f"n_bits must be a positive integer, got {n_bits!r}")
-    return int(n_bits)
-
-
 def bytes_per_code(n_bits: int) -> int:
     """Bytes of one packed code: ceil(n_bits / 8)."""
     return -(-n_bits // 8)
@@ -206,10 +187,7 @@ def words_per_code(n_bits: int) -> int:
 
 
 def hamming_distances(a: Codes, b: Codes) -> NDArray[np.uint16]:
-    """All Hamming distances between ``n`` and ``m`` codes of one length, ``(n, m) uint16`` bits.
-
-    Memory is ``O(n m)``; search and metrics use kernels that never build this table.
-    """
+    """All Hamming distances between ``n`` and ``m`` codes of one length, ``(n, m) uint16``; search and metrics never build this table."""
     check_same_length(a, b)
     distances = np.zeros((len(a), len(b)), np.uint16)
     words_a, words_b = a.words(), b.words()

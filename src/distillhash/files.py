@@ -1,7 +1,5 @@
 """Files: whole writes, content digests, SQLite's write-ahead log, and the processors this process may use."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os
@@ -19,16 +17,8 @@ def write_atomic(path: str | Path, data: bytes, *, durable: bool = False) -> Non
     """Write a file that appears whole or not at all, whatever process or power fails meanwhile.
 
     The data goes to a hidden temporary file in the same folder, which is renamed at the end and removed after an error. An existing
-    file is replaced, and missing folders are made. Threads and processes that write the same path do not disturb each other; the last
-    one wins.
-
-    Args:
-        path: The file.
-        data: Its whole content.
-        durable: Wait until the data and the name are on the disk, so that the file also survives a power failure after the return.
-
-    Raises:
-        OSError: it cannot be written.
+    file is replaced, and missing folders are made. Of several writers of one path the last one wins. ``durable`` waits until data and
+    name are on the disk, so that the file also survives a power failure after the return.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,11 +50,7 @@ def sync_folder(folder: str | Path) -> None:
 def digest(data: bytes | NDArray[Any]) -> bytes:
     """Digest of an encoded file or of pixels: BLAKE2b of 16 bytes (RFC 7693), the same on every machine.
 
-    Args:
-        data: An encoded file, or an array of any shape and dtype; of an array, dtype, shape and content (C order) count.
-
-    Returns:
-        16 bytes. Equal content gives equal digests; the same pixels encoded in two files do not.
+    Of an array, dtype, shape and content (C order) count. The same pixels encoded in two files have different digests.
     """
     hasher = hashlib.blake2b(digest_size=16)
     if isinstance(data, np.ndarray):
@@ -79,14 +65,7 @@ def digest(data: bytes | NDArray[Any]) -> bytes:
 def write_ahead(connection: sqlite3.Connection, *, wait: float) -> None:
     """Keep an SQLite file's changes in a write-ahead log, so that one process can write while others read.
 
-    SQLite does not wait for other processes when it switches to the log, whatever the connection's timeout, so this function does.
-
-    Args:
-        connection: To the file.
-        wait: Seconds to wait for other processes at most.
-
-    Raises:
-        sqlite3.Error: the file is damaged, cannot be written, or is still locked after ``wait``.
+    SQLite does not wait for other processes when it switches to the log, so this function does, for at most ``wait`` seconds.
     """
     give_up = time.monotonic() + wait
     while True:

@@ -1,7 +1,5 @@
 """Progress on stderr: how much is done, how fast, how long it will take."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any, Self, TextIO
 
@@ -9,22 +7,32 @@ _REDRAW_SECONDS, _LINE_SECONDS = 0.2, 10.0
 
 
 class Progress:
-    """A progress bar for a job; a context manager.
+    """A progress bar for a job of ``total`` units; a context manager. Only the thread that drives the job calls it.
 
     On a terminal the bar is redrawn at most five times a second. Elsewhere (a log file, CI) a line is printed at the start, every ten
-    seconds at most, and at the end. Only the thread that drives the job calls it.
+    seconds at most, and at the end.
     """
 
     def __init__(self, label: str, total: int, *, unit: str = "images", quiet: bool = False) -> None:
-        """Start the clock.
+        self._bar: Any = None
+        if quiet:
+            return
+        from tqdm import tqdm  # here, because most processes show nothing
 
-        Args:
-            label: What is going on.
-            total: How many units there are.
-            unit: What is counted.
-            quiet: Print nothing.
-        """
-        self._bar = None if quiet else _bar(label, total, unit, terminal=sys.stderr.isatty())
+        class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
+            monitor_interval = 0  # no thread that redraws
+
+        terminal = sys.stderr.isatty()
+        self._bar = Bar(
+            total=total,
+            desc=label,
+            unit=f" {unit}",
+            file=sys.stderr if terminal else _Lines(sys.stderr),
+            mininterval=_REDRAW_SECONDS if terminal else _LINE_SECONDS,
+            miniters=1,
+            dynamic_ncols=terminal,
+            bar_format=None if terminal else "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {elapsed}<{remaining}",
+        )
 
     def advance(self, count: int) -> None:
         """Count ``count`` more units as done."""
@@ -37,24 +45,6 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-def _bar(label: str, total: int, unit: str, *, terminal: bool) -> Any:
-    from tqdm import tqdm  # here, because most processes show nothing
-
-    class Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
-        monitor_interval = 0  # no thread that redraws
-
-    return Bar(
-        total=total,
-        desc=label,
-        unit=f" {unit}",
-        file=sys.stderr if terminal else _Lines(sys.stderr),
-        mininterval=_REDRAW_SECONDS if terminal else _LINE_SECONDS,
-        miniters=1,
-        dynamic_ncols=terminal,
-        bar_format=None if terminal else "{desc}: {n_fmt} of {total_fmt}{unit}, {rate_fmt}, {elapsed}<{remaining}",
-    )
 
 
 class _Lines:

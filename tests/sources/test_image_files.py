@@ -207,7 +207,7 @@ def test_paths_and_single_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     elsewhere = images(tmp_path / "b.png")
     assert list(elsewhere.keys) == ["b.png"] and elsewhere.path(0) == str(tmp_path / "b.png")
     np.testing.assert_array_equal(decode_image(elsewhere.read(0)), factory.make_pixels(9, 7, 1))
-    with pytest.raises(ParameterError, match=r"holds paths, got float; pass embeddings as a NumPy array"):
+    with pytest.raises(ParameterError, match=r"holds paths, got float; pass embeddings as an array"):
         images([1.0, 2.0])
     with pytest.raises(DataError, match="the list of paths is empty"):
         images([])

@@ -1,7 +1,5 @@
 """Feature extractors, one file each, and the cache of what they computed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +43,10 @@ def make_backbone(
     weights: str | Path | None = None,
     device: str = "auto",
 ) -> Backbone:
-    """A backbone by name, with its weights loaded.
+    """A backbone by name (one of :func:`backbone_names`), with its weights loaded.
 
-    Args:
-        name: One of :func:`backbone_names`.
-        image_size: Side in pixels; None takes the backbone's own (128 for efficientnet-lite0, 224 for vgg16).
-        weights: Weights file, for vgg16.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    ``image_size`` is a side in pixels; None takes the backbone's own (128 for efficientnet-lite0, 224 for vgg16). ``weights`` is a file for
+    vgg16. ``device`` is ``auto``, ``cpu``, ``cuda`` or ``mps``.
 
     Raises:
         ParameterError: unknown name, a size below 16, a device this machine lacks, weights for a backbone that carries its own.
@@ -70,11 +65,7 @@ def make_backbone(
 
 
 def backbone_from_config(config: dict[str, Any], *, device: str = "auto") -> Backbone:
-    """The backbone that :meth:`Backbone.config` describes.
-
-    Raises:
-        FormatError: the description is not usable.
-    """
+    """The backbone that :meth:`Backbone.config` describes; a :class:`FormatError` where the description is not usable."""
     try:
         return make_backbone(
             config["name"], image_size=config.get("image_size"), weights=config.get("weights"), device=device

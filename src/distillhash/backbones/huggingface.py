@@ -10,8 +10,6 @@ A checkpoint that was saved without the pooling layer its class has (``google/vi
 layer would be drawn at random. Any other weight that the checkpoint lacks is an error.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -26,18 +24,17 @@ _TEXT_PARTS = ("text_model", "text_projection", "logit_scale", "logit_bias")
 
 
 class HuggingFace(Backbone):
-    """``hf:NAME``."""
+    """``hf:NAME``: a model and its preprocessing, by folder or hub name."""
 
     def __init__(self, name: str, *, image_size: int | None = None, device: str = "auto") -> None:
-        """Load a model and its preprocessing by folder or hub name (without the ``hf:``).
-
-        Raises:
-            MissingDependencyError: no transformers.
-            DataError: no such model, or its checkpoint is incomplete.
-            ParameterError: not a vision model, or one that does not take images of this size.
-        """
         model = load_transformer(name, f"hf:{name}", "image", _TEXT_PARTS)
-        processor = _preprocessor(name)
+        from transformers.utils import cached_file  # after the error that explains how to install it
+
+        try:
+            file = cached_file(name, "preprocessor_config.json")
+        except OSError:  # it has none
+            file = None
+        processor: dict[str, Any] = json.loads(Path(file).read_text()) if file else {}
         network = _Features(model)
         mean, std = processor.get("image_mean") or self.mean, processor.get("image_std") or self.std
         if not processor.get("do_normalize", True):
@@ -78,17 +75,10 @@ class _Features(nn.Module):
 
 
 def load_transformer(place: str, name: str, kind: str, other_parts: tuple[str, ...]) -> Any:
-    """A model of transformers as float32 (checkpoints may be halves), from a local folder or the hub.
+    """A model of transformers as float32 (checkpoints may be halves), from the folder or hub name ``place``; ``name`` is for messages.
 
-    Args:
-        place: Folder or hub name.
-        name: What messages call it.
-        kind: ``image`` or ``text``: of a two-tower model, the tower to keep.
-        other_parts: Attributes of the other tower, which is dropped.
-
-    Raises:
-        MissingDependencyError: no transformers.
-        DataError: no such model, or its checkpoint lacks weights other than those of a pooling layer, which is then left out.
+    Of a two-tower model only the tower ``kind`` (``image`` or ``text``) is kept: ``other_parts``, the attributes of the other one, are
+    deleted. A checkpoint may lack the weights of its pooling layer, which is then left out, and no others.
     """
     try:
         from transformers import AutoModel
@@ -97,9 +87,7 @@ def load_transformer(place: str, name: str, kind: str, other_parts: tuple[str, .
     try:
         model, loading = AutoModel.from_pretrained(place, output_loading_info=True)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{name} is neither a folder with a model nor one the hub can be asked for ({first_line(error)})"
-        ) from error
+        raise DataError(f"{name} is neither a folder with a model nor one of the hub ({first_line(error)})") from error
     for part in other_parts:
         if hasattr(model, f"get_{kind}_features") and hasattr(model, part):
             delattr(model, part)
@@ -112,18 +100,6 @@ def load_transformer(place: str, name: str, kind: str, other_parts: tuple[str, .
     if any(key.startswith("pooler.") for key in missing):
         model.pooler = None
     return model.eval().float()
-
-
-def _preprocessor(name: str) -> dict[str, Any]:
-    """The model's preprocessing configuration; empty where it has none."""
-    from transformers.utils import cached_file
-
-    try:
-        file = cached_file(name, "preprocessor_config.json")
-    except OSError:
-        file = None
-    found: dict[str, Any] = json.loads(Path(file).read_text()) if file else {}
-    return found
 
 
 def first_line(error: Exception) -> str:

@@ -5,8 +5,6 @@ Weights: torchvision's `vgg16-397923af.pth` (ImageNet, 528 MB), downloaded on fi
 keys. The hexadecimal digits in the name are the start of its SHA-256 and are checked. torchvision itself is not needed.
 """
 
-from __future__ import annotations
-
 import re
 from collections import OrderedDict
 from pathlib import Path
@@ -25,15 +23,30 @@ _CHANNELS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 
 
 
 class VGG16(Backbone):
-    """The paper's network up to fc7; dropout is off in features and on while fine-tuning."""
+    """The paper's network up to fc7; dropout is off in features and on while fine-tuning.
+
+    ``weights`` is a file, checked against the SHA-256 digits in its name (``name-0123abcd.pth``) if it has any; without it, torchvision's
+    are downloaded into the user's cache.
+    """
 
     def __init__(
         self, *, image_size: int | None = None, weights: str | Path | None = None, device: str = "auto"
     ) -> None:
-        """Build the network and load ``weights``, or those of torchvision, which are downloaded into the user's cache."""
         file = Path(weights) if weights is not None else download_weights(URL)
-        check_weights(file)
-        super().__init__("vgg16", _load(file), DIM, image_size or self.default_size, device)
+        if not file.is_file():
+            raise DataError(f"there is no weights file at {file}; put it there, or give another with --weights")
+        check_file(file, file, "sha256", _stated_digits(file.name), "download it again")
+        with torch.device("meta"):  # half a gigabyte that need not be drawn at random first
+            network = _network()
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.6.")}  # fc8
+            network.load_state_dict(state, assign=True)
+        except Exception as error:
+            raise FormatError(
+                f"{file} does not hold weights of VGG16 in torchvision's layout; give {URL.rsplit('/', 1)[1]}"
+            ) from error
+        super().__init__("vgg16", network.float(), DIM, image_size or self.default_size, device)
         self._weights = None if weights is None else str(Path(weights).resolve())
 
     def config(self) -> dict[str, Any]:
@@ -57,39 +70,8 @@ def _network() -> nn.Sequential:
     return nn.Sequential(OrderedDict([*parts, ("classifier", classifier)]))
 
 
-def _load(file: Path) -> nn.Sequential:
-    with torch.device("meta"):  # half a gigabyte that need not be drawn at random first
-        network = _network()
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.6.")}  # fc8
-        network.load_state_dict(state, assign=True)
-    except Exception as error:
-        raise FormatError(
-            f"{file} does not hold weights of VGG16 in torchvision's layout; give {URL.rsplit('/', 1)[1]}"
-        ) from error
-    return network.float()
-
-
-def check_weights(file: Path) -> None:
-    """Check a file against the SHA-256 digits in its name (``name-0123abcd.pth``); a name without any is taken as it is.
-
-    Raises:
-        DataError: the file is absent.
-        FormatError: the digest differs.
-    """
-    if not file.is_file():
-        raise DataError(f"there is no weights file at {file}; put it there, or give another with --weights")
-    check_file(file, file, "sha256", _stated_digits(file.name), "download it again")
-
-
 def download_weights(url: str) -> Path:
-    """Download a weights file into the user's cache, once, checked by the digits in its name.
-
-    Raises:
-        DataError: no network, or the server has no such file.
-        FormatError: what arrived does not match the digits.
-    """
+    """Download a weights file into the user's cache, once, checked by the digits in its name."""
     from platformdirs import user_cache_path
 
     name = url.rsplit("/", 1)[1]

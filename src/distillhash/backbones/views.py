@@ -5,12 +5,9 @@ but every other view has no colour (docs/distillhash-contrast.md has the measure
 pixels are interpolated once.
 """
 
-from __future__ import annotations
-
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,33 +19,20 @@ from distillhash.errors import ParameterError
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """How strongly views differ from the image.
+    """How strongly views differ from the image."""
 
-    Attributes:
-        smallest_crop: Share of the area that a crop keeps at least.
-        ratio: Aspect ratio of a crop lies between 1 / ratio and ratio.
-        degrees: Rotation lies within this either way.
-        flip: Probability of a horizontal flip.
-        colour: Brightness, contrast and saturation are scaled by 1 - colour to 1 + colour.
-        grey: Probability of losing colour.
-    """
-
-    smallest_crop: float = 0.35
-    ratio: float = 4 / 3
-    degrees: float = 15.0
-    flip: float = 0.5
-    colour: float = 0.4
-    grey: float = 0.5
+    smallest_crop: float = 0.35  # share of the area that a crop keeps at least
+    ratio: float = 4 / 3  # the aspect ratio of a crop lies between 1 / ratio and ratio
+    degrees: float = 15.0  # rotation lies within this either way
+    flip: float = 0.5  # probability of a horizontal flip
+    colour: float = 0.4  # brightness, contrast and saturation are scaled by 1 - colour to 1 + colour
+    grey: float = 0.5  # probability of losing colour
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest_crop <= 1 or self.ratio < 1:
             raise ParameterError(
                 f"smallest_crop must lie in (0, 1] and ratio be at least 1, got {self.smallest_crop}, {self.ratio}"
             )
-
-    def identity(self) -> str:
-        """The settings as text, for cache keys."""
-        return json.dumps(asdict(self), sort_keys=True)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,8 @@
 """What every source offers: keys, optional labels, and one item at a time.
 
-A source is a fixed, ordered list of items. Opening one reads names and headers only. Pixels and vectors are read when an item is asked
-for, so a folder of a million images costs no more than its list of paths. Labels are ground truth: evaluation reads them, training
-never does.
+A source is a fixed, ordered list of items. Opening one reads names and headers only; pixels and vectors are read when an item is asked
+for. Labels are ground truth: evaluation reads them, training never does.
 """
-
-from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,14 +20,11 @@ from distillhash.errors import DataError, ParameterError
 def class_labels(values: NDArray[Any], n: int, where: str) -> tuple[NDArray[Any], list[str] | None]:
     """Labels as ``(n,) int64`` or ``(n, n_labels) uint8``, and the sorted class names where the values are strings, else None.
 
-    ``values`` are ``(n,)`` integers (stored as floats too, when whole) or strings, or ``(n, n_labels)`` holding only 0 and 1. ``where`` is
-    what the :class:`DataError` for anything else calls them, e.g. ``x.npz: the array 'labels'``.
+    ``values`` are ``(n,)`` whole numbers or strings, or ``(n, n_labels)`` 0 and 1; ``where`` is what a :class:`DataError` calls them.
     """
     values = np.asarray(values)
     if values.ndim not in (1, 2) or len(values) != n or values.size == 0:
-        raise DataError(
-            f"{where} has shape {values.shape}; labels are ({n},) classes or ({n}, n_labels) 0/1 indicators"
-        )
+        raise DataError(f"{where} has shape {values.shape}; labels are ({n},) classes or ({n}, n_labels) indicators")
     if values.ndim == 2:
         if values.dtype.kind not in "biuf" or not np.all((values == 0) | (values == 1)):
             raise DataError(f"{where} is 2-d but not all 0 and 1; multi-label indicators hold nothing else")
@@ -48,8 +42,7 @@ def class_labels(values: NDArray[Any], n: int, where: str) -> tuple[NDArray[Any]
 def label_sets(sets: Sequence[Sequence[int]], where: str) -> NDArray[np.uint8]:
     """Indicators ``(n, n_labels) uint8`` from one list of integers per item.
 
-    Lists that all have the same length, two or more, and hold only 0 and 1 are the indicators themselves. Any other lists hold the class
-    numbers of their item, 0 to 99,999 in any order; an empty list is an item of no class.
+    Lists of one length, two or more, that hold only 0 and 1 are indicators. Others hold class numbers; an empty one is an item of no class.
     """
     length = len(sets[0]) if sets else 0
     if length >= 2 and all(len(classes) == length for classes in sets):
@@ -58,7 +51,7 @@ def label_sets(sets: Sequence[Sequence[int]], where: str) -> NDArray[np.uint8]:
             return table.astype(np.uint8)
     rows = np.repeat(np.arange(len(sets)), [len(classes) for classes in sets])
     numbers = np.array([number for classes in sets for number in classes], np.int64)
-    low, high = (int(numbers.min()), int(numbers.max())) if numbers.size else (0, 0)
+    low, high = int(numbers.min(initial=0)), int(numbers.max(initial=0))
     if low < 0 or high > 99_999:
         raise DataError(f"{where} holds class numbers from {low} to {high}; number the classes from 0 to at most 99999")
     indicators = np.zeros((len(sets), high + 1), np.uint8)
@@ -67,10 +60,9 @@ def label_sets(sets: Sequence[Sequence[int]], where: str) -> NDArray[np.uint8]:
 
 
 class RowKeys(Sequence[str]):
-    """Keys ``prefix + row number``, made when asked for: a billion of them cost no more than their row numbers."""
+    """Keys ``prefix + row number``, made when asked for, so that a billion of them cost no more than their row numbers."""
 
     def __init__(self, prefix: str, rows: range | NDArray[np.intp]) -> None:
-        """Keys of ``rows``, in that order; ``RowKeys("train/", range(3))[2]`` is ``"train/2"``."""
         self._prefix, self._rows = prefix, rows
 
     def __len__(self) -> int:
@@ -82,7 +74,7 @@ class RowKeys(Sequence[str]):
             return RowKeys(self._prefix, self._rows[index])
         return f"{self._prefix}{self._rows[index]}"
 
-    def take(self, rows: NDArray[np.intp]) -> RowKeys:
+    def take(self, rows: NDArray[np.intp]) -> "RowKeys":
         """The keys at ``rows``, in that order."""
         if isinstance(self._rows, range):
             return RowKeys(self._prefix, self._rows.start + self._rows.step * rows)
@@ -109,25 +101,22 @@ def check_rows(rows: NDArray[np.intp], n: int) -> NDArray[np.intp]:
 def unique_keys(names: Iterable[str]) -> list[str]:
     """``names`` made into keys: unique and :func:`printable`. The second occurrence of a name gets ``#2``, the third ``#3``."""
     keys = [printable(name) for name in names]
-    if len(set(keys)) == len(keys):
-        return keys
     taken = set(keys)
+    if len(taken) == len(keys):
+        return keys
     seen: dict[str, int] = {}
     for row, key in enumerate(keys):
         seen[key] = seen.get(key, 0) + 1
-        if seen[key] == 1:
-            continue
-        while (candidate := f"{key}#{seen[key]}") in taken:
-            seen[key] += 1
-        taken.add(candidate)
-        keys[row] = candidate
+        if seen[key] > 1:
+            while (candidate := f"{key}#{seen[key]}") in taken:
+                seen[key] += 1
+            taken.add(candidate)
+            keys[row] = candidate
     return keys
 
 
 def printable(name: str) -> str:
     r"""``name`` writable as UTF-8: bytes of a file name that are not UTF-8 (surrogates in Python) become ``\xNN``."""
-    if name.isascii():
-        return name
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -150,21 +139,13 @@ def nothing_usable(name: str, skipped: Sequence[Skipped]) -> DataError:
 
 
 class Source(ABC):
-    """An ordered collection of items.
+    """An ordered collection of items."""
 
-    Attributes:
-        name: The specification the source was opened from, e.g. ``cifar10:data#train``.
-        keys: ``len(self)`` unique strings, stable between runs: a path relative to the source, or a row such as ``train/17``.
-        labels: None, or ``(n,) int64`` classes, or ``(n, n_labels) uint8`` 0/1 multi-label indicators.
-        label_names: None, or one name per class or indicator column.
-        splits: Rows of each named split (``{"train": rows, "test": rows}``); empty where the source has none, and after :meth:`select`.
-    """
-
-    name: str
-    keys: Sequence[str]
-    labels: NDArray[Any] | None
-    label_names: Sequence[str] | None
-    splits: Mapping[str, NDArray[np.intp]] = MappingProxyType({})
+    name: str  # the specification it was opened from, e.g. ``cifar10:data#train``
+    keys: Sequence[str]  # unique and stable between runs: a path relative to the source, or a row such as ``train/17``
+    labels: NDArray[Any] | None  # ``(n,) int64`` classes, or ``(n, n_labels) uint8`` 0/1 multi-label indicators
+    label_names: Sequence[str] | None  # one name per class or indicator column
+    splits: Mapping[str, NDArray[np.intp]] = MappingProxyType({})  # rows of each named split; none after ``select``
 
     def __init__(
         self,
@@ -175,7 +156,6 @@ class Source(ABC):
         label_names: Sequence[str] | None = None,
         splits: Mapping[str, NDArray[np.intp]] | None = None,
     ) -> None:
-        """Keep references."""
         self.name, self.keys, self.labels, self.label_names, self.splits = name, keys, labels, label_names, splits or {}
 
     def __len__(self) -> int:
@@ -208,20 +188,14 @@ class ImageSource(Source):
     def read(self, row: int) -> bytes | NDArray[np.uint8]:
         """Item ``row`` as stored: an encoded file (bytes), or pixels ``(h, w, 3) uint8``. Safe to call from several threads.
 
-        Raises:
-            BadItemError: the item cannot be read (absent, unreadable, empty).
+        A :class:`BadItemError` where the item cannot be read (absent, unreadable, empty).
         """
 
 
 class EmbeddingSource(Source):
-    """A source of ready vectors, in memory or in a memory map.
-
-    Attributes:
-        vectors: ``(n, d)`` float array, finite where :func:`distillhash.sources.open_source` opened it.
-    """
+    """A source of ready vectors: ``vectors`` is ``(n, d)`` floats in memory or in a memory map; the keys default to row numbers."""
 
     def __init__(self, name: str, vectors: NDArray[Any], keys: Sequence[str] | None = None, **labelling: Any) -> None:
-        """Wrap ``vectors``; see :class:`Source` for the rest. Without ``keys``, row numbers are the keys."""
         super().__init__(name, RowKeys("", range(len(vectors))) if keys is None else keys, **labelling)
         self.vectors = vectors
 

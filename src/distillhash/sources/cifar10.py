@@ -7,12 +7,11 @@ of one dictionary per batch, read here by an unpickler that can build dictionari
 the binary version is one label byte and 3,072 pixel bytes (red, green, blue planes) per image.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,14 @@ from distillhash.sources.table import open_tables
 from distillhash.sources.vectors import PixelImages
 
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-_PYTHON_ARCHIVE = "cifar-10-python.tar.gz"
-_BINARY_ARCHIVE = "cifar-10-binary.tar.gz"
-_PYTHON_BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
-_BINARY_BATCHES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
-_PIXEL_BYTES = 3 * 32 * 32
-_MAX_BATCH_BYTES = 64 << 20  # an official batch is 31 MB
-
-
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 PYTHON_MD5 = "c58f30108f718f92721af3b95e74349a"
 BINARY_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 BATCH_ROWS = 10_000
+_PYTHON_BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+_BINARY_BATCHES = tuple(f"{batch}.bin" for batch in _PYTHON_BATCHES)
+_PIXEL_BYTES = 3 * 32 * 32
+_MAX_BATCH_BYTES = 64 << 20  # an official batch is 31 MB
 
 _Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -48,40 +43,30 @@ def open_cifar10(folder: Path, name: str) -> Source:
     Looked for in this order: ``cifar-10-batches-py/``, ``cifar-10-batches-bin/`` (``folder`` may be either itself), ``train.parquet``
     with ``test.parquet``, the python archive, the binary archive. With none of them the python archive is downloaded to ``folder``.
     Archives must have the published MD5. The archives and batches take 184 MB of memory; the Parquet files are read as needed.
-
-    Raises:
-        DataError: nothing there and no download.
-        FormatError: what is there is incomplete or damaged.
     """
+    python, binary = folder / "cifar-10-python.tar.gz", folder / "cifar-10-binary.tar.gz"
     if folder.exists() and not folder.is_dir():
-        raise DataError(f"{name}: {folder} is a file; give the folder that holds {_PYTHON_ARCHIVE}")
-    for batches in (folder / "cifar-10-batches-py", folder):
-        if any((batches / batch).exists() for batch in _PYTHON_BATCHES):
-            return _from_batches(_folder_reader(batches), _PYTHON_BATCHES, _python_batch, name)
-    for batches in (folder / "cifar-10-batches-bin", folder):
-        if any((batches / batch).exists() for batch in _BINARY_BATCHES):
-            return _from_batches(_folder_reader(batches), _BINARY_BATCHES, _binary_batch, name)
+        raise DataError(f"{name}: {folder} is a file; give the folder that holds {python.name}")
+    for inner, batches, parse in (
+        ("cifar-10-batches-py", _PYTHON_BATCHES, _python_batch),
+        ("cifar-10-batches-bin", _BINARY_BATCHES, _binary_batch),
+    ):
+        for place in (folder / inner, folder):
+            if any((place / batch).exists() for batch in batches):
+                return _from_batches(partial(_read_batch, place), batches, parse, name)
     tables = [folder / "train.parquet", folder / "test.parquet"]
     if any(table.exists() for table in tables):
-        return _from_tables(tables, name)
-    if not (folder / _PYTHON_ARCHIVE).exists() and (folder / _BINARY_ARCHIVE).exists():
-        read = _archive_reader(folder / _BINARY_ARCHIVE, BINARY_MD5, _BINARY_BATCHES)
-        return _from_batches(read, _BINARY_BATCHES, _binary_batch, name)
-    if not (folder / _PYTHON_ARCHIVE).exists():
-        download(URL, folder / _PYTHON_ARCHIVE, algorithm="md5", checksum=PYTHON_MD5)
-    read = _archive_reader(folder / _PYTHON_ARCHIVE, PYTHON_MD5, _PYTHON_BATCHES)
-    return _from_batches(read, _PYTHON_BATCHES, _python_batch, name)
-
-
-def _from_tables(tables: list[Path], name: str) -> Source:
-    missing = [table for table in tables if not table.exists()]
-    if missing:
-        raise FormatError(
-            f"{name}: {missing[0]} is missing beside the other split; both train.parquet and test.parquet are needed"
-        )
-    source = open_tables(tables, name, label_names=CLASS_NAMES)
-    source.keys = _keys(*(len(source.splits[split]) for split in ("train", "test")))
-    return source
+        missing = [table for table in tables if not table.exists()]
+        if missing:
+            raise FormatError(f"{name}: {missing[0]} is missing beside the other split; both splits are needed")
+        source = open_tables(tables, name, label_names=CLASS_NAMES)
+        source.keys = _keys(len(source.splits["train"]), len(source.splits["test"]))
+        return source
+    if binary.exists() and not python.exists():
+        return _from_batches(_archive_reader(binary, BINARY_MD5, _BINARY_BATCHES), _BINARY_BATCHES, _binary_batch, name)
+    if not python.exists():
+        download(URL, python, algorithm="md5", checksum=PYTHON_MD5)
+    return _from_batches(_archive_reader(python, PYTHON_MD5, _PYTHON_BATCHES), _PYTHON_BATCHES, _python_batch, name)
 
 
 def _keys(n_train: int, n_test: int) -> list[str]:
@@ -89,10 +74,7 @@ def _keys(n_train: int, n_test: int) -> list[str]:
 
 
 def _from_batches(
-    read: Callable[[str], bytes],
-    batches: tuple[str, ...],
-    parse: Callable[[bytes], _Batch],
-    name: str,
+    read: Callable[[str], bytes], batches: tuple[str, ...], parse: Callable[[bytes], _Batch], name: str
 ) -> PixelImages:
     planes, labels = [], []
     for batch in batches:
@@ -100,11 +82,7 @@ def _from_batches(
             values, classes = parse(read(batch))
         except FormatError as error:
             raise FormatError(f"{name}: the batch {batch} {error}; get the data again from {URL}") from error
-        if (
-            len(values) != BATCH_ROWS
-            or len(classes) != len(values)
-            or not np.all((classes >= 0) & (classes < len(CLASS_NAMES)))
-        ):
+        if not (len(values) == len(classes) == BATCH_ROWS) or np.any((classes < 0) | (classes >= len(CLASS_NAMES))):
             raise FormatError(
                 f"{name}: the batch {batch} holds {len(values)} images and {len(classes)} labels, expected {BATCH_ROWS} of each, "
                 f"labels 0 to 9; get the data again from {URL}"
@@ -122,14 +100,11 @@ def _from_batches(
     )
 
 
-def _folder_reader(folder: Path) -> Callable[[str], bytes]:
-    def read(batch: str) -> bytes:
-        try:
-            return (folder / batch).read_bytes()
-        except OSError as error:
-            raise FormatError(f"cannot be read from {folder} ({error.strerror})") from error
-
-    return read
+def _read_batch(folder: Path, batch: str) -> bytes:
+    try:
+        return (folder / batch).read_bytes()
+    except OSError as error:
+        raise FormatError(f"cannot be read from {folder} ({error.strerror})") from error
 
 
 def _archive_reader(path: Path, md5: str, batches: tuple[str, ...]) -> Callable[[str], bytes]:
@@ -169,12 +144,7 @@ def _python_batch(data: bytes) -> _Batch:
         values, classes = stored[b"data"], np.asarray(stored[b"labels"]).astype(np.int64)
     except Exception as error:  # a damaged pickle raises anything
         raise FormatError(f"is not the expected dictionary of arrays ({type(error).__name__}: {error})") from error
-    if (
-        not isinstance(values, np.ndarray)
-        or values.dtype != np.uint8
-        or values.ndim != 2
-        or values.shape[1] != _PIXEL_BYTES
-    ):
+    if not isinstance(values, np.ndarray) or values.dtype != np.uint8 or values.shape[1:] != (_PIXEL_BYTES,):
         raise FormatError(f"has pixels of another kind than (n, {_PIXEL_BYTES}) uint8")
     return values, classes
 
@@ -189,7 +159,6 @@ class _ArrayUnpickler(pickle.Unpickler):
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """The constructor behind ``module.name`` where it is one of the few needed."""
         if (module, name) == ("_codecs", "encode"):  # how protocol 2 written by Python 3 spells bytes
             return _latin1_bytes
         if (module, name) not in self._allowed:

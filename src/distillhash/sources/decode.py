@@ -14,8 +14,6 @@ How each kind of pixel becomes RGB:
 * 1-bit, grey, palette, 16-bit colour, YCbCr and CMYK/YCCK go through Pillow's conversion (no colour profile is applied).
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 from collections.abc import Collection
@@ -24,18 +22,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile
 
 from distillhash.errors import ParameterError
 from distillhash.sources.base import BadItemError
 
-MAX_PIXELS = 178_956_970
-"""Default limit on width x height: 512 MiB of RGB pixels, and the number at which Pillow itself refuses."""
-
+MAX_PIXELS = 178_956_970  # width x height: 512 MiB of RGB pixels, and the number at which Pillow itself refuses
 _PLUGINS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Ppm", "Avif")
 _FORMATS = tuple(plugin.upper() for plugin in _PLUGINS)
 _TINY = 64  # pixels a side, up to which a PNG is smaller than a JPEG
-_ORIENTATION_TAG = 0x0112
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -55,32 +50,24 @@ for _plugin in _PLUGINS:
 
 
 def decode_image(data: bytes | NDArray[Any], *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Decode one image at its full size; deterministic.
+    """Decode an encoded file to ``(h, w, 3) uint8`` RGB pixels, upright, at full size; pixels are returned as they are. Deterministic.
 
-    Args:
-        data: An encoded file, or pixels ``(h, w, 3) uint8``, which are returned as they are.
-        max_pixels: Largest width x height accepted, read from the header before anything is decoded.
-
-    Returns:
-        ``(h, w, 3) uint8`` RGB, upright.
+    ``max_pixels`` is the largest width x height accepted, read from the header before anything is decoded.
 
     Raises:
         BadItemError: not an image of the allow-list, over the limit, truncated or damaged; nothing else, whatever the bytes.
     """
     if isinstance(data, np.ndarray):
         return _checked_pixels(data, max_pixels)
-    name, image = _open(data)
-    _check_pixel_count(*image.size, max_pixels)
+    name, image = _open(data, max_pixels)
     return np.array(_decode(name, image, len(data), None))
 
 
 def resize_image(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Resize to a square, aspect not kept: the bicubic filter, widened when shrinking (antialiased).
+    """Resize ``(h, w, 3) uint8`` to ``(size, size, 3) uint8``, aspect not kept: the bicubic filter, widened when shrinking (antialiased).
 
     Torch's kernel for bytes. It differs from Pillow's by a few grey levels at most, in under 1% of the pixels (their fixed-point weights
     are rounded differently), and takes a third of the time.
-
-    From ``(h, w, 3) uint8`` to ``(size, size, 3) uint8``, ``size`` at least 1.
     """
     import torch  # here, because decoding alone does without it
 
@@ -102,27 +89,16 @@ def decode_sizes(
 
     Equal to ``resize_image(decode_image(data), size)`` with one shortcut: a JPEG whose sides are both ``4 * size`` or more is decoded at
     1/2, 1/4 or 1/8 (in the DCT domain, the smallest that leaves ``2 * size``). Sizes that need the same scale share one decoding; all
-    other images are decoded once.
+    other images are decoded once. Without sizes, the header and its pixel count are checked and no more.
 
-    Args:
-        data: An encoded file, or pixels ``(h, w, 3) uint8``.
-        sizes: Sides of the results in pixels, at least 1; without any, the header and its pixel count are checked and no more.
-        max_pixels: As in :func:`decode_image`.
-
-    Returns:
-        ``(size, size, 3) uint8`` RGB, upright, aspect not kept, for each size.
-
-    Raises:
-        BadItemError: as in :func:`decode_image`.
-        ParameterError: a size is below 1.
+    Returns ``(size, size, 3) uint8`` RGB, upright, aspect not kept, for each size. Errors are those of :func:`decode_image`.
     """
     for size in sizes:
         _check_size(size)
     if isinstance(data, np.ndarray):
         pixels = _checked_pixels(data, max_pixels)
         return {size: resize_image(pixels, size) for size in sizes}
-    name, image = _open(data)
-    _check_pixel_count(*image.size, max_pixels)
+    name, image = _open(data, max_pixels)
     by_scale: dict[int, list[int]] = {}
     for size in sizes:
         possible = [scale for scale in (8, 4, 2) if name == "JPEG" and min(image.size) >= 2 * scale * size]
@@ -137,27 +113,19 @@ def decode_sizes(
 
 
 def decode_thumbnail(data: bytes | NDArray[Any], side: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """Decode one image small, aspect kept: for people, not for features.
-
-    ``side`` is the longest side of the result in pixels, at least 1; a smaller image keeps its size. The rest is as in
-    :func:`decode_image`.
-    """
+    """Decode one image for people: its longest side is at most ``side`` pixels, aspect kept. See :func:`decode_image`."""
     _check_size(side)
     if isinstance(data, np.ndarray):
         image = Image.fromarray(_checked_pixels(data, max_pixels))
     else:
-        name, opened = _open(data)
-        _check_pixel_count(*opened.size, max_pixels)
+        name, opened = _open(data, max_pixels)
         image = _decode(name, opened, len(data), side if min(opened.size) >= 2 * side else None)
     image.thumbnail((side, side))
     return np.array(image)
 
 
 def encode_thumbnail(data: bytes | NDArray[Any], side: int, *, max_pixels: int = MAX_PIXELS) -> tuple[bytes, str]:
-    """A small copy of an image as a file for a page, and its media type.
-
-    It is a JPEG, or a PNG where it has at most 64 pixels a side: there a PNG is smaller, and sharp. See :func:`decode_thumbnail`.
-    """
+    """A small copy of an image as a file for a page, and its media type: PNG up to 64 pixels a side (smaller there), else JPEG."""
     image = Image.fromarray(decode_thumbnail(data, side, max_pixels=max_pixels))
     stream = BytesIO()
     if max(image.size) <= _TINY:
@@ -168,20 +136,16 @@ def encode_thumbnail(data: bytes | NDArray[Any], side: int, *, max_pixels: int =
 
 
 def image_size(data: bytes | NDArray[Any]) -> tuple[int, int]:
-    """Width and height as the image is shown (EXIF orientation applied), from the header alone; errors as in :func:`image_format`."""
+    """Width and height as the image is shown (EXIF orientation applied), from the header alone."""
     if isinstance(data, np.ndarray):
         return data.shape[1], data.shape[0]
-    _, image = _open(data)
+    image = _open(data)[1]
     width, height = image.size
     return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
 def image_format(data: bytes) -> str:
-    """The format's name found from the content: ``JPEG``, ``PNG``, ``WEBP``, ``GIF``, ``BMP``, ``TIFF``, ``PPM`` or ``AVIF``.
-
-    Raises:
-        BadItemError: not an image of the allow-list, or a damaged header.
-    """
+    """The format's name found from the content: ``JPEG``, ``PNG``, ``WEBP``, ``GIF``, ``BMP``, ``TIFF``, ``PPM`` or ``AVIF``."""
     return _open(data)[0]
 
 
@@ -200,7 +164,7 @@ def _decode(name: str, image: ImageFile.ImageFile, n_bytes: int, draft_size: int
         raise BadItemError(f"the {name} data cannot be decoded: {_reason(error)}") from error
 
 
-def _open(data: bytes) -> tuple[str, ImageFile.ImageFile]:
+def _open(data: bytes, max_pixels: int | None = None) -> tuple[str, ImageFile.ImageFile]:
     """The format's name and the image, header read and pixels not yet."""
     prefix = data[:16]
     for name in _FORMATS:
@@ -210,9 +174,12 @@ def _open(data: bytes) -> tuple[str, ImageFile.ImageFile]:
         if isinstance(accepted, str):
             raise BadItemError(f"{name} images need a Pillow built with {name} support: {accepted}")
         try:
-            return name, factory(BytesIO(data), "")
+            image = factory(BytesIO(data), "")
         except Exception as error:  # as above: a damaged header raises anything
             raise BadItemError(f"the {name} header cannot be read: {_reason(error)}") from error
+        if max_pixels is not None:
+            _check_pixel_count(*image.size, max_pixels)
+        return name, image
     if not data:
         raise BadItemError("the file is empty")
     if prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIF_BRANDS:
@@ -223,19 +190,15 @@ def _open(data: bytes) -> tuple[str, ImageFile.ImageFile]:
 def _to_rgb(image: Image.Image) -> Image.Image:
     mode = image.mode
     if mode.startswith("I;16"):
-        return _grey(_eight_bits(np.asarray(image)))
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     if mode in {"I", "F"}:
-        return _grey(_stretch(np.asarray(image)))
+        return Image.fromarray(_stretch(np.asarray(image))).convert("RGB")
     if mode in _ALPHA_MODES or "transparency" in image.info:
         layer = image.convert("RGBA")
         canvas = Image.new("RGB", image.size, "white")
         canvas.paste(layer, mask=layer.getchannel("A"))
         return canvas
     return image if mode == "RGB" else image.convert("RGB")
-
-
-def _grey(values: NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(values).convert("RGB")
 
 
 def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
@@ -256,7 +219,7 @@ def _stretch(values: NDArray[Any]) -> NDArray[np.uint8]:
 def _orientation(image: Image.Image) -> int:
     """The EXIF (or XMP) orientation 1..8; 1 when the block is absent or damaged, which is no reason to lose the picture."""
     try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:
         return 1
     return value if isinstance(value, int) else 1
@@ -264,9 +227,7 @@ def _orientation(image: Image.Image) -> int:
 
 def _checked_pixels(pixels: NDArray[Any], max_pixels: int) -> NDArray[np.uint8]:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
-        raise BadItemError(
-            f"pixels must be a (h, w, 3) uint8 array with h, w >= 1, got {pixels.dtype} of shape {pixels.shape}"
-        )
+        raise BadItemError(f"pixels must be (h, w, 3) uint8 with h, w >= 1, got {pixels.dtype} of shape {pixels.shape}")
     _check_pixel_count(pixels.shape[1], pixels.shape[0], max_pixels)
     return pixels
 
@@ -284,5 +245,4 @@ def _check_size(size: int) -> None:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,7 +1,5 @@
 """The handwritten digits that ship with scikit-learn."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from distillhash.sources.base import RowKeys

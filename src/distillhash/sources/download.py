@@ -1,7 +1,5 @@
 """Published files: downloaded whole, and checked against their published checksum."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import secrets
@@ -12,7 +10,6 @@ from distillhash.errors import DataError, FormatError
 from distillhash.progress import Progress
 
 _logger = logging.getLogger(__name__)
-
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_SECONDS = 30.0
 
@@ -22,10 +19,6 @@ def download(url: str, target: Path, *, algorithm: str, checksum: str) -> None:
 
     ``checksum`` is what the publisher states, in hexadecimal digits or the first of them; ``algorithm`` is ``md5`` or ``sha256``. It guards
     against damage; MD5 does not guard against malice.
-
-    Raises:
-        DataError: no network, no such file, or no space on the disk.
-        FormatError: the content has another checksum.
     """
     from http.client import HTTPException
     from urllib.error import HTTPError, URLError

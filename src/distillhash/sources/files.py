@@ -1,7 +1,5 @@
 """Images that are files: a folder, a list file, a sequence of paths."""
 
-from __future__ import annotations
-
 import os
 import stat
 import warnings
@@ -16,37 +14,31 @@ from distillhash.errors import DataError, ParameterError, SkippedItemsWarning
 from distillhash.sources.base import BadItemError, ImageSource, class_labels, printable, unique_keys
 
 _SUFFIXES = ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif"
-IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())
-"""What makes a file in a folder a candidate (any case). HEIC is among them so that such photos are reported, not silently ignored."""
-
+IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())  # any case counts; HEIC is here so that such photos are reported
 _SPLIT_FOLDERS = frozenset({"train", "test", "val", "valid", "validation"})
 _PROBED = 100  # entries of a list file looked up on opening, to tell a list of images from any other text
 
 
 class FileImages(ImageSource):
-    """Images read from files when asked for; holds their paths and nothing more."""
+    """Images read from files when asked for; holds their paths, relative to ``root`` or absolute, and nothing more."""
 
     def __init__(
-        self, name: str, root: Path, keys: Sequence[str], *, paths: Sequence[str] | None = None, **labelling: Any
+        self, name: str, root: Path, paths: Sequence[str], *, keys: Sequence[str] | None = None, **labelling: Any
     ) -> None:
-        """Wrap ``paths``, each relative to ``root`` or absolute; None where the keys are the paths."""
+        keys = unique_keys(paths) if keys is None else keys
         super().__init__(name, keys, **labelling)
-        self._root, self._own_paths = root.absolute(), paths
-
-    @property
-    def _paths(self) -> Sequence[str]:
-        return self.keys if self._own_paths is None else self._own_paths
+        self._root, self._own_paths = root.absolute(), None if keys == paths else paths  # one list where they are equal
 
     def _take(self, rows: NDArray[np.intp]) -> None:
         self._own_paths = None if self._own_paths is None else [self._own_paths[row] for row in rows.tolist()]
 
     def path(self, row: int) -> str:
         """Absolute path of image ``row``."""
-        return str(self._root / self._paths[row])
+        return str(self._root / (self._own_paths or self.keys)[row])
 
     def read(self, row: int) -> bytes:
         """The file of image ``row``, whole."""
-        path = self._root / self._paths[row]
+        path = Path(self.path(row))
         try:
             regular = stat.S_ISREG(path.stat().st_mode)
             data = path.read_bytes() if regular else b""  # opening a pipe would block for ever
@@ -66,9 +58,6 @@ def open_folder(folder: Path, name: str) -> FileImages:
     Files with an image suffix count, in sub-folders too; hidden ones do not. Links are followed, except back into a folder being listed.
     When every image lies in a sub-folder, the first-level names (sorted) are its classes. When those names are only ``train`` and
     ``test`` or ``val``, they are the named splits instead, and the level below gives the classes.
-
-    Raises:
-        DataError: the folder cannot be listed, or holds no image.
     """
     paths = find_images(folder)
     if not paths:
@@ -76,32 +65,19 @@ def open_folder(folder: Path, name: str) -> FileImages:
             f"{name}: nothing usable, the folder {folder} holds no images (files with a suffix such as .jpg, .png, .webp or .tif); "
             "give a folder of images, a list file, or a .parquet table"
         )
-    tops = _folder_names(paths, 0)
-    names = set(tops or ())
-    if tops and len(names) > 1 and "train" in names and names <= _SPLIT_FOLDERS:
-        splits = {split: np.flatnonzero(np.array(tops) == split) for split in sorted(names)}
+    classes, splits = _folder_names(paths, 0), {}
+    names = set(classes or ())
+    if len(names) > 1 and "train" in names and names <= _SPLIT_FOLDERS:
+        splits = {split: np.flatnonzero(np.array(classes) == split) for split in sorted(names)}
         classes = _folder_names(paths, 1)
-    else:
-        splits, classes = {}, tops
-    if classes is None:
-        return file_images(name, folder, paths, splits=splits)
-    labels, label_names = class_labels(np.array(classes), len(paths), name)
-    return file_images(name, folder, paths, labels=labels, label_names=label_names, splits=splits)
-
-
-def file_images(name: str, root: Path, paths: list[str], **labelling: Any) -> FileImages:
-    """The images at ``paths``, with one list in memory where these are keys already."""
-    keys = unique_keys(paths)
-    return FileImages(name, root, keys, paths=None if keys == paths else paths, **labelling)
+    labels, label_names = (None, None) if classes is None else class_labels(np.array(classes), len(paths), name)
+    return FileImages(name, folder, paths, labels=labels, label_names=label_names, splits=splits)
 
 
 def open_list(path: Path, name: str) -> FileImages:
     """The images named in a text file: one path a line, relative to the file's folder or absolute, optionally a tab and an integer label.
 
     Blank lines are skipped. A path listed twice stays two items, the second under the key ``path#2``.
-
-    Raises:
-        DataError: no paths, none of the first paths exists, or labels that are not integers or on some lines only.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")  # "\r\n" is read as "\n"
@@ -127,25 +103,17 @@ def open_list(path: Path, name: str) -> FileImages:
             f"{name}: nothing usable, none of the first {len(probed)} paths in {path} exists (the first is {probed[0]!r}); "
             f"write paths relative to {path.parent}, or absolute ones"
         )
-    return file_images(name, path.parent, paths, labels=labels)
+    return FileImages(name, path.parent, paths, labels=labels)
 
 
 def open_paths(paths: Sequence[Any], name: str) -> FileImages:
-    """Image files given one by one, relative to the working directory or absolute; keys are the paths as given.
-
-    Raises:
-        DataError: no paths.
-        ParameterError: something that is not a path.
-    """
+    """Image files given one by one, relative to the working directory or absolute; keys are the paths as given."""
     if not paths:
         raise DataError(f"{name}: nothing usable, the list of paths is empty")
     wrong = [item for item in paths if not isinstance(item, str | os.PathLike)]
     if wrong:
-        raise ParameterError(
-            f"a list of images holds paths, got {type(wrong[0]).__name__}; pass embeddings as a NumPy array (n, d)"
-        )
-    given = [os.fsdecode(item) for item in paths]
-    return file_images(name, Path.cwd(), given)
+        raise ParameterError(f"a list holds paths, got {type(wrong[0]).__name__}; pass embeddings as an array (n, d)")
+    return FileImages(name, Path.cwd(), [os.fsdecode(item) for item in paths])
 
 
 def find_images(folder: Path) -> list[str]:

