@@ -149,19 +149,11 @@ def write_faiss(content: Content, out: Path) -> list[Path]:
 
 
 def write_milvus(content: Content, out: Path) -> list[Path]:
-    """Rows for Milvus's bulk import into a collection that ``distillhash.index`` made, as Parquet or, if ``out`` ends in .json, JSON.
-
-    """
-    rows: Iterator[dict[str, Any]] = (
-        {
-            "id": identifier,
-            "code": code.tolist(),
-            "key": key or "",
-            "digest": "",
-            "metadata": {},
-            "has": 0 if key is None else HAS_KEY,
-        }
-        for identifier, code, key in content.rows()
+    """Rows for Milvus's bulk import into a collection that ``distillhash.index`` made, as Parquet or, if ``out`` ends in .json, JSON."""
+    constant: dict[str, Any] = {"digest": "", "metadata": {}}
+    rows = (
+        {"id": row, "code": code.tolist(), "key": key or "", **constant, "has": 0 if key is None else HAS_KEY}
+        for row, code, key in content.rows()
     )
     if out.suffix == ".json":
         with _writing(out) as stream:

@@ -48,8 +48,9 @@ def open_index(
     if scheme in ("postgresql", "postgres"):
         from distillhash.index.postgres import PostgresIndex
 
+        is_durable = durability == "full"
         return PostgresIndex(
-            uri, n_bits=n_bits, create=create, model_fingerprint=model_fingerprint, durability=durability
+            uri, n_bits=n_bits, create=create, model_fingerprint=model_fingerprint, is_durable=is_durable
         )
     if scheme == "milvus":
         from distillhash.index.milvus import MilvusIndex
