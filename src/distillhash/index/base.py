@@ -46,6 +46,8 @@ class SearchResult:
     @classmethod
     def merged(cls, parts: Sequence[SearchResult], k: int) -> SearchResult:
         """The ``k`` nearest of several parts of an index, each of which gave its own ``k`` nearest for the same queries."""
+        if len(parts) == 1:
+            return parts[0]
         ids = np.concatenate([part.ids for part in parts], axis=1)
         distances = np.concatenate([part.distances for part in parts], axis=1)
         order = np.lexsort((ids, distances.view(np.uint32)), axis=-1)[:, :k]  # the padding, -1, comes last
@@ -87,13 +89,13 @@ class RangeResult:
     @classmethod
     def merged(cls, parts: Sequence[RangeResult]) -> RangeResult:
         """The items of several parts of an index, for the same queries."""
+        if len(parts) == 1:
+            return parts[0]
         queries = np.concatenate([np.repeat(np.arange(len(part)), np.diff(part.limits)) for part in parts])
         ids = np.concatenate([part.ids for part in parts])
         distances = np.concatenate([part.distances for part in parts])
         order = np.lexsort((ids, distances, queries))
-        counts = np.bincount(queries, minlength=len(parts[0]))
-        limits = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return cls(limits, ids[order], distances[order])
+        return cls(np.sum([part.limits for part in parts], axis=0), ids[order], distances[order])
 
     def __len__(self) -> int:
         return len(self.limits) - 1

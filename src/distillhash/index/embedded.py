@@ -55,7 +55,6 @@ class EmbeddedIndex(Index):
     def __init__(
         self,
         folder: Path | None,
-        *,
         n_bits: int | None,
         create: bool,
         model_fingerprint: str | None,
@@ -355,26 +354,20 @@ class Snapshot:
 
     def nearest(self, codes: Codes, k: int, among: NDArray[np.int64] | None) -> SearchResult:
         """The ``k`` nearest items of every code; ``among`` are the ids that may be found, ascending (None: all)."""
-        found = self.base.nearest(codes, k, self._allowed(among))
-        if not len(self.fresh.ids):
-            return found
-        fresh_allowed = None if among is None else self.fresh.holds(among)
-        return SearchResult.merged([found, self.fresh.nearest(codes, k, fresh_allowed)], k)
+        return SearchResult.merged([part.nearest(codes, k, allowed) for part, allowed in self._parts(among)], k)
 
     def within(self, codes: Codes, radius: int, among: NDArray[np.int64] | None) -> RangeResult:
         """All items within ``radius`` bits of every code; ``among`` as in :meth:`nearest`."""
-        found = self.base.within(codes, radius, self._allowed(among))
-        if not len(self.fresh.ids):
-            return found
-        fresh_allowed = None if among is None else self.fresh.holds(among)
-        return RangeResult.merged([found, self.fresh.within(codes, radius, fresh_allowed)])
+        return RangeResult.merged([part.within(codes, radius, allowed) for part, allowed in self._parts(among)])
 
-    def _allowed(self, among: NDArray[np.int64] | None) -> NDArray[np.bool_] | None:
-        """Rows of the base that may be found (None: all)."""
-        if among is None:
-            return None if self.gone is None else ~self.gone
-        wanted = self.base.holds(among)
-        return wanted if self.gone is None else wanted & ~self.gone
+    def _parts(self, among: NDArray[np.int64] | None) -> Iterator[tuple[CodesInMemory, NDArray[np.bool_] | None]]:
+        """The base, and the fresh codes if there are any, with the rows of each that may be found (None: all)."""
+        allowed = None if among is None else self.base.holds(among)
+        if self.gone is not None:
+            allowed = ~self.gone if allowed is None else allowed & ~self.gone
+        yield self.base, allowed
+        if len(self.fresh.ids):
+            yield self.fresh, None if among is None else self.fresh.holds(among)
 
 
 _MAGIC = b"distillhash codes 1\n"

@@ -63,7 +63,7 @@ limit) and ids in the range.
 class MilvusIndex(Index):
     """An index in a Milvus collection. Open it with :func:`distillhash.index.open_index`; one thread at a time."""
 
-    def __init__(self, uri: str, *, n_bits: int | None, create: bool, model_fingerprint: str | None) -> None:
+    def __init__(self, uri: str, n_bits: int | None, create: bool, model_fingerprint: str | None) -> None:
         """Connect, and make the collection if it is not there."""
         rest, options = split_options(uri, OPTIONS)
         refuse_options(rest, OPTIONS)
@@ -162,7 +162,8 @@ class MilvusIndex(Index):
                 raise
 
     def _add(self, incoming: Incoming) -> NDArray[np.int64]:
-        last_id = self._last_id()
+        counter = self._query("id == 0", ["last_id"], "_ids")
+        last_id = int(counter[0]["last_id"]) if counter else -1
         assigns = incoming.ids is None and len(incoming.codes)
         chosen = incoming.choose_ids(
             known=self.known(incoming.keys or []),
@@ -274,12 +275,6 @@ class MilvusIndex(Index):
     def __repr__(self) -> str:
         return f"MilvusIndex({self._session.shown!r}, n_bits={self.n_bits})"
 
-    def _last_id(self) -> int:
-        rows = self._session.call(
-            "query", f"{self._name}_ids", filter="id == 0", output_fields=["last_id"], consistency_level="Strong"
-        )
-        return int(rows[0]["last_id"]) if rows else -1
-
     def _unused_from(self, following: int) -> int:
         """The first id from ``following`` on with nothing after it: a bulk import leaves no trace in the counter."""
         while following <= LARGEST_ID:
@@ -289,11 +284,9 @@ class MilvusIndex(Index):
             following = max(int(row["id"]) for row in rows) + 1
         return following
 
-    def _query(self, expression: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
-        rows = self._session.call(
-            "query", self._name, filter=expression, output_fields=fields, consistency_level="Strong", **options
-        )
-        return cast("list[dict[str, Any]]", rows)
+    def _query(self, expression: str, fields: list[str], suffix: str = "", **options: Any) -> list[dict[str, Any]]:
+        options |= {"filter": expression, "output_fields": fields, "consistency_level": "Strong"}
+        return cast("list[dict[str, Any]]", self._session.call("query", self._name + suffix, **options))
 
     def _query_in(
         self, field: str, values: Sequence[int | str], fields: list[str], also: str = "id >= 0"

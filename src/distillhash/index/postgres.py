@@ -53,7 +53,7 @@ class PostgresIndex(Index):
     """An index in a Postgres table. Open it with :func:`distillhash.index.open_index`; one thread at a time."""
 
     def __init__(
-        self, uri: str, *, n_bits: int | None, create: bool, model_fingerprint: str | None, is_durable: bool
+        self, uri: str, n_bits: int | None, create: bool, model_fingerprint: str | None, is_durable: bool
     ) -> None:
         """Connect, and make the tables if they are not there; unless ``is_durable``, the server's setting decides about the disk."""
         rest, options = split_options(uri, OPTIONS)

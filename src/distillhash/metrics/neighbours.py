@@ -163,12 +163,7 @@ def _directions(features: NDArray[Any]) -> Floats32:
 
 
 def _ranked_levels(
-    query_codes: Codes,
-    database_codes: Codes,
-    queries: Floats32,
-    features: NDArray[Any],
-    k: int,
-    own: NDArray[np.intp] | None,
+    query_codes: Codes, database_codes: Codes, queries: Floats32, features: NDArray[Any], k: int, own: Ints | None
 ) -> tuple[Ints, Ints]:
     """Items at each distance ``(q, K + 1)``, and the distances ``(q, k)`` of the k nearest by cosine, nearest first.
 

@@ -96,9 +96,14 @@ class CrossModalModel(HashModel):
         return make_text_encoder(self._text_name, device=self._device)
 
     def _open_training(self, source: Any) -> PairSource:
-        opened = open_pairs(source)
-        self._check_kinds(opened)
-        return opened
+        pairs = open_pairs(source)
+        self._open(pairs.images)
+        if isinstance(pairs.texts, np.ndarray) != (self._text_name == "embeddings"):
+            kinds = ("text vectors", "texts") if self._text_name == "embeddings" else ("texts", "text vectors")
+            raise DataError(
+                f"this model takes {kinds[0]} (text encoder {self._text_name}), but {pairs.name} holds {kinds[1]}"
+            )
+        return pairs
 
     def _learn(self, sample: PairSource, *, fine_tune: bool, **options: Any) -> dict[str, int]:
         assert not fine_tune  # no hasher of image-text pairs fine-tunes
@@ -115,8 +120,7 @@ class CrossModalModel(HashModel):
         self, source: Any, *, n_views: int = 0, progress: bool = False, max_pixels: int | None = None
     ) -> PairFeatures:
         """Features of both sides of a source of image-text pairs, and of ``n_views`` augmented copies of the images."""
-        opened = open_pairs(source)
-        self._check_kinds(opened)
+        opened = self._open_training(source)
         table = self._extract(opened.images, n_views=n_views, progress=progress, max_pixels=max_pixels)
         position = np.full(len(opened), -1, np.intp)
         position[table.rows] = np.arange(len(table.rows))
@@ -140,14 +144,6 @@ class CrossModalModel(HashModel):
             [text.reason for text in odd if text.usable],
             table.views,
         )
-
-    def _check_kinds(self, pairs: PairSource) -> None:
-        self._open(pairs.images)
-        if isinstance(pairs.texts, np.ndarray) != (self._text_name == "embeddings"):
-            kinds = ("text vectors", "texts") if self._text_name == "embeddings" else ("texts", "text vectors")
-            raise DataError(
-                f"this model takes {kinds[0]} (text encoder {self._text_name}), but {pairs.name} holds {kinds[1]}"
-            )
 
     def encode_texts(self, texts: Sequence[str] | NDArray[Any]) -> Codes:
         """Codes of texts, comparable with the codes of images by Hamming distance.
