@@ -376,7 +376,7 @@ _ID = np.dtype("<i8")
 
 
 def _write_cache(file: Path, snapshot: Snapshot) -> bool:
-    """Write a snapshot whose codes are all in its base, see :func:`_read_cache`; False if it cannot be written."""
+    """Write a snapshot whose codes are all in its base; False if it cannot be written. docs/formats.md describes the file."""
     ids, planes = snapshot.base.ids.astype(_ID, copy=False), snapshot.base.planes
     planes = planes.astype(planes.dtype.newbyteorder("<"), copy=False)
     fields = {
@@ -399,11 +399,7 @@ def _write_cache(file: Path, snapshot: Snapshot) -> bool:
 
 
 def _read_cache(file: Path, n_bits: int) -> Snapshot | None:
-    """The snapshot in a cache file, its codes mapped; None where there is no file, or one that is cut short or damaged.
-
-    A header of one page names the generation and carries checksums of itself and of the arrays; ids and planes follow. A file is replaced
-    as a whole, and a process that has the old one mapped keeps that.
-    """
+    """The snapshot in a cache file, its codes mapped; None where there is no file, or one that is cut short or damaged."""
     try:
         with file.open("rb") as stream:
             header = stream.read(_HEADER_BYTES)

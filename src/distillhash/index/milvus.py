@@ -15,9 +15,9 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
@@ -314,10 +314,10 @@ def _parts(values: Sequence[Any]) -> Iterator[list[Any]]:
         yield list(values[start : start + _VALUES_AT_ONCE])
 
 
-def _batches(entities: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _batches(entities: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Entities in batches of bounded count and size."""
-    left = iter(entities)
-    while batch := list(islice(left, _ROWS_AT_ONCE)):
+    for first in range(0, len(entities), _ROWS_AT_ONCE):
+        batch = entities[first : first + _ROWS_AT_ONCE]
         size = sum(len(entity["code"]) + len(entity["key"]) + len(str(entity["metadata"])) + 100 for entity in batch)
         step = max(1, len(batch) * _BYTES_AT_ONCE // max(size, _BYTES_AT_ONCE))
         for start in range(0, len(batch), step):
@@ -333,11 +333,11 @@ def _to_entity(row: Row) -> dict[str, Any]:
             f"the key {key!r:.80} has more than the {MOST_TEXT_BYTES} bytes that Milvus holds; use a shorter one"
         )
     entry = {} if metadata is None else map_text(json.loads(metadata), to_plain)
-    if metadata is not None and not _fits(entry):
+    if not _fits(entry):
         raise DataError(f"the metadata of id {identifier} hold an integer of more than 64 bits; give it as text")
     has = HAS_KEY * (key is not None) | HAS_DIGEST * (digest is not None) | HAS_METADATA * (metadata is not None)
-    digest_text = "" if digest is None else digest.hex()
-    return {"id": identifier, "code": code, "key": plain, "digest": digest_text, "metadata": entry, "has": has}
+    hexadecimal = (digest or b"").hex()
+    return {"id": identifier, "code": code, "key": plain, "digest": hexadecimal, "metadata": entry, "has": has}
 
 
 def _from_entity(entity: dict[str, Any], n_bits: int) -> Item:
