@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from distillhash import Codes
 from distillhash.errors import DataError, DistillHashError, FormatError, MissingDependencyError, ParameterError
 from distillhash.index import open_index
-from distillhash.index.milvus import ALL_IDS, Pair, exact_nearest, exact_within, map_text
+from distillhash.index.milvus import Pair, exact_nearest, exact_within, map_text
 from distillhash.index.remote import from_plain, to_plain
 from engine_servers import MilvusServer
 
@@ -211,9 +211,7 @@ def test_exact_answers_from_a_server_that_cuts_ties_anywhere(
 ) -> None:
     """Whatever ``largest`` is, and whichever of equal distances the server leaves out."""
 
-    def fetch(
-        codes: Sequence[bytes], limit: int, *, least: int = 0, most: int | None = None, ids: Any = ALL_IDS
-    ) -> list[list[Pair]]:
+    def fetch(codes: Sequence[bytes], limit: int, least: int, most: int | None, ids: Any) -> list[list[Pair]]:
         assert limit <= largest
         pairs = [
             (d, i) for i, d in stored.items() if least <= d <= (9 if most is None else most) and ids[0] <= i <= ids[1]

@@ -1,31 +1,41 @@
 """Codes as files for other engines, each with the bits in the order that its reader expects.
 
-Row i of the codes gets the id i everywhere. ``docs/export.md`` shows how each file is loaded and searched. A new format is a module with
-a function that writes it, and a line in :data:`FORMATS`.
+Row i of the codes gets the id i everywhere. ``docs/export.md`` shows how each file is loaded and searched. A new format is a function
+in ``formats.py`` and a line in :data:`FORMATS`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from distillhash.codes import Codes
 from distillhash.errors import DistillHashError, ParameterError
-from distillhash.export import arrays, faiss, milvus, opensearch, pgvector, vespa
-from distillhash.export.base import Content, Format
+from distillhash.export import formats
 
 __all__ = ["FORMATS", "Format", "export_codes"]
 
+
+@dataclass(frozen=True)
+class Format:
+    """A format of files of codes."""
+
+    endings: tuple[str, ...]  # of a file's name; the default first
+    write: Callable[[formats.Content, Path], list[Path]]
+    has_name: bool = False  # whether the file names a table, collection or index
+
+
 FORMATS = {
-    "parquet": Format((".words.parquet", ".parquet"), arrays.write_parquet),
-    "npy": Format((".npy",), arrays.write_npy),
-    "faiss": Format((".faiss",), faiss.write),
-    "milvus": Format((".milvus.parquet", ".parquet", ".json"), milvus.write),
-    "pgvector": Format((".pgvector.sql", ".sql"), pgvector.write, has_name=True),
-    "opensearch": Format((".opensearch.ndjson", ".ndjson"), opensearch.write_opensearch, has_name=True),
-    "elasticsearch": Format((".elasticsearch.ndjson", ".ndjson"), opensearch.write_elasticsearch, has_name=True),
-    "vespa": Format((".vespa.jsonl", ".jsonl"), vespa.write, has_name=True),
+    "parquet": Format((".words.parquet", ".parquet"), formats.write_parquet),
+    "npy": Format((".npy",), formats.write_npy),
+    "faiss": Format((".faiss",), formats.write_faiss),
+    "milvus": Format((".milvus.parquet", ".parquet", ".json"), formats.write_milvus),
+    "pgvector": Format((".pgvector.sql", ".sql"), formats.write_pgvector, has_name=True),
+    "opensearch": Format((".opensearch.ndjson", ".ndjson"), formats.write_opensearch, has_name=True),
+    "elasticsearch": Format((".elasticsearch.ndjson", ".ndjson"), formats.write_elasticsearch, has_name=True),
+    "vespa": Format((".vespa.jsonl", ".jsonl"), formats.write_vespa, has_name=True),
 }
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,49}")  # what all engines take
 
@@ -64,7 +74,7 @@ def export_codes(
     if keys is not None and len(keys) != len(codes):
         raise ParameterError(f"{len(keys)} keys for {len(codes)} codes; give one for each code")
     try:
-        return form.write(Content(codes, keys, name or "codes"), out)
+        return form.write(formats.Content(codes, keys, name or "codes"), out)
     except OSError as error:
         raise DistillHashError(
             f"{out} cannot be written ({error.strerror or error}); choose another place with --out"

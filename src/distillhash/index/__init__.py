@@ -48,17 +48,15 @@ def open_index(
     if scheme in ("postgresql", "postgres"):
         from distillhash.index.postgres import PostgresIndex
 
-        return PostgresIndex(
-            uri, n_bits=n_bits, create=create, model_fingerprint=model_fingerprint, durability=durability
-        )
+        return PostgresIndex(uri, n_bits, create, model_fingerprint, durability == "full")
     if scheme == "milvus":
         from distillhash.index.milvus import MilvusIndex
 
-        return MilvusIndex(uri, n_bits=n_bits, create=create, model_fingerprint=model_fingerprint)
+        return MilvusIndex(uri, n_bits, create, model_fingerprint)
     if scheme == "memory":
         if uri != "memory://":
             raise ParameterError(f"memory:// takes no name and no options, got {shown(uri)!r}")
-        return EmbeddedIndex(None, n_bits=n_bits, create=True, model_fingerprint=model_fingerprint)
+        return EmbeddedIndex(None, n_bits, True, model_fingerprint)
     folder = folder_of(uri_or_dir)
     if folder is None:
         raise ParameterError(f"{scheme}:// is not an engine of this version; choose from {', '.join(ENGINES)}")
@@ -67,6 +65,4 @@ def open_index(
             f"{folder} is a sharded index, which this version does not open; export its codes with distillhash 0.1 and "
             "index them again into a folder, Postgres or Milvus"
         )
-    return EmbeddedIndex(
-        folder, n_bits=n_bits, create=create, model_fingerprint=model_fingerprint, durability=durability
-    )
+    return EmbeddedIndex(folder, n_bits, create, model_fingerprint, durability)

@@ -24,11 +24,7 @@ def folder_of(place: str | Path) -> Path | None:
 
 
 def split_options(uri: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """A URI without the options in ``known``, and their values; other options stay in the URI.
-
-    Raises:
-        ParameterError: an option comes twice.
-    """
+    """A URI without the options in ``known``, and their values; other options stay in the URI."""
     rest, _, query = uri.partition("?")
     pairs = parse_qsl(query, keep_blank_values=True)
     taken: dict[str, str] = {}

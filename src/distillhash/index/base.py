@@ -19,7 +19,6 @@ from distillhash.errors import DataError, ParameterError
 LARGEST_ID = 2**63 - 1
 Row = tuple[int, bytes, str | None, bytes | None, str | None]  # id, packed code, key, digest, metadata as JSON
 Known = dict[str, tuple[int, bytes | None]]  # key -> id, digest
-_PADDING = np.iinfo(np.int32).max  # sorts after every distance
 
 
 @dataclass(frozen=True)
@@ -47,12 +46,12 @@ class SearchResult:
     @classmethod
     def merged(cls, parts: Sequence[SearchResult], k: int) -> SearchResult:
         """The ``k`` nearest of several parts of an index, each of which gave its own ``k`` nearest for the same queries."""
+        if len(parts) == 1:
+            return parts[0]
         ids = np.concatenate([part.ids for part in parts], axis=1)
         distances = np.concatenate([part.distances for part in parts], axis=1)
-        distances = np.where(distances < 0, _PADDING, distances)
-        order = np.lexsort((ids, distances), axis=-1)[:, :k]
-        ids, distances = np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1)
-        return cls(ids, np.where(distances == _PADDING, -1, distances).astype(np.int32))
+        order = np.lexsort((ids, distances.view(np.uint32)), axis=-1)[:, :k]  # the padding, -1, comes last
+        return cls(np.take_along_axis(ids, order, 1), np.take_along_axis(distances, order, 1))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -90,13 +89,13 @@ class RangeResult:
     @classmethod
     def merged(cls, parts: Sequence[RangeResult]) -> RangeResult:
         """The items of several parts of an index, for the same queries."""
+        if len(parts) == 1:
+            return parts[0]
         queries = np.concatenate([np.repeat(np.arange(len(part)), np.diff(part.limits)) for part in parts])
         ids = np.concatenate([part.ids for part in parts])
         distances = np.concatenate([part.distances for part in parts])
         order = np.lexsort((ids, distances, queries))
-        counts = np.bincount(queries, minlength=len(parts[0]))
-        limits = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        return cls(limits, ids[order], distances[order])
+        return cls(np.sum([part.limits for part in parts], axis=0), ids[order], distances[order])
 
     def __len__(self) -> int:
         return len(self.limits) - 1
@@ -137,13 +136,8 @@ class Incoming:
     def choose_ids(self, *, known: Known, present: Set[int], following: int) -> NDArray[np.int64]:
         """The id of every code: the given one, that of its key, or the next one that was never used.
 
-        Args:
-            known: Id and digest of those keys that the index holds.
-            present: Those of the given ids that it holds.
-            following: One more than the largest id ever used.
-
-        Raises:
-            DataError: a known key or a present id without ``upsert``, a key of another id, or no id is left.
+        ``known`` and ``present`` are those of the keys and of the given ids that the index holds; ``following`` is one more than the
+        largest id ever used.
         """
         if known and not self.upsert:
             raise DataError(f"the key {next(iter(known))!r} is in the index already; pass upsert=True to replace it")
@@ -223,15 +217,13 @@ class Index(ABC):
         for name, values in (("ids", ids), ("metadata", metadata), ("keys", keys), ("digests", digests)):
             if values is not None and len(values) != len(codes):
                 raise DataError(f"{len(values)} {name} for {len(codes)} codes; give one for each code")
-        incoming = Incoming(
-            codes,
-            None if ids is None else check_ids(ids),
-            None if metadata is None else _encode_metadata(metadata),
-            None if keys is None else check_keys(keys),
-            None if digests is None else _check_digests(digests),
-            upsert,
-        )
-        return self._add(incoming)
+        checked_ids = None if ids is None else check_ids(ids)
+        texts = None if metadata is None else _encode_metadata(metadata)
+        checked_keys = None if keys is None else check_keys(keys)
+        for digest in () if digests is None else digests:
+            if not isinstance(digest, bytes):
+                raise DataError(f"digests must be bytes, got {digest!r}")
+        return self._add(Incoming(codes, checked_ids, texts, checked_keys, digests, upsert))
 
     def remove(self, ids: Sequence[int] | NDArray[np.int64] = (), *, keys: Sequence[str] = ()) -> int:
         """Remove items by id, by key, or both, in one transaction (on Milvus in batches); returns how many.
@@ -382,15 +374,7 @@ def check_keys(keys: Sequence[str]) -> list[str]:
     return list(keys)
 
 
-def _check_digests(digests: Sequence[bytes]) -> Sequence[bytes]:
-    for digest in digests:
-        if not isinstance(digest, bytes):
-            raise DataError(f"digests must be bytes, got {digest!r}")
-    return digests
-
-
 def _encode_metadata(metadata: Sequence[dict[str, Any] | None]) -> list[str | None]:
-    """Metadata as JSON text."""
     encoded: list[str | None] = []
     for row, entry in enumerate(metadata):
         if entry is not None and not isinstance(entry, dict):

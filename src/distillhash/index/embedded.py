@@ -35,7 +35,7 @@ from distillhash.files import write_ahead
 from distillhash.hamming import nearest, planes_of, warm_up, within
 from distillhash.hamming.search import Planes
 from distillhash.index.base import Incoming, Index, Item, Known, RangeResult, Row, SearchResult
-from distillhash.index.manifest import Manifest
+from distillhash.index.manifest import Manifest, damaged
 
 if TYPE_CHECKING:
     from distillhash.hamming import ClusteredCodes
@@ -55,7 +55,6 @@ class EmbeddedIndex(Index):
     def __init__(
         self,
         folder: Path | None,
-        *,
         n_bits: int | None,
         create: bool,
         model_fingerprint: str | None,
@@ -90,27 +89,24 @@ class EmbeddedIndex(Index):
             raise FormatError(f"{database} is missing; restore it or build the index again in another folder")
         self._items = ItemTable(database, durability)
         try:
-            if is_new:
-                held = self._make(folder, held)
+            if is_new:  # make the tables, then the manifest, which marks the index as complete
+                self._items.make()
+                with self._items.transaction():  # only one of several processes makes it
+                    if file.exists():
+                        held = Manifest.read(file)
+                    else:
+                        self._items.check()
+                        if self._items.state().items:
+                            raise FormatError(
+                                f"{folder} holds items but no manifest.json; restore it or choose another folder"
+                            )
+                        held.write(file)
             held.check_fits(folder, n_bits, model_fingerprint)
             self._items.check()
         except BaseException:
             self._items.close()
             raise
         return held
-
-    def _make(self, folder: Path, manifest: Manifest) -> Manifest:
-        """Make the tables, then the manifest, which marks the index as complete; only one of several processes makes it."""
-        file = folder / "manifest.json"
-        self._items.make()
-        with self._items.transaction():
-            if file.exists():
-                return Manifest.read(file)
-            self._items.check()
-            if self._items.state().items:
-                raise FormatError(f"{folder} holds items but no manifest.json; restore it or choose another folder")
-            manifest.write(file)
-        return manifest
 
     def _add(self, incoming: Incoming) -> NDArray[np.int64]:
         with self._items.transaction():
@@ -147,7 +143,7 @@ class EmbeddedIndex(Index):
             entry = None if metadata is None else json.loads(metadata)
             return Item(identifier, codes, _key_from_sql(key), digest, entry)
         except (TypeError, ValueError) as error:
-            raise self._damaged(f"the row of id {identifier}: {error}") from error
+            raise damaged(self._items.name, f"the row of id {identifier}: {error}") from error
 
     def known(self, keys: Sequence[str]) -> Known:
         """See :meth:`Index.known`."""
@@ -207,7 +203,7 @@ class EmbeddedIndex(Index):
                         state, changed, (CodesInMemory.from_rows(rows, self.n_bits) for rows in batches)
                     )
                 except DataError as error:
-                    raise self._damaged(error) from error
+                    raise damaged(self._items.name, error) from error
             among = None if where is None else self._items.matching(where)
         if snapshot.n_changes() > max(_CACHED_FROM, len(snapshot.base.ids) // _CACHED_SHARE):
             snapshot = self._cached(snapshot)
@@ -234,23 +230,14 @@ class EmbeddedIndex(Index):
                 return mapped
         return folded
 
-    def _damaged(self, error: Exception | str) -> FormatError:
-        return FormatError(f"{self._items.name} is damaged ({error}); restore it or build the index again")
-
 
 @dataclass(frozen=True)
 class CodesInMemory:
-    """Ids and their codes.
+    """Ids and their codes."""
 
-    Attributes:
-        ids: ``(n,) int64``, ascending, so that the kernels' order of rows is the order of ids.
-        planes: ``(n_planes, n)``, as :func:`distillhash.hamming.planes_of` lays them out for the kernels.
-        clusters: The same planes grouped, where that was done; answers are the same.
-    """
-
-    ids: NDArray[np.int64]
-    planes: Planes
-    clusters: ClusteredCodes | None = None
+    ids: NDArray[np.int64]  # ascending, so that the kernels' order of rows is the order of ids
+    planes: Planes  # (n_planes, n), from planes_of
+    clusters: ClusteredCodes | None = None  # the same planes grouped, where that was done; answers are the same
 
     @classmethod
     def empty(cls, n_bits: int) -> CodesInMemory:
@@ -259,11 +246,7 @@ class CodesInMemory:
 
     @classmethod
     def from_rows(cls, rows: Sequence[tuple[int, bytes]], n_bits: int) -> CodesInMemory:
-        """Codes from at least one (id, packed code) row, ids ascending.
-
-        Raises:
-            DataError: a code has another length, or pad bits that are set.
-        """
+        """Codes from at least one (id, packed code) row, ids ascending; :class:`DataError` if a code is damaged."""
         ids, codes = zip(*rows, strict=True)
         width = bytes_per_code(n_bits)
         if set(map(len, codes)) != {width}:
@@ -273,11 +256,7 @@ class CodesInMemory:
         return cls(np.array(ids, np.int64), planes_of(packed))
 
     def joined(self, others: Iterable[CodesInMemory], n: int) -> CodesInMemory:
-        """These codes and others, ``n`` in all, ids ascending; the others are taken one by one, to save memory.
-
-        Raises:
-            DataError: there are more or fewer.
-        """
+        """These codes and others, ``n`` in all (else :class:`DataError`); the others are taken one by one, to save memory."""
         ids, planes = np.empty(n, np.int64), np.empty((len(self.planes), n), self.planes.dtype)
         end = 0
         for part in chain([self], others):
@@ -328,21 +307,14 @@ class CodesInMemory:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The codes of one committed state: a base, of which some rows are gone, and fresh codes; no id is in both.
+    """The codes of one committed state: a base, of which some rows are gone, and fresh codes; no id is in both."""
 
-    Attributes:
-        generation, name, last_id: Of the state, see :class:`State`.
-        base: Codes as they were in an earlier generation.
-        gone: ``(n_base,)``: rows that were replaced or removed since; None if there are none.
-        fresh: Codes that are new or were replaced since.
-    """
-
-    generation: int
+    generation: int  # this and the next two as in State
     name: str
     last_id: int
-    base: CodesInMemory
-    gone: NDArray[np.bool_] | None
-    fresh: CodesInMemory
+    base: CodesInMemory  # codes as they were in an earlier generation
+    gone: NDArray[np.bool_] | None  # (n_base,): rows that were replaced or removed since; None if there are none
+    fresh: CodesInMemory  # codes that are new or were replaced since
 
     @classmethod
     def of(cls, codes: CodesInMemory, generation: int, name: str, last_id: int) -> Snapshot:
@@ -350,16 +322,7 @@ class Snapshot:
         return cls(generation, name, last_id, codes, None, CodesInMemory(codes.ids[:0], codes.planes[:, :0]))
 
     def after(self, state: State, changed: NDArray[np.int64], codes: Iterable[CodesInMemory]) -> Snapshot:
-        """The snapshot of a later state.
-
-        Args:
-            state: What is committed now.
-            changed: Ids that were replaced or removed since, ascending.
-            codes: Those that are new or replaced.
-
-        Raises:
-            DataError: the number of codes differs from that of the state.
-        """
+        """The snapshot of a later state, from the ids that were replaced or removed since, ascending, and new or replaced codes."""
         gone = self.base.holds(changed)
         if self.gone is not None:
             gone |= self.gone
@@ -391,26 +354,20 @@ class Snapshot:
 
     def nearest(self, codes: Codes, k: int, among: NDArray[np.int64] | None) -> SearchResult:
         """The ``k`` nearest items of every code; ``among`` are the ids that may be found, ascending (None: all)."""
-        found = self.base.nearest(codes, k, self._allowed(among))
-        if not len(self.fresh.ids):
-            return found
-        fresh_allowed = None if among is None else self.fresh.holds(among)
-        return SearchResult.merged([found, self.fresh.nearest(codes, k, fresh_allowed)], k)
+        return SearchResult.merged([part.nearest(codes, k, allowed) for part, allowed in self._parts(among)], k)
 
     def within(self, codes: Codes, radius: int, among: NDArray[np.int64] | None) -> RangeResult:
         """All items within ``radius`` bits of every code; ``among`` as in :meth:`nearest`."""
-        found = self.base.within(codes, radius, self._allowed(among))
-        if not len(self.fresh.ids):
-            return found
-        fresh_allowed = None if among is None else self.fresh.holds(among)
-        return RangeResult.merged([found, self.fresh.within(codes, radius, fresh_allowed)])
+        return RangeResult.merged([part.within(codes, radius, allowed) for part, allowed in self._parts(among)])
 
-    def _allowed(self, among: NDArray[np.int64] | None) -> NDArray[np.bool_] | None:
-        """Rows of the base that may be found (None: all)."""
-        if among is None:
-            return None if self.gone is None else ~self.gone
-        wanted = self.base.holds(among)
-        return wanted if self.gone is None else wanted & ~self.gone
+    def _parts(self, among: NDArray[np.int64] | None) -> Iterator[tuple[CodesInMemory, NDArray[np.bool_] | None]]:
+        """The base, and the fresh codes if there are any, with the rows of each that may be found (None: all)."""
+        allowed = None if among is None else self.base.holds(among)
+        if self.gone is not None:
+            allowed = ~self.gone if allowed is None else allowed & ~self.gone
+        yield self.base, allowed
+        if len(self.fresh.ids):
+            yield self.fresh, None if among is None else self.fresh.holds(among)
 
 
 _MAGIC = b"distillhash codes 1\n"
@@ -419,7 +376,7 @@ _ID = np.dtype("<i8")
 
 
 def _write_cache(file: Path, snapshot: Snapshot) -> bool:
-    """Write a snapshot whose codes are all in its base, see :func:`_read_cache`; False if it cannot be written."""
+    """Write a snapshot whose codes are all in its base; False if it cannot be written. docs/formats.md describes the file."""
     ids, planes = snapshot.base.ids.astype(_ID, copy=False), snapshot.base.planes
     planes = planes.astype(planes.dtype.newbyteorder("<"), copy=False)
     fields = {
@@ -442,11 +399,7 @@ def _write_cache(file: Path, snapshot: Snapshot) -> bool:
 
 
 def _read_cache(file: Path, n_bits: int) -> Snapshot | None:
-    """The snapshot in a cache file, its codes mapped; None where there is no file, or one that is cut short or damaged.
-
-    A header of one page names the generation and carries checksums of itself and of the arrays; ids and planes follow. A file is replaced
-    as a whole, and a process that has the old one mapped keeps that.
-    """
+    """The snapshot in a cache file, its codes mapped; None where there is no file, or one that is cut short or damaged."""
     try:
         with file.open("rb") as stream:
             header = stream.read(_HEADER_BYTES)
@@ -473,11 +426,7 @@ def _read_cache(file: Path, n_bits: int) -> Snapshot | None:
 
 
 def _with_new_clusters(snapshot: Snapshot, folder: Path | None) -> Snapshot:
-    """The snapshot, whose codes are all in its base, with clusters.
-
-    They are kept in a file, so that they are found once. It names the generation of the cache file that it belongs to, carries a checksum,
-    and can be deleted like that file.
-    """
+    """The snapshot, whose codes are all in its base, with clusters; a file, like the cache, keeps them for the next process."""
     from safetensors.numpy import save_file
 
     from distillhash.hamming import ClusteredCodes
@@ -546,27 +495,19 @@ _TABLES = (
 _MOST_VARIABLES = 500  # of one SQL statement; SQLite allows 999 at least
 _ROWS_AT_ONCE = 65536  # read into Python objects, which are many times larger than the codes
 _WAIT_SECONDS = 60.0
-_PAGES_KIB = (
-    65536  # keys come in any order: with SQLite's default of 2 MB their index is read from the disk again and again
-)
+# Keys come in any order: with SQLite's default of 2 MB their index is read from the disk again and again.
+_PAGES_KIB = 65536
 _LOG_PAGES = 16384  # of 4 KiB, between two transfers of the log to the table
 _READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION}
 
 
 class State(NamedTuple):
-    """What is committed.
+    """What is committed."""
 
-    Attributes:
-        generation: Number of changes so far.
-        name: Of this generation.
-        items: Number of items.
-        last_id: The largest id ever used, -1 at first.
-    """
-
-    generation: int
-    name: str
+    generation: int  # number of changes so far
+    name: str  # of this generation
     items: int
-    last_id: int
+    last_id: int  # the largest id ever used, -1 at first
 
 
 class ItemTable:
@@ -622,7 +563,7 @@ class ItemTable:
         """What is committed now."""
         newest = self._run("SELECT number, name, items FROM generations ORDER BY number DESC LIMIT 1").fetchone()
         if newest is None:
-            raise FormatError(f"{self.name} is damaged (no generation); restore it or build the index again")
+            raise damaged(self.name, "no generation")
         last = self._run("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
         number, name, items = newest
         return State(number, name, items, -1 if last is None else int(last[0]))
@@ -689,11 +630,7 @@ class ItemTable:
         return {row[0] for row in self._select_in("SELECT id FROM items WHERE id IN ({})", ids)}
 
     def matching(self, condition: str) -> NDArray[np.int64]:
-        """Ids of the items for which an SQL condition over their columns holds, ascending.
-
-        Raises:
-            ParameterError: no condition, or one that does more than read.
-        """
+        """Ids of the items for which an SQL condition over their columns, which may only read, holds, ascending."""
         self._connection.set_authorizer(lambda action, *_: int(action not in _READING))  # 1 denies
         try:
             rows = self._connection.execute(f"SELECT id FROM items WHERE (\n{condition}\n) ORDER BY id")
@@ -760,7 +697,7 @@ class ItemTable:
             )
         if isinstance(error, sqlite3.OperationalError):
             return DistillHashError(f"{self.name} cannot be used now ({error}); check the disk and the permissions")
-        return FormatError(f"{self.name} is damaged ({error}); restore it or build the index again")
+        return damaged(self.name, error)
 
 
 def _address(database: Path | None) -> str:

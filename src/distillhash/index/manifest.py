@@ -24,11 +24,7 @@ class Manifest:
 
     @classmethod
     def new(cls, n_bits: int | None, model_fingerprint: str | None) -> Manifest:
-        """The manifest of a new index.
-
-        Raises:
-            ParameterError: no code length, or one outside 1..4096.
-        """
+        """The manifest of a new index; :class:`ParameterError` without a code length, or for one outside 1..4096."""
         if n_bits is None:
             raise ParameterError("a new index needs a code length; give n_bits")
         if isinstance(n_bits, bool) or not hasattr(n_bits, "__index__") or not 1 <= n_bits <= MOST_BITS:
@@ -37,26 +33,22 @@ class Manifest:
 
     @classmethod
     def read(cls, file: Path) -> Manifest:
-        """The manifest in ``file``; raises :class:`FormatError` as :meth:`parse` does."""
+        """The manifest in ``file``; :class:`FormatError` as in :meth:`parse`."""
         try:
             text = file.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            raise _damaged(file, repr(error)) from error
+            raise damaged(file, repr(error)) from error
         return cls.parse(text, str(file), str(file.parent))
 
     @classmethod
     def parse(cls, text: str, source: str, index: str) -> Manifest:
-        """The manifest that :meth:`text` wrote; messages name ``source``, where the text was found, and ``index``.
-
-        Raises:
-            FormatError: damaged, or of another format.
-        """
+        """The manifest that :meth:`text` wrote; messages name ``source``, where the text was found, and ``index``."""
         try:
             fields = json.loads(text)
             version, n_bits, fingerprint = int(fields["format_version"]), fields["n_bits"], fields["model_fingerprint"]
             checksum = fields.get("checksum")
         except (ValueError, KeyError, TypeError) as error:
-            raise _damaged(source, repr(error)) from error
+            raise damaged(source, repr(error)) from error
         if version > FORMAT_VERSION:
             raise FormatError(
                 f"{index} has format {version}, this version reads up to {FORMAT_VERSION}; upgrade distillhash"
@@ -66,9 +58,9 @@ class Manifest:
         try:
             held = cls.new(n_bits, fingerprint)
         except (ParameterError, TypeError) as error:
-            raise _damaged(source, str(error)) from error
+            raise damaged(source, error) from error
         if checksum != held._checksum():
-            raise _damaged(source, "its checksum differs")
+            raise damaged(source, "its checksum differs")
         return held
 
     def text(self) -> str:
@@ -83,11 +75,7 @@ class Manifest:
         return json.dumps(fields, indent=1) + "\n"
 
     def write(self, file: Path) -> None:
-        """Write ``file``; after a crash it is whole or absent.
-
-        Raises:
-            DistillHashError: the folder cannot be written.
-        """
+        """Write ``file``; after a crash it is whole or absent."""
         try:
             write_atomic(file, self.text().encode(), durable=True)
         except OSError as error:
@@ -111,5 +99,6 @@ class Manifest:
         return f"{zlib.crc32(json.dumps([self.n_bits, self.model_fingerprint]).encode()):08x}"
 
 
-def _damaged(source: Path | str, what: str) -> FormatError:
+def damaged(source: Path | str, what: object) -> FormatError:
+    """The error for a file or a text that is not as it was written."""
     return FormatError(f"{source} is damaged ({what}); restore it or build the index again")

@@ -1,11 +1,6 @@
 """The Milvus engine: a collection on a server, exact by default.
 
-``milvus://user:password@host:19530/collection?option=value``, with the options
-
-- ``index``: ``BIN_FLAT`` (exact, the default) or ``BIN_IVF_FLAT`` (approximate, with ``nlist`` and ``nprobe``); decided when the
-  collection is made.
-- ``database``, ``tls`` (``true`` or ``false``), ``patience`` (seconds to wait for a server that goes away, 10), ``largest`` (items in
-  one answer, 16384, the server's default limit).
+``milvus://user:password@host:19530/collection?option=value``; docs/milvus.md explains the options in :data:`OPTIONS`.
 
 The limits of Milvus are limits of this engine: an ``add`` of several batches is not one transaction (the batches sent before an error
 stay, and the same call with ``upsert`` continues), and two processes that add at the same time without ids may choose the same ones.
@@ -20,9 +15,10 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -54,13 +50,20 @@ _DEADLINE = 60.0  # seconds for one request
 
 T = TypeVar("T")
 Pair = tuple[int, int]  # (distance, id)
-ALL_IDS = (0, LARGEST_ID)  # first and last id of a range
+IdRange = tuple[int, int]  # first and last id
+ALL_IDS = (0, LARGEST_ID)
+Fetch = Callable[[Sequence[bytes], int, int, int | None, IdRange], list[list[Pair]]]
+"""``fetch(codes, limit, least, most, ids)`` is one request.
+
+For every code it gives up to ``limit`` pairs, nearest first and ties in any order, with distances in ``least..most`` (``most=None``: no
+limit) and ids in the range.
+"""
 
 
 class MilvusIndex(Index):
     """An index in a Milvus collection. Open it with :func:`distillhash.index.open_index`; one thread at a time."""
 
-    def __init__(self, uri: str, *, n_bits: int | None, create: bool, model_fingerprint: str | None) -> None:
+    def __init__(self, uri: str, n_bits: int | None, create: bool, model_fingerprint: str | None) -> None:
         """Connect, and make the collection if it is not there."""
         rest, options = split_options(uri, OPTIONS)
         refuse_options(rest, OPTIONS)
@@ -159,7 +162,8 @@ class MilvusIndex(Index):
                 raise
 
     def _add(self, incoming: Incoming) -> NDArray[np.int64]:
-        last_id = self._last_id()
+        counter = self._query("id == 0", ["last_id"], "_ids")
+        last_id = int(counter[0]["last_id"]) if counter else -1
         assigns = incoming.ids is None and len(incoming.codes)
         chosen = incoming.choose_ids(
             known=self.known(incoming.keys or []),
@@ -192,58 +196,49 @@ class MilvusIndex(Index):
             raise ParameterError(
                 f"Milvus answers with at most {self._largest} items, got k={k}; use range_search or a smaller k"
             )
-        answers: list[list[Pair]] = []
         queries = [code.tobytes() for code in codes.packed]
-        fetch = self._fetch(where)
-        step = max(1, _ANSWERS_AT_ONCE // (2 * most + 16))
-        for start in range(0, len(queries) if most else 0, step):
-            answers += exact_nearest(fetch, queries[start : start + step], most, self._largest)
-        return SearchResult.from_pairs(answers if most else [[] for _ in queries], k)
+        if not most:
+            return SearchResult.from_pairs([[] for _ in queries], k)
+        fetch, step = partial(self._fetch, where), max(1, _ANSWERS_AT_ONCE // (2 * most + 16))
+        starts = range(0, len(queries), step)
+        parts = (exact_nearest(fetch, queries[start : start + step], most, self._largest) for start in starts)
+        return SearchResult.from_pairs(list(chain.from_iterable(parts)), k)
 
     def _range_search(self, codes: Codes, radius: int, where: str | None) -> RangeResult:
-        answers: list[list[Pair]] = []
         queries = [code.tobytes() for code in codes.packed]
-        fetch = self._fetch(where)
-        step = max(1, _ANSWERS_AT_ONCE // self._largest)
-        for start in range(0, len(queries), step):
-            answers += exact_within(fetch, queries[start : start + step], radius, self._largest)
-        return RangeResult.from_pairs(answers)
+        fetch, step = partial(self._fetch, where), max(1, _ANSWERS_AT_ONCE // self._largest)
+        starts = range(0, len(queries), step)
+        parts = (exact_within(fetch, queries[start : start + step], radius, self._largest) for start in starts)
+        return RangeResult.from_pairs(list(chain.from_iterable(parts)))
 
-    def _fetch(self, where: str | None) -> Fetch:
-        def fetch(
-            codes: Sequence[bytes],
-            limit: int,
-            *,
-            least: int = 0,
-            most: int | None = None,
-            ids: tuple[int, int] = ALL_IDS,
-        ) -> list[list[Pair]]:
-            parameters: dict[str, Any] = dict(self._probes)
-            if most is not None:
-                parameters |= {"radius": most + 1, "range_filter": least}  # Milvus: range_filter <= distance < radius
-            conditions = [] if where is None else [f"({where})"]
-            if ids != ALL_IDS:
-                conditions.append(f"id >= {ids[0]} and id <= {ids[1]}")
-            try:
-                answers = self._session.call(
-                    "search",
-                    self._name,
-                    list(codes),
-                    anns_field="code",
-                    limit=limit,
-                    filter=" and ".join(conditions),
-                    search_params={"metric_type": "HAMMING", "params": parameters},
-                    consistency_level="Strong",
-                )
-            except DistillHashError as error:
-                if where is not None and getattr(error.__cause__, "code", None) == 1100:  # invalid parameter
-                    raise ParameterError(
-                        f"where={where!r} is no expression that Milvus takes ({error.__cause__})"
-                    ) from error
-                raise
-            return [[(round(hit["distance"]), int(hit["id"])) for hit in hits] for hits in answers]
-
-        return fetch
+    def _fetch(
+        self, where: str | None, codes: Sequence[bytes], limit: int, least: int, most: int | None, ids: IdRange
+    ) -> list[list[Pair]]:
+        """See :data:`Fetch`."""
+        parameters: dict[str, Any] = dict(self._probes)
+        if most is not None:
+            parameters |= {"radius": most + 1, "range_filter": least}  # Milvus: range_filter <= distance < radius
+        conditions = [] if where is None else [f"({where})"]
+        if ids != ALL_IDS:
+            conditions.append(f"id >= {ids[0]} and id <= {ids[1]}")
+        try:
+            answers = self._session.call(
+                "search",
+                self._name,
+                list(codes),
+                anns_field="code",
+                limit=limit,
+                filter=" and ".join(conditions),
+                search_params={"metric_type": "HAMMING", "params": parameters},
+                consistency_level="Strong",
+            )
+        except DistillHashError as error:
+            if where is not None and getattr(error.__cause__, "code", None) == 1100:  # invalid parameter
+                raise ParameterError(
+                    f"where={where!r} is no expression that Milvus takes ({error.__cause__})"
+                ) from error
+            raise
+        return [[(round(hit["distance"]), int(hit["id"])) for hit in hits] for hits in answers]
 
     def _get(self, ids: list[int]) -> dict[int, Item]:
         return {int(entity["id"]): _from_entity(entity, self.n_bits) for entity in self._query_in("id", ids, _FIELDS)}
@@ -280,12 +275,6 @@ class MilvusIndex(Index):
     def __repr__(self) -> str:
         return f"MilvusIndex({self._session.shown!r}, n_bits={self.n_bits})"
 
-    def _last_id(self) -> int:
-        rows = self._session.call(
-            "query", f"{self._name}_ids", filter="id == 0", output_fields=["last_id"], consistency_level="Strong"
-        )
-        return int(rows[0]["last_id"]) if rows else -1
-
     def _unused_from(self, following: int) -> int:
         """The first id from ``following`` on with nothing after it: a bulk import leaves no trace in the counter."""
         while following <= LARGEST_ID:
@@ -295,11 +284,9 @@ class MilvusIndex(Index):
             following = max(int(row["id"]) for row in rows) + 1
         return following
 
-    def _query(self, expression: str, fields: list[str], **options: Any) -> list[dict[str, Any]]:
-        rows = self._session.call(
-            "query", self._name, filter=expression, output_fields=fields, consistency_level="Strong", **options
-        )
-        return cast("list[dict[str, Any]]", rows)
+    def _query(self, expression: str, fields: list[str], suffix: str = "", **options: Any) -> list[dict[str, Any]]:
+        options |= {"filter": expression, "output_fields": fields, "consistency_level": "Strong"}
+        return cast("list[dict[str, Any]]", self._session.call("query", self._name + suffix, **options))
 
     def _query_in(
         self, field: str, values: Sequence[int | str], fields: list[str], also: str = "id >= 0"
@@ -327,10 +314,10 @@ def _parts(values: Sequence[Any]) -> Iterator[list[Any]]:
         yield list(values[start : start + _VALUES_AT_ONCE])
 
 
-def _batches(entities: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _batches(entities: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Entities in batches of bounded count and size."""
-    left = iter(entities)
-    while batch := list(islice(left, _ROWS_AT_ONCE)):
+    for first in range(0, len(entities), _ROWS_AT_ONCE):
+        batch = entities[first : first + _ROWS_AT_ONCE]
         size = sum(len(entity["code"]) + len(entity["key"]) + len(str(entity["metadata"])) + 100 for entity in batch)
         step = max(1, len(batch) * _BYTES_AT_ONCE // max(size, _BYTES_AT_ONCE))
         for start in range(0, len(batch), step):
@@ -346,11 +333,11 @@ def _to_entity(row: Row) -> dict[str, Any]:
             f"the key {key!r:.80} has more than the {MOST_TEXT_BYTES} bytes that Milvus holds; use a shorter one"
         )
     entry = {} if metadata is None else map_text(json.loads(metadata), to_plain)
-    if metadata is not None and not _fits(entry):
+    if not _fits(entry):
         raise DataError(f"the metadata of id {identifier} hold an integer of more than 64 bits; give it as text")
     has = HAS_KEY * (key is not None) | HAS_DIGEST * (digest is not None) | HAS_METADATA * (metadata is not None)
-    digest_text = "" if digest is None else digest.hex()
-    return {"id": identifier, "code": code, "key": plain, "digest": digest_text, "metadata": entry, "has": has}
+    hexadecimal = (digest or b"").hex()
+    return {"id": identifier, "code": code, "key": plain, "digest": hexadecimal, "metadata": entry, "has": has}
 
 
 def _from_entity(entity: dict[str, Any], n_bits: int) -> Item:
@@ -390,31 +377,16 @@ def _fits(value: Any) -> bool:
 # answer. With an approximate index (``BIN_IVF_FLAT``) the same steps order what the server finds.
 
 
-class Fetch(Protocol):
-    """One request: for every code up to ``limit`` pairs, nearest first, with distances in ``least..most`` and ids in ``ids``."""
-
-    def __call__(
-        self,
-        codes: Sequence[bytes],
-        limit: int,
-        *,
-        least: int = 0,
-        most: int | None = None,
-        ids: tuple[int, int] = ALL_IDS,
-    ) -> list[list[Pair]]:
-        """Pairs of every code; equal distances in any order. ``most=None`` asks for no radius."""
-
-
 def exact_nearest(fetch: Fetch, codes: Sequence[bytes], k: int, largest: int) -> list[list[Pair]]:
     """The ``k`` nearest of every code by (distance, id); ``k`` is at most ``largest``, the most items of one answer.
 
-    More than ``k`` are asked for. All items nearer than the k-th are among them in any case. If the answer goes on beyond the k-th
-    distance, or holds all items, so are all items at that distance, and the lowest ids are chosen. Otherwise the items at exactly that
-    distance are fetched by ascending ranges of ids until there are enough.
+    More than ``k`` are asked for. If the answer goes on beyond the k-th distance, or holds all items, it has all items at that distance,
+    and the lowest ids are chosen. Otherwise the items at exactly that distance are fetched by ascending ranges of ids until there are
+    enough.
     """
     limit = min(largest, k + max(k, _MARGIN))
     answers = []
-    for code, pairs in zip(codes, fetch(codes, limit), strict=True):
+    for code, pairs in zip(codes, fetch(codes, limit, 0, None, ALL_IDS), strict=True):
         found = sorted(pairs)
         if len(found) == limit and found[-1][0] == found[k - 1][0]:
             worst = found[k - 1][0]
@@ -430,7 +402,7 @@ def exact_nearest(fetch: Fetch, codes: Sequence[bytes], k: int, largest: int) ->
 def exact_within(fetch: Fetch, codes: Sequence[bytes], radius: int, largest: int) -> list[list[Pair]]:
     """All within ``radius`` of every code by (distance, id): one request, and more by ranges of ids where its answer is full."""
     answers = []
-    for code, pairs in zip(codes, fetch(codes, largest, most=radius), strict=True):
+    for code, pairs in zip(codes, fetch(codes, largest, 0, radius, ALL_IDS), strict=True):
         if len(pairs) == largest:
             pairs = [pair for part in _within_by_id_ranges(fetch, code, 0, radius, largest) for pair in part]
         answers.append(sorted(pairs))
@@ -441,7 +413,7 @@ def _within_by_id_ranges(fetch: Fetch, code: bytes, least: int, most: int, large
     """All items with distances in ``least..most``, in parts of ascending ids."""
 
     def ask(first: int, last: int) -> list[Pair]:
-        return fetch([code], largest, least=least, most=most, ids=(first, last))[0]
+        return fetch([code], largest, least, most, (first, last))[0]
 
     return _by_id_ranges(ask, lambda pair: pair[1], largest)
 
@@ -467,18 +439,9 @@ class MilvusSession:
     """
 
     def __init__(self, uri: str, shown: str, *, token: str, database: str, patience: float) -> None:
-        """Connect without patience: a wrong address should fail at once.
+        """Connect without patience, since a wrong address should fail at once; ``shown`` is the address without a password.
 
-        Args:
-            uri: ``http://host:port`` or ``https://host:port``.
-            shown: The address for messages, without a password.
-            token: ``user:password`` or a token, empty for none.
-            database: Its name, empty for the default one.
-            patience: How long to wait for a server that goes away later, in seconds.
-
-        Raises:
-            MissingDependencyError: pymilvus is not installed.
-            DistillHashError: the server does not answer or refuses.
+        ``patience`` is how many seconds to wait for a server that goes away later.
         """
         try:
             import pymilvus
@@ -488,9 +451,8 @@ class MilvusSession:
             ) from error
         # pymilvus prints the traceback of each failed attempt; the last error is raised here, with one sentence.
         logging.getLogger("pymilvus.decorators").setLevel(logging.CRITICAL + 1)
-        self._pymilvus = pymilvus
-        self._uri, self.shown, self._patience = uri, shown, patience
-        self._token, self._database = token, database
+        self._pymilvus, self.shown, self._patience = pymilvus, shown, patience
+        self._account = {"uri": uri, "token": token, "db_name": database}
         self._client: MilvusClient | None = None
         self._is_open = True
         try:
@@ -499,11 +461,7 @@ class MilvusSession:
             raise self._explained(error, "the connection") from error
 
     def call(self, name: str, *arguments: Any, **options: Any) -> Any:
-        """The result of a repeatable method of the client.
-
-        Raises:
-            DistillHashError: the server stayed away, or refused.
-        """
+        """The result of a repeatable method of the client."""
 
         def attempt() -> Any:
             client = self._connected()
@@ -531,13 +489,8 @@ class MilvusSession:
         if not self._is_open:
             raise DataError(f"the index {self.shown} is closed; open it again")
         if self._client is None:
-            self._client = self._pymilvus.MilvusClient(
-                uri=self._uri,
-                token=self._token,
-                db_name=self._database,
-                timeout=max(2.0, self._patience),
-                dedicated=True,
-            )
+            timeout = max(2.0, self._patience)
+            self._client = self._pymilvus.MilvusClient(**self._account, timeout=timeout, dedicated=True)
         return self._client
 
     def _drop(self) -> None:

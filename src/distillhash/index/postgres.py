@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,18 +53,12 @@ class PostgresIndex(Index):
     """An index in a Postgres table. Open it with :func:`distillhash.index.open_index`; one thread at a time."""
 
     def __init__(
-        self,
-        uri: str,
-        *,
-        n_bits: int | None,
-        create: bool,
-        model_fingerprint: str | None,
-        durability: Literal["normal", "full"],
+        self, uri: str, n_bits: int | None, create: bool, model_fingerprint: str | None, is_durable: bool
     ) -> None:
-        """Connect, and make the tables if they are not there. Durability ``normal`` is the server's setting."""
+        """Connect, and make the tables if they are not there; unless ``is_durable``, the server's setting decides about the disk."""
         rest, options = split_options(uri, OPTIONS)
         patience = number(options.get("patience", "10"), "patience", least=0, most=86400)
-        self._session = PostgresSession(rest, shown(rest), patience=patience, synchronous=durability == "full")
+        self._session = PostgresSession(rest, shown(rest), patience=patience, synchronous=is_durable)
         try:
             self._table = options.get("table", "distillhash")
             if not _TABLE.fullmatch(self._table):
@@ -145,8 +139,8 @@ class PostgresIndex(Index):
         def work(connection: Connection) -> NDArray[np.int64]:
             last_id = self._lock(connection)
             chosen = incoming.choose_ids(
-                known=self._known(connection, incoming.keys or []),
-                present=self._present_in(connection, [] if incoming.ids is None else incoming.ids.tolist()),
+                known=self._known(incoming.keys or [], connection),
+                present=self._present([] if incoming.ids is None else incoming.ids.tolist(), connection),
                 following=last_id + 1,
             )
             if incoming.upsert:
@@ -165,7 +159,7 @@ class PostgresIndex(Index):
     def _remove(self, ids: set[int], keys: Sequence[str]) -> int:
         def work(connection: Connection) -> int:
             self._lock(connection)
-            present, known = self._present_in(connection, list(ids)), self._known(connection, keys)
+            present, known = self._present(list(ids), connection), self._known(keys, connection)
             leaving = list(self._leaving(ids, keys, present, known))
             connection.execute(self._sql("DELETE FROM {items} WHERE id = ANY(%s)"), [leaving])
             return len(leaving)
@@ -205,15 +199,25 @@ class PostgresIndex(Index):
             if len(bits) != self.n_bits:
                 raise FormatError(f"the code of id {identifier} in {self!r} has {len(bits)} bits, not {self.n_bits}")
             name, metadata = None if key is None else from_plain(key), None if entry is None else json.loads(entry)
-            found[identifier] = Item(identifier, _from_bit_text(bits), name, digest, metadata)
+            code = Codes(np.packbits(np.frombuffer(bits.encode(), np.uint8)[None] == ord("1"), axis=1), self.n_bits)
+            found[identifier] = Item(identifier, code, name, digest, metadata)
         return found
 
     def known(self, keys: Sequence[str]) -> Known:
         """See :meth:`Index.known`."""
-        return self._known(self._session, keys)
+        return self._known(keys, self._session)
 
-    def _present(self, ids: list[int]) -> set[int]:
-        return self._present_in(self._session, ids)
+    def _known(self, keys: Sequence[str], source: PostgresSession | Connection) -> Known:
+        statement = self._sql(
+            "SELECT key, id, digest FROM {items} WHERE md5(key) = ANY(SELECT md5(wanted) FROM unnest(%s::text[]) AS wanted)"
+        )
+        wanted = {to_plain(key): key for key in keys}
+        rows = _rows(source, statement, list(wanted))
+        return {wanted[key]: (identifier, digest) for key, identifier, digest in rows if key in wanted}
+
+    def _present(self, ids: list[int], source: PostgresSession | Connection | None = None) -> set[int]:
+        statement = self._sql("SELECT id FROM {items} WHERE id = ANY(%s)")
+        return {row[0] for row in _rows(source or self._session, statement, ids)}
 
     def ids(self) -> NDArray[np.int64]:
         """See :meth:`Index.ids`."""
@@ -237,17 +241,6 @@ class PostgresIndex(Index):
             raise FormatError(f"{self!r} has lost its manifest; restore it or build the index again")
         return int(row[0])
 
-    def _known(self, source: PostgresSession | Connection, keys: Sequence[str]) -> Known:
-        statement = self._sql(
-            "SELECT key, id, digest FROM {items} WHERE md5(key) = ANY(SELECT md5(wanted) FROM unnest(%s::text[]) AS wanted)"
-        )
-        wanted = {to_plain(key): key for key in keys}
-        rows = _rows(source, statement, list(wanted))
-        return {wanted[key]: (identifier, digest) for key, identifier, digest in rows if key in wanted}
-
-    def _present_in(self, source: PostgresSession | Connection, ids: list[int]) -> set[int]:
-        return {row[0] for row in _rows(source, self._sql("SELECT id FROM {items} WHERE id = ANY(%s)"), ids)}
-
 
 def _rows(source: PostgresSession | Connection, statement: Composed, values: list[Any]) -> list[tuple[Any, ...]]:
     """Rows of a statement for all values, a bounded number at a time; within a transaction, on its connection."""
@@ -266,12 +259,6 @@ def to_bit_text(codes: Codes) -> list[str]:
     return [text.decode() for text in np.ascontiguousarray(characters).view(f"S{codes.n_bits}").ravel().tolist()]
 
 
-def _from_bit_text(text: str) -> Codes:
-    """The one code that :func:`to_bit_text` wrote."""
-    bits = np.frombuffer(text.encode(), np.uint8)[None] - np.uint8(ord("0"))
-    return Codes(np.packbits(bits, axis=1), bits.shape[1])
-
-
 class _NotCommittedError(Exception):
     """The connection was lost during a commit that did not happen."""
 
@@ -284,17 +271,9 @@ class PostgresSession:
     """
 
     def __init__(self, uri: str, shown: str, *, patience: float, synchronous: bool) -> None:
-        """Connect without patience: a wrong address should fail at once.
+        """Connect without patience, since a wrong address should fail at once; ``shown`` is the address without a password.
 
-        Args:
-            uri: What libpq takes.
-            shown: The address for messages, without a password.
-            patience: How long to wait for a server that goes away later, in seconds.
-            synchronous: Wait for the disk at each commit, whatever the server's setting.
-
-        Raises:
-            MissingDependencyError: psycopg is not installed.
-            DistillHashError: the server does not answer or refuses.
+        ``patience`` is how many seconds to wait for a server that goes away later. ``synchronous`` waits for the disk at each commit.
         """
         try:
             import psycopg
@@ -302,8 +281,8 @@ class PostgresSession:
             raise MissingDependencyError(
                 f"{shown} needs psycopg; install it with `pip install 'distillhash[postgres]'`"
             ) from error
-        self._psycopg = psycopg
-        self._uri, self.shown, self._patience, self._synchronous = uri, shown, patience, synchronous
+        self._psycopg, self._uri, self.shown = psycopg, uri, shown
+        self._patience, self._synchronous = patience, synchronous
         self._connection: Connection | None = None
         self._is_open = True
         try:
@@ -312,11 +291,7 @@ class PostgresSession:
             raise self._explained(error) from error
 
     def read(self, statement: Composable, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """The rows of one statement that changes nothing; it sees one committed state.
-
-        Raises:
-            DistillHashError: the server stayed away, or refused the statement.
-        """
+        """The rows of one statement that changes nothing; it sees one committed state."""
         try:
             return with_patience(
                 lambda: self._connected().execute(statement, parameters).fetchall(), self._may_pass, self._patience
@@ -327,8 +302,7 @@ class PostgresSession:
     def write(self, work: Callable[[Connection], T]) -> T:
         """The result of ``work`` in one transaction, which happens once or, if this raises, not at all.
 
-        Raises:
-            DistillHashError: the server stayed away or refused, or what became of the transaction cannot be known.
+        One error says that what became of the transaction cannot be known.
         """
         try:
             return with_patience(lambda: self._transaction(work), self._may_pass, self._patience)
@@ -345,12 +319,8 @@ class PostgresSession:
         if not self._is_open:
             raise DataError(f"the index {self.shown} is closed; open it again")
         if self._connection is None or self._connection.closed:
-            connection = self._psycopg.connect(
-                self._uri,
-                autocommit=True,
-                connect_timeout=max(2, int(self._patience)),
-                fallback_application_name="distillhash",
-            )
+            options = {"connect_timeout": max(2, int(self._patience)), "fallback_application_name": "distillhash"}
+            connection = self._psycopg.connect(self._uri, autocommit=True, **options)
             if self._synchronous:
                 connection.execute("SET synchronous_commit = on")
             self._connection = connection

@@ -18,15 +18,8 @@ _ESCAPE = re.compile(r"\\u([0-9a-f]{4})")
 def with_patience(work: Callable[[], T], is_transient: Callable[[Exception], bool], patience: float) -> T:
     """The result of ``work``, which is called again while it fails with a transient error.
 
+    ``work`` must be safe to repeat. ``patience`` is in seconds: how long after the first call another one may start; 0 is one call.
     Pauses double from 0.05 s to 2 s. Each is shortened by up to a half at random, so that many clients do not come back together.
-
-    Args:
-        work: Called once or more; what it does must be safe to repeat.
-        is_transient: Whether an error may pass.
-        patience: In seconds: how long after the first call another one may start; 0 is one call.
-
-    Raises:
-        Exception: what ``work`` raised last, or at once if it is not transient.
     """
     give_up = time.monotonic() + patience
     pause = FIRST_PAUSE

@@ -5,42 +5,34 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError
 
-Ints = NDArray[np.int64]
 _SIGN_BLOCK = 1 << 16  # rows; a float32 sum of that many signs is exact
 
 
 def bit_statistics(codes: Codes) -> dict[str, Any]:
-    """How the bits of a set of codes behave; exact, deterministic, one pass.
+    """How the bits of at least one code behave, as a JSON-able dictionary; exact, deterministic, one pass.
 
-    Args:
-        codes: ``n >= 1`` codes of K bits.
-
-    Returns:
-        A JSON-able dictionary:
-
-        - ``n``, ``n_bits``;
-        - ``balance``: K floats, the mean sign of each bit in [-1, 1] (0: half the items are +1; -1 or +1: constant);
-        - ``correlation``: K x K Pearson correlations of the signs; a constant bit correlates 0 with every other bit and
-          with itself;
-        - ``mean_abs_balance``, and ``mean_abs_correlation`` off the diagonal (0 for one bit);
-        - ``constant_bits``: how many bits never change;
-        - ``effective_bits``: participation ratio ``(sum w)^2 / sum w^2`` of the eigenvalues w of the correlation
-          matrix: K for uncorrelated bits, 1 for copies of one bit, 0 where all bits are constant. Sampling noise alone
-          lowers it to about ``K / (1 + K / n)``, so compare it between codes of the same items;
-        - ``unique_fraction``: distinct codes over ``n``; ``largest_bucket_fraction``: share of the commonest code.
-
-    Raises:
-        DataError: no codes.
+    - ``n``, ``n_bits`` (K);
+    - ``balance``: K floats, the mean sign of each bit in [-1, 1] (0: half the items are +1; -1 or +1: constant);
+    - ``correlation``: K x K Pearson correlations of the signs; a constant bit correlates 0 with every bit and with itself;
+    - ``mean_abs_balance``, and ``mean_abs_correlation`` off the diagonal (0 for one bit);
+    - ``constant_bits``: how many bits never change;
+    - ``effective_bits``: participation ratio ``(sum w)^2 / sum w^2`` of the eigenvalues w of the correlation matrix: K for uncorrelated
+      bits, 1 for copies of one bit, 0 where all bits are constant. Sampling noise alone lowers it to about ``K / (1 + K / n)``, so compare
+      it between codes of the same items;
+    - ``unique_fraction``: distinct codes over ``n``; ``largest_bucket_fraction``: share of the commonest code.
     """
     n, n_bits = len(codes), codes.n_bits
     if n == 0:
         raise DataError("bit statistics need at least one code, got 0; encode some items first")
-    sums, products = _sign_moments(codes)
+    sums, products = np.zeros(n_bits, np.int64), np.zeros((n_bits, n_bits), np.int64)
+    for start in range(0, n, _SIGN_BLOCK):
+        signs = codes[start : start + _SIGN_BLOCK].signs().astype(np.float32)
+        sums += signs.sum(axis=0).astype(np.int64)
+        products += (signs.T @ signs).astype(np.int64)
     # Integers up to here, so a constant bit is recognised exactly and a copied bit has a correlation of exactly 1.
     variance = n * n - sums * sums
     squares = variance.astype(np.float64)
@@ -66,13 +58,3 @@ def bit_statistics(codes: Codes) -> dict[str, Any]:
         "unique_fraction": len(buckets) / n,
         "largest_bucket_fraction": int(buckets.max()) / n,
     }
-
-
-def _sign_moments(codes: Codes) -> tuple[Ints, Ints]:
-    """Sums ``(K,)`` and products ``(K, K)`` of the signs over all codes, as integers."""
-    sums, products = np.zeros(codes.n_bits, np.int64), np.zeros((codes.n_bits, codes.n_bits), np.int64)
-    for start in range(0, len(codes), _SIGN_BLOCK):
-        signs = codes[start : start + _SIGN_BLOCK].signs().astype(np.float32)
-        sums += signs.sum(axis=0).astype(np.int64)
-        products += (signs.T @ signs).astype(np.int64)
-    return sums, products

@@ -30,41 +30,24 @@ _BLOCK = 1 << 22  # (query, database) pairs held at once: about 200 MB
 
 @dataclass(frozen=True)
 class CodedPairs:
-    """One side of an evaluation: codes of images and of their texts.
-
-    Attributes:
-        images: ``n`` codes.
-        texts: ``t`` codes of the same length.
-        owners: ``(t,)``, the image of each text.
-    """
+    """One side of an evaluation: codes of images and of their texts."""
 
     images: Codes
-    texts: Codes
-    owners: Rows
+    texts: Codes  # of the same length
+    owners: Rows  # the image of each text
 
 
 def evaluate_cross_modal(
     query: CodedPairs, database: CodedPairs, relevances: dict[str, Relevance]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Both directions under every relevance.
+    """Both directions under every relevance: the query's images search the database's texts, and its texts the database's images.
 
-    Args:
-        query: Its images query the database's texts, its texts the database's images.
-        database: The pairs that are searched.
-        relevances: Names and gains of the database's items for the query's; see :func:`own_items`, :func:`shared_labels` and
-            :func:`word_overlap`.
-
-    Returns:
-        ``{"image_to_text": {name: metrics}, "text_to_image": {name: metrics}}``. Metrics are the means of :func:`query_metrics` over the
-        queries with a relevant item; ``n_queries`` is their number, and ``queries_without_relevant`` that of the others.
-
-    Raises:
-        DataError: no query has a relevant item under some relevance.
+    The result is ``{"image_to_text": {name: metrics}, "text_to_image": {name: metrics}}``. Metrics are the means of :func:`query_metrics`
+    over the queries with a relevant item; ``n_queries`` is their number, and ``queries_without_relevant`` that of the others.
     """
-    items = [np.arange(len(side.images)) for side in (query, database)]
     sides = {
-        "image_to_text": (query.images, items[0], database.texts, database.owners),
-        "text_to_image": (query.texts, query.owners, database.images, items[1]),
+        "image_to_text": (query.images, np.arange(len(query.images)), database.texts, database.owners),
+        "text_to_image": (query.texts, query.owners, database.images, np.arange(len(database.images))),
     }
     return {
         direction: {name: _evaluate_direction(*side, relevance) for name, relevance in relevances.items()}
@@ -90,20 +73,11 @@ def _evaluate_direction(
 
 
 def query_metrics(distances: NDArray[Any], gains: NDArray[Any], depths: Sequence[int] = DEPTHS) -> dict[str, Floats]:
-    """Metrics of every query, ``(q,)`` each, NaN where no item is relevant.
+    """Metrics of every query, ``(q,)`` each, NaN where no item is relevant, from ``(q, n)`` distances and gains in [0, 1].
 
-    Args:
-        distances: ``(q, n)``, integers or floats; smaller is nearer, equal is tied.
-        gains: ``(q, n)`` in [0, 1]; an item is relevant, where that is asked, when its gain is at least :data:`LEAST_GAIN`.
-        depths: Depths k.
-
-    Returns:
-        ``map``, and for each k ``hit@k`` (chance of a relevant item among the first k: Recall@k of the captioning literature),
-        ``recall@k`` (share of the relevant items there) and ``ndcg@k`` (gains discounted by log2(1 + place), over the best possible).
-
-    Raises:
-        DataError: shapes differ, or a side is empty.
-        ParameterError: a depth below 1.
+    Equal distances are tied. An item is relevant, where that is asked, when its gain is at least :data:`LEAST_GAIN`. The metrics are
+    ``map``, and for each depth k ``hit@k`` (chance of a relevant item among the first k: Recall@k of the captioning literature),
+    ``recall@k`` (share of the relevant items there) and ``ndcg@k`` (gains discounted by log2(1 + place), over the best possible).
     """
     if any(depth < 1 for depth in depths):
         raise ParameterError(f"depths must be at least 1, got {min(depths)}")
@@ -157,21 +131,13 @@ def own_items(query_keys: Sequence[str], database_keys: Sequence[str]) -> Releva
     columns = np.array([place.get(key, -1) for key in query_keys], np.intp)
 
     def gains(rows: Rows) -> Floats:
-        own = columns[rows]
-        table = np.zeros((len(rows), len(database_keys)))
-        found = np.flatnonzero(own >= 0)
-        table[found, own[found]] = 1.0
-        return table
+        return np.equal.outer(columns[rows], np.arange(len(database_keys))).astype(np.float64)
 
     return gains
 
 
 def shared_labels(query_labels: NDArray[Any], database_labels: NDArray[Any]) -> Relevance:
-    """1 where the items have the same class, ``(n,)`` labels, or share one at least, ``(n, n_labels)`` 0/1.
-
-    Raises:
-        DataError: labels of different kinds.
-    """
+    """1 where the items have the same class, ``(n,)`` labels, or share one at least, ``(n, n_labels)`` 0/1."""
     check_same_kind(query_labels, database_labels)
     multi = query_labels.ndim == 2
     indicators = database_labels.astype(np.float32).T if multi else database_labels
@@ -187,14 +153,8 @@ def shared_labels(query_labels: NDArray[Any], database_labels: NDArray[Any]) -> 
 def word_overlap(query_texts: Sequence[Sequence[str]], database_texts: Sequence[Sequence[str]]) -> Relevance:
     """Graded: common content words over all content words of the two items (Jaccard).
 
-    Words are those of all texts of an item together, lower case, two letters or more, without scikit-learn's English stop words.
-
-    Args:
-        query_texts: The texts of each query item.
-        database_texts: The texts of each database item.
-
-    Raises:
-        DataError: the database's texts hold no content word.
+    Words are those of all texts of an item together, lower case, two letters or more, without scikit-learn's English stop words. Raises
+    :class:`DataError` where the texts hold no content word.
     """
     from sklearn.feature_extraction.text import CountVectorizer
 

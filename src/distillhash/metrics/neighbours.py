@@ -63,8 +63,12 @@ def neighbour_recall(
             raise ParameterError(f"{name} must be at least 1, got {value}")
     if not ks or not depths:
         raise ParameterError(f"neighbour recall needs at least one k and one depth, got {len(ks)} and {len(depths)}")
-    _check_features(query_codes, query_features, "query")
-    _check_features(database_codes, database_features, "database")
+    sides = (("query", query_codes, query_features), ("database", database_codes, database_features))
+    for side, codes, features in sides:
+        if features.ndim != 2 or len(features) != len(codes):
+            raise DataError(
+                f"{side} features must be ({len(codes)}, d), one row for each code, got shape {features.shape}"
+            )
     if query_features.shape[1] != database_features.shape[1]:
         raise DataError(
             f"query features have {query_features.shape[1]} dimensions and database features "
@@ -85,8 +89,7 @@ def neighbour_recall(
         rows = np.sort(np.random.default_rng(seed).choice(len(rows), max_queries, replace=False))
     widths = {k: min(k, available) for k in ks}
     own = rows if same_items else None
-    queries = _directions(np.asarray(query_features[rows]))
-    widest = max(widths.values())
+    queries, widest = _directions(query_features[rows]), max(widths.values())
     counts, nearest = _ranked_levels(query_codes[rows], database_codes, queries, database_features, widest, own)
 
     deepest = min(max(depths), available)
@@ -109,17 +112,13 @@ def replicated_neighbours(first: Codes, second: Codes, share: float = 0.05) -> f
     values of one code length and one set of items.
 
     Args:
-        first: ``n`` codes of the items under one function.
+        first: ``n`` codes of the items under one function, at least 2.
         second: ``n`` codes of the same items under the other, of any length.
-        share: Part of the other items that counts as near.
+        share: Part of the other items that counts as near, in (0, 1].
 
     Returns:
         Mean over items of |A and B| / k, k the rounded share and at least 1. Where a tie is cut it is the exact expectation, the tied
         items equally likely and independent in A and B. Unrelated codes score the share.
-
-    Raises:
-        DataError: different numbers of items, or fewer than 2.
-        ParameterError: ``share`` outside (0, 1].
     """
     if not 0 < share <= 1:
         raise ParameterError(f"share must be above 0 and at most 1, got {share}")
@@ -151,11 +150,6 @@ def _chances(counts: Ints, depth: int) -> Floats:
     return np.asarray(np.clip((depth - before) / np.maximum(counts, 1), 0.0, 1.0))
 
 
-def _check_features(codes: Codes, features: NDArray[Any], side: str) -> None:
-    if features.ndim != 2 or len(features) != len(codes):
-        raise DataError(f"{side} features must be ({len(codes)}, d), one row for each code, got shape {features.shape}")
-
-
 def _directions(features: NDArray[Any]) -> Floats32:
     """Rows scaled to length 1; a row of zeros stays zero."""
     # A power of two near the largest entry first, in float64: squaring then neither overflows nor vanishes.
@@ -169,12 +163,7 @@ def _directions(features: NDArray[Any]) -> Floats32:
 
 
 def _ranked_levels(
-    query_codes: Codes,
-    database_codes: Codes,
-    queries: Floats32,
-    features: NDArray[Any],
-    k: int,
-    own: NDArray[np.intp] | None,
+    query_codes: Codes, database_codes: Codes, queries: Floats32, features: NDArray[Any], k: int, own: Ints | None
 ) -> tuple[Ints, Ints]:
     """Items at each distance ``(q, K + 1)``, and the distances ``(q, k)`` of the k nearest by cosine, nearest first.
 
@@ -187,22 +176,19 @@ def _ranked_levels(
     for start in range(0, len(database_codes), step):
         block = slice(start, start + step)
         near = hamming_distances(query_codes, database_codes[block]).astype(np.int64)
-        cosine = queries @ _directions(np.asarray(features[block])).T
+        cosine = queries @ _directions(features[block]).T
         counts += np.bincount((near + levels * np.arange(q)[:, None]).ravel(), minlength=q * levels).reshape(q, levels)
         if own is not None:
             here = np.flatnonzero((own >= start) & (own < start + step))
             cosine[here, own[here] - start] = -np.inf
             counts[here, near[here, own[here] - start]] -= 1
-        cosines, distances = _nearest(np.hstack([cosines, cosine]), np.hstack([distances, near]), k)
+        cosines, distances = np.hstack([cosines, cosine]), np.hstack([distances, near])
+        if cosines.shape[1] > k:
+            kept = np.argpartition(cosines, -k, axis=1)[:, -k:]
+            cosines = np.take_along_axis(cosines, kept, axis=1)
+            distances = np.take_along_axis(distances, kept, axis=1)
     order = np.argsort(-cosines, axis=1, kind="stable")
     return counts, np.take_along_axis(distances, order, axis=1)
-
-
-def _nearest(cosines: Floats32, distances: Ints, k: int) -> tuple[Floats32, Ints]:
-    if cosines.shape[1] <= k:
-        return cosines, distances
-    kept = np.argpartition(cosines, -k, axis=1)[:, -k:]
-    return np.take_along_axis(cosines, kept, axis=1), np.take_along_axis(distances, kept, axis=1)
 
 
 def _expected_recall(counts: Ints, neighbours: Ints, depth: int) -> float:

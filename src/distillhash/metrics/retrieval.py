@@ -88,13 +88,14 @@ def evaluate_queries(
     n_database = len(database_codes)
 
     ranking = Ranking(counts, hits)
+    at_random = Ranking(np.full((len(relevant), 1), n_database), relevant[:, None])  # one level that holds everything
     average_precision = np.full(len(total_hits), np.nan)
     average_precision[answerable] = ranking.precision_sum(n_database) / relevant
     report: dict[str, Any] = {
         "map": float(np.mean(average_precision[answerable])),
         "map_worst": float(np.mean(ranking.precision_sum_extreme(relevant_first=False) / relevant)),
         "map_best": float(np.mean(ranking.precision_sum_extreme(relevant_first=True) / relevant)),
-        "map_random": float(np.mean(_random_precision_sum(n_database, relevant) / relevant)),
+        "map_random": float(np.mean(at_random.precision_sum(n_database) / relevant)),
     }
     for cutoff in cutoffs:
         depth = min(cutoff, n_database)
@@ -105,14 +106,27 @@ def evaluate_queries(
         # A database smaller than N cannot fill the list; the empty places count as misses.
         report[f"precision@{depth}"] = float(np.mean(found / depth))
         report[f"recall@{depth}"] = float(np.mean(found / relevant))
-    report["topn"] = _topn_curve(ranking, relevant, min(max(topn, default=1), n_database))
-    report.update(_radius_report(counts, hits, relevant))
-    report.update(
-        n_bits=query_codes.n_bits,
-        n_queries=len(query_codes),
-        n_database=n_database,
-        queries_without_relevant=int(np.sum(~answerable)),
-    )
+    deepest = min(max(topn, default=1), n_database)
+    depths = np.unique(np.linspace(1, deepest, min(_CURVE_POINTS, deepest)).round().astype(int)).tolist()
+    curve = [ranking.expected_hits(depth) for depth in depths]
+    within, found = np.cumsum(counts, axis=1), np.cumsum(hits, axis=1)
+    precision = np.mean(found / np.maximum(within, 1), axis=0)  # an empty lookup counts as precision 0
+    recall = np.mean(found / relevant[:, None], axis=0)
+    two = min(2, query_codes.n_bits)
+    report |= {
+        "topn": {
+            "n": depths,
+            "precision": [float(np.mean(hits / depth)) for hits, depth in zip(curve, depths, strict=True)],
+            "recall": [float(np.mean(hits / relevant)) for hits in curve],
+        },
+        "pr_radius": {"precision": precision.tolist(), "recall": recall.tolist()},
+        "precision_radius2": float(precision[two]),
+        "empty_radius2": float(np.mean(within[:, two] == 0)),
+        "n_bits": query_codes.n_bits,
+        "n_queries": len(query_codes),
+        "n_database": n_database,
+        "queries_without_relevant": int(np.sum(~answerable)),
+    }
     return report, average_precision
 
 
@@ -130,7 +144,8 @@ def _distance_histograms(
     levels = query_codes.n_bits + 1
     words, database_words = query_codes.words(), database_codes.words()
     if query_labels.ndim == 2:
-        masks = _label_masks(query_labels), _label_masks(database_labels)
+        # (n, ceil(n_labels / 64)) uint64: two items share a label when the AND of their masks is not zero.
+        masks = (Codes(np.packbits(side, axis=1), side.shape[1]).words() for side in (query_labels, database_labels))
         counts, hits = _multi_label_histograms(words, database_words, *masks, levels)
         return counts, hits
     # Sorted by class, the relevant items of a query are one slice of the database.
@@ -143,18 +158,13 @@ def _distance_histograms(
 
 
 class Ranking:
-    """Closed forms over the histograms of several queries; every method returns one value per query.
+    """Closed forms over the histograms of several queries, ``(q, L)`` each, in the notation above, nearest level first.
 
-    Attributes:
-        n: ``(q, L)`` items at each level of distance, nearest level first; every row has the same sum.
-        r: ``(q, L)`` relevant items among them.
-        N: ``(q, L)`` items at nearer levels.
-        C: ``(q, L)`` relevant items at nearer levels.
-        H: Harmonic numbers from H_0 = 0 on.
+    Every method returns one value per query.
     """
 
     def __init__(self, counts: Ints, hits: Ints) -> None:
-        """Take ``n`` and ``r``."""
+        """Take ``n``, every row of which has the same sum, and ``r``."""
         self.n, self.r = counts, hits
         self.N = np.cumsum(counts, axis=1) - counts
         self.C = np.cumsum(hits, axis=1) - hits
@@ -200,33 +210,6 @@ class Ranking:
         return np.asarray(_hits_expectation(before, *at_cut, self.H))
 
 
-def _random_precision_sum(n: int, relevant: Ints) -> Floats:
-    """Expected precision sum of a uniformly random ranking: one level holding everything."""
-    return Ranking(np.full((len(relevant), 1), n), relevant[:, None]).precision_sum(n)
-
-
-def _topn_curve(ranking: Ranking, relevant: Ints, deepest: int) -> dict[str, list[float]]:
-    depths = np.unique(np.linspace(1, deepest, min(_CURVE_POINTS, deepest)).round().astype(int))
-    found = [ranking.expected_hits(int(depth)) for depth in depths]
-    return {
-        "n": depths.tolist(),
-        "precision": [float(np.mean(hits / depth)) for hits, depth in zip(found, depths, strict=True)],
-        "recall": [float(np.mean(hits / relevant)) for hits in found],
-    }
-
-
-def _radius_report(counts: Ints, hits: Ints, relevant: Ints) -> dict[str, Any]:
-    within, found = np.cumsum(counts, axis=1), np.cumsum(hits, axis=1)
-    precision = np.mean(found / np.maximum(within, 1), axis=0)  # an empty lookup counts as precision 0
-    recall = np.mean(found / relevant[:, None], axis=0)
-    two = min(2, counts.shape[1] - 1)
-    return {
-        "pr_radius": {"precision": precision.tolist(), "recall": recall.tolist()},
-        "precision_radius2": float(precision[two]),
-        "empty_radius2": float(np.mean(within[:, two] == 0)),
-    }
-
-
 def check_same_kind(query_labels: NDArray[Any], database_labels: NDArray[Any]) -> None:
     """Raise :class:`DataError` unless both are classes, or both are indicators of equally many labels."""
     if query_labels.ndim != database_labels.ndim or query_labels.shape[1:] != database_labels.shape[1:]:
@@ -246,11 +229,6 @@ def _check_labels(labels: NDArray[Any], n: int, side: str) -> NDArray[Any]:
     if not np.isin(labels, (0, 1)).all():
         raise DataError(f"{side} multi-label indicators must be 0 or 1")
     return labels.astype(bool)
-
-
-def _label_masks(labels: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """``(n, ceil(n_labels / 64)) uint64``: two items share a label when the AND of their masks is not zero."""
-    return Codes(np.packbits(labels, axis=1), labels.shape[1]).words()
 
 
 @njit(parallel=True, nogil=True, cache=True)

@@ -1,7 +1,37 @@
 """Models: a feature extractor and a hasher, from images, vectors or sentences to codes."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from distillhash.errors import FormatError
+from distillhash.methods.base import read_model_folder
 from distillhash.models.hash_model import Encoded, HashModel
 from distillhash.models.image_text import CrossModalModel, PairFeatures
-from distillhash.models.load import load_model
+
+if TYPE_CHECKING:
+    from distillhash.backbones import FeatureCache
 
 __all__ = ["CrossModalModel", "Encoded", "HashModel", "PairFeatures", "load_model"]
+
+
+def load_model(path: str | Path, *, device: str = "auto", cache: FeatureCache | None = None) -> HashModel:
+    """Read a model that :meth:`HashModel.save` wrote.
+
+    Args:
+        path: The folder.
+        device: Where its backbone runs.
+        cache: Where features are kept between runs.
+
+    Returns:
+        The model; a :class:`CrossModalModel` where the folder holds one.
+
+    Raises:
+        FormatError: the folder is absent, damaged, of a newer format, or holds a hasher without a backbone.
+    """
+    config, tensors = read_model_folder(path)
+    if "backbone" not in config:
+        raise FormatError(f"{path} holds a hasher without a backbone; read it with load_hasher")
+    kind = CrossModalModel if "text_encoder" in config else HashModel
+    return kind.from_contents(config, tensors, device=device, cache=cache)

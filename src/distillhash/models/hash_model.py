@@ -20,12 +20,11 @@ from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError, SkippedItemsWarning
 from distillhash.methods.base import Hasher, read_model_folder, sample_rows, write_model_folder
 from distillhash.methods.registry import hasher_from
-from distillhash.sources import EmbeddingSource, ImageSource, Skipped, Source, open_source
+from distillhash.sources import EmbeddingSource, Skipped, Source, open_source
 
 if TYPE_CHECKING:
     from distillhash.backbones import Backbone, FeatureCache
     from distillhash.backbones.extract import FeatureBatch, Known
-    from distillhash.methods.training import TrainableImages
 
 DEFAULT_VIEWS = 6
 _BACKBONE_PREFIX = "backbone."
@@ -33,23 +32,14 @@ _BACKBONE_PREFIX = "backbone."
 
 @dataclass(frozen=True)
 class Encoded:
-    """Codes of a source, in its order.
-
-    Attributes:
-        codes: ``m`` codes.
-        rows: ``(m,)`` rows of the source they belong to.
-        features: ``(m, d) float32`` the codes were made from.
-        skipped: The items that could not be used.
-        digests: Content digest of each row; empty for vectors, unless ``known`` was given.
-        known: Rows that ``known`` recognised; they have no code.
-    """
+    """Codes of a source, in its order."""
 
     codes: Codes
-    rows: NDArray[np.intp]
-    features: NDArray[np.float32]
+    rows: NDArray[np.intp]  # (m,): of the source, those of the codes
+    features: NDArray[np.float32]  # (m, d): what the codes were made from
     skipped: list[Skipped]
-    digests: list[bytes]
-    known: NDArray[np.intp]
+    digests: list[bytes]  # of the content of each row; empty for vectors, unless known was given
+    known: NDArray[np.intp]  # rows that known recognised; they have no code
 
 
 class HashModel:
@@ -111,11 +101,7 @@ class HashModel:
 
     @cached_property
     def backbone(self) -> Backbone:
-        """The feature extractor, built on first use.
-
-        Raises:
-            FormatError: the weights found are not those that the model was trained with.
-        """
+        """The feature extractor, built on first use; :class:`FormatError` if its weights are not those of the training."""
         from distillhash.backbones import backbone_from_config, make_backbone
 
         if self._saved_backbone is None:
@@ -190,7 +176,12 @@ class HashModel:
         teacher = bool(n_views) and self.hasher.uses_teacher
         table = self._extract(sample, n_views=n_views, teacher=teacher, **options)
         self.skipped_ = table.skipped
-        images = _trainable(sample.select(table.rows), self.backbone) if fine_tune else None
+        images = None
+        if fine_tune:
+            from distillhash.backbones import ImageInputs
+            from distillhash.methods.training import TrainableImages
+
+            images = TrainableImages(ImageInputs(sample.select(table.rows), self.backbone), self.backbone.network)
         self.hasher.fit(table.features, views=table.views, images=images, teacher=table.teacher)
         if fine_tune:
             self.backbone.refresh()
@@ -226,19 +217,11 @@ class HashModel:
         return codes
 
     def encode_batches(
-        self,
-        source: Any,
-        *,
-        known: Known | None = None,
-        progress: bool = False,
-        max_pixels: int | None = None,
+        self, source: Any, *, known: Known | None = None, progress: bool = False, max_pixels: int | None = None
     ) -> Iterator[Encoded]:
         """Codes batch by batch, in the source's order; memory does not grow with the source.
 
         ``known`` names items that are read but get no code, see :func:`distillhash.backbones.iter_features`.
-
-        Raises:
-            NotFittedError: before :meth:`fit`.
         """
         from distillhash.backbones import iter_features
 
@@ -271,11 +254,7 @@ class HashModel:
         self.fingerprint = read_model_folder(path)[0]["fingerprint"]
 
     def model_config(self) -> dict[str, Any]:
-        """The contents of ``config.json``: hasher, backbone with its fingerprint, training.
-
-        Raises:
-            NotFittedError: before :meth:`fit`.
-        """
+        """The contents of ``config.json``: hasher, backbone with its fingerprint, training."""
         config = self.hasher.config()
         config["backbone"] = {**self.backbone.config(), "fingerprint": self.backbone.fingerprint}
         config["training"] = self.training
@@ -283,13 +262,7 @@ class HashModel:
 
     @classmethod
     def from_contents(cls, config: dict[str, Any], tensors: dict[str, NDArray[Any]], **options: Any) -> Self:
-        """The trained model described by the contents of a model folder.
-
-        Args:
-            config: What :meth:`model_config` gave, with the fingerprint of the folder.
-            tensors: Of the hasher, and of the backbone where it was fine-tuned.
-            **options: Further arguments of the constructor.
-        """
+        """The trained model in the contents of a model folder; ``options`` are further arguments of the constructor."""
         own = {name: array for name, array in tensors.items() if not name.startswith(_BACKBONE_PREFIX)}
         backbone = {name.removeprefix(_BACKBONE_PREFIX): tensors[name] for name in tensors.keys() - own.keys()}
         model = cls(config["backbone"]["name"], hasher_from(config, own), **options)
@@ -300,11 +273,3 @@ class HashModel:
 
     def __repr__(self) -> str:
         return f"HashModel(backbone={self.backbone_name!r}, hasher={self.hasher!r})"
-
-
-def _trainable(source: Source, backbone: Backbone) -> TrainableImages:
-    from distillhash.backbones import ImageInputs
-    from distillhash.methods.training import TrainableImages
-
-    assert isinstance(source, ImageSource)
-    return TrainableImages(ImageInputs(source, backbone), backbone.network)

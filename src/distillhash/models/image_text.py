@@ -1,8 +1,7 @@
 """CrossModalModel: a backbone, a text encoder and an image-text hasher, from images and sentences to codes of one space.
 
 It is a :class:`~distillhash.models.hash_model.HashModel` for images, so an index, a search by image and reports work with it as with any
-other; and it encodes texts. The model folder is the same; its ``config.json`` also describes the text encoder, with its vocabulary where
-it learned one.
+other. The ``config.json`` of its model folder also describes the text encoder, with its vocabulary where it learned one.
 """
 
 from __future__ import annotations
@@ -37,37 +36,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PairFeatures:
-    """Features of the usable part of a source of image-text pairs.
+    """Features of the usable part of a source of image-text pairs."""
 
-    Attributes:
-        rows: ``(m,)`` rows of the source whose images are in ``images``.
-        images: ``(m, d) float32``.
-        places: ``(t,)``, which of the source's texts are in ``texts``.
-        texts: ``(t, e) float32``.
-        owners: ``(t,)`` positions in ``rows`` of the image of each text.
-        skipped: Items and texts that are in neither.
-        notes: Texts that are used although few of their words are known, a sentence each.
-        views: ``(n_views, m, d) float32`` of augmented copies of the images, or None.
-    """
-
-    rows: NDArray[np.intp]
-    images: NDArray[np.float32]
-    places: NDArray[np.intp]
-    texts: NDArray[np.float32]
-    owners: NDArray[np.intp]
-    skipped: list[Skipped]
-    notes: list[str]
-    views: NDArray[np.float32] | None
+    rows: NDArray[np.intp]  # (m,): of the source, those of images
+    images: NDArray[np.float32]  # (m, d)
+    places: NDArray[np.intp]  # (t,): which of the source's texts are in texts
+    texts: NDArray[np.float32]  # (t, e)
+    owners: NDArray[np.intp]  # (t,): positions in rows of the image of each text
+    skipped: list[Skipped]  # items and texts that are in neither
+    notes: list[str]  # a sentence for every text that is used although few of its words are known
+    views: NDArray[np.float32] | None  # (n_views, m, d): of augmented copies of the images
 
 
 class CrossModalModel(HashModel):
     """From images and texts to codes of one space.
 
-    Attributes:
-        notes_: Texts that :meth:`fit` used although the encoder knows few of their words, a sentence each.
-
     The rest is :class:`~distillhash.models.hash_model.HashModel`'s. ``encode`` encodes images; ``fit`` takes whatever
     :func:`distillhash.sources.pairs.open_pairs` takes, and cannot fine-tune.
+
+    Attributes:
+        notes_: Texts that :meth:`fit` used although the encoder knows few of their words, a sentence each.
     """
 
     hasher: CrossModalHasher  # narrower than HashModel's, as the constructor checks
@@ -83,19 +71,10 @@ class CrossModalModel(HashModel):
         device: str = "auto",
         cache: FeatureCache | None = None,
     ) -> None:
-        """Store the parts; weights are read when they are first needed.
+        """Store the parts, as :class:`~distillhash.models.hash_model.HashModel` does; the other arguments are the same.
 
-        Args:
-            backbone: A name of ``distillhash ls backbones``; ``embeddings`` for pairs whose images are vectors already.
-            hasher: A method of image-text pairs from :func:`distillhash.make_hasher`.
-            text_encoder: A name of ``distillhash ls text-encoders``, or an encoder.
-            image_size: Side in pixels that images are resized to; None takes the backbone's own.
-            weights: Weights file for backbones that do not carry theirs.
-            device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-            cache: Where image features are kept between runs; None keeps none.
-
-        Raises:
-            ParameterError: no hasher, or one that does not learn from image-text pairs.
+        ``backbone`` is ``embeddings`` for pairs whose images are vectors already. ``hasher`` is a method of image-text pairs, else this
+        raises :class:`ParameterError`. ``text_encoder`` is a name of ``distillhash ls text-encoders``, or an encoder.
         """
         if hasher is not None and not hasher.needs_texts:
             choices = ", ".join(method_names(image_text=True))
@@ -117,9 +96,14 @@ class CrossModalModel(HashModel):
         return make_text_encoder(self._text_name, device=self._device)
 
     def _open_training(self, source: Any) -> PairSource:
-        opened = open_pairs(source)
-        self._check_kinds(opened)
-        return opened
+        pairs = open_pairs(source)
+        self._open(pairs.images)
+        if isinstance(pairs.texts, np.ndarray) != (self._text_name == "embeddings"):
+            kinds = ("text vectors", "texts") if self._text_name == "embeddings" else ("texts", "text vectors")
+            raise DataError(
+                f"this model takes {kinds[0]} (text encoder {self._text_name}), but {pairs.name} holds {kinds[1]}"
+            )
+        return pairs
 
     def _learn(self, sample: PairSource, *, fine_tune: bool, **options: Any) -> dict[str, int]:
         assert not fine_tune  # no hasher of image-text pairs fine-tunes
@@ -135,13 +119,8 @@ class CrossModalModel(HashModel):
     def pair_features(
         self, source: Any, *, n_views: int = 0, progress: bool = False, max_pixels: int | None = None
     ) -> PairFeatures:
-        """Features of both sides of a source of image-text pairs, and of ``n_views`` augmented copies of the images.
-
-        Raises:
-            DataError: no usable image, or no usable text.
-        """
-        opened = open_pairs(source)
-        self._check_kinds(opened)
+        """Features of both sides of a source of image-text pairs, and of ``n_views`` augmented copies of the images."""
+        opened = self._open_training(source)
         table = self._extract(opened.images, n_views=n_views, progress=progress, max_pixels=max_pixels)
         position = np.full(len(opened), -1, np.intp)
         position[table.rows] = np.arange(len(table.rows))
@@ -154,27 +133,17 @@ class CrossModalModel(HashModel):
         if not len(places):
             first = f"; first {skipped[0].key}: {skipped[0].reason}" if skipped else ""
             raise DataError(f"{opened.name}: no image has a usable text{first}")
+        texts = take_texts(opened.texts, places)
         return PairFeatures(
             table.rows,
             table.features,
             places,
-            self._text_features(take_texts(opened.texts, places)),
+            np.asarray(texts, np.float32) if isinstance(texts, np.ndarray) else self.text_encoder.encode(texts),
             position[opened.owners[places]],
             skipped,
             [text.reason for text in odd if text.usable],
             table.views,
         )
-
-    def _check_kinds(self, pairs: PairSource) -> None:
-        self._open(pairs.images)
-        if isinstance(pairs.texts, np.ndarray) != (self._text_name == "embeddings"):
-            kinds = ("text vectors", "texts") if self._text_name == "embeddings" else ("texts", "text vectors")
-            raise DataError(
-                f"this model takes {kinds[0]} (text encoder {self._text_name}), but {pairs.name} holds {kinds[1]}"
-            )
-
-    def _text_features(self, texts: list[str] | NDArray[Any]) -> NDArray[np.float32]:
-        return np.asarray(texts, np.float32) if isinstance(texts, np.ndarray) else self.text_encoder.encode(texts)
 
     def encode_texts(self, texts: Sequence[str] | NDArray[Any]) -> Codes:
         """Codes of texts, comparable with the codes of images by Hamming distance.
@@ -206,7 +175,7 @@ class CrossModalModel(HashModel):
 
     @classmethod
     def from_contents(cls, config: dict[str, Any], tensors: dict[str, NDArray[Any]], **options: Any) -> Self:
-        """The trained model described by the contents of a model folder; see :meth:`HashModel.from_contents`."""
+        """See :meth:`HashModel.from_contents`."""
         model = super().from_contents(config, tensors, text_encoder=config["text_encoder"]["name"], **options)
         model._saved_text_encoder = config["text_encoder"]
         return model
