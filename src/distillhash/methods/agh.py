@@ -13,7 +13,6 @@ RECONSTRUCTED: the paper's numbers of anchors and neighbours are not known for c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -24,7 +23,6 @@ from distillhash.methods.anchor_graph import AnchorGraph, build_graph, graph_eig
 from distillhash.methods.base import Hasher, TrainingSet
 
 
-@dataclass(eq=False, repr=False)
 class AGH(Hasher):
     """Signs of the smoothest functions on a graph of items and anchors.
 

@@ -16,7 +16,19 @@ from hashlib import blake2b
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    Union,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import numpy as np
 from annotated_types import Interval
@@ -56,11 +68,12 @@ class TrainingSet:
     teacher: NDArray[Any] | None = None
 
 
+@dataclass_transform(eq_default=False)
 @dataclass(eq=False, repr=False)
 class Hasher(ABC):
     """A hash method: learns from features, maps features to codes.
 
-    Subclasses are dataclasses: their fields are the hyper-parameters, stored as given and never changed by ``fit``.
+    Subclasses become dataclasses by themselves: fields are the hyper-parameters, stored as given and never changed by ``fit``.
 
     Attributes:
         n_bits: Code length K.
@@ -95,6 +108,9 @@ class Hasher(ABC):
     n_bits: Annotated[int, Interval(ge=1, le=4096)]
     _: KW_ONLY
     seed: int = 0
+
+    def __init_subclass__(cls) -> None:
+        dataclass(eq=False, repr=False)(cls)
 
     def __post_init__(self) -> None:
         for name, declared in _declared(type(self)).items():
@@ -280,7 +296,6 @@ class Hasher(ABC):
         return f"{type(self).__name__}({arguments})"
 
 
-@dataclass(eq=False, repr=False)
 class AffineHasher(Hasher):
     """A method whose projection is ``(x - mean) weight + bias``: every linear method.
 

@@ -18,7 +18,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -31,7 +30,6 @@ from distillhash.methods.heads import Data, HeadHasher, half_batch_cosines, unit
 from distillhash.methods.training import Batch, Schedule, Targets, row_targets
 
 
-@dataclass(eq=False, repr=False)
 class BiHalf(HeadHasher):
     """Balanced bits that keep the cosines of features. Further hyper-parameters: see :class:`HeadHasher`.
 

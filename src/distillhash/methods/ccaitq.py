@@ -18,7 +18,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -29,7 +28,6 @@ from distillhash.methods.image_text import CrossModalHasher, TrainingPairs, code
 from distillhash.methods.linear_algebra import canonical_directions
 
 
-@dataclass(eq=False, repr=False)
 class CCAITQ(CrossModalHasher):
     """CCA and ITQ. ``history_["loss"]`` holds the quantisation error per row before each update, ``history_["correlations"]`` rho.
 

@@ -15,7 +15,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -30,7 +29,6 @@ from distillhash.supervision.losses import nt_xent
 Sampling = Literal["threshold", "bernoulli"]
 
 
-@dataclass(eq=False, repr=False)
 class CIBHash(TwoViewHasher):
     """Two-view contrastive codes. Further hyper-parameters: see :class:`TwoViewHasher`.
 

@@ -19,7 +19,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -33,7 +32,6 @@ from distillhash.methods.training import Batch, Targets, pair_targets
 from distillhash.supervision.losses import nt_xent, squared_loss
 
 
-@dataclass(eq=False, repr=False)
 class CIMON(GuidedHasher, TwoViewHasher):
     """Guidance from two views, crosswise, and contrast between them.
 

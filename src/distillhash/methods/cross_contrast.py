@@ -20,7 +20,6 @@ Departs from the paper in: nothing known (there is none).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -49,7 +48,6 @@ _ROTATION_UPDATES = 50
 _PART = 10_000  # items among which neighbours are found; memory is about 4 bytes times its square
 
 
-@dataclass(eq=False, repr=False)
 class CrossContrast(CrossModalHasher):
     """Contrastive codes of images and texts. ``history_["loss"]`` holds the mean loss of each epoch.
 

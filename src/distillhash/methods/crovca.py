@@ -15,7 +15,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -27,7 +26,6 @@ from distillhash.methods.heads import TwoViewHasher
 from distillhash.methods.training import Batch, Optimizer, Schedule
 
 
-@dataclass(eq=False, repr=False)
 class CroVCA(TwoViewHasher):
     """Cross-view alignment of codes with a coding-rate term. Further hyper-parameters: see :class:`TwoViewHasher`.
 

@@ -17,7 +17,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -28,7 +27,6 @@ from distillhash.methods.heads import TwoViewHasher
 from distillhash.methods.training import Batch
 
 
-@dataclass(eq=False, repr=False)
 class DeepBit(TwoViewHasher):
     """Quantisation, even bits and invariance; no similarity between images is used. Further hyper-parameters: see :class:`TwoViewHasher`.
 

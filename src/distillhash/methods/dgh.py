@@ -12,7 +12,6 @@ for certain. The rotation of variant r starts from a random one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -29,7 +28,6 @@ _ROTATION_STEPS = 100
 _LEAST_GAIN = 1e-10
 
 
-@dataclass(eq=False, repr=False)
 class DGH(Hasher):
     """Codes are found as signs, not by rounding: no step lowers the objective.
 

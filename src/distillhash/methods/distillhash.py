@@ -33,7 +33,6 @@ Departs from the paper in:
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -51,7 +50,6 @@ from distillhash.supervision.similarity import Floats, PairLabels, confusion, mi
 Estimate = Literal["local", "network", "held-out"]
 
 
-@dataclass(eq=False, repr=False)
 class DistillHash(PairHasher):
     """Distilled pairs and the likelihood. Further hyper-parameters: see :class:`PairHasher`.
 
@@ -199,7 +197,6 @@ class DistillHash(PairHasher):
         return logits
 
 
-@dataclass(eq=False, repr=False)
 class DistillHashInitial(PairHasher):
     """DistillHash*: the paper's own ablation (Table 2), which trains on the initial noisy labels and distils nothing.
 

@@ -24,7 +24,6 @@ images.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -73,7 +72,6 @@ Positives = Literal["all", "one"]
 Gradient = Literal["tanh", "identity"]
 
 
-@dataclass(eq=False, repr=False)
 class DistillHashContrast(HeadHasher):
     """Distilled neighbourhoods and contrastive codes. Further hyper-parameters: see :class:`HeadHasher`.
 

@@ -19,7 +19,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -93,7 +92,6 @@ def _side(mode: float, sigma: float) -> Any:
     return lambda x: ndtr((x - mode) / sigma)
 
 
-@dataclass(eq=False, repr=False)
 class GuidedHasher(HeadHasher):
     """Base of the methods that learn from weighted pair labels that agree with clusters. Further hyper-parameters: see :class:`HeadHasher`.
 
@@ -140,7 +138,6 @@ class GuidedHasher(HeadHasher):
         return self.pairs_, self.weights_
 
 
-@dataclass(eq=False, repr=False)
 class DSG(GuidedHasher):
     """Two-way pair labels, weighted by confidence and filtered by clusters. Hyper-parameters: see :class:`GuidedHasher`."""
 

@@ -12,7 +12,6 @@ and pairs of coinciding centres are dropped; k is at most the number of rows; k-
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -24,7 +23,6 @@ from distillhash.methods.base import AffineHasher, TrainingSet
 from distillhash.methods.linear_algebra import k_means, squared_distances
 
 
-@dataclass(eq=False, repr=False)
 class DSH(AffineHasher):
     """Median planes between neighbouring k-means groups, those of highest entropy: b = sign(w^T x - t).
 

@@ -18,7 +18,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge
@@ -29,7 +28,6 @@ from distillhash.methods.heads import Data, HeadHasher, half_batch_cosines, stra
 from distillhash.methods.training import Batch, Schedule, Targets, row_targets
 
 
-@dataclass(eq=False, repr=False)
 class GreedyHash(HeadHasher):
     """Cosines of features kept by codes through a straight-through sign. Further hyper-parameters: see :class:`HeadHasher`.
 

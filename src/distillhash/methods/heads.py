@@ -9,7 +9,6 @@ Features", ICLR 2022).
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -37,7 +36,6 @@ from distillhash.methods.training import (
 from distillhash.supervision.similarity import Floats, row_blocks
 
 
-@dataclass(eq=False, repr=False)
 class TrainedHasher(Hasher):
     """Base of the methods trained by gradient descent. ``history_`` records ``loss`` per epoch and ``rows``, the rows learned from.
 
@@ -140,7 +138,6 @@ class TrainedHasher(Hasher):
         return network, losses
 
 
-@dataclass(eq=False, repr=False)
 class HeadHasher(TrainedHasher):
     """Base of the methods that train a head of affine layers. Further hyper-parameters: see :class:`TrainedHasher`.
 
@@ -193,7 +190,6 @@ class HeadHasher(TrainedHasher):
         self.mean_, self.layers_ = layers.mean, layers.layers
 
 
-@dataclass(eq=False, repr=False)
 class TwoViewHasher(HeadHasher):
     """Base of the methods whose loss compares two views of every row: the outputs of the first views, then those of the second.
 
@@ -210,7 +206,6 @@ class TwoViewHasher(HeadHasher):
         return TwoViews(source, self.noise)
 
 
-@dataclass(eq=False, repr=False)
 class ModuleHasher(TrainedHasher):
     """Base of the methods whose hash function is a torch module of any kind. Hyper-parameters: see :class:`TrainedHasher`.
 

@@ -68,7 +68,6 @@ class TrainingPairs:
         return np.argsort(self.owners, kind="stable"), counts, np.cumsum(counts) - counts
 
 
-@dataclass(eq=False, repr=False)
 class CrossModalHasher(Hasher):
     """Base of the methods that hash images and texts into one space.
 

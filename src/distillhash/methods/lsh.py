@@ -9,14 +9,11 @@ features after a ReLU are all positive and their angles are small. Learns nothin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from distillhash.methods.base import AffineHasher, TrainingSet
 
 
-@dataclass(eq=False, repr=False)
 class LSH(AffineHasher):
     """Sign of random projections: b = sign(W^T (x - mu)), W ~ N(0, 1).
 

@@ -17,7 +17,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -89,7 +88,6 @@ def diffuse(graph: Any, alpha: float) -> Floats:
     return np.maximum(walks, 0, out=walks)
 
 
-@dataclass(eq=False, repr=False)
 class MLS3RDUH(HeadHasher):
     """Cosine targets, corrected where the manifold agrees or disagrees with them. Further hyper-parameters: see :class:`HeadHasher`.
 

@@ -14,7 +14,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -26,7 +25,6 @@ from distillhash.methods.heads import Data, Head, TwoViewHasher
 from distillhash.methods.training import Batch
 
 
-@dataclass(eq=False, repr=False)
 class NSH(TwoViewHasher):
     """Differentiable sorting by codes. Further hyper-parameters: see :class:`TwoViewHasher`.
 

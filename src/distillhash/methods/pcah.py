@@ -10,13 +10,10 @@ MAP often falls with the code length: later components carry noise and count as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from distillhash.methods.base import AffineHasher, TrainingSet
 from distillhash.methods.linear_algebra import principal_components
 
 
-@dataclass(eq=False, repr=False)
 class PCAH(AffineHasher):
     """b = sign(P^T (x - mu)). Exact and deterministic; the seed changes nothing."""
 

@@ -22,7 +22,6 @@ Departs from the paper in:
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -43,7 +42,6 @@ Covariance = Literal["tied", "diag", "spherical"]
 _SUREST = 0.95  # rho^2 counts at most this, or one well separated cluster would take all bits
 
 
-@dataclass(eq=False, repr=False)
 class PUDH(HeadHasher):
     """Codes from pseudo labels in closed form, and a head that learns them. Further hyper-parameters: see :class:`HeadHasher`.
 

@@ -15,7 +15,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -28,7 +27,6 @@ from distillhash.methods.heads import Data, HeadHasher, half_batch_cosines, unit
 from distillhash.methods.training import Batch, Schedule, Targets, row_targets
 
 
-@dataclass(eq=False, repr=False)
 class SDC(HeadHasher):
     """Codes whose cosines are spread as wanted. Further hyper-parameters: see :class:`HeadHasher`.
 

@@ -19,7 +19,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -37,7 +36,6 @@ from distillhash.supervision.similarity import Floats
 Gradient = Literal["distributional", "straight-through"]
 
 
-@dataclass(eq=False, repr=False)
 class SGH(HeadHasher):
     """A linear encoder and decoder with binary latent variables. Further hyper-parameters: see :class:`HeadHasher`.
 

@@ -12,7 +12,6 @@ are listed, without products. Values outside the training range keep oscillating
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,6 @@ from distillhash.methods.base import Hasher, TrainingSet
 from distillhash.methods.linear_algebra import principal_components, row_blocks
 
 
-@dataclass(eq=False, repr=False)
 class SH(Hasher):
     """Lowest frequencies along the principal components: one component can give several bits.
 

@@ -12,7 +12,6 @@ that both codes have.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -26,7 +25,6 @@ _MAX_ROWS = 20_000
 _STARTERS = 5
 
 
-@dataclass(eq=False, repr=False)
 class SpH(Hasher):
     """Hyperspheres that repel each other until bits are balanced and pairwise independent: b_k = sign(t_k - ||x - p_k||).
 

@@ -17,7 +17,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -40,7 +39,6 @@ from distillhash.supervision.similarity import (
 )
 
 
-@dataclass(eq=False, repr=False)
 class PairHasher(HeadHasher):
     """Base of the methods that learn from pair labels: SSDH, DistillHash and DistillHash*.
 
@@ -102,7 +100,6 @@ class PairHasher(HeadHasher):
         self.history_["diagnosis"].append(describe_pairs(pairs, step))
 
 
-@dataclass(eq=False, repr=False)
 class SSDH(PairHasher):
     """Half-Gaussian pair labels and the squared loss. Hyper-parameters: see :class:`PairHasher`."""
 

@@ -18,7 +18,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
@@ -30,7 +29,6 @@ from distillhash.methods.heads import Data, Head, HeadHasher, Standardise, linea
 from distillhash.methods.training import Batch, Targets, row_targets
 
 
-@dataclass(eq=False, repr=False)
 class TBH(HeadHasher):
     """Twin bottlenecks. Further hyper-parameters: see :class:`HeadHasher`.
 

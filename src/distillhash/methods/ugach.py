@@ -28,7 +28,6 @@ worse: docs/methods/ugach.md.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -153,7 +152,6 @@ class Triplets(NamedTuple):
     negative: Rows
 
 
-@dataclass(eq=False, repr=False)
 class UGACH(CrossModalHasher):
     """The adversarial game. ``preset="code"`` sets what the release does; options given by name win.
 

@@ -20,7 +20,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -39,7 +38,6 @@ from distillhash.methods.training import Batch, CachedFeatures, Targets, one_thr
 RankLoss = Literal["listwise", "pairwise"]
 
 
-@dataclass(eq=False, repr=False)
 class URPH(HeadHasher):
     """Rank-preserving codes with a decoder. Further hyper-parameters: see :class:`HeadHasher`.
 

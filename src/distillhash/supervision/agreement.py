@@ -1,7 +1,7 @@
 """Neighbours whose neighbourhoods agree, in a metric that ignores what augmentation changes.
 
-Three steps, none of which sees a label. Rows become their square roots, of unit length. Directions are weighted by how much of their
-variance survives augmentation. Two items count as near when their lists of nearest neighbours overlap.
+No step sees a label. Rows become their square roots, of unit length. Directions are weighted by how much of their variance survives
+augmentation. Two items count as near when their lists of nearest neighbours overlap.
 """
 
 from __future__ import annotations
@@ -71,43 +71,26 @@ def scatter_of_neighbours(features: Floats, neighbours: NDArray[np.int32]) -> ND
 
 
 def invariant_metric(
-    total: NDArray[np.float64],
-    within: NDArray[np.float64],
-    *,
-    directions: int,
-    emphasis: float = 0.25,
-    ridge: float = 0.5,
+    total: NDArray[np.float64], within: NDArray[np.float64], *, directions: int, emphasis: float
 ) -> NDArray[np.float64]:
     """Directions in which items differ more than the views of one item do, weighted by how much more.
 
     Solves ``total w = lambda within w`` with ``w' within w = 1`` and scales each direction by ``(lambda - 1)^emphasis``: a linear
-    discriminant whose classes are the images themselves.
-
-    Args:
-        total: ``(d, d)`` covariance of the items.
-        within: ``(d, d)`` scatter that should not count.
-        directions: How many directions to keep at most, those of the largest lambda.
-        emphasis: 0 weighs all kept directions alike (whitening of ``within``).
-        ridge: Added to both, relative to their mean variances, so that directions without variance do not explode.
-
-    Returns:
-        ``(d, m)``: distances are measured between ``features @ metric``.
+    discriminant whose classes are the images themselves. Of ``(d, d)`` scatters, ``(d, m)`` for the at most ``directions`` largest lambda;
+    distances are measured between ``features @ metric``. Half of each scatter's mean variance is added, so that directions without
+    variance do not explode.
     """
     from scipy.linalg import eigh
 
     d = len(total)
-    total, within = (s + (ridge * np.trace(s) / d or 1.0) * np.eye(d) for s in (total, within))
+    total, within = (s + (0.5 * np.trace(s) / d or 1.0) * np.eye(d) for s in (total, within))
     kept = min(directions, d)
     ratios, vectors = eigh(total, within, subset_by_index=[d - kept, d - 1])
     return np.asarray(vectors[:, ::-1] * np.maximum(ratios[::-1] - 1, 1e-6) ** emphasis)
 
 
 def overlap_distances(neighbours: NDArray[np.int32]) -> Iterator[Floats]:
-    """1 minus the Jaccard overlap of any two items' neighbour lists ``(n, m)``, each list with the item itself.
-
-    Yields:
-        Blocks ``(b, n) float32`` of the rows of the ``(n, n)`` distances, in order.
-    """
+    """1 minus the Jaccard overlap of any two items' neighbour lists ``(n, m)``, each list with the item itself, in blocks of rows."""
     from scipy.sparse import csr_array
 
     n, m = neighbours.shape

@@ -20,24 +20,14 @@ def assign_clusters(
     distances: Floats,
     n_clusters: int,
     *,
-    method: Clustering = "spectral",
-    n_neighbours: int = 30,
-    seed: int = 0,
+    method: Clustering,
+    seed: int,
 ) -> NDArray[np.int32]:
-    """A cluster for every item.
+    """A cluster for every item, ``(n,) int32``: by k-means of unit rows, or of the spectral embedding of the neighbour graph.
 
-    Args:
-        features: ``(n, d)``; k-means runs on their rows scaled to length 1.
-        distances: ``(n, n)`` cosine distances of the same rows, for the neighbour graph of the spectral clustering.
-        n_clusters: Clusters wanted, at least 1. At most one per ``ROWS_PER_CLUSTER`` rows (but two) are made, because clusters of one
-            item would contradict every similar pair.
-        method: ``kmeans``, or ``spectral`` (Ng, Jordan, Weiss, NIPS 2001): k-means on the leading eigenvectors of the normalised graph of
-            neighbours, mutual ones weighted twice. A Gaussian affinity is nearly flat on unit vectors; neighbours are not.
-        n_neighbours: Neighbours of each item in that graph.
-        seed: Draws the first centres and the first vector of the eigensolver.
-
-    Returns:
-        ``(n,) int32``.
+    Spectral (Ng, Jordan, Weiss, NIPS 2001): k-means on the leading eigenvectors of the normalised graph of neighbours, mutual ones weighted
+    twice. A Gaussian affinity is nearly flat on unit vectors; neighbours are not. At most one cluster per ``ROWS_PER_CLUSTER`` rows (but
+    two) is made, because clusters of one item would contradict every similar pair. ``distances`` are the rows' ``(n, n)`` cosine distances.
     """
     from sklearn.cluster import KMeans
 
@@ -45,7 +35,7 @@ def assign_clusters(
     k = min(n_clusters, max(2, n // ROWS_PER_CLUSTER))
     if k == 1 or n < 4:
         return np.zeros(n, np.int32)
-    rows = unit_rows(features) if method == "kmeans" else _spectral_rows(distances, k, min(n_neighbours, n - 1), seed)
+    rows = unit_rows(features) if method == "kmeans" else _spectral_rows(distances, k, min(30, n - 1), seed)
     found = KMeans(k, n_init=1, random_state=seed).fit(rows).labels_
     return np.asarray(found, np.int32)
 

@@ -45,8 +45,7 @@ def distil_pairs(
     Args:
         logits: ``(n, n) float32`` logits s of eta~, symmetric; infinities allowed (eta~ of exactly 0 or 1), NaN not.
         neighbours: ``(n, o) int32`` neighbours that bound the flip rates.
-        neighbours_for_positive: Other neighbours for r-max, the bound that decides positives; None takes ``neighbours``. The released
-            code skips the two nearest there.
+        neighbours_for_positive: Other neighbours for r-max, which decides positives (the release skips two); None takes ``neighbours``.
         bounds: ``full`` is Eq. 8. ``unshared`` leaves out (k, k), which enters when i and j share a neighbour k. ``diagonal``
             reads only (k, k) for k in nn(j), the indexing slip of the released code; it need not be symmetric.
         keep_certain: Also keep pairs with eta~ of exactly 1 or 0, which the strict tests refuse where all neighbours agree. By Eq. 3,

@@ -15,17 +15,8 @@ _BLOCK = 512
 def nearest_neighbours(distances: NDArray[np.float32], k: int, *, include_self: bool = False) -> NDArray[np.int32]:
     """The ``k`` nearest items of every item, nearest first, equal distances by ascending index.
 
-    Args:
-        distances: ``(n, n) float32``, not negative.
-        k: Neighbours per item, at most ``n - 1`` (``n`` with ``include_self``).
-        include_self: Put the item itself at rank 0.
-
-    Returns:
-        ``(n, k) int32``. Works in row blocks; deterministic.
-
-    Raises:
-        ParameterError: ``k`` is out of range.
-        DataError: a distance is negative or NaN.
+    ``(n, k) int32`` from ``(n, n) float32`` distances of at least 0. k is at most n - 1, or n with ``include_self``, which puts the item
+    itself at rank 0. Deterministic.
     """
     n = len(distances)
     most = n if include_self else n - 1
@@ -67,15 +58,10 @@ def first_of_both(first: NDArray[np.int32], second: NDArray[np.int32]) -> NDArra
 
 
 def neighbourhood_mean(values: NDArray[np.float32], neighbours: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Mean of ``values[k, l]`` over k in the neighbours of i and l in the neighbours of j, for every pair (i, j).
+    """Mean of ``values[k, l]`` over k in the neighbours of i and l in those of j, for every pair (i, j): ``(n, n) float32``.
 
-    Args:
-        values: ``(n, n) float32``.
-        neighbours: ``(n, m) int``.
-
-    Returns:
-        ``(n, n) float32``. The mean separates into two sparse products, so the cost is ``2 n^2 m`` additions. For 0/1 values the
-        sums are exact, so a symmetric input gives a symmetric mean.
+    The mean separates into two sparse products: ``2 n^2 m`` additions. Sums of 0/1 values are exact, so a symmetric input gives a
+    symmetric mean.
     """
     from scipy.sparse import csr_array
 
