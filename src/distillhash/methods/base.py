@@ -120,11 +120,7 @@ class Hasher(ABC):
 
     @classmethod
     def preset(cls, name: str) -> dict[str, Any]:
-        """The hyper-parameters of a preset.
-
-        Raises:
-            ParameterError: unknown preset.
-        """
+        """The hyper-parameters of a preset; :class:`ParameterError` for an unknown one."""
         if name not in cls.PRESETS:
             choices = f"choose one of {', '.join(cls.PRESETS)}" if cls.PRESETS else "it has none"
             raise ParameterError(f"unknown preset {name!r} of {cls.method}; {choices}")
@@ -161,11 +157,7 @@ class Hasher(ABC):
         return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
     def set_params(self, **parameters: Any) -> Self:
-        """Change hyper-parameters; what was learned is forgotten.
-
-        Raises:
-            ParameterError: an unknown name, or a value out of range. Nothing is changed then.
-        """
+        """Change hyper-parameters; what was learned is forgotten. A name or value that is refused changes nothing."""
         type(self).check_names(set(parameters) - {"n_bits", "seed"})
         fresh = type(self)(**{**self.get_params(), **parameters})
         self.__dict__ = fresh.__dict__
@@ -297,13 +289,7 @@ class Hasher(ABC):
 
 
 class AffineHasher(Hasher):
-    """A method whose projection is ``(x - mean) weight + bias``: every linear method.
-
-    Attributes:
-        mean_: ``(d,) float64``.
-        weight_: ``(d, n_bits) float64``.
-        bias_: ``(n_bits,) float64``.
-    """
+    """A method whose projection is ``(x - mean_) weight_ + bias_``, in float64: every linear method."""
 
     def _set_affine(self, mean: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None = None) -> None:
         self.mean_: NDArray[np.float64] = np.asarray(mean, np.float64)
@@ -329,16 +315,10 @@ Activation = Literal["relu", "gelu", "tanh"]
 
 @dataclass(frozen=True)
 class AffineLayers:
-    """A hash function ``x - mean``, then affine layers with an activation between them, in float64.
+    """A hash function ``x - mean``, then affine layers with an activation between them, in float64."""
 
-    Attributes:
-        mean: ``(d,)``.
-        layers: Weight ``(n_in, n_out)`` and bias ``(n_out,)`` of each layer, first to last.
-        activation: Applied between layers, not after the last.
-    """
-
-    mean: NDArray[np.float64]
-    layers: list[tuple[NDArray[np.float64], NDArray[np.float64]]]
+    mean: NDArray[np.float64]  # (d,)
+    layers: list[tuple[NDArray[np.float64], NDArray[np.float64]]]  # weight (n_in, n_out) and bias (n_out,)
     activation: Activation
 
     def __call__(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -359,12 +339,7 @@ class AffineLayers:
     def from_state(
         cls, state: dict[str, NDArray[Any]], n_layers: int, n_bits: int, activation: Activation, prefix: str = ""
     ) -> Self:
-        """Read what :meth:`state` gave, and check the shapes.
-
-        Raises:
-            KeyError: an array is absent.
-            ValueError: shapes do not fit each other or ``n_bits``.
-        """
+        """Read what :meth:`state` gave; ValueError where shapes do not fit each other or ``n_bits``."""
         mean = state[f"{prefix}mean"]
         layers = [(state[f"{prefix}weight_{i}"], state[f"{prefix}bias_{i}"]) for i in range(n_layers)]
         width = len(mean)
@@ -441,10 +416,7 @@ def _check_bounds(name: str, value: Any, bounds: list[Any]) -> None:
 
 
 def write_model_folder(path: str | Path, config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:
-    """Write ``model.safetensors`` and then ``config.json``; a crash leaves no half file.
-
-    ``config`` gets a ``fingerprint``, the BLAKE2 digest of the tensors' file, by which indexes know their model.
-    """
+    """Write ``model.safetensors`` and then ``config.json``, which gets its BLAKE2 digest, the model's ``fingerprint`` in indexes."""
     from safetensors.numpy import save
 
     folder = Path(path)
@@ -458,11 +430,7 @@ def write_model_folder(path: str | Path, config: dict[str, Any], tensors: dict[s
 
 
 def read_model_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Configuration and tensors of a model folder, checked against each other.
-
-    Raises:
-        FormatError: a file is absent, damaged, of a newer format, or the two do not belong together.
-    """
+    """Configuration and tensors of a model folder; :class:`FormatError` where they are absent, damaged, newer or do not fit."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -496,43 +464,35 @@ def project_blocks(
     n_bits: int,
     name: str,
 ) -> NDArray[np.float32]:
-    """``(n, n_bits) float32``: ``project`` of the features in float64, block by block.
-
-    Raises:
-        DataError: features that are not ``(n, width)``, or a value that is not finite.
-    """
+    """``(n, n_bits) float32``: ``project`` of ``(n, width)`` finite features in float64, block by block; :class:`DataError` for others."""
     features = np.asarray(features)
     if features.ndim != 2 or features.shape[1] != width:
         raise DataError(f"{name} must be (n, {width}) as in fit, got shape {features.shape}")
     projection = np.empty((len(features), n_bits), np.float32)
     for start in range(0, len(features), _BLOCK):
         block = np.asarray(features[start : start + _BLOCK], np.float64)
-        _check_finite(block, start)
+        _check_finite(block, start, name)
         projection[start : start + len(block)] = project(block)
     return projection
 
 
-def check_features(features: NDArray[Any]) -> NDArray[Any]:
-    """The array itself if it is ``(n, d)``, numeric and finite; a memory map stays one.
-
-    Raises:
-        DataError: otherwise, naming the first bad row.
-    """
+def check_features(features: NDArray[Any], name: str = "features") -> NDArray[Any]:
+    """The array itself if it is ``(n, d)``, numeric and finite; :class:`DataError` otherwise. A memory map stays one."""
     features = np.asanyarray(features)
     if features.ndim != 2 or features.shape[1] == 0:
-        raise DataError(f"features must be a 2-d array (n, d) with d >= 1, got shape {features.shape}")
+        raise DataError(f"{name} must be a 2-d array (n, d) with d >= 1, got shape {features.shape}")
     if features.dtype.kind not in "fiu":
-        raise DataError(f"features must be numbers, got dtype {features.dtype}")
+        raise DataError(f"{name} must be numbers, got dtype {features.dtype}")
     for start in range(0, len(features), _BLOCK):
-        _check_finite(np.asarray(features[start : start + _BLOCK]), start)
+        _check_finite(np.asarray(features[start : start + _BLOCK]), start, name)
     return features
 
 
-def _check_finite(block: NDArray[Any], start: int) -> None:
+def _check_finite(block: NDArray[Any], start: int, name: str) -> None:
     if block.dtype.kind == "f" and not np.isfinite(block).all():
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         raise DataError(
-            f"features must be finite; row {start + bad[0]} holds NaN or infinity (remove or repair such rows)"
+            f"{name} must be finite; row {start + bad[0]} holds NaN or infinity (remove or repair such rows)"
         )
 
 

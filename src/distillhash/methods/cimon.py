@@ -3,9 +3,8 @@
 Paper: Luo, Wu, Ma, Chen, Deng, Ma, Jin, Huang, Hua, "CIMON: Towards High-quality Hash Codes", IJCAI 2021.
 https://arxiv.org/abs/2010.07804
 
-Symbols: (S1, W1), (S2, W2) -> labels and weights from two augmented feature sets, made as in
-:mod:`.dsg`; u1, u2 -> relaxed codes of two
-augmented views; L(u; S, W) -> sum w_ij |S_ij| (<u_i, u_j> / K - S_ij)^2 over a batch; eta -> ``contrast``.
+Symbols: (S1, W1), (S2, W2) -> labels and weights from two augmented feature sets, made as in :mod:`.dsg`; u1, u2 -> relaxed codes of
+two augmented views; L(u; S, W) -> sum w_ij |S_ij| (<u_i, u_j> / K - S_ij)^2 over a batch; eta -> ``contrast``.
 Loss: L(u1; S1, W1) + L(u2; S2, W2), in parallel, + L(u1; S2, W2) + L(u2; S1, W1), crosswise, + eta NT-Xent(u1, u2), u = tanh(outputs).
 
 Departs from the paper in:

@@ -28,19 +28,12 @@ from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from distillhash.methods import image_text
 from distillhash.methods.base import AffineLayers
 from distillhash.methods.heads import tanh_through_sign
-from distillhash.methods.image_text import (
-    CrossModalHasher,
-    InputKind,
-    PairInputs,
-    Tower,
-    TrainingPairs,
-    code_rotation,
-    standardise,
-)
+from distillhash.methods.image_text import CrossModalHasher, Tower, TrainingPairs, code_rotation
 from distillhash.methods.training import Batch, Inputs, TrainingSettings, WithNeighbours, one_thread, train
-from distillhash.supervision.agreement import agreeing_neighbours, centred_unit
+from distillhash.supervision.agreement import agreeing_neighbours, centred_unit, random_parts
 from distillhash.supervision.losses import neighbour_contrast
 
 Floats = NDArray[np.float32]
@@ -73,7 +66,7 @@ class CrossContrast(CrossModalHasher):
     uses_views = True
     activation = "relu"
     temperature: Annotated[float, Gt(0)] = 0.2
-    inputs: InputKind = "correlated"
+    inputs: image_text.InputKind = "correlated"
     ridge: Annotated[float, Gt(0)] = 3.0
     neighbourhood: Annotated[float, Interval(ge=0, le=1)] = 0.0
     hidden: Annotated[int, Ge(0)] = 0
@@ -84,9 +77,9 @@ class CrossContrast(CrossModalHasher):
     device: str = "cpu"
 
     def _fit_pairs(self, pairs: TrainingPairs) -> tuple[AffineLayers, AffineLayers]:
-        seen = standardise(pairs, self.inputs, self.ridge)
+        seen = image_text.standardise(pairs, self.inputs, self.ridge)
         images, texts = seen[0](pairs.images), seen[1](pairs.texts)
-        inputs: Inputs = PairInputs(images, texts, pairs)
+        inputs: Inputs = image_text.PairInputs(images, texts, pairs)
         if self.neighbourhood:
             inputs = WithNeighbours(inputs, self._neighbourhoods(images, seen[1](pairs.mean_texts())))
         generator = torch.Generator().manual_seed(self.seed)
@@ -107,13 +100,10 @@ class CrossContrast(CrossModalHasher):
 
     def _neighbourhoods(self, images: Floats, texts: Floats) -> NDArray[np.int32]:
         """N(i) of every item ``(n, k)``, found within random parts of at most 10,000."""
-        n = len(images)
-        parts = np.array_split(np.random.default_rng(self.seed).permutation(n), -(-n // _PART))
-        smallest = min(len(part) for part in parts)
-        kept = min(max(5, round(self.neighbourhood * smallest)), smallest - 1)
+        parts, kept = random_parts(len(images), _PART, self.neighbourhood, self.seed)
         compared = np.hstack([centred_unit(images), centred_unit(texts)])
-        neighbours = np.empty((n, kept), np.int32)
-        for part in map(np.sort, parts):
+        neighbours = np.empty((len(images), kept), np.int32)
+        for part in parts:
             neighbours[part] = part[agreeing_neighbours(compared[part], kept, kept)]
         return neighbours
 

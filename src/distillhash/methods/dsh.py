@@ -1,7 +1,6 @@
 """DSH: density sensitive hashing.
 
-Paper: Jin, Li, Lin, Cai, "Density sensitive hashing", IEEE Transactions on Cybernetics 44(8), 2014.
-https://arxiv.org/abs/1205.2930
+Paper: Jin, Li, Lin, Cai, "Density sensitive hashing", IEEE Transactions on Cybernetics 44(8), 2014. https://arxiv.org/abs/1205.2930
 
 Symbols: mu_1..k -> centres; nu -> shares of the rows; r-adjacent -> one is among the r nearest centres of the other. A pair's
 median plane is w^T x = t with w = mu_i - mu_j, t = ((mu_i + mu_j) / 2)^T w; its entropy -P0 log P0 - P1 log P1 counts the shares of the

@@ -18,21 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
+from distillhash.methods import training
 from distillhash.methods.base import Activation, AffineLayers, Hasher, TrainingSet, sample_rows
-from distillhash.methods.training import (
-    Batch,
-    CachedFeatures,
-    ImageRows,
-    Inputs,
-    Optimizer,
-    Rows,
-    Schedule,
-    Targets,
-    TrainingSettings,
-    TwoViews,
-    one_thread,
-    train,
-)
+from distillhash.methods.training import Batch, CachedFeatures, ImageRows, Inputs, Rows, Targets, one_thread, train
 from distillhash.supervision.similarity import Floats, row_blocks
 
 
@@ -63,8 +51,8 @@ class TrainedHasher(Hasher):
     epochs: Annotated[int, Ge(1)] = 30
     batch_size: Annotated[int, Ge(2)] = 64
     learning_rate: Annotated[float, Gt(0)] = 1e-3
-    optimizer: Optimizer = "adam"
-    schedule: Schedule = "constant"
+    optimizer: training.Optimizer = "adam"
+    schedule: training.Schedule = "constant"
     adam_eps: Annotated[float, Gt(0)] = 1e-8
     weight_decay: Annotated[float, Ge(0)] = 0.0
     fine_tune_epochs: Annotated[int, Ge(1)] = 3
@@ -94,8 +82,8 @@ class TrainedHasher(Hasher):
         self.history_["rows"] = rows
         return Data(given, rows)
 
-    def _settings(self, epochs: int, *, fine_tune: bool = False) -> TrainingSettings:
-        return TrainingSettings(
+    def _settings(self, epochs: int, *, fine_tune: bool = False) -> training.TrainingSettings:
+        return training.TrainingSettings(
             epochs,
             min(self.batch_size, self.fine_tune_batch) if fine_tune else self.batch_size,
             self.fine_tune_rate if fine_tune else self.learning_rate,
@@ -118,15 +106,10 @@ class TrainedHasher(Hasher):
     ) -> tuple[nn.Module, list[float]]:
         """Train ``network`` on cached features and then, where there are images, on these with the ``trunk`` (the data's) below it.
 
-        Returns:
-            The network, with its trunk where that was trained too, and the mean loss of each epoch.
+        Gives the network, with its trunk where that was trained too, and the mean loss of each epoch.
         """
-        options: dict[str, Any] = {
-            "seed": self.seed if seed is None else seed,
-            "targets": targets,
-            "rows": rows,
-            "device": self.device,
-        }
+        seed = self.seed if seed is None else seed
+        options: dict[str, Any] = {"seed": seed, "targets": targets, "rows": rows, "device": self.device}
         settings = self._settings(self.epochs if epochs is None else epochs)
         with one_thread():
             losses = train(network, self.batches(data.cached), self.batch_loss, settings, **options)
@@ -203,7 +186,7 @@ class TwoViewHasher(HeadHasher):
 
     def batches(self, source: CachedFeatures | ImageRows) -> Inputs:
         """Two views of every row."""
-        return TwoViews(source, self.noise)
+        return training.TwoViews(source, self.noise)
 
 
 class ModuleHasher(TrainedHasher):
@@ -251,9 +234,7 @@ class ModuleHasher(TrainedHasher):
 class Head(nn.Sequential):
     """Layers on standardised features, which fold into affine maps of the raw features.
 
-    Attributes:
-        mean: ``(d,) float64`` of the features.
-        scale: One standard deviation for all features: it conditions the optimisation and keeps the angles that targets come from.
+    One scale for all features conditions the optimisation and keeps the angles that targets come from.
     """
 
     def __init__(
@@ -266,8 +247,7 @@ class Head(nn.Sequential):
         batch_norm: bool = False,
     ) -> None:
         """Standardise by ``sample (n, d)``; the weights are drawn from ``seed`` alone."""
-        standardise = Standardise(sample)
-        generator = torch.Generator().manual_seed(seed)
+        standardise, generator = Standardise(sample), torch.Generator().manual_seed(seed)
         layers: list[nn.Module] = []
         width = sample.shape[1]
         if hidden:
@@ -316,8 +296,7 @@ class Standardise(nn.Module):
 class _Trunk(nn.Module):
     """A backbone's network that stays in eval mode while its weights are trained: no dropout, and fixed batch normalisation.
 
-    Statistics of augmented batches would replace those that the weights were learned with: MAP then falls instead of rising
-    (docs/distillhash-contrast.md).
+    Statistics of augmented batches would replace those that the weights were learned with, and MAP falls (docs/distillhash-contrast.md).
     """
 
     def __init__(self, network: nn.Module) -> None:

@@ -18,14 +18,7 @@ from torch import nn
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, ParameterError
-from distillhash.methods.base import (
-    Activation,
-    AffineLayers,
-    Hasher,
-    TrainingSet,
-    check_features,
-    project_blocks,
-)
+from distillhash.methods.base import Activation, AffineLayers, Hasher, TrainingSet, check_features, project_blocks
 from distillhash.methods.heads import affine, linear
 from distillhash.methods.linear_algebra import canonical_directions, procrustes_rotation
 from distillhash.methods.training import Batch
@@ -36,19 +29,12 @@ InputKind = Literal["correlated", "features"]
 
 @dataclass(frozen=True)
 class TrainingPairs:
-    """What an image-text method learns from.
+    """What an image-text method learns from."""
 
-    Attributes:
-        images: ``(n, d)``.
-        texts: ``(t, e)``, t >= n.
-        owners: ``(t,) intp``, the image of each text; every image has at least one.
-        views: ``(n_views, n, d)`` of augmented copies of the images, or None.
-    """
-
-    images: NDArray[Any]
-    texts: NDArray[Any]
-    owners: NDArray[np.intp]
-    views: NDArray[Any] | None = None
+    images: NDArray[Any]  # (n, d)
+    texts: NDArray[Any]  # (t, e), t >= n
+    owners: NDArray[np.intp]  # (t,), the image of each text; every image has at least one
+    views: NDArray[Any] | None = None  # (n_views, n, d) of augmented copies of the images
 
     def mean_texts(self) -> NDArray[np.float64]:
         """``(n, e)``: the mean of each image's texts."""
@@ -116,7 +102,8 @@ class CrossModalHasher(Hasher):
             raise ParameterError(
                 f"{self.method} learns from image and text features alone; leave out {', '.join(given)}"
             )
-        images, texts = _checked(image_features, "image"), _checked(text_features, "text")
+        images = check_features(image_features, "image features")
+        texts = check_features(text_features, "text features")
         n, t = len(images), len(texts)
         if n < 2:
             raise DataError(f"{self.method} needs at least 2 pairs to learn from, got {n}")
@@ -156,15 +143,7 @@ class CrossModalHasher(Hasher):
     def project_texts(self, text_features: NDArray[Any]) -> NDArray[np.float32]:
         """Real outputs of texts before the sign: :meth:`project` for the other modality.
 
-        Args:
-            text_features: ``(t, e)`` finite floats, t >= 0.
-
-        Returns:
-            ``(t, n_bits) float32``; row i depends on text row i only.
-
-        Raises:
-            NotFittedError: before ``fit``.
-            DataError: another width than in ``fit``, or a value that is not finite.
+        ``(t, n_bits) float32`` of ``(t, e)`` finite floats; row i depends on text row i only. Errors are those of :meth:`project`.
         """
         self._check_fitted()
         return project_blocks(self.text_, text_features, self.n_text_features_, self.n_bits, "text features")
@@ -183,13 +162,6 @@ class CrossModalHasher(Hasher):
             for prefix in ("image.", "text.")
         )
         self.n_text_features_ = len(self.text_.mean)
-
-
-def _checked(features: NDArray[Any], side: str) -> NDArray[Any]:
-    try:
-        return check_features(features)
-    except DataError as error:
-        raise DataError(f"{side} {error}") from error
 
 
 def code_rotation(rows: NDArray[np.float64], iterations: int, seed: int) -> tuple[NDArray[np.float64], list[float]]:
@@ -269,7 +241,7 @@ class PairInputs:
     """Batches of images, each beside one of its texts drawn at random, ``(b, d + e)``. Target: no two rows belong together, ``(b, b)``."""
 
     def __init__(self, images: NDArray[np.float32], texts: NDArray[np.float32], pairs: TrainingPairs) -> None:
-        """Keep the standardised features of both sides."""
+        """Take the standardised features of both sides."""
         self._images, self._texts, self._pairs = images, texts, pairs
 
     def __len__(self) -> int:

@@ -29,7 +29,7 @@ from distillhash.errors import DataError
 from distillhash.methods.heads import Data, HeadHasher
 from distillhash.methods.training import Batch, Targets, pair_targets
 from distillhash.supervision.losses import log_cosh_loss
-from distillhash.supervision.neighbours import nearest_neighbours
+from distillhash.supervision.neighbours import nearest_neighbours, neighbour_graph
 from distillhash.supervision.similarity import Floats, PairLabels, cosine_distances, describe_pairs, mirror_upper
 
 _BLOCK = 512
@@ -38,19 +38,11 @@ _BLOCK = 512
 def mutual_neighbour_graph(distances: Floats, neighbours: NDArray[np.int32]) -> Any:
     """Edges between items that are each among the other's neighbours, weighted by cosine.
 
-    Args:
-        distances: ``(n, n)`` cosine distances.
-        neighbours: ``(n, k) int32``, the items themselves left out.
-
-    Returns:
-        Symmetric sparse ``(n, n) float32``; cosines of 0 and below make no edge.
+    Symmetric sparse ``(n, n) float32``; cosines of 0 and below make no edge. An item is not its own neighbour.
     """
-    from scipy.sparse import csr_array
-
-    n, k = neighbours.shape
-    weights = np.maximum(1 - np.take_along_axis(distances, neighbours, axis=1), 0).ravel()
-    directed = csr_array((weights, neighbours.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
-    graph = csr_array(directed.minimum(directed.T))  # 0 where one direction is missing
+    weights = np.maximum(1 - np.take_along_axis(distances, neighbours, axis=1), 0)
+    directed = neighbour_graph(neighbours, weights)
+    graph = directed.minimum(directed.T).tocsr()  # 0 where one direction is missing
     graph.eliminate_zeros()
     return graph
 
@@ -59,14 +51,8 @@ def diffuse(graph: Any, alpha: float) -> Floats:
     """Random walks on a graph that restart with probability 1 - alpha: F = (1 - alpha) (I - alpha D^-1/2 A D^-1/2)^-1, exactly.
 
     A are the graph's weights and D its degrees (Zhou, Weston, Gretton, Bousquet, Schoelkopf, "Ranking on Data Manifolds", NIPS 2003).
-
-    Args:
-        graph: Symmetric sparse ``(n, n)`` weights of at least 0. An item without edges keeps its walk to itself.
-        alpha: Chance to walk on, in [0, 1).
-
-    Returns:
-        ``(n, n) float32``, symmetric, at least 0. I - alpha D^-1/2 A D^-1/2 has its eigenvalues in [1 - alpha, 1 + alpha], so a Cholesky
-        factor in single precision is accurate enough; factor and inverse overwrite the matrix: 4 n^2 bytes, n^3 multiplications.
+    ``(n, n) float32``, symmetric; an item without edges keeps its walk to itself. The matrix has its eigenvalues in [1 - alpha, 1 + alpha],
+    so a Cholesky factor in single precision is accurate enough. Factor and inverse overwrite it: 4 n^2 bytes, n^3 multiplications.
     """
     from scipy.linalg.lapack import spotrf, spotri
 

@@ -27,7 +27,6 @@ from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from distillhash.errors import DataError
 from distillhash.methods.heads import Data, Head, HeadHasher, Standardise
 from distillhash.methods.linear_algebra import principal_components
 from distillhash.methods.training import Batch, Targets
@@ -53,10 +52,8 @@ class SGH(HeadHasher):
 
     def targets(self, data: Data) -> Targets:
         """The standardised features, and the draws that decide the bits."""
-        x, generator = (
-            Standardise(data.features)(torch.from_numpy(data.features)),
-            torch.Generator().manual_seed(self.seed),
-        )
+        x = Standardise(data.features)(torch.from_numpy(data.features))
+        generator = torch.Generator().manual_seed(self.seed)
         return lambda rows: (x[rows], torch.rand((len(rows), self.n_bits), generator=generator))
 
     def network(self, head: Head, data: Data) -> nn.Module:
@@ -142,10 +139,6 @@ def start_from_components(head: Head, features: Floats, seed: int) -> None:
     layer = head[-1]
     assert isinstance(layer, nn.Linear)
     k = layer.out_features
-    if k > features.shape[1]:
-        raise DataError(
-            f"{k} bits need at least {k} features for a principal direction each, got {features.shape[1]}; ask for fewer bits"
-        )
     _, components = principal_components(features, k)
     rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((k, k)))
     outputs = (features - head.mean) / head.scale @ components @ rotation

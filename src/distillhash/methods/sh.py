@@ -1,7 +1,6 @@
 """SH: spectral hashing.
 
-Paper: Weiss, Torralba, Fergus, "Spectral hashing", NIPS 2008.
-https://papers.nips.cc/paper/3383-spectral-hashing
+Paper: Weiss, Torralba, Fergus, "Spectral hashing", NIPS 2008. https://papers.nips.cc/paper/3383-spectral-hashing
 
 Symbols: P -> components_; [a_i, b_i], the range of principal component i -> low_ and width_; k -> the mode number. The graph
 Laplacian of a uniform density on that box has the eigenfunctions sin(pi/2 + k pi (v_i - a_i) / (b_i - a_i)), and an eigenvalue
@@ -41,9 +40,8 @@ class SH(Hasher):
     kind = "shallow"
 
     def _fit(self, given: TrainingSet) -> None:
-        features = given.features
-        mean, components = principal_components(features, min(self.n_bits, features.shape[1]))
-        projected = ((block - mean) @ components for block in row_blocks(features))
+        mean, components = principal_components(given.features, min(self.n_bits, given.features.shape[1]))
+        projected = ((block - mean) @ components for block in row_blocks(given.features))
         extremes = np.array([(values.min(axis=0), values.max(axis=0)) for values in projected])  # (blocks, 2, axes)
         low = extremes[:, 0].min(axis=0)
         width = extremes[:, 1].max(axis=0) - low
@@ -59,12 +57,7 @@ class SH(Hasher):
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Mean, and component, origin and frequency of every bit."""
-        return {
-            "mean": self.mean_,
-            "components": self.components_,
-            "low": self.low_,
-            "frequency": self.frequency_,
-        }
+        return {"mean": self.mean_, "components": self.components_, "low": self.low_, "frequency": self.frequency_}
 
     def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
         mean, components, low, frequency = (state[name] for name in ("mean", "components", "low", "frequency"))

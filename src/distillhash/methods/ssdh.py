@@ -25,18 +25,9 @@ from torch import Tensor
 
 from distillhash.methods.heads import Data, HeadHasher
 from distillhash.methods.training import Batch, Targets, pair_targets
+from distillhash.supervision import similarity
 from distillhash.supervision.losses import PairLoss, pair_loss
-from distillhash.supervision.similarity import (
-    Floats,
-    LabelRule,
-    ModeRule,
-    PairLabels,
-    cosine_distances,
-    describe_pairs,
-    fit_half_gaussians,
-    label_pairs,
-    pair_thresholds,
-)
+from distillhash.supervision.similarity import Floats, PairLabels
 
 
 class PairHasher(HeadHasher):
@@ -57,10 +48,10 @@ class PairHasher(HeadHasher):
         self_pairs: Count (i, i) as a similar pair in the loss, as released.
     """
 
-    labels: LabelRule = "three-way"
+    labels: similarity.LabelRule = "three-way"
     alpha: Annotated[float, Ge(0)] = 2.0
     beta: Annotated[float, Ge(0)] = 0.0
-    mode: ModeRule = "left-edge"
+    mode: similarity.ModeRule = "left-edge"
     self_distances: bool = False
     loss: PairLoss = "likelihood"
     scale: Annotated[float, Gt(0)] = 0.5
@@ -71,9 +62,12 @@ class PairHasher(HeadHasher):
 
     def targets(self, data: Data) -> Targets:
         """The pair labels to train on."""
-        distances = cosine_distances(data.features)
+        distances = similarity.cosine_distances(data.features)
         self.history_["diagnosis"] = []
-        self.initial_pairs_: PairLabels = self._initial_pairs(distances)
+        fit = similarity.fit_half_gaussians(distances, mode=self.mode, include_self=self.self_distances)
+        thresholds = similarity.pair_thresholds(distances, fit, alpha=self.alpha, beta=self.beta)
+        self.history_["thresholds"] = {**vars(fit), **vars(thresholds)}
+        self.initial_pairs_: PairLabels = similarity.label_pairs(distances, thresholds, rule=self.labels)
         self._record("initial pairs", self.initial_pairs_)
         self.pairs_: PairLabels = self._pairs(distances, data)
         return pair_targets(self.pairs_)
@@ -90,14 +84,8 @@ class PairHasher(HeadHasher):
         """The pair labels to train the hash function on: by default ``initial_pairs_``."""
         return self.initial_pairs_
 
-    def _initial_pairs(self, distances: Floats) -> PairLabels:
-        fit = fit_half_gaussians(distances, mode=self.mode, include_self=self.self_distances)
-        thresholds = pair_thresholds(distances, fit, alpha=self.alpha, beta=self.beta)
-        self.history_["thresholds"] = {**vars(fit), **vars(thresholds)}
-        return label_pairs(distances, thresholds, rule=self.labels)
-
     def _record(self, step: str, pairs: PairLabels) -> None:
-        self.history_["diagnosis"].append(describe_pairs(pairs, step))
+        self.history_["diagnosis"].append(similarity.describe_pairs(pairs, step))
 
 
 class SSDH(PairHasher):

@@ -41,6 +41,7 @@ from distillhash.errors import ParameterError
 from distillhash.methods.base import AffineLayers
 from distillhash.methods.image_text import CrossModalHasher, InputKind, Tower, TrainingPairs, standardise
 from distillhash.methods.training import one_thread
+from distillhash.supervision.neighbours import neighbour_graph
 
 Reward = Literal["sigmoid", "softplus"]
 Baseline = Literal["mean", "none"]
@@ -71,16 +72,9 @@ def reward(losses: Tensor, kind: Reward) -> Tensor:
 def sample_candidates(
     scores: NDArray[np.float64], excluded: NDArray[np.bool_], k: int, rng: np.random.Generator
 ) -> NDArray[np.intp]:
-    """``k`` candidates for each query with the probabilities ``softmax(scores)``, drawn with replacement.
+    """``k`` candidates for each query ``(b, k)``, drawn with replacement with the probabilities ``softmax(scores)`` of ``(b, p)`` scores.
 
-    Args:
-        scores: ``(b, p)``.
-        excluded: ``(b, p)``, candidates that must not be drawn; a query that has no other draws among all.
-        k: Draws per query.
-        rng: Draws.
-
-    Returns:
-        ``(b, k)`` columns.
+    ``excluded`` candidates are not drawn, unless all of a query are.
     """
     allowed = ~excluded | excluded.all(axis=1, keepdims=True)
     masked = np.where(allowed, scores, -np.inf)
@@ -94,10 +88,7 @@ def sample_candidates(
 def policy_loss(log_probabilities: Tensor, rewards: Tensor, baseline: Baseline) -> Tensor:
     """REINFORCE: ``-mean(log p(sample) (reward - b))``, whose gradient is that of the expected reward, negated.
 
-    Args:
-        log_probabilities: ``(b, k)`` of the samples of each query under the generator.
-        rewards: ``(b, k)``; no gradient passes through them.
-        baseline: ``mean`` subtracts the batch's mean reward; ``none`` is the release.
+    ``baseline="mean"`` subtracts the batch's mean reward; ``none`` is the release. No gradient passes through the rewards.
     """
     rewards = rewards.detach()
     if baseline == "mean":
@@ -106,23 +97,12 @@ def policy_loss(log_probabilities: Tensor, rewards: Tensor, baseline: Baseline) 
 
 
 def correlation_graph(images: NDArray[Any], texts: NDArray[Any], neighbours: int) -> Any:
-    """The positives of every item: the union of its nearest items in image space and in text space, itself among them.
+    """The positives of every item: the union of its ``neighbours`` nearest items in image and in text space, itself among them.
 
-    Directed, as in the authors' release: if j is a positive of i, i need not be one of j.
-
-    Args:
-        images: ``(n, d)``.
-        texts: ``(n, e)``, one vector per item.
-        neighbours: Length of either list, the item itself included; with 1 the item is its only positive.
-
-    Returns:
-        ``(n, n)`` bool in CSR form, columns of a row ascending.
+    Directed, as in the authors' release: if j is a positive of i, i need not be one of j. ``(n, n)`` bool in CSR form.
     """
-    from scipy.sparse import csr_array
-
     lists = np.hstack([nearest_rows(side, neighbours) for side in (images, texts)])
-    (n, k) = lists.shape
-    graph = csr_array((np.ones(lists.size, bool), lists.ravel(), np.arange(0, lists.size + 1, k)), shape=(n, n))
+    graph = neighbour_graph(lists, np.ones(lists.shape, bool))
     graph.sum_duplicates()
     return graph
 
@@ -130,7 +110,7 @@ def correlation_graph(images: NDArray[Any], texts: NDArray[Any], neighbours: int
 def nearest_rows(features: NDArray[Any], k: int) -> NDArray[np.intp]:
     """The ``min(k, n)`` nearest rows of each row by Euclidean distance, ``(n, k)``; the row itself is always the first.
 
-    Ties go to the lower row. Works in blocks of 1,024 rows.
+    Ties go to the lower row.
     """
     values = np.asarray(features, np.float64)
     squares = np.einsum("ij,ij->i", values, values)
@@ -299,12 +279,8 @@ class Game:
         """Every item with its own partner, against another item."""
         items = np.arange(self.n)
         others = (items + self.rng.integers(1, self.n, self.n)) % self.n
-        return Triplets(
-            direction,
-            self._rows(items, direction[0]),
-            self._rows(items, direction[1]),
-            self._rows(others, direction[1]),
-        )
+        query, positive = (self._rows(items, modality) for modality in direction)
+        return Triplets(direction, query, positive, self._rows(others, direction[1]))
 
     def _drawn_triplets(self, direction: tuple[int, int]) -> Triplets:
         """Every item with graph positives, against negatives from a fresh pool that G draws, or chance."""

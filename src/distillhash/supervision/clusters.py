@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.supervision.neighbours import nearest_neighbours
+from distillhash.supervision.neighbours import nearest_neighbours, neighbour_graph
 from distillhash.supervision.similarity import Floats, PairLabels, unit_rows
 
 Clustering = Literal["spectral", "kmeans"]
@@ -20,8 +20,9 @@ def assign_clusters(
     distances: Floats,
     n_clusters: int,
     *,
-    method: Clustering,
-    seed: int,
+    method: Clustering = "spectral",
+    n_neighbours: int = 30,
+    seed: int = 0,
 ) -> NDArray[np.int32]:
     """A cluster for every item, ``(n,) int32``: by k-means of unit rows, or of the spectral embedding of the neighbour graph.
 
@@ -35,25 +36,22 @@ def assign_clusters(
     k = min(n_clusters, max(2, n // ROWS_PER_CLUSTER))
     if k == 1 or n < 4:
         return np.zeros(n, np.int32)
-    rows = unit_rows(features) if method == "kmeans" else _spectral_rows(distances, k, min(30, n - 1), seed)
+    rows = unit_rows(features) if method == "kmeans" else _spectral_rows(distances, k, min(n_neighbours, n - 1), seed)
     found = KMeans(k, n_init=1, random_state=seed).fit(rows).labels_
     return np.asarray(found, np.int32)
 
 
 def _spectral_rows(distances: Floats, k: int, n_neighbours: int, seed: int) -> NDArray[np.float64]:
     """Rows of length 1 of the ``k`` leading eigenvectors of D^-1/2 A D^-1/2."""
-    from scipy.sparse import csr_array, diags_array
+    from scipy.sparse import diags_array
     from scipy.sparse.linalg import eigsh
 
     n = len(distances)
-    ends = nearest_neighbours(distances, n_neighbours).ravel()
-    directed = csr_array(
-        (np.ones(n * n_neighbours), ends, np.arange(0, n * n_neighbours + 1, n_neighbours)), shape=(n, n)
-    )
+    directed = neighbour_graph(nearest_neighbours(distances, n_neighbours), np.ones((n, n_neighbours)))
     graph = directed + directed.T
     scale = diags_array(1 / np.sqrt(graph.sum(axis=1)))
     start = np.random.default_rng(seed).standard_normal(n)
-    _, vectors = eigsh(csr_array(scale @ graph @ scale), k, which="LA", v0=start)
+    _, vectors = eigsh((scale @ graph @ scale).tocsr(), k, which="LA", v0=start)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(norms > 0, norms, 1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,17 +58,22 @@ def first_of_both(first: NDArray[np.int32], second: NDArray[np.int32]) -> NDArra
     return np.hstack([first, np.take_along_axis(second, new_first[:, :missing], axis=1)])
 
 
+def neighbour_graph(neighbours: NDArray[Any], weights: NDArray[Any]) -> Any:
+    """Sparse ``(n, n)`` matrix in CSR form whose entry (i, neighbours[i, j]) is ``weights[i, j]``; both are ``(n, k)``."""
+    from scipy.sparse import csr_array
+
+    n, k = neighbours.shape
+    return csr_array((weights.ravel(), neighbours.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
+
+
 def neighbourhood_mean(values: NDArray[np.float32], neighbours: NDArray[np.int32]) -> NDArray[np.float32]:
     """Mean of ``values[k, l]`` over k in the neighbours of i and l in those of j, for every pair (i, j): ``(n, n) float32``.
 
     The mean separates into two sparse products: ``2 n^2 m`` additions. Sums of 0/1 values are exact, so a symmetric input gives a
     symmetric mean.
     """
-    from scipy.sparse import csr_array
-
-    n, m = neighbours.shape
-    members = csr_array((np.ones(n * m, np.float32), neighbours.ravel(), np.arange(0, n * m + 1, m)), shape=(n, n))
+    members = neighbour_graph(neighbours, np.ones(neighbours.shape, np.float32))
     row_sums = members @ values
     sums = np.ascontiguousarray((members @ np.ascontiguousarray(row_sums.T)).T, np.float32)
-    sums /= m * m
+    sums /= neighbours.shape[1] ** 2
     return sums

@@ -83,8 +83,8 @@ def mirror_upper(square: Floats) -> None:
 def fit_half_gaussians(distances: Floats, *, mode: ModeRule = "left-edge", include_self: bool = False) -> HalfGaussians:
     """Fit the two half Gaussians to ``(n, n)`` symmetric distances in closed form.
 
-    The mode lies at the left edge of the fullest bin (as released) or at its centre. ``include_self`` counts the zero diagonal, as released;
-    it pulls sigma_left up by about m^2 / n.
+    The mode lies at the left edge of the fullest bin (as released) or at its centre. ``include_self`` counts the zero diagonal, as
+    released; it pulls sigma_left up by about m^2 / n.
     """
     n = len(distances)
     if n < 2:
