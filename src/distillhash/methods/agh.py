@@ -26,22 +26,18 @@ from distillhash.methods.base import Hasher, TrainingSet
 class AGH(Hasher):
     """Signs of the smoothest functions on a graph of items and anchors.
 
-    ``history_["eigenvalues"]`` holds the eigenvalues of A that the bits come from.
+    ``graph_`` holds the anchors, ``weight_ (m, k)`` the functions' values there, ``upper_`` and ``lower_ (n_bits - k,)`` b+ and b-, and
+    ``history_["eigenvalues"]`` the eigenvalues of A that the bits come from.
 
     Attributes:
         layers: 1, or 2 for two bits from each function.
         n_anchors: Anchors m; at most one for every two rows.
         n_neighbours: Anchors s with a weight for an item.
-        graph_: The anchors and the bandwidth.
-        weight_: ``(m, k) float64``, W: the functions' values at the anchors.
-        upper_: ``(n_bits - k,) float64``, b+ of the first functions; empty with one layer.
-        lower_: ``(n_bits - k,) float64``, b- likewise.
     """
 
     method = "agh"
     title = "Hashing with Graphs"
-    venue = "ICML"
-    year = 2011
+    venue, year = "ICML", 2011
     kind = "shallow"
     layers: Literal[1, 2] = 2
     n_anchors: Annotated[int, Ge(2)] = 300

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import operator
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, fields
@@ -16,19 +17,7 @@ from hashlib import blake2b
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    Self,
-    Union,
-    dataclass_transform,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from annotated_types import Interval
@@ -41,6 +30,8 @@ from distillhash.files import write_atomic
 if TYPE_CHECKING:
     from distillhash.methods.training import TrainableImages
 
+Floats = NDArray[np.float64]
+Layers = list[tuple[Floats, Floats]]
 FORMAT_VERSION = 1
 Kind = Literal[
     "data-independent",
@@ -68,7 +59,7 @@ class TrainingSet:
     teacher: NDArray[Any] | None = None
 
 
-@dataclass_transform(eq_default=False)
+@typing.dataclass_transform(eq_default=False)
 @dataclass(eq=False, repr=False)
 class Hasher(ABC):
     """A hash method: learns from features, maps features to codes.
@@ -88,6 +79,7 @@ class Hasher(ABC):
         fine_tunes: Whether ``fit`` can train the backbone below its head as well.
         has_decoder: Whether codes can be turned back into features (``reconstruct``).
         PRESETS: Named sets of hyper-parameters.
+        ARRAYS: Learned arrays by name and shape, such as ``{"weight": "dk"}`` for ``weight_``, ``(n_features_, n_bits)``.
         n_features_: Width d of the features seen in ``fit``.
         history_: What training recorded (losses per epoch, pair diagnosis); empty for methods without training. Not saved.
     """
@@ -104,6 +96,7 @@ class Hasher(ABC):
     fine_tunes: ClassVar[bool] = False
     has_decoder: ClassVar[bool] = False
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    ARRAYS: ClassVar[dict[str, str]] = {}
 
     n_bits: Annotated[int, Interval(ge=1, le=4096)]
     _: KW_ONLY
@@ -141,14 +134,9 @@ class Hasher(ABC):
         inputs = "images" if cls.needs_texts else "features"
         others = [cls.uses_views and "views", cls.needs_labels and "labels", cls.needs_texts and "texts"]
         *first, last = [inputs, *filter(None, others)]
-        return {
-            "title": cls.title,
-            "venue": cls.venue,
-            "year": cls.year,
-            "kind": cls.kind,
-            "uses": f"{', '.join(first)} and {last}" if first else last,
-            "teacher": cls.uses_teacher,
-        }
+        uses = f"{', '.join(first)} and {last}" if first else last
+        paper = {name: getattr(cls, name) for name in ("title", "venue", "year", "kind")}
+        return {**paper, "uses": uses, "teacher": cls.uses_teacher}
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The hyper-parameters and their values, JSON-able. Name and argument are scikit-learn's."""
@@ -222,15 +210,19 @@ class Hasher(ABC):
     def _fit(self, given: TrainingSet) -> None: ...
 
     @abstractmethod
-    def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _project(self, features: Floats) -> Floats:
         """Real outputs for a block of features, ``(b, n_bits) float64``."""
 
-    @abstractmethod
     def state(self) -> dict[str, NDArray[Any]]:
-        """What was learned, as named arrays."""
+        """What was learned, as named arrays: by default those of ``ARRAYS``."""
+        return {name: getattr(self, f"{name}_") for name in self.ARRAYS}
 
-    @abstractmethod
-    def _set_state(self, state: dict[str, NDArray[Any]]) -> None: ...
+    def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
+        for name, axes in self.ARRAYS.items():
+            shape = tuple(self.n_bits if axis == "k" else self.n_features_ for axis in axes)
+            if state[name].shape != shape:
+                raise ValueError(f"{name} of shape {state[name].shape} for {self.n_bits} bits")
+            setattr(self, f"{name}_", state[name])
 
     def project(self, features: NDArray[Any]) -> NDArray[np.float32]:
         """Real outputs before the sign.
@@ -291,23 +283,15 @@ class Hasher(ABC):
 class AffineHasher(Hasher):
     """A method whose projection is ``(x - mean_) weight_ + bias_``, in float64: every linear method."""
 
+    ARRAYS: ClassVar[dict[str, str]] = {"mean": "d", "weight": "dk", "bias": "k"}
+
     def _set_affine(self, mean: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None = None) -> None:
-        self.mean_: NDArray[np.float64] = np.asarray(mean, np.float64)
-        self.weight_: NDArray[np.float64] = np.asarray(weight, np.float64)
-        self.bias_: NDArray[np.float64] = np.zeros(self.n_bits) if bias is None else np.asarray(bias, np.float64)
+        self.mean_: Floats = np.asarray(mean, np.float64)
+        self.weight_: Floats = np.asarray(weight, np.float64)
+        self.bias_: Floats = np.zeros(self.n_bits) if bias is None else np.asarray(bias, np.float64)
 
-    def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _project(self, features: Floats) -> Floats:
         return (features - self.mean_) @ self.weight_ + self.bias_
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """The three arrays of the affine map."""
-        return {"mean": self.mean_, "weight": self.weight_, "bias": self.bias_}
-
-    def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
-        mean, weight, bias = state["mean"], state["weight"], state["bias"]
-        if weight.shape != (len(mean), self.n_bits) or bias.shape != (self.n_bits,):
-            raise ValueError(f"weight of shape {weight.shape} for {self.n_bits} bits")
-        self._set_affine(mean, weight, bias)
 
 
 Activation = Literal["relu", "gelu", "tanh"]
@@ -317,11 +301,11 @@ Activation = Literal["relu", "gelu", "tanh"]
 class AffineLayers:
     """A hash function ``x - mean``, then affine layers with an activation between them, in float64."""
 
-    mean: NDArray[np.float64]  # (d,)
-    layers: list[tuple[NDArray[np.float64], NDArray[np.float64]]]  # weight (n_in, n_out) and bias (n_out,)
+    mean: Floats  # (d,)
+    layers: Layers  # weight (n_in, n_out) and bias (n_out,)
     activation: Activation
 
-    def __call__(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+    def __call__(self, features: Floats) -> Floats:
         """Real outputs ``(b, n_bits)`` of ``(b, d)`` features."""
         outputs = features - self.mean
         for index, (weight, bias) in enumerate(self.layers):
@@ -352,7 +336,7 @@ class AffineLayers:
         return cls(mean, layers, activation)
 
 
-def _activate(values: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:
+def _activate(values: Floats, activation: Activation) -> Floats:
     """ReLU, the exact GELU x Phi(x), or tanh."""
     if activation == "relu":
         return np.maximum(values, 0)
@@ -366,7 +350,7 @@ def _activate(values: NDArray[np.float64], activation: Activation) -> NDArray[np
 @cache
 def _declared(cls: type[Hasher]) -> dict[str, Any]:
     """The declared type of every hyper-parameter, with its bounds."""
-    hints = get_type_hints(cls, include_extras=True)
+    hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in fields(cls)}
 
 
@@ -382,12 +366,12 @@ _KINDS: dict[Any, tuple[type, str]] = {
 def _check_parameter(name: str, value: object, declared: Any) -> None:
     """Raise :class:`ParameterError` unless ``value`` has the declared type and lies in its bounds."""
     words = []
-    for kind in get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,):
-        kind, *bounds = get_args(kind) if get_origin(kind) is Annotated else (kind,)
-        if get_origin(kind) is Literal:
-            if value in get_args(kind):
+    for kind in typing.get_args(declared) if typing.get_origin(declared) in (typing.Union, UnionType) else (declared,):
+        kind, *bounds = typing.get_args(kind) if typing.get_origin(kind) is Annotated else (kind,)
+        if typing.get_origin(kind) is Literal:
+            if value in typing.get_args(kind):
                 return
-            words.append(f"one of {', '.join(map(str, get_args(kind)))}")
+            words.append(f"one of {', '.join(map(str, typing.get_args(kind)))}")
             continue
         accepted, word = _KINDS[kind]
         if isinstance(value, accepted) and isinstance(value, bool) == (kind is bool):
@@ -458,11 +442,7 @@ def read_model_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArr
 
 
 def project_blocks(
-    project: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    features: NDArray[Any],
-    width: int | None,
-    n_bits: int,
-    name: str,
+    project: Callable[[Floats], Floats], features: NDArray[Any], width: int | None, n_bits: int, name: str
 ) -> NDArray[np.float32]:
     """``(n, n_bits) float32``: ``project`` of ``(n, width)`` finite features in float64, block by block; :class:`DataError` for others."""
     features = np.asarray(features)

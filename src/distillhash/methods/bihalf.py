@@ -41,8 +41,7 @@ class BiHalf(HeadHasher):
 
     method = "bihalf"
     title = "Deep Unsupervised Image Hashing by Maximizing Bit Entropy"
-    venue = "AAAI"
-    year = 2021
+    venue, year = "AAAI", 2021
     kind = "similarity preserving"
     uses_views = True
     batch_size: Annotated[int, Ge(2)] = 256

@@ -40,8 +40,7 @@ class CIBHash(TwoViewHasher):
 
     method = "cibhash"
     title = "Unsupervised Hashing with Contrastive Information Bottleneck"
-    venue = "IJCAI"
-    year = 2021
+    venue, year = "IJCAI", 2021
     kind = "contrastive"
     hidden: Annotated[int, Ge(0)] = 512
     temperature: Annotated[float, Gt(0)] = 0.5

@@ -44,8 +44,7 @@ class CIMON(GuidedHasher, TwoViewHasher):
 
     method = "cimon"
     title = "CIMON: Towards High-quality Hash Codes"
-    venue = "IJCAI"
-    year = 2021
+    venue, year = "IJCAI", 2021
     kind = "pair labels"
     contrast: Annotated[float, Ge(0)] = 0.3
     temperature: Annotated[float, Gt(0)] = 0.5

@@ -49,8 +49,7 @@ class CrossContrast(CrossModalHasher):
         inputs: What the hash functions see: the ``features``, or canonical variables, ``correlated`` across the modalities.
         ridge: Of those, as a share of each modality's mean variance.
         neighbourhood: Share of the items that make up N(i), at least 5 of them; 0 has no neighbours as positives.
-        hidden: Width of a hidden layer; 0 trains linear hash functions, which start from CCA-ITQ's on correlated inputs (unless there
-            are more bits than canonical variables). Everything else starts at random.
+        hidden: Width of a hidden layer; 0 trains linear hash functions, which start from CCA-ITQ's on enough correlated inputs.
         epochs: Passes over the images.
         batch_size: Pairs a step.
         learning_rate: Adam's step size at the start; it falls to zero along a cosine.
@@ -60,8 +59,7 @@ class CrossContrast(CrossModalHasher):
 
     method = "cross-contrast"
     title = "Contrastive codes with a text as one more view of an image"
-    venue = "this project"
-    year = 2026
+    venue, year = "this project", 2026
     kind = "cross-modal"
     uses_views = True
     activation = "relu"
@@ -87,9 +85,8 @@ class CrossContrast(CrossModalHasher):
         if not self.hidden and self.inputs == "correlated" and self.n_bits <= images.shape[1]:
             _start_from_rotation((image, text), (images[pairs.owners], texts), self.n_bits, self.seed)
         network = TwoTowers(image, text)
-        settings = TrainingSettings(
-            self.epochs, self.batch_size, self.learning_rate, "adamw", self.weight_decay, schedule="cosine"
-        )
+        steps = self.epochs, self.batch_size, self.learning_rate
+        settings = TrainingSettings(*steps, "adamw", self.weight_decay, schedule="cosine")
 
         def loss(codes: Tensor, batch: Batch) -> Tensor:
             return neighbour_contrast(codes, batch.targets[0].repeat(2, 2), temperature=self.temperature)

@@ -36,8 +36,7 @@ class CroVCA(TwoViewHasher):
 
     method = "crovca"
     title = "Image Hashing via Cross-View Code Alignment in the Age of Foundation Models"
-    venue = "arXiv"
-    year = 2025
+    venue, year = "arXiv", 2025
     kind = "contrastive"
     batch_norm = True
     hidden: Annotated[int, Ge(0)] = 512

@@ -38,8 +38,7 @@ class DeepBit(TwoViewHasher):
 
     method = "deepbit"
     title = "Learning Compact Binary Descriptors with Unsupervised Deep Neural Networks"
-    venue = "CVPR"
-    year = 2016
+    venue, year = "CVPR", 2016
     kind = "regularised"
     epochs: Annotated[int, Ge(1)] = 10
     quantisation: Annotated[float, Ge(0)] = 1.0

@@ -54,9 +54,8 @@ class DistillHash(PairHasher):
     """Distilled pairs and the likelihood. Further hyper-parameters: see :class:`PairHasher`.
 
     Attributes:
-        estimate: How eta~ is found. ``local`` averages the noisy labels over ``local_neighbours`` x ``local_neighbours`` neighbour
-            pairs; ``network`` trains a network on the noisy labels and takes its estimates of the same pairs (the paper); ``held-out``
-            trains two, on half of the rows each, and takes the estimate of a pair from a network that was not trained on it.
+        estimate: How eta~ is found: ``local`` averages the noisy labels over neighbour pairs; ``network`` is trained on them (the paper);
+            ``held-out`` trains two, on half of the rows each, and takes the estimate of a pair from one that was not trained on it.
         local_neighbours: Neighbourhood size of ``local``, the item included.
         n_outputs: Outputs p of the estimating network.
         estimate_scale: Scale c of the inner product in its eta~.
@@ -71,8 +70,7 @@ class DistillHash(PairHasher):
 
     method = "distillhash"
     title = "DistillHash: Unsupervised Deep Hashing by Distilling Data Pairs"
-    venue = "CVPR"
-    year = 2019
+    venue, year = "CVPR", 2019
     kind = "pair labels"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {},
@@ -126,15 +124,11 @@ class DistillHash(PairHasher):
     def _pairs(self, distances: Floats, data: Data) -> PairLabels:
         logits = self._estimate(distances, data)
         self.history_["probability_histogram"] = probability_histogram(logits)
-        ranked = nearest_neighbours(
-            distances,
-            min(self.n_neighbours + self.skip_for_positive, len(distances) - 1 + self.include_self),
-            include_self=self.include_self,
-        )
-        for_positive = ranked[:, min(self.skip_for_positive, ranked.shape[1] - 1) :]
-        pairs = distil_pairs(
-            logits, ranked[:, : self.n_neighbours], for_positive, bounds=self.bounds, keep_certain=self.keep_certain
-        )
+        o, skipped = self.n_neighbours, self.skip_for_positive
+        most = min(o + skipped, len(distances) - 1 + self.include_self)
+        ranked = nearest_neighbours(distances, most, include_self=self.include_self)
+        for_positive = ranked[:, min(skipped, most - 1) :]
+        pairs = distil_pairs(logits, ranked[:, :o], for_positive, bounds=self.bounds, keep_certain=self.keep_certain)
         if self.candidates == "labelled":
             pairs[self.initial_pairs_ == 0] = 0
         self._record("distilled pairs", pairs)
@@ -177,15 +171,10 @@ class DistillHash(PairHasher):
 
     def _estimating_outputs(self, rows: NDArray[np.intp], data: Data, seed: int) -> Floats:
         """Relaxed outputs for all rows of a network trained on the initial labels among ``rows``."""
-        network, losses = self._train(
-            self._head(data, self.n_outputs, seed),
-            data,
-            pair_targets(self.initial_pairs_),
-            epochs=self.estimate_epochs,
-            seed=seed,
-            rows=rows,
-            trunk=copy.deepcopy(data.trunk),  # the network trained next starts from the pretrained weights again
-        )
+        head, targets = self._head(data, self.n_outputs, seed), pair_targets(self.initial_pairs_)
+        trunk = copy.deepcopy(data.trunk)  # the network trained next starts from the pretrained weights again
+        epochs = self.estimate_epochs
+        network, losses = self._train(head, data, targets, epochs=epochs, seed=seed, rows=rows, trunk=trunk)
         self.history_.setdefault("estimate_loss", []).append(losses)
         outputs = data.outputs(network)
         return np.asarray(np.tanh(outputs)) if self.relaxation == "tanh" else outputs
@@ -207,6 +196,5 @@ class DistillHashInitial(PairHasher):
 
     method = "distillhash-initial"
     title = "DistillHash*: the same without distilling"
-    venue = "CVPR"
-    year = 2019
+    venue, year = "CVPR", 2019
     kind = "pair labels"

@@ -74,8 +74,8 @@ class DistillHashContrast(HeadHasher):
         positives: ``all`` neighbours in the batch, or only the ``one`` drawn with the image; the others are negatives then.
         start: Standard deviation of the outputs of the linear hash function that the head starts from: the larger, the more of it stays.
             None takes 3, and with n < 2,000 images 3 (2,000 / n)^e, where e = log2(n_bits) - 3.5, from 0 to 5; 0 starts from nothing.
-        plain_share: Share of the plain features in what the start is made from, beside the regression's predictions, and share of the
-            nearest by plain cosine in N(i). None takes 0, and with n < 2,000 images 1 - (n / 2,000)^2.
+        plain_share: Share of the plain features in what the start is made from, and share of the nearest by plain cosine in N(i). None
+            takes 0, and with n < 2,000 images 1 - (n / 2,000)^2.
         gradient: Gradient of the sign: that of ``tanh``, or of the ``identity``.
         temperature: tau; None takes 0.3 where there are views, and 0.5 where there are none: positives are less pure then.
         dropout: Share of the features that are left out in training, drawn anew for every row.
@@ -85,8 +85,7 @@ class DistillHashContrast(HeadHasher):
 
     method = "distillhash-contrast"
     title = "Distilled neighbourhoods and contrastive codes"
-    venue = "this project"
-    year = 2026
+    venue, year = "this project", 2026
     kind = "contrastive"
     uses_views = True
     uses_teacher = True
@@ -243,9 +242,9 @@ class LinearStart(NamedTuple):
 
 
 def linear_start(
-    features: NDArray[Any],
-    plain: NDArray[Any],
-    teacher: NDArray[Any] | None,
+    features: Floats,
+    plain: Floats,
+    teacher: Floats | None,
     n_bits: int,
     *,
     spread: float,

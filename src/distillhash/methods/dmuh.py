@@ -48,8 +48,7 @@ class DMUH(HeadHasher):
 
     method = "dmuh"
     title = "Deep Momentum Uncertainty Hashing"
-    venue = "Pattern Recognition"
-    year = 2022
+    venue, year = "Pattern Recognition", 2022
     kind = "supervised"
     needs_labels = True
     momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.95

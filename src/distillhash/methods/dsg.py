@@ -93,8 +93,7 @@ class GuidedHasher(HeadHasher):
     priority: Annotated[float, Ge(0)] = 1.0
     n_clusters: Annotated[int, Ge(1)] = 70
     clustering: Clustering = "spectral"
-    max_train: Annotated[int, Ge(2)] = 10_000
-    """The memory for all pairs is about 10 bytes times its square."""
+    max_train: Annotated[int, Ge(2)] = 10_000  # memory for all pairs is about 10 bytes times its square
 
     def _guidance(self, features: NDArray[Any]) -> tuple[PairLabels, Weights]:
         """Pair labels that agree with the clusters, and their weights."""
@@ -125,8 +124,7 @@ class DSG(GuidedHasher):
 
     method = "dsg"
     title = "Unsupervised Deep Hashing via Distilled Smooth Guidance"
-    venue = "ICME"
-    year = 2021
+    venue, year = "ICME", 2021
     kind = "pair labels"
 
     def targets(self, data: Data) -> Targets:

@@ -35,8 +35,7 @@ class DSH(AffineHasher):
 
     method = "dsh"
     title = "Density Sensitive Hashing"
-    venue = "IEEE Trans. Cybernetics"
-    year = 2014
+    venue, year = "IEEE Trans. Cybernetics", 2014
     kind = "shallow"
     alpha: Annotated[float, Gt(0)] = 1.5
     r: Annotated[int, Ge(1)] = 3

@@ -37,8 +37,7 @@ class GreedyHash(HeadHasher):
 
     method = "greedyhash"
     title = "Greedy Hash: Towards Fast Optimization for Accurate Hash Coding in CNN"
-    venue = "NeurIPS"
-    year = 2018
+    venue, year = "NeurIPS", 2018
     kind = "similarity preserving"
     uses_views = True
     batch_size: Annotated[int, Ge(2)] = 256

@@ -55,13 +55,7 @@ class TrainingPairs:
 
 
 class CrossModalHasher(Hasher):
-    """Base of the methods that hash images and texts into one space.
-
-    Attributes:
-        n_features_: Width d of the image features seen in ``fit``.
-        n_text_features_: Width e of the text features.
-        image_, text_: The two hash functions.
-    """
+    """Base of the methods that hash images and texts into one space, by the hash functions ``image_`` and ``text_``."""
 
     activation: ClassVar[Activation] = "tanh"
     needs_texts: ClassVar[bool] = True
@@ -237,18 +231,19 @@ class Tower(nn.Sequential):
         return AffineLayers(self.inputs.mean, layers, self.activation)
 
 
+@dataclass(frozen=True)
 class PairInputs:
     """Batches of images, each beside one of its texts drawn at random, ``(b, d + e)``. Target: no two rows belong together, ``(b, b)``."""
 
-    def __init__(self, images: NDArray[np.float32], texts: NDArray[np.float32], pairs: TrainingPairs) -> None:
-        """Take the standardised features of both sides."""
-        self._images, self._texts, self._pairs = images, texts, pairs
+    images: NDArray[np.float32]  # standardised
+    texts: NDArray[np.float32]
+    pairs: TrainingPairs
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
     def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> Batch:
         """A text of every image, drawn anew."""
-        texts = self._texts[self._pairs.draw_texts(rows, rng)]
-        inputs = torch.from_numpy(np.concatenate([self._images[rows], texts], axis=1))
+        texts = self.texts[self.pairs.draw_texts(rows, rng)]
+        inputs = torch.from_numpy(np.concatenate([self.images[rows], texts], axis=1))
         return Batch(inputs, rows, (torch.eye(len(rows), dtype=torch.bool),))

@@ -30,8 +30,7 @@ class ITQ(AffineHasher):
 
     method = "itq"
     title = "Iterative Quantization: A Procrustean Approach to Learning Binary Codes"
-    venue = "CVPR"
-    year = 2011
+    venue, year = "CVPR", 2011
     kind = "shallow"
     iterations: Annotated[int, Ge(1)] = 50
 

@@ -84,10 +84,8 @@ def canonical_directions(
     covariances = [side.T @ side / len(side) for side in (X, Y)]
     if within is not None:
         covariances[0] = covariances[0] + within
-    white_x, white_y = (
-        _whitener(covariance, regularisation, name)
-        for covariance, name in zip(covariances, ("images", "texts"), strict=True)
-    )
+    white_x = _whitener(covariances[0], regularisation, "images")
+    white_y = _whitener(covariances[1], regularisation, "texts")
     left, values, right = np.linalg.svd(white_x @ (X.T @ Y / len(X)) @ white_y, full_matrices=False)
     signs = np.where(left[np.argmax(np.abs(left[:, :k]), axis=0), np.arange(k)] < 0, -1.0, 1.0)
     return white_x @ left[:, :k] * signs, white_y @ right[:k].T * signs, np.clip(values[:k], 0, 1)

@@ -23,8 +23,7 @@ class LSH(AffineHasher):
 
     method = "lsh"
     title = "Similarity Estimation Techniques from Rounding Algorithms"
-    venue = "STOC"
-    year = 2002
+    venue, year = "STOC", 2002
     kind = "data-independent"
     centre: bool = True
 

@@ -87,14 +87,12 @@ class MLS3RDUH(HeadHasher):
 
     method = "mls3rduh"
     title = "MLS3RDUH: Deep Unsupervised Hashing via Manifold based Local Semantic Similarity Structure Reconstructing"
-    venue = "IJCAI"
-    year = 2020
+    venue, year = "IJCAI", 2020
     kind = "pair labels"
     neighbour_share: Annotated[float, Interval(gt=0, le=1)] = 0.06
     manifold_ratio: Annotated[float, Gt(0)] = 1.5
     diffusion: Annotated[float, Interval(ge=0, lt=1)] = 0.99
-    max_train: Annotated[int, Ge(2)] = 10_000
-    """The memory for all pairs is about 11 bytes times its square."""
+    max_train: Annotated[int, Ge(2)] = 10_000  # memory for all pairs is about 11 bytes times its square
 
     def targets(self, data: Data) -> Targets:
         """S of the pairs of a batch."""

@@ -38,8 +38,7 @@ class NSH(TwoViewHasher):
 
     method = "nsh"
     title = "Learning to Hash Naturally Sorts"
-    venue = "IJCAI"
-    year = 2022
+    venue, year = "IJCAI", 2022
     kind = "contrastive"
     epochs: Annotated[int, Ge(1)] = 15
     positives: Annotated[int, Ge(1)] = 2

@@ -19,8 +19,7 @@ class PCAH(AffineHasher):
 
     method = "pcah"
     title = "Semi-Supervised Hashing for Large-Scale Search (its PCA baseline)"
-    venue = "TPAMI"
-    year = 2012
+    venue, year = "TPAMI", 2012
     kind = "shallow"
 
     def _fit(self, given: TrainingSet) -> None:

@@ -59,8 +59,7 @@ class PUDH(HeadHasher):
 
     method = "pudh"
     title = "Unsupervised Deep Hashing With Pseudo Labels for Scalable Image Retrieval"
-    venue = "IEEE TIP"
-    year = 2018
+    venue, year = "IEEE TIP", 2018
     kind = "pseudo labels"
     components: Annotated[int, Ge(1)] = 64
     n_clusters: Annotated[int, Ge(2)] = 70

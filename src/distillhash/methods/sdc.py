@@ -36,8 +36,7 @@ class SDC(HeadHasher):
 
     method = "sdc"
     title = "Unsupervised Hashing with Similarity Distribution Calibration"
-    venue = "BMVC"
-    year = 2023
+    venue, year = "BMVC", 2023
     kind = "similarity preserving"
     uses_views = True
     activation = "gelu"

@@ -44,8 +44,7 @@ class SGH(HeadHasher):
 
     method = "sgh"
     title = "Stochastic Generative Hashing"
-    venue = "ICML"
-    year = 2017
+    venue, year = "ICML", 2017
     kind = "generative"
     batch_size: Annotated[int, Ge(2)] = 256
     gradient: Gradient = "distributional"

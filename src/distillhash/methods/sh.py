@@ -11,7 +11,7 @@ are listed, without products. Values outside the training range keep oscillating
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,18 +26,14 @@ class SH(Hasher):
 
     Nothing is random: the seed changes nothing.
 
-    Attributes:
-        mean_: ``(d,) float64``.
-        components_: ``(d, n_bits) float64``, the principal component behind each bit.
-        low_: ``(n_bits,) float64``, lowest training value of that component.
-        frequency_: ``(n_bits,) float64``, k pi / range.
+    For each bit: ``components_`` its principal component, ``low_`` the lowest training value there, ``frequency_`` k pi / range.
     """
 
     method = "sh"
     title = "Spectral Hashing"
-    venue = "NIPS"
-    year = 2008
+    venue, year = "NIPS", 2008
     kind = "shallow"
+    ARRAYS: ClassVar[dict[str, str]] = {"mean": "d", "components": "dk", "low": "k", "frequency": "k"}
 
     def _fit(self, given: TrainingSet) -> None:
         mean, components = principal_components(given.features, min(self.n_bits, given.features.shape[1]))
@@ -54,16 +50,6 @@ class SH(Hasher):
     def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         values = (features - self.mean_) @ self.components_
         return np.asarray(np.cos(self.frequency_ * (values - self.low_)))  # sin(pi / 2 + t) = cos(t)
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Mean, and component, origin and frequency of every bit."""
-        return {"mean": self.mean_, "components": self.components_, "low": self.low_, "frequency": self.frequency_}
-
-    def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
-        mean, components, low, frequency = (state[name] for name in ("mean", "components", "low", "frequency"))
-        if components.shape != (len(mean), self.n_bits) or low.shape != (self.n_bits,) or frequency.shape != low.shape:
-            raise ValueError(f"components of shape {components.shape} for {self.n_bits} bits")
-        self.mean_, self.components_, self.low_, self.frequency_ = mean, components, low, frequency
 
 
 def lowest_modes(width: NDArray[np.float64], n_bits: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -57,8 +57,7 @@ class PairHasher(HeadHasher):
     scale: Annotated[float, Gt(0)] = 0.5
     relaxation: Literal["tanh", "none"] = "tanh"
     self_pairs: bool = False
-    max_train: Annotated[int, Ge(2)] = 10_000
-    """The memory for all pairs is about 10 bytes times its square."""
+    max_train: Annotated[int, Ge(2)] = 10_000  # memory for all pairs is about 10 bytes times its square
 
     def targets(self, data: Data) -> Targets:
         """The pair labels to train on."""
@@ -93,7 +92,6 @@ class SSDH(PairHasher):
 
     method = "ssdh"
     title = "Semantic Structure-based Unsupervised Deep Hashing"
-    venue = "IJCAI"
-    year = 2018
+    venue, year = "IJCAI", 2018
     kind = "pair labels"
     loss: PairLoss = "squared"

@@ -40,8 +40,7 @@ class TBH(HeadHasher):
 
     method = "tbh"
     title = "Auto-Encoding Twin-Bottleneck Hashing"
-    venue = "CVPR"
-    year = 2020
+    venue, year = "CVPR", 2020
     kind = "generative"
     hidden: Annotated[int, Ge(1)] = 512
     batch_size: Annotated[int, Ge(2)] = 256
@@ -102,10 +101,8 @@ class TwinBottleneck(nn.Module):
     @staticmethod
     def critic_loss(wanted: Tensor, found: Tensor, critic: nn.Module) -> Tensor:
         """How badly ``critic`` tells ``wanted`` from ``found``; its gradient on ``found`` is reversed, so the encoder makes it worse."""
-        real, fake = (
-            critic(wanted),
-            critic(2 * found.detach() - found),
-        )  # the value of found, with its gradient reversed
+        reversed_found = 2 * found.detach() - found  # the same value with the gradient negated
+        real, fake = critic(wanted), critic(reversed_found)
         loss = binary_cross_entropy_with_logits(real, torch.ones_like(real))
         return (loss + binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))) / 2
 

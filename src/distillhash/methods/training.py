@@ -104,37 +104,38 @@ class CachedFeatures:
         return torch.from_numpy(inputs)
 
 
+@dataclass(frozen=True)
 class ImageRows:
     """Some rows of the images, augmented anew in every batch."""
 
-    def __init__(self, images: Images, rows: Rows) -> None:
-        self._images, self._rows = images, rows
+    images: Images
+    rows: Rows
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def batch(self, rows: Rows, rng: np.random.Generator) -> Batch:
         """One augmentation of every image."""
-        return Batch(self._images.batch(self._rows[rows], rng), rows)
+        return Batch(self.images.batch(self.rows[rows], rng), rows)
 
     def pair(self, rows: Rows, rng: np.random.Generator, noise: float) -> Batch:  # noqa: ARG002  # images need no noise
         """Two augmentations of every image: the first of all rows, then the second of all."""
-        return Batch(torch.cat([self._images.batch(self._rows[rows], rng) for _ in range(2)]), rows)
+        return Batch(torch.cat([self.images.batch(self.rows[rows], rng) for _ in range(2)]), rows)
 
 
+@dataclass(frozen=True)
 class TwoViews:
     """Batches of two views of every row: the first of all rows, then the second of all."""
 
-    def __init__(self, source: CachedFeatures | ImageRows, noise: float) -> None:
-        """``noise`` as in :meth:`CachedFeatures.pair`."""
-        self._source, self._noise = source, noise
+    source: CachedFeatures | ImageRows
+    noise: float
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self.source)
 
     def batch(self, rows: Rows, rng: np.random.Generator) -> Batch:
         """``(2 len(rows), ...)``."""
-        return self._source.pair(rows, rng, self._noise)
+        return self.source.pair(rows, rng, self.noise)
 
 
 class WithNeighbours:

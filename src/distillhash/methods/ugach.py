@@ -161,8 +161,7 @@ class UGACH(CrossModalHasher):
 
     method = "ugach"
     title = "Unsupervised Generative Adversarial Cross-modal Hashing"
-    venue = "AAAI"
-    year = 2018
+    venue, year = "AAAI", 2018
     kind = "cross-modal"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {},
@@ -207,9 +206,7 @@ class UGACH(CrossModalHasher):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.log_prob == "sampled" and self.samples < 2:
-            raise ParameterError(
-                "log_prob=sampled compares the samples of a query and needs samples of at least 2, got 1"
-            )
+            raise ParameterError("log_prob=sampled compares the samples of a query: samples must be at least 2, got 1")
 
     def _fit_pairs(self, pairs: TrainingPairs) -> tuple[AffineLayers, AffineLayers]:
         with one_thread():
@@ -351,17 +348,15 @@ class Game:
             items = order[start : start + options.batch_size]
             for asked, found in DIRECTIONS:
                 queries, candidates = self._rows(items, asked), self._rows(pool, found)
-                scores = -squared_distances(
-                    self._codes(self.G, asked, queries), self._codes(self.G, found, candidates)
-                )  # (b, p)
+                codes = self._codes(self.G, asked, queries), self._codes(self.G, found, candidates)
+                scores = -squared_distances(*codes)  # (b, p)
                 positive = self.graph[items][:, pool].toarray()
                 drawn = sample_candidates(scores.detach().cpu().double().numpy(), positive, options.samples, self.rng)
                 repeated = np.repeat(np.arange(len(items)), options.samples)
                 positives = self._rows(self._draw_positives(items[repeated]), found)
                 with torch.inference_mode():
-                    hinge = self._hinge(
-                        Triplets((asked, found), queries[repeated], positives, candidates[drawn.ravel()])
-                    )
+                    triplets = (asked, found), queries[repeated], positives, candidates[drawn.ravel()]
+                    hinge = self._hinge(Triplets(*triplets))
                 rewards = reward(hinge, options.reward).view(drawn.shape).clone()
                 columns = torch.from_numpy(drawn).to(scores.device)
                 if options.log_prob == "pool":

@@ -57,8 +57,7 @@ class URPH(HeadHasher):
 
     method = "urph"
     title = "Unsupervised Rank-Preserving Hashing for Large-Scale Image Retrieval"
-    venue = "ICMR"
-    year = 2019
+    venue, year = "ICMR", 2019
     kind = "similarity preserving"
     has_decoder = True
     batch_size: Annotated[int, Ge(2)] = 256
