@@ -45,8 +45,7 @@ class AGH(Hasher):
 
     @property
     def _n_functions(self) -> int:
-        """Eigenvectors used: one for each bit of the first layer."""
-        return -(-self.n_bits // self.layers)
+        return -(-self.n_bits // self.layers)  # one eigenvector for each bit of the first layer
 
     def _fit(self, given: TrainingSet) -> None:
         rng = np.random.default_rng(self.seed)

@@ -26,8 +26,6 @@ from distillhash.methods.heads import Data, TwoViewHasher, straight_through_sign
 from distillhash.methods.training import Batch, Rows, Targets
 from distillhash.supervision.losses import nt_xent
 
-Sampling = Literal["threshold", "bernoulli"]
-
 
 class CIBHash(TwoViewHasher):
     """Two-view contrastive codes. Further hyper-parameters: see :class:`TwoViewHasher`.
@@ -45,7 +43,7 @@ class CIBHash(TwoViewHasher):
     hidden: Annotated[int, Ge(0)] = 512
     temperature: Annotated[float, Gt(0)] = 0.5
     bottleneck: Annotated[float, Ge(0)] = 1e-3
-    sampling: Sampling = "bernoulli"
+    sampling: Literal["threshold", "bernoulli"] = "bernoulli"
 
     def targets(self, _data: Data) -> Targets:
         """Thresholds that turn the probabilities of both views into bits."""

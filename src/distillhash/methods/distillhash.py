@@ -47,8 +47,6 @@ from distillhash.supervision.flip_rate import BoundRule, distil_pairs
 from distillhash.supervision.neighbours import nearest_neighbours, neighbourhood_mean
 from distillhash.supervision.similarity import Floats, PairLabels, confusion, mirror_upper, probability_histogram
 
-Estimate = Literal["local", "network", "held-out"]
-
 
 class DistillHash(PairHasher):
     """Distilled pairs and the likelihood. Further hyper-parameters: see :class:`PairHasher`.
@@ -109,7 +107,7 @@ class DistillHash(PairHasher):
     }
 
     alpha: Annotated[float, Ge(0)] = 1.5
-    estimate: Estimate = "local"
+    estimate: Literal["local", "network", "held-out"] = "local"
     local_neighbours: Annotated[int, Ge(1)] = 30
     n_outputs: Annotated[int, Ge(1)] = 48
     estimate_scale: Annotated[float, Gt(0)] = 0.5
@@ -150,10 +148,8 @@ class DistillHash(PairHasher):
         if self.estimate == "network":
             return self._gram(self._estimating_outputs(np.arange(n), data, self.seed + 1))
         halves = np.array_split(np.random.default_rng(self.seed).permutation(n), 2)
-        first, second = (
-            self._gram(self._estimating_outputs(np.sort(half), data, self.seed + 1 + index))
-            for index, half in enumerate(halves)
-        )
+        first = self._gram(self._estimating_outputs(np.sort(halves[0]), data, self.seed + 1))
+        second = self._gram(self._estimating_outputs(np.sort(halves[1]), data, self.seed + 2))
         logits = (first + second) * np.float32(0.5)  # pairs across the halves were seen by neither
         for half, other in ((halves[0], second), (halves[1], first)):
             logits[np.ix_(half, half)] = other[np.ix_(half, half)]

@@ -33,7 +33,7 @@ from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distillhash.methods.base import TrainingSet, sample_rows
+from distillhash.methods.base import Layers, TrainingSet, sample_rows
 from distillhash.methods.heads import Head, HeadHasher, straight_through_sign, tanh_through_sign
 from distillhash.methods.itq import ITQ
 from distillhash.methods.training import Batch, CachedFeatures, ImageRows, Inputs, Schedule, WithNeighbours
@@ -44,18 +44,12 @@ from distillhash.supervision.neighbours import first_of_both, nearest_neighbours
 from distillhash.supervision.similarity import Floats, cosine_distances, row_blocks, unit_rows
 
 Weight = NDArray[np.float64]
-Layers = list[tuple[Weight, Weight]]
 
 ROTATED = 10_000  # rows that ITQ learns from at most: its rotation has n_bits^2 numbers and needs no more of them
 SHARP, SOFT = 0.3, 0.5  # temperatures with and without views
 SPREAD = 3.0  # standard deviation of the outputs that the head starts from
 # With fewer images the head learns less and keeps more of its start, because they teach little. Long codes keep still more of it.
 ENOUGH = 2_000
-
-Metric = Literal["invariant", "cosine"]
-Agreement = Literal["overlap", "cosine"]
-Positives = Literal["all", "one"]
-Gradient = Literal["tanh", "identity"]
 
 
 class DistillHashContrast(HeadHasher):
@@ -94,15 +88,15 @@ class DistillHashContrast(HeadHasher):
     batch_size: Annotated[int, Ge(2)] = 256
     schedule: Schedule = "cosine"
     root: bool = True
-    metric: Metric = "invariant"
+    metric: Literal["invariant", "cosine"] = "invariant"
     directions: Annotated[int, Ge(1)] = 256
     emphasis: Annotated[float, Ge(0)] = 0.25
     neighbourhood: Annotated[float, Interval(gt=0, le=1)] = 0.02
-    agreement: Agreement = "overlap"
-    positives: Positives = "all"
+    agreement: Literal["overlap", "cosine"] = "overlap"
+    positives: Literal["all", "one"] = "all"
     start: Annotated[float, Ge(0)] | None = None
     plain_share: Annotated[float, Interval(ge=0, le=1)] | None = None
-    gradient: Gradient = "tanh"
+    gradient: Literal["tanh", "identity"] = "tanh"
     temperature: Annotated[float, Gt(0)] | None = None
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1
     max_seen: Annotated[int, Ge(1)] = 50_000
@@ -255,9 +249,9 @@ def linear_start(
 
     It is ITQ (Gong et al., CVPR 2011) of what a ridge regression (Hoerl and Kennard, Technometrics 1970) predicts: better features of the
     same images where there are any, otherwise the features themselves, whose directions of little variance it shrinks. A regression from
-    few images predicts little of others, so that with few of them the plain features stand beside what it predicts. The start is not
-    trained; layers beside it are, whose outputs are 0 at first. The gradient of a sign through tanh vanishes where outputs are large, so
-    that the bits that the start is sure of stay: few images change little of it, many images much.
+    few images predicts little of others; with few of them the plain features stand beside what it predicts. The start is not trained;
+    layers beside it are, whose outputs are 0 at first. The gradient of a sign through tanh vanishes where outputs are large, so the bits
+    that the start is sure of stay: few images change little of it, many images much.
 
     ``plain (n, d)`` are the features before the transformation, with a ``plain_share`` of the squared length of what ITQ is given.
     ``teacher (n, d)`` are the regression's targets; None takes ``features (n, d)``. ``spread`` is the outputs' standard deviation. ITQ

@@ -166,10 +166,7 @@ def code_rotation(rows: NDArray[np.float64], iterations: int, seed: int) -> tupl
 
 
 class Standardised:
-    """What a network sees of a modality: centred features, or combinations of them, divided by one scale.
-
-    One scale for all columns conditions the optimisation and keeps the angles.
-    """
+    """Centred features of a modality, or combinations of them, divided by one scale, which keeps the angles."""
 
     def __init__(self, features: NDArray[Any], directions: NDArray[np.float64] | None = None) -> None:
         """Measure ``(n, d)`` features; with ``directions (d, k)`` the network sees those combinations of them."""

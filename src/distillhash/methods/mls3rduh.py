@@ -36,10 +36,7 @@ _BLOCK = 512
 
 
 def mutual_neighbour_graph(distances: Floats, neighbours: NDArray[np.int32]) -> Any:
-    """Edges between items that are each among the other's neighbours, weighted by cosine.
-
-    Symmetric sparse ``(n, n) float32``; cosines of 0 and below make no edge. An item is not its own neighbour.
-    """
+    """Symmetric sparse ``(n, n)``: edges between items that are each among the other's neighbours, weighted by cosines above 0."""
     weights = np.maximum(1 - np.take_along_axis(distances, neighbours, axis=1), 0)
     directed = neighbour_graph(neighbours, weights)
     graph = directed.minimum(directed.T).tocsr()  # 0 where one direction is missing

@@ -46,10 +46,7 @@ def _methods() -> dict[str, EntryPoint]:
 
 
 def method_names(*, image_text: bool = False) -> list[str]:
-    """Names of the methods that learn from features, sorted.
-
-    Args:
-        image_text: Give the methods that learn from image-text pairs instead.
+    """Names of the methods that learn from features, or with ``image_text`` from image-text pairs, sorted.
 
     Methods of other packages that cannot be imported are left out; :func:`method_class` tells why.
     """
@@ -67,11 +64,7 @@ def _needs_texts(name: str) -> bool | None:
 
 
 def method_class(method: str) -> type[Hasher]:
-    """The class behind a name.
-
-    Raises:
-        ParameterError: unknown name, or a registered class that cannot be imported or is not a :class:`Hasher`.
-    """
+    """The class behind a name; :class:`ParameterError` if it is unknown, cannot be imported or is not a :class:`Hasher`."""
     if method not in _methods():
         raise ParameterError(f"unknown method {method!r}; choose one of {', '.join(sorted(_methods()))}")
     point = _methods()[method]
@@ -107,11 +100,7 @@ def make_hasher(method: str, n_bits: int, *, seed: int = 0, **hyperparameters: A
 
 
 def load_hasher(path: str | Path) -> Hasher:
-    """Read a hasher that :meth:`Hasher.save` wrote.
-
-    Raises:
-        FormatError: the folder is absent, damaged, or of a newer format.
-    """
+    """Read a hasher that :meth:`Hasher.save` wrote; :class:`FormatError` for a folder that is absent, damaged, or of a newer format."""
     return hasher_from(*read_model_folder(path))
 
 

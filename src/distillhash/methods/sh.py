@@ -53,12 +53,9 @@ class SH(Hasher):
 
 
 def lowest_modes(width: NDArray[np.float64], n_bits: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Axis and mode number (from 1) of the ``n_bits`` lowest frequencies k / width, ascending; ties to the earlier axis.
-
-    The widest axis alone has ``n_bits`` modes, so there are always enough, whatever the number of axes.
-    """
-    # Modes above the n_bits-th of the widest axis cannot be among the first n_bits. A constant axis has none below, whether its
-    # width is rounded to 0 or not.
+    """Axis and mode number (from 1) of the ``n_bits`` lowest frequencies k / width, ascending; ties to the earlier axis."""
+    # The widest axis alone has n_bits modes, so there are always enough, and modes above its n_bits-th cannot be among the first n_bits.
+    # A constant axis has none below that, whether its width is rounded to 0 or not.
     most = np.maximum(np.ceil((n_bits + 1) * width / width.max()).astype(np.intp) - 1, 0)
     axis = np.repeat(np.arange(len(width)), most)
     mode = np.concatenate([np.arange(1, count + 1) for count in most])

@@ -33,8 +33,7 @@ class SpH(Hasher):
 
     Attributes:
         max_iterations: Rounds at most.
-        mean_tolerance: Training stops once overlap_error is at most this and
-        std_tolerance: overlap_spread at most this.
+        mean_tolerance, std_tolerance: Training stops once overlap_error and overlap_spread are at most these.
     """
 
     method = "sph"

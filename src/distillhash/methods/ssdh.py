@@ -26,7 +26,7 @@ from torch import Tensor
 from distillhash.methods.heads import Data, HeadHasher
 from distillhash.methods.training import Batch, Targets, pair_targets
 from distillhash.supervision import similarity
-from distillhash.supervision.losses import PairLoss, pair_loss
+from distillhash.supervision.losses import likelihood_loss, squared_loss
 from distillhash.supervision.similarity import Floats, PairLabels
 
 
@@ -53,7 +53,7 @@ class PairHasher(HeadHasher):
     beta: Annotated[float, Ge(0)] = 0.0
     mode: similarity.ModeRule = "left-edge"
     self_distances: bool = False
-    loss: PairLoss = "likelihood"
+    loss: Literal["likelihood", "squared"] = "likelihood"
     scale: Annotated[float, Gt(0)] = 0.5
     relaxation: Literal["tanh", "none"] = "tanh"
     self_pairs: bool = False
@@ -77,7 +77,12 @@ class PairHasher(HeadHasher):
         if self.self_pairs:
             pairs.fill_diagonal_(1)
         codes = torch.tanh(outputs) if self.relaxation == "tanh" else outputs
-        return pair_loss(codes, pairs, kind=self.loss, scale=self.scale)
+        targets = pairs.to(codes.dtype)
+        return (
+            likelihood_loss(codes, targets, scale=self.scale)
+            if self.loss == "likelihood"
+            else squared_loss(codes, targets)
+        )
 
     def _pairs(self, _distances: Floats, _data: Data) -> PairLabels:
         """The pair labels to train the hash function on: by default ``initial_pairs_``."""
@@ -94,4 +99,4 @@ class SSDH(PairHasher):
     title = "Semantic Structure-based Unsupervised Deep Hashing"
     venue, year = "IJCAI", 2018
     kind = "pair labels"
-    loss: PairLoss = "squared"
+    loss: Literal["likelihood", "squared"] = "squared"

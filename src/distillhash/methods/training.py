@@ -42,7 +42,6 @@ class Inputs(Protocol):
 
     def batch(self, rows: Rows, rng: np.random.Generator) -> Batch:
         """Draw a batch for ``rows``; ``rng`` makes every random choice."""
-        ...
 
 
 class Images(Protocol):
@@ -52,7 +51,6 @@ class Images(Protocol):
 
     def batch(self, rows: Rows, rng: np.random.Generator) -> Tensor:
         """Augmented and normalised images, ``(len(rows), 3, size, size)``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -64,10 +62,7 @@ class TrainableImages:
 
 
 class CachedFeatures:
-    """Features in memory ``(n, d) float32``. Where there are views ``(n_views, n, d)``, each row is one of them at random.
-
-    The plain features count as one more view.
-    """
+    """Features ``(n, d) float32`` in memory; with views ``(n_views, n, d)`` each row is one of them, or the plain one, at random."""
 
     def __init__(self, features: NDArray[np.float32], views: NDArray[np.float32] | None = None) -> None:
         self._views = [features] if views is None else [features, *views]

@@ -108,10 +108,7 @@ def correlation_graph(images: NDArray[Any], texts: NDArray[Any], neighbours: int
 
 
 def nearest_rows(features: NDArray[Any], k: int) -> NDArray[np.intp]:
-    """The ``min(k, n)`` nearest rows of each row by Euclidean distance, ``(n, k)``; the row itself is always the first.
-
-    Ties go to the lower row.
-    """
+    """The ``min(k, n)`` nearest rows of each row by Euclidean distance, ``(n, k)``: itself first, ties to the lower row."""
     values = np.asarray(features, np.float64)
     squares = np.einsum("ij,ij->i", values, values)
     nearest = []
@@ -218,7 +215,6 @@ class Game:
     """One training run: the data, both networks, their optimisers. A network is a tower for images and one for texts."""
 
     def __init__(self, options: UGACH, pairs: TrainingPairs) -> None:
-        """Make the networks' inputs, the graph, and both networks."""
         self.options, self.pairs = options, pairs
         self.rng = np.random.default_rng(options.seed)
         self.inputs = standardise(pairs, options.inputs, options.ridge)

@@ -21,10 +21,9 @@ _BLOCK = 512
 
 
 def root_rows(features: NDArray[Any]) -> NDArray[Any]:
-    """sign(x) sqrt(|x| / sum |x|): rows of length 1, in the dtype of ``features``; a row of zeros stays zero.
+    """The Hellinger map sign(x) sqrt(|x| / sum |x|): rows of length 1, in the dtype of ``features``; a row of zeros stays zero.
 
-    The Hellinger map. It keeps a few large activations from deciding every distance (Perronnin, Sanchez, Mensink, "Improving the Fisher
-    Kernel", ECCV 2010; Arandjelovic, Zisserman, CVPR 2012).
+    It keeps a few large activations from deciding every distance (Perronnin et al., ECCV 2010; Arandjelovic, Zisserman, CVPR 2012).
     """
     roots = np.abs(features)
     sums = roots.sum(axis=1, keepdims=True)

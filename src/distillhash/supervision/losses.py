@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, normalize, softplus
-
-PairLoss = Literal["likelihood", "squared"]
 
 
 def likelihood_loss(codes: Tensor, pairs: Tensor, *, scale: float) -> Tensor:
@@ -33,12 +30,6 @@ def squared_loss(codes: Tensor, pairs: Tensor, weights: Tensor | None = None) ->
     similarity = codes @ codes.T / codes.shape[1]
     errors = (similarity - pairs) ** 2 * pairs.abs()
     return (errors if weights is None else errors * weights).sum() / pairs.numel()
-
-
-def pair_loss(codes: Tensor, pairs: Tensor, *, kind: PairLoss, scale: float) -> Tensor:
-    """Whichever of the two losses ``kind`` names; ``scale`` belongs to the likelihood."""
-    targets = pairs.to(codes.dtype)
-    return likelihood_loss(codes, targets, scale=scale) if kind == "likelihood" else squared_loss(codes, targets)
 
 
 def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:

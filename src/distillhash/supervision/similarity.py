@@ -196,12 +196,8 @@ def judge_pairs(pairs: PairLabels, labels: NDArray[Any]) -> dict[str, float]:
     precision = right / np.maximum(given, 1)
     base = np.array([prevalence, 1 - prevalence])
     lift = np.divide(precision, base, out=np.zeros(2), where=base > 0)
-    return {
-        "precision_positive": float(precision[0]),
-        "precision_negative": float(precision[1]),
-        "lift_positive": float(lift[0]),
-        "lift_negative": float(lift[1]),
-    }
+    names = "precision_positive", "precision_negative", "lift_positive", "lift_negative"
+    return dict(zip(names, [*precision.tolist(), *lift.tolist()], strict=True))
 
 
 def probability_histogram(logits: NDArray[np.float32]) -> list[int]:
