@@ -6,7 +6,6 @@ Not in a paper. The hash function is a torch module with a skip connection. Loss
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -31,7 +30,6 @@ class SkipNetwork(nn.Module):
         return outputs
 
 
-@dataclass(eq=False, repr=False)
 class Example(ModuleHasher):
     """Codes that keep cosines. ``width`` is that of the hidden layer; further hyper-parameters: see :class:`ModuleHasher`."""
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from distillhash.supervision.losses import likelihood_loss, pair_loss, squared_loss
+from distillhash.supervision.losses import likelihood_loss, squared_loss
 
 
 def random_pairs(n: int, seed: int = 0) -> NDArray[Any]:
@@ -25,7 +25,7 @@ def test_likelihood_equals_a_plain_loop(scale: float) -> None:
                 p = 1 / (1 + math.exp(-scale * float(codes[i] @ codes[j])))
                 total += -math.log(p if pairs[i, j] > 0 else 1 - p)
                 labelled += 1
-    found = pair_loss(codes, torch.from_numpy(pairs), kind="likelihood", scale=scale)
+    found = likelihood_loss(codes, torch.from_numpy(pairs), scale=scale)
     assert float(found) == pytest.approx(total / labelled, rel=1e-12)
 
 

@@ -13,7 +13,6 @@ RECONSTRUCTED: the paper's numbers of anchors and neighbours are not known for c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -24,26 +23,21 @@ from distillhash.methods.anchor_graph import AnchorGraph, build_graph, graph_eig
 from distillhash.methods.base import Hasher, TrainingSet
 
 
-@dataclass(eq=False, repr=False)
 class AGH(Hasher):
     """Signs of the smoothest functions on a graph of items and anchors.
 
-    ``history_["eigenvalues"]`` holds the eigenvalues of A that the bits come from.
+    ``graph_`` holds the anchors, ``weight_ (m, k)`` the functions' values there, ``upper_`` and ``lower_ (n_bits - k,)`` b+ and b-, and
+    ``history_["eigenvalues"]`` the eigenvalues of A that the bits come from.
 
     Attributes:
         layers: 1, or 2 for two bits from each function.
         n_anchors: Anchors m; at most one for every two rows.
         n_neighbours: Anchors s with a weight for an item.
-        graph_: The anchors and the bandwidth.
-        weight_: ``(m, k) float64``, W: the functions' values at the anchors.
-        upper_: ``(n_bits - k,) float64``, b+ of the first functions; empty with one layer.
-        lower_: ``(n_bits - k,) float64``, b- likewise.
     """
 
     method = "agh"
     title = "Hashing with Graphs"
-    venue = "ICML"
-    year = 2011
+    venue, year = "ICML", 2011
     kind = "shallow"
     layers: Literal[1, 2] = 2
     n_anchors: Annotated[int, Ge(2)] = 300
@@ -51,8 +45,7 @@ class AGH(Hasher):
 
     @property
     def _n_functions(self) -> int:
-        """Eigenvectors used: one for each bit of the first layer."""
-        return -(-self.n_bits // self.layers)
+        return -(-self.n_bits // self.layers)  # one eigenvector for each bit of the first layer
 
     def _fit(self, given: TrainingSet) -> None:
         rng = np.random.default_rng(self.seed)

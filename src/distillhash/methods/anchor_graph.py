@@ -25,17 +25,11 @@ _KMEANS_ROUNDS = 5
 
 @dataclass(frozen=True)
 class AnchorGraph:
-    """Anchors, and what determines the weights of an item on them.
+    """Anchors, and what determines the weights of an item on them."""
 
-    Attributes:
-        anchors: ``(m, d) float64``.
-        bandwidth: sigma of the weights exp(-distance^2 / sigma^2), above 0.
-        neighbours: Anchors with a weight, the nearest of an item; at most m.
-    """
-
-    anchors: Floats
-    bandwidth: float
-    neighbours: int
+    anchors: Floats  # (m, d)
+    bandwidth: float  # sigma of the weights exp(-distance^2 / sigma^2), above 0
+    neighbours: int  # anchors with a weight, the nearest of an item; at most m
 
     def embed(self, features: Floats, values: Floats) -> Floats:
         """``Z(features) values``: each row's weighted mean of the ``(m, k)`` values of its anchors."""
@@ -62,19 +56,10 @@ class AnchorGraph:
 def build_graph(
     features: NDArray[Any], n_anchors: int, neighbours: int, rng: np.random.Generator
 ) -> tuple[AnchorGraph, Any]:
-    """Place anchors by k-means, set the bandwidth and weight the items' anchors.
+    """Place anchors by k-means, set the bandwidth and weight the items' anchors: the graph, and Z ``(n, m)`` in CSR form.
 
-    Args:
-        features: ``(n, d)``.
-        n_anchors: Anchors m; at most one for every two rows, because an anchor that is a row tells nothing about its surroundings.
-        neighbours: s.
-        rng: Draws the rows that k-means starts from.
-
-    Returns:
-        The graph, and Z ``(n, m)`` in CSR form; every column has an entry.
-
-    Raises:
-        DataError: all rows coincide with their anchors: there are too few different ones for a graph.
+    At most one anchor for every two rows, because an anchor that is a row tells nothing about its surroundings. :class:`DataError` where
+    all rows coincide with their anchors: there are too few different ones for a graph.
     """
     from scipy.sparse import csr_array
 
@@ -102,15 +87,8 @@ def weights_of(squared: Floats, bandwidth: float) -> Floats:
 def graph_eigenvectors(weights: Any, k: int) -> tuple[Floats, Floats]:
     """The ``k`` leading eigenvectors of A other than the constant one, as values at the anchors.
 
-    Args:
-        weights: Z, ``(n, m)`` CSR, no empty column.
-        k: Eigenvectors wanted.
-
-    Returns:
-        W ``(m, k)`` with (Z W)^T (Z W) = n I and 1^T Z W = 0, largest entry of a column positive; eigenvalues ``(k,)``, falling.
-
-    Raises:
-        DataError: A has fewer than k such eigenvectors.
+    From Z ``(n, m)`` without an empty column: W ``(m, k)`` with (Z W)^T (Z W) = n I and 1^T Z W = 0, largest entry of a column positive;
+    eigenvalues ``(k,)``, falling. :class:`DataError` where A has fewer than k such eigenvectors.
     """
     from scipy.linalg import eigh
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import operator
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, fields
@@ -16,7 +17,7 @@ from hashlib import blake2b
 from numbers import Integral, Real
 from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from annotated_types import Interval
@@ -29,6 +30,8 @@ from distillhash.files import write_atomic
 if TYPE_CHECKING:
     from distillhash.methods.training import TrainableImages
 
+Floats = NDArray[np.float64]
+Layers = list[tuple[Floats, Floats]]
 FORMAT_VERSION = 1
 Kind = Literal[
     "data-independent",
@@ -56,11 +59,12 @@ class TrainingSet:
     teacher: NDArray[Any] | None = None
 
 
+@typing.dataclass_transform(eq_default=False)
 @dataclass(eq=False, repr=False)
 class Hasher(ABC):
     """A hash method: learns from features, maps features to codes.
 
-    Subclasses are dataclasses: their fields are the hyper-parameters, stored as given and never changed by ``fit``.
+    Subclasses become dataclasses by themselves: fields are the hyper-parameters, stored as given and never changed by ``fit``.
 
     Attributes:
         n_bits: Code length K.
@@ -75,6 +79,7 @@ class Hasher(ABC):
         fine_tunes: Whether ``fit`` can train the backbone below its head as well.
         has_decoder: Whether codes can be turned back into features (``reconstruct``).
         PRESETS: Named sets of hyper-parameters.
+        ARRAYS: Learned arrays by name and shape, such as ``{"weight": "dk"}`` for ``weight_``, ``(n_features_, n_bits)``.
         n_features_: Width d of the features seen in ``fit``.
         history_: What training recorded (losses per epoch, pair diagnosis); empty for methods without training. Not saved.
     """
@@ -91,10 +96,14 @@ class Hasher(ABC):
     fine_tunes: ClassVar[bool] = False
     has_decoder: ClassVar[bool] = False
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    ARRAYS: ClassVar[dict[str, str]] = {}
 
     n_bits: Annotated[int, Interval(ge=1, le=4096)]
     _: KW_ONLY
     seed: int = 0
+
+    def __init_subclass__(cls) -> None:
+        dataclass(eq=False, repr=False)(cls)
 
     def __post_init__(self) -> None:
         for name, declared in _declared(type(self)).items():
@@ -104,11 +113,7 @@ class Hasher(ABC):
 
     @classmethod
     def preset(cls, name: str) -> dict[str, Any]:
-        """The hyper-parameters of a preset.
-
-        Raises:
-            ParameterError: unknown preset.
-        """
+        """The hyper-parameters of a preset; :class:`ParameterError` for an unknown one."""
         if name not in cls.PRESETS:
             choices = f"choose one of {', '.join(cls.PRESETS)}" if cls.PRESETS else "it has none"
             raise ParameterError(f"unknown preset {name!r} of {cls.method}; {choices}")
@@ -129,14 +134,9 @@ class Hasher(ABC):
         inputs = "images" if cls.needs_texts else "features"
         others = [cls.uses_views and "views", cls.needs_labels and "labels", cls.needs_texts and "texts"]
         *first, last = [inputs, *filter(None, others)]
-        return {
-            "title": cls.title,
-            "venue": cls.venue,
-            "year": cls.year,
-            "kind": cls.kind,
-            "uses": f"{', '.join(first)} and {last}" if first else last,
-            "teacher": cls.uses_teacher,
-        }
+        uses = f"{', '.join(first)} and {last}" if first else last
+        paper = {name: getattr(cls, name) for name in ("title", "venue", "year", "kind")}
+        return {**paper, "uses": uses, "teacher": cls.uses_teacher}
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The hyper-parameters and their values, JSON-able. Name and argument are scikit-learn's."""
@@ -145,11 +145,7 @@ class Hasher(ABC):
         return {name: value.item() if isinstance(value, np.generic) else value for name, value in values.items()}
 
     def set_params(self, **parameters: Any) -> Self:
-        """Change hyper-parameters; what was learned is forgotten.
-
-        Raises:
-            ParameterError: an unknown name, or a value out of range. Nothing is changed then.
-        """
+        """Change hyper-parameters; what was learned is forgotten. A name or value that is refused changes nothing."""
         type(self).check_names(set(parameters) - {"n_bits", "seed"})
         fresh = type(self)(**{**self.get_params(), **parameters})
         self.__dict__ = fresh.__dict__
@@ -214,15 +210,19 @@ class Hasher(ABC):
     def _fit(self, given: TrainingSet) -> None: ...
 
     @abstractmethod
-    def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _project(self, features: Floats) -> Floats:
         """Real outputs for a block of features, ``(b, n_bits) float64``."""
 
-    @abstractmethod
     def state(self) -> dict[str, NDArray[Any]]:
-        """What was learned, as named arrays."""
+        """What was learned, as named arrays: by default those of ``ARRAYS``."""
+        return {name: getattr(self, f"{name}_") for name in self.ARRAYS}
 
-    @abstractmethod
-    def _set_state(self, state: dict[str, NDArray[Any]]) -> None: ...
+    def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
+        for name, axes in self.ARRAYS.items():
+            shape = tuple(self.n_bits if axis == "k" else self.n_features_ for axis in axes)
+            if state[name].shape != shape:
+                raise ValueError(f"{name} of shape {state[name].shape} for {self.n_bits} bits")
+            setattr(self, f"{name}_", state[name])
 
     def project(self, features: NDArray[Any]) -> NDArray[np.float32]:
         """Real outputs before the sign.
@@ -280,33 +280,18 @@ class Hasher(ABC):
         return f"{type(self).__name__}({arguments})"
 
 
-@dataclass(eq=False, repr=False)
 class AffineHasher(Hasher):
-    """A method whose projection is ``(x - mean) weight + bias``: every linear method.
+    """A method whose projection is ``(x - mean_) weight_ + bias_``, in float64: every linear method."""
 
-    Attributes:
-        mean_: ``(d,) float64``.
-        weight_: ``(d, n_bits) float64``.
-        bias_: ``(n_bits,) float64``.
-    """
+    ARRAYS: ClassVar[dict[str, str]] = {"mean": "d", "weight": "dk", "bias": "k"}
 
     def _set_affine(self, mean: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any] | None = None) -> None:
-        self.mean_: NDArray[np.float64] = np.asarray(mean, np.float64)
-        self.weight_: NDArray[np.float64] = np.asarray(weight, np.float64)
-        self.bias_: NDArray[np.float64] = np.zeros(self.n_bits) if bias is None else np.asarray(bias, np.float64)
+        self.mean_: Floats = np.asarray(mean, np.float64)
+        self.weight_: Floats = np.asarray(weight, np.float64)
+        self.bias_: Floats = np.zeros(self.n_bits) if bias is None else np.asarray(bias, np.float64)
 
-    def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _project(self, features: Floats) -> Floats:
         return (features - self.mean_) @ self.weight_ + self.bias_
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """The three arrays of the affine map."""
-        return {"mean": self.mean_, "weight": self.weight_, "bias": self.bias_}
-
-    def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
-        mean, weight, bias = state["mean"], state["weight"], state["bias"]
-        if weight.shape != (len(mean), self.n_bits) or bias.shape != (self.n_bits,):
-            raise ValueError(f"weight of shape {weight.shape} for {self.n_bits} bits")
-        self._set_affine(mean, weight, bias)
 
 
 Activation = Literal["relu", "gelu", "tanh"]
@@ -314,19 +299,13 @@ Activation = Literal["relu", "gelu", "tanh"]
 
 @dataclass(frozen=True)
 class AffineLayers:
-    """A hash function ``x - mean``, then affine layers with an activation between them, in float64.
+    """A hash function ``x - mean``, then affine layers with an activation between them, in float64."""
 
-    Attributes:
-        mean: ``(d,)``.
-        layers: Weight ``(n_in, n_out)`` and bias ``(n_out,)`` of each layer, first to last.
-        activation: Applied between layers, not after the last.
-    """
-
-    mean: NDArray[np.float64]
-    layers: list[tuple[NDArray[np.float64], NDArray[np.float64]]]
+    mean: Floats  # (d,)
+    layers: Layers  # weight (n_in, n_out) and bias (n_out,)
     activation: Activation
 
-    def __call__(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
+    def __call__(self, features: Floats) -> Floats:
         """Real outputs ``(b, n_bits)`` of ``(b, d)`` features."""
         outputs = features - self.mean
         for index, (weight, bias) in enumerate(self.layers):
@@ -344,12 +323,7 @@ class AffineLayers:
     def from_state(
         cls, state: dict[str, NDArray[Any]], n_layers: int, n_bits: int, activation: Activation, prefix: str = ""
     ) -> Self:
-        """Read what :meth:`state` gave, and check the shapes.
-
-        Raises:
-            KeyError: an array is absent.
-            ValueError: shapes do not fit each other or ``n_bits``.
-        """
+        """Read what :meth:`state` gave; ValueError where shapes do not fit each other or ``n_bits``."""
         mean = state[f"{prefix}mean"]
         layers = [(state[f"{prefix}weight_{i}"], state[f"{prefix}bias_{i}"]) for i in range(n_layers)]
         width = len(mean)
@@ -362,7 +336,7 @@ class AffineLayers:
         return cls(mean, layers, activation)
 
 
-def _activate(values: NDArray[np.float64], activation: Activation) -> NDArray[np.float64]:
+def _activate(values: Floats, activation: Activation) -> Floats:
     """ReLU, the exact GELU x Phi(x), or tanh."""
     if activation == "relu":
         return np.maximum(values, 0)
@@ -376,7 +350,7 @@ def _activate(values: NDArray[np.float64], activation: Activation) -> NDArray[np
 @cache
 def _declared(cls: type[Hasher]) -> dict[str, Any]:
     """The declared type of every hyper-parameter, with its bounds."""
-    hints = get_type_hints(cls, include_extras=True)
+    hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in fields(cls)}
 
 
@@ -392,12 +366,12 @@ _KINDS: dict[Any, tuple[type, str]] = {
 def _check_parameter(name: str, value: object, declared: Any) -> None:
     """Raise :class:`ParameterError` unless ``value`` has the declared type and lies in its bounds."""
     words = []
-    for kind in get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,):
-        kind, *bounds = get_args(kind) if get_origin(kind) is Annotated else (kind,)
-        if get_origin(kind) is Literal:
-            if value in get_args(kind):
+    for kind in typing.get_args(declared) if typing.get_origin(declared) in (typing.Union, UnionType) else (declared,):
+        kind, *bounds = typing.get_args(kind) if typing.get_origin(kind) is Annotated else (kind,)
+        if typing.get_origin(kind) is Literal:
+            if value in typing.get_args(kind):
                 return
-            words.append(f"one of {', '.join(map(str, get_args(kind)))}")
+            words.append(f"one of {', '.join(map(str, typing.get_args(kind)))}")
             continue
         accepted, word = _KINDS[kind]
         if isinstance(value, accepted) and isinstance(value, bool) == (kind is bool):
@@ -426,10 +400,7 @@ def _check_bounds(name: str, value: Any, bounds: list[Any]) -> None:
 
 
 def write_model_folder(path: str | Path, config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:
-    """Write ``model.safetensors`` and then ``config.json``; a crash leaves no half file.
-
-    ``config`` gets a ``fingerprint``, the BLAKE2 digest of the tensors' file, by which indexes know their model.
-    """
+    """Write ``model.safetensors`` and then ``config.json``, which gets its BLAKE2 digest, the model's ``fingerprint`` in indexes."""
     from safetensors.numpy import save
 
     folder = Path(path)
@@ -443,11 +414,7 @@ def write_model_folder(path: str | Path, config: dict[str, Any], tensors: dict[s
 
 
 def read_model_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Configuration and tensors of a model folder, checked against each other.
-
-    Raises:
-        FormatError: a file is absent, damaged, of a newer format, or the two do not belong together.
-    """
+    """Configuration and tensors of a model folder; :class:`FormatError` where they are absent, damaged, newer or do not fit."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -475,49 +442,37 @@ def read_model_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArr
 
 
 def project_blocks(
-    project: Callable[[NDArray[np.float64]], NDArray[np.float64]],
-    features: NDArray[Any],
-    width: int | None,
-    n_bits: int,
-    name: str,
+    project: Callable[[Floats], Floats], features: NDArray[Any], width: int | None, n_bits: int, name: str
 ) -> NDArray[np.float32]:
-    """``(n, n_bits) float32``: ``project`` of the features in float64, block by block.
-
-    Raises:
-        DataError: features that are not ``(n, width)``, or a value that is not finite.
-    """
+    """``(n, n_bits) float32``: ``project`` of ``(n, width)`` finite features in float64, block by block; :class:`DataError` for others."""
     features = np.asarray(features)
     if features.ndim != 2 or features.shape[1] != width:
         raise DataError(f"{name} must be (n, {width}) as in fit, got shape {features.shape}")
     projection = np.empty((len(features), n_bits), np.float32)
     for start in range(0, len(features), _BLOCK):
         block = np.asarray(features[start : start + _BLOCK], np.float64)
-        _check_finite(block, start)
+        _check_finite(block, start, name)
         projection[start : start + len(block)] = project(block)
     return projection
 
 
-def check_features(features: NDArray[Any]) -> NDArray[Any]:
-    """The array itself if it is ``(n, d)``, numeric and finite; a memory map stays one.
-
-    Raises:
-        DataError: otherwise, naming the first bad row.
-    """
+def check_features(features: NDArray[Any], name: str = "features") -> NDArray[Any]:
+    """The array itself if it is ``(n, d)``, numeric and finite; :class:`DataError` otherwise. A memory map stays one."""
     features = np.asanyarray(features)
     if features.ndim != 2 or features.shape[1] == 0:
-        raise DataError(f"features must be a 2-d array (n, d) with d >= 1, got shape {features.shape}")
+        raise DataError(f"{name} must be a 2-d array (n, d) with d >= 1, got shape {features.shape}")
     if features.dtype.kind not in "fiu":
-        raise DataError(f"features must be numbers, got dtype {features.dtype}")
+        raise DataError(f"{name} must be numbers, got dtype {features.dtype}")
     for start in range(0, len(features), _BLOCK):
-        _check_finite(np.asarray(features[start : start + _BLOCK]), start)
+        _check_finite(np.asarray(features[start : start + _BLOCK]), start, name)
     return features
 
 
-def _check_finite(block: NDArray[Any], start: int) -> None:
+def _check_finite(block: NDArray[Any], start: int, name: str) -> None:
     if block.dtype.kind == "f" and not np.isfinite(block).all():
         bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
         raise DataError(
-            f"features must be finite; row {start + bad[0]} holds NaN or infinity (remove or repair such rows)"
+            f"{name} must be finite; row {start + bad[0]} holds NaN or infinity (remove or repair such rows)"
         )
 
 

@@ -18,7 +18,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -31,7 +30,6 @@ from distillhash.methods.heads import Data, HeadHasher, half_batch_cosines, unit
 from distillhash.methods.training import Batch, Schedule, Targets, row_targets
 
 
-@dataclass(eq=False, repr=False)
 class BiHalf(HeadHasher):
     """Balanced bits that keep the cosines of features. Further hyper-parameters: see :class:`HeadHasher`.
 
@@ -43,8 +41,7 @@ class BiHalf(HeadHasher):
 
     method = "bihalf"
     title = "Deep Unsupervised Image Hashing by Maximizing Bit Entropy"
-    venue = "AAAI"
-    year = 2021
+    venue, year = "AAAI", 2021
     kind = "similarity preserving"
     uses_views = True
     batch_size: Annotated[int, Ge(2)] = 256

@@ -18,7 +18,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -29,7 +28,6 @@ from distillhash.methods.image_text import CrossModalHasher, TrainingPairs, code
 from distillhash.methods.linear_algebra import canonical_directions
 
 
-@dataclass(eq=False, repr=False)
 class CCAITQ(CrossModalHasher):
     """CCA and ITQ. ``history_["loss"]`` holds the quantisation error per row before each update, ``history_["correlations"]`` rho.
 
@@ -41,8 +39,7 @@ class CCAITQ(CrossModalHasher):
 
     method = "ccaitq"
     title = "Iterative Quantization: A Procrustean Approach to Learning Binary Codes (its CCA)"
-    venue = "TPAMI"
-    year = 2013
+    venue, year = "TPAMI", 2013
     kind = "cross-modal"
     regularisation: Annotated[float, Gt(0)] = 3.0
     power: Annotated[float, Ge(0)] = 1.0
@@ -57,9 +54,5 @@ class CCAITQ(CrossModalHasher):
         rows = np.concatenate([images @ weights[0], texts @ weights[1]])  # (2 t, n_bits)
         rotation, losses = code_rotation(rows, self.iterations, self.seed)
         self.history_ = {"loss": losses, "correlations": rho.tolist()}
-        bias = np.zeros(self.n_bits)
-        image, text = (
-            AffineLayers(mean, [(weight @ rotation, bias)], self.activation)
-            for mean, weight in zip(means, weights, strict=True)
-        )
-        return image, text
+        layers = [[(weight @ rotation, np.zeros(self.n_bits))] for weight in weights]
+        return AffineLayers(means[0], layers[0], self.activation), AffineLayers(means[1], layers[1], self.activation)

@@ -15,7 +15,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -27,10 +26,7 @@ from distillhash.methods.heads import Data, TwoViewHasher, straight_through_sign
 from distillhash.methods.training import Batch, Rows, Targets
 from distillhash.supervision.losses import nt_xent
 
-Sampling = Literal["threshold", "bernoulli"]
 
-
-@dataclass(eq=False, repr=False)
 class CIBHash(TwoViewHasher):
     """Two-view contrastive codes. Further hyper-parameters: see :class:`TwoViewHasher`.
 
@@ -42,13 +38,12 @@ class CIBHash(TwoViewHasher):
 
     method = "cibhash"
     title = "Unsupervised Hashing with Contrastive Information Bottleneck"
-    venue = "IJCAI"
-    year = 2021
+    venue, year = "IJCAI", 2021
     kind = "contrastive"
     hidden: Annotated[int, Ge(0)] = 512
     temperature: Annotated[float, Gt(0)] = 0.5
     bottleneck: Annotated[float, Ge(0)] = 1e-3
-    sampling: Sampling = "bernoulli"
+    sampling: Literal["threshold", "bernoulli"] = "bernoulli"
 
     def targets(self, _data: Data) -> Targets:
         """Thresholds that turn the probabilities of both views into bits."""

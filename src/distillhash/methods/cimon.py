@@ -18,7 +18,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -32,7 +31,6 @@ from distillhash.methods.training import Batch, Targets, pair_targets
 from distillhash.supervision.losses import nt_xent, squared_loss
 
 
-@dataclass(eq=False, repr=False)
 class CIMON(GuidedHasher, TwoViewHasher):
     """Guidance from two views, crosswise, and contrast between them.
 
@@ -46,8 +44,7 @@ class CIMON(GuidedHasher, TwoViewHasher):
 
     method = "cimon"
     title = "CIMON: Towards High-quality Hash Codes"
-    venue = "IJCAI"
-    year = 2021
+    venue, year = "IJCAI", 2021
     kind = "pair labels"
     contrast: Annotated[float, Ge(0)] = 0.3
     temperature: Annotated[float, Gt(0)] = 0.5

@@ -20,7 +20,6 @@ Departs from the paper in: nothing known (there is none).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -29,19 +28,12 @@ from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from distillhash.methods import image_text
 from distillhash.methods.base import AffineLayers
 from distillhash.methods.heads import tanh_through_sign
-from distillhash.methods.image_text import (
-    CrossModalHasher,
-    InputKind,
-    PairInputs,
-    Tower,
-    TrainingPairs,
-    code_rotation,
-    standardise,
-)
+from distillhash.methods.image_text import CrossModalHasher, Tower, TrainingPairs, code_rotation
 from distillhash.methods.training import Batch, Inputs, TrainingSettings, WithNeighbours, one_thread, train
-from distillhash.supervision.agreement import agreeing_neighbours, centred_unit
+from distillhash.supervision.agreement import agreeing_neighbours, centred_unit, random_parts
 from distillhash.supervision.losses import neighbour_contrast
 
 Floats = NDArray[np.float32]
@@ -49,7 +41,6 @@ _ROTATION_UPDATES = 50
 _PART = 10_000  # items among which neighbours are found; memory is about 4 bytes times its square
 
 
-@dataclass(eq=False, repr=False)
 class CrossContrast(CrossModalHasher):
     """Contrastive codes of images and texts. ``history_["loss"]`` holds the mean loss of each epoch.
 
@@ -58,8 +49,7 @@ class CrossContrast(CrossModalHasher):
         inputs: What the hash functions see: the ``features``, or canonical variables, ``correlated`` across the modalities.
         ridge: Of those, as a share of each modality's mean variance.
         neighbourhood: Share of the items that make up N(i), at least 5 of them; 0 has no neighbours as positives.
-        hidden: Width of a hidden layer; 0 trains linear hash functions, which start from CCA-ITQ's on correlated inputs (unless there
-            are more bits than canonical variables). Everything else starts at random.
+        hidden: Width of a hidden layer; 0 trains linear hash functions, which start from CCA-ITQ's on enough correlated inputs.
         epochs: Passes over the images.
         batch_size: Pairs a step.
         learning_rate: Adam's step size at the start; it falls to zero along a cosine.
@@ -69,13 +59,12 @@ class CrossContrast(CrossModalHasher):
 
     method = "cross-contrast"
     title = "Contrastive codes with a text as one more view of an image"
-    venue = "this project"
-    year = 2026
+    venue, year = "this project", 2026
     kind = "cross-modal"
     uses_views = True
     activation = "relu"
     temperature: Annotated[float, Gt(0)] = 0.2
-    inputs: InputKind = "correlated"
+    inputs: image_text.InputKind = "correlated"
     ridge: Annotated[float, Gt(0)] = 3.0
     neighbourhood: Annotated[float, Interval(ge=0, le=1)] = 0.0
     hidden: Annotated[int, Ge(0)] = 0
@@ -86,9 +75,9 @@ class CrossContrast(CrossModalHasher):
     device: str = "cpu"
 
     def _fit_pairs(self, pairs: TrainingPairs) -> tuple[AffineLayers, AffineLayers]:
-        seen = standardise(pairs, self.inputs, self.ridge)
+        seen = image_text.standardise(pairs, self.inputs, self.ridge)
         images, texts = seen[0](pairs.images), seen[1](pairs.texts)
-        inputs: Inputs = PairInputs(images, texts, pairs)
+        inputs: Inputs = image_text.PairInputs(images, texts, pairs)
         if self.neighbourhood:
             inputs = WithNeighbours(inputs, self._neighbourhoods(images, seen[1](pairs.mean_texts())))
         generator = torch.Generator().manual_seed(self.seed)
@@ -96,9 +85,8 @@ class CrossContrast(CrossModalHasher):
         if not self.hidden and self.inputs == "correlated" and self.n_bits <= images.shape[1]:
             _start_from_rotation((image, text), (images[pairs.owners], texts), self.n_bits, self.seed)
         network = TwoTowers(image, text)
-        settings = TrainingSettings(
-            self.epochs, self.batch_size, self.learning_rate, "adamw", self.weight_decay, schedule="cosine"
-        )
+        steps = self.epochs, self.batch_size, self.learning_rate
+        settings = TrainingSettings(*steps, "adamw", self.weight_decay, schedule="cosine")
 
         def loss(codes: Tensor, batch: Batch) -> Tensor:
             return neighbour_contrast(codes, batch.targets[0].repeat(2, 2), temperature=self.temperature)
@@ -109,13 +97,10 @@ class CrossContrast(CrossModalHasher):
 
     def _neighbourhoods(self, images: Floats, texts: Floats) -> NDArray[np.int32]:
         """N(i) of every item ``(n, k)``, found within random parts of at most 10,000."""
-        n = len(images)
-        parts = np.array_split(np.random.default_rng(self.seed).permutation(n), -(-n // _PART))
-        smallest = min(len(part) for part in parts)
-        kept = min(max(5, round(self.neighbourhood * smallest)), smallest - 1)
+        parts, kept = random_parts(len(images), _PART, self.neighbourhood, self.seed)
         compared = np.hstack([centred_unit(images), centred_unit(texts)])
-        neighbours = np.empty((n, kept), np.int32)
-        for part in map(np.sort, parts):
+        neighbours = np.empty((len(images), kept), np.int32)
+        for part in parts:
             neighbours[part] = part[agreeing_neighbours(compared[part], kept, kept)]
         return neighbours
 

@@ -15,7 +15,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -27,7 +26,6 @@ from distillhash.methods.heads import TwoViewHasher
 from distillhash.methods.training import Batch, Optimizer, Schedule
 
 
-@dataclass(eq=False, repr=False)
 class CroVCA(TwoViewHasher):
     """Cross-view alignment of codes with a coding-rate term. Further hyper-parameters: see :class:`TwoViewHasher`.
 
@@ -38,8 +36,7 @@ class CroVCA(TwoViewHasher):
 
     method = "crovca"
     title = "Image Hashing via Cross-View Code Alignment in the Age of Foundation Models"
-    venue = "arXiv"
-    year = 2025
+    venue, year = "arXiv", 2025
     kind = "contrastive"
     batch_norm = True
     hidden: Annotated[int, Ge(0)] = 512

@@ -17,7 +17,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -28,7 +27,6 @@ from distillhash.methods.heads import TwoViewHasher
 from distillhash.methods.training import Batch
 
 
-@dataclass(eq=False, repr=False)
 class DeepBit(TwoViewHasher):
     """Quantisation, even bits and invariance; no similarity between images is used. Further hyper-parameters: see :class:`TwoViewHasher`.
 
@@ -40,8 +38,7 @@ class DeepBit(TwoViewHasher):
 
     method = "deepbit"
     title = "Learning Compact Binary Descriptors with Unsupervised Deep Neural Networks"
-    venue = "CVPR"
-    year = 2016
+    venue, year = "CVPR", 2016
     kind = "regularised"
     epochs: Annotated[int, Ge(1)] = 10
     quantisation: Annotated[float, Ge(0)] = 1.0

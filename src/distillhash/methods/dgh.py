@@ -12,7 +12,6 @@ for certain. The rotation of variant r starts from a random one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -29,11 +28,11 @@ _ROTATION_STEPS = 100
 _LEAST_GAIN = 1e-10
 
 
-@dataclass(eq=False, repr=False)
 class DGH(Hasher):
     """Codes are found as signs, not by rounding: no step lowers the objective.
 
     ``history_["objective"]`` holds (tr(B^T A B) + rho tr(B^T Y)) / (n n_bits) at the start and after each half-step.
+    ``graph_`` holds the anchors, ``weight_ (m, n_bits)`` the mean codes around them, Lambda^-1 Z^T B.
 
     Attributes:
         variant: Start from the graph functions rotated towards their signs (r), or as they are (i).
@@ -41,14 +40,11 @@ class DGH(Hasher):
         iterations: Rounds of B and then Y, at most.
         n_anchors: Anchors m; at most one for every two rows.
         n_neighbours: Anchors s with a weight for an item.
-        graph_: The anchors and the bandwidth.
-        weight_: ``(m, n_bits) float64``, Lambda^-1 Z^T B: the mean code around each anchor.
     """
 
     method = "dgh"
     title = "Discrete Graph Hashing"
-    venue = "NIPS"
-    year = 2014
+    venue, year = "NIPS", 2014
     kind = "shallow"
     variant: Literal["r", "i"] = "r"
     rho: Annotated[float, Ge(0)] = 0.3

@@ -33,7 +33,6 @@ Departs from the paper in:
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -48,17 +47,13 @@ from distillhash.supervision.flip_rate import BoundRule, distil_pairs
 from distillhash.supervision.neighbours import nearest_neighbours, neighbourhood_mean
 from distillhash.supervision.similarity import Floats, PairLabels, confusion, mirror_upper, probability_histogram
 
-Estimate = Literal["local", "network", "held-out"]
 
-
-@dataclass(eq=False, repr=False)
 class DistillHash(PairHasher):
     """Distilled pairs and the likelihood. Further hyper-parameters: see :class:`PairHasher`.
 
     Attributes:
-        estimate: How eta~ is found. ``local`` averages the noisy labels over ``local_neighbours`` x ``local_neighbours`` neighbour
-            pairs; ``network`` trains a network on the noisy labels and takes its estimates of the same pairs (the paper); ``held-out``
-            trains two, on half of the rows each, and takes the estimate of a pair from a network that was not trained on it.
+        estimate: How eta~ is found: ``local`` averages the noisy labels over neighbour pairs; ``network`` is trained on them (the paper);
+            ``held-out`` trains two, on half of the rows each, and takes the estimate of a pair from one that was not trained on it.
         local_neighbours: Neighbourhood size of ``local``, the item included.
         n_outputs: Outputs p of the estimating network.
         estimate_scale: Scale c of the inner product in its eta~.
@@ -73,8 +68,7 @@ class DistillHash(PairHasher):
 
     method = "distillhash"
     title = "DistillHash: Unsupervised Deep Hashing by Distilling Data Pairs"
-    venue = "CVPR"
-    year = 2019
+    venue, year = "CVPR", 2019
     kind = "pair labels"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {},
@@ -113,7 +107,7 @@ class DistillHash(PairHasher):
     }
 
     alpha: Annotated[float, Ge(0)] = 1.5
-    estimate: Estimate = "local"
+    estimate: Literal["local", "network", "held-out"] = "local"
     local_neighbours: Annotated[int, Ge(1)] = 30
     n_outputs: Annotated[int, Ge(1)] = 48
     estimate_scale: Annotated[float, Gt(0)] = 0.5
@@ -128,15 +122,11 @@ class DistillHash(PairHasher):
     def _pairs(self, distances: Floats, data: Data) -> PairLabels:
         logits = self._estimate(distances, data)
         self.history_["probability_histogram"] = probability_histogram(logits)
-        ranked = nearest_neighbours(
-            distances,
-            min(self.n_neighbours + self.skip_for_positive, len(distances) - 1 + self.include_self),
-            include_self=self.include_self,
-        )
-        for_positive = ranked[:, min(self.skip_for_positive, ranked.shape[1] - 1) :]
-        pairs = distil_pairs(
-            logits, ranked[:, : self.n_neighbours], for_positive, bounds=self.bounds, keep_certain=self.keep_certain
-        )
+        o, skipped = self.n_neighbours, self.skip_for_positive
+        most = min(o + skipped, len(distances) - 1 + self.include_self)
+        ranked = nearest_neighbours(distances, most, include_self=self.include_self)
+        for_positive = ranked[:, min(skipped, most - 1) :]
+        pairs = distil_pairs(logits, ranked[:, :o], for_positive, bounds=self.bounds, keep_certain=self.keep_certain)
         if self.candidates == "labelled":
             pairs[self.initial_pairs_ == 0] = 0
         self._record("distilled pairs", pairs)
@@ -158,10 +148,8 @@ class DistillHash(PairHasher):
         if self.estimate == "network":
             return self._gram(self._estimating_outputs(np.arange(n), data, self.seed + 1))
         halves = np.array_split(np.random.default_rng(self.seed).permutation(n), 2)
-        first, second = (
-            self._gram(self._estimating_outputs(np.sort(half), data, self.seed + 1 + index))
-            for index, half in enumerate(halves)
-        )
+        first = self._gram(self._estimating_outputs(np.sort(halves[0]), data, self.seed + 1))
+        second = self._gram(self._estimating_outputs(np.sort(halves[1]), data, self.seed + 2))
         logits = (first + second) * np.float32(0.5)  # pairs across the halves were seen by neither
         for half, other in ((halves[0], second), (halves[1], first)):
             logits[np.ix_(half, half)] = other[np.ix_(half, half)]
@@ -179,15 +167,10 @@ class DistillHash(PairHasher):
 
     def _estimating_outputs(self, rows: NDArray[np.intp], data: Data, seed: int) -> Floats:
         """Relaxed outputs for all rows of a network trained on the initial labels among ``rows``."""
-        network, losses = self._train(
-            self._head(data, self.n_outputs, seed),
-            data,
-            pair_targets(self.initial_pairs_),
-            epochs=self.estimate_epochs,
-            seed=seed,
-            rows=rows,
-            trunk=copy.deepcopy(data.trunk),  # the network trained next starts from the pretrained weights again
-        )
+        head, targets = self._head(data, self.n_outputs, seed), pair_targets(self.initial_pairs_)
+        trunk = copy.deepcopy(data.trunk)  # the network trained next starts from the pretrained weights again
+        epochs = self.estimate_epochs
+        network, losses = self._train(head, data, targets, epochs=epochs, seed=seed, rows=rows, trunk=trunk)
         self.history_.setdefault("estimate_loss", []).append(losses)
         outputs = data.outputs(network)
         return np.asarray(np.tanh(outputs)) if self.relaxation == "tanh" else outputs
@@ -199,7 +182,6 @@ class DistillHash(PairHasher):
         return logits
 
 
-@dataclass(eq=False, repr=False)
 class DistillHashInitial(PairHasher):
     """DistillHash*: the paper's own ablation (Table 2), which trains on the initial noisy labels and distils nothing.
 
@@ -210,6 +192,5 @@ class DistillHashInitial(PairHasher):
 
     method = "distillhash-initial"
     title = "DistillHash*: the same without distilling"
-    venue = "CVPR"
-    year = 2019
+    venue, year = "CVPR", 2019
     kind = "pair labels"

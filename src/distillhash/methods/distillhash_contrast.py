@@ -24,7 +24,6 @@ images.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import chain
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -34,46 +33,25 @@ from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distillhash.methods.base import TrainingSet, sample_rows
+from distillhash.methods.base import Layers, TrainingSet, sample_rows
 from distillhash.methods.heads import Head, HeadHasher, straight_through_sign, tanh_through_sign
 from distillhash.methods.itq import ITQ
 from distillhash.methods.training import Batch, CachedFeatures, ImageRows, Inputs, Schedule, WithNeighbours
-from distillhash.supervision.agreement import (
-    RootRows,
-    agreeing_neighbours,
-    centred_unit,
-    invariant_metric,
-    root_rows,
-    scatter_of_items,
-    scatter_of_neighbours,
-    scatter_of_views,
-)
+from distillhash.supervision import agreement
+from distillhash.supervision.agreement import agreeing_neighbours, centred_unit, random_parts, root_rows
 from distillhash.supervision.losses import neighbour_contrast
 from distillhash.supervision.neighbours import first_of_both, nearest_neighbours
-from distillhash.supervision.similarity import cosine_distances, row_blocks, unit_rows
+from distillhash.supervision.similarity import Floats, cosine_distances, row_blocks, unit_rows
 
 Weight = NDArray[np.float64]
-Layers = list[tuple[Weight, Weight]]
 
-ROTATED = 10_000
-"""Rows that ITQ learns from at most: its rotation has n_bits^2 numbers and needs no more of them."""
-
-SHARP, SOFT = 0.3, 0.5
-"""Temperatures with and without views."""
-
-SPREAD = 3.0
-"""Standard deviation of the outputs that the head starts from."""
-
+ROTATED = 10_000  # rows that ITQ learns from at most: its rotation has n_bits^2 numbers and needs no more of them
+SHARP, SOFT = 0.3, 0.5  # temperatures with and without views
+SPREAD = 3.0  # standard deviation of the outputs that the head starts from
+# With fewer images the head learns less and keeps more of its start, because they teach little. Long codes keep still more of it.
 ENOUGH = 2_000
-"""With fewer images the head learns less and keeps more of its start, because they teach little. Long codes keep still more of it."""
-
-Metric = Literal["invariant", "cosine"]
-Agreement = Literal["overlap", "cosine"]
-Positives = Literal["all", "one"]
-Gradient = Literal["tanh", "identity"]
 
 
-@dataclass(eq=False, repr=False)
 class DistillHashContrast(HeadHasher):
     """Distilled neighbourhoods and contrastive codes. Further hyper-parameters: see :class:`HeadHasher`.
 
@@ -90,20 +68,18 @@ class DistillHashContrast(HeadHasher):
         positives: ``all`` neighbours in the batch, or only the ``one`` drawn with the image; the others are negatives then.
         start: Standard deviation of the outputs of the linear hash function that the head starts from: the larger, the more of it stays.
             None takes 3, and with n < 2,000 images 3 (2,000 / n)^e, where e = log2(n_bits) - 3.5, from 0 to 5; 0 starts from nothing.
-        plain_share: Share of the plain features in what the start is made from, beside the regression's predictions, and share of the
-            nearest by plain cosine in N(i). None takes 0, and with n < 2,000 images 1 - (n / 2,000)^2.
+        plain_share: Share of the plain features in what the start is made from, and share of the nearest by plain cosine in N(i). None
+            takes 0, and with n < 2,000 images 1 - (n / 2,000)^2.
         gradient: Gradient of the sign: that of ``tanh``, or of the ``identity``.
         temperature: tau; None takes 0.3 where there are views, and 0.5 where there are none: positives are less pure then.
         dropout: Share of the features that are left out in training, drawn anew for every row.
-        max_seen: Limit on the rows of all passes together where there are no views, whatever ``epochs`` says; one pass at least. Equal
-            rows seen again and again teach the mistakes of the neighbourhoods.
+        max_seen: Limit on the rows of all passes together without views: equal rows teach the mistakes of the neighbourhoods.
         part: Images among which neighbourhoods are found; memory is about 4 bytes times its square.
     """
 
     method = "distillhash-contrast"
     title = "Distilled neighbourhoods and contrastive codes"
-    venue = "this project"
-    year = 2026
+    venue, year = "this project", 2026
     kind = "contrastive"
     uses_views = True
     uses_teacher = True
@@ -112,15 +88,15 @@ class DistillHashContrast(HeadHasher):
     batch_size: Annotated[int, Ge(2)] = 256
     schedule: Schedule = "cosine"
     root: bool = True
-    metric: Metric = "invariant"
+    metric: Literal["invariant", "cosine"] = "invariant"
     directions: Annotated[int, Ge(1)] = 256
     emphasis: Annotated[float, Ge(0)] = 0.25
     neighbourhood: Annotated[float, Interval(gt=0, le=1)] = 0.02
-    agreement: Agreement = "overlap"
-    positives: Positives = "all"
+    agreement: Literal["overlap", "cosine"] = "overlap"
+    positives: Literal["all", "one"] = "all"
     start: Annotated[float, Ge(0)] | None = None
     plain_share: Annotated[float, Interval(ge=0, le=1)] | None = None
-    gradient: Gradient = "tanh"
+    gradient: Literal["tanh", "identity"] = "tanh"
     temperature: Annotated[float, Gt(0)] | None = None
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1
     max_seen: Annotated[int, Ge(1)] = 50_000
@@ -140,7 +116,7 @@ class DistillHashContrast(HeadHasher):
             zero_last_layer(head)
             module = PlusLinear(module, head.mean, start.features)
         if self.root:
-            module = nn.Sequential(RootRows(), module)
+            module = nn.Sequential(agreement.RootRows(), module)
         if start is not None and start.plain is not None:
             module = PlusLinear(module, plain_mean, start.plain)
         dropped = FeatureDropout(self.dropout, torch.Generator().manual_seed(self.seed + 1))
@@ -168,23 +144,14 @@ class DistillHashContrast(HeadHasher):
     def _transform(self, features: NDArray[Any]) -> NDArray[Any]:
         return root_rows(features) if self.root else features
 
-    def _start(
-        self, features: NDArray[np.float32], plain: NDArray[np.float32], teacher: NDArray[np.float32] | None
-    ) -> LinearStart | None:
+    def _start(self, features: Floats, plain: Floats, teacher: Floats | None) -> LinearStart | None:
         spread = self.start
         if spread is None:  # the limit of 5 keeps numbers finite for a few images and thousands of bits
             spread = SPREAD / _trusted(len(features)) ** float(np.clip(np.log2(self.n_bits) - 3.5, 0, 5))
         if not spread:
             return None
-        return linear_start(
-            features,
-            plain,
-            None if teacher is None else self._transform(teacher),
-            self.n_bits,
-            spread=spread,
-            plain_share=self._plain_share(len(features)),
-            seed=self.seed,
-        )
+        teacher, share = None if teacher is None else self._transform(teacher), self._plain_share(len(features))
+        return linear_start(features, plain, teacher, self.n_bits, spread=spread, plain_share=share, seed=self.seed)
 
     def _plain_share(self, n: int) -> float:
         return 1 - _trusted(n) ** 2 if self.plain_share is None else self.plain_share
@@ -204,21 +171,14 @@ class DistillHashContrast(HeadHasher):
             raise ValueError(f"plain weights of shape {plain.shape}")
         self.plain_ = plain
 
-    def _neighbourhoods(
-        self,
-        features: NDArray[np.float32],
-        views: NDArray[np.float32] | None,
-        teacher: NDArray[np.float32] | None,
-    ) -> NDArray[np.int32]:
+    def _neighbourhoods(self, features: Floats, views: Floats | None, teacher: Floats | None) -> NDArray[np.int32]:
         """N(i) of every row ``(m, k)``; the same k in every part."""
         n = len(features)
-        parts = np.array_split(np.random.default_rng(self.seed).permutation(n), -(-n // self.part))
-        smallest = min(len(part) for part in parts)
-        kept = min(max(5, round(self.neighbourhood * smallest)), smallest - 1)
+        parts, kept = random_parts(n, self.part, self.neighbourhood, self.seed)
         compared = self._compared(features, views, teacher, kept)
         agreeing = kept - round(kept * self._plain_share(n))
         neighbours = np.empty((n, kept), np.int32)
-        for part in map(np.sort, parts):
+        for part in parts:
             if self.agreement == "overlap":
                 found = agreeing_neighbours(compared[part], kept, kept)
             else:
@@ -229,13 +189,7 @@ class DistillHashContrast(HeadHasher):
             neighbours[part] = part[found]
         return neighbours
 
-    def _compared(
-        self,
-        features: NDArray[np.float32],
-        views: NDArray[np.float32] | None,
-        teacher: NDArray[np.float32] | None,
-        kept: int,
-    ) -> NDArray[np.float32]:
+    def _compared(self, features: Floats, views: Floats | None, teacher: Floats | None, kept: int) -> Floats:
         """What cosines are taken of: features, the mean over views and the teacher's features side by side, in the metric."""
         features, blocks = self._transform(features), row_blocks(len(features))
         kinds: list[Callable[[slice], NDArray[Any]]] = [lambda block: features[block]]
@@ -251,32 +205,26 @@ class DistillHashContrast(HeadHasher):
         if teacher is not None:
             kinds.append(lambda block: self._transform(teacher[block]))
         if self.metric == "invariant":
-            if views is None:
-                within = self._scatter_of_neighbours(features, kept)
+            if views is None:  # nearest neighbours, few of them and in one part of the rows, stand in for views
+                rows = np.sort(np.random.default_rng(self.seed).permutation(len(features))[: self.part])
+                near = nearest_neighbours(cosine_distances(centred_unit(features[rows])), min(10, kept))
+                within = agreement.scatter_of_neighbours(features[rows], near)
             else:
                 within = np.zeros((features.shape[1],) * 2)
                 for block in blocks:
                     copies = chain([features[block]], (self._transform(view[block]) for view in views))
                     share = len(features[block]) / len(features)
-                    within += scatter_of_views(mean_of_copies(block), copies) * share
-            metric = invariant_metric(
-                scatter_of_items(features), within, directions=self.directions, emphasis=self.emphasis
-            )
+                    within += agreement.scatter_of_views(mean_of_copies(block), copies) * share
+            total = agreement.scatter_of_items(features)
+            metric = agreement.invariant_metric(total, within, directions=self.directions, emphasis=self.emphasis)
 
         def whole(kind: Callable[[slice], NDArray[Any]]) -> NDArray[Any]:
             return np.concatenate([kind(block) if metric is None else kind(block) @ metric for block in blocks])
 
         return np.hstack([centred_unit(whole(kind)) for kind in kinds])
 
-    def _scatter_of_neighbours(self, features: NDArray[np.float32], kept: int) -> NDArray[np.float64]:
-        """Without views nearest neighbours, few of them and in one part of the rows, stand in for views."""
-        rows = np.sort(np.random.default_rng(self.seed).permutation(len(features))[: self.part])
-        sample = features[rows]
-        return scatter_of_neighbours(sample, nearest_neighbours(cosine_distances(centred_unit(sample)), min(10, kept)))
-
 
 def _trusted(n: int) -> float:
-    """The share of enough images that ``n`` are."""
     return min(1.0, n / ENOUGH)
 
 
@@ -288,9 +236,9 @@ class LinearStart(NamedTuple):
 
 
 def linear_start(
-    features: NDArray[Any],
-    plain: NDArray[Any],
-    teacher: NDArray[Any] | None,
+    features: Floats,
+    plain: Floats,
+    teacher: Floats | None,
     n_bits: int,
     *,
     spread: float,
@@ -301,18 +249,13 @@ def linear_start(
 
     It is ITQ (Gong et al., CVPR 2011) of what a ridge regression (Hoerl and Kennard, Technometrics 1970) predicts: better features of the
     same images where there are any, otherwise the features themselves, whose directions of little variance it shrinks. A regression from
-    few images predicts little of others, so that with few of them the plain features stand beside what it predicts. The start is not
-    trained; layers beside it are, whose outputs are 0 at first. The gradient of a sign through tanh vanishes where outputs are large, so
-    that the bits that the start is sure of stay: few images change little of it, many images much.
+    few images predicts little of others; with few of them the plain features stand beside what it predicts. The start is not trained;
+    layers beside it are, whose outputs are 0 at first. The gradient of a sign through tanh vanishes where outputs are large, so the bits
+    that the start is sure of stay: few images change little of it, many images much.
 
-    Args:
-        features: ``(n, d)`` transformed features, the regression's inputs.
-        plain: ``(n, d)`` features before the transformation.
-        teacher: ``(n, d)`` better features of the same items, the regression's targets; None takes ``features``.
-        n_bits: Code length. ITQ gives at most min(n - 1, d) bits; for longer codes all directions are random.
-        spread: Standard deviation of the outputs over all items and bits.
-        plain_share: Share of the plain features in the squared length of what ITQ is given; the rest are the regression's predictions.
-        seed: Draws the rows that ITQ learns from and its first rotation, or the directions.
+    ``plain (n, d)`` are the features before the transformation, with a ``plain_share`` of the squared length of what ITQ is given.
+    ``teacher (n, d)`` are the regression's targets; None takes ``features (n, d)``. ``spread`` is the outputs' standard deviation. ITQ
+    gives at most min(n - 1, d) bits; for longer codes all directions are random.
     """
     n, d = features.shape
     kinds = [(features, features.mean(axis=0))]
@@ -383,7 +326,6 @@ class PlusLinear(nn.Module):
     weight: Tensor
 
     def __init__(self, module: nn.Module, mean: NDArray[np.float64], weight: Weight) -> None:
-        """``weight (d, n_bits)`` takes inputs less ``mean``, ``module`` the inputs."""
         super().__init__()
         self.module = module
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))

@@ -22,7 +22,6 @@ Departs from the paper in:
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -37,7 +36,6 @@ from distillhash.methods.heads import Data, Head, HeadHasher
 from distillhash.methods.training import Batch, Targets, pair_targets
 
 
-@dataclass(eq=False, repr=False)
 class DMUH(HeadHasher):
     """Labelled pairs, weighted by momentum uncertainty. Further hyper-parameters: see :class:`HeadHasher`.
 
@@ -50,8 +48,7 @@ class DMUH(HeadHasher):
 
     method = "dmuh"
     title = "Deep Momentum Uncertainty Hashing"
-    venue = "Pattern Recognition"
-    year = 2022
+    venue, year = "Pattern Recognition", 2022
     kind = "supervised"
     needs_labels = True
     momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.95

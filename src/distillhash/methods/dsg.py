@@ -19,7 +19,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -31,18 +30,10 @@ from torch import Tensor
 from distillhash.errors import DataError
 from distillhash.methods.heads import Data, HeadHasher
 from distillhash.methods.training import Batch, Targets, pair_targets
+from distillhash.supervision import similarity
 from distillhash.supervision.clusters import Clustering, assign_clusters, drop_contradictions
 from distillhash.supervision.losses import squared_loss
-from distillhash.supervision.similarity import (
-    Floats,
-    HalfGaussians,
-    PairLabels,
-    cosine_distances,
-    describe_pairs,
-    fit_half_gaussians,
-    label_pairs,
-    pair_thresholds,
-)
+from distillhash.supervision.similarity import Floats, HalfGaussians, PairLabels, describe_pairs
 
 Weights = NDArray[np.float16]
 _BLOCK = 512
@@ -56,17 +47,9 @@ def pair_confidence(distances: Floats, fit: HalfGaussians, threshold: float, *, 
 
         D <= t:  w = (Phi_l(t) - Phi_l(D)) / (Phi_l(t) - Phi_l(0))        D > t:  w = (Phi_r(D) - Phi_r(t)) / (Phi_r(2) - Phi_r(t))
 
-    so that w is 0 at the threshold and 1 at the ends 0 and 2 of the cosine distance (Luo et al., DSG and CIMON).
-
-    Args:
-        distances: ``(n, n)`` symmetric cosine distances.
-        fit: Their half Gaussians.
-        threshold: Pairs at this distance or below are labelled +1, the others -1.
-        power: The weights are raised to it: above 1 stresses the surest pairs, 0 makes all weights 1.
-
-    Returns:
-        ``(n, n) float16`` in [0, 1]; half precision, because two bytes a pair is what a large training set can afford. A side of no
-        width (equal distances) says nothing and weighs 0.
+    so that w is 0 at the threshold and 1 at the ends 0 and 2 of the cosine distance (Luo et al., DSG and CIMON). Weights are raised to
+    ``power``: above 1 stresses the surest pairs, 0 makes all weights 1. ``(n, n) float16``, because two bytes a pair is what a large
+    training set can afford. A side of no width (equal distances) says nothing and weighs 0.
     """
     left, right = _side(fit.mode, fit.sigma_left), _side(fit.mode, fit.sigma_right)
     near = float(left(threshold) - left(0.0))
@@ -93,7 +76,6 @@ def _side(mode: float, sigma: float) -> Any:
     return lambda x: ndtr((x - mode) / sigma)
 
 
-@dataclass(eq=False, repr=False)
 class GuidedHasher(HeadHasher):
     """Base of the methods that learn from weighted pair labels that agree with clusters. Further hyper-parameters: see :class:`HeadHasher`.
 
@@ -111,15 +93,14 @@ class GuidedHasher(HeadHasher):
     priority: Annotated[float, Ge(0)] = 1.0
     n_clusters: Annotated[int, Ge(1)] = 70
     clustering: Clustering = "spectral"
-    max_train: Annotated[int, Ge(2)] = 10_000
-    """The memory for all pairs is about 10 bytes times its square."""
+    max_train: Annotated[int, Ge(2)] = 10_000  # memory for all pairs is about 10 bytes times its square
 
     def _guidance(self, features: NDArray[Any]) -> tuple[PairLabels, Weights]:
         """Pair labels that agree with the clusters, and their weights."""
-        distances = cosine_distances(features)
-        fit = fit_half_gaussians(distances)
-        thresholds = pair_thresholds(distances, fit, alpha=self.alpha, beta=0.0)
-        self.initial_pairs_: PairLabels = label_pairs(distances, thresholds, rule="two-way")
+        distances = similarity.cosine_distances(features)
+        fit = similarity.fit_half_gaussians(distances)
+        thresholds = similarity.pair_thresholds(distances, fit, alpha=self.alpha, beta=0.0)
+        self.initial_pairs_: PairLabels = similarity.label_pairs(distances, thresholds, rule="two-way")
         self.weights_: Weights = pair_confidence(distances, fit, thresholds.similar, power=self.priority)
         clusters = assign_clusters(features, distances, self.n_clusters, method=self.clustering, seed=self.seed)
         self.pairs_: PairLabels = drop_contradictions(self.initial_pairs_, clusters)
@@ -129,10 +110,8 @@ class GuidedHasher(HeadHasher):
             describe_pairs(self.pairs_, "pairs that agree with the clusters"),
         ]
         for name, sign in (("similar", 1), ("dissimilar", -1)):
-            if not any(
-                ((pairs == sign) & (weights > 0)).any()
-                for pairs, weights in zip(self.pairs_, self.weights_, strict=True)
-            ):
+            rows = zip(self.pairs_, self.weights_, strict=True)
+            if not any(((pairs == sign) & (weights > 0)).any() for pairs, weights in rows):
                 raise DataError(
                     f"no {name} pairs are left of {len(features)} items after clustering, so there is nothing to learn from: "
                     f"change alpha ({self.alpha}) or n_clusters ({self.n_clusters}), or use another method (itq)"
@@ -140,14 +119,12 @@ class GuidedHasher(HeadHasher):
         return self.pairs_, self.weights_
 
 
-@dataclass(eq=False, repr=False)
 class DSG(GuidedHasher):
     """Two-way pair labels, weighted by confidence and filtered by clusters. Hyper-parameters: see :class:`GuidedHasher`."""
 
     method = "dsg"
     title = "Unsupervised Deep Hashing via Distilled Smooth Guidance"
-    venue = "ICME"
-    year = 2021
+    venue, year = "ICME", 2021
     kind = "pair labels"
 
     def targets(self, data: Data) -> Targets:

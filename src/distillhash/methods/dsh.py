@@ -1,7 +1,6 @@
 """DSH: density sensitive hashing.
 
-Paper: Jin, Li, Lin, Cai, "Density sensitive hashing", IEEE Transactions on Cybernetics 44(8), 2014.
-https://arxiv.org/abs/1205.2930
+Paper: Jin, Li, Lin, Cai, "Density sensitive hashing", IEEE Transactions on Cybernetics 44(8), 2014. https://arxiv.org/abs/1205.2930
 
 Symbols: mu_1..k -> centres; nu -> shares of the rows; r-adjacent -> one is among the r nearest centres of the other. A pair's
 median plane is w^T x = t with w = mu_i - mu_j, t = ((mu_i + mu_j) / 2)^T w; its entropy -P0 log P0 - P1 log P1 counts the shares of the
@@ -12,7 +11,6 @@ and pairs of coinciding centres are dropped; k is at most the number of rows; k-
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -24,7 +22,6 @@ from distillhash.methods.base import AffineHasher, TrainingSet
 from distillhash.methods.linear_algebra import k_means, squared_distances
 
 
-@dataclass(eq=False, repr=False)
 class DSH(AffineHasher):
     """Median planes between neighbouring k-means groups, those of highest entropy: b = sign(w^T x - t).
 
@@ -38,8 +35,7 @@ class DSH(AffineHasher):
 
     method = "dsh"
     title = "Density Sensitive Hashing"
-    venue = "IEEE Trans. Cybernetics"
-    year = 2014
+    venue, year = "IEEE Trans. Cybernetics", 2014
     kind = "shallow"
     alpha: Annotated[float, Gt(0)] = 1.5
     r: Annotated[int, Ge(1)] = 3

@@ -7,8 +7,8 @@ Symbols: h -> outputs; b = sign(h) -> codes. Loss over pairs (i, i + B/2) of a b
 + penalty * mean | |h| - 1 |^3.
 
 Departs from the paper in:
-1. A linear head on standardised features of any backbone, 100 epochs of Adam in batches of 256; released: VGG16 with
-   dropout on, SGD 1e-4, 60 to 300 epochs, batches of 32, and the best epoch on the test queries, where here the last one counts.
+1. A linear head on standardised features of any backbone, 100 epochs of Adam in batches of 256; released: VGG16 with dropout on, SGD
+   1e-4, 60 to 300 epochs, batches of 32, the best epoch on the test queries. Here the last epoch counts.
 2. The penalty is off: at these step sizes it dominates, and .1 measures worse on queries taken from the training side.
 3. Augmented views, one drawn for every image and batch, stand in for the dropout that the release keeps on.
 4. Cosines are of centred features (``centre=False``: as released). Features after a ReLU have cosines in a narrow positive band, which
@@ -17,7 +17,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge
@@ -28,7 +27,6 @@ from distillhash.methods.heads import Data, HeadHasher, half_batch_cosines, stra
 from distillhash.methods.training import Batch, Schedule, Targets, row_targets
 
 
-@dataclass(eq=False, repr=False)
 class GreedyHash(HeadHasher):
     """Cosines of features kept by codes through a straight-through sign. Further hyper-parameters: see :class:`HeadHasher`.
 
@@ -39,8 +37,7 @@ class GreedyHash(HeadHasher):
 
     method = "greedyhash"
     title = "Greedy Hash: Towards Fast Optimization for Accurate Hash Coding in CNN"
-    venue = "NeurIPS"
-    year = 2018
+    venue, year = "NeurIPS", 2018
     kind = "similarity preserving"
     uses_views = True
     batch_size: Annotated[int, Ge(2)] = 256

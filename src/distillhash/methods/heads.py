@@ -9,7 +9,6 @@ Features", ICLR 2022).
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -19,25 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
-from distillhash.methods.base import Activation, AffineLayers, Hasher, TrainingSet, sample_rows
-from distillhash.methods.training import (
-    Batch,
-    CachedFeatures,
-    ImageRows,
-    Inputs,
-    Optimizer,
-    Rows,
-    Schedule,
-    Targets,
-    TrainingSettings,
-    TwoViews,
-    one_thread,
-    train,
-)
+from distillhash.methods import training
+from distillhash.methods.base import Activation, AffineLayers, Hasher, Layers, TrainingSet, sample_rows
+from distillhash.methods.training import Batch, CachedFeatures, ImageRows, Inputs, Rows, Targets, one_thread, train
 from distillhash.supervision.similarity import Floats, row_blocks
 
 
-@dataclass(eq=False, repr=False)
 class TrainedHasher(Hasher):
     """Base of the methods trained by gradient descent. ``history_`` records ``loss`` per epoch and ``rows``, the rows learned from.
 
@@ -65,8 +51,8 @@ class TrainedHasher(Hasher):
     epochs: Annotated[int, Ge(1)] = 30
     batch_size: Annotated[int, Ge(2)] = 64
     learning_rate: Annotated[float, Gt(0)] = 1e-3
-    optimizer: Optimizer = "adam"
-    schedule: Schedule = "constant"
+    optimizer: training.Optimizer = "adam"
+    schedule: training.Schedule = "constant"
     adam_eps: Annotated[float, Gt(0)] = 1e-8
     weight_decay: Annotated[float, Ge(0)] = 0.0
     fine_tune_epochs: Annotated[int, Ge(1)] = 3
@@ -96,16 +82,11 @@ class TrainedHasher(Hasher):
         self.history_["rows"] = rows
         return Data(given, rows)
 
-    def _settings(self, epochs: int, *, fine_tune: bool = False) -> TrainingSettings:
-        return TrainingSettings(
-            epochs,
-            min(self.batch_size, self.fine_tune_batch) if fine_tune else self.batch_size,
-            self.fine_tune_rate if fine_tune else self.learning_rate,
-            self.optimizer,
-            self.weight_decay,
-            self.adam_eps,
-            self.schedule,
-        )
+    def _settings(self, epochs: int, *, fine_tune: bool = False) -> training.TrainingSettings:
+        rate = self.fine_tune_rate if fine_tune else self.learning_rate
+        rows = min(self.batch_size, self.fine_tune_batch) if fine_tune else self.batch_size
+        options = self.optimizer, self.weight_decay, self.adam_eps, self.schedule
+        return training.TrainingSettings(epochs, rows, rate, *options)
 
     def _train(
         self,
@@ -114,21 +95,14 @@ class TrainedHasher(Hasher):
         targets: Targets | None = None,
         *,
         epochs: int | None = None,
-        seed: int | None = None,
-        rows: Rows | None = None,
         trunk: nn.Module | None = None,
+        **options: Any,
     ) -> tuple[nn.Module, list[float]]:
         """Train ``network`` on cached features and then, where there are images, on these with the ``trunk`` (the data's) below it.
 
-        Returns:
-            The network, with its trunk where that was trained too, and the mean loss of each epoch.
+        Gives the network, with its trunk where that was trained too, and the mean loss of each epoch. ``options`` are those of ``train``.
         """
-        options: dict[str, Any] = {
-            "seed": self.seed if seed is None else seed,
-            "targets": targets,
-            "rows": rows,
-            "device": self.device,
-        }
+        options = {"seed": self.seed, "targets": targets, "device": self.device} | options
         settings = self._settings(self.epochs if epochs is None else epochs)
         with one_thread():
             losses = train(network, self.batches(data.cached), self.batch_loss, settings, **options)
@@ -140,14 +114,11 @@ class TrainedHasher(Hasher):
         return network, losses
 
 
-@dataclass(eq=False, repr=False)
 class HeadHasher(TrainedHasher):
     """Base of the methods that train a head of affine layers. Further hyper-parameters: see :class:`TrainedHasher`.
 
     Attributes:
         hidden: Width of a hidden layer; 0 trains one linear layer.
-        layers_: Weights ``(in, out) float64`` and biases of each layer, first to last.
-        mean_: ``(d,) float64``, subtracted first.
     """
 
     activation: ClassVar[Activation] = "relu"
@@ -175,7 +146,7 @@ class HeadHasher(TrainedHasher):
 
     def _keep(self, head: Head) -> None:
         self.mean_: NDArray[np.float64] = head.mean
-        self.layers_: list[tuple[NDArray[np.float64], NDArray[np.float64]]] = head.fold()
+        self.layers_: Layers = head.fold()
 
     @property
     def _affine(self) -> AffineLayers:
@@ -193,7 +164,6 @@ class HeadHasher(TrainedHasher):
         self.mean_, self.layers_ = layers.mean, layers.layers
 
 
-@dataclass(eq=False, repr=False)
 class TwoViewHasher(HeadHasher):
     """Base of the methods whose loss compares two views of every row: the outputs of the first views, then those of the second.
 
@@ -207,16 +177,11 @@ class TwoViewHasher(HeadHasher):
 
     def batches(self, source: CachedFeatures | ImageRows) -> Inputs:
         """Two views of every row."""
-        return TwoViews(source, self.noise)
+        return training.TwoViews(source, self.noise)
 
 
-@dataclass(eq=False, repr=False)
 class ModuleHasher(TrainedHasher):
-    """Base of the methods whose hash function is a torch module of any kind. Hyper-parameters: see :class:`TrainedHasher`.
-
-    Attributes:
-        network_: The trained module, in float64 and eval mode.
-    """
+    """Base of the methods whose hash function, ``network_``, is a torch module. Hyper-parameters: see :class:`TrainedHasher`."""
 
     @abstractmethod
     def network(self, n_features: int) -> nn.Module:
@@ -256,14 +221,12 @@ class ModuleHasher(TrainedHasher):
 class Head(nn.Sequential):
     """Layers on standardised features, which fold into affine maps of the raw features.
 
-    Attributes:
-        mean: ``(d,) float64`` of the features.
-        scale: One standard deviation for all features: it conditions the optimisation and keeps the angles that targets come from.
+    One scale for all features conditions the optimisation and keeps the angles that targets come from.
     """
 
     def __init__(
         self,
-        sample: NDArray[Any],
+        sample: Floats,
         n_outputs: int,
         seed: int,
         hidden: int = 0,
@@ -271,8 +234,7 @@ class Head(nn.Sequential):
         batch_norm: bool = False,
     ) -> None:
         """Standardise by ``sample (n, d)``; the weights are drawn from ``seed`` alone."""
-        standardise = Standardise(sample)
-        generator = torch.Generator().manual_seed(seed)
+        standardise, generator = Standardise(sample), torch.Generator().manual_seed(seed)
         layers: list[nn.Module] = []
         width = sample.shape[1]
         if hidden:
@@ -284,7 +246,7 @@ class Head(nn.Sequential):
         super().__init__(standardise, *layers)
         self.mean, self.scale = standardise.exact_mean, standardise.scale
 
-    def fold(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    def fold(self) -> Layers:
         """Weight ``(in, out)`` and bias of each layer; the scale goes into the first, batch normalisation into the last."""
         folded = [affine(layer) for layer in self if isinstance(layer, nn.Linear)]
         weight, bias = folded[0]
@@ -306,10 +268,8 @@ class Standardise(nn.Module):
     def __init__(self, sample: NDArray[Any]) -> None:
         super().__init__()
         self.exact_mean = np.asarray(sample.mean(axis=0, dtype=np.float64))
-        squares = [
-            np.mean((sample[block] - self.exact_mean) ** 2) * (len(sample[block]) / len(sample))
-            for block in row_blocks(len(sample))
-        ]
+        blocks = [sample[rows] for rows in row_blocks(len(sample))]
+        squares = [np.mean((block - self.exact_mean) ** 2) * (len(block) / len(sample)) for block in blocks]
         self.scale = float(np.sqrt(np.sum(squares))) or 1.0
         self.register_buffer("mean", torch.tensor(self.exact_mean, dtype=torch.float32))
 
@@ -321,8 +281,7 @@ class Standardise(nn.Module):
 class _Trunk(nn.Module):
     """A backbone's network that stays in eval mode while its weights are trained: no dropout, and fixed batch normalisation.
 
-    Statistics of augmented batches would replace those that the weights were learned with: MAP then falls instead of rising
-    (docs/distillhash-contrast.md).
+    Statistics of augmented batches would replace those that the weights were learned with, and MAP falls (docs/distillhash-contrast.md).
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -340,15 +299,9 @@ class _Trunk(nn.Module):
 
 
 class Data:
-    """The rows learned from.
+    """The rows learned from, as :class:`TrainingSet` has them; features, views and teacher in float32.
 
-    Attributes:
-        features: ``(m, d) float32`` plain features.
-        views: ``(n_views, m, d) float32`` or None.
-        teacher: ``(m, d) float32`` better features of the same images, or None.
-        labels: ``(m,)`` or ``(m, n_labels)``, or None.
-        cached: Features and views as training inputs.
-        images: The images as training inputs, and ``trunk``, the backbone's network, where it is trained too.
+    ``cached`` (features and views) and ``images`` are training inputs. ``trunk`` is the backbone's network where it is trained too.
     """
 
     def __init__(self, given: TrainingSet, rows: Rows) -> None:

@@ -18,14 +18,7 @@ from torch import nn
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, ParameterError
-from distillhash.methods.base import (
-    Activation,
-    AffineLayers,
-    Hasher,
-    TrainingSet,
-    check_features,
-    project_blocks,
-)
+from distillhash.methods.base import Activation, AffineLayers, Hasher, TrainingSet, check_features, project_blocks
 from distillhash.methods.heads import affine, linear
 from distillhash.methods.linear_algebra import canonical_directions, procrustes_rotation
 from distillhash.methods.training import Batch
@@ -36,19 +29,12 @@ InputKind = Literal["correlated", "features"]
 
 @dataclass(frozen=True)
 class TrainingPairs:
-    """What an image-text method learns from.
+    """What an image-text method learns from."""
 
-    Attributes:
-        images: ``(n, d)``.
-        texts: ``(t, e)``, t >= n.
-        owners: ``(t,) intp``, the image of each text; every image has at least one.
-        views: ``(n_views, n, d)`` of augmented copies of the images, or None.
-    """
-
-    images: NDArray[Any]
-    texts: NDArray[Any]
-    owners: NDArray[np.intp]
-    views: NDArray[Any] | None = None
+    images: NDArray[Any]  # (n, d)
+    texts: NDArray[Any]  # (t, e), t >= n
+    owners: NDArray[np.intp]  # (t,), the image of each text; every image has at least one
+    views: NDArray[Any] | None = None  # (n_views, n, d) of augmented copies of the images
 
     def mean_texts(self) -> NDArray[np.float64]:
         """``(n, e)``: the mean of each image's texts."""
@@ -68,15 +54,8 @@ class TrainingPairs:
         return np.argsort(self.owners, kind="stable"), counts, np.cumsum(counts) - counts
 
 
-@dataclass(eq=False, repr=False)
 class CrossModalHasher(Hasher):
-    """Base of the methods that hash images and texts into one space.
-
-    Attributes:
-        n_features_: Width d of the image features seen in ``fit``.
-        n_text_features_: Width e of the text features.
-        image_, text_: The two hash functions.
-    """
+    """Base of the methods that hash images and texts into one space, by the hash functions ``image_`` and ``text_``."""
 
     activation: ClassVar[Activation] = "tanh"
     needs_texts: ClassVar[bool] = True
@@ -117,7 +96,8 @@ class CrossModalHasher(Hasher):
             raise ParameterError(
                 f"{self.method} learns from image and text features alone; leave out {', '.join(given)}"
             )
-        images, texts = _checked(image_features, "image"), _checked(text_features, "text")
+        images = check_features(image_features, "image features")
+        texts = check_features(text_features, "text features")
         n, t = len(images), len(texts)
         if n < 2:
             raise DataError(f"{self.method} needs at least 2 pairs to learn from, got {n}")
@@ -157,15 +137,7 @@ class CrossModalHasher(Hasher):
     def project_texts(self, text_features: NDArray[Any]) -> NDArray[np.float32]:
         """Real outputs of texts before the sign: :meth:`project` for the other modality.
 
-        Args:
-            text_features: ``(t, e)`` finite floats, t >= 0.
-
-        Returns:
-            ``(t, n_bits) float32``; row i depends on text row i only.
-
-        Raises:
-            NotFittedError: before ``fit``.
-            DataError: another width than in ``fit``, or a value that is not finite.
+        ``(t, n_bits) float32`` of ``(t, e)`` finite floats; row i depends on text row i only. Errors are those of :meth:`project`.
         """
         self._check_fitted()
         return project_blocks(self.text_, text_features, self.n_text_features_, self.n_bits, "text features")
@@ -186,13 +158,6 @@ class CrossModalHasher(Hasher):
         self.n_text_features_ = len(self.text_.mean)
 
 
-def _checked(features: NDArray[Any], side: str) -> NDArray[Any]:
-    try:
-        return check_features(features)
-    except DataError as error:
-        raise DataError(f"{side} {error}") from error
-
-
 def code_rotation(rows: NDArray[np.float64], iterations: int, seed: int) -> tuple[NDArray[np.float64], list[float]]:
     """:func:`procrustes_rotation` of rows of both modalities ``(n, k)``, each scaled to the length of a code, sqrt(k)."""
     lengths = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
@@ -201,10 +166,7 @@ def code_rotation(rows: NDArray[np.float64], iterations: int, seed: int) -> tupl
 
 
 class Standardised:
-    """What a network sees of a modality: centred features, or combinations of them, divided by one scale.
-
-    One scale for all columns conditions the optimisation and keeps the angles.
-    """
+    """Centred features of a modality, or combinations of them, divided by one scale, which keeps the angles."""
 
     def __init__(self, features: NDArray[Any], directions: NDArray[np.float64] | None = None) -> None:
         """Measure ``(n, d)`` features; with ``directions (d, k)`` the network sees those combinations of them."""
@@ -266,18 +228,19 @@ class Tower(nn.Sequential):
         return AffineLayers(self.inputs.mean, layers, self.activation)
 
 
+@dataclass(frozen=True)
 class PairInputs:
     """Batches of images, each beside one of its texts drawn at random, ``(b, d + e)``. Target: no two rows belong together, ``(b, b)``."""
 
-    def __init__(self, images: NDArray[np.float32], texts: NDArray[np.float32], pairs: TrainingPairs) -> None:
-        """Keep the standardised features of both sides."""
-        self._images, self._texts, self._pairs = images, texts, pairs
+    images: NDArray[np.float32]  # standardised
+    texts: NDArray[np.float32]
+    pairs: TrainingPairs
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
     def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> Batch:
         """A text of every image, drawn anew."""
-        texts = self._texts[self._pairs.draw_texts(rows, rng)]
-        inputs = torch.from_numpy(np.concatenate([self._images[rows], texts], axis=1))
+        texts = self.texts[self.pairs.draw_texts(rows, rng)]
+        inputs = torch.from_numpy(np.concatenate([self.images[rows], texts], axis=1))
         return Batch(inputs, rows, (torch.eye(len(rows), dtype=torch.bool),))

@@ -9,7 +9,6 @@ Departs from the paper in: nothing known; sign(0) is +1. The stated 50 iteration
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -19,7 +18,6 @@ from distillhash.methods.base import AffineHasher, TrainingSet
 from distillhash.methods.linear_algebra import principal_components, procrustes_rotation, row_blocks
 
 
-@dataclass(eq=False, repr=False)
 class ITQ(AffineHasher):
     """PCA, then the rotation that loses least by taking signs: b = sign(R^T P^T (x - mu)).
 
@@ -32,8 +30,7 @@ class ITQ(AffineHasher):
 
     method = "itq"
     title = "Iterative Quantization: A Procrustean Approach to Learning Binary Codes"
-    venue = "CVPR"
-    year = 2011
+    venue, year = "CVPR", 2011
     kind = "shallow"
     iterations: Annotated[int, Ge(1)] = 50
 

@@ -26,15 +26,8 @@ def row_blocks(features: NDArray[Any]) -> Iterator[Floats]:
 def principal_components(features: NDArray[Any], k: int) -> tuple[Floats, Floats]:
     """Mean and the ``k`` leading eigenvectors of the covariance, by an exact symmetric eigen-decomposition.
 
-    Args:
-        features: ``(n, d)``; read in blocks, so a memory map is never loaded whole.
-        k: Components wanted.
-
-    Returns:
-        ``mean (d,)`` and ``components (d, k)`` float64, orthonormal columns by falling variance, largest entry positive.
-
-    Raises:
-        DataError: ``k`` exceeds the number of features.
+    ``mean (d,)`` and ``components (d, k)`` float64, orthonormal columns by falling variance, largest entry positive. Features are read in
+    blocks, so a memory map is never loaded whole. :class:`DataError` where ``k`` exceeds the number of features.
     """
     from scipy.linalg import eigh
 
@@ -57,15 +50,8 @@ def principal_components(features: NDArray[Any], k: int) -> tuple[Floats, Floats
 def procrustes_rotation(rows: Floats, iterations: int, rng: np.random.Generator) -> tuple[Floats, list[float]]:
     """ITQ's rotation: lowers ``||B - V R||_F^2`` over signs B and rotations R by alternating updates of the two.
 
+    ``R (k, k)`` for V = ``rows (n, k)``, and the error per row before each update, which never rises. ``rng`` draws the first rotation.
     Gong et al., "Iterative quantization", TPAMI 2013. https://doi.org/10.1109/TPAMI.2012.193
-
-    Args:
-        rows: V ``(n, k)``.
-        iterations: Updates of each.
-        rng: Draws the first rotation.
-
-    Returns:
-        ``R (k, k)``, orthogonal, and the error per row before each update, which never rises.
     """
     k = rows.shape[1]
     R, _ = np.linalg.qr(rng.standard_normal((k, k)))
@@ -84,22 +70,11 @@ def canonical_directions(
 ) -> tuple[Floats, Floats, Floats]:
     """Regularised canonical correlation of centred images and texts, by the singular values of the whitened cross-covariance.
 
-    Hotelling, "Relations between two sets of variates", Biometrika 1936.
-
-    Args:
-        X: ``(t, d)`` images.
-        Y: ``(t, e)`` texts, row by row those of X.
-        k: Directions wanted.
-        regularisation: Ridge, as a share of each side's mean variance.
-        within: ``(d, d)`` scatter inside each row of X (of an image's augmented views, where a row is their mean). It is added to the
-            covariance of X: variance that is unrelated to Y.
-
-    Returns:
-        ``W_x (d, k)``, ``W_y (e, k)``, and the correlations ``(k,)`` in [0, 1], falling. The largest entry of a left singular vector is
-        positive, because LAPACK's sign is arbitrary.
-
-    Raises:
-        DataError: ``k`` exceeds a side's number of features, or a side is constant.
+    Hotelling, "Relations between two sets of variates", Biometrika 1936. From ``X (t, d)`` images and ``Y (t, e)`` texts, row by row:
+    ``W_x (d, k)``, ``W_y (e, k)``, and the correlations ``(k,)`` in [0, 1], falling. The largest entry of a left singular vector is
+    positive, because LAPACK's sign is arbitrary. ``regularisation`` is a ridge, as a share of each side's mean variance. ``within (d, d)``,
+    the scatter of an image's augmented views where a row of X is their mean, is added to the covariance of X: it is unrelated to Y.
+    :class:`DataError` where ``k`` exceeds a side's number of features, or a side is constant.
     """
     if k > min(X.shape[1], Y.shape[1]):
         raise DataError(
@@ -109,10 +84,8 @@ def canonical_directions(
     covariances = [side.T @ side / len(side) for side in (X, Y)]
     if within is not None:
         covariances[0] = covariances[0] + within
-    white_x, white_y = (
-        _whitener(covariance, regularisation, name)
-        for covariance, name in zip(covariances, ("images", "texts"), strict=True)
-    )
+    white_x = _whitener(covariances[0], regularisation, "images")
+    white_y = _whitener(covariances[1], regularisation, "texts")
     left, values, right = np.linalg.svd(white_x @ (X.T @ Y / len(X)) @ white_y, full_matrices=False)
     signs = np.where(left[np.argmax(np.abs(left[:, :k]), axis=0), np.arange(k)] < 0, -1.0, 1.0)
     return white_x @ left[:, :k] * signs, white_y @ right[:k].T * signs, np.clip(values[:k], 0, 1)
@@ -128,16 +101,9 @@ def _whitener(covariance: Floats, regularisation: float, name: str) -> Floats:
 
 
 def k_means(features: NDArray[Any], k: int, rounds: int, rng: np.random.Generator) -> tuple[Floats, Floats]:
-    """Lloyd's k-means from ``k`` random rows.
+    """Lloyd's k-means from at most ``k`` random rows, for so many ``rounds``; convergence is not tested.
 
-    Args:
-        features: ``(n, d)``; more than 20,000 rows are sampled down.
-        k: Groups wanted; at most one for each row.
-        rounds: Rounds of assigning and averaging; convergence is not tested.
-        rng: Draws the sample and the first centres.
-
-    Returns:
-        Centres ``(k', d)`` and each one's share of the rows ``(k',)``; empty groups are left out.
+    Centres ``(k', d)`` and each one's share of the rows ``(k',)``; empty groups are left out. More than 20,000 rows are sampled down.
     """
     from scipy.cluster.vq import kmeans2
 

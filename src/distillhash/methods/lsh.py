@@ -9,14 +9,11 @@ features after a ReLU are all positive and their angles are small. Learns nothin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from distillhash.methods.base import AffineHasher, TrainingSet
 
 
-@dataclass(eq=False, repr=False)
 class LSH(AffineHasher):
     """Sign of random projections: b = sign(W^T (x - mu)), W ~ N(0, 1).
 
@@ -26,8 +23,7 @@ class LSH(AffineHasher):
 
     method = "lsh"
     title = "Similarity Estimation Techniques from Rounding Algorithms"
-    venue = "STOC"
-    year = 2002
+    venue, year = "STOC", 2002
     kind = "data-independent"
     centre: bool = True
 

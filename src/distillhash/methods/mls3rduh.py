@@ -17,7 +17,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
@@ -30,28 +29,17 @@ from distillhash.errors import DataError
 from distillhash.methods.heads import Data, HeadHasher
 from distillhash.methods.training import Batch, Targets, pair_targets
 from distillhash.supervision.losses import log_cosh_loss
-from distillhash.supervision.neighbours import nearest_neighbours
+from distillhash.supervision.neighbours import nearest_neighbours, neighbour_graph
 from distillhash.supervision.similarity import Floats, PairLabels, cosine_distances, describe_pairs, mirror_upper
 
 _BLOCK = 512
 
 
 def mutual_neighbour_graph(distances: Floats, neighbours: NDArray[np.int32]) -> Any:
-    """Edges between items that are each among the other's neighbours, weighted by cosine.
-
-    Args:
-        distances: ``(n, n)`` cosine distances.
-        neighbours: ``(n, k) int32``, the items themselves left out.
-
-    Returns:
-        Symmetric sparse ``(n, n) float32``; cosines of 0 and below make no edge.
-    """
-    from scipy.sparse import csr_array
-
-    n, k = neighbours.shape
-    weights = np.maximum(1 - np.take_along_axis(distances, neighbours, axis=1), 0).ravel()
-    directed = csr_array((weights, neighbours.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
-    graph = csr_array(directed.minimum(directed.T))  # 0 where one direction is missing
+    """Symmetric sparse ``(n, n)``: edges between items that are each among the other's neighbours, weighted by cosines above 0."""
+    weights = np.maximum(1 - np.take_along_axis(distances, neighbours, axis=1), 0)
+    directed = neighbour_graph(neighbours, weights)
+    graph = directed.minimum(directed.T).tocsr()  # 0 where one direction is missing
     graph.eliminate_zeros()
     return graph
 
@@ -60,14 +48,8 @@ def diffuse(graph: Any, alpha: float) -> Floats:
     """Random walks on a graph that restart with probability 1 - alpha: F = (1 - alpha) (I - alpha D^-1/2 A D^-1/2)^-1, exactly.
 
     A are the graph's weights and D its degrees (Zhou, Weston, Gretton, Bousquet, Schoelkopf, "Ranking on Data Manifolds", NIPS 2003).
-
-    Args:
-        graph: Symmetric sparse ``(n, n)`` weights of at least 0. An item without edges keeps its walk to itself.
-        alpha: Chance to walk on, in [0, 1).
-
-    Returns:
-        ``(n, n) float32``, symmetric, at least 0. I - alpha D^-1/2 A D^-1/2 has its eigenvalues in [1 - alpha, 1 + alpha], so a Cholesky
-        factor in single precision is accurate enough; factor and inverse overwrite the matrix: 4 n^2 bytes, n^3 multiplications.
+    ``(n, n) float32``, symmetric; an item without edges keeps its walk to itself. The matrix has its eigenvalues in [1 - alpha, 1 + alpha],
+    so a Cholesky factor in single precision is accurate enough. Factor and inverse overwrite it: 4 n^2 bytes, n^3 multiplications.
     """
     from scipy.linalg.lapack import spotrf, spotri
 
@@ -89,7 +71,6 @@ def diffuse(graph: Any, alpha: float) -> Floats:
     return np.maximum(walks, 0, out=walks)
 
 
-@dataclass(eq=False, repr=False)
 class MLS3RDUH(HeadHasher):
     """Cosine targets, corrected where the manifold agrees or disagrees with them. Further hyper-parameters: see :class:`HeadHasher`.
 
@@ -103,14 +84,12 @@ class MLS3RDUH(HeadHasher):
 
     method = "mls3rduh"
     title = "MLS3RDUH: Deep Unsupervised Hashing via Manifold based Local Semantic Similarity Structure Reconstructing"
-    venue = "IJCAI"
-    year = 2020
+    venue, year = "IJCAI", 2020
     kind = "pair labels"
     neighbour_share: Annotated[float, Interval(gt=0, le=1)] = 0.06
     manifold_ratio: Annotated[float, Gt(0)] = 1.5
     diffusion: Annotated[float, Interval(ge=0, lt=1)] = 0.99
-    max_train: Annotated[int, Ge(2)] = 10_000
-    """The memory for all pairs is about 11 bytes times its square."""
+    max_train: Annotated[int, Ge(2)] = 10_000  # memory for all pairs is about 11 bytes times its square
 
     def targets(self, data: Data) -> Targets:
         """S of the pairs of a batch."""

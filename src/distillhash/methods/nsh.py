@@ -14,7 +14,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -26,7 +25,6 @@ from distillhash.methods.heads import Data, Head, TwoViewHasher
 from distillhash.methods.training import Batch
 
 
-@dataclass(eq=False, repr=False)
 class NSH(TwoViewHasher):
     """Differentiable sorting by codes. Further hyper-parameters: see :class:`TwoViewHasher`.
 
@@ -40,8 +38,7 @@ class NSH(TwoViewHasher):
 
     method = "nsh"
     title = "Learning to Hash Naturally Sorts"
-    venue = "IJCAI"
-    year = 2022
+    venue, year = "IJCAI", 2022
     kind = "contrastive"
     epochs: Annotated[int, Ge(1)] = 15
     positives: Annotated[int, Ge(1)] = 2

@@ -10,20 +10,16 @@ MAP often falls with the code length: later components carry noise and count as 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from distillhash.methods.base import AffineHasher, TrainingSet
 from distillhash.methods.linear_algebra import principal_components
 
 
-@dataclass(eq=False, repr=False)
 class PCAH(AffineHasher):
     """b = sign(P^T (x - mu)). Exact and deterministic; the seed changes nothing."""
 
     method = "pcah"
     title = "Semi-Supervised Hashing for Large-Scale Search (its PCA baseline)"
-    venue = "TPAMI"
-    year = 2012
+    venue, year = "TPAMI", 2012
     kind = "shallow"
 
     def _fit(self, given: TrainingSet) -> None:

@@ -22,7 +22,6 @@ Departs from the paper in:
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -39,11 +38,9 @@ from distillhash.methods.training import Batch, Targets, row_targets
 from distillhash.supervision.clusters import ROWS_PER_CLUSTER
 
 Doubles = NDArray[np.float64]
-Covariance = Literal["tied", "diag", "spherical"]
 _SUREST = 0.95  # rho^2 counts at most this, or one well separated cluster would take all bits
 
 
-@dataclass(eq=False, repr=False)
 class PUDH(HeadHasher):
     """Codes from pseudo labels in closed form, and a head that learns them. Further hyper-parameters: see :class:`HeadHasher`.
 
@@ -61,12 +58,11 @@ class PUDH(HeadHasher):
 
     method = "pudh"
     title = "Unsupervised Deep Hashing With Pseudo Labels for Scalable Image Retrieval"
-    venue = "IEEE TIP"
-    year = 2018
+    venue, year = "IEEE TIP", 2018
     kind = "pseudo labels"
     components: Annotated[int, Ge(1)] = 64
     n_clusters: Annotated[int, Ge(2)] = 70
-    covariance: Covariance = "tied"
+    covariance: Literal["tied", "diag", "spherical"] = "tied"
     emphasis: Annotated[float, Ge(0)] = 1.0
     ridge: Annotated[float, Gt(0)] = 1e-3
     iterations: Annotated[int, Ge(1)] = 50
@@ -114,10 +110,7 @@ class PUDH(HeadHasher):
 def canonical_directions(X: Doubles, Y: Doubles, ridge: float) -> tuple[Doubles, Doubles]:
     """Directions of ``X`` (centred) by falling correlation with ``Y``, and the correlations.
 
-    Solves Sxy (Syy + r I)^-1 Syx w = rho^2 (Sxx + r I) w with w' (Sxx + r I) w = 1.
-
-    Returns:
-        ``(d, d)``, a direction a column, and ``(d,)`` in [0, 1].
+    Solves Sxy (Syy + r I)^-1 Syx w = rho^2 (Sxx + r I) w with w' (Sxx + r I) w = 1. ``(d, d)``, a direction a column, and ``(d,)``.
     """
     from scipy.linalg import eigh, solve
 

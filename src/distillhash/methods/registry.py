@@ -24,39 +24,16 @@ GROUP = "distillhash.methods"
 DEFAULT_METHOD = "distillhash-contrast"
 DEFAULT_IMAGE_TEXT_METHOD = "cross-contrast"
 
-BUILT_IN = {
-    "agh": "agh:AGH",
-    "bihalf": "bihalf:BiHalf",
-    "ccaitq": "ccaitq:CCAITQ",
-    "cibhash": "cibhash:CIBHash",
-    "cimon": "cimon:CIMON",
+_CLASSES = (
+    "AGH BiHalf CCAITQ CIBHash CIMON CroVCA DeepBit DGH DistillHash DMUH DSG DSH GreedyHash ITQ LSH MLS3RDUH NSH PCAH PUDH SDC SGH SH "
+    "SpH SSDH TBH UGACH URPH"
+)
+BUILT_IN = {name.lower(): f"{name.lower()}:{name}" for name in _CLASSES.split()} | {
     "cross-contrast": "cross_contrast:CrossContrast",
-    "crovca": "crovca:CroVCA",
-    "deepbit": "deepbit:DeepBit",
-    "dgh": "dgh:DGH",
-    "distillhash": "distillhash:DistillHash",
     "distillhash-contrast": "distillhash_contrast:DistillHashContrast",
     "distillhash-initial": "distillhash:DistillHashInitial",
-    "dmuh": "dmuh:DMUH",
-    "dsg": "dsg:DSG",
-    "dsh": "dsh:DSH",
-    "greedyhash": "greedyhash:GreedyHash",
-    "itq": "itq:ITQ",
-    "lsh": "lsh:LSH",
-    "mls3rduh": "mls3rduh:MLS3RDUH",
-    "nsh": "nsh:NSH",
-    "pcah": "pcah:PCAH",
-    "pudh": "pudh:PUDH",
-    "sdc": "sdc:SDC",
-    "sgh": "sgh:SGH",
-    "sh": "sh:SH",
-    "sph": "sph:SpH",
-    "ssdh": "ssdh:SSDH",
-    "tbh": "tbh:TBH",
-    "ugach": "ugach:UGACH",
-    "urph": "urph:URPH",
 }
-"""Module and class of every method of this package."""
+"""Module and class of every method of this package. Most methods and modules are named like the class, in lower case."""
 
 _IMAGE_TEXT = {"ccaitq", "cross-contrast", "ugach"}  # of the built-in ones; known without importing them
 
@@ -69,10 +46,7 @@ def _methods() -> dict[str, EntryPoint]:
 
 
 def method_names(*, image_text: bool = False) -> list[str]:
-    """Names of the methods that learn from features, sorted.
-
-    Args:
-        image_text: Give the methods that learn from image-text pairs instead.
+    """Names of the methods that learn from features, or with ``image_text`` from image-text pairs, sorted.
 
     Methods of other packages that cannot be imported are left out; :func:`method_class` tells why.
     """
@@ -90,11 +64,7 @@ def _needs_texts(name: str) -> bool | None:
 
 
 def method_class(method: str) -> type[Hasher]:
-    """The class behind a name.
-
-    Raises:
-        ParameterError: unknown name, or a registered class that cannot be imported or is not a :class:`Hasher`.
-    """
+    """The class behind a name; :class:`ParameterError` if it is unknown, cannot be imported or is not a :class:`Hasher`."""
     if method not in _methods():
         raise ParameterError(f"unknown method {method!r}; choose one of {', '.join(sorted(_methods()))}")
     point = _methods()[method]
@@ -130,11 +100,7 @@ def make_hasher(method: str, n_bits: int, *, seed: int = 0, **hyperparameters: A
 
 
 def load_hasher(path: str | Path) -> Hasher:
-    """Read a hasher that :meth:`Hasher.save` wrote.
-
-    Raises:
-        FormatError: the folder is absent, damaged, or of a newer format.
-    """
+    """Read a hasher that :meth:`Hasher.save` wrote; :class:`FormatError` for a folder that is absent, damaged, or of a newer format."""
     return hasher_from(*read_model_folder(path))
 
 

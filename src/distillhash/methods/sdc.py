@@ -8,14 +8,12 @@ have cosines that follow a beta distribution stretched to (-1, 1): loss = mean |
 
 Departs from the paper in:
 1. A hidden layer of 512 (released: as wide as the features) with batch normalisation on the outputs, on standardised features of any
-   backbone; 30 epochs of Adam at 1e-3 (released: 100 at 1e-4). One augmented view is drawn for every image and
-   batch.
+   backbone; 30 epochs of Adam at 1e-3 (released: 100 at 1e-4). Of augmented views one is drawn for every image and batch.
 2. Cosines a are of centred features; only their order matters.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
@@ -28,7 +26,6 @@ from distillhash.methods.heads import Data, HeadHasher, half_batch_cosines, unit
 from distillhash.methods.training import Batch, Schedule, Targets, row_targets
 
 
-@dataclass(eq=False, repr=False)
 class SDC(HeadHasher):
     """Codes whose cosines are spread as wanted. Further hyper-parameters: see :class:`HeadHasher`.
 
@@ -39,8 +36,7 @@ class SDC(HeadHasher):
 
     method = "sdc"
     title = "Unsupervised Hashing with Similarity Distribution Calibration"
-    venue = "BMVC"
-    year = 2023
+    venue, year = "BMVC", 2023
     kind = "similarity preserving"
     uses_views = True
     activation = "gelu"

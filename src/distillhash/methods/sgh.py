@@ -19,7 +19,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -28,7 +27,6 @@ from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from distillhash.errors import DataError
 from distillhash.methods.heads import Data, Head, HeadHasher, Standardise
 from distillhash.methods.linear_algebra import principal_components
 from distillhash.methods.training import Batch, Targets
@@ -37,7 +35,6 @@ from distillhash.supervision.similarity import Floats
 Gradient = Literal["distributional", "straight-through"]
 
 
-@dataclass(eq=False, repr=False)
 class SGH(HeadHasher):
     """A linear encoder and decoder with binary latent variables. Further hyper-parameters: see :class:`HeadHasher`.
 
@@ -47,18 +44,15 @@ class SGH(HeadHasher):
 
     method = "sgh"
     title = "Stochastic Generative Hashing"
-    venue = "ICML"
-    year = 2017
+    venue, year = "ICML", 2017
     kind = "generative"
     batch_size: Annotated[int, Ge(2)] = 256
     gradient: Gradient = "distributional"
 
     def targets(self, data: Data) -> Targets:
         """The standardised features, and the draws that decide the bits."""
-        x, generator = (
-            Standardise(data.features)(torch.from_numpy(data.features)),
-            torch.Generator().manual_seed(self.seed),
-        )
+        x = Standardise(data.features)(torch.from_numpy(data.features))
+        generator = torch.Generator().manual_seed(self.seed)
         return lambda rows: (x[rows], torch.rand((len(rows), self.n_bits), generator=generator))
 
     def network(self, head: Head, data: Data) -> nn.Module:
@@ -144,10 +138,6 @@ def start_from_components(head: Head, features: Floats, seed: int) -> None:
     layer = head[-1]
     assert isinstance(layer, nn.Linear)
     k = layer.out_features
-    if k > features.shape[1]:
-        raise DataError(
-            f"{k} bits need at least {k} features for a principal direction each, got {features.shape[1]}; ask for fewer bits"
-        )
     _, components = principal_components(features, k)
     rotation, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((k, k)))
     outputs = (features - head.mean) / head.scale @ components @ rotation

@@ -1,7 +1,6 @@
 """SH: spectral hashing.
 
-Paper: Weiss, Torralba, Fergus, "Spectral hashing", NIPS 2008.
-https://papers.nips.cc/paper/3383-spectral-hashing
+Paper: Weiss, Torralba, Fergus, "Spectral hashing", NIPS 2008. https://papers.nips.cc/paper/3383-spectral-hashing
 
 Symbols: P -> components_; [a_i, b_i], the range of principal component i -> low_ and width_; k -> the mode number. The graph
 Laplacian of a uniform density on that box has the eigenfunctions sin(pi/2 + k pi (v_i - a_i) / (b_i - a_i)), and an eigenvalue
@@ -12,8 +11,7 @@ are listed, without products. Values outside the training range keep oscillating
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,29 +21,23 @@ from distillhash.methods.base import Hasher, TrainingSet
 from distillhash.methods.linear_algebra import principal_components, row_blocks
 
 
-@dataclass(eq=False, repr=False)
 class SH(Hasher):
     """Lowest frequencies along the principal components: one component can give several bits.
 
     Nothing is random: the seed changes nothing.
 
-    Attributes:
-        mean_: ``(d,) float64``.
-        components_: ``(d, n_bits) float64``, the principal component behind each bit.
-        low_: ``(n_bits,) float64``, lowest training value of that component.
-        frequency_: ``(n_bits,) float64``, k pi / range.
+    For each bit: ``components_`` its principal component, ``low_`` the lowest training value there, ``frequency_`` k pi / range.
     """
 
     method = "sh"
     title = "Spectral Hashing"
-    venue = "NIPS"
-    year = 2008
+    venue, year = "NIPS", 2008
     kind = "shallow"
+    ARRAYS: ClassVar[dict[str, str]] = {"mean": "d", "components": "dk", "low": "k", "frequency": "k"}
 
     def _fit(self, given: TrainingSet) -> None:
-        features = given.features
-        mean, components = principal_components(features, min(self.n_bits, features.shape[1]))
-        projected = ((block - mean) @ components for block in row_blocks(features))
+        mean, components = principal_components(given.features, min(self.n_bits, given.features.shape[1]))
+        projected = ((block - mean) @ components for block in row_blocks(given.features))
         extremes = np.array([(values.min(axis=0), values.max(axis=0)) for values in projected])  # (blocks, 2, axes)
         low = extremes[:, 0].min(axis=0)
         width = extremes[:, 1].max(axis=0) - low
@@ -59,29 +51,11 @@ class SH(Hasher):
         values = (features - self.mean_) @ self.components_
         return np.asarray(np.cos(self.frequency_ * (values - self.low_)))  # sin(pi / 2 + t) = cos(t)
 
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Mean, and component, origin and frequency of every bit."""
-        return {
-            "mean": self.mean_,
-            "components": self.components_,
-            "low": self.low_,
-            "frequency": self.frequency_,
-        }
-
-    def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
-        mean, components, low, frequency = (state[name] for name in ("mean", "components", "low", "frequency"))
-        if components.shape != (len(mean), self.n_bits) or low.shape != (self.n_bits,) or frequency.shape != low.shape:
-            raise ValueError(f"components of shape {components.shape} for {self.n_bits} bits")
-        self.mean_, self.components_, self.low_, self.frequency_ = mean, components, low, frequency
-
 
 def lowest_modes(width: NDArray[np.float64], n_bits: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Axis and mode number (from 1) of the ``n_bits`` lowest frequencies k / width, ascending; ties to the earlier axis.
-
-    The widest axis alone has ``n_bits`` modes, so there are always enough, whatever the number of axes.
-    """
-    # Modes above the n_bits-th of the widest axis cannot be among the first n_bits. A constant axis has none below, whether its
-    # width is rounded to 0 or not.
+    """Axis and mode number (from 1) of the ``n_bits`` lowest frequencies k / width, ascending; ties to the earlier axis."""
+    # The widest axis alone has n_bits modes, so there are always enough, and modes above its n_bits-th cannot be among the first n_bits.
+    # A constant axis has none below that, whether its width is rounded to 0 or not.
     most = np.maximum(np.ceil((n_bits + 1) * width / width.max()).astype(np.intp) - 1, 0)
     axis = np.repeat(np.arange(len(width)), most)
     mode = np.concatenate([np.arange(1, count + 1) for count in most])

@@ -12,8 +12,7 @@ that both codes have.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
 import numpy as np
 from annotated_types import Ge
@@ -26,7 +25,6 @@ _MAX_ROWS = 20_000
 _STARTERS = 5
 
 
-@dataclass(eq=False, repr=False)
 class SpH(Hasher):
     """Hyperspheres that repel each other until bits are balanced and pairwise independent: b_k = sign(t_k - ||x - p_k||).
 
@@ -35,17 +33,14 @@ class SpH(Hasher):
 
     Attributes:
         max_iterations: Rounds at most.
-        mean_tolerance: Training stops once overlap_error is at most this and
-        std_tolerance: overlap_spread at most this.
-        pivots_: ``(n_bits, d) float64``.
-        radii_: ``(n_bits,) float64``.
+        mean_tolerance, std_tolerance: Training stops once overlap_error and overlap_spread are at most these.
     """
 
     method = "sph"
     title = "Spherical Hashing"
-    venue = "CVPR"
-    year = 2012
+    venue, year = "CVPR", 2012
     kind = "shallow"
+    ARRAYS: ClassVar[dict[str, str]] = {"pivots": "kd", "radii": "k"}
     max_iterations: Annotated[int, Ge(1)] = 100
     mean_tolerance: Annotated[float, Ge(0)] = 0.10
     std_tolerance: Annotated[float, Ge(0)] = 0.15
@@ -71,20 +66,11 @@ class SpH(Hasher):
         else:
             radii, _ = halve(rows, pivots)
         self.history_ = {"overlap_error": errors, "overlap_spread": spreads}
-        self.pivots_, self.radii_ = pivots, radii
+        self.pivots_: NDArray[np.float64] = pivots
+        self.radii_: NDArray[np.float64] = radii
 
     def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(self.radii_ - np.sqrt(squared_distances(features, self.pivots_)))
-
-    def state(self) -> dict[str, NDArray[Any]]:
-        """Pivots and radii."""
-        return {"pivots": self.pivots_, "radii": self.radii_}
-
-    def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
-        pivots, radii = state["pivots"], state["radii"]
-        if pivots.ndim != 2 or len(pivots) != self.n_bits or radii.shape != (self.n_bits,):
-            raise ValueError(f"pivots of shape {pivots.shape} for {self.n_bits} bits")
-        self.pivots_, self.radii_ = pivots, radii
 
 
 def halve(rows: NDArray[np.float64], pivots: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

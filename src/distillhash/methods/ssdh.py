@@ -17,7 +17,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
@@ -26,21 +25,11 @@ from torch import Tensor
 
 from distillhash.methods.heads import Data, HeadHasher
 from distillhash.methods.training import Batch, Targets, pair_targets
-from distillhash.supervision.losses import PairLoss, pair_loss
-from distillhash.supervision.similarity import (
-    Floats,
-    LabelRule,
-    ModeRule,
-    PairLabels,
-    cosine_distances,
-    describe_pairs,
-    fit_half_gaussians,
-    label_pairs,
-    pair_thresholds,
-)
+from distillhash.supervision import similarity
+from distillhash.supervision.losses import likelihood_loss, squared_loss
+from distillhash.supervision.similarity import Floats, PairLabels
 
 
-@dataclass(eq=False, repr=False)
 class PairHasher(HeadHasher):
     """Base of the methods that learn from pair labels: SSDH, DistillHash and DistillHash*.
 
@@ -59,23 +48,25 @@ class PairHasher(HeadHasher):
         self_pairs: Count (i, i) as a similar pair in the loss, as released.
     """
 
-    labels: LabelRule = "three-way"
+    labels: similarity.LabelRule = "three-way"
     alpha: Annotated[float, Ge(0)] = 2.0
     beta: Annotated[float, Ge(0)] = 0.0
-    mode: ModeRule = "left-edge"
+    mode: similarity.ModeRule = "left-edge"
     self_distances: bool = False
-    loss: PairLoss = "likelihood"
+    loss: Literal["likelihood", "squared"] = "likelihood"
     scale: Annotated[float, Gt(0)] = 0.5
     relaxation: Literal["tanh", "none"] = "tanh"
     self_pairs: bool = False
-    max_train: Annotated[int, Ge(2)] = 10_000
-    """The memory for all pairs is about 10 bytes times its square."""
+    max_train: Annotated[int, Ge(2)] = 10_000  # memory for all pairs is about 10 bytes times its square
 
     def targets(self, data: Data) -> Targets:
         """The pair labels to train on."""
-        distances = cosine_distances(data.features)
+        distances = similarity.cosine_distances(data.features)
         self.history_["diagnosis"] = []
-        self.initial_pairs_: PairLabels = self._initial_pairs(distances)
+        fit = similarity.fit_half_gaussians(distances, mode=self.mode, include_self=self.self_distances)
+        thresholds = similarity.pair_thresholds(distances, fit, alpha=self.alpha, beta=self.beta)
+        self.history_["thresholds"] = {**vars(fit), **vars(thresholds)}
+        self.initial_pairs_: PairLabels = similarity.label_pairs(distances, thresholds, rule=self.labels)
         self._record("initial pairs", self.initial_pairs_)
         self.pairs_: PairLabels = self._pairs(distances, data)
         return pair_targets(self.pairs_)
@@ -86,29 +77,26 @@ class PairHasher(HeadHasher):
         if self.self_pairs:
             pairs.fill_diagonal_(1)
         codes = torch.tanh(outputs) if self.relaxation == "tanh" else outputs
-        return pair_loss(codes, pairs, kind=self.loss, scale=self.scale)
+        targets = pairs.to(codes.dtype)
+        return (
+            likelihood_loss(codes, targets, scale=self.scale)
+            if self.loss == "likelihood"
+            else squared_loss(codes, targets)
+        )
 
     def _pairs(self, _distances: Floats, _data: Data) -> PairLabels:
         """The pair labels to train the hash function on: by default ``initial_pairs_``."""
         return self.initial_pairs_
 
-    def _initial_pairs(self, distances: Floats) -> PairLabels:
-        fit = fit_half_gaussians(distances, mode=self.mode, include_self=self.self_distances)
-        thresholds = pair_thresholds(distances, fit, alpha=self.alpha, beta=self.beta)
-        self.history_["thresholds"] = {**vars(fit), **vars(thresholds)}
-        return label_pairs(distances, thresholds, rule=self.labels)
-
     def _record(self, step: str, pairs: PairLabels) -> None:
-        self.history_["diagnosis"].append(describe_pairs(pairs, step))
+        self.history_["diagnosis"].append(similarity.describe_pairs(pairs, step))
 
 
-@dataclass(eq=False, repr=False)
 class SSDH(PairHasher):
     """Half-Gaussian pair labels and the squared loss. Hyper-parameters: see :class:`PairHasher`."""
 
     method = "ssdh"
     title = "Semantic Structure-based Unsupervised Deep Hashing"
-    venue = "IJCAI"
-    year = 2018
+    venue, year = "IJCAI", 2018
     kind = "pair labels"
-    loss: PairLoss = "squared"
+    loss: Literal["likelihood", "squared"] = "squared"

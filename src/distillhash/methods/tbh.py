@@ -18,8 +18,7 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt
@@ -30,7 +29,6 @@ from distillhash.methods.heads import Data, Head, HeadHasher, Standardise, linea
 from distillhash.methods.training import Batch, Targets, row_targets
 
 
-@dataclass(eq=False, repr=False)
 class TBH(HeadHasher):
     """Twin bottlenecks. Further hyper-parameters: see :class:`HeadHasher`.
 
@@ -42,8 +40,7 @@ class TBH(HeadHasher):
 
     method = "tbh"
     title = "Auto-Encoding Twin-Bottleneck Hashing"
-    venue = "CVPR"
-    year = 2020
+    venue, year = "CVPR", 2020
     kind = "generative"
     hidden: Annotated[int, Ge(1)] = 512
     batch_size: Annotated[int, Ge(2)] = 256
@@ -59,9 +56,8 @@ class TBH(HeadHasher):
         """The head as the encoder of an auto-encoder."""
         *below, binary = head
         generator = torch.Generator().manual_seed(self.seed + 1)
-        return TwinBottleneck(
-            nn.Sequential(*below), binary, self.latent, data.features.shape[1], self.exponent, generator
-        )
+        width = data.features.shape[1]
+        return TwinBottleneck(nn.Sequential(*below), binary, self.latent, width, self.exponent, generator)
 
     def batch_loss(self, outputs: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
         """Reconstruction error and critics."""
@@ -73,13 +69,7 @@ class TwinBottleneck(nn.Module):
     """Encoder, both bottlenecks, graph convolution, decoder and critics."""
 
     def __init__(
-        self,
-        trunk: nn.Module,
-        binary: nn.Module,
-        latent: int,
-        n_features: int,
-        exponent: float,
-        generator: torch.Generator,
+        self, trunk: nn.Module, binary: nn.Module, latent: int, width: int, exponent: float, generator: torch.Generator
     ) -> None:
         super().__init__()
         n_bits, hidden = int(binary.out_features), int(binary.in_features)  # type: ignore[arg-type]  # a linear layer's
@@ -87,7 +77,7 @@ class TwinBottleneck(nn.Module):
         self.continuous = linear(hidden, latent, generator)
         self.convolution = linear(latent, latent, generator)
         self.decoder = nn.Sequential(
-            linear(latent, hidden, generator, gain=2.0), nn.ReLU(), linear(hidden, n_features, generator)
+            linear(latent, hidden, generator, gain=2.0), nn.ReLU(), linear(hidden, width, generator)
         )
         self.bit_critic, self.latent_critic = linear(n_bits, 1, generator), linear(latent, 1, generator)
 
@@ -111,24 +101,10 @@ class TwinBottleneck(nn.Module):
     @staticmethod
     def critic_loss(wanted: Tensor, found: Tensor, critic: nn.Module) -> Tensor:
         """How badly ``critic`` tells ``wanted`` from ``found``; its gradient on ``found`` is reversed, so the encoder makes it worse."""
-        reversed_found: Tensor = _Reverse.apply(found)  # type: ignore[no-untyped-call]  # torch's apply has no types
+        reversed_found = 2 * found.detach() - found  # the same value with the gradient negated
         real, fake = critic(wanted), critic(reversed_found)
-        return (
-            binary_cross_entropy_with_logits(real, torch.ones_like(real))
-            + binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))
-        ) / 2
-
-
-class _Reverse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        del ctx
-        return values.view_as(values)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        del ctx
-        return -gradients[0]
+        loss = binary_cross_entropy_with_logits(real, torch.ones_like(real))
+        return (loss + binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))) / 2
 
 
 def code_graph(bits: Tensor, exponent: float) -> Tensor:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distillhash.errors import DataError
+from distillhash.supervision.neighbours import neighbour_graph
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "step", "cosine"]
@@ -27,17 +28,11 @@ Targets = Callable[[Rows], tuple[Tensor, ...]]
 
 
 class Batch(NamedTuple):
-    """Everything that was drawn for one step.
-
-    Attributes:
-        inputs: What the network is given.
-        rows: Rows of the data that the inputs come from, in order. Inputs of two views hold all rows twice.
-        targets: What the loss compares the outputs with.
-    """
+    """Everything that was drawn for one step."""
 
     inputs: Tensor
-    rows: Rows
-    targets: tuple[Tensor, ...] = ()
+    rows: Rows  # of the data that the inputs come from, in order; inputs of two views hold all rows twice
+    targets: tuple[Tensor, ...] = ()  # what the loss compares the outputs with
 
 
 class Inputs(Protocol):
@@ -47,7 +42,6 @@ class Inputs(Protocol):
 
     def batch(self, rows: Rows, rng: np.random.Generator) -> Batch:
         """Draw a batch for ``rows``; ``rng`` makes every random choice."""
-        ...
 
 
 class Images(Protocol):
@@ -57,7 +51,6 @@ class Images(Protocol):
 
     def batch(self, rows: Rows, rng: np.random.Generator) -> Tensor:
         """Augmented and normalised images, ``(len(rows), 3, size, size)``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -69,10 +62,7 @@ class TrainableImages:
 
 
 class CachedFeatures:
-    """Features in memory ``(n, d) float32``. Where there are views ``(n_views, n, d)``, each row is one of them at random.
-
-    The plain features count as one more view.
-    """
+    """Features ``(n, d) float32`` in memory; with views ``(n_views, n, d)`` each row is one of them, or the plain one, at random."""
 
     def __init__(self, features: NDArray[np.float32], views: NDArray[np.float32] | None = None) -> None:
         self._views = [features] if views is None else [features, *views]
@@ -109,55 +99,47 @@ class CachedFeatures:
         return torch.from_numpy(inputs)
 
 
+@dataclass(frozen=True)
 class ImageRows:
     """Some rows of the images, augmented anew in every batch."""
 
-    def __init__(self, images: Images, rows: Rows) -> None:
-        self._images, self._rows = images, rows
+    images: Images
+    rows: Rows
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def batch(self, rows: Rows, rng: np.random.Generator) -> Batch:
         """One augmentation of every image."""
-        return Batch(self._images.batch(self._rows[rows], rng), rows)
+        return Batch(self.images.batch(self.rows[rows], rng), rows)
 
     def pair(self, rows: Rows, rng: np.random.Generator, noise: float) -> Batch:  # noqa: ARG002  # images need no noise
         """Two augmentations of every image: the first of all rows, then the second of all."""
-        return Batch(torch.cat([self._images.batch(self._rows[rows], rng) for _ in range(2)]), rows)
+        return Batch(torch.cat([self.images.batch(self.rows[rows], rng) for _ in range(2)]), rows)
 
 
+@dataclass(frozen=True)
 class TwoViews:
     """Batches of two views of every row: the first of all rows, then the second of all."""
 
-    def __init__(self, source: CachedFeatures | ImageRows, noise: float) -> None:
-        """``noise`` as in :meth:`CachedFeatures.pair`."""
-        self._source, self._noise = source, noise
+    source: CachedFeatures | ImageRows
+    noise: float
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self.source)
 
     def batch(self, rows: Rows, rng: np.random.Generator) -> Batch:
         """``(2 len(rows), ...)``."""
-        return self._source.pair(rows, rng, self._noise)
+        return self.source.pair(rows, rng, self.noise)
 
 
 class WithNeighbours:
     """Batches of rows and a random neighbour of each, the neighbours last. The target says who is whose positive, ``(2 b, 2 b) bool``."""
 
     def __init__(self, inputs: Inputs, neighbours: NDArray[np.int32], *, all_positives: bool = True) -> None:
-        """Prepare the graph of neighbours.
-
-        Args:
-            inputs: Of n rows.
-            neighbours: ``(n, k)`` neighbours of each row.
-            all_positives: Positives are equal rows and neighbours in either direction; otherwise only the neighbour drawn for a row.
-        """
-        from scipy.sparse import csr_array
-
+        """Positives are equal rows and ``(n, k)`` neighbours in either direction, or else only the neighbour drawn for a row."""
         self._inputs, self._neighbours, self._all = inputs, neighbours, all_positives
-        n, k = neighbours.shape
-        listed = csr_array((np.ones(n * k, bool), neighbours.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
+        listed = neighbour_graph(neighbours, np.ones(neighbours.shape, bool))
         self._graph = listed.maximum(listed.T).tocsr()
 
     def __len__(self) -> int:
@@ -187,24 +169,14 @@ def pair_targets(*matrices: NDArray[Any]) -> Targets:
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How long and how fast to train.
-
-    Attributes:
-        epochs: Passes over the rows.
-        batch_size: Rows a step (images; a pair loss uses all pairs of the batch).
-        learning_rate: Step size at the start.
-        optimizer: ``sgd`` (momentum 0.9), ``adam``, or ``adamw``.
-        weight_decay: L2 penalty.
-        adam_eps: Epsilon of Adam; the authors' release of DistillHash uses 1.0, which makes it momentum SGD in effect.
-        schedule: ``constant``; ``step``, a tenth for the last fifth of the epochs; ``cosine``, to zero step by step.
-    """
+    """How long and how fast to train; see :class:`distillhash.methods.heads.TrainedHasher`."""
 
     epochs: int
     batch_size: int = 64
     learning_rate: float = 1e-3
     optimizer: Optimizer = "sgd"
     weight_decay: float = 0.0
-    adam_eps: float = 1e-8
+    adam_eps: float = 1e-8  # the authors' release of DistillHash uses 1.0, which makes Adam momentum SGD in effect
     schedule: Schedule = "constant"
 
     def build(self, parameters: Any) -> torch.optim.Optimizer:
@@ -232,25 +204,16 @@ def train(
     rows: Rows | None = None,
     device: str = "cpu",
 ) -> list[float]:
-    """Train ``network`` in place and leave it in eval mode.
+    """Train ``network`` in place and leave it in eval mode; the mean loss of each epoch, in this process.
 
-    Args:
-        network: Maps the inputs of a batch to outputs.
-        inputs: Where batches come from.
-        loss: ``loss(outputs, batch) -> scalar``, with whatever the network returns.
-        settings: Epochs, batch size, optimiser.
-        seed: Controls row order and the inputs' randomness; on the CPU a run is repeated bit for bit.
-        targets: Gives the targets of a batch's rows; None keeps those that the inputs give.
-        rows: Rows to train on; None takes all.
-        device: Where to train.
-
-    Returns:
-        Mean loss of each epoch, in this process.
-
-    Raises:
-        DataError: the loss is not finite.
+    ``loss(outputs, batch)`` is a scalar of whatever the network returns. ``targets`` gives the targets of a batch's rows; None keeps those
+    that ``inputs`` give. ``rows`` are those to train on; None takes all. ``seed`` controls row order and the inputs' randomness; on the CPU
+    a run is repeated bit for bit. :class:`DataError` where the loss is not finite.
     """
-    rank, world, step_network = _distributed(network.to(device).train())
+    rank, world, step_network = 0, 1, network.to(device).train()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        step_network = nn.parallel.DistributedDataParallel(network)  # its backward pass averages gradients
     rng = np.random.default_rng(seed)
     draws = rng if world == 1 else np.random.default_rng((seed, rank))  # all processes permute alike, and draw apart
     rows = np.arange(len(inputs)) if rows is None else rows
@@ -283,20 +246,11 @@ def train(
     return history
 
 
-def _distributed(network: nn.Module) -> tuple[int, int, nn.Module]:
-    """This process's rank, the number of processes, and the network whose backward pass averages gradients."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return 0, 1, network
-    wrapped = nn.parallel.DistributedDataParallel(network)
-    return torch.distributed.get_rank(), torch.distributed.get_world_size(), wrapped
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Run torch's operations on one thread of the CPU.
 
-    A small head gains nothing from a second thread, and loses much when another program holds that core: on two busy cores, one thread
-    was measured ten times faster. The results are the same bit for bit.
+    A small head gains nothing from a second thread, and on two busy cores one thread was ten times faster. Results are the same.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

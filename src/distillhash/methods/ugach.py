@@ -28,7 +28,6 @@ worse: docs/methods/ugach.md.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -42,6 +41,7 @@ from distillhash.errors import ParameterError
 from distillhash.methods.base import AffineLayers
 from distillhash.methods.image_text import CrossModalHasher, InputKind, Tower, TrainingPairs, standardise
 from distillhash.methods.training import one_thread
+from distillhash.supervision.neighbours import neighbour_graph
 
 Reward = Literal["sigmoid", "softplus"]
 Baseline = Literal["mean", "none"]
@@ -72,16 +72,9 @@ def reward(losses: Tensor, kind: Reward) -> Tensor:
 def sample_candidates(
     scores: NDArray[np.float64], excluded: NDArray[np.bool_], k: int, rng: np.random.Generator
 ) -> NDArray[np.intp]:
-    """``k`` candidates for each query with the probabilities ``softmax(scores)``, drawn with replacement.
+    """``k`` candidates for each query ``(b, k)``, drawn with replacement with the probabilities ``softmax(scores)`` of ``(b, p)`` scores.
 
-    Args:
-        scores: ``(b, p)``.
-        excluded: ``(b, p)``, candidates that must not be drawn; a query that has no other draws among all.
-        k: Draws per query.
-        rng: Draws.
-
-    Returns:
-        ``(b, k)`` columns.
+    ``excluded`` candidates are not drawn, unless all of a query are.
     """
     allowed = ~excluded | excluded.all(axis=1, keepdims=True)
     masked = np.where(allowed, scores, -np.inf)
@@ -95,10 +88,7 @@ def sample_candidates(
 def policy_loss(log_probabilities: Tensor, rewards: Tensor, baseline: Baseline) -> Tensor:
     """REINFORCE: ``-mean(log p(sample) (reward - b))``, whose gradient is that of the expected reward, negated.
 
-    Args:
-        log_probabilities: ``(b, k)`` of the samples of each query under the generator.
-        rewards: ``(b, k)``; no gradient passes through them.
-        baseline: ``mean`` subtracts the batch's mean reward; ``none`` is the release.
+    ``baseline="mean"`` subtracts the batch's mean reward; ``none`` is the release. No gradient passes through the rewards.
     """
     rewards = rewards.detach()
     if baseline == "mean":
@@ -107,32 +97,18 @@ def policy_loss(log_probabilities: Tensor, rewards: Tensor, baseline: Baseline) 
 
 
 def correlation_graph(images: NDArray[Any], texts: NDArray[Any], neighbours: int) -> Any:
-    """The positives of every item: the union of its nearest items in image space and in text space, itself among them.
+    """The positives of every item: the union of its ``neighbours`` nearest items in image and in text space, itself among them.
 
-    Directed, as in the authors' release: if j is a positive of i, i need not be one of j.
-
-    Args:
-        images: ``(n, d)``.
-        texts: ``(n, e)``, one vector per item.
-        neighbours: Length of either list, the item itself included; with 1 the item is its only positive.
-
-    Returns:
-        ``(n, n)`` bool in CSR form, columns of a row ascending.
+    Directed, as in the authors' release: if j is a positive of i, i need not be one of j. ``(n, n)`` bool in CSR form.
     """
-    from scipy.sparse import csr_array
-
     lists = np.hstack([nearest_rows(side, neighbours) for side in (images, texts)])
-    (n, k) = lists.shape
-    graph = csr_array((np.ones(lists.size, bool), lists.ravel(), np.arange(0, lists.size + 1, k)), shape=(n, n))
+    graph = neighbour_graph(lists, np.ones(lists.shape, bool))
     graph.sum_duplicates()
     return graph
 
 
 def nearest_rows(features: NDArray[Any], k: int) -> NDArray[np.intp]:
-    """The ``min(k, n)`` nearest rows of each row by Euclidean distance, ``(n, k)``; the row itself is always the first.
-
-    Ties go to the lower row. Works in blocks of 1,024 rows.
-    """
+    """The ``min(k, n)`` nearest rows of each row by Euclidean distance, ``(n, k)``: itself first, ties to the lower row."""
     values = np.asarray(features, np.float64)
     squares = np.einsum("ij,ij->i", values, values)
     nearest = []
@@ -153,7 +129,6 @@ class Triplets(NamedTuple):
     negative: Rows
 
 
-@dataclass(eq=False, repr=False)
 class UGACH(CrossModalHasher):
     """The adversarial game. ``preset="code"`` sets what the release does; options given by name win.
 
@@ -183,8 +158,7 @@ class UGACH(CrossModalHasher):
 
     method = "ugach"
     title = "Unsupervised Generative Adversarial Cross-modal Hashing"
-    venue = "AAAI"
-    year = 2018
+    venue, year = "AAAI", 2018
     kind = "cross-modal"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {},
@@ -229,9 +203,7 @@ class UGACH(CrossModalHasher):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.log_prob == "sampled" and self.samples < 2:
-            raise ParameterError(
-                "log_prob=sampled compares the samples of a query and needs samples of at least 2, got 1"
-            )
+            raise ParameterError("log_prob=sampled compares the samples of a query: samples must be at least 2, got 1")
 
     def _fit_pairs(self, pairs: TrainingPairs) -> tuple[AffineLayers, AffineLayers]:
         with one_thread():
@@ -243,7 +215,6 @@ class Game:
     """One training run: the data, both networks, their optimisers. A network is a tower for images and one for texts."""
 
     def __init__(self, options: UGACH, pairs: TrainingPairs) -> None:
-        """Make the networks' inputs, the graph, and both networks."""
         self.options, self.pairs = options, pairs
         self.rng = np.random.default_rng(options.seed)
         self.inputs = standardise(pairs, options.inputs, options.ridge)
@@ -301,12 +272,8 @@ class Game:
         """Every item with its own partner, against another item."""
         items = np.arange(self.n)
         others = (items + self.rng.integers(1, self.n, self.n)) % self.n
-        return Triplets(
-            direction,
-            self._rows(items, direction[0]),
-            self._rows(items, direction[1]),
-            self._rows(others, direction[1]),
-        )
+        query, positive = (self._rows(items, modality) for modality in direction)
+        return Triplets(direction, query, positive, self._rows(others, direction[1]))
 
     def _drawn_triplets(self, direction: tuple[int, int]) -> Triplets:
         """Every item with graph positives, against negatives from a fresh pool that G draws, or chance."""
@@ -377,17 +344,15 @@ class Game:
             items = order[start : start + options.batch_size]
             for asked, found in DIRECTIONS:
                 queries, candidates = self._rows(items, asked), self._rows(pool, found)
-                scores = -squared_distances(
-                    self._codes(self.G, asked, queries), self._codes(self.G, found, candidates)
-                )  # (b, p)
+                codes = self._codes(self.G, asked, queries), self._codes(self.G, found, candidates)
+                scores = -squared_distances(*codes)  # (b, p)
                 positive = self.graph[items][:, pool].toarray()
                 drawn = sample_candidates(scores.detach().cpu().double().numpy(), positive, options.samples, self.rng)
                 repeated = np.repeat(np.arange(len(items)), options.samples)
                 positives = self._rows(self._draw_positives(items[repeated]), found)
                 with torch.inference_mode():
-                    hinge = self._hinge(
-                        Triplets((asked, found), queries[repeated], positives, candidates[drawn.ravel()])
-                    )
+                    triplets = (asked, found), queries[repeated], positives, candidates[drawn.ravel()]
+                    hinge = self._hinge(Triplets(*triplets))
                 rewards = reward(hinge, options.reward).view(drawn.shape).clone()
                 columns = torch.from_numpy(drawn).to(scores.device)
                 if options.log_prob == "pool":

@@ -20,7 +20,6 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -36,10 +35,7 @@ from distillhash.methods.base import AffineLayers
 from distillhash.methods.heads import Data, HeadHasher, affine, linear, unit_features
 from distillhash.methods.training import Batch, CachedFeatures, Targets, one_thread, row_targets, train
 
-RankLoss = Literal["listwise", "pairwise"]
 
-
-@dataclass(eq=False, repr=False)
 class URPH(HeadHasher):
     """Rank-preserving codes with a decoder. Further hyper-parameters: see :class:`HeadHasher`.
 
@@ -54,17 +50,15 @@ class URPH(HeadHasher):
         balance: Weight of the mean over bits of (mean u)^2.
         decoder_hidden: Width of the decoder's hidden layer, in units of the code length.
         decoder_epochs: Passes over the rows that train the decoder.
-        decoder_: Its two layers.
     """
 
     method = "urph"
     title = "Unsupervised Rank-Preserving Hashing for Large-Scale Image Retrieval"
-    venue = "ICMR"
-    year = 2019
+    venue, year = "ICMR", 2019
     kind = "similarity preserving"
     has_decoder = True
     batch_size: Annotated[int, Ge(2)] = 256
-    rank_loss: RankLoss = "listwise"
+    rank_loss: Literal["listwise", "pairwise"] = "listwise"
     feature_temperature: Annotated[float, Gt(0)] = 0.1
     code_temperature: Annotated[float, Gt(0)] = 0.2
     margin: Annotated[float, Ge(0)] = 0.1
@@ -98,25 +92,19 @@ class URPH(HeadHasher):
         second = linear(width, data.features.shape[1], generator)
         with torch.no_grad():
             second.bias.copy_(features.mean(dim=0))
+        decoder, settings = nn.Sequential(first, nn.ReLU(), second), self._settings(self.decoder_epochs)
+        options: dict[str, Any] = {"seed": self.seed, "targets": row_targets(features), "device": self.device}
+
+        def loss(rebuilt: Tensor, batch: Batch) -> Tensor:
+            return mse_loss(rebuilt, batch.targets[0])
+
         with one_thread():
-            self.history_["decoder_loss"] = train(
-                nn.Sequential(first, nn.ReLU(), second),
-                CachedFeatures(signs),
-                lambda rebuilt, batch: mse_loss(rebuilt, batch.targets[0]),
-                self._settings(self.decoder_epochs),
-                seed=self.seed,
-                targets=row_targets(features),
-                device=self.device,
-            )
+            self.history_["decoder_loss"] = train(decoder, CachedFeatures(signs), loss, settings, **options)
         layers = [affine(first), affine(second)]
         self.decoder_: AffineLayers = AffineLayers(np.zeros(self.n_bits), layers, "relu")
 
     def reconstruct(self, codes: Codes) -> NDArray[np.float32]:
-        """Features that the codes stand for, ``(n, d) float32``.
-
-        Raises:
-            DataError: codes of another length.
-        """
+        """Features that the codes stand for, ``(n, d) float32``; :class:`DataError` for codes of another length."""
         if codes.n_bits != self.n_bits:
             raise DataError(f"this decoder takes codes of {self.n_bits} bits, got {codes.n_bits}")
         return np.asarray(self.decoder_(codes.signs().astype(np.float64)), np.float32)
@@ -133,21 +121,23 @@ class URPH(HeadHasher):
         self.decoder_ = AffineLayers.from_state(state, 2, len(self.mean_), "relu", "decoder_")
 
 
+def _others(square: Tensor) -> Tensor:
+    """``(b, b - 1)``: each row of ``(b, b)`` without its own place."""
+    own = torch.eye(len(square), dtype=torch.bool, device=square.device)
+    return square[~own].view(len(square), len(square) - 1)
+
+
 def listwise_loss(wanted: Tensor, found: Tensor, feature_temperature: float, code_temperature: float) -> Tensor:
     """Mean over queries of KL(softmax(wanted / t1) || softmax(found / t2)), each row without its own place. Both are ``(b, b)``."""
-    own = torch.eye(len(wanted), dtype=torch.bool, device=wanted.device)
-    others = (len(wanted), len(wanted) - 1)
-    targets = softmax(wanted[~own].view(others) / feature_temperature, dim=1)
-    logs = log_softmax(found[~own].view(others) / code_temperature, dim=1)
+    targets = softmax(_others(wanted) / feature_temperature, dim=1)
+    logs = log_softmax(_others(found) / code_temperature, dim=1)
     return kl_div(logs, targets, reduction="batchmean")
 
 
 def pairwise_loss(wanted: Tensor, found: Tensor, margin: float) -> Tensor:
     """Weighted mean hinge: each item against the one half of the list further down in the order of the features."""
-    own = torch.eye(len(wanted), dtype=torch.bool, device=wanted.device)
-    others = (len(wanted), len(wanted) - 1)
-    order = wanted[~own].view(others).argsort(dim=1, descending=True, stable=True)
-    ranked = found[~own].view(others).gather(1, order)
+    order = _others(wanted).argsort(dim=1, descending=True, stable=True)
+    ranked = _others(found).gather(1, order)
     # An item is compared with one half of the list further down, where the features' order is sure.
     step = max(1, ranked.shape[1] // 2)
     gaps = ranked[:, :-step] - ranked[:, step:]

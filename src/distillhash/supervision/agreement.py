@@ -1,7 +1,7 @@
 """Neighbours whose neighbourhoods agree, in a metric that ignores what augmentation changes.
 
-Three steps, none of which sees a label. Rows become their square roots, of unit length. Directions are weighted by how much of their
-variance survives augmentation. Two items count as near when their lists of nearest neighbours overlap.
+No step sees a label. Rows become their square roots, of unit length. Directions are weighted by how much of their variance survives
+augmentation. Two items count as near when their lists of nearest neighbours overlap.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distillhash.supervision.neighbours import nearest_in_blocks, nearest_neighbours
+from distillhash.supervision.neighbours import nearest_in_blocks, nearest_neighbours, neighbour_graph
 from distillhash.supervision.similarity import Floats, cosine_distances, row_blocks, unit_rows
 
+Scatter = NDArray[np.float64]
 _BLOCK = 512
 
 
 def root_rows(features: NDArray[Any]) -> NDArray[Any]:
-    """sign(x) sqrt(|x| / sum |x|): rows of length 1, in the dtype of ``features``; a row of zeros stays zero.
+    """The Hellinger map sign(x) sqrt(|x| / sum |x|): rows of length 1, in the dtype of ``features``; a row of zeros stays zero.
 
-    The Hellinger map. It keeps a few large activations from deciding every distance (Perronnin, Sanchez, Mensink, "Improving the Fisher
-    Kernel", ECCV 2010; Arandjelovic, Zisserman, CVPR 2012).
+    It keeps a few large activations from deciding every distance (Perronnin et al., ECCV 2010; Arandjelovic, Zisserman, CVPR 2012).
     """
     roots = np.abs(features)
     sums = roots.sum(axis=1, keepdims=True)
@@ -41,7 +41,7 @@ class RootRows(torch.nn.Module):
         return features.sign() * (shares + 1e-12).sqrt()  # the root's slope at 0 is infinite
 
 
-def scatter_of_items(features: Floats) -> NDArray[np.float64]:
+def scatter_of_items(features: Floats) -> Scatter:
     """Covariance ``(d, d)`` of rows ``(n, d)``, divided by n - 1."""
     mean = features.mean(axis=0, dtype=np.float64)
     scatter = np.zeros((features.shape[1],) * 2)
@@ -51,7 +51,7 @@ def scatter_of_items(features: Floats) -> NDArray[np.float64]:
     return scatter / (len(features) - 1)
 
 
-def scatter_of_views(mean: Floats, copies: Iterable[Floats]) -> NDArray[np.float64]:
+def scatter_of_views(mean: Floats, copies: Iterable[Floats]) -> Scatter:
     """Within-image scatter ``(d, d)``: mean outer product of the images' copies, ``(n, d)`` each, about their means ``(n, d)``."""
     scatter, count = np.zeros((mean.shape[1],) * 2), 0
     for rows in copies:
@@ -61,7 +61,7 @@ def scatter_of_views(mean: Floats, copies: Iterable[Floats]) -> NDArray[np.float
     return scatter / count
 
 
-def scatter_of_neighbours(features: Floats, neighbours: NDArray[np.int32]) -> NDArray[np.float64]:
+def scatter_of_neighbours(features: Floats, neighbours: NDArray[np.int32]) -> Scatter:
     """Half the mean outer product ``(d, d)`` of the differences between items and their neighbours ``(n, m)``."""
     scatter = np.zeros((features.shape[1],) * 2)
     for column in neighbours.T:
@@ -71,27 +71,14 @@ def scatter_of_neighbours(features: Floats, neighbours: NDArray[np.int32]) -> ND
 
 
 def invariant_metric(
-    total: NDArray[np.float64],
-    within: NDArray[np.float64],
-    *,
-    directions: int,
-    emphasis: float = 0.25,
-    ridge: float = 0.5,
-) -> NDArray[np.float64]:
+    total: Scatter, within: Scatter, *, directions: int, emphasis: float = 0.25, ridge: float = 0.5
+) -> Scatter:
     """Directions in which items differ more than the views of one item do, weighted by how much more.
 
     Solves ``total w = lambda within w`` with ``w' within w = 1`` and scales each direction by ``(lambda - 1)^emphasis``: a linear
-    discriminant whose classes are the images themselves.
-
-    Args:
-        total: ``(d, d)`` covariance of the items.
-        within: ``(d, d)`` scatter that should not count.
-        directions: How many directions to keep at most, those of the largest lambda.
-        emphasis: 0 weighs all kept directions alike (whitening of ``within``).
-        ridge: Added to both, relative to their mean variances, so that directions without variance do not explode.
-
-    Returns:
-        ``(d, m)``: distances are measured between ``features @ metric``.
+    discriminant whose classes are the images themselves. Of ``(d, d)`` scatters, ``(d, m)`` for the at most ``directions`` largest lambda;
+    distances are measured between ``features @ metric``. A ``ridge`` relative to the mean variance keeps directions without
+    variance from exploding.
     """
     from scipy.linalg import eigh
 
@@ -103,22 +90,21 @@ def invariant_metric(
 
 
 def overlap_distances(neighbours: NDArray[np.int32]) -> Iterator[Floats]:
-    """1 minus the Jaccard overlap of any two items' neighbour lists ``(n, m)``, each list with the item itself.
-
-    Yields:
-        Blocks ``(b, n) float32`` of the rows of the ``(n, n)`` distances, in order.
-    """
-    from scipy.sparse import csr_array
-
+    """1 minus the Jaccard overlap of any two items' neighbour lists ``(n, m)``, each list with the item itself, in blocks of rows."""
     n, m = neighbours.shape
     lists = np.hstack([np.arange(n, dtype=np.int32)[:, None], neighbours])
-    members = csr_array(
-        (np.ones(lists.size, np.float32), lists.ravel(), np.arange(0, lists.size + 1, m + 1)), shape=(n, n)
-    )
+    members = neighbour_graph(lists, np.ones(lists.shape, np.float32))
     columns = members.T.tocsr()
     for start in range(0, n, _BLOCK):
         shared = (members[start : start + _BLOCK] @ columns).toarray()
         yield 1 - shared / (2 * (m + 1) - shared)
+
+
+def random_parts(n: int, most: int, share: float, seed: int) -> tuple[list[NDArray[np.intp]], int]:
+    """Random parts of at most ``most`` of ``n`` rows, each ascending, and ``share`` of the smallest: a neighbourhood, at least 5 rows."""
+    parts = np.array_split(np.random.default_rng(seed).permutation(n), -(-n // most))
+    smallest = min(len(part) for part in parts)
+    return [np.sort(part) for part in parts], min(max(5, round(share * smallest)), smallest - 1)
 
 
 def agreeing_neighbours(features: NDArray[Any], n_listed: int, n_kept: int) -> NDArray[np.int32]:

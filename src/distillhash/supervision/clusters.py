@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.supervision.neighbours import nearest_neighbours
+from distillhash.supervision.neighbours import nearest_neighbours, neighbour_graph
 from distillhash.supervision.similarity import Floats, PairLabels, unit_rows
 
 Clustering = Literal["spectral", "kmeans"]
@@ -24,20 +24,11 @@ def assign_clusters(
     n_neighbours: int = 30,
     seed: int = 0,
 ) -> NDArray[np.int32]:
-    """A cluster for every item.
+    """A cluster for every item, ``(n,) int32``: by k-means of unit rows, or of the spectral embedding of the neighbour graph.
 
-    Args:
-        features: ``(n, d)``; k-means runs on their rows scaled to length 1.
-        distances: ``(n, n)`` cosine distances of the same rows, for the neighbour graph of the spectral clustering.
-        n_clusters: Clusters wanted, at least 1. At most one per ``ROWS_PER_CLUSTER`` rows (but two) are made, because clusters of one
-            item would contradict every similar pair.
-        method: ``kmeans``, or ``spectral`` (Ng, Jordan, Weiss, NIPS 2001): k-means on the leading eigenvectors of the normalised graph of
-            neighbours, mutual ones weighted twice. A Gaussian affinity is nearly flat on unit vectors; neighbours are not.
-        n_neighbours: Neighbours of each item in that graph.
-        seed: Draws the first centres and the first vector of the eigensolver.
-
-    Returns:
-        ``(n,) int32``.
+    Spectral (Ng, Jordan, Weiss, NIPS 2001): k-means on the leading eigenvectors of the normalised graph of neighbours, mutual ones weighted
+    twice. A Gaussian affinity is nearly flat on unit vectors; neighbours are not. At most one cluster per ``ROWS_PER_CLUSTER`` rows (but
+    two) is made, because clusters of one item would contradict every similar pair. ``distances`` are the rows' ``(n, n)`` cosine distances.
     """
     from sklearn.cluster import KMeans
 
@@ -52,18 +43,15 @@ def assign_clusters(
 
 def _spectral_rows(distances: Floats, k: int, n_neighbours: int, seed: int) -> NDArray[np.float64]:
     """Rows of length 1 of the ``k`` leading eigenvectors of D^-1/2 A D^-1/2."""
-    from scipy.sparse import csr_array, diags_array
+    from scipy.sparse import diags_array
     from scipy.sparse.linalg import eigsh
 
     n = len(distances)
-    ends = nearest_neighbours(distances, n_neighbours).ravel()
-    directed = csr_array(
-        (np.ones(n * n_neighbours), ends, np.arange(0, n * n_neighbours + 1, n_neighbours)), shape=(n, n)
-    )
+    directed = neighbour_graph(nearest_neighbours(distances, n_neighbours), np.ones((n, n_neighbours)))
     graph = directed + directed.T
     scale = diags_array(1 / np.sqrt(graph.sum(axis=1)))
     start = np.random.default_rng(seed).standard_normal(n)
-    _, vectors = eigsh(csr_array(scale @ graph @ scale), k, which="LA", v0=start)
+    _, vectors = eigsh((scale @ graph @ scale).tocsr(), k, which="LA", v0=start)
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(norms > 0, norms, 1))
 

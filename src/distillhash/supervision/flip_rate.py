@@ -40,23 +40,16 @@ def distil_pairs(
     bounds: BoundRule = "full",
     keep_certain: bool = False,
 ) -> PairLabels:
-    """Distilled pair labels by Theorem 1.
+    """Distilled pair labels by Theorem 1, ``(n, n) int8`` in {-1, 0, +1}, diagonal 0; O(n) memory a thread beside input and output.
 
     Args:
         logits: ``(n, n) float32`` logits s of eta~, symmetric; infinities allowed (eta~ of exactly 0 or 1), NaN not.
         neighbours: ``(n, o) int32`` neighbours that bound the flip rates.
-        neighbours_for_positive: Other neighbours for r-max, the bound that decides positives; None takes ``neighbours``. The released
-            code skips the two nearest there.
+        neighbours_for_positive: Other neighbours for r-max, which decides positives (the release skips two); None takes ``neighbours``.
         bounds: ``full`` is Eq. 8. ``unshared`` leaves out (k, k), which enters when i and j share a neighbour k. ``diagonal``
             reads only (k, k) for k in nn(j), the indexing slip of the released code; it need not be symmetric.
         keep_certain: Also keep pairs with eta~ of exactly 1 or 0, which the strict tests refuse where all neighbours agree. By Eq. 3,
             eta~ = 1 needs eta = 1 when r+ + r- < 1, so such a label is right whatever the flip rates are.
-
-    Returns:
-        ``(n, n) int8`` in {-1, 0, +1}, diagonal 0. Works row by row: memory beside input and output is ``O(n)`` a thread.
-
-    Raises:
-        DataError: ``logits`` is not square or holds NaN.
     """
     if logits.ndim != 2 or logits.shape[0] != logits.shape[1] or len(neighbours) != len(logits):
         raise DataError(f"logits must be (n, n) with n neighbour lists, got {logits.shape} and {neighbours.shape}")

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, normalize, softplus
 
-PairLoss = Literal["likelihood", "squared"]
-
 
 def likelihood_loss(codes: Tensor, pairs: Tensor, *, scale: float) -> Tensor:
     """Negative mean log-likelihood of labelled pairs under P(+1 | u_i, u_j) = sg(scale <u_i, u_j>) (DistillHash Eq. 10-11).
 
-    Args:
-        codes: ``(b, n_bits)`` relaxed codes u.
-        pairs: ``(b, b)`` labels in {-1, 0, +1}; 0 counts nothing.
-        scale: Factor of the inner product: 1 in the paper, 1/2 in the authors' release.
-
-    Returns:
-        Scalar, the mean over labelled pairs (0 when the batch has none).
+    The mean runs over the labelled pairs of ``(b, b)`` labels in {-1, 0, +1}; it is 0 where there are none. ``scale`` is 1 in the paper,
+    1/2 in the authors' release.
     """
     logits = scale * (codes @ codes.T)  # (b, b)
     labelled = (pairs != 0).to(logits.dtype)
@@ -40,17 +32,10 @@ def squared_loss(codes: Tensor, pairs: Tensor, weights: Tensor | None = None) ->
     return (errors if weights is None else errors * weights).sum() / pairs.numel()
 
 
-def pair_loss(codes: Tensor, pairs: Tensor, *, kind: PairLoss, scale: float) -> Tensor:
-    """Whichever of the two losses ``kind`` names; ``scale`` belongs to the likelihood."""
-    targets = pairs.to(codes.dtype)
-    return likelihood_loss(codes, targets, scale=scale) if kind == "likelihood" else squared_loss(codes, targets)
-
-
 def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:
     """Contrastive loss of two views ``(b, n_bits)`` by cosine: each row's positive is its other view, its negatives the 2 (b - 1) rest.
 
-    Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020. The mean over
-    all 2 b rows.
+    Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020. Mean of 2 b rows.
     """
     n = len(first)
     unit = normalize(torch.cat([first, second]))
@@ -64,13 +49,7 @@ def neighbour_contrast(codes: Tensor, positives: Tensor, *, temperature: float) 
 
     Khosla et al., "Supervised Contrastive Learning", NeurIPS 2020, Eq. 2 (the mean outside the logarithm).
 
-    Args:
-        codes: ``(b, n_bits)``.
-        positives: ``(b, b)`` bool; the diagonal is ignored. A row without positives counts nothing.
-        temperature: tau.
-
-    Returns:
-        Scalar.
+    ``positives`` is ``(b, b) bool``. Its diagonal is ignored, and a row without positives counts nothing.
     """
     unit = normalize(codes)
     own = torch.eye(len(codes), dtype=torch.bool, device=codes.device)

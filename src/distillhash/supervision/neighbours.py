@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +16,8 @@ _BLOCK = 512
 def nearest_neighbours(distances: NDArray[np.float32], k: int, *, include_self: bool = False) -> NDArray[np.int32]:
     """The ``k`` nearest items of every item, nearest first, equal distances by ascending index.
 
-    Args:
-        distances: ``(n, n) float32``, not negative.
-        k: Neighbours per item, at most ``n - 1`` (``n`` with ``include_self``).
-        include_self: Put the item itself at rank 0.
-
-    Returns:
-        ``(n, k) int32``. Works in row blocks; deterministic.
-
-    Raises:
-        ParameterError: ``k`` is out of range.
-        DataError: a distance is negative or NaN.
+    ``(n, k) int32`` from ``(n, n) float32`` distances of at least 0. k is at most n - 1, or n with ``include_self``, which puts the item
+    itself at rank 0. Deterministic.
     """
     n = len(distances)
     most = n if include_self else n - 1
@@ -66,22 +58,22 @@ def first_of_both(first: NDArray[np.int32], second: NDArray[np.int32]) -> NDArra
     return np.hstack([first, np.take_along_axis(second, new_first[:, :missing], axis=1)])
 
 
-def neighbourhood_mean(values: NDArray[np.float32], neighbours: NDArray[np.int32]) -> NDArray[np.float32]:
-    """Mean of ``values[k, l]`` over k in the neighbours of i and l in the neighbours of j, for every pair (i, j).
-
-    Args:
-        values: ``(n, n) float32``.
-        neighbours: ``(n, m) int``.
-
-    Returns:
-        ``(n, n) float32``. The mean separates into two sparse products, so the cost is ``2 n^2 m`` additions. For 0/1 values the
-        sums are exact, so a symmetric input gives a symmetric mean.
-    """
+def neighbour_graph(neighbours: NDArray[Any], weights: NDArray[Any]) -> Any:
+    """Sparse ``(n, n)`` matrix in CSR form whose entry (i, neighbours[i, j]) is ``weights[i, j]``; both are ``(n, k)``."""
     from scipy.sparse import csr_array
 
-    n, m = neighbours.shape
-    members = csr_array((np.ones(n * m, np.float32), neighbours.ravel(), np.arange(0, n * m + 1, m)), shape=(n, n))
+    n, k = neighbours.shape
+    return csr_array((weights.ravel(), neighbours.ravel(), np.arange(0, n * k + 1, k)), shape=(n, n))
+
+
+def neighbourhood_mean(values: NDArray[np.float32], neighbours: NDArray[np.int32]) -> NDArray[np.float32]:
+    """Mean of ``values[k, l]`` over k in the neighbours of i and l in those of j, for every pair (i, j): ``(n, n) float32``.
+
+    The mean separates into two sparse products: ``2 n^2 m`` additions. Sums of 0/1 values are exact, so a symmetric input gives a
+    symmetric mean.
+    """
+    members = neighbour_graph(neighbours, np.ones(neighbours.shape, np.float32))
     row_sums = members @ values
     sums = np.ascontiguousarray((members @ np.ascontiguousarray(row_sums.T)).T, np.float32)
-    sums /= m * m
+    sums /= neighbours.shape[1] ** 2
     return sums

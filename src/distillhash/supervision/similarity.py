@@ -2,10 +2,8 @@
 
 Paper: Yang, Deng, Liu, Liu, Tao, "Semantic Structure-based Unsupervised Deep Hashing", IJCAI 2018; used by DistillHash
 (CVPR 2019) for its Eq. (2). The histogram of cosine distances looks like two half Gaussians glued at the mode m; pairs far
-to the left of the mode are called similar, pairs far to the right dissimilar, the rest stays unlabelled.
-
-The paper mirrors each half and fits a Gaussian to it. Mirroring makes the mean m, so the fit is closed form:
-sigma_left^2 = mean (m - D)^2 over D <= m, and the mirror image for the right.
+to the left of the mode are called similar, pairs far to the right dissimilar, the rest stays unlabelled. The paper mirrors each half and
+fits a Gaussian to it. Mirroring makes the mean m, so the fit is closed form: sigma_left^2 = mean (m - D)^2 over D <= m, likewise right.
 
 Departs from the released code in: self-distances (the zero diagonal) are left out of the fit unless asked for; the
 histogram spans the data, not [0, 1), because centred features reach beyond 1.
@@ -43,14 +41,11 @@ class HalfGaussians:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Pairs at ``similar`` or below are labelled +1, pairs at ``dissimilar`` or above -1.
-
-    ``fallback`` is True when the Gaussian rule left one side without pairs and a quantile took its place.
-    """
+    """Pairs at ``similar`` or below are labelled +1, pairs at ``dissimilar`` or above -1."""
 
     similar: float
     dissimilar: float
-    fallback: bool = False
+    fallback: bool  # the Gaussian rule left one side without pairs and a quantile took its place
 
 
 def row_blocks(n: int) -> list[slice]:
@@ -86,15 +81,10 @@ def mirror_upper(square: Floats) -> None:
 
 
 def fit_half_gaussians(distances: Floats, *, mode: ModeRule = "left-edge", include_self: bool = False) -> HalfGaussians:
-    """Fit the two half Gaussians in closed form.
+    """Fit the two half Gaussians to ``(n, n)`` symmetric distances in closed form.
 
-    Args:
-        distances: ``(n, n)`` symmetric distances.
-        mode: Read the mode at the left edge of the fullest bin (as released) or at its centre. Bins are 0.01 wide.
-        include_self: Count the zero diagonal, as released; it pulls sigma_left up by about m^2 / n.
-
-    Raises:
-        DataError: fewer than two items.
+    The mode lies at the left edge of the fullest bin (as released) or at its centre. ``include_self`` counts the zero diagonal, as
+    released; it pulls sigma_left up by about m^2 / n.
     """
     n = len(distances)
     if n < 2:
@@ -148,16 +138,9 @@ def pair_thresholds(distances: Floats, fit: HalfGaussians, *, alpha: float = 2.0
 
 
 def label_pairs(distances: Floats, thresholds: Thresholds, *, rule: LabelRule = "three-way") -> PairLabels:
-    """Noisy pair labels S~ (DistillHash Eq. 2).
+    """Noisy pair labels S~ (DistillHash Eq. 2), ``(n, n) int8`` in {-1, 0, +1}, diagonal 0.
 
-    Args:
-        distances: ``(n, n)`` symmetric distances.
-        thresholds: From :func:`pair_thresholds`.
-        rule: ``three-way`` leaves pairs between the thresholds unlabelled; ``two-way`` calls everything that is not similar
-            dissimilar (the released DistillHash code).
-
-    Returns:
-        ``(n, n) int8`` in {-1, 0, +1}, diagonal 0.
+    ``three-way`` leaves pairs between the thresholds unlabelled; ``two-way`` calls everything that is not similar dissimilar (as released).
     """
     labels = np.zeros(distances.shape, np.int8)
     labels[distances >= thresholds.dissimilar] = -1
@@ -169,15 +152,9 @@ def label_pairs(distances: Floats, thresholds: Thresholds, *, rule: LabelRule = 
 
 
 def describe_pairs(pairs: PairLabels, name: str = "pairs") -> dict[str, Any]:
-    """Label-free facts about pair labels.
+    """Label-free facts about pair labels ``(n, n) int8``; ``name`` goes into the result as ``step``.
 
-    Args:
-        pairs: ``(n, n) int8`` in {-1, 0, +1}.
-        name: Goes into the result as ``step``.
-
-    Returns:
-        ``step``, ``coverage_positive`` and ``coverage_negative`` (share of all off-diagonal pairs), ``without_positive``
-        (share of items with no positive partner), ``positives_per_item`` (mean), ``symmetric``.
+    Coverage is the share of all off-diagonal pairs, ``without_positive`` that of items without a positive partner.
     """
     n = len(pairs)
     positives = np.count_nonzero(pairs > 0, axis=1)
@@ -194,18 +171,10 @@ def describe_pairs(pairs: PairLabels, name: str = "pairs") -> dict[str, Any]:
 
 
 def judge_pairs(pairs: PairLabels, labels: NDArray[Any]) -> dict[str, float]:
-    """How right pair labels are against ground truth; for diagnosis, never for training.
+    """How right pair labels ``(n, n) int8`` are against ground truth; for diagnosis, never for training.
 
-    Args:
-        pairs: ``(n, n) int8``.
-        labels: ``(n,) int`` classes or ``(n, n_labels)`` 0/1 indicators; similar means same class, or a shared label.
-
-    Returns:
-        ``precision_positive``, ``precision_negative`` (0 where there are none), and their ``lift_*`` over the prevalence of
-        truly similar (dissimilar) pairs: a lift of 1 is chance.
-
-    Raises:
-        DataError: ``labels`` does not match ``pairs``.
+    ``labels`` are ``(n,)`` classes or ``(n, n_labels)`` 0/1 indicators; similar means same class, or a shared label. Precision is 0 where
+    there are no such pairs. ``lift_*`` is precision over the prevalence of truly similar (dissimilar) pairs: 1 is chance.
     """
     labels = np.asarray(labels)
     if len(labels) != len(pairs):
@@ -227,12 +196,8 @@ def judge_pairs(pairs: PairLabels, labels: NDArray[Any]) -> dict[str, float]:
     precision = right / np.maximum(given, 1)
     base = np.array([prevalence, 1 - prevalence])
     lift = np.divide(precision, base, out=np.zeros(2), where=base > 0)
-    return {
-        "precision_positive": float(precision[0]),
-        "precision_negative": float(precision[1]),
-        "lift_positive": float(lift[0]),
-        "lift_negative": float(lift[1]),
-    }
+    names = "precision_positive", "precision_negative", "lift_positive", "lift_negative"
+    return dict(zip(names, [*precision.tolist(), *lift.tolist()], strict=True))
 
 
 def probability_histogram(logits: NDArray[np.float32]) -> list[int]:
