@@ -1,4 +1,9 @@
-"""``distillhash train``: a model from unlabelled images or embeddings."""
+"""Learn a hash model from unlabelled images or embeddings.
+
+distillhash train photos/ --method distillhash --bits 64 --out model
+distillhash train embeddings.npy --method itq --bits 128 --out model --set iterations=100
+distillhash train --pairs captions.csv --method ugach --bits 64 --out model
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from distillhash.cli.common import (
     SOURCE_HELP,
-    add_backbone_options,
+    add_method_options,
     add_reading_options,
-    add_settings_option,
-    add_verb,
     backbone_name,
     command_line,
     open_cache,
@@ -29,48 +32,29 @@ if TYPE_CHECKING:
 MAX_NOTES = 5
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        subparsers,
-        "train",
-        "learn a hash model from unlabelled images or embeddings",
-        [
-            "distillhash train photos/ --method distillhash --bits 64 --out model",
-            "distillhash train embeddings.npy --method itq --bits 128 --out model --set iterations=100",
-            "distillhash train --pairs captions.csv --method ugach --bits 64 --out model",
-        ],
-        run,
-    )
-    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
-    parser.add_argument(
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help=SOURCE_HELP)
+    add(
         "--pairs",
         action="store_true",
         help="SOURCE holds image-text pairs (see `distillhash ls pairs`); learn codes for both",
     )
-    parser.add_argument(
-        "--method", help="see `distillhash ls methods` (default: distillhash-contrast; with --pairs: cross-contrast)"
-    )
-    parser.add_argument(
-        "--text-encoder", metavar="NAME", help="with --pairs: see `distillhash ls text-encoders` (default: minilm)"
-    )
-    parser.add_argument("--bits", type=int, default=64, help="code length (default: 64)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="model folder to write")
-    add_backbone_options(parser)
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument(
+    add("--method", help="see `distillhash ls methods` (default: distillhash-contrast; with --pairs: cross-contrast)")
+    add("--text-encoder", metavar="NAME", help="with --pairs: see `distillhash ls text-encoders` (default: minilm)")
+    add("--bits", type=int, default=64, help="code length (default: 64)")
+    add("--out", required=True, metavar="DIR", help="model folder to write")
+    add_method_options(parser)
+    add("--seed", type=int, default=0, help="default: 0")
+    add(
         "--views",
         type=int,
         metavar="N",
         help="augmented copies of each image to train on (default: 6 for the methods that use them, see `distillhash ls methods`)",
     )
-    parser.add_argument(
-        "--fine-tune", action="store_true", help="train the backbone as well (slow without an accelerator)"
-    )
-    parser.add_argument(
-        "--max-images", type=int, default=50_000, metavar="N", help="learn from at most N (default: 50000)"
-    )
-    add_settings_option(parser)
+    add("--fine-tune", action="store_true", help="train the backbone as well (slow without an accelerator)")
+    add("--max-images", type=int, default=50_000, metavar="N", help="learn from at most N (default: 50000)")
     add_reading_options(parser)
 
 
@@ -97,11 +81,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model.save(out)
     report = out / "report.html"
     write_training_report(report, model, images, command=command_line(arguments))
-    say(
-        arguments,
-        f"trained {hasher.method}, {hasher.n_bits} bits, on {model.training['n_used']} items in {seconds:.1f} s",
-    )
-    say(arguments, f"model: {out}   report: {report}")
+    trained = f"trained {hasher.method}, {hasher.n_bits} bits, on {model.training['n_used']} items in {seconds:.1f} s"
+    say(arguments, f"{trained}\nmodel: {out}   report: {report}")
     return {
         "model": str(out),
         "report": str(report),
