@@ -59,11 +59,23 @@ class Drawing:
     alt: str
 
     def svg(self) -> str:
-        """An ``<svg>`` element for inlining into a page."""
+        """An ``<svg>`` element for a page: no prolog, colours as variables, ids only where used, and unique."""
         buffer = io.StringIO()
         with _style():
             self.figure.savefig(buffer, format="svg", metadata={"Date": None})
-        return _inline(buffer.getvalue(), self.alt)
+        document = buffer.getvalue()
+        svg = document[document.index("<svg") :].strip()
+        # A style element would reach the whole page, and the list of fonts is repeated at every label.
+        svg = re.sub(r"<(metadata|style).*?</\1>\s*", "", svg, flags=re.DOTALL)
+        svg = re.sub(r" font-family: [^;\"]+;", "", svg)
+        for name, colour in COLOURS.items():
+            svg = svg.replace(f": {colour}", f": var(--figure-{name}, {colour})")
+        used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg))
+        prefix = re.sub(r"[^a-z]+", "-", self.alt.lower())[:24]
+        svg = re.sub(r' id="([^"]+)"', lambda match: f' id="{prefix}-{match[1]}"' if match[1] in used else "", svg)
+        svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+        attributes = f'role="img" aria-label="{escape(self.alt)}" font-family="sans-serif" stroke-linejoin="round"'
+        return svg.replace("<svg ", f"<svg {attributes} ", 1)
 
     def svg_file(self) -> bytes:
         """The same as a file, which shows on white."""
@@ -241,19 +253,3 @@ def method_comparison(
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
     return drawing
-
-
-def _inline(document: str, alt: str) -> str:
-    """Make an element for a page of an SVG document: no prolog, colours as variables, ids only where used, and unique."""
-    svg = document[document.index("<svg") :].strip()
-    # A style element would reach the whole page, and the list of fonts is repeated at every label.
-    svg = re.sub(r"<(metadata|style).*?</\1>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r" font-family: [^;\"]+;", "", svg)
-    for name, colour in COLOURS.items():
-        svg = svg.replace(f": {colour}", f": var(--figure-{name}, {colour})")
-    used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg))
-    prefix = re.sub(r"[^a-z]+", "-", alt.lower())[:24]
-    svg = re.sub(r' id="([^"]+)"', lambda match: f' id="{prefix}-{match[1]}"' if match[1] in used else "", svg)
-    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    attributes = f'role="img" aria-label="{escape(alt)}" font-family="sans-serif" stroke-linejoin="round"'
-    return svg.replace("<svg ", f"<svg {attributes} ", 1)

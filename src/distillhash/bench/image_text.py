@@ -25,7 +25,20 @@ def evaluate_model(
     same = query is database or (isinstance(query, str) and query == database)
     asked = _encode(model, open_pairs(query), progress, max_pixels)
     found = asked if same else _encode(model, open_pairs(database), progress, max_pixels)
-    relevances = _relevances(asked, found)
+    relevances: dict[str, Relevance] = {}
+    sides = asked, found
+    keys, others = ([side.source.keys[row] for row in side.features.rows] for side in sides)
+    if set(keys) & set(others):
+        relevances["own"] = own_items(keys, others)
+    labels = [side.source.labels[side.features.rows] for side in sides if side.source.labels is not None]
+    if len(labels) == 2:
+        relevances["labels"] = shared_labels(*labels)
+    if not any(isinstance(side.source.texts, np.ndarray) for side in sides):
+        texts: list[list[list[str]]] = [[[] for _ in side.features.rows] for side in sides]
+        for side, grouped in zip(sides, texts, strict=True):
+            for place, owner in zip(side.features.places, side.features.owners, strict=True):
+                grouped[owner].append(str(side.source.texts[place]))
+        relevances["words"] = word_overlap(*texts)
     if not relevances:
         raise DataError(
             f"{asked.source.name} and {found.source.name} share no item, no labels and no words, so nothing says what is relevant; "
@@ -49,21 +62,3 @@ def _encode(model: CrossModalModel, source: PairSource, progress: bool, max_pixe
     features = model.pair_features(source, progress=progress, max_pixels=max_pixels)
     images, texts = model.hasher.encode_images(features.images), model.hasher.encode_texts(features.texts)
     return _EncodedPairs(source, features, CodedPairs(images, texts, features.owners))
-
-
-def _relevances(query: _EncodedPairs, database: _EncodedPairs) -> dict[str, Relevance]:
-    found: dict[str, Relevance] = {}
-    sides = query, database
-    keys, others = ([side.source.keys[row] for row in side.features.rows] for side in sides)
-    if set(keys) & set(others):
-        found["own"] = own_items(keys, others)
-    labels = [side.source.labels[side.features.rows] for side in sides if side.source.labels is not None]
-    if len(labels) == 2:
-        found["labels"] = shared_labels(*labels)
-    if not any(isinstance(side.source.texts, np.ndarray) for side in sides):
-        texts: list[list[list[str]]] = [[[] for _ in side.features.rows] for side in sides]
-        for side, grouped in zip(sides, texts, strict=True):
-            for place, owner in zip(side.features.places, side.features.owners, strict=True):
-                grouped[owner].append(str(side.source.texts[place]))
-        found["words"] = word_overlap(*texts)
-    return found

@@ -4,14 +4,13 @@ A page carries its styles, figures and images inside, runs no script, and forbid
 It can be mailed, archived, or opened years later. File names are untrusted text and are escaped.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,9 +93,7 @@ class ReportData:
     command: str  # the exact command line that made the report
     versions: Mapping[str, str]
     facts: Mapping[str, Any]  # other things needed to make it again, such as the data and the seed
-    runs: Mapping[str, Mapping[str, Any]] = field(
-        default_factory=dict
-    )  # label of each set of codes -> of evaluate_codes
+    runs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of evaluate_codes, by label
     focus: str | None = None  # the run that everything else describes, by its label; None: the one with the best MAP
     losses: Mapping[str, Sequence[float]] = field(default_factory=dict)  # one value an epoch
     bits: Mapping[str, Any] | None = None  # of code_statistics.bit_statistics
@@ -116,6 +113,11 @@ def write_report(path: str | Path, data: ReportData) -> None:
     environment.filters |= {"percent": percent, "decimal": decimal}
     focus = data.focus or max(data.runs, key=lambda label: float(data.runs[label]["map"]), default=None)
     run = data.runs[focus] if focus else None
+    main_recall = None
+    if data.recall:
+        # The neighbourhood nearest to 10, and the smallest depth that can hold ten times that, else the largest.
+        k, depths = min(data.recall["ks"], key=lambda k: abs(k - 10)), data.recall["depths"]
+        main_recall = k, min((depth for depth in depths if depth >= 10 * k), default=max(depths))
     folder = files("distillhash.bench")
     html = environment.from_string(folder.joinpath("report.html.j2").read_text(encoding="utf-8")).render(
         style=folder.joinpath("page.css").read_text(encoding="utf-8"),
@@ -123,7 +125,7 @@ def write_report(path: str | Path, data: ReportData) -> None:
         focus=focus,
         run=run,
         sizes=run or data.recall or data.bits or {},
-        main_recall=_main_recall(data.recall) if data.recall else None,
+        main_recall=main_recall,
         metrics=metric_groups(data.runs),
         described=len(data.runs) <= DESCRIBED_RUNS,
         figures=_figures(data),
@@ -140,9 +142,6 @@ def write_report(path: str | Path, data: ReportData) -> None:
         write_atomic(path, html.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise DistillHashError(f"cannot write the report to {path} ({error.strerror}); choose another place") from error
-
-
-# Reports of a model: train, evaluate, demo.
 
 
 class EncodedSource(NamedTuple):
@@ -176,16 +175,8 @@ def write_training_report(path: Path, model: HashModel, source: Source, *, comma
     rows = np.sort(rng.choice(len(source), min(len(source), REPORT_ITEMS), replace=False))
     shown = encode_source(model, source.select(rows))
     items = f"{model.training['n_used']} items of {source.name}; shown: {len(shown.codes)} of them"
-    data = ReportData(
-        title=f"{model.n_bits}-bit codes",
-        **_model_facts(model, items, command),
-        bits=bit_statistics(shown.codes) if len(shown.codes) else None,
-        recall=_recall(shown, shown),
-        pairs=_pairs(model, None),
-        samples=_sample_queries(shown, shown, model.hasher.seed),
-        skipped=model.skipped_,
-    )
-    write_report(path, data)
+    fields: dict[str, Any] = {"title": f"{model.n_bits}-bit codes", "command": command, "skipped": model.skipped_}
+    _write_model_report(path, model, shown, shown, items, None, **fields)
 
 
 def write_evaluation_report(
@@ -205,33 +196,48 @@ def write_evaluation_report(
     """
     label = f"{model.hasher.method}, {model.n_bits} bits"
     sizes = f"{len(query.codes)} queries of {query.source.name} against {len(database.codes)} items of {database.source.name}"
-    data = ReportData(
-        title=f"Quality of {model.n_bits}-bit codes",
-        **_model_facts(model, sizes, command),
-        runs={label: metrics, **(others or {})},
-        focus=label,
-        bits=bit_statistics(database.codes),
-        recall=_recall(query, database),
-        pairs=_pairs(model, train_labels),
-        samples=_sample_queries(query, database, model.hasher.seed),
-        skipped=[*query.skipped, *database.skipped],
-    )
-    write_report(path, data)
+    fields: dict[str, Any] = {"title": f"Quality of {model.n_bits}-bit codes", "command": command, "focus": label}
+    fields |= {"runs": {label: metrics, **(others or {})}, "skipped": [*query.skipped, *database.skipped]}
+    _write_model_report(path, model, query, database, sizes, train_labels, **fields)
 
 
-def _model_facts(model: HashModel, data: str, command: str) -> dict[str, Any]:
-    """The fields that every report of a model fills alike."""
-    history = model.hasher.history_
+def _write_model_report(
+    path: Path,
+    model: HashModel,
+    query: EncodedSource,
+    database: EncodedSource,
+    data: str,
+    train_labels: NDArray[Any] | None,
+    **fields: Any,
+) -> None:
+    """Fill in the fields that every report of a model has alike."""
+    history, seed = model.hasher.history_, model.hasher.seed
     losses = {"hash function": history["loss"]} if history.get("loss") else {}
     for number, values in enumerate(history.get("estimate_loss", ()), start=1):
         losses[f"pair probabilities {number}"] = values
-    return {
-        "subtitle": f"{model.hasher.method} on {model.backbone_name}",
-        "command": command,
-        "versions": versions(),
-        "facts": {"Data": data, "Seed": model.hasher.seed, "Made": datetime.now(UTC).isoformat(timespec="seconds")},
-        "losses": losses,
-    }
+    recall, n = None, len(database.codes)
+    if len(query.codes) >= 2 and n >= 2:
+        depths = [depth for depth in (10, 100, 1000) if depth < n] or [n]
+        sides = query.codes, database.codes, query.features, database.features
+        recall = neighbour_recall(*sides, depths=depths, same_items=query is database)
+    pairs = history.get("diagnosis", [])
+    if train_labels is not None and pairs:
+        # The first set is the initial one, the last the one trained on; with one set they are the same.
+        sets = [getattr(model.hasher, name) for name in ("initial_pairs_", "pairs_")][: len(pairs)]
+        judged = [judge_pairs(labels, train_labels[history["rows"]]) for labels in sets]
+        pairs = [row | more for row, more in zip(pairs, judged, strict=True)]
+    report = ReportData(
+        subtitle=f"{model.hasher.method} on {model.backbone_name}",
+        versions=versions(),
+        facts={"Data": data, "Seed": seed, "Made": datetime.now(UTC).isoformat(timespec="seconds")},
+        losses=losses,
+        bits=bit_statistics(database.codes) if n else None,
+        recall=recall,
+        pairs=pairs,
+        samples=_sample_queries(query, database, seed),
+        **fields,
+    )
+    write_report(path, report)
 
 
 def _sample_queries(query: EncodedSource, database: EncodedSource, seed: int) -> list[SampleQuery]:
@@ -267,28 +273,6 @@ def _relevant(query: EncodedSource, position: int, database: EncodedSource, plac
     return bool((np.asarray(a) & np.asarray(b)).any()) if query.labels.ndim == 2 else bool(a == b)
 
 
-def _recall(query: EncodedSource, database: EncodedSource) -> dict[str, Any] | None:
-    if len(query.codes) < 2 or len(database.codes) < 2:
-        return None
-    depths = [depth for depth in (10, 100, 1000) if depth < len(database.codes)] or [len(database.codes)]
-    sides = query.codes, database.codes, query.features, database.features
-    return neighbour_recall(*sides, depths=depths, same_items=query is database)
-
-
-def _pairs(model: HashModel, labels: NDArray[Any] | None) -> list[dict[str, Any]]:
-    """The diagnosis of every set of pair labels, judged where ``labels`` of the training items are at hand."""
-    history = model.hasher.history_
-    rows: list[dict[str, Any]] = history.get("diagnosis", [])
-    if labels is None or not rows:
-        return rows
-    # The first set is the initial one, the last the one trained on; with one set they are the same.
-    sets = [getattr(model.hasher, name) for name in ("initial_pairs_", "pairs_")][: len(rows)]
-    return [{**row, **judge_pairs(pairs, labels[history["rows"]])} for row, pairs in zip(rows, sets, strict=True)]
-
-
-# The report of a benchmark.
-
-
 def write_results(folder: Path, runs: Sequence[Run], protocol: Protocol, provenance: Provenance) -> None:
     """The tables, ``figures/*.svg`` and ``*.png``, and ``report.html``."""
     rows = make_rows(runs)
@@ -297,13 +281,10 @@ def write_results(folder: Path, runs: Sequence[Run], protocol: Protocol, provena
     for figure in drawn:
         write_atomic(folder / "figures" / f"{figure.name}.svg", figure.drawing.svg_file())
         write_atomic(folder / "figures" / f"{figure.name}.png", figure.drawing.png())
-    facts = {
-        "Data": provenance.source,
-        "Split": provenance.split_sha256,
-        "Features": describe_features(provenance),
-        **({"Settings": provenance.settings} if provenance.settings else {}),
-        "Made": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    features, settings = describe_features(provenance), provenance.settings
+    facts = {"Data": provenance.source, "Split": provenance.split_sha256, "Features": features}
+    facts |= {"Settings": settings} if settings else {}
+    facts |= {"Made": datetime.now(UTC).isoformat(timespec="seconds")}
     comparison = {
         "rows": rows,
         "lengths": sorted({run.record["n_bits"] for run in runs}),
@@ -366,16 +347,6 @@ def _mean_curve(runs: Sequence[Run], name: str) -> dict[str, list[float]]:
     return {key: np.mean([curve[key] for curve in curves], axis=0).tolist() for key in curves[0]}
 
 
-# Metric rows and figures.
-
-
-def _main_recall(recall: Mapping[str, Any]) -> tuple[int, int]:
-    """The neighbourhood nearest to 10, and the smallest depth that can hold ten times that, else the largest."""
-    k = min(recall["ks"], key=lambda k: abs(k - 10))
-    enough = [depth for depth in recall["depths"] if depth >= 10 * k]
-    return int(k), int(min(enough, default=max(recall["depths"])))
-
-
 # Group -> (key as a regular expression, name, meaning). What is not listed is not shown; depths are filled in.
 _METRICS = {
     "Whole ranking": [
@@ -424,11 +395,9 @@ def _figures(data: ReportData) -> dict[str, ReportFigure]:
     found = {}
     if data.runs:
         lookups, tops = ({label: run[key] for label, run in data.runs.items()} for key in ("pr_radius", "topn"))
-        sides = [(label, side) for label in lookups for side in ("precision", "recall")]
-        radii = range(max(len(curve["recall"]) for curve in lookups.values()))
-        rows = [[str(r), *(_at(lookups[label][side], r) for label, side in sides)] for r in radii]
-        columns = ["Radius", *(f"{label}: {side}" for label, side in sides)]
-        found["pr"] = ReportFigure(figures.pr_by_radius(lookups), columns, rows)
+        sides = {f"{label}: {side}": lookups[label][side] for label in lookups for side in ("precision", "recall")}
+        rows = [[str(r), *map(decimal, values)] for r, values in enumerate(zip_longest(*sides.values()))]
+        found["pr"] = ReportFigure(figures.pr_by_radius(lookups), ["Radius", *sides], rows)
         depths = sorted({depth for curve in tops.values() for depth in curve["n"]})
         by_depth = [dict(zip(curve["n"], curve["precision"], strict=True)) for curve in tops.values()]
         rows = [[f"{depth:,}", *(decimal(column.get(depth)) for column in by_depth)] for depth in depths]
@@ -450,14 +419,10 @@ def _figures(data: ReportData) -> dict[str, ReportFigure]:
         rows = [[str(j), str(i), f"{value:+.3f}"] for value, i, j in strongest]
         found["correlation"] = ReportFigure(figures.bit_correlation(correlation), ["Bit", "Bit", "Correlation"], rows)
     if any(data.losses.values()):
-        epochs = range(max(map(len, data.losses.values())))
-        rows = [[str(epoch + 1), *(_at(values, epoch, 4) for values in data.losses.values())] for epoch in epochs]
+        epochs = enumerate(zip_longest(*data.losses.values()), start=1)
+        rows = [[str(epoch), *(decimal(value, 4) for value in values)] for epoch, values in epochs]
         found["loss"] = ReportFigure(figures.training_loss(data.losses), ["Epoch", *data.losses], rows)
     return found
-
-
-def _at(values: Sequence[float], place: int, digits: int = 3) -> str:
-    return decimal(values[place], digits) if place < len(values) else _DASH
 
 
 def decimal(value: float | None, digits: int = 3) -> str:

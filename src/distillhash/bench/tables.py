@@ -1,7 +1,5 @@
 """Tables of finished runs: mean and spread over seeds, the paper's numbers beside, and what the differences are worth."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -26,11 +24,6 @@ class Difference:
     mean: float
     low: float
     high: float
-
-    @property
-    def significant(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
@@ -144,15 +137,12 @@ def _markdown(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, prov
     lines = [f"# {protocol.name}: MAP over the whole database", "", *_lines(table), ""]
     lines += [*_conditions(runs, protocol, provenance), ""]
     if any(row.differences for row in rows):
-        lines += [
-            "## Differences from the best",
-            "",
+        table = [["method", *header], *([row.method, *(_difference(row, n) for n in lengths)] for row in rows)]
+        legend = (
             f"MAP minus that of the best method without labels at that length, and the {LEVEL:.0%} interval of a paired bootstrap over "
-            f"queries ({RESAMPLES} resamples). A star marks an interval without 0.",
-            "",
-            *_lines([["method", *header], *([row.method, *(_difference(row, n) for n in lengths)] for row in rows)]),
-            "",
-        ]
+            f"queries ({RESAMPLES} resamples). A star marks an interval without 0."
+        )
+        lines += ["## Differences from the best", "", legend, "", *_lines(table), ""]
     lines += _second_table(rows, lengths, protocol)
     failures = [f"- {row.method}, {error}" for row in rows for error in row.errors]
     return "\n".join([*lines, "## Failed", "", *failures, ""] if failures else lines)
@@ -168,7 +158,7 @@ def _difference(row: Row, n_bits: int) -> str:
     if n_bits not in row.differences:
         return "best" if row.is_best(n_bits) else ""
     difference = row.differences[n_bits]
-    star = "\\*" if difference.significant else ""
+    star = "\\*" if difference.low > 0 or difference.high < 0 else ""
     return f"{difference.mean:+.4f}{star} [{difference.low:+.4f}, {difference.high:+.4f}]"
 
 

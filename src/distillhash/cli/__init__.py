@@ -1,7 +1,5 @@
 """The command line: an index of verbs, one small file each. Nothing heavy is imported before a verb runs."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging

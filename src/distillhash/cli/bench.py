@@ -4,8 +4,6 @@ distillhash bench --data cifar10:data --protocol cifar10-distillhash --methods i
 distillhash bench --data cifar10:data --protocol cifar10-distillhash --methods lsh --bits 16,32 --seeds 0,1 --out lsh
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any
@@ -31,12 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--methods", required=True, help="names, separated by commas, or all (every method that needs no labels)")
     add("--bits", required=True, help="code lengths, separated by commas")
     add("--seeds", default="0,1,2", help="default: 0,1,2")
-    add(
-        "--out",
-        required=True,
-        metavar="DIR",
-        help="folder for tables, figures and report.html; a stopped run goes on there",
-    )
+    add("--out", required=True, metavar="DIR", help="for tables, figures, report.html; a stopped run goes on there")
     add_method_options(parser)
     add("--views", type=int, default=6, metavar="N", help="augmented views for the methods that use them (default: 6)")
     add("--shrink", action="store_true", help="draw the protocol's proportions from a smaller copy of its data set")
@@ -99,12 +92,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     write_results(out, runs, protocol, provenance)
     say(arguments, f"tables: {out / 'table.md'}, page: {out / 'report.html'}")
-    return {
-        "out": str(out),
-        "n_records": len(runs),
-        "n_failed": sum(run.failed for run in runs),
-        "records": [run.record for run in runs],
-    }
+    records, n_failed = [run.record for run in runs], sum(run.failed for run in runs)
+    return {"out": str(out), "n_records": len(runs), "n_failed": n_failed, "records": records}
 
 
 def _integers(option: str, text: str) -> list[int]:

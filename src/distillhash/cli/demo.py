@@ -4,8 +4,6 @@ distillhash demo
 distillhash demo --out /tmp/demo --bits 32 --json
 """
 
-from __future__ import annotations
-
 import argparse
 import shlex
 import shutil

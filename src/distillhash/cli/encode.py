@@ -4,8 +4,6 @@ distillhash encode photos/ --model model --out codes.parquet
 distillhash encode cifar10:data#test --model model --out codes.npz
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

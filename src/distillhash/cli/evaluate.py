@@ -63,12 +63,13 @@ def _by_labels(arguments: argparse.Namespace, model: HashModel) -> dict[str, Any
     say(arguments, f"{model.hasher.method}, {model.n_bits} bits: {sizes}")
     for name in SHOWN:
         say(arguments, f"  {name:<18} {metrics[name]:.4f}")
-    if not arguments.report:
-        return {**metrics, "n_skipped": len(skipped)}
-    command = command_line(arguments)
-    write_evaluation_report(Path(arguments.report), model, query, database, metrics, command=command)
-    say(arguments, f"report: {arguments.report}")
-    return {**metrics, "n_skipped": len(skipped), "report": arguments.report}
+    summary = {**metrics, "n_skipped": len(skipped)}
+    if arguments.report:
+        command = command_line(arguments)
+        write_evaluation_report(Path(arguments.report), model, query, database, metrics, command=command)
+        say(arguments, f"report: {arguments.report}")
+        summary["report"] = arguments.report
+    return summary
 
 
 def _by_pairs(arguments: argparse.Namespace, model: CrossModalModel) -> dict[str, Any]:

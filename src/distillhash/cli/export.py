@@ -4,8 +4,6 @@ distillhash export --codes codes.parquet --to faiss
 distillhash export --codes codes.parquet --to pgvector --name photos --out photos.sql
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ distillhash index codes.parquet --model model --index milvus://localhost:19530/p
 distillhash index --index photos.index --remove 17 42 --compact
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ distillhash leaks data/train data/test --out leaks.json
 distillhash leaks cifar10:data#train cifar10:data#test --check
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 from pathlib import Path

@@ -4,8 +4,6 @@ distillhash ls methods
 distillhash ls sources --json
 """
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

@@ -8,8 +8,6 @@ distillhash search cat.jpg --index postgresql://localhost/photos --model model
 distillhash search --text 'a dog on a beach' --index photos.index
 """
 
-from __future__ import annotations
-
 import argparse
 from typing import Any
 

@@ -4,8 +4,6 @@ distillhash serve --index photos.index
 DISTILLHASH_TOKEN=$(openssl rand -hex 24) distillhash serve --index photos.index --host 0.0.0.0 --port 80
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import time
@@ -55,9 +53,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.search import Searcher, has_model, open_searcher
     from distillhash.serve.settings import Settings
 
+    token, file = os.environ.get(TOKEN_VARIABLE) or None, arguments.token_file
+    if file is not None:
+        try:
+            token = Path(file).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ParameterError(f"the token file {file} cannot be read ({error}); write the token into it") from error
     settings = Settings(
         host=arguments.host,
-        token=_token(arguments.token_file),
+        token=token,
         max_upload=arguments.max_upload * 2**20,
         max_pixels=arguments.max_pixels,
         encoders=arguments.encoders,
@@ -75,12 +79,3 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     say(arguments, f"{len(index)} items of {index.n_bits} bits in {shown(arguments.index)}")
     serve(service, listener, say=lambda text: say(arguments, text))
     return {"url": url, "seconds": time.perf_counter() - started}
-
-
-def _token(file: str | None) -> str | None:
-    if file is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
-    try:
-        return Path(file).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParameterError(f"the token file {file} cannot be read ({error}); write the token into it") from error

@@ -36,11 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     add = parser.add_argument
     add("source", metavar="SOURCE", help=SOURCE_HELP)
-    add(
-        "--pairs",
-        action="store_true",
-        help="SOURCE holds image-text pairs (see `distillhash ls pairs`); learn codes for both",
-    )
+    add("--pairs", action="store_true", help="SOURCE holds image-text pairs (see `distillhash ls pairs`); code both")
     add("--method", help="see `distillhash ls methods` (default: distillhash-contrast; with --pairs: cross-contrast)")
     add("--text-encoder", metavar="NAME", help="with --pairs: see `distillhash ls text-encoders` (default: minilm)")
     add("--bits", type=int, default=64, help="code length (default: 64)")
@@ -65,14 +61,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model, source, images = _make_model(arguments)
     hasher = model.hasher
     started = time.perf_counter()
-    model.fit(
-        source,
-        n_views=arguments.views,
-        fine_tune=arguments.fine_tune,
-        max_images=arguments.max_images,
-        max_pixels=arguments.max_pixels,
-        progress=not arguments.quiet,
-    )
+    limits = {"max_images": arguments.max_images, "max_pixels": arguments.max_pixels}
+    views, progress = arguments.views, not arguments.quiet
+    model.fit(source, n_views=views, fine_tune=arguments.fine_tune, progress=progress, **limits)
     seconds = time.perf_counter() - started
     out = Path(arguments.out)
     skipped = report_skipped(arguments, model.skipped_, out / "skipped.json")
