@@ -131,10 +131,7 @@ def pr_by_radius(curves: Mapping[str, Curve]) -> Drawing:
 
 
 def topn_precision(curves: Mapping[str, Curve], random: float | None = None) -> Drawing:
-    """Share of relevant items among the first N of the ranking; ``curves`` is label -> ``topn`` of ``evaluate_codes``.
-
-    ``random`` is the precision of a random ranking, drawn as a reference line.
-    """
+    """Precision of the first N; ``curves`` is label -> ``topn`` of ``evaluate_codes``, ``random`` that of a random ranking."""
     with _drawing("Precision of the first N results against N") as (drawing, axes):
         for label, curve in curves.items():
             axes.plot(curve["n"], curve["precision"], label=label)
@@ -178,10 +175,7 @@ def bit_balance(balance: Sequence[float]) -> Drawing:
 
 
 def bit_correlation(correlation: Sequence[Sequence[float]]) -> Drawing:
-    """Correlation of every pair of bits: blue positive, orange negative, clear near zero.
-
-    ``correlation`` is K x K values in [-1, 1]; the diagonal is left blank, and the scale ends at the largest value off it.
-    """
+    """Correlation of every pair of bits, K x K: blue positive, orange negative. The scale ends at the largest value off the diagonal."""
     from matplotlib.colors import to_rgb
 
     values = np.array(correlation, float)

@@ -111,6 +111,8 @@ def write_report(path: str | Path, data: ReportData) -> None:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"data_uri": _data_uri, "count": "{:,}".format, "bytes": format_bytes}
     environment.filters |= {"percent": percent, "decimal": decimal}
+    environment.globals |= {"method_class": method_class, "skipped_shown": SKIPPED_SHOWN}
+    environment.globals |= {"level": LEVEL, "resamples": RESAMPLES}
     focus = data.focus or max(data.runs, key=lambda label: float(data.runs[label]["map"]), default=None)
     run = data.runs[focus] if focus else None
     main_recall = None
@@ -131,10 +133,6 @@ def write_report(path: str | Path, data: ReportData) -> None:
         figures=_figures(data),
         pairs_judged=any("precision_positive" in row for row in data.pairs),
         samples_judged=any(item.relevant is not None for query in data.samples for item in query.neighbours),
-        skipped_shown=SKIPPED_SHOWN,
-        method_class=method_class,
-        level=LEVEL,
-        resamples=RESAMPLES,
         failures=[(row.method, error) for row in data.comparison.get("rows", ()) for error in row.errors],
     )
     # A file name may hold bytes that are no text (Python keeps them as lone surrogates); show them as escapes.
@@ -190,10 +188,7 @@ def write_evaluation_report(
     others: Mapping[str, Mapping[str, Any]] | None = None,
     train_labels: NDArray[Any] | None = None,
 ) -> None:
-    """Report of an evaluation; losses and pair labels appear when the model was just trained.
-
-    ``others`` are runs to compare with, by label; ``train_labels`` judge the pair labels, for diagnosis only.
-    """
+    """Report of an evaluation, with ``others`` to compare with, by label; ``train_labels`` judge the pair labels, as a diagnosis."""
     label = f"{model.hasher.method}, {model.n_bits} bits"
     sizes = f"{len(query.codes)} queries of {query.source.name} against {len(database.codes)} items of {database.source.name}"
     fields: dict[str, Any] = {"title": f"Quality of {model.n_bits}-bit codes", "command": command, "focus": label}
@@ -282,17 +277,12 @@ def write_results(folder: Path, runs: Sequence[Run], protocol: Protocol, provena
         write_atomic(folder / "figures" / f"{figure.name}.svg", figure.drawing.svg_file())
         write_atomic(folder / "figures" / f"{figure.name}.png", figure.drawing.png())
     features, settings = describe_features(provenance), provenance.settings
-    facts = {"Data": provenance.source, "Split": provenance.split_sha256, "Features": features}
+    facts: dict[str, Any] = {"Data": provenance.source, "Split": provenance.split_sha256, "Features": features}
     facts |= {"Settings": settings} if settings else {}
     facts |= {"Made": datetime.now(UTC).isoformat(timespec="seconds")}
-    comparison = {
-        "rows": rows,
-        "lengths": sorted({run.record["n_bits"] for run in runs}),
-        "protocol": protocol,
-        "seeds": provenance.seeds,
-        "random": mean_random(runs),
-        "figures": drawn,
-    }
+    lengths = sorted({run.record["n_bits"] for run in runs})
+    comparison = {"rows": rows, "lengths": lengths, "protocol": protocol, "figures": drawn}
+    comparison |= {"seeds": provenance.seeds, "random": mean_random(runs)}
     data = ReportData(
         title=protocol.name,
         subtitle=protocol.summary,

@@ -179,7 +179,7 @@ def _run(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict
     try:
         hasher = make_hasher(method, n_bits, seed=seed, **settings)
         train = features[split.train]
-        with suppress(OSError):  # start the peak of resident memory anew, where the system can (Linux)
+        with suppress(OSError):  # reset the peak of resident memory, where the system can (Linux)
             Path("/proc/self/clear_refs").write_text("5")
         started = time.perf_counter()
         given: dict[str, Any] = prepared.given(method)
@@ -236,7 +236,7 @@ def by_cell(runs: Sequence[Run]) -> dict[tuple[str, int], list[Run]]:
 
 
 def _peak_rss_mb() -> float:
-    """Highest resident memory of this process in MB: since it was started anew on Linux, since the start elsewhere."""
+    """Highest resident memory of this process in MB: since the last reset on Linux, since its start elsewhere."""
     with suppress(OSError, IndexError, ValueError):
         return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere

@@ -15,7 +15,6 @@ from distillhash.cli.common import SOURCE_HELP, add_reading_options, command_lin
 from distillhash.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
-    from distillhash.bench.report import EncodedSource
     from distillhash.models import CrossModalModel, HashModel
 
 SHOWN = ("map", "map@1000", "map@5000", "precision@100", "recall@1000", "precision_radius2", "map_random")
@@ -45,7 +44,7 @@ def _by_labels(arguments: argparse.Namespace, model: HashModel) -> dict[str, Any
     from distillhash.bench.report import encode_source, write_evaluation_report
     from distillhash.metrics import evaluate_codes
 
-    sides: list[EncodedSource] = []
+    sides = []
     for source in (arguments.query, arguments.database):
         side = encode_source(model, source, progress=not arguments.quiet, max_pixels=arguments.max_pixels)
         if side.labels is None:

@@ -31,7 +31,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.index.address import folder_of, shown
     from distillhash.search import is_codes_file, open_searcher
 
-    folder = folder_of(arguments.index)
     compute = {"device": arguments.device, "cache": open_cache(arguments), "max_pixels": arguments.max_pixels}
     with open_searcher(arguments.index, arguments.model, create=True, **compute) as searcher:
         index = searcher.index
@@ -43,7 +42,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             added = add(arguments.source, progress=not arguments.quiet)
             summary |= {"added": added.added, "updated": added.updated, "unchanged": added.unchanged, "n_skipped": 0}
             if not codes:
-                summary |= report_skipped(arguments, added.skipped, (folder or Path()) / "skipped.json")
+                summary |= report_skipped(
+                    arguments, added.skipped, (folder_of(arguments.index) or Path()) / "skipped.json"
+                )
         if arguments.compact:
             index.compact()
         index.prepare()  # so that the first search need not

@@ -36,10 +36,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     listed = Path(arguments.out).with_suffix(".skipped.json") if arguments.out else Path("leaks.skipped.json")
     summary |= report_skipped(arguments, report.skipped, listed)
     say(arguments, report.calibration.sentence())
-    say(
-        arguments,
-        f"{len(report.leaks):,} of {report.n_test:,} test images have a near-duplicate among {report.n_train:,}",
-    )
+    found = f"{len(report.leaks):,} of {report.n_test:,} test images"
+    say(arguments, f"{found} have a near-duplicate among {report.n_train:,}")
     for leak in report.leaks[:5]:
         say(arguments, f"  {leak.test.path} is {leak.test.distance} bits from {leak.train.path} ({leak.test.match})")
     if arguments.out:

@@ -53,8 +53,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             rerank=arguments.rerank,
             candidates=arguments.candidates,
         )
-    results = found.results
-    skipped = [{"query": item.key, "reason": item.reason} for item in found.skipped]
+    results, skipped = found.results, [{"query": item.key, "reason": item.reason} for item in found.skipped]
     for note in found.notes:
         say(arguments, note)
     for item in skipped:

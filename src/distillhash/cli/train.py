@@ -114,14 +114,9 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     hasher = make_hasher(method, arguments.bits, seed=arguments.seed, **settings)
     source = open_pairs(arguments.source) if pairs else open_source(arguments.source)
     images = source.images if isinstance(source, PairSource) else source
-    parts: dict[str, Any] = {
-        "backbone": backbone_name(arguments, images),
-        "hasher": hasher,
-        "image_size": arguments.image_size,
-        "weights": arguments.weights,
-        "device": arguments.device,
-        "cache": open_cache(arguments),
-    }
+    parts: dict[str, Any] = {"hasher": hasher, "device": arguments.device, "cache": open_cache(arguments)}
+    parts |= {"image_size": arguments.image_size, "weights": arguments.weights}
+    parts |= {"backbone": backbone_name(arguments, images)}
     if not isinstance(source, PairSource):
         return HashModel(**parts), source, source
     encoder = encoder or (DEFAULT_TEXT_ENCODER if isinstance(source.texts, list) else "embeddings")
