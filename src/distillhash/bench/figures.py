@@ -41,8 +41,6 @@ _REFERENCE: dict[str, Any] = {"color": COLOURS["muted"], "linewidth": 1.1, "line
 # A note along a horizontal line: x as a share of the axes, y as a value, moved by an offset in points.
 _NOTE: dict[str, Any] = {"xytext": (4, 4), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
 
-Curve = Mapping[str, Sequence[float]]
-
 
 def _style() -> AbstractContextManager[None]:
     """The settings of ``figure.mplstyle``, for as long as it lasts."""
@@ -109,7 +107,7 @@ def _drawing(alt: str) -> Iterator[tuple[Drawing, Axes]]:
             figure.set_size_inches(width, height + 0.2 * -(-len(labels) // columns))
 
 
-def pr_by_radius(curves: Mapping[str, Curve]) -> Drawing:
+def pr_by_radius(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Drawing:
     """Precision against recall of Hamming lookup, one point a radius; ``curves`` is label -> ``pr_radius`` of ``evaluate_codes``.
 
     Leading radii that find nothing are not drawn. One curve alone has radii beside it.
@@ -130,7 +128,7 @@ def pr_by_radius(curves: Mapping[str, Curve]) -> Drawing:
     return drawing
 
 
-def topn_precision(curves: Mapping[str, Curve], random: float | None = None) -> Drawing:
+def topn_precision(curves: Mapping[str, Mapping[str, Sequence[float]]], random: float | None = None) -> Drawing:
     """Precision of the first N; ``curves`` is label -> ``topn`` of ``evaluate_codes``, ``random`` that of a random ranking."""
     with _drawing("Precision of the first N results against N") as (drawing, axes):
         for label, curve in curves.items():

@@ -13,8 +13,7 @@ from distillhash.bench.runs import Provenance, Run, by_cell
 from distillhash.files import write_atomic
 from distillhash.methods import method_class, method_names
 
-RESAMPLES = 2000
-LEVEL = 0.95
+RESAMPLES, LEVEL = 2000, 0.95
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     add = parser.add_argument
     add("source", metavar="SOURCE", help=SOURCE_HELP)
-    add("--pairs", action="store_true", help="SOURCE holds image-text pairs (see `distillhash ls pairs`); code both")
+    add(
+        "--pairs",
+        action="store_true",
+        help="SOURCE holds image-text pairs (see `distillhash ls pairs`); learn codes for both",
+    )
     add("--method", help="see `distillhash ls methods` (default: distillhash-contrast; with --pairs: cross-contrast)")
     add("--text-encoder", metavar="NAME", help="with --pairs: see `distillhash ls text-encoders` (default: minilm)")
     add("--bits", type=int, default=64, help="code length (default: 64)")
