@@ -18,7 +18,6 @@ from distillhash.bench import figures
 from distillhash.bench.report import (
     SKIPPED_SHOWN,
     ReportData,
-    RunRow,
     SampleNeighbour,
     SampleQuery,
     metric_groups,
@@ -83,7 +82,7 @@ def data() -> ReportData:
         command="distillhash evaluate --model 'a b' --json",
         versions={"distillhash": "0.1.0", "numpy": "2.4"},
         facts={"Data": "folder of 77 <files>", "Seed": 17, "Made": "2026-01-02T03:04:05Z"},
-        runs=[RunRow("itq, 33 bits", metrics)],
+        runs={"itq, 33 bits": metrics},
         losses={"likelihood": [2.0, 1.0, 0.5], "$x_i$ <b>": [3.0, 2.0]},
         bits=bit_statistics(codes),
         recall=neighbour_recall(codes, codes, features, features, ks=(5,), depths=(5, 50), same_items=True),
@@ -100,7 +99,7 @@ def render(tmp_path: Path, data: ReportData) -> str:
 
 def test_the_page_holds_the_numbers(tmp_path: Path, data: ReportData) -> None:
     page = Page(render(tmp_path, data))
-    metrics, recall = data.runs[0].metrics, data.recall
+    metrics, recall = data.runs["itq, 33 bits"], data.recall
     assert recall is not None
     for key in ("map", "map@7", "map@7_hits", "precision@1", "recall@10", "precision_radius2", "map_random"):
         assert f"{metrics[key]:.3f}" in page.text, key
@@ -182,9 +181,9 @@ def test_long_lists_of_skipped_files_are_cut(tmp_path: Path, data: ReportData) -
 
 
 def test_several_runs_show_the_best_and_name_the_focus(tmp_path: Path, data: ReportData) -> None:
-    first = data.runs[0].metrics
+    first = data.runs["itq, 33 bits"]
     worse = {key: value / 2 if isinstance(value, float) else value for key, value in first.items()} | {"map@99": 0.4321}
-    runs = [RunRow("worse", worse), RunRow("better", first)]
+    runs = {"worse": worse, "better": first}
     groups = metric_groups(runs)
     by_name = {metric.name: metric for _, metrics in groups for metric in metrics}
     assert by_name["MAP"].best == [False, True]
@@ -196,7 +195,7 @@ def test_several_runs_show_the_best_and_name_the_focus(tmp_path: Path, data: Rep
     assert "describes better" in re.sub(r"\s+", " ", page.text)
     page = Page(render(tmp_path, replace(data, runs=runs, focus="worse")))
     assert "describes worse" in re.sub(r"\s+", " ", page.text)
-    many = [RunRow(f"run {i}", first) for i in range(9)]
+    many = {f"run {i}": first for i in range(9)}
     assert "What the metrics say" in Page(render(tmp_path, replace(data, runs=many))).text
 
 

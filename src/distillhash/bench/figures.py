@@ -1,12 +1,9 @@
 """Figures: pure functions from plain numbers to a :class:`Drawing`, which gives an ``<svg>`` element for a page, or a PNG file.
 
-A figure names its colours as CSS variables with a fallback (``var(--figure-ink, #3a4048)``): alone it shows on white,
-and a page may set the variables again for a dark background. Nothing is painted behind the axes, and text stays text,
-so it takes the page's font. The series colours follow Okabe and Ito (https://jfly.uni-koeln.de/color/), told apart by
-all common kinds of colour vision; past the seventh series they come again dashed.
-
-The same data give the same bytes: no dates, and no random ids. Matplotlib is imported on first use, and its global
-state is left as it was.
+Colours are CSS variables with a fallback (``var(--figure-ink, #3a4048)``), so that a page may change them for a dark background.
+Nothing is painted behind the axes, and text takes the page's font. The series colours follow Okabe and Ito
+(https://jfly.uni-koeln.de/color/), told apart by all common kinds of colour vision; past the seventh series they come again dashed.
+The same data give the same bytes. Matplotlib is imported on first use, and its global state is left as it was.
 """
 
 from __future__ import annotations
@@ -44,8 +41,6 @@ _REFERENCE: dict[str, Any] = {"color": COLOURS["muted"], "linewidth": 1.1, "line
 # A note along a horizontal line: x as a share of the axes, y as a value, moved by an offset in points.
 _NOTE: dict[str, Any] = {"xytext": (4, 4), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
 
-Curve = Mapping[str, Sequence[float]]
-
 
 def _style() -> AbstractContextManager[None]:
     """The settings of ``figure.mplstyle``, for as long as it lasts."""
@@ -62,18 +57,27 @@ class Drawing:
     alt: str
 
     def svg(self) -> str:
-        """An ``<svg>`` element for inlining into a page."""
+        """An ``<svg>`` element for a page: no prolog, colours as variables, ids only where used, and unique."""
         buffer = io.StringIO()
         with _style():
             self.figure.savefig(buffer, format="svg", metadata={"Date": None})
-        return _inline(buffer.getvalue(), self.alt)
+        document = buffer.getvalue()
+        svg = document[document.index("<svg") :].strip()
+        # A style element would reach the whole page, and the list of fonts is repeated at every label.
+        svg = re.sub(r"<(metadata|style).*?</\1>\s*", "", svg, flags=re.DOTALL)
+        svg = re.sub(r" font-family: [^;\"]+;", "", svg)
+        for name, colour in COLOURS.items():
+            svg = svg.replace(f": {colour}", f": var(--figure-{name}, {colour})")
+        used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg))
+        prefix = re.sub(r"[^a-z]+", "-", self.alt.lower())[:24]
+        svg = re.sub(r' id="([^"]+)"', lambda match: f' id="{prefix}-{match[1]}"' if match[1] in used else "", svg)
+        svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", svg)
+        attributes = f'role="img" aria-label="{escape(self.alt)}" font-family="sans-serif" stroke-linejoin="round"'
+        return svg.replace("<svg ", f"<svg {attributes} ", 1)
 
     def svg_file(self) -> bytes:
         """The same as a file, which shows on white."""
-        svg = self.svg()
-        if "xmlns=" not in svg:
-            svg = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-        return f'<?xml version="1.0" encoding="utf-8"?>\n{svg}\n'.encode()
+        return f'<?xml version="1.0" encoding="utf-8"?>\n{self.svg()}\n'.encode()
 
     def png(self) -> bytes:
         """A PNG file on white, 200 dots an inch."""
@@ -103,31 +107,29 @@ def _drawing(alt: str) -> Iterator[tuple[Drawing, Axes]]:
             figure.set_size_inches(width, height + 0.2 * -(-len(labels) // columns))
 
 
-def pr_by_radius(curves: Mapping[str, Curve]) -> Drawing:
-    """Precision against recall of Hamming lookup, one point a radius.
+def pr_by_radius(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> Drawing:
+    """Precision against recall of Hamming lookup, one point a radius; ``curves`` is label -> ``pr_radius`` of ``evaluate_codes``.
 
-    ``curves`` is label -> ``pr_radius`` of :func:`distillhash.metrics.evaluate_codes` (``precision`` and ``recall``, K + 1
-    values each). Leading radii that find nothing are not drawn. One curve alone has radii beside it.
+    Leading radii that find nothing are not drawn. One curve alone has radii beside it.
     """
     with _drawing("Precision against recall of Hamming lookup, one point for each radius") as (drawing, axes):
         for label, curve in curves.items():
             recall, precision = np.asarray(curve["recall"]), np.asarray(curve["precision"])
             first = int(np.argmax(recall > 0))
             axes.plot(recall[first:], precision[first:], label=label, marker="o", markersize=3.2)
-            if len(curves) == 1:
-                _write_radii(axes, recall, precision, first)
-        axes.set(
-            xlabel="Recall within the radius", ylabel="Precision within the radius", xlim=(-0.02, 1.02), ylim=(0, 1.04)
-        )
+            last = (-1.0, -1.0)
+            for radius, here in enumerate(zip(recall, precision, strict=True)) if len(curves) == 1 else ():
+                # About five radii where the curve moves, never two close together.
+                if radius >= first and math.dist(here, last) > 0.17 and here[0] < 0.999:
+                    axes.annotate(f"r = {radius}", here, (5, 5), textcoords="offset points")
+                    last = here
+        axes.set(xlabel="Recall within the radius", ylabel="Precision within the radius")
+        axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.04))
     return drawing
 
 
-def topn_precision(curves: Mapping[str, Curve], random: float | None = None) -> Drawing:
-    """Share of relevant items among the first N of the ranking.
-
-    ``curves`` is label -> ``topn`` of :func:`distillhash.metrics.evaluate_codes` (``n`` and ``precision``). ``random`` is the
-    precision of a random ranking, drawn as a reference line.
-    """
+def topn_precision(curves: Mapping[str, Mapping[str, Sequence[float]]], random: float | None = None) -> Drawing:
+    """Precision of the first N; ``curves`` is label -> ``topn`` of ``evaluate_codes``, ``random`` that of a random ranking."""
     with _drawing("Precision of the first N results against N") as (drawing, axes):
         for label, curve in curves.items():
             axes.plot(curve["n"], curve["precision"], label=label)
@@ -171,10 +173,7 @@ def bit_balance(balance: Sequence[float]) -> Drawing:
 
 
 def bit_correlation(correlation: Sequence[Sequence[float]]) -> Drawing:
-    """Correlation of every pair of bits: blue positive, orange negative, clear near zero.
-
-    ``correlation`` is K x K values in [-1, 1]; the diagonal is left blank, and the scale ends at the largest value off it.
-    """
+    """Correlation of every pair of bits, K x K: blue positive, orange negative. The scale ends at the largest value off the diagonal."""
     from matplotlib.colors import to_rgb
 
     values = np.array(correlation, float)
@@ -207,10 +206,7 @@ def bit_correlation(correlation: Sequence[Sequence[float]]) -> Drawing:
 
 
 def neighbour_recall(recall: Mapping[str, Any]) -> Drawing:
-    """Share of the nearest neighbours by features found among the first results by Hamming distance.
-
-    ``recall`` is what :func:`distillhash.metrics.neighbour_recall` returns.
-    """
+    """Share of the nearest neighbours by features found among the first results; of :func:`distillhash.metrics.neighbour_recall`."""
     with _drawing("Share of the feature neighbours found against the number of results looked at") as (drawing, axes):
         curve = recall["curve"]
         for k in recall["ks"]:
@@ -231,10 +227,9 @@ def method_comparison(
     *,
     baseline: tuple[str, float | None] | None = None,
 ) -> Drawing:
-    """A metric against code length, one line a method.
+    """A metric against code length; ``series`` is method -> points ``(n_bits, value, low, high)``, the last two a band over seeds.
 
-    ``series`` is method -> points ``(n_bits, value, low, high)``; low and high span the spread over seeds (equal: no band). ``baseline``
-    is the name and value of a reference line, such as the float features; no value, no line.
+    ``baseline`` is the name and value of a reference line, such as the float features; no value, no line.
     """
     with _drawing(f"{metric} against code length") as (drawing, axes):
         for label, points in series.items():
@@ -250,30 +245,3 @@ def method_comparison(
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
     return drawing
-
-
-def _write_radii(axes: Axes, recall: NDArray[Any], precision: NDArray[Any], first: int) -> None:
-    """Write about five radii where the curve moves, never two close together."""
-    last = (-1.0, -1.0)
-    for radius in range(first, len(recall)):
-        here = (float(recall[radius]), float(precision[radius]))
-        if math.dist(here, last) > 0.17 and here[0] < 0.999:
-            axes.annotate(f"r = {radius}", here, (5, 5), textcoords="offset points")
-            last = here
-
-
-def _inline(document: str, alt: str) -> str:
-    """Make an element for a page of an SVG document: no prolog, colours as variables, ids only where used, and unique."""
-    svg = document[document.index("<svg") :].strip()
-    # A style element would reach the whole page, and the list of fonts is repeated at every label.
-    svg = re.sub(r"<(metadata|style).*?</\1>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r" font-family: [^;\"]+;", "", svg)
-    for name, colour in COLOURS.items():
-        svg = svg.replace(f": {colour}", f": var(--figure-{name}, {colour})")
-    used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg))
-    prefix = re.sub(r"[^a-z]+", "-", alt.lower())[:24]
-    svg = re.sub(r' id="([^"]+)"', lambda match: f' id="{prefix}-{match[1]}"' if match[1] in used else "", svg)
-    svg = re.sub(r'(url\(#|href="#)', rf"\g<1>{prefix}-", svg)
-    return svg.replace(
-        "<svg ", f'<svg role="img" aria-label="{escape(alt)}" font-family="sans-serif" stroke-linejoin="round" ', 1
-    )

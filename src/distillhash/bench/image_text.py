@@ -7,14 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from distillhash.errors import DataError
-from distillhash.metrics.cross_modal import (
-    CodedPairs,
-    Relevance,
-    evaluate_cross_modal,
-    own_items,
-    shared_labels,
-    word_overlap,
-)
+from distillhash.metrics import CodedPairs, evaluate_cross_modal, own_items, shared_labels, word_overlap
+from distillhash.metrics.cross_modal import Relevance
 from distillhash.models import CrossModalModel, PairFeatures
 from distillhash.sources.pairs import PairSource, open_pairs
 
@@ -22,27 +16,29 @@ from distillhash.sources.pairs import PairSource, open_pairs
 def evaluate_model(
     model: CrossModalModel, query: Any, database: Any, *, progress: bool = False, max_pixels: int | None = None
 ) -> dict[str, Any]:
-    """Retrieval from images to texts and from texts to images.
+    """Retrieval from images to texts and from texts to images; ``query`` and ``database`` are whatever ``open_pairs`` takes.
 
-    Args:
-        model: A trained model.
-        query: Pairs whose images and texts are the queries; whatever ``open_pairs`` takes.
-        database: Pairs that are searched.
-        progress: Show progress on stderr.
-        max_pixels: Images above this are skipped.
-
-    Returns:
-        What :func:`distillhash.metrics.cross_modal.evaluate_cross_modal` gives, under ``own`` (where some query is in the database, by
-        key), ``labels`` (where both sources carry them) and ``words`` (where both hold sentences); ``n_images`` and ``n_texts`` of the
-        database; ``skipped`` items.
-
-    Raises:
-        DataError: no relevance applies, or a source has nothing usable.
+    The report is that of :func:`distillhash.metrics.cross_modal.evaluate_cross_modal` under ``own`` (where some query is in the database,
+    by key), ``labels`` (where both sources carry them) and ``words`` (where both hold sentences), with ``n_bits``, ``n_images`` and
+    ``n_texts`` of the database, and ``skipped`` items.
     """
     same = query is database or (isinstance(query, str) and query == database)
     asked = _encode(model, open_pairs(query), progress, max_pixels)
     found = asked if same else _encode(model, open_pairs(database), progress, max_pixels)
-    relevances = _relevances(asked, found)
+    relevances: dict[str, Relevance] = {}
+    sides = asked, found
+    keys, others = ([side.source.keys[row] for row in side.features.rows] for side in sides)
+    if set(keys) & set(others):
+        relevances["own"] = own_items(keys, others)
+    labels = [side.source.labels[side.features.rows] for side in sides if side.source.labels is not None]
+    if len(labels) == 2:
+        relevances["labels"] = shared_labels(*labels)
+    if not any(isinstance(side.source.texts, np.ndarray) for side in sides):
+        texts: list[list[list[str]]] = [[[] for _ in side.features.rows] for side in sides]
+        for side, grouped in zip(sides, texts, strict=True):
+            for place, owner in zip(side.features.places, side.features.owners, strict=True):
+                grouped[owner].append(str(side.source.texts[place]))
+        relevances["words"] = word_overlap(*texts)
     if not relevances:
         raise DataError(
             f"{asked.source.name} and {found.source.name} share no item, no labels and no words, so nothing says what is relevant; "
@@ -66,26 +62,3 @@ def _encode(model: CrossModalModel, source: PairSource, progress: bool, max_pixe
     features = model.pair_features(source, progress=progress, max_pixels=max_pixels)
     images, texts = model.hasher.encode_images(features.images), model.hasher.encode_texts(features.texts)
     return _EncodedPairs(source, features, CodedPairs(images, texts, features.owners))
-
-
-def _relevances(query: _EncodedPairs, database: _EncodedPairs) -> dict[str, Relevance]:
-    found: dict[str, Relevance] = {}
-    sides = query, database
-    keys, others = ([side.source.keys[row] for row in side.features.rows] for side in sides)
-    if set(keys) & set(others):
-        found["own"] = own_items(keys, others)
-    if query.source.labels is not None and database.source.labels is not None:
-        found["labels"] = shared_labels(
-            query.source.labels[query.features.rows], database.source.labels[database.features.rows]
-        )
-    if not any(isinstance(side.source.texts, np.ndarray) for side in sides):
-        found["words"] = word_overlap(*map(_texts, sides))
-    return found
-
-
-def _texts(side: _EncodedPairs) -> list[list[str]]:
-    """The texts of every image that could be used."""
-    grouped: list[list[str]] = [[] for _ in side.features.rows]
-    for place, owner in zip(side.features.places, side.features.owners, strict=True):
-        grouped[owner].append(str(side.source.texts[place]))
-    return grouped

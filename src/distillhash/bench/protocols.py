@@ -5,8 +5,6 @@ checked, by class, at random, along the data set's own split, or as shares of wh
 and the seed alone; the SHA-256 of its rows is recorded with every result.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from hashlib import sha256
@@ -33,10 +31,7 @@ class Split:
     @property
     def checksum(self) -> str:
         """SHA-256 over the three row lists (int64, little-endian)."""
-        digest = sha256()
-        for rows in (self.query, self.train, self.database):
-            digest.update(np.ascontiguousarray(rows, "<i8").tobytes())
-        return digest.hexdigest()
+        return sha256(np.concatenate([self.query, self.train, self.database]).astype("<i8").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -70,16 +65,7 @@ class Protocol:
     published: dict[str, dict[str, float]]  # printed results: method -> code length -> MAP
 
     def split(self, source: Source, *, shrink: bool = False) -> Split:
-        """The rows of ``source`` in each role.
-
-        Args:
-            source: A labelled source.
-            shrink: Draw the protocol's proportions from a source that is smaller than the protocol's data set.
-
-        Raises:
-            DataError: the source has no labels of the right kind, or too few items.
-            FormatError: the stored split does not match its checksum.
-        """
+        """The rows of ``source`` in each role; ``shrink`` draws the same proportions from a source smaller than the data set."""
         labels, rule = source.labels, self.rule
         if labels is None:
             raise DataError(
@@ -105,22 +91,20 @@ class Protocol:
             split = self._official(source, groups, rng)
         elif rule.draw == "share":
             groups = [rng.permutation(group) for group in groups]
-            query = np.concatenate([group[: _at_least_one(rule.queries * len(group))] for group in groups])
+            query = np.concatenate([group[: max(1, round(rule.queries * len(group)))] for group in groups])
             rest = np.setdiff1d(np.arange(len(source)), query)
             fits = rule.train is None or len(rest) <= rule.train
             split = Split(query, rest if fits else np.sort(rng.choice(rest, rule.train, replace=False)), rest)
         else:
-            factor = 1.0 if complete or rule.items is None else len(source) / rule.items
-            split = self._drawn(source, groups, factor, shrink, rng)
+            split = self._drawn(source, groups, shrink, rng)
         if min(len(split.query), len(split.train), len(split.database)) < 1:
             raise DataError(f"{source.name} is too small for protocol {self.name}: {len(source)} items")
         return split
 
-    def _drawn(
-        self, source: Source, groups: list[Rows], factor: float, shrink: bool, rng: np.random.Generator
-    ) -> Split:
-        """Queries and training items of every group, in a random order; their numbers times ``factor``."""
+    def _drawn(self, source: Source, groups: list[Rows], shrink: bool, rng: np.random.Generator) -> Split:
+        """Queries and training items of every group, in a random order."""
         rule = self.rule
+        factor = len(source) / rule.items if rule.items else 1.0
         query, train = [], []
         for group in groups:
             n_query, n_train = rule.queries * factor, None if rule.train is None else rule.train * factor
@@ -128,8 +112,8 @@ class Protocol:
                 # The complete size is not known: as stated, or at most a tenth and a half.
                 n_query = min(rule.queries, len(group) / 10)
                 n_train = None if rule.train is None else min(rule.train, len(group) / 2)
-            first = _at_least_one(n_query)
-            last = len(group) if n_train is None else first + _at_least_one(n_train)
+            first = max(1, round(n_query))
+            last = len(group) if n_train is None else first + max(1, round(n_train))
             if last > len(group) or first >= len(group):
                 raise DataError(
                     f"protocol {self.name} needs {last:,} items to draw from, {source.name} has a group of {len(group):,}; "
@@ -175,24 +159,13 @@ class Protocol:
                     f"protocol {self.name} needs {len(places['query'])} classes of {self.rule.n_per_class} items; "
                     f"class {np.unique(source.labels)[number]} of {source.name} has {len(rows)}"
                 )
-        roles = {
-            role: np.concatenate([rows[lists[number]] for number, rows in enumerate(groups)])
-            for role, lists in places.items()
-        }
+        roles = {role: np.concatenate([*map(np.take, groups, lists)]) for role, lists in places.items()}
         outside = np.concatenate([roles["query"], roles.get("unused", roles["query"])])
         return Split(roles["query"], roles["train"], np.setdiff1d(np.arange(len(source)), outside))
 
 
-def _at_least_one(count: float) -> int:
-    return max(1, round(count))
-
-
 def load_protocol(name: str) -> Protocol:
-    """A protocol by name.
-
-    Raises:
-        ParameterError: unknown name.
-    """
+    """A protocol by name."""
     if name not in protocol_names():
         raise ParameterError(f"unknown protocol {name!r}; choose one of {', '.join(protocol_names())}")
     record: dict[str, Any] = json.loads(_file(f"{name}.json").read_text())

@@ -4,14 +4,13 @@ A page carries its styles, figures and images inside, runs no script, and forbid
 It can be mailed, archived, or opened years later. File names are untrusted text and are escaped.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from distillhash.bench import figures
 from distillhash.bench.protocols import Protocol
 from distillhash.bench.runs import Provenance, Run, by_cell, versions
-from distillhash.bench.tables import LEVEL, RESAMPLES, Row, describe_features, mean_random
+from distillhash.bench.tables import LEVEL, RESAMPLES, Row, describe_features, make_rows, mean_random, write_tables
 from distillhash.codes import Codes, hamming_distances
 from distillhash.errors import DataError, DistillHashError
 from distillhash.files import write_atomic
@@ -40,13 +39,6 @@ DESCRIBED_RUNS = 4  # with more runs the metrics table needs the full width, and
 LOSS_METHODS = ("distillhash", "distillhash-initial")
 _IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
 _DASH = "\N{EN DASH}"
-
-
-class RunRow(NamedTuple):
-    """One set of codes: a label such as ``"distillhash, 64 bits"``, and its :func:`distillhash.metrics.evaluate_codes`."""
-
-    label: str
-    metrics: Mapping[str, Any]
 
 
 class SampleNeighbour(NamedTuple):
@@ -92,17 +84,6 @@ class BenchFigure(NamedTuple):
     drawing: figures.Drawing
 
 
-class Comparison(NamedTuple):
-    """The tables and figures of a benchmark; ``random`` is the MAP of a random ranking."""
-
-    rows: Sequence[Row]
-    lengths: list[int]
-    protocol: Protocol
-    seeds: list[int]
-    random: float | None
-    figures: Sequence[BenchFigure]
-
-
 @dataclass(frozen=True)
 class ReportData:
     """All a report shows. What is None or empty has no section, except ``skipped``: an empty list says that nothing was."""
@@ -112,7 +93,7 @@ class ReportData:
     command: str  # the exact command line that made the report
     versions: Mapping[str, str]
     facts: Mapping[str, Any]  # other things needed to make it again, such as the data and the seed
-    runs: Sequence[RunRow] = ()  # the codes compared by labels
+    runs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of evaluate_codes, by label
     focus: str | None = None  # the run that everything else describes, by its label; None: the one with the best MAP
     losses: Mapping[str, Sequence[float]] = field(default_factory=dict)  # one value an epoch
     bits: Mapping[str, Any] | None = None  # of code_statistics.bit_statistics
@@ -120,55 +101,45 @@ class ReportData:
     pairs: Sequence[Mapping[str, Any]] = ()  # of similarity.describe_pairs and judge_pairs
     samples: Sequence[SampleQuery] = ()
     skipped: Sequence[Skipped] | None = None
-    comparison: Comparison | None = None
+    comparison: Mapping[str, Any] = field(default_factory=dict)  # tables and figures of a benchmark
 
 
 def write_report(path: str | Path, data: ReportData) -> None:
-    """Write the report as one HTML file; the same data give the same bytes.
-
-    The file appears whole or not at all, and missing parent folders are made.
-
-    Args:
-        path: The HTML file; replaced if it exists.
-        data: What to show.
-
-    Raises:
-        DataError: a thumbnail is not a PNG, JPEG or GIF image.
-        DistillHashError: the file cannot be written.
-    """
+    """Write the report as one HTML file, which appears whole or not at all; the same data give the same bytes."""
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"data_uri": _data_uri, "tail": _tail, "count": "{:,}".format}
-    environment.filters |= {"percent": percent, "decimal": decimal, "bytes": format_bytes}
-    best = max(data.runs, key=lambda run: float(run.metrics["map"]), default=None)
-    run = next((run for run in data.runs if run.label == data.focus), best)
-    rows = data.comparison.rows if data.comparison else ()
-    html = environment.from_string(_packaged("report.html.j2")).render(
-        style=_packaged("page.css"),
+    environment.filters |= {"data_uri": _data_uri, "count": "{:,}".format, "bytes": format_bytes}
+    environment.filters |= {"percent": percent, "decimal": decimal}
+    environment.globals |= {"method_class": method_class, "skipped_shown": SKIPPED_SHOWN}
+    environment.globals |= {"level": LEVEL, "resamples": RESAMPLES}
+    focus = data.focus or max(data.runs, key=lambda label: float(data.runs[label]["map"]), default=None)
+    run = data.runs[focus] if focus else None
+    main_recall = None
+    if data.recall:
+        # The neighbourhood nearest to 10, and the smallest depth that can hold ten times that, else the largest.
+        k, depths = min(data.recall["ks"], key=lambda k: abs(k - 10)), data.recall["depths"]
+        main_recall = k, min((depth for depth in depths if depth >= 10 * k), default=max(depths))
+    folder = files("distillhash.bench")
+    html = environment.from_string(folder.joinpath("report.html.j2").read_text(encoding="utf-8")).render(
+        style=folder.joinpath("page.css").read_text(encoding="utf-8"),
         data=data,
+        focus=focus,
         run=run,
-        sizes=run.metrics if run else data.recall or data.bits or {},
-        main_recall=_main_recall(data.recall) if data.recall else None,
+        sizes=run or data.recall or data.bits or {},
+        main_recall=main_recall,
         metrics=metric_groups(data.runs),
         described=len(data.runs) <= DESCRIBED_RUNS,
         figures=_figures(data),
         pairs_judged=any("precision_positive" in row for row in data.pairs),
         samples_judged=any(item.relevant is not None for query in data.samples for item in query.neighbours),
-        skipped_shown=SKIPPED_SHOWN,
-        method_class=method_class,
-        level=LEVEL,
-        resamples=RESAMPLES,
-        failures=[(row.method, error) for row in rows for error in row.errors],
+        failures=[(row.method, error) for row in data.comparison.get("rows", ()) for error in row.errors],
     )
     # A file name may hold bytes that are no text (Python keeps them as lone surrogates); show them as escapes.
     try:
         write_atomic(path, html.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise DistillHashError(f"cannot write the report to {path} ({error.strerror}); choose another place") from error
-
-
-# Reports of a model: train, evaluate, demo.
 
 
 class EncodedSource(NamedTuple):
@@ -202,16 +173,8 @@ def write_training_report(path: Path, model: HashModel, source: Source, *, comma
     rows = np.sort(rng.choice(len(source), min(len(source), REPORT_ITEMS), replace=False))
     shown = encode_source(model, source.select(rows))
     items = f"{model.training['n_used']} items of {source.name}; shown: {len(shown.codes)} of them"
-    data = ReportData(
-        title=f"{model.n_bits}-bit codes",
-        **_model_facts(model, items, command),
-        bits=bit_statistics(shown.codes) if len(shown.codes) else None,
-        recall=_recall(shown, shown),
-        pairs=_pairs(model, None),
-        samples=_sample_queries(shown, shown, model.hasher.seed),
-        skipped=model.skipped_,
-    )
-    write_report(path, data)
+    fields: dict[str, Any] = {"title": f"{model.n_bits}-bit codes", "command": command, "skipped": model.skipped_}
+    _write_model_report(path, model, shown, shown, items, None, **fields)
 
 
 def write_evaluation_report(
@@ -222,42 +185,54 @@ def write_evaluation_report(
     metrics: dict[str, Any],
     *,
     command: str,
-    others: Sequence[RunRow] = (),
+    others: Mapping[str, Mapping[str, Any]] | None = None,
     train_labels: NDArray[Any] | None = None,
 ) -> None:
-    """Report of an evaluation; losses and pair labels appear when the model was just trained.
-
-    ``others`` are runs to compare with; ``train_labels`` judge the pair labels, for diagnosis only.
-    """
+    """Report of an evaluation, with ``others`` to compare with, by label; ``train_labels`` judge the pair labels, as a diagnosis."""
     label = f"{model.hasher.method}, {model.n_bits} bits"
     sizes = f"{len(query.codes)} queries of {query.source.name} against {len(database.codes)} items of {database.source.name}"
-    data = ReportData(
-        title=f"Quality of {model.n_bits}-bit codes",
-        **_model_facts(model, sizes, command),
-        runs=[RunRow(label, metrics), *others],
-        focus=label,
-        bits=bit_statistics(database.codes),
-        recall=_recall(query, database),
-        pairs=_pairs(model, train_labels),
-        samples=_sample_queries(query, database, model.hasher.seed),
-        skipped=[*query.skipped, *database.skipped],
-    )
-    write_report(path, data)
+    fields: dict[str, Any] = {"title": f"Quality of {model.n_bits}-bit codes", "command": command, "focus": label}
+    fields |= {"runs": {label: metrics, **(others or {})}, "skipped": [*query.skipped, *database.skipped]}
+    _write_model_report(path, model, query, database, sizes, train_labels, **fields)
 
 
-def _model_facts(model: HashModel, data: str, command: str) -> dict[str, Any]:
-    """The fields that every report of a model fills alike."""
-    history = model.hasher.history_
+def _write_model_report(
+    path: Path,
+    model: HashModel,
+    query: EncodedSource,
+    database: EncodedSource,
+    data: str,
+    train_labels: NDArray[Any] | None,
+    **fields: Any,
+) -> None:
+    """Fill in the fields that every report of a model has alike."""
+    history, seed = model.hasher.history_, model.hasher.seed
     losses = {"hash function": history["loss"]} if history.get("loss") else {}
     for number, values in enumerate(history.get("estimate_loss", ()), start=1):
         losses[f"pair probabilities {number}"] = values
-    return {
-        "subtitle": f"{model.hasher.method} on {model.backbone_name}",
-        "command": command,
-        "versions": versions(),
-        "facts": {"Data": data, "Seed": model.hasher.seed, "Made": _now()},
-        "losses": losses,
-    }
+    recall, n = None, len(database.codes)
+    if len(query.codes) >= 2 and n >= 2:
+        depths = [depth for depth in (10, 100, 1000) if depth < n] or [n]
+        sides = query.codes, database.codes, query.features, database.features
+        recall = neighbour_recall(*sides, depths=depths, same_items=query is database)
+    pairs = history.get("diagnosis", [])
+    if train_labels is not None and pairs:
+        # The first set is the initial one, the last the one trained on; with one set they are the same.
+        sets = [getattr(model.hasher, name) for name in ("initial_pairs_", "pairs_")][: len(pairs)]
+        judged = [judge_pairs(labels, train_labels[history["rows"]]) for labels in sets]
+        pairs = [row | more for row, more in zip(pairs, judged, strict=True)]
+    report = ReportData(
+        subtitle=f"{model.hasher.method} on {model.backbone_name}",
+        versions=versions(),
+        facts={"Data": data, "Seed": seed, "Made": datetime.now(UTC).isoformat(timespec="seconds")},
+        losses=losses,
+        bits=bit_statistics(database.codes) if n else None,
+        recall=recall,
+        pairs=pairs,
+        samples=_sample_queries(query, database, seed),
+        **fields,
+    )
+    write_report(path, report)
 
 
 def _sample_queries(query: EncodedSource, database: EncodedSource, seed: int) -> list[SampleQuery]:
@@ -293,51 +268,28 @@ def _relevant(query: EncodedSource, position: int, database: EncodedSource, plac
     return bool((np.asarray(a) & np.asarray(b)).any()) if query.labels.ndim == 2 else bool(a == b)
 
 
-def _recall(query: EncodedSource, database: EncodedSource) -> dict[str, Any] | None:
-    if len(query.codes) < 2 or len(database.codes) < 2:
-        return None
-    depths = [depth for depth in (10, 100, 1000) if depth < len(database.codes)] or [len(database.codes)]
-    sides = query.codes, database.codes, query.features, database.features
-    return neighbour_recall(*sides, depths=depths, same_items=query is database)
-
-
-def _pairs(model: HashModel, labels: NDArray[Any] | None) -> list[dict[str, Any]]:
-    """The diagnosis of every set of pair labels, judged where ``labels`` of the training items are at hand."""
-    history = model.hasher.history_
-    rows: list[dict[str, Any]] = history.get("diagnosis", [])
-    if labels is None or not rows:
-        return rows
-    # The first set is the initial one, the last the one trained on; with one set they are the same.
-    sets = [getattr(model.hasher, name) for name in ("initial_pairs_", "pairs_")][: len(rows)]
-    return [{**row, **judge_pairs(pairs, labels[history["rows"]])} for row, pairs in zip(rows, sets, strict=True)]
-
-
-# The report of a benchmark.
-
-
-def write_bench_report(
-    folder: Path, runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, provenance: Provenance
-) -> None:
-    """``report.html``, and ``figures/*.svg`` and ``*.png``."""
+def write_results(folder: Path, runs: Sequence[Run], protocol: Protocol, provenance: Provenance) -> None:
+    """The tables, ``figures/*.svg`` and ``*.png``, and ``report.html``."""
+    rows = make_rows(runs)
+    write_tables(folder, runs, rows, protocol, provenance)
     drawn = bench_figures(runs, rows, protocol)
     for figure in drawn:
         write_atomic(folder / "figures" / f"{figure.name}.svg", figure.drawing.svg_file())
         write_atomic(folder / "figures" / f"{figure.name}.png", figure.drawing.png())
-    facts = {
-        "Data": provenance.source,
-        "Split": provenance.split_sha256,
-        "Features": describe_features(provenance),
-        **({"Settings": provenance.settings} if provenance.settings else {}),
-        "Made": _now(),
-    }
+    features, settings = describe_features(provenance), provenance.settings
+    facts: dict[str, Any] = {"Data": provenance.source, "Split": provenance.split_sha256, "Features": features}
+    facts |= {"Settings": settings} if settings else {}
+    facts |= {"Made": datetime.now(UTC).isoformat(timespec="seconds")}
     lengths = sorted({run.record["n_bits"] for run in runs})
+    comparison = {"rows": rows, "lengths": lengths, "protocol": protocol, "figures": drawn}
+    comparison |= {"seeds": provenance.seeds, "random": mean_random(runs)}
     data = ReportData(
         title=protocol.name,
         subtitle=protocol.summary,
         command=provenance.command,
         versions=provenance.versions,
         facts=facts,
-        comparison=Comparison(rows, lengths, protocol, provenance.seeds, mean_random(runs), drawn),
+        comparison=comparison,
     )
     write_report(folder / "report.html", data)
 
@@ -351,10 +303,11 @@ def bench_figures(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol) 
     measured = [row for row in rows if any(row.maps.values())]
     compared = [row for row in measured if row.method in protocol.published]
     others = [row for row in measured if row.method not in protocol.published]
-    groups = [(part, name) for part, name in ((compared, "the paper's methods"), (others, "other methods")) if part]
-    for part, name in groups:
+    for part, name in ((compared, "the paper's methods"), (others, "other methods")):
+        if not part:
+            continue
         suffix = "-others" if found else ""
-        title = f", {name}" if len(groups) > 1 else ""
+        title = f", {name}" if compared and others else ""
         maps = {row.method: [(n, float(np.mean(v)), min(v), max(v)) for n, v in row.maps.items() if v] for row in part}
         drawing = figures.method_comparison(maps, "MAP", baseline=("random ranking", mean_random(runs)))
         caption = "Mean over seeds; the band spans them."
@@ -368,8 +321,8 @@ def bench_figures(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol) 
             found.append(BenchFigure(f"topn-{n}{suffix}", f"Top-N precision, {n} bits{title}", caption, drawing))
             drawing = figures.pr_by_radius({name: _mean_curve(mine, "pr_radius") for name, mine in finished.items()})
             caption = "One point per radius; an empty lookup has precision 0."
-            title_of_lookup = f"Precision and recall of hash lookup, {n} bits{title}"
-            found.append(BenchFigure(f"pr-{n}{suffix}", title_of_lookup, caption, drawing))
+            lookup = f"Precision and recall of hash lookup, {n} bits{title}"
+            found.append(BenchFigure(f"pr-{n}{suffix}", lookup, caption, drawing))
     for method in LOSS_METHODS:
         losses = {n: mine[0].record.get("loss") for (name, n), mine in sorted(cells.items()) if name == method}
         if any(losses.values()):
@@ -384,21 +337,11 @@ def _mean_curve(runs: Sequence[Run], name: str) -> dict[str, list[float]]:
     return {key: np.mean([curve[key] for curve in curves], axis=0).tolist() for key in curves[0]}
 
 
-# Metric rows and figures.
-
-
-def _main_recall(recall: Mapping[str, Any]) -> tuple[int, int]:
-    """The neighbourhood nearest to 10, and the smallest depth that can hold ten times that, else the largest."""
-    k = min(recall["ks"], key=lambda k: abs(k - 10))
-    enough = [depth for depth in recall["depths"] if depth >= 10 * k]
-    return int(k), int(min(enough, default=max(recall["depths"])))
-
-
 # Group -> (key as a regular expression, name, meaning). What is not listed is not shown; depths are filled in.
 _METRICS = {
     "Whole ranking": [
         ("map", "MAP", "Mean average precision: how early the relevant images come. 1 is perfect."),
-        ("map_(?:worst|best)", "MAP, range over ties", "Worst and best order of images at equal distance; MAP is the exact average."),
+        ("map_best", "MAP, range over ties", "Worst and best order of images at equal distance; MAP is the exact average."),
         (r"map@(\d+)", "MAP@{}", "The same for the first {} results, divided by the relevant images that fit there."),
         (r"map@(\d+)_hits", "MAP@{}, hits", "The variant many papers print, divided by the relevant images found: misses are free."),
         ("map_random", "MAP, random order", "What a random order scores with these labels."),
@@ -412,52 +355,44 @@ _METRICS = {
         ("empty_radius2", "Empty, radius 2", "Share of queries with nothing within 2 bits."),
     ],
 }  # fmt: skip
-_NO_BEST, _LOWER_IS_BETTER = {"map_random", "map_worst"}, {"empty_radius2"}
 
 
-def metric_groups(runs: Sequence[RunRow]) -> list[tuple[str, list[Metric]]]:
+def metric_groups(runs: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, list[Metric]]]:
     """The metrics that the runs have, grouped by the question they answer."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.metrics))
+    keys = dict.fromkeys(key for metrics in runs.values() for key in metrics)
     groups = []
     for title, patterns in _METRICS.items():
-        metrics: dict[str, Metric] = {}
+        rows = []
         for pattern, name, meaning in patterns:
-            for key, match in ((key, re.fullmatch(pattern, key)) for key in keys):
-                if match is None or name.format(*match.groups()) in metrics:
-                    continue
-                values = [run.metrics.get(key) for run in runs]
+            for match in filter(None, (re.fullmatch(pattern, key) for key in keys)):
+                key, values = match[0], [metrics.get(match[0]) for metrics in runs.values()]
                 shown = [decimal(value) for value in values]
-                if key in ("map_worst", "map_best"):
-                    shown = [" ".join((decimal(m["map_worst"]), _DASH, decimal(m["map_best"]))) for _, m in runs]
                 known = [value for value in values if value is not None]
-                winner = decimal(min(known) if key in _LOWER_IS_BETTER else max(known))
+                winner = decimal(min(known) if key == "empty_radius2" else max(known))
                 # Best by what is printed: a difference that cannot be seen is none.
-                best = [len(runs) > 1 and key not in _NO_BEST and value == winner for value in shown]
+                best = [len(runs) > 1 and key not in ("map_random", "map_best") and value == winner for value in shown]
+                if key == "map_best":
+                    shown = [f"{decimal(m['map_worst'])} {_DASH} {decimal(m['map_best'])}" for m in runs.values()]
                 depths = [f"{int(depth):,}" for depth in match.groups()]
-                label = name.format(*match.groups())
-                metrics[label] = Metric(label, meaning.format(*depths), shown, best)
-        if metrics:
-            groups.append((title, list(metrics.values())))
+                rows.append(Metric(name.format(*match.groups()), meaning.format(*depths), shown, best))
+        if rows:
+            groups.append((title, rows))
     return groups
 
 
 def _figures(data: ReportData) -> dict[str, ReportFigure]:
     """The figures of a model's report, as far as there are numbers for them."""
     found = {}
-    lookups = {run.label: run.metrics["pr_radius"] for run in data.runs if "pr_radius" in run.metrics}
-    tops = {run.label: run.metrics["topn"] for run in data.runs if "topn" in run.metrics}
-    if lookups:
-        sides = [(label, side) for label in lookups for side in ("precision", "recall")]
-        radii = range(max(len(curve["recall"]) for curve in lookups.values()))
-        rows = [[str(r), *(_at(lookups[label][side], r) for label, side in sides)] for r in radii]
-        columns = ["Radius", *(f"{label}: {side}" for label, side in sides)]
-        found["pr"] = ReportFigure(figures.pr_by_radius(lookups), columns, rows)
-    if tops:
+    if data.runs:
+        lookups, tops = ({label: run[key] for label, run in data.runs.items()} for key in ("pr_radius", "topn"))
+        sides = {f"{label}: {side}": lookups[label][side] for label in lookups for side in ("precision", "recall")}
+        rows = [[str(r), *map(decimal, values)] for r, values in enumerate(zip_longest(*sides.values()))]
+        found["pr"] = ReportFigure(figures.pr_by_radius(lookups), ["Radius", *sides], rows)
         depths = sorted({depth for curve in tops.values() for depth in curve["n"]})
         by_depth = [dict(zip(curve["n"], curve["precision"], strict=True)) for curve in tops.values()]
         rows = [[f"{depth:,}", *(decimal(column.get(depth)) for column in by_depth)] for depth in depths]
         # Within the largest radius everything is returned: the last precision of a lookup is that of a random order.
-        random = next(iter(lookups.values()))["precision"][-1] if lookups else None
+        random = next(iter(lookups.values()))["precision"][-1]
         found["topn"] = ReportFigure(figures.topn_precision(tops, random), ["N", *tops], rows)
     if data.recall:
         curve, names = data.recall["curve"], [f"{k} nearest" for k in data.recall["ks"]]
@@ -474,14 +409,10 @@ def _figures(data: ReportData) -> dict[str, ReportFigure]:
         rows = [[str(j), str(i), f"{value:+.3f}"] for value, i, j in strongest]
         found["correlation"] = ReportFigure(figures.bit_correlation(correlation), ["Bit", "Bit", "Correlation"], rows)
     if any(data.losses.values()):
-        epochs = range(max(map(len, data.losses.values())))
-        rows = [[str(epoch + 1), *(_at(values, epoch, 4) for values in data.losses.values())] for epoch in epochs]
+        epochs = enumerate(zip_longest(*data.losses.values()), start=1)
+        rows = [[str(epoch), *(decimal(value, 4) for value in values)] for epoch, values in epochs]
         found["loss"] = ReportFigure(figures.training_loss(data.losses), ["Epoch", *data.losses], rows)
     return found
-
-
-def _at(values: Sequence[float], place: int, digits: int = 3) -> str:
-    return decimal(values[place], digits) if place < len(values) else _DASH
 
 
 def decimal(value: float | None, digits: int = 3) -> str:
@@ -503,19 +434,6 @@ def format_bytes(value: int) -> str:
     if value >= 10**6:
         return f"{value / 10**6:,.0f} MB"
     return "1 byte" if value == 1 else f"{value:,} bytes"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _packaged(name: str) -> str:
-    return files("distillhash.bench").joinpath(name).read_text(encoding="utf-8")
-
-
-def _tail(name: str, width: int) -> str:
-    """The end of a long name, which is what tells the files of one folder apart."""
-    return name if len(name) <= width else "\N{HORIZONTAL ELLIPSIS}" + name[1 - width :]
 
 
 def _data_uri(image: bytes) -> str:

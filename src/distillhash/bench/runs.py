@@ -13,9 +13,10 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
@@ -104,9 +105,6 @@ def prepare(
     """Features of every item of the source, once for all runs, and ``n_views`` augmented views of the training images.
 
     Where there are views, ``teacher`` asks for the training images at the size that the backbone was trained with as well.
-
-    Raises:
-        DataError: the source does not fit the protocol, or an item of it cannot be read.
     """
     from distillhash.backbones import extract_features
 
@@ -132,39 +130,27 @@ def run_matrix(
     methods: Sequence[str],
     bits: Sequence[int],
     seeds: Sequence[int],
-    *,
-    settings: dict[str, Any] | None = None,
-    folder: Path | None = None,
-    on_run: Callable[[Run, bool], None] | None = None,
-) -> list[Run]:
-    """One run per method, code length and seed; the last epoch is what is measured.
+    settings: dict[str, Any],
+    folder: Path,
+) -> Iterator[tuple[Run, bool]]:
+    """One run per method, code length and seed, and whether it was found in ``folder``, where finished runs are kept.
 
-    Args:
-        prepared: From :func:`prepare`.
-        methods: Names.
-        bits: Code lengths.
-        seeds: Seeds of the methods; the split is fixed.
-        settings: Hyper-parameters given to every method.
-        folder: Where finished runs are kept and looked for; None keeps none.
-        on_run: Called with each run when it is there, and whether it was found in ``folder``.
-
-    Returns:
-        Runs whose records hold the keys of :func:`distillhash.metrics.evaluate_codes` and ``protocol``, ``method``,
-        ``n_bits``, ``seed``, ``backbone``, ``fit_seconds``, ``encode_seconds``, ``peak_rss_mb`` (the highest resident memory while
-        fitting), ``loss`` (per epoch) and ``identity``; or, where a method failed, the first five and ``error``.
+    ``settings`` are hyper-parameters given to every method. The last epoch is what is measured. A record holds the keys of
+    :func:`distillhash.metrics.evaluate_codes`, those of the results (contract), ``loss`` per epoch and ``identity``; where a method
+    failed, ``error`` and what identifies the run.
     """
-    runs = []
     for n_bits, method, seed in product(bits, methods, seeds):
-        identity = _identity(prepared, method, n_bits, seed, settings or {})
-        path = None if folder is None else folder / f"{method}-{n_bits}-{seed}.json"
-        kept = None if path is None else _read(path, identity)
-        run = kept or _run(prepared, method, n_bits, seed, settings or {}, identity)
-        if path is not None and kept is None:
-            _write(path, run)
-        runs.append(run)
-        if on_run is not None:
-            on_run(run, kept is not None)
-    return runs
+        identity = _identity(prepared, method, n_bits, seed, settings)
+        path = folder / f"{method}-{n_bits}-{seed}.json"
+        kept = _read(path, identity)
+        run = kept or _run(prepared, method, n_bits, seed, settings, identity)
+        if kept is None:
+            if run.average_precision is not None:  # before the record, which makes the run count
+                buffer = io.BytesIO()
+                np.save(buffer, run.average_precision)
+                write_atomic(path.with_suffix(".npy"), buffer.getvalue())
+            write_atomic(path, json.dumps(run.record).encode())
+        yield run, kept is not None
 
 
 def add_kept_runs(runs: Sequence[Run], folder: Path, prepared: Prepared, settings: dict[str, Any]) -> list[Run]:
@@ -175,10 +161,8 @@ def add_kept_runs(runs: Sequence[Run], folder: Path, prepared: Prepared, setting
         with suppress(ValueError, ParameterError):
             method, n_bits, seed = path.stem.rsplit("-", 2)
             key = (method, int(n_bits), int(seed))
-            if key not in merged and key[1] in lengths:
-                run = _read(path, _identity(prepared, *key, settings))
-                if run is not None:
-                    merged[key] = run
+            if key not in merged and key[1] in lengths and (run := _read(path, _identity(prepared, *key, settings))):
+                merged[key] = run
     return [merged[key] for key in sorted(merged)]
 
 
@@ -195,26 +179,20 @@ def _run(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict
     try:
         hasher = make_hasher(method, n_bits, seed=seed, **settings)
         train = features[split.train]
-        _forget_peak()
+        with suppress(OSError):  # reset the peak of resident memory, where the system can (Linux)
+            Path("/proc/self/clear_refs").write_text("5")
         started = time.perf_counter()
         given: dict[str, Any] = prepared.given(method)
         hasher.fit(train, labels=labels[split.train] if hasher.needs_labels else None, **given)
         fitted = time.perf_counter()
         peak = _peak_rss_mb()
-        query_codes, database_codes = hasher.encode(features[split.query]), hasher.encode(features[split.database])
+        codes = hasher.encode(features[split.query]), hasher.encode(features[split.database])
         encoded = time.perf_counter()
-        metrics, average_precision = evaluate_queries(
-            query_codes,
-            database_codes,
-            labels[split.query],
-            labels[split.database],
-            cutoffs=prepared.protocol.cutoffs,
-            topn=prepared.protocol.topn,
-        )
+        depths: dict[str, Any] = {"cutoffs": prepared.protocol.cutoffs, "topn": prepared.protocol.topn}
+        metrics, average_precision = evaluate_queries(*codes, labels[split.query], labels[split.database], **depths)
     except Exception as error:  # one failing method must not lose the others; its reason is shown in the table
         return Run({**record, "error": f"{type(error).__name__}: {error}"}, None)
-    record |= metrics
-    record |= {"fit_seconds": fitted - started, "encode_seconds": encoded - fitted, "peak_rss_mb": peak}
+    record |= metrics | {"fit_seconds": fitted - started, "encode_seconds": encoded - fitted, "peak_rss_mb": peak}
     if "loss" in hasher.history_:
         record["loss"] = [float(value) for value in hasher.history_["loss"]]
     return Run(record, average_precision.astype(np.float32))
@@ -223,14 +201,12 @@ def _run(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict
 def _identity(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict[str, Any]) -> str:
     """What a run depends on: a kept run is taken up only when all of it is the same."""
     given = prepared.given(method)
-    views, teacher = given["views"], given["teacher"]
     facts = {
         "version": distillhash.__version__,
         "split": prepared.split.checksum,
         "backbone": prepared.backbone,
-        "n_views": 0 if views is None else len(views),
-        **({} if views is None else {"views": sha256(np.ascontiguousarray(views).data).hexdigest()}),
-        **({} if teacher is None else {"teacher": sha256(np.ascontiguousarray(teacher).data).hexdigest()}),
+        "n_views": 0 if given["views"] is None else len(given["views"]),
+        **{name: sha256(np.ascontiguousarray(a).data).hexdigest() for name, a in given.items() if a is not None},
         "method": method,
         "parameters": make_hasher(method, n_bits, seed=seed, **settings).get_params(),
         "cutoffs": prepared.protocol.cutoffs,
@@ -250,15 +226,6 @@ def _read(path: Path, identity: str) -> Run | None:
         return None
 
 
-def _write(path: Path, run: Run) -> None:
-    """The numbers of the queries first, then the record that makes the run count."""
-    if run.average_precision is not None:
-        buffer = io.BytesIO()
-        np.save(buffer, run.average_precision)
-        write_atomic(path.with_suffix(".npy"), buffer.getvalue())
-    write_atomic(path, json.dumps(run.record).encode())
-
-
 def by_cell(runs: Sequence[Run]) -> dict[tuple[str, int], list[Run]]:
     """The runs that did not fail, by method and code length, in order of their seeds."""
     cells: dict[tuple[str, int], list[Run]] = {}
@@ -268,24 +235,12 @@ def by_cell(runs: Sequence[Run]) -> dict[tuple[str, int], list[Run]]:
     return cells
 
 
-def _forget_peak() -> None:
-    """Start the peak of resident memory anew, where the system can (Linux)."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 def _peak_rss_mb() -> float:
-    """Highest resident memory of this process in MB: since :func:`_forget_peak` on Linux, since its start elsewhere."""
-    with suppress(OSError, StopIteration, ValueError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024 / 1e6
+    """Highest resident memory of this process in MB: since the last reset on Linux, since its start elsewhere."""
+    with suppress(OSError, IndexError, ValueError):
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024 / 1e6
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def write_provenance(folder: Path, provenance: Provenance) -> None:
-    """``provenance.json``: everything needed to make the tables again."""
-    write_atomic(folder / "provenance.json", (json.dumps(asdict(provenance), indent=1) + "\n").encode())
 
 
 def versions() -> dict[str, str]:
@@ -296,12 +251,8 @@ def versions() -> dict[str, str]:
             found[package] = version(package)
     root = Path(distillhash.__file__).resolve().parents[2]
     if (root / ".git").exists():
+        git = partial(subprocess.check_output, cwd=root, text=True, stderr=subprocess.DEVNULL)
         with suppress(OSError, subprocess.CalledProcessError):
-            changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", "src")
-            found["commit"] = _git(root, "rev-parse", "--short", "HEAD") + ("+" if changed else "")
+            changed = git(["git", "status", "--porcelain", "--untracked-files=no", "--", "src"])
+            found["commit"] = git(["git", "rev-parse", "--short", "HEAD"]).strip() + ("+" if changed else "")
     return found
-
-
-def _git(root: Path, *words: str) -> str:
-    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=True)
-    return done.stdout.strip()

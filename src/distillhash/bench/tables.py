@@ -1,10 +1,8 @@
 """Tables of finished runs: mean and spread over seeds, the paper's numbers beside, and what the differences are worth."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +13,7 @@ from distillhash.bench.runs import Provenance, Run, by_cell
 from distillhash.files import write_atomic
 from distillhash.methods import method_class, method_names
 
-RESAMPLES = 2000
-LEVEL = 0.95
+RESAMPLES, LEVEL = 2000, 0.95
 
 
 @dataclass(frozen=True)
@@ -26,11 +23,6 @@ class Difference:
     mean: float
     low: float
     high: float
-
-    @property
-    def significant(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
@@ -76,38 +68,29 @@ def make_rows(runs: Sequence[Run]) -> list[Row]:
     over seeds, and the queries are resampled in pairs (:func:`scipy.stats.bootstrap`, percentile interval).
     """
     lengths = sorted({run.record["n_bits"] for run in runs})
-    cells = by_cell(runs)
     per_query = {
-        cell: np.stack([np.asarray(run.average_precision, np.float64) for run in found]).mean(axis=0)
-        for cell, found in cells.items()
+        cell: np.mean([np.asarray(run.average_precision, np.float64) for run in found], axis=0)
+        for cell, found in by_cell(runs).items()
     }
-    best = {
-        n_bits: max(
-            (method for method, n in cells if n == n_bits and not method_class(method).needs_labels),
-            key=lambda method: float(np.nanmean(per_query[method, n_bits])),
-            default=None,
-        )
-        for n_bits in lengths
-    }
+    best: dict[int, str] = {}
+    for method, n in per_query:
+        mean = np.nanmean(per_query[method, n])
+        if not method_class(method).needs_labels and (n not in best or mean > np.nanmean(per_query[best[n], n])):
+            best[n] = method
     rows = []
     for method in sorted({run.record["method"] for run in runs}):
         records = [run.record for run in runs if run.record["method"] == method]
         good = [record for record in records if "error" not in record]
+        maps = {n: [r["map"] for r in good if r["n_bits"] == n] for n in lengths}
         differences = {
-            n_bits: bootstrap_difference(per_query[method, n_bits], per_query[other, n_bits])
-            for n_bits, other in best.items()
-            if other is not None and other != method and (method, n_bits) in cells
+            n: bootstrap_difference(per_query[method, n], per_query[best[n], n])
+            for n in lengths
+            if method != best.get(n, method) and (method, n) in per_query
         }
-        rows.append(
-            Row(
-                method,
-                {n: [r["map"] for r in good if r["n_bits"] == n] for n in lengths},
-                differences,
-                float(np.median([r["fit_seconds"] for r in good])) if good else float("nan"),
-                float(np.max([r["peak_rss_mb"] for r in good])) if good else float("nan"),
-                sorted({f"{r['n_bits']} bits: {r['error']}" for r in records if "error" in r}),
-            )
-        )
+        seconds = float(np.median([r["fit_seconds"] for r in good])) if good else float("nan")
+        memory = max((r["peak_rss_mb"] for r in good), default=float("nan"))
+        errors = sorted({f"{r['n_bits']} bits: {r['error']}" for r in records if "error" in r})
+        rows.append(Row(method, maps, differences, seconds, memory, errors))
 
     def order(row: Row) -> tuple[bool, float]:
         means = [np.mean(values) for values in row.maps.values() if values]
@@ -123,22 +106,16 @@ def bootstrap_difference(mine: NDArray[np.float64], others: NDArray[np.float64])
     gaps = (mine - others)[~np.isnan(mine)]
     if len(gaps) < 2 or np.ptp(gaps) == 0:
         return Difference(float(gaps.mean()), float(gaps.mean()), float(gaps.mean()))
-    interval = bootstrap(
-        (gaps,),
-        np.mean,
-        n_resamples=RESAMPLES,
-        batch=50,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=np.random.default_rng(0),
-    ).confidence_interval
+    options = {"n_resamples": RESAMPLES, "confidence_level": LEVEL, "method": "percentile", "batch": 50}
+    interval = bootstrap((gaps,), np.mean, rng=np.random.default_rng(0), **options).confidence_interval
     return Difference(float(gaps.mean()), float(interval.low), float(interval.high))
 
 
 def write_tables(
     folder: Path, runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, provenance: Provenance
 ) -> None:
-    """``table.json`` (the records) and ``table.md``."""
+    """``provenance.json``, ``table.json`` (the records) and ``table.md``."""
+    write_atomic(folder / "provenance.json", (json.dumps(asdict(provenance), indent=1) + "\n").encode())
     records = [{key: value for key, value in run.record.items() if key != "identity"} for run in runs]
     # Six significant digits are more than a table needs, and keep its file small.
     rounded = json.loads(json.dumps(records), parse_float=lambda digits: float(f"{float(digits):.6g}"))
@@ -159,15 +136,12 @@ def _markdown(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, prov
     lines = [f"# {protocol.name}: MAP over the whole database", "", *_lines(table), ""]
     lines += [*_conditions(runs, protocol, provenance), ""]
     if any(row.differences for row in rows):
-        lines += [
-            "## Differences from the best",
-            "",
+        table = [["method", *header], *([row.method, *(_difference(row, n) for n in lengths)] for row in rows)]
+        legend = (
             f"MAP minus that of the best method without labels at that length, and the {LEVEL:.0%} interval of a paired bootstrap over "
-            f"queries ({RESAMPLES} resamples). A star marks an interval without 0.",
-            "",
-            *_lines([["method", *header], *([row.method, *(_difference(row, n) for n in lengths)] for row in rows)]),
-            "",
-        ]
+            f"queries ({RESAMPLES} resamples). A star marks an interval without 0."
+        )
+        lines += ["## Differences from the best", "", legend, "", *_lines(table), ""]
     lines += _second_table(rows, lengths, protocol)
     failures = [f"- {row.method}, {error}" for row in rows for error in row.errors]
     return "\n".join([*lines, "## Failed", "", *failures, ""] if failures else lines)
@@ -183,7 +157,7 @@ def _difference(row: Row, n_bits: int) -> str:
     if n_bits not in row.differences:
         return "best" if row.is_best(n_bits) else ""
     difference = row.differences[n_bits]
-    star = "\\*" if difference.significant else ""
+    star = "\\*" if difference.low > 0 or difference.high < 0 else ""
     return f"{difference.mean:+.4f}{star} [{difference.low:+.4f}, {difference.high:+.4f}]"
 
 

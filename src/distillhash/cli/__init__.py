@@ -1,7 +1,5 @@
 """The command line: an index of verbs, one small file each. Nothing heavy is imported before a verb runs."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import logging
@@ -10,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from textwrap import indent
 
 from distillhash.errors import DistillHashError, SkippedItemsWarning
 
@@ -17,7 +16,7 @@ VERBS = ("demo", "train", "encode", "index", "search", "serve", "dedup", "leaks"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of ``distillhash VERB ...``."""
+    """The parser of ``distillhash VERB ...``; the docstring of a verb's module is its summary and its examples."""
     from distillhash import __version__
 
     parser = argparse.ArgumentParser(
@@ -27,8 +26,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"distillhash {__version__}")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for verb in VERBS:
-        import_module(f"distillhash.cli.{verb}").add_parser(subparsers)
+    for name in VERBS:
+        module = import_module(f"distillhash.cli.{name}")
+        summary, _, examples = (module.__doc__ or name).partition("\n\n")
+        verb = subparsers.add_parser(
+            name,
+            help=f"{summary[0].lower()}{summary[1:].rstrip('.')}",
+            description=summary,
+            epilog="examples:\n" + indent(examples.rstrip(), "  "),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
+        verb.add_argument("--quiet", action="store_true", help="no progress and no text on stderr but errors")
+        verb.set_defaults(run=module.run)
+        module.add_options(verb)
     return parser
 
 
@@ -45,19 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(summary), flush=True)  # noqa: T201  # stdout is where --json goes
         return int(summary.get("exit_code", 0))
     except DistillHashError as error:
-        return _fail(arguments, str(error), error.exit_code)
+        message, exit_code = str(error), error.exit_code
     except KeyboardInterrupt:
-        return _fail(arguments, "interrupted; what was computed is kept, run the same command to go on", 130)
+        message, exit_code = "interrupted; what was computed is kept, run the same command to go on", 130
     except BrokenPipeError:  # the reader went away, as in `distillhash ls methods | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except MemoryError:
-        return _fail(arguments, "out of memory; use fewer images (--max-images) or fewer bits", 1)
+        message, exit_code = "out of memory; use fewer images (--max-images) or fewer bits", 1
     except OSError as error:
-        return _fail(arguments, f"{error.filename or 'a file'}: {error.strerror or error}", 1)
-
-
-def _fail(arguments: argparse.Namespace, message: str, exit_code: int) -> int:
+        message, exit_code = f"{error.filename or 'a file'}: {error.strerror or error}", 1
     sys.stderr.write(f"distillhash: {message}\n")
     if arguments.json:
         print(json.dumps({"error": message, "exit_code": exit_code}), flush=True)  # noqa: T201

@@ -1,6 +1,8 @@
-"""``distillhash bench``: methods compared under one protocol."""
+"""Compare methods under one protocol.
 
-from __future__ import annotations
+distillhash bench --data cifar10:data --protocol cifar10-distillhash --methods itq,distillhash --bits 32 --out results/mine
+distillhash bench --data cifar10:data --protocol cifar10-distillhash --methods lsh --bits 16,32 --seeds 0,1 --out lsh
+"""
 
 import argparse
 from pathlib import Path
@@ -8,10 +10,8 @@ from typing import Any
 
 from distillhash.cli.common import (
     SOURCE_HELP,
-    add_backbone_options,
     add_compute_options,
-    add_settings_option,
-    add_verb,
+    add_method_options,
     backbone_name,
     command_line,
     open_cache,
@@ -21,39 +21,18 @@ from distillhash.cli.common import (
 from distillhash.errors import ParameterError
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        subparsers,
-        "bench",
-        "compare methods under one protocol",
-        [
-            "distillhash bench --data cifar10:data --protocol cifar10-distillhash --methods itq,distillhash --bits 32 --out results/mine",
-            "distillhash bench --data cifar10:data --protocol cifar10-distillhash --methods lsh --bits 16,32 --seeds 0,1 --out lsh",
-        ],
-        run,
-    )
-    parser.add_argument("--data", required=True, metavar="SOURCE", help=SOURCE_HELP)
-    parser.add_argument("--protocol", required=True, help="see `distillhash ls protocols`")
-    parser.add_argument(
-        "--methods", required=True, help="names, separated by commas, or all (every method that needs no labels)"
-    )
-    parser.add_argument("--bits", required=True, help="code lengths, separated by commas")
-    parser.add_argument("--seeds", default="0,1,2", help="default: 0,1,2")
-    parser.add_argument(
-        "--out",
-        required=True,
-        metavar="DIR",
-        help="folder for tables, figures and report.html; a stopped run goes on there",
-    )
-    add_backbone_options(parser)
-    parser.add_argument(
-        "--views", type=int, default=6, metavar="N", help="augmented views for the methods that use them (default: 6)"
-    )
-    parser.add_argument(
-        "--shrink", action="store_true", help="draw the protocol's proportions from a smaller copy of its data set"
-    )
-    add_settings_option(parser)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = parser.add_argument
+    add("--data", required=True, metavar="SOURCE", help=SOURCE_HELP)
+    add("--protocol", required=True, help="see `distillhash ls protocols`")
+    add("--methods", required=True, help="names, separated by commas, or all (every method that needs no labels)")
+    add("--bits", required=True, help="code lengths, separated by commas")
+    add("--seeds", default="0,1,2", help="default: 0,1,2")
+    add("--out", required=True, metavar="DIR", help="for tables, figures, report.html; a stopped run goes on there")
+    add_method_options(parser)
+    add("--views", type=int, default=6, metavar="N", help="augmented views for the methods that use them (default: 6)")
+    add("--shrink", action="store_true", help="draw the protocol's proportions from a smaller copy of its data set")
     add_compute_options(parser)
 
 
@@ -61,9 +40,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the matrix and write the tables."""
     from distillhash.backbones import make_backbone
     from distillhash.bench.protocols import load_protocol
-    from distillhash.bench.report import write_bench_report
-    from distillhash.bench.runs import Provenance, Run, add_kept_runs, prepare, run_matrix, versions, write_provenance
-    from distillhash.bench.tables import make_rows, write_tables
+    from distillhash.bench.report import write_results
+    from distillhash.bench.runs import Provenance, add_kept_runs, prepare, run_matrix, versions
     from distillhash.methods import make_hasher, method_class, method_names
     from distillhash.sources import EmbeddingSource, open_source
 
@@ -79,12 +57,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ParameterError(f"--views must be at least 0, got {arguments.views}")
     protocol = load_protocol(arguments.protocol)
     source = open_source(arguments.data)
-    backbone = make_backbone(
-        backbone_name(arguments, source),
-        image_size=arguments.image_size,
-        weights=arguments.weights,
-        device=arguments.device,
-    )
+    options = {"image_size": arguments.image_size, "weights": arguments.weights, "device": arguments.device}
+    backbone = make_backbone(backbone_name(arguments, source), **options)
     use_views = not isinstance(source, EmbeddingSource) and any(method_class(method).uses_views for method in methods)
     prepared = prepare(
         source,
@@ -96,21 +70,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         shrink=arguments.shrink,
         progress=not arguments.quiet,
     )
-    out, n_runs = Path(arguments.out), len(methods) * len(bits) * len(seeds)
-    numbers = iter(range(1, n_runs + 1))
-
-    def announce(run: Run, found: bool) -> None:
-        record = run.record
-        result = record["error"] if run.failed else f"MAP {record['map']:.4f}  fit {record['fit_seconds']:.1f} s"
-        kept = "  (kept from before)" if found else ""
-        say(
-            arguments,
-            f"[{next(numbers)}/{n_runs}] {record['method']:<20} {record['n_bits']:>4} bits  seed {record['seed']}  {result}{kept}",
-        )
-
-    kept = out / "runs"
-    runs = run_matrix(prepared, methods, bits, seeds, settings=settings, folder=kept, on_run=announce)
-    runs = add_kept_runs(runs, kept, prepared, settings)
+    out, n_runs, runs = Path(arguments.out), len(methods) * len(bits) * len(seeds), []
+    for number, (done, kept) in enumerate(run_matrix(prepared, methods, bits, seeds, settings, out / "runs"), start=1):
+        record = done.record
+        cell = f"{record['method']:<20} {record['n_bits']:>4} bits  seed {record['seed']}"
+        result = record["error"] if done.failed else f"MAP {record['map']:.4f}  fit {record['fit_seconds']:.1f} s"
+        say(arguments, f"[{number}/{n_runs}] {cell}  {result}{'  (kept from before)' if kept else ''}")
+        runs.append(done)
+    runs = add_kept_runs(runs, out / "runs", prepared, settings)
     provenance = Provenance(
         command=command_line(arguments),
         protocol=protocol.name,
@@ -123,17 +90,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         teacher=prepared.teacher is not None,
         settings=settings,
     )
-    write_provenance(out, provenance)
-    rows = make_rows(runs)
-    write_tables(out, runs, rows, protocol, provenance)
-    write_bench_report(out, runs, rows, protocol, provenance)
+    write_results(out, runs, protocol, provenance)
     say(arguments, f"tables: {out / 'table.md'}, page: {out / 'report.html'}")
-    return {
-        "out": str(out),
-        "n_records": len(runs),
-        "n_failed": sum(run.failed for run in runs),
-        "records": [run.record for run in runs],
-    }
+    records, n_failed = [run.record for run in runs], sum(run.failed for run in runs)
+    return {"out": str(out), "n_records": len(runs), "n_failed": n_failed, "records": records}
 
 
 def _integers(option: str, text: str) -> list[int]:

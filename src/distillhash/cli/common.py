@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,27 +21,6 @@ SOURCE_HELP = (
     "flickr25k:DIR, nuswide:DIR; append #train, #test or #a:b to select"
 )
 INDEX_HELP = "an index folder, postgresql://host/database?table=NAME or milvus://host:port/collection"
-
-
-def add_verb(
-    subparsers: Any,
-    name: str,
-    summary: str,
-    examples: Sequence[str],
-    run: Callable[[argparse.Namespace], dict[str, Any]],
-) -> argparse.ArgumentParser:
-    """A verb's parser with its examples, ``--json`` and ``--quiet``."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}.",
-        epilog="examples:\n" + "\n".join(f"  {example}" for example in examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--json", action="store_true", help="print exactly one JSON object on stdout")
-    parser.add_argument("--quiet", action="store_true", help="no progress and no text on stderr but errors")
-    parser.set_defaults(run=run)
-    return parser
 
 
 def add_compute_options(parser: argparse.ArgumentParser) -> None:
@@ -60,11 +39,14 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     add_compute_options(parser)
 
 
-def add_backbone_options(parser: argparse.ArgumentParser) -> None:
-    """Options that choose a feature extractor."""
+def add_method_options(parser: argparse.ArgumentParser) -> None:
+    """Options that choose a feature extractor, and ``--set``, which :func:`parse_settings` reads."""
     parser.add_argument("--backbone", help="see `distillhash ls backbones` (default: efficientnet-lite0 for images)")
     parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels images are resized to")
     parser.add_argument("--weights", metavar="FILE", help="weights for backbones that do not carry theirs")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the method"
+    )
 
 
 def backbone_name(arguments: argparse.Namespace, source: Source) -> str:
@@ -73,13 +55,6 @@ def backbone_name(arguments: argparse.Namespace, source: Source) -> str:
 
     default = "embeddings" if isinstance(source, EmbeddingSource) else "efficientnet-lite0"
     return arguments.backbone or default
-
-
-def add_settings_option(parser: argparse.ArgumentParser) -> None:
-    """``--set`` for hyper-parameters; :func:`parse_settings` reads it."""
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the method"
-    )
 
 
 def open_cache(arguments: argparse.Namespace) -> FeatureCache | None:
@@ -101,11 +76,7 @@ def command_line(arguments: argparse.Namespace) -> str:
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """``--set name=value`` words as hyper-parameters; a value is JSON where it can be, else text.
-
-    Raises:
-        ParameterError: a word without ``=``, or a name that has an option of its own.
-    """
+    """``--set name=value`` words as hyper-parameters; a value is JSON where it can be, else text."""
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -124,21 +95,13 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def refuse_skipped(arguments: argparse.Namespace, skipped: Sequence[Skipped]) -> None:
-    """What ``--strict`` asks for where skipped items are not listed in a file.
-
-    Raises:
-        DataError: with ``--strict``, if there are any.
-    """
+    """What ``--strict`` asks for where skipped items are not listed in a file."""
     if skipped and arguments.strict:
         raise DataError(f"{len(skipped)} items could not be used, first {skipped[0].key}: {skipped[0].reason}")
 
 
 def report_skipped(arguments: argparse.Namespace, skipped: Sequence[Skipped], path: Path) -> dict[str, Any]:
-    """List skipped items in ``path`` and say so; the keys that every summary carries. The file is absent when nothing was skipped.
-
-    Raises:
-        DataError: with ``--strict``, if there are any.
-    """
+    """List skipped items in ``path``, which is absent when nothing was skipped, and say so; the keys that every summary carries."""
     path.unlink(missing_ok=True)
     if not skipped:
         return {"n_skipped": 0}

@@ -1,4 +1,11 @@
-"""``distillhash dedup``: groups of near-duplicates, with a radius calibrated on the images themselves."""
+"""Find near-duplicates, and move them to a trash folder if asked.
+
+distillhash dedup photos/ --out dups.json --html review.html
+distillhash dedup photos/ --apply        # moves what the review showed; undone by:
+distillhash dedup photos/ --undo
+distillhash dedup inbox/ --reference photos/ --keep sharpness,resolution
+distillhash dedup --not-duplicate a.jpg b.jpg
+"""
 
 from __future__ import annotations
 
@@ -7,15 +14,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distillhash.cli.common import (
-    SOURCE_HELP,
-    add_reading_options,
-    add_verb,
-    command_line,
-    open_cache,
-    report_skipped,
-    say,
-)
+from distillhash.cli.common import SOURCE_HELP, add_reading_options, command_line, open_cache, report_skipped, say
 from distillhash.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
@@ -23,31 +22,17 @@ if TYPE_CHECKING:
     from distillhash.dedup.job import Report
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        subparsers,
-        "dedup",
-        "find near-duplicates, and move them to a trash folder if asked",
-        [
-            "distillhash dedup photos/ --out dups.json --html review.html",
-            "distillhash dedup photos/ --apply        # moves what the review showed; undone by:",
-            "distillhash dedup photos/ --undo",
-            "distillhash dedup inbox/ --reference photos/ --keep sharpness,resolution",
-            "distillhash dedup --not-duplicate a.jpg b.jpg",
-        ],
-        run,
-    )
-    parser.add_argument("source", metavar="SOURCE", nargs="?", help=SOURCE_HELP)
-    parser.add_argument("--out", metavar="FILE", help="groups as JSON")
-    parser.add_argument("--csv", metavar="FILE", help="one line an image")
-    parser.add_argument("--html", metavar="FILE", help="a page with thumbnails and distances, complete in itself")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = parser.add_argument
+    add("source", metavar="SOURCE", nargs="?", help=SOURCE_HELP)
+    add("--out", metavar="FILE", help="groups as JSON")
+    add("--csv", metavar="FILE", help="one line an image")
+    add("--html", metavar="FILE", help="a page with thumbnails and distances, complete in itself")
     add_radius_options(parser)
-    parser.add_argument(
-        "--reference", metavar="SOURCE", help="report what of SOURCE this collection holds already; it stays whole"
-    )
-    parser.add_argument("--ignore-same-folder", action="store_true", help="never link two images of one folder")
-    parser.add_argument(
+    add("--reference", metavar="SOURCE", help="report what of SOURCE this collection holds already; it stays whole")
+    add("--ignore-same-folder", action="store_true", help="never link two images of one folder")
+    add(
         "--keep",
         default="resolution,size,sharpness,format",
         metavar="LIST",
@@ -65,10 +50,8 @@ def add_parser(subparsers: Any) -> None:
         default=[],
         help="remember that two files are no duplicates",
     )
-    parser.add_argument("--trash", metavar="DIR", help="default: .distillhash-trash in the folder SOURCE")
-    parser.add_argument(
-        "--verdicts", metavar="FILE", help="where --not-duplicate is kept (default: the user's data folder)"
-    )
+    add("--trash", metavar="DIR", help="default: .distillhash-trash in the folder SOURCE")
+    add("--verdicts", metavar="FILE", help="where --not-duplicate is kept (default: the user's data folder)")
     add_reading_options(parser)
 
 
@@ -105,9 +88,11 @@ def settings(arguments: argparse.Namespace) -> Settings:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Find, report, move; or undo; or remember."""
+    from platformdirs import user_data_path
+
     from distillhash.dedup.job import Verdicts
 
-    verdicts = Verdicts(_verdicts_file(arguments))
+    verdicts = Verdicts(Path(arguments.verdicts or user_data_path("distillhash") / "not-duplicates.tsv"))
     if arguments.not_duplicate:
         for a, b in arguments.not_duplicate:
             verdicts.add(Path(a), Path(b))
@@ -128,14 +113,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if trash is not None and source.path(0) is None:
         raise DataError(f"--apply moves files, and the items of {arguments.source} are no files of their own")
     reference = None if arguments.reference is None else open_source(arguments.reference)
-    report = find_duplicates(
-        source,
-        settings(arguments),
-        reference=reference,
-        policy=policy,
-        ignore_same_folder=arguments.ignore_same_folder,
-        verdicts=verdicts,
-    )
+    choices = {"policy": policy, "ignore_same_folder": arguments.ignore_same_folder, "verdicts": verdicts}
+    report = find_duplicates(source, settings(arguments), reference=reference, **choices)
     summary = report_json(report)
     listed = Path(arguments.out).with_suffix(".skipped.json") if arguments.out else Path("dedup.skipped.json")
     summary |= report_skipped(arguments, report.skipped, listed)
@@ -143,13 +122,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     say(arguments, f"{report.n_duplicates:,} duplicates in {len(report.groups):,} groups, by {report.codes}")
     if arguments.out:
         write_text(Path(arguments.out), json.dumps(summary, indent=1) + "\n")
+        say(arguments, f"out: {arguments.out}")
     if arguments.csv:
         write_text(Path(arguments.csv), report_csv(report))
+        say(arguments, f"csv: {arguments.csv}")
     if arguments.html:
         write_text(Path(arguments.html), review_page(report, command_line(arguments), arguments.source))
-    for option in ("out", "csv", "html"):
-        if getattr(arguments, option):
-            say(arguments, f"{option}: {getattr(arguments, option)}")
+        say(arguments, f"html: {arguments.html}")
     if trash is None:
         say(arguments, "nothing was moved; --apply moves all but the keepers to the trash, --undo brings them back")
         return summary
@@ -167,10 +146,8 @@ def _apply(arguments: argparse.Namespace, report: Report, trash: Path) -> dict[s
     ]
     folder = Path(arguments.source)
     outcome = move(moves, trash, folder if folder.is_dir() else None, progress=not arguments.quiet)
-    say(
-        arguments,
-        f"{len(outcome.done):,} files moved to {trash}; `distillhash dedup --undo --trash {trash}` brings them back",
-    )
+    remedy = f"`distillhash dedup --undo --trash {trash}` brings them back"
+    say(arguments, f"{len(outcome.done):,} files moved to {trash}; {remedy}")
     for path, reason in outcome.left[:10]:
         say(arguments, f"left in its place: {path}: {reason}")
     return {"trash": str(trash), "n_moved": len(outcome.done), "left": [list(pair) for pair in outcome.left]}
@@ -184,12 +161,8 @@ def _undo(arguments: argparse.Namespace) -> dict[str, Any]:
     say(arguments, f"{len(outcome.done):,} files brought back from {trash}")
     for path, reason in outcome.left[:10]:
         say(arguments, f"not brought back: {path}: {reason}")
-    return {
-        "trash": str(trash),
-        "n_restored": len(outcome.done),
-        "left": [list(pair) for pair in outcome.left],
-        "exit_code": 1 if outcome.left else 0,
-    }
+    summary = {"trash": str(trash), "n_restored": len(outcome.done), "left": [list(pair) for pair in outcome.left]}
+    return summary | {"exit_code": 1 if outcome.left else 0}
 
 
 def _trash(arguments: argparse.Namespace) -> Path:
@@ -200,11 +173,3 @@ def _trash(arguments: argparse.Namespace) -> Path:
     if arguments.source is None or not Path(arguments.source).is_dir():
         raise ParameterError("the trash lies in the folder SOURCE by default; give --trash DIR for any other source")
     return Path(arguments.source) / FOLDER_NAME
-
-
-def _verdicts_file(arguments: argparse.Namespace) -> Path:
-    if arguments.verdicts:
-        return Path(arguments.verdicts)
-    from platformdirs import user_data_path
-
-    return user_data_path("distillhash") / "not-duplicates.tsv"

@@ -1,6 +1,8 @@
-"""``distillhash demo``: the main job on data that ships with the dependencies."""
+"""Train, index, search and report on real handwritten digits.
 
-from __future__ import annotations
+distillhash demo
+distillhash demo --out /tmp/demo --bits 32 --json
+"""
 
 import argparse
 import shlex
@@ -10,33 +12,25 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distillhash.cli.common import add_compute_options, add_verb, command_line, open_cache, say
+from distillhash.cli.common import add_compute_options, command_line, open_cache, say
 
 QUERY = "digits:#test"
 DATABASE = "digits:#train"
 METHODS = ("distillhash", "ssdh", "itq", "lsh")
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        subparsers,
-        "demo",
-        "train, index, search and report on real handwritten digits",
-        ["distillhash demo", "distillhash demo --out /tmp/demo --bits 32 --json"],
-        run,
-    )
-    parser.add_argument(
-        "--out", default="demo", metavar="DIR", help="folder for model/, index/ and report.html (default: demo)"
-    )
-    parser.add_argument("--bits", type=int, default=64, help="code length (default: 64)")
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = parser.add_argument
+    add("--out", default="demo", metavar="DIR", help="folder for model/, index/ and report.html (default: demo)")
+    add("--bits", type=int, default=64, help="code length (default: 64)")
+    add("--seed", type=int, default=0, help="default: 0")
     add_compute_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """The whole path of the data, once; labels are used for the report only."""
-    from distillhash.bench.report import RunRow, encode_source, write_evaluation_report
+    from distillhash.bench.report import encode_source, write_evaluation_report
     from distillhash.methods import make_hasher
     from distillhash.metrics import evaluate_codes
     from distillhash.models import HashModel
@@ -65,27 +59,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     query, database = encode_source(model, QUERY, progress=progress), encode_source(model, DATABASE)
     assert query.labels is not None and database.labels is not None  # digits carry labels
     metrics = evaluate_codes(query.codes, database.codes, query.labels, database.labels)
-    others = []
+    say(arguments, f"   {hasher.method}: MAP {metrics['map']:.3f}; a random ranking has {metrics['map_random']:.3f}")
+    others = {}
     for method in METHODS[1:]:
         other = make_hasher(method, arguments.bits, seed=arguments.seed).fit(database.features)
         codes = other.encode(query.features), other.encode(database.features)
-        row = evaluate_codes(*codes, query.labels, database.labels)
-        others.append(RunRow(f"{method}, {arguments.bits} bits", row))
-    report = out / "report.html"
-    write_evaluation_report(
-        report,
-        model,
-        query,
-        database,
-        metrics,
-        command=command_line(arguments),
-        others=others,
-        train_labels=database.labels,
-    )
+        row = others[f"{method}, {arguments.bits} bits"] = evaluate_codes(*codes, query.labels, database.labels)
+        say(arguments, f"   {method}: MAP {row['map']:.3f}")
+    report, command = out / "report.html", command_line(arguments)
+    compared: dict[str, Any] = {"others": others, "train_labels": database.labels}
+    write_evaluation_report(report, model, query, database, metrics, command=command, **compared)
     seconds = time.perf_counter() - started
-    say(arguments, f"   {hasher.method}: MAP {metrics['map']:.3f}; a random ranking has {metrics['map_random']:.3f}")
-    for other_run in others:
-        say(arguments, f"   {other_run.label.split(',')[0]}: MAP {other_run.metrics['map']:.3f}")
     serve = f"{_program()} serve --index {shlex.quote(str(out / 'index'))}"
     say(arguments, f"done in {seconds:.0f} s; open {report}")
     say(arguments, f"to search these images in the browser, run\n\n    {serve}\n\nand open http://127.0.0.1:8000/")
@@ -97,7 +81,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "seconds": seconds,
         "map": metrics["map"],
         "map_random": metrics["map_random"],
-        "others": {other_run.label: other_run.metrics["map"] for other_run in others},
+        "others": {label: row["map"] for label, row in others.items()},
     }
 
 

@@ -1,31 +1,22 @@
-"""``distillhash encode``: codes of a source, to a file."""
+"""Turn images or embeddings into codes.
 
-from __future__ import annotations
+distillhash encode photos/ --model model --out codes.parquet
+distillhash encode cifar10:data#test --model model --out codes.npz
+"""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from distillhash.cli.common import SOURCE_HELP, add_reading_options, add_verb, open_cache, report_skipped, say
+from distillhash.cli.common import SOURCE_HELP, add_reading_options, open_cache, report_skipped, say
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        subparsers,
-        "encode",
-        "turn images or embeddings into codes",
-        [
-            "distillhash encode photos/ --model model --out codes.parquet",
-            "distillhash encode cifar10:data#test --model model --out codes.npz",
-        ],
-        run,
-    )
-    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
-    parser.add_argument("--model", required=True, metavar="DIR", help="model folder written by train")
-    parser.add_argument(
-        "--out", required=True, metavar="FILE", help="codes.npz or codes.parquet; one key and code per item"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help=SOURCE_HELP)
+    add("--model", required=True, metavar="DIR", help="model folder written by train")
+    add("--out", required=True, metavar="FILE", help="codes.npz or codes.parquet; one key and code per item")
     add_reading_options(parser)
 
 

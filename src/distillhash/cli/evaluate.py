@@ -1,4 +1,9 @@
-"""``distillhash evaluate``: retrieval metrics of a model, by labels, or by image-text pairs."""
+"""Measure how well a model retrieves, by the labels a source carries or by its image-text pairs.
+
+distillhash evaluate --model model --query digits:#test --database digits:#train
+distillhash evaluate --model model --query cifar10:data#test --database cifar10:data#train --report eval.html
+distillhash evaluate --model crossmodal --query pairs.parquet#800: --database pairs.parquet#800:
+"""
 
 from __future__ import annotations
 
@@ -6,42 +11,23 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distillhash.cli.common import (
-    SOURCE_HELP,
-    add_reading_options,
-    add_verb,
-    command_line,
-    open_cache,
-    refuse_skipped,
-    say,
-)
+from distillhash.cli.common import SOURCE_HELP, add_reading_options, command_line, open_cache, refuse_skipped, say
 from distillhash.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
-    from distillhash.bench.report import EncodedSource
     from distillhash.models import CrossModalModel, HashModel
 
 SHOWN = ("map", "map@1000", "map@5000", "precision@100", "recall@1000", "precision_radius2", "map_random")
 SHOWN_OF_PAIRS = ("map", "hit@1", "hit@5", "hit@10", "ndcg@10")
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        subparsers,
-        "evaluate",
-        "measure how well a model retrieves, by the labels a source carries or by its image-text pairs",
-        [
-            "distillhash evaluate --model model --query digits:#test --database digits:#train",
-            "distillhash evaluate --model model --query cifar10:data#test --database cifar10:data#train --report eval.html",
-            "distillhash evaluate --model crossmodal --query pairs.parquet#800: --database pairs.parquet#800:",
-        ],
-        run,
-    )
-    parser.add_argument("--model", required=True, metavar="DIR", help="model folder written by train")
-    parser.add_argument("--query", required=True, metavar="SOURCE", help=SOURCE_HELP)
-    parser.add_argument("--database", required=True, metavar="SOURCE", help="as --query")
-    parser.add_argument("--report", metavar="FILE", help="also write a self-contained HTML report")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = parser.add_argument
+    add("--model", required=True, metavar="DIR", help="model folder written by train")
+    add("--query", required=True, metavar="SOURCE", help=SOURCE_HELP)
+    add("--database", required=True, metavar="SOURCE", help="as --query")
+    add("--report", metavar="FILE", help="also write a self-contained HTML report")
     add_reading_options(parser)
 
 
@@ -58,7 +44,7 @@ def _by_labels(arguments: argparse.Namespace, model: HashModel) -> dict[str, Any
     from distillhash.bench.report import encode_source, write_evaluation_report
     from distillhash.metrics import evaluate_codes
 
-    sides: list[EncodedSource] = []
+    sides = []
     for source in (arguments.query, arguments.database):
         side = encode_source(model, source, progress=not arguments.quiet, max_pixels=arguments.max_pixels)
         if side.labels is None:
@@ -76,12 +62,13 @@ def _by_labels(arguments: argparse.Namespace, model: HashModel) -> dict[str, Any
     say(arguments, f"{model.hasher.method}, {model.n_bits} bits: {sizes}")
     for name in SHOWN:
         say(arguments, f"  {name:<18} {metrics[name]:.4f}")
-    if not arguments.report:
-        return {**metrics, "n_skipped": len(skipped)}
-    command = command_line(arguments)
-    write_evaluation_report(Path(arguments.report), model, query, database, metrics, command=command)
-    say(arguments, f"report: {arguments.report}")
-    return {**metrics, "n_skipped": len(skipped), "report": arguments.report}
+    summary = {**metrics, "n_skipped": len(skipped)}
+    if arguments.report:
+        command = command_line(arguments)
+        write_evaluation_report(Path(arguments.report), model, query, database, metrics, command=command)
+        say(arguments, f"report: {arguments.report}")
+        summary["report"] = arguments.report
+    return summary
 
 
 def _by_pairs(arguments: argparse.Namespace, model: CrossModalModel) -> dict[str, Any]:

@@ -1,34 +1,25 @@
-"""``distillhash export``: codes as files that other engines load."""
+"""Write codes as a file that another engine loads.
 
-from __future__ import annotations
+distillhash export --codes codes.parquet --to faiss
+distillhash export --codes codes.parquet --to pgvector --name photos --out photos.sql
+"""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from distillhash.cli.common import add_verb, say
+from distillhash.cli.common import say
 
 FORMAT_NAMES = ("parquet", "npy", "faiss", "milvus", "pgvector", "opensearch", "elasticsearch", "vespa")
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        subparsers,
-        "export",
-        "write codes as a file that another engine loads",
-        [
-            "distillhash export --codes codes.parquet --to faiss",
-            "distillhash export --codes codes.parquet --to pgvector --name photos --out photos.sql",
-        ],
-        run,
-    )
-    parser.add_argument("--codes", required=True, metavar="FILE", help="codes.npz or codes.parquet from encode")
-    parser.add_argument("--to", required=True, choices=FORMAT_NAMES, help="the engine or format; see docs/export.md")
-    parser.add_argument("--out", metavar="FILE", help="default: beside the codes, named after them and the format")
-    parser.add_argument(
-        "--name", metavar="NAME", help="of the table, collection or index, where the file has one (default: codes)"
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = parser.add_argument
+    add("--codes", required=True, metavar="FILE", help="codes.npz or codes.parquet from encode")
+    add("--to", required=True, choices=FORMAT_NAMES, help="the engine or format; see docs/export.md")
+    add("--out", metavar="FILE", help="default: beside the codes, named after them and the format")
+    add("--name", metavar="NAME", help="of the table, collection or index, where the file has one (default: codes)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -1,43 +1,26 @@
-"""``distillhash index``: add a source to an index, or remove items from it."""
+"""Add images, embeddings or codes to an index, or remove items.
 
-from __future__ import annotations
+distillhash index photos/ --model model --index photos.index
+distillhash index codes.parquet --model model --index milvus://localhost:19530/photos
+distillhash index --index photos.index --remove 17 42 --compact
+"""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from distillhash.cli.common import (
-    INDEX_HELP,
-    SOURCE_HELP,
-    add_reading_options,
-    add_verb,
-    open_cache,
-    report_skipped,
-    say,
-)
+from distillhash.cli.common import INDEX_HELP, SOURCE_HELP, add_reading_options, open_cache, report_skipped, say
 from distillhash.errors import ParameterError
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        subparsers,
-        "index",
-        "add images, embeddings or codes to an index, or remove items",
-        [
-            "distillhash index photos/ --model model --index photos.index",
-            "distillhash index codes.parquet --model model --index milvus://localhost:19530/photos",
-            "distillhash index --index photos.index --remove 17 42 --compact",
-        ],
-        run,
-    )
-    parser.add_argument("source", nargs="?", metavar="SOURCE", help=SOURCE_HELP + "; or codes.npz/.parquet from encode")
-    parser.add_argument(
-        "--model", metavar="DIR", help="model folder; an index folder keeps it, so it is needed the first time only"
-    )
-    parser.add_argument("--index", required=True, metavar="DIR|URI", help=f"{INDEX_HELP}, made if absent")
-    parser.add_argument("--remove", nargs="+", type=int, metavar="ID", default=[], help="ids to remove")
-    parser.add_argument("--compact", action="store_true", help="give the space of removed items back to the disk")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = parser.add_argument
+    add("source", nargs="?", metavar="SOURCE", help=SOURCE_HELP + "; or codes.npz/.parquet from encode")
+    add("--model", metavar="DIR", help="model folder; an index folder keeps it, so it is needed the first time only")
+    add("--index", required=True, metavar="DIR|URI", help=f"{INDEX_HELP}, made if absent")
+    add("--remove", nargs="+", type=int, metavar="ID", default=[], help="ids to remove")
+    add("--compact", action="store_true", help="give the space of removed items back to the disk")
     add_reading_options(parser)
 
 
@@ -48,26 +31,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.index.address import folder_of, shown
     from distillhash.search import is_codes_file, open_searcher
 
-    folder = folder_of(arguments.index)
-    searcher = open_searcher(
-        arguments.index,
-        arguments.model,
-        create=True,
-        device=arguments.device,
-        cache=open_cache(arguments),
-        max_pixels=arguments.max_pixels,
-    )
-    with searcher:
+    compute = {"device": arguments.device, "cache": open_cache(arguments), "max_pixels": arguments.max_pixels}
+    with open_searcher(arguments.index, arguments.model, create=True, **compute) as searcher:
         index = searcher.index
         removed = index.remove(arguments.remove) if arguments.remove else 0
         summary: dict[str, Any] = {"index": shown(arguments.index), "removed": removed}
-        if arguments.source is not None and is_codes_file(arguments.source):
-            added = searcher.add_codes(arguments.source, progress=not arguments.quiet)
+        if arguments.source is not None:
+            codes = is_codes_file(arguments.source)
+            add = searcher.add_codes if codes else searcher.add
+            added = add(arguments.source, progress=not arguments.quiet)
             summary |= {"added": added.added, "updated": added.updated, "unchanged": added.unchanged, "n_skipped": 0}
-        elif arguments.source is not None:
-            added = searcher.add(arguments.source, progress=not arguments.quiet)
-            summary |= {"added": added.added, "updated": added.updated, "unchanged": added.unchanged}
-            summary |= report_skipped(arguments, added.skipped, (folder or Path()) / "skipped.json")
+            if not codes:
+                summary |= report_skipped(
+                    arguments, added.skipped, (folder_of(arguments.index) or Path()) / "skipped.json"
+                )
         if arguments.compact:
             index.compact()
         index.prepare()  # so that the first search need not

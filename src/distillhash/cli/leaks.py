@@ -1,32 +1,25 @@
-"""``distillhash leaks``: test images that the training set holds already."""
+"""Report test images that have a near-duplicate in the training set.
 
-from __future__ import annotations
+distillhash leaks data/train data/test --out leaks.json
+distillhash leaks cifar10:data#train cifar10:data#test --check
+"""
 
 import argparse
 import json
 from pathlib import Path
 from typing import Any
 
-from distillhash.cli.common import SOURCE_HELP, add_reading_options, add_verb, report_skipped, say
+from distillhash.cli.common import SOURCE_HELP, add_reading_options, report_skipped, say
 from distillhash.cli.dedup import add_radius_options, settings
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        subparsers,
-        "leaks",
-        "report test images that have a near-duplicate in the training set",
-        [
-            "distillhash leaks data/train data/test --out leaks.json",
-            "distillhash leaks cifar10:data#train cifar10:data#test --check",
-        ],
-        run,
-    )
-    parser.add_argument("train", metavar="TRAIN", help=SOURCE_HELP)
-    parser.add_argument("test", metavar="TEST", help="the same")
-    parser.add_argument("--out", metavar="FILE", help="leaks as JSON")
-    parser.add_argument("--check", action="store_true", help="exit 1 if there are any")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = parser.add_argument
+    add("train", metavar="TRAIN", help=SOURCE_HELP)
+    add("test", metavar="TEST", help="the same")
+    add("--out", metavar="FILE", help="leaks as JSON")
+    add("--check", action="store_true", help="exit 1 if there are any")
     add_radius_options(parser)
     add_reading_options(parser)
 
@@ -43,10 +36,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     listed = Path(arguments.out).with_suffix(".skipped.json") if arguments.out else Path("leaks.skipped.json")
     summary |= report_skipped(arguments, report.skipped, listed)
     say(arguments, report.calibration.sentence())
-    say(
-        arguments,
-        f"{len(report.leaks):,} of {report.n_test:,} test images have a near-duplicate among {report.n_train:,}",
-    )
+    found = f"{len(report.leaks):,} of {report.n_test:,} test images"
+    say(arguments, f"{found} have a near-duplicate among {report.n_train:,}")
     for leak in report.leaks[:5]:
         say(arguments, f"  {leak.test.path} is {leak.test.distance} bits from {leak.train.path} ({leak.test.match})")
     if arguments.out:

@@ -1,22 +1,15 @@
-"""``distillhash ls``: what there is to choose from."""
+"""List methods, backbones, text encoders, protocols, sources or sources of image-text pairs.
 
-from __future__ import annotations
+distillhash ls methods
+distillhash ls sources --json
+"""
 
 import argparse
 from typing import Any
 
-from distillhash.cli.common import add_verb
 
-
-def add_parser(subparsers: Any) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        subparsers,
-        "ls",
-        "list methods, backbones, text encoders, protocols, sources or sources of image-text pairs",
-        ["distillhash ls methods", "distillhash ls sources --json"],
-        run,
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
     parser.add_argument("what", choices=("methods", "backbones", "text-encoders", "protocols", "sources", "pairs"))
 
 
@@ -32,25 +25,21 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             for name, about in entries.items()
         ]
     else:
-        entries = _entries(arguments.what)
+        from distillhash import backbones, sources, texts
+        from distillhash.bench.protocols import protocol_summaries
+        from distillhash.sources.pairs import pair_source_names
+
+        listed = {
+            "backbones": backbones.backbone_names,
+            "text-encoders": texts.text_encoder_names,
+            "protocols": protocol_summaries,
+            "sources": sources.source_names,
+            "pairs": pair_source_names,
+        }
+        entries = dict(listed[arguments.what]())
         rows = list(entries.items())
     if not arguments.json:
         widths = [*(max(map(len, column)) for column in zip(*rows, strict=True))]
         lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
         print("\n".join(lines))  # noqa: T201  # the verb's output
     return {arguments.what: entries}
-
-
-def _entries(what: str) -> dict[str, str]:
-    from distillhash import backbones, sources, texts
-    from distillhash.bench.protocols import protocol_summaries
-    from distillhash.sources.pairs import pair_source_names
-
-    listed = {
-        "backbones": backbones.backbone_names,
-        "text-encoders": texts.text_encoder_names,
-        "protocols": protocol_summaries,
-        "sources": sources.source_names,
-        "pairs": pair_source_names,
-    }
-    return listed[what]()

@@ -1,47 +1,36 @@
-"""``distillhash search``: the nearest items of an index."""
+"""Find the items of an index nearest to a query.
 
-from __future__ import annotations
+distillhash search cat.jpg --index photos.index -k 5
+distillhash search queries/ --index photos.index --radius 6 --json
+distillhash search cat.jpg --index photos.index --where "key LIKE '%/2021/%'"
+distillhash search cat.jpg --index photos.index --rerank projection --candidates 500
+distillhash search cat.jpg --index postgresql://localhost/photos --model model
+distillhash search --text 'a dog on a beach' --index photos.index
+"""
 
 import argparse
 from typing import Any
 
-from distillhash.cli.common import INDEX_HELP, add_reading_options, add_verb, open_cache, say
+from distillhash.cli.common import INDEX_HELP, add_reading_options, open_cache, say
 from distillhash.errors import DataError, ParameterError
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        subparsers,
-        "search",
-        "find the items of an index nearest to a query",
-        [
-            "distillhash search cat.jpg --index photos.index -k 5",
-            "distillhash search queries/ --index photos.index --radius 6 --json",
-            "distillhash search cat.jpg --index photos.index --where \"key LIKE '%/2021/%'\"",
-            "distillhash search cat.jpg --index photos.index --rerank projection --candidates 500",
-            "distillhash search cat.jpg --index postgresql://localhost/photos --model model",
-            "distillhash search --text 'a dog on a beach' --index photos.index",
-        ],
-        run,
-    )
-    parser.add_argument("queries", nargs="*", metavar="QUERY", help="an image file, a folder, or a .npy of embeddings")
-    parser.add_argument(
-        "--text", action="append", default=[], metavar="WORDS", help="a sentence; needs a model trained with --pairs"
-    )
-    parser.add_argument("--index", required=True, metavar="DIR|URI", help=f"{INDEX_HELP}, filled by index")
-    parser.add_argument("--model", metavar="DIR", help="model folder; needed where the index is on a server")
-    parser.add_argument("-k", type=int, default=10, help="neighbours per query (default: 10)")
-    parser.add_argument("--radius", type=int, metavar="R", help="all items within R bits instead of the k nearest")
-    parser.add_argument(
-        "--where", metavar="CONDITION", help="search only items for which this holds: SQL over id, key and metadata"
-    )
-    parser.add_argument(
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = parser.add_argument
+    add("queries", nargs="*", metavar="QUERY", help="an image file, a folder, or a .npy of embeddings")
+    add("--text", action="append", default=[], metavar="WORDS", help="a sentence; needs a model trained with --pairs")
+    add("--index", required=True, metavar="DIR|URI", help=f"{INDEX_HELP}, filled by index")
+    add("--model", metavar="DIR", help="model folder; needed where the index is on a server")
+    add("-k", type=int, default=10, help="neighbours per query (default: 10)")
+    add("--radius", type=int, metavar="R", help="all items within R bits instead of the k nearest")
+    add("--where", metavar="CONDITION", help="search only items for which this holds: SQL over id, key and metadata")
+    add(
         "--rerank",
         choices=("projection", "decoder", "features"),
         help="order the nearest codes by the query's real projection, by decoded features (urph), or by the features of image files",
     )
-    parser.add_argument("--candidates", type=int, metavar="N", help="how many codes to re-rank (default: 10 k)")
+    add("--candidates", type=int, metavar="N", help="how many codes to re-rank (default: 10 k)")
     add_reading_options(parser)
 
 
@@ -53,14 +42,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ParameterError("nothing to search for: give a QUERY, or --text with a sentence")
     if arguments.text and arguments.rerank is not None:
         raise ParameterError("--rerank orders by what is known of an image; leave it out where --text is given")
-    searcher = open_searcher(
-        arguments.index,
-        arguments.model,
-        device=arguments.device,
-        cache=open_cache(arguments),
-        max_pixels=arguments.max_pixels,
-    )
-    with searcher:
+    compute = {"device": arguments.device, "cache": open_cache(arguments), "max_pixels": arguments.max_pixels}
+    with open_searcher(arguments.index, arguments.model, **compute) as searcher:
         found = searcher.find(
             *arguments.queries,
             texts=arguments.text,
@@ -70,8 +53,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             rerank=arguments.rerank,
             candidates=arguments.candidates,
         )
-    results = found.results
-    skipped = [{"query": item.key, "reason": item.reason} for item in found.skipped]
+    results, skipped = found.results, [{"query": item.key, "reason": item.reason} for item in found.skipped]
     for note in found.notes:
         say(arguments, note)
     for item in skipped:

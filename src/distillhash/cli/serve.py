@@ -1,6 +1,8 @@
-"""``distillhash serve``: an index over HTTP, with a page to search it by looking."""
+"""Serve an index: a page to search it in the browser, and an HTTP API.
 
-from __future__ import annotations
+distillhash serve --index photos.index
+DISTILLHASH_TOKEN=$(openssl rand -hex 24) distillhash serve --index photos.index --host 0.0.0.0 --port 80
+"""
 
 import argparse
 import os
@@ -8,46 +10,31 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distillhash.cli.common import INDEX_HELP, add_verb, say
+from distillhash.cli.common import INDEX_HELP, say
 from distillhash.errors import MissingDependencyError, ParameterError
 
 TOKEN_VARIABLE = "DISTILLHASH_TOKEN"
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        subparsers,
-        "serve",
-        "serve an index: a page to search it in the browser, and an HTTP API",
-        [
-            "distillhash serve --index photos.index",
-            "DISTILLHASH_TOKEN=$(openssl rand -hex 24) distillhash serve --index photos.index --host 0.0.0.0 --port 80",
-        ],
-        run,
-    )
-    parser.add_argument("--index", required=True, metavar="DIR|URI", help=f"{INDEX_HELP}, filled by index")
-    parser.add_argument("--model", metavar="DIR", help="model folder; needed where the index is on a server")
-    parser.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)"
-    )
-    parser.add_argument("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
-    parser.add_argument(
-        "--token-file", metavar="FILE", help=f"file with the token that requests must carry (or set {TOKEN_VARIABLE})"
-    )
-    parser.add_argument("--duplicates", metavar="FILE", help="groups that dedup --out wrote, to be shown on the page")
-    parser.add_argument("--max-upload", type=int, default=20, metavar="MB", help="largest upload (default: 20)")
-    parser.add_argument(
-        "--max-pixels", type=int, default=64_000_000, metavar="N", help="largest picture (default: 64000000)"
-    )
-    parser.add_argument(
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = parser.add_argument
+    add("--index", required=True, metavar="DIR|URI", help=f"{INDEX_HELP}, filled by index")
+    add("--model", metavar="DIR", help="model folder; needed where the index is on a server")
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
+    add("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
+    add("--token-file", metavar="FILE", help=f"file with the token that requests must carry (or set {TOKEN_VARIABLE})")
+    add("--duplicates", metavar="FILE", help="groups that dedup --out wrote, to be shown on the page")
+    add("--max-upload", type=int, default=20, metavar="MB", help="largest upload (default: 20)")
+    add("--max-pixels", type=int, default=64_000_000, metavar="N", help="largest picture (default: 64000000)")
+    add(
         "--encoders",
         type=int,
         metavar="N",
         help="processes that encode uploaded images on the processor, each with the model in its memory; 0 encodes in the server's own "
         "(default: one per core, four at most)",
     )
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -66,9 +53,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.search import Searcher, has_model, open_searcher
     from distillhash.serve.settings import Settings
 
+    token, file = os.environ.get(TOKEN_VARIABLE) or None, arguments.token_file
+    if file is not None:
+        try:
+            token = Path(file).read_text().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ParameterError(f"the token file {file} cannot be read ({error}); write the token into it") from error
     settings = Settings(
         host=arguments.host,
-        token=_token(arguments.token_file),
+        token=token,
         max_upload=arguments.max_upload * 2**20,
         max_pixels=arguments.max_pixels,
         encoders=arguments.encoders,
@@ -86,12 +79,3 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     say(arguments, f"{len(index)} items of {index.n_bits} bits in {shown(arguments.index)}")
     serve(service, listener, say=lambda text: say(arguments, text))
     return {"url": url, "seconds": time.perf_counter() - started}
-
-
-def _token(file: str | None) -> str | None:
-    if file is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
-    try:
-        return Path(file).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ParameterError(f"the token file {file} cannot be read ({error}); write the token into it") from error

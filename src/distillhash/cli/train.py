@@ -1,4 +1,9 @@
-"""``distillhash train``: a model from unlabelled images or embeddings."""
+"""Learn a hash model from unlabelled images or embeddings.
+
+distillhash train photos/ --method distillhash --bits 64 --out model
+distillhash train embeddings.npy --method itq --bits 128 --out model --set iterations=100
+distillhash train --pairs captions.csv --method ugach --bits 64 --out model
+"""
 
 from __future__ import annotations
 
@@ -9,10 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from distillhash.cli.common import (
     SOURCE_HELP,
-    add_backbone_options,
+    add_method_options,
     add_reading_options,
-    add_settings_option,
-    add_verb,
     backbone_name,
     command_line,
     open_cache,
@@ -29,48 +32,29 @@ if TYPE_CHECKING:
 MAX_NOTES = 5
 
 
-def add_parser(subparsers: Any) -> None:
-    """Add the verb."""
-    parser = add_verb(
-        subparsers,
-        "train",
-        "learn a hash model from unlabelled images or embeddings",
-        [
-            "distillhash train photos/ --method distillhash --bits 64 --out model",
-            "distillhash train embeddings.npy --method itq --bits 128 --out model --set iterations=100",
-            "distillhash train --pairs captions.csv --method ugach --bits 64 --out model",
-        ],
-        run,
-    )
-    parser.add_argument("source", metavar="SOURCE", help=SOURCE_HELP)
-    parser.add_argument(
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help=SOURCE_HELP)
+    add(
         "--pairs",
         action="store_true",
         help="SOURCE holds image-text pairs (see `distillhash ls pairs`); learn codes for both",
     )
-    parser.add_argument(
-        "--method", help="see `distillhash ls methods` (default: distillhash-contrast; with --pairs: cross-contrast)"
-    )
-    parser.add_argument(
-        "--text-encoder", metavar="NAME", help="with --pairs: see `distillhash ls text-encoders` (default: minilm)"
-    )
-    parser.add_argument("--bits", type=int, default=64, help="code length (default: 64)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="model folder to write")
-    add_backbone_options(parser)
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument(
+    add("--method", help="see `distillhash ls methods` (default: distillhash-contrast; with --pairs: cross-contrast)")
+    add("--text-encoder", metavar="NAME", help="with --pairs: see `distillhash ls text-encoders` (default: minilm)")
+    add("--bits", type=int, default=64, help="code length (default: 64)")
+    add("--out", required=True, metavar="DIR", help="model folder to write")
+    add_method_options(parser)
+    add("--seed", type=int, default=0, help="default: 0")
+    add(
         "--views",
         type=int,
         metavar="N",
         help="augmented copies of each image to train on (default: 6 for the methods that use them, see `distillhash ls methods`)",
     )
-    parser.add_argument(
-        "--fine-tune", action="store_true", help="train the backbone as well (slow without an accelerator)"
-    )
-    parser.add_argument(
-        "--max-images", type=int, default=50_000, metavar="N", help="learn from at most N (default: 50000)"
-    )
-    add_settings_option(parser)
+    add("--fine-tune", action="store_true", help="train the backbone as well (slow without an accelerator)")
+    add("--max-images", type=int, default=50_000, metavar="N", help="learn from at most N (default: 50000)")
     add_reading_options(parser)
 
 
@@ -81,14 +65,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model, source, images = _make_model(arguments)
     hasher = model.hasher
     started = time.perf_counter()
-    model.fit(
-        source,
-        n_views=arguments.views,
-        fine_tune=arguments.fine_tune,
-        max_images=arguments.max_images,
-        max_pixels=arguments.max_pixels,
-        progress=not arguments.quiet,
-    )
+    limits = {"max_images": arguments.max_images, "max_pixels": arguments.max_pixels}
+    views, progress = arguments.views, not arguments.quiet
+    model.fit(source, n_views=views, fine_tune=arguments.fine_tune, progress=progress, **limits)
     seconds = time.perf_counter() - started
     out = Path(arguments.out)
     skipped = report_skipped(arguments, model.skipped_, out / "skipped.json")
@@ -97,11 +76,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model.save(out)
     report = out / "report.html"
     write_training_report(report, model, images, command=command_line(arguments))
-    say(
-        arguments,
-        f"trained {hasher.method}, {hasher.n_bits} bits, on {model.training['n_used']} items in {seconds:.1f} s",
-    )
-    say(arguments, f"model: {out}   report: {report}")
+    trained = f"trained {hasher.method}, {hasher.n_bits} bits, on {model.training['n_used']} items in {seconds:.1f} s"
+    say(arguments, f"{trained}\nmodel: {out}   report: {report}")
     return {
         "model": str(out),
         "report": str(report),
@@ -142,14 +118,9 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     hasher = make_hasher(method, arguments.bits, seed=arguments.seed, **settings)
     source = open_pairs(arguments.source) if pairs else open_source(arguments.source)
     images = source.images if isinstance(source, PairSource) else source
-    parts: dict[str, Any] = {
-        "backbone": backbone_name(arguments, images),
-        "hasher": hasher,
-        "image_size": arguments.image_size,
-        "weights": arguments.weights,
-        "device": arguments.device,
-        "cache": open_cache(arguments),
-    }
+    parts: dict[str, Any] = {"hasher": hasher, "device": arguments.device, "cache": open_cache(arguments)}
+    parts |= {"image_size": arguments.image_size, "weights": arguments.weights}
+    parts |= {"backbone": backbone_name(arguments, images)}
     if not isinstance(source, PairSource):
         return HashModel(**parts), source, source
     encoder = encoder or (DEFAULT_TEXT_ENCODER if isinstance(source.texts, list) else "embeddings")
