@@ -39,13 +39,9 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Move):
     """A line of the journal: a move, its place in the trash relative to the journal, size in bytes and modification time."""
 
-    path: str
-    digest: str
-    keeper: str
-    distance: int
     trash: str
     size: int
     mtime_ns: int
@@ -63,16 +59,7 @@ def move(moves: Sequence[Move], trash: Path, root: Path | None, *, progress: boo
     """Move files into the trash.
 
     A file is left where it is when it or its keeper changed or vanished since it was judged, when it is a link, or when it really lies
-    outside of ``root``.
-
-    Args:
-        moves: What to move.
-        trash: The trash folder; made if absent.
-        root: The folder that everything moved must lie in, links resolved; None takes any place.
-        progress: Show progress on stderr.
-
-    Raises:
-        DistillHashError: the trash cannot be written, or another process is moving files there.
+    outside of ``root`` (links resolved; None takes any place).
     """
     outcome = Outcome()
     real_root = None if root is None else os.path.realpath(root)
@@ -98,8 +85,8 @@ def move(moves: Sequence[Move], trash: Path, root: Path | None, *, progress: boo
                     _move(Path(one.path), trash / place)
                 except OSError as error:
                     outcome.left.append((one.path, f"it could not be moved: {error.strerror or error}"))
-                    continue
-                outcome.done.append(one.path)
+                else:
+                    outcome.done.append(one.path)
     return outcome
 
 
@@ -107,10 +94,6 @@ def undo(trash: Path, *, progress: bool = False) -> Outcome:
     """Bring everything in the trash back to where it was; content and modification time are what they were.
 
     A place that another file has taken since is not overwritten: the image stays in the trash and is listed. Running it again is safe.
-
-    Raises:
-        DataError: there is no journal.
-        FormatError: the journal is damaged.
     """
     if not (trash / JOURNAL).exists():
         raise DataError(f"there is no journal of moved files in {trash}; give the trash folder of an earlier --apply")
@@ -131,17 +114,13 @@ def undo(trash: Path, *, progress: bool = False) -> Outcome:
                 except OSError as error:
                     reason = f"it could not be moved: {error.strerror or error}; it is {trash / entry.trash}"
                     outcome.left.append((entry.path, reason))
-                    continue
-                outcome.done.append(entry.path)
+                else:
+                    outcome.done.append(entry.path)
     return outcome
 
 
 def read_journal(trash: Path) -> list[Entry]:
-    """The entries, oldest first; a last line without its end was never followed by a move and does not count.
-
-    Raises:
-        FormatError: a line is damaged.
-    """
+    """The entries, oldest first; a last line without its end was never followed by a move and does not count."""
     try:
         data = (trash / JOURNAL).read_bytes()
     except FileNotFoundError:
@@ -169,23 +148,20 @@ def _journal(trash: Path) -> Iterator[tuple[IO[bytes], list[Entry]]]:
     except OSError as error:
         raise DistillHashError(f"the trash {trash} cannot be written ({error.strerror}); give --trash DIR") from error
     with file:
-        _lock(file, trash)
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # pragma: no cover  # Windows: one process at a time is then up to the user
+            pass
+        except OSError as error:
+            raise DistillHashError(
+                f"another process is moving files into or out of {trash}; wait for it to end"
+            ) from error
         entries = read_journal(trash)
-        whole = (trash / JOURNAL).read_bytes().rfind(b"\n") + 1
-        file.truncate(whole)  # a line that was cut off by a crash
+        file.truncate((trash / JOURNAL).read_bytes().rfind(b"\n") + 1)  # a line that was cut off by a crash
         sync_folder(trash)
         yield file, entries
-
-
-def _lock(file: IO[bytes], trash: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # pragma: no cover  # Windows: one process at a time is then up to the user
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise DistillHashError(f"another process is moving files into or out of {trash}; wait for it to end") from error
 
 
 def _refusal(one: Move, root: str | None, leaving: set[str]) -> str | None:
@@ -212,14 +188,12 @@ def _finish(entries: Sequence[Entry], trash: Path) -> None:
     for entry in entries:
         home, away = Path(entry.path), trash / entry.trash
         away.with_name(away.name + ".part").unlink(missing_ok=True)
-        if home.is_file() and away.is_file() and _same(home, away, entry.digest):
+        if not home.is_file() or not away.is_file():
+            continue
+        # Two names of one file, or a copy to another disk that was cut off before the original went.
+        if home.samefile(away) or all(digest(path.read_bytes()).hex() == entry.digest for path in (home, away)):
             away.unlink()
             sync_folder(away.parent)
-
-
-def _same(home: Path, away: Path, judged: str) -> bool:
-    """Whether two names hold one file: really so, or by a copy to another disk that was cut off before the original went."""
-    return home.samefile(away) or all(digest(path.read_bytes()).hex() == judged for path in (home, away))
 
 
 def _move(source: Path, target: Path) -> None:

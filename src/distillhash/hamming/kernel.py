@@ -437,8 +437,7 @@ def _nearest_by_halves(
 ) -> None:  # fmt: skip
     """:func:`_nearest_rows` for one query over two or more planes: it reads half of the planes while that rejects enough rows.
 
-    One query runs at the speed of memory. Once the bound is small, half of the bits reject nearly all rows, and their other half is never
-    read.
+    One query runs at the speed of memory. Once the bound is small, the other half of the planes is hardly ever read.
     """
     start, next_try, wait = 0, 0, HALF_ROWS
     while start < n and bounds[0] > 0:
@@ -471,13 +470,9 @@ def nearest_rows(
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """The k nearest allowed rows of the first ``q`` queries by (distance, row), and -1 after the last allowed row.
 
-    Args:
-        query: ``(at least q, n_planes)`` words in C order; a multiple of GROUP of them unless ``q`` is 1.
-        q: Queries that count. The others fill up the last group.
-        addresses: A tuple of ``n_planes`` addresses of ``n`` words of the dtype of ``query``.
-        allowed: Address of ``n`` bytes, 0 for a row that may not be in the answer; or None.
-        n: Rows.
-        k: How many, from 1 to ``n``.
+    ``query`` is ``(at least q, n_planes)`` words in C order, a multiple of GROUP of them unless ``q`` is 1; those after ``q`` only fill up
+    the last group. ``addresses`` are those of ``n_planes`` planes of ``n`` words of its dtype. ``allowed`` is the address of ``n`` bytes, 0
+    for a row that may not be in the answer. ``k`` is from 1 to ``n``.
     """
     # Arrays are made here because numba takes seconds to compile code that makes them.
     counts = np.empty(8 * query.itemsize * query.shape[1] + 1, np.int64)  # one per distance
@@ -502,15 +497,8 @@ def count_within(
 ) -> None:
     """Add the number of allowed rows at every distance up to a radius to ``counts``, and mark the blocks that hold one.
 
-    Args:
-        query: This and what follows as for :func:`nearest_rows`.
-        q: See there.
-        addresses: See there.
-        allowed: See there.
-        n: See there.
-        bounds: An int64 per query: the radius + 1, or 0 for those that do not count.
-        counts: ``(q, radius + 1)``.
-        holds: ``(q, n_blocks) uint8``.
+    The first arguments are those of :func:`nearest_rows`. ``bounds`` holds the radius + 1 of each query, or 0 for those that do not count;
+    ``counts`` is ``(q, radius + 1)`` and ``holds`` ``(q, n_blocks) uint8``.
     """
     radius = counts.shape[1] - 1
     tile_rows = max(TILE_WORDS // query.shape[1] // BLOCK, 1) * BLOCK
