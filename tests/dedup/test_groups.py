@@ -125,7 +125,9 @@ def test_a_table_holds_the_sampled_bits_sorted_by_key(n: int, n_bits: int, k: in
     codes, rng = clustered(n, n_bits, seed), np.random.default_rng(seed)
     words = codes.words()
     bits = rng.permutation(64 * words.shape[1])[:64]
-    values, rows = groups._table(np.ascontiguousarray(words.T), bits, k)
+    values, rows = np.empty((2, n), np.uint64), np.empty((2, n), np.int32)
+    half = groups._make_table(groups._bit_planes(words), bits, k, values, rows)
+    values, rows = values[half], rows[half]
     expected = [
         sum((int(words[row, b // 64]) >> (int(b) % 64) & 1) << i for i, b in enumerate(bits)) for row in range(n)
     ]

@@ -38,9 +38,9 @@ THREADS = 4
 """At most; each needs memory for its tables."""
 
 _PASSING = 0.98  # share of the pairs at the radius in a bucket that the other drawn bits let pass
-_PLACING = 8.0  # time to place a code in a table, in comparisons of a pair that shares a bucket
+_PLACING = 4.0  # time to place a code in a table, in comparisons of a pair that shares a bucket
 _MOST_KEY_BITS = 32
-_ROW_BITS = 31
+_DIGIT = 11  # bits sorted by at a time
 _BLOCK_PAIRS = 2**23  # compared at a time where every pair is; all of them may be within the radius
 
 Rows = NDArray[np.int64]
@@ -146,16 +146,18 @@ def connected_parts(codes: Codes, radius: int) -> NDArray[np.int32]:
         _merge(parent, parent)
         return parent
     words = codes.words()
-    planes = np.ascontiguousarray(words.T)
+    planes = _bit_planes(words)
     threads = min(THREADS, cores(), len(plan.bits))
 
     def joined(first: int) -> NDArray[np.int32]:
         """Parents by some of the tables."""
         parent = np.arange(len(words), dtype=np.int32)
+        values, rows = np.empty((2, len(words)), np.uint64), np.empty((2, len(words)), np.int32)
         lists = np.empty((3, len(words)), np.int32)
+        key_mask = np.uint64(2**plan.k - 1)
         for bits in plan.bits[first::threads]:
-            values, rows = _table(planes, bits, plan.k)
-            _join_buckets(words, values, rows, np.uint64(2**plan.k - 1), plan.tolerance, radius, parent, lists)
+            half = _make_table(planes, bits, plan.k, values, rows)
+            _join_buckets(words, values[half], rows[half], key_mask, plan.tolerance, radius, parent, lists)
         return parent
 
     with ThreadPoolExecutor(threads) as pool:
@@ -183,8 +185,8 @@ def _make_plan(codes: Codes, radius: int) -> _Plan:
     if radius < 0:
         raise ParameterError(f"the radius must be at least 0 bits, got {radius}")
     n, n_bits = len(codes), codes.n_bits
-    if n >= 2**_ROW_BITS:
-        raise ParameterError(f"at most {2**_ROW_BITS - 1} codes can be grouped at once, got {n}")
+    if n >= 2**31:
+        raise ParameterError(f"at most {2**31 - 1} codes can be grouped at once, got {n}")
     k, n_tables, tolerance = 0, 1, min(radius, 64)
     rng = np.random.default_rng(0)
     if n > EXHAUSTIVE and radius < n_bits:
@@ -217,29 +219,74 @@ def _passing_share(n_bits: int, radius: int, k: int) -> tuple[float, int]:
     return agree, drawn
 
 
-def _table(planes: NDArray[np.uint64], bits: NDArray[np.int64], k: int) -> tuple[NDArray[np.uint64], Rows]:
-    """The drawn bits of all codes, sorted by the key in the low ``k`` bits, and their rows."""
-    values, key_and_row = np.empty((2, planes.shape[1]), np.uint64)
-    _draw(planes, bits, np.uint64(2**k - 1), values, key_and_row)
-    key_and_row.sort()
-    key_and_row &= np.uint64(2**_ROW_BITS - 1)
-    rows = key_and_row.view(np.int64)
-    return values.take(rows), rows
+@compiled
+def _make_table(planes: Any, bits: Any, k: int, values: Any, rows: Any) -> int:
+    """A table in ``values`` and ``rows``, ``(2, n)`` each; returns which half holds it.
+
+    Bit j of a value is bit ``bits[j]`` of the code. A radix sort, which is stable, orders values by the key in their low ``k`` bits, and
+    the rows with them.
+    """
+    n = values.shape[1]
+    block = np.zeros(64, np.uint64)
+    for column in range(planes.shape[1]):
+        for j in range(len(bits)):
+            block[j] = planes[bits[j], column]
+        block[len(bits) :] = 0
+        _transpose(block)
+        for i in range(min(64, n - 64 * column)):
+            values[0, 64 * column + i] = block[i]
+            rows[0, 64 * column + i] = 64 * column + i
+    n_digits = (k + _DIGIT - 1) // _DIGIT
+    for digit in range(n_digits):  # the lowest first
+        width = (k + n_digits - 1) // n_digits
+        shift = np.uint64(digit * width)
+        mask = np.uint64((1 << min(width, k - digit * width)) - 1)
+        old_values, old_rows = values[digit % 2], rows[digit % 2]
+        new_values, new_rows = values[1 - digit % 2], rows[1 - digit % 2]
+        places = np.zeros((1 << width) + 1, np.int64)
+        for value in old_values:
+            places[((value >> shift) & mask) + np.uint64(1)] += 1
+        for i in range(1, len(places)):
+            places[i] += places[i - 1]
+        for i in range(n):
+            key = (old_values[i] >> shift) & mask
+            place = places[key]
+            new_values[place], new_rows[place] = old_values[i], old_rows[i]
+            places[key] = place + 1
+    return n_digits % 2
 
 
 @compiled
-def _draw(planes: Any, bits: Any, key_mask: Any, values: Any, key_and_row: Any) -> None:
-    """Bit j of a value is bit ``bits[j]`` of the code. Blocks of codes stay in cache, and the inner loops are vector code."""
-    for start in range(0, len(values), 1024):
-        block = values[start : start + 1024]
-        block[:] = 0
-        for j in range(len(bits)):
-            plane = planes[bits[j] // 64, start : start + 1024]
-            shift, place = np.uint64(bits[j] % 64), np.uint64(j)
-            for i in range(len(block)):
-                block[i] |= ((plane[i] >> shift) & np.uint64(1)) << place
-        for i in range(len(block)):
-            key_and_row[start + i] = (block[i] & key_mask) << np.uint64(_ROW_BITS) | np.uint64(start + i)
+def _bit_planes(words: Any) -> Any:
+    """Codes turned: ``(64 n_words, ceil(n / 64))``; bit i of word j of a plane is that plane's bit of code 64 j + i."""
+    n, n_words = words.shape
+    planes = np.empty((64 * n_words, (n + 63) // 64), np.uint64)
+    block = np.zeros(64, np.uint64)
+    for column in range(planes.shape[1]):
+        n_rows = min(64, n - 64 * column)
+        for word in range(n_words):
+            block[n_rows:] = 0
+            for i in range(n_rows):
+                block[i] = words[64 * column + i, word]
+            _transpose(block)
+            for i in range(64):
+                planes[64 * word + i, column] = block[i]
+    return planes
+
+
+@compiled
+def _transpose(block: Any) -> None:
+    """64 words as a square of bits: bit j of word i changes places with bit i of word j."""
+    width, mask = 32, np.uint64(0xFFFFFFFF)
+    while width > 0:
+        shift = np.uint64(width)
+        for start in range(0, 64, 2 * width):
+            for i in range(start, start + width):
+                moved = ((block[i] >> shift) ^ block[i + width]) & mask
+                block[i + width] ^= moved
+                block[i] ^= moved << shift
+        width //= 2
+        mask ^= mask << np.uint64(width)
 
 
 @compiled
