@@ -246,7 +246,11 @@ def count_pairs(codes: Codes, others: Codes | None = None, *, reach: int = 0) ->
     queries = planes_of(codes)
     database = queries if others is None else planes_of(others)
     pilot = _random_distances(queries, database, own, rng)
-    furthest = _furthest(pilot, reach, n * n_database // (2 if own else 1))
+    # Counting stops beyond all copies if that can be, but below the bulk of random pairs, where there are enough to know it.
+    n_pairs = n * n_database // (2 if own else 1)
+    tail = float(np.quantile(pilot, max(TAIL, min(0.3, FEWEST / n_pairs))))
+    bulk = 0.1 if n_pairs >= 10 * FEWEST else 0.5 if n_pairs >= 20 else None
+    furthest = int(max(tail, reach if bulk is None else min(reach, float(np.quantile(pilot, bulk)))))
     n_queries = max(1, min(n, max(_QUERIES, MOST_COMPARED // n_database)))
     rows = np.sort(rng.permutation(n)[:n_queries])
     shares = np.bincount(pilot, minlength=furthest + 1)[: furthest + 1] / len(pilot)
@@ -271,13 +275,6 @@ def count_pairs(codes: Codes, others: Codes | None = None, *, reach: int = 0) ->
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     met = n_queries / n * (2 if own and n_queries < n else 1)  # a pair of one's own is met from both its ends
     return PairCounts(histogram, met, nearest * (n / n_queries) / (2 if own else 1), *columns)
-
-
-def _furthest(pilot: NDArray[np.int64], reach: int, n_pairs: int) -> int:
-    """Where counting stops: beyond all copies if that can be, but below the bulk of random pairs, where there are enough to know it."""
-    tail = float(np.quantile(pilot, max(TAIL, min(0.3, FEWEST / n_pairs))))
-    bulk = 0.1 if n_pairs >= 10 * FEWEST else 0.5 if n_pairs >= 20 else None
-    return int(max(tail, reach if bulk is None else min(reach, float(np.quantile(pilot, bulk)))))
 
 
 def _random_distances(queries: Planes, database: Planes, own: bool, rng: np.random.Generator) -> NDArray[np.int64]:

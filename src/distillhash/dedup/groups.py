@@ -34,9 +34,7 @@ from distillhash.hamming.kernel import compiled
 
 MISSED = 1e-3
 EXHAUSTIVE = 20_000
-THREADS = 4
-"""At most; each needs memory for its tables."""
-
+THREADS = 4  # at most; each needs memory for its tables
 _PASSING = 0.98  # share of the pairs at the radius in a bucket that the other drawn bits let pass
 _PLACING = 4.0  # time to place a code in a table, in comparisons of a pair that shares a bucket
 _MOST_KEY_BITS = 32

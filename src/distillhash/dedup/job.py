@@ -20,9 +20,7 @@ from distillhash.errors import DataError, FormatError
 from distillhash.files import digest
 from distillhash.sources import ImageSource, Skipped, Source
 
-AGREES = 8
-"""Perceptual hashes of 64 bits that differ in at most this many bits show the same picture."""
-
+AGREES = 8  # perceptual hashes of 64 bits that differ in at most this many bits show the same picture
 _HEAD = "# pairs that are not duplicates: two content digests, then the two files when it was said\n"
 
 

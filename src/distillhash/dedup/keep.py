@@ -70,8 +70,7 @@ def sharpness(pixels: NDArray[np.uint8]) -> float:
 def parse_policy(text: str) -> tuple[str, ...]:
     """``resolution,size`` as criteria; a :class:`ParameterError` for an unknown one, or one given twice."""
     names = tuple(part.strip() for part in text.split(",") if part.strip())
-    unknown = [name for name in names if name not in CRITERIA]
-    if unknown or not names or len(set(names)) != len(names):
+    if not names or not set(names) <= set(CRITERIA) or len(set(names)) != len(names):
         raise ParameterError(f"keep takes some of {','.join(CRITERIA)} in order of weight, each once, got {text!r}")
     return names
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -18,8 +19,7 @@ from distillhash.sources import BadItemError, ImageSource, encode_thumbnail
 
 GROUPS_SHOWN = 300
 MEMBERS_SHOWN = 11
-THUMBNAIL = 240
-"""Longest side in pixels; shown at half of it on fine screens."""
+THUMBNAIL = 240  # longest side in pixels; shown at half of it on fine screens
 
 _DOUBT = {"similar": 0, "near": 1, "same picture": 2, "same pixels": 3, "same file": 4}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a file name that begins so
@@ -151,18 +151,12 @@ def _group(group: list[Item], radius: int) -> dict[str, Any]:
 
 
 def _card(item: Item, radius: int) -> dict[str, Any]:
-    facts = item.facts
+    """One image on the page; without a picture for vectors and for what can no longer be read."""
+    facts, thumbnail = item.facts, None
+    if isinstance(item.source, ImageSource):
+        with suppress(BadItemError):
+            content, media_type = encode_thumbnail(item.source.read(item.row), THUMBNAIL)
+            thumbnail = f"data:{media_type};base64,{base64.b64encode(content).decode()}"
     text = "" if facts is None else f"{facts.width} x {facts.height}, {size_text(facts.bytes)}, {facts.format}"
     nearness = round(100 * (1 - item.distance / (radius + 1)))
-    return {"item": item, "thumbnail": _thumbnail(item), "facts": text, "nearness": nearness}
-
-
-def _thumbnail(item: Item) -> str | None:
-    """A small picture as a data address; None for vectors and for what can no longer be read."""
-    if not isinstance(item.source, ImageSource):
-        return None
-    try:
-        content, media_type = encode_thumbnail(item.source.read(item.row), THUMBNAIL)
-    except BadItemError:
-        return None
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
+    return {"item": item, "thumbnail": thumbnail, "facts": text, "nearness": nearness}

@@ -64,7 +64,6 @@ def move(moves: Sequence[Move], trash: Path, root: Path | None, *, progress: boo
     outcome = Outcome()
     real_root = None if root is None else os.path.realpath(root)
     with _journal(trash) as (file, entries):
-        _finish(entries, trash)
         batch = 1 + max((int(entry.trash.partition("/")[0]) for entry in entries), default=0)
         leaving = {os.path.realpath(one.path) for one in moves if not Path(one.path).is_symlink()}
         with Progress("moving", len(moves), unit="files", quiet=not progress) as shown:
@@ -99,7 +98,6 @@ def undo(trash: Path, *, progress: bool = False) -> Outcome:
         raise DataError(f"there is no journal of moved files in {trash}; give the trash folder of an earlier --apply")
     outcome = Outcome()
     with _journal(trash) as (_, entries):
-        _finish(entries, trash)
         held = [entry for entry in entries if os.path.lexists(trash / entry.trash)]
         with Progress("bringing back", len(held), unit="files", quiet=not progress) as shown:
             for entry in reversed(held):
@@ -141,7 +139,7 @@ def read_journal(trash: Path) -> list[Entry]:
 
 @contextlib.contextmanager
 def _journal(trash: Path) -> Iterator[tuple[IO[bytes], list[Entry]]]:
-    """The journal, open for appending by this process alone, and what it holds."""
+    """The journal, open for appending by this process alone, and what it holds; cut-off moves are finished first."""
     try:
         trash.mkdir(parents=True, exist_ok=True)
         file = (trash / JOURNAL).open("ab")
@@ -161,6 +159,15 @@ def _journal(trash: Path) -> Iterator[tuple[IO[bytes], list[Entry]]]:
         entries = read_journal(trash)
         file.truncate((trash / JOURNAL).read_bytes().rfind(b"\n") + 1)  # a line that was cut off by a crash
         sync_folder(trash)
+        for entry in entries:  # moves that were killed between the two names: the file is under both
+            home, away = Path(entry.path), trash / entry.trash
+            away.with_name(away.name + ".part").unlink(missing_ok=True)
+            if not home.is_file() or not away.is_file():
+                continue
+            # Two names of one file, or a copy to another disk that was cut off before the original went.
+            if home.samefile(away) or all(digest(path.read_bytes()).hex() == entry.digest for path in (home, away)):
+                away.unlink()
+                sync_folder(away.parent)
         yield file, entries
 
 
@@ -181,19 +188,6 @@ def _refusal(one: Move, root: str | None, leaving: set[str]) -> str | None:
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
     return None
-
-
-def _finish(entries: Sequence[Entry], trash: Path) -> None:
-    """Moves that were killed between the two names: the file is under both, and the trash has its journal entry."""
-    for entry in entries:
-        home, away = Path(entry.path), trash / entry.trash
-        away.with_name(away.name + ".part").unlink(missing_ok=True)
-        if not home.is_file() or not away.is_file():
-            continue
-        # Two names of one file, or a copy to another disk that was cut off before the original went.
-        if home.samefile(away) or all(digest(path.read_bytes()).hex() == entry.digest for path in (home, away)):
-            away.unlink()
-            sync_folder(away.parent)
 
 
 def _move(source: Path, target: Path) -> None:

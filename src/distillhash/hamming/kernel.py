@@ -76,6 +76,7 @@ class _Rows:
     """Builds code that reads rows of the planes, several at once: each row is a lane of a 512-bit vector."""
 
     def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, half: bool = False) -> None:
+        # With ``half``, distances are over the first half of the planes, which is a lower bound.
         query_type, _, addresses_type, allowed_type, *_ = signature.args
         query, self.first, addresses, self.allowed, self.start, *_ = arguments
         self.builder = builder
@@ -157,10 +158,7 @@ class _Rows:
 
 
 def _any_nearer(group: int, steps: int, block: int = BLOCK, half: bool = False) -> Any:
-    """Makes the test of ``block`` rows from ``start``: bit g is set if a row is nearer to query ``first + g`` than its bound.
-
-    With ``half``, distances are over the first half of the planes, which is a lower bound.
-    """
+    """Makes the test of ``block`` rows from ``start``: bit g is set if a row is nearer to query ``first + g`` than its bound."""
 
     @intrinsic
     def any_nearer(
@@ -411,10 +409,7 @@ def _write_answer(kept: Any, n_kept: int, k: int, counts: Any, rows: Any, distan
 
 @part
 def _near_by_half(query: Any, addresses: Any, allowed: Any, start: int, stop: int, bounds: Any, found: Any) -> Any:
-    """Write the rows nearer than the bound by the first half of their planes to ``found`` and prefetch the other half.
-
-    Returns how many rows were found, and where the test stopped: before ``stop`` if there were too many.
-    """
+    """Write rows nearer by half of their planes to ``found``: how many, and where the test stopped (before ``stop`` if too many)."""
     n_found = 0
     for chunk in range(start, stop, CHUNK):
         if any_nearer_by_half(query, 0, addresses, allowed, chunk, bounds):
@@ -435,10 +430,7 @@ def _nearest_by_halves(
     query: Any, addresses: Any, allowed: Any, n: int, k: int,
     bounds: Any, n_kept: Any, kept: Any, counts: Any, found: Any, rows: Any, distances: Any,
 ) -> None:  # fmt: skip
-    """:func:`_nearest_rows` for one query over two or more planes: it reads half of the planes while that rejects enough rows.
-
-    One query runs at the speed of memory. Once the bound is small, the other half of the planes is hardly ever read.
-    """
+    """:func:`_nearest_rows` for one query over two or more planes: it reads half of the planes while that rejects enough rows."""
     start, next_try, wait = 0, 0, HALF_ROWS
     while start < n and bounds[0] > 0:
         if start < next_try or start + HALF_ROWS > n:
