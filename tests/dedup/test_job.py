@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import imagehash
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,7 +16,7 @@ from distillhash.dedup.job import Report, Verdicts, find_duplicates, find_leaks
 from distillhash.dedup.review import review_page, size_text
 from distillhash.errors import DataError, FormatError
 from distillhash.files import digest
-from distillhash.sources import open_source
+from distillhash.sources import decode_image, open_source
 from image_factory import make_pixels
 
 RADIUS = 114  # of 1,024 bits: made-up pictures are nearer to each other than photographs
@@ -66,6 +67,11 @@ def test_copies_are_found_and_the_best_is_kept(report: Report) -> None:
     assert sorted(names(report)) == [["00.png", "exact.png"], ["01.png", "saved.webp"], ["02.png", "turned.jpg"]]
     matches = {Path(group[1].path).name: group[1].match for group in report.groups}
     assert matches["exact.png"] == "same file" and matches["saved.webp"] == "same pixels"
+    for keeper, other in report.groups:
+        hashes = [
+            imagehash.phash(Image.fromarray(decode_image(Path(item.path).read_bytes()))) for item in (keeper, other)
+        ]
+        assert other.phash_distance == hashes[0] - hashes[1]
     assert [item.key for item in report.skipped] == ["broken.jpg"]
     assert report.n_items == 23 and report.n_aliases == 1 and report.n_duplicates == 3
     assert report.calibration.recall is not None and report.calibration.chosen_by == "user"

@@ -7,27 +7,27 @@ features and depend on no other item.
 
 A perceptual hash of the image follows, half as many bits as those of the features. Features tell what is in a picture, and two scenes of
 one place share that. A perceptual hash tells where it is light and dark, and a caption or a stronger compression hardly changes it.
-Together they tell copies from look-alikes far better than either. Mirror images have unrelated hashes, so there is no hash where they are
-wanted.
+Together they tell copies from look-alikes far better than either. Mirror images have unrelated hashes, so they are found without hash.
 `docs/dedup.md` has the measurements behind these numbers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from distillhash.codes import Codes
 from distillhash.methods import make_hasher
 from distillhash.methods.base import sample_rows
 from distillhash.models import HashModel, load_model
 from distillhash.sources import MAX_PIXELS, EmbeddingSource, ImageSource, Skipped, Source, decode_resized, digest
-from distillhash.sources.base import nothing_usable, take_keys
+from distillhash.sources.base import nothing_usable
 
 if TYPE_CHECKING:
     from distillhash.backbones import FeatureCache
@@ -43,38 +43,21 @@ _HASH_IDENTITY = f"imagehash.phash/{_HASH_SIDE}/{_HASH_PIXELS}"
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``dedup`` and ``leaks`` take.
+    """What ``dedup`` and ``leaks`` take."""
 
-    Attributes:
-        model: A model folder, or None for codes made for the collection.
-        radius: In bits, or None to calibrate.
-        most_false_pairs: False pairs to accept, or None for the rule of :func:`distillhash.dedup.calibration.calibrate`.
-        mirror: Look for mirror images too, with codes of the features alone.
-        device: Where the backbone runs.
-        cache: Where features and hashes are kept between runs; None keeps none.
-        max_pixels: Images above this are skipped.
-        progress: Show progress on stderr.
-    """
-
-    model: str | None = None
-    radius: int | None = None
-    most_false_pairs: float | None = None
-    mirror: bool = False
-    device: str = "auto"
-    cache: FeatureCache | None = None
-    max_pixels: int | None = None
-    progress: bool = False
+    model: str | None = None  # a model folder; None makes codes for the collection
+    radius: int | None = None  # bits; None calibrates
+    most_false_pairs: float | None = None  # to accept; None takes the rule of the calibration
+    mirror: bool = False  # look for mirror images too, with codes of the features alone
+    device: str = "auto"  # where the backbone runs
+    cache: FeatureCache | None = None  # of features and hashes between runs
+    max_pixels: int | None = None  # images above this are skipped
+    progress: bool = False  # on stderr
 
 
 @dataclass(frozen=True)
 class Coded:
-    """Codes of the usable items of a source.
-
-    Attributes:
-        codes: ``m`` codes.
-        rows: ``(m,)`` rows of the source, ascending.
-        skipped: The items that could not be used, in the source's order.
-    """
+    """Codes of the usable items of a source, their rows there (ascending), and the other items in the source's order."""
 
     codes: Codes
     rows: NDArray[np.intp]
@@ -83,14 +66,7 @@ class Coded:
 
 @dataclass(frozen=True)
 class Encoder:
-    """What makes the codes.
-
-    Attributes:
-        model: Fitted, for the bits of the features.
-        description: A phrase that says what the codes are.
-        hashes: How many times the perceptual hash follows; 0 for codes of the features alone.
-        settings: Of the job.
-    """
+    """What makes the codes: a fitted model for the bits of the features, and the perceptual hash ``hashes`` times after them."""
 
     model: HashModel
     description: str
@@ -103,24 +79,18 @@ class Encoder:
         return self.model.n_bits + self.hashes * HASH_BITS
 
     def encode(self, source: Source) -> Coded:
-        """Codes of every usable item; features are not kept.
-
-        Raises:
-            DataError: nothing usable in the source.
-        """
+        """Codes of every usable item; a :class:`DataError` where nothing is usable."""
         with _hashed(source, self.hashes, self.settings) as images:
             return self._encode(images)
 
     def _encode(self, images: Source, first: Coded | None = None, done: NDArray[np.intp] | None = None) -> Coded:
         """Codes of all items but ``done``, joined with ``first``, whose codes lack the hashes."""
-        left = np.setdiff1d(np.arange(len(images)), () if done is None else done)
-        parts = [] if first is None else [first]
+        left = np.arange(len(images)) if done is None else np.setdiff1d(np.arange(len(images)), done)
+        rest = images if done is None else images.select(left)
         progress, max_pixels = self.settings.progress, self.settings.max_pixels
-        rest = images if first is None else images.select(left)
-        parts += [
-            Coded(batch.codes, left[batch.rows], batch.skipped)
-            for batch in self.model.encode_batches(rest, progress=progress, max_pixels=max_pixels)
-        ]
+        batches = self.model.encode_batches(rest, progress=progress, max_pixels=max_pixels)
+        parts = [] if first is None else [first]
+        parts += [Coded(batch.codes, left[batch.rows], batch.skipped) for batch in batches]
         skipped = [item for part in parts for item in part.skipped]
         if first is not None and skipped:
             place = {key: row for row, key in enumerate(images.keys)}
@@ -137,10 +107,6 @@ class Encoder:
 
 def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Coded]:
     """The encoder for a collection, fitted on it, and the codes of its items. Each image is read once.
-
-    Args:
-        source: What is to be compared.
-        settings: Model, mirror, device, cache, max_pixels and progress count.
 
     Raises:
         DataError: nothing usable in the source.
@@ -188,55 +154,36 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
 @contextmanager
 def _hashed(source: Source, hashes: int, settings: Settings) -> Iterator[Source]:
     """The source, keeping the perceptual hash of what is read where hashes are wanted."""
-    if not hashes:
+    if not hashes or not isinstance(source, ImageSource):
         yield source
         return
-    assert isinstance(source, ImageSource)
-    images = HashedImages(source, cache=settings.cache, max_pixels=settings.max_pixels)
-    try:
+    with closing(HashedImages(source, cache=settings.cache, max_pixels=settings.max_pixels)) as images:
         yield images
-    finally:
-        images.close()
 
 
 class HashedImages(ImageSource):
     """A source that keeps the perceptual hash of every image that was read from it or from a selection of it.
 
-    Attributes:
-        hashes: ``(n, 32) uint8``, packed like codes; zeros where nothing was read.
+    ``hashes`` is ``(n, 32) uint8``, packed like codes, by the row of the whole source; zeros where nothing was read.
     """
 
     def __init__(self, source: ImageSource, *, cache: FeatureCache | None, max_pixels: int | None = None) -> None:
-        """Keep references; nothing is read yet.
-
-        Args:
-            source: The images.
-            cache: Where hashes are kept by content, or None.
-            max_pixels: Images above this are bad items.
-        """
-        self.name, self.keys, self.labels, self.label_names = source.name, source.keys, None, None
+        """Keep references; nothing is read yet. ``cache`` keeps hashes by content; images above ``max_pixels`` are bad items."""
+        super().__init__(source.name, source.keys)
         self.hashes = np.zeros((len(source), HASH_BITS // 8), np.uint8)
         self._source, self._rows = source, np.arange(len(source))
         self._max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         self._store = None if cache is None else cache.store(_HASH_IDENTITY, HASH_BITS // 32)
 
-    def select(self, rows: NDArray[np.intp]) -> HashedImages:
-        """The images of ``rows``; their hashes go to the same array, at the rows of the whole source."""
-        part = object.__new__(HashedImages)
-        part.__dict__ |= self.__dict__
-        part.keys, part._rows = take_keys(self.keys, rows), self._rows[rows]
-        return part
+    def _take(self, rows: NDArray[np.intp]) -> None:
+        self._rows = self._rows[rows]
 
     def path(self, row: int) -> str | None:
         """As in the source."""
         return self._source.path(int(self._rows[row]))
 
     def read(self, row: int) -> bytes | NDArray[np.uint8]:
-        """The item as the source has it.
-
-        Raises:
-            BadItemError: it cannot be read or decoded.
-        """
+        """The item as the source has it; a :class:`BadItemError` where it cannot be read or decoded."""
         data = self._source.read(int(self._rows[row]))
         self.hashes[self._rows[row]] = self._hash(data)
         return data
@@ -260,6 +207,5 @@ class HashedImages(ImageSource):
 def perceptual_bits(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """DCT hash of 256 bits by the library imagehash, ``(32,) uint8``, of ``(h, w, 3) uint8`` pixels."""
     import imagehash
-    from PIL import Image
 
     return np.packbits(imagehash.phash(Image.fromarray(pixels), hash_size=_HASH_SIDE).hash.ravel())

@@ -34,9 +34,7 @@ from distillhash.hamming.kernel import compiled
 
 MISSED = 1e-3
 EXHAUSTIVE = 20_000
-THREADS = 4
-"""At most; each needs memory for its tables."""
-
+THREADS = 4  # at most; each needs memory for its tables
 _PASSING = 0.98  # share of the pairs at the radius in a bucket that the other drawn bits let pass
 _PLACING = 4.0  # time to place a code in a table, in comparisons of a pair that shares a bucket
 _MOST_KEY_BITS = 32
@@ -48,15 +46,10 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Stars:
-    """Groups as two columns.
+    """Groups as two columns."""
 
-    Attributes:
-        keeper: ``(n,) int64`` row of every item's keeper; its own for keepers and for items without a duplicate.
-        distance: ``(n,) int32`` bits to the keeper.
-    """
-
-    keeper: Rows
-    distance: NDArray[np.int32]
+    keeper: Rows  # row of every item's keeper; its own for keepers and for items without a duplicate
+    distance: NDArray[np.int32]  # bits to the keeper
 
     def groups(self) -> list[Rows]:
         """Rows of every group of two or more, keeper first, then by (distance, row); groups by keeper's row."""
@@ -68,17 +61,11 @@ class Stars:
 
 @dataclass(frozen=True)
 class Matches:
-    """The nearest item of another collection, for every query.
+    """The nearest item of another collection, for every query."""
 
-    Attributes:
-        row: ``(q,) int64`` the nearest within the radius, equal distances by the lower row; -1 where there is none.
-        distance: ``(q,) int32`` bits; -1 where there is none.
-        count: ``(q,) int64`` how many lie within the radius.
-    """
-
-    row: Rows
-    distance: NDArray[np.int32]
-    count: Rows
+    row: Rows  # the nearest within the radius, equal distances by the lower row; -1 where there is none
+    distance: NDArray[np.int32]  # bits; -1 where there is none
+    count: Rows  # how many lie within the radius
 
 
 def star_groups(
@@ -92,17 +79,8 @@ def star_groups(
 ) -> Stars:
     """Stars around keepers; memory linear in the number of codes, deterministic.
 
-    Args:
-        codes: ``n`` codes.
-        radius: In bits, at least 0.
-        order: Rows by falling preference as keepers, all of them once; None takes them as they come.
-        places: ``(n,)``; two items of the same place (a folder) are never linked, -1 is no place.
-        apart: ``(m, 2)`` pairs of rows that are never linked.
-        parts: What :func:`connected_parts` found for these codes and this radius; None finds them here.
-
-    Raises:
-        DataError: ``order`` is not a permutation.
-        ParameterError: a negative radius.
+    ``order`` holds all rows by falling preference as keepers. Two items of the same of ``places`` (``(n,)``, -1 for none) are never linked,
+    nor are the ``(m, 2)`` pairs of rows in ``apart``. ``parts`` is what :func:`connected_parts` found for these codes and this radius.
     """
     n = len(codes)
     order = np.arange(n, dtype=np.int64) if order is None else np.asarray(order, np.int64)
@@ -117,12 +95,7 @@ def star_groups(
 
 
 def linked_rows(parts: NDArray[np.int32], places: Rows | None = None) -> Rows:
-    """Rows whose part has another item that may be linked: not one where all items have the same place. Ascending.
-
-    Args:
-        parts: From :func:`connected_parts`.
-        places: As for :func:`star_groups`.
-    """
+    """Rows whose part has another item that may be linked, ascending: not those of a part where all items have the same place."""
     own = -1 - np.arange(len(parts))
     if places is not None:
         own = np.where(places < 0, own, places)
@@ -133,14 +106,9 @@ def linked_rows(parts: NDArray[np.int32], places: Rows | None = None) -> Rows:
 
 
 def match(query: Codes, database: Codes, radius: int) -> Matches:
-    """For every query code the nearest of ``database`` within ``radius`` bits.
+    """For every query code the nearest of ``database`` within ``radius`` bits; memory linear in the number of codes.
 
-    Every pair is compared up to ``EXHAUSTIVE`` codes in ``database``; above, those that share a connected part. Memory is linear in the
-    number of codes. The order of the items changes nothing but which of equally distant items is named.
-
-    Raises:
-        DataError: the lengths differ.
-        ParameterError: a negative radius.
+    Every pair is compared up to ``EXHAUSTIVE`` codes in ``database``; above, those that share a connected part.
     """
     check_same_length(query, database)
     row, distance = np.full(len(query), -1, np.int64), np.full(len(query), -1, np.int32)
@@ -167,18 +135,7 @@ def _pairs_within(query: Codes, database: Codes, radius: int) -> Iterator[tuple[
 
 
 def connected_parts(codes: Codes, radius: int) -> NDArray[np.int32]:
-    """For every code the lowest row of its part; itself where nothing is near.
-
-    Args:
-        codes: ``n`` codes.
-        radius: In bits, at least 0.
-
-    Returns:
-        ``(n,) int32``, the same for any number of threads.
-
-    Raises:
-        ParameterError: a negative radius, or 2**31 codes or more.
-    """
+    """For every code the lowest row of its part, its own where nothing is near; the same for any number of threads."""
     plan = _make_plan(codes, radius)
     if plan.k == 0:
         parent = np.arange(len(codes), dtype=np.int32)
@@ -210,24 +167,18 @@ def connected_parts(codes: Codes, radius: int) -> NDArray[np.int32]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """What the tables draw.
+    """What the tables draw."""
 
-    Attributes:
-        bits: ``(n_tables, m) int64`` positions in a code's words, m at most 64.
-        k: The first ``k`` of each make the key; 0 means that every pair is compared.
-        tolerance: How many of the others may differ.
-    """
-
-    bits: NDArray[np.int64]
-    k: int
-    tolerance: int
+    bits: NDArray[np.int64]  # (n_tables, m) positions in a code's words, m at most 64
+    k: int  # the first ``k`` of each make the key; 0 means that every pair is compared
+    tolerance: int  # how many of the others may differ
 
 
 def _make_plan(codes: Codes, radius: int) -> _Plan:
     """The tables that find pairs within a radius in the least time.
 
-    Longer keys make smaller buckets and need more tables. How full buckets are depends on how far apart random pairs of these codes lie.
-    Pairs within the radius do not count, for what is joined is not compared again.
+    Longer keys make smaller buckets and need more tables. How full buckets are depends on how far apart random pairs of these codes lie;
+    pairs within the radius do not count, because joined pairs are not compared again.
     """
     if radius < 0:
         raise ParameterError(f"the radius must be at least 0 bits, got {radius}")
@@ -245,9 +196,9 @@ def _make_plan(codes: Codes, radius: int) -> _Plan:
             passing, allowed = _passing_share(n_bits, radius, tried)
             needed = math.ceil(math.log(MISSED) / math.log1p(-passing)) if passing < 1 else 1
             sharing = float(np.mean(np.where(apart > radius / n_bits, 1 - apart, 0) ** tried))
-            if needed * (n * _PLACING + n_pairs * sharing) < cost:
-                cost = needed * (n * _PLACING + n_pairs * sharing)
-                k, n_tables, tolerance = tried, needed, allowed
+            time = needed * (n * _PLACING + n_pairs * sharing)
+            if time < cost:
+                cost, k, n_tables, tolerance = time, tried, needed, allowed
     ones = Codes.from_packed(np.packbits(np.ones((1, n_bits), np.uint8), axis=1), n_bits).words()[0]
     positions = [64 * i + j for i, word in enumerate(ones.tolist()) for j in range(64) if word >> j & 1]  # no padding
     drawn = [rng.permutation(positions)[:64] for _ in range(n_tables)]

@@ -15,14 +15,12 @@ from distillhash.codes import Codes
 from distillhash.dedup.calibration import Calibration, calibrate, measure_copies
 from distillhash.dedup.codes import Coded, Encoder, Settings, encode_collection
 from distillhash.dedup.groups import connected_parts, linked_rows, match, star_groups
-from distillhash.dedup.keep import CRITERIA, Facts, gather_facts, phash_distance, preference
+from distillhash.dedup.keep import CRITERIA, Facts, gather_facts, preference
 from distillhash.errors import DataError, FormatError
 from distillhash.files import digest
 from distillhash.sources import ImageSource, Skipped, Source
 
-AGREES = 8
-"""Perceptual hashes of 64 bits that differ in at most this many bits show the same picture."""
-
+AGREES = 8  # perceptual hashes of 64 bits that differ in at most this many bits show the same picture
 _HEAD = "# pairs that are not duplicates: two content digests, then the two files when it was said\n"
 
 
@@ -33,14 +31,7 @@ class Verdicts:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        """Read the file if it is there.
-
-        Args:
-            path: The file; None keeps nothing.
-
-        Raises:
-            FormatError: a line is not a pair of digests.
-        """
+        """Read the file if it is there; None keeps nothing. A :class:`FormatError` where a line is not a pair of digests."""
         self.path = path
         self._pairs: set[tuple[str, str]] = set()
         if path is None or not path.exists():
@@ -65,11 +56,7 @@ class Verdicts:
         return _sorted(a, b) in self._pairs
 
     def add(self, a: Path, b: Path) -> None:
-        """Remember that two files are no duplicates; on the disk when this returns.
-
-        Raises:
-            DataError: a file cannot be read, or the verdicts cannot be written.
-        """
+        """Remember that two files are no duplicates; on the disk when this returns."""
         try:
             pair = _sorted(*(digest(path.read_bytes()).hex() for path in (a, b)))
         except OSError as error:
@@ -96,47 +83,27 @@ def _sorted(a: str, b: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image or vector of a report.
+    """One image or vector of a report."""
 
-    Attributes:
-        path: The file, or the key where the item is no file.
-        distance: Bits to the keeper.
-        source: Where it can be read.
-        row: Its row there.
-        facts: What is known of it; None for vectors.
-        match: ``keeper``; ``same file`` and ``same pixels`` by digest; ``same picture`` where the perceptual hash agrees, ``similar`` where
-            it does not; ``near`` for vectors.
-        phash_distance: Bits between its perceptual hash of 64 bits and the keeper's.
-    """
-
-    path: str
-    distance: int
-    source: Source
-    row: int
-    facts: Facts | None = None
-    match: str = "near"
-    phash_distance: int | None = None
+    path: str  # the file, or the key where the item is no file
+    distance: int  # bits to the keeper
+    source: Source  # where it can be read
+    row: int  # its row there
+    facts: Facts | None = None  # None for vectors
+    match: str = "near"  # or ``keeper``, ``same file``, ``same pixels``, ``same picture``, ``similar``: see _item
+    phash_distance: int | None = None  # bits between its perceptual hash of 64 bits and the keeper's
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a job found.
-
-    Attributes:
-        calibration: The radius and what is to be expected of it.
-        codes: What the codes are.
-        groups: Keeper first in each, then by distance.
-        skipped: Items that could not be used.
-        n_items: Items compared.
-        n_aliases: Items left out as other names of a file that is compared.
-    """
+    """What :func:`find_duplicates` found."""
 
     calibration: Calibration
-    codes: str
-    groups: list[list[Item]]
-    skipped: list[Skipped]
-    n_items: int
-    n_aliases: int = 0
+    codes: str  # what the codes are
+    groups: list[list[Item]]  # keeper first in each, then by distance
+    skipped: list[Skipped]  # items that could not be used
+    n_items: int  # items compared
+    n_aliases: int = 0  # items left out as other names of a file that is compared
 
     @property
     def n_duplicates(self) -> int:
@@ -178,9 +145,9 @@ def find_duplicates(
 
     Args:
         source: Images or vectors.
-        settings: See :class:`~distillhash.dedup.codes.Settings`.
+        settings: Model, radius and how to read.
         reference: A collection that is kept whole: groups are then a reference item and what of ``source`` is nearest to it, and
-            duplicates within ``source`` or within the reference are not looked for. The order of items changes nothing.
+            duplicates within ``source`` or within the reference are not looked for.
         policy: What makes the better image, see :data:`distillhash.dedup.keep.CRITERIA`.
         ignore_same_folder: Two images in one folder are never linked (bursts, series).
         verdicts: Pairs that people said are no duplicates.
@@ -198,7 +165,7 @@ def find_duplicates(
     parts = connected_parts(coded.codes, calibration.radius)
     places = _folders(source, coded.rows) if ignore_same_folder else None
     near = linked_rows(parts, places)
-    facts = _facts(source, coded.rows[near], settings)
+    facts = gather_facts(source, coded.rows[near], settings)
     if isinstance(source, ImageSource):
         near = near[[row in facts for row in coded.rows[near].tolist()]]  # what can still be read
     rows = coded.rows[near].tolist()
@@ -231,7 +198,7 @@ def find_leaks(train: Source, test: Source, settings: Settings | None = None) ->
     found = match(coded.codes, kept.codes, calibration.radius)
     places = np.flatnonzero(found.row >= 0)
     ours, theirs = coded.rows[places], kept.rows[found.row[places]]
-    facts_test, facts_train = _facts(test, ours, settings), _facts(train, np.unique(theirs), settings)
+    facts_test, facts_train = gather_facts(test, ours, settings), gather_facts(train, np.unique(theirs), settings)
     leaks = []
     for place, our, their in zip(places.tolist(), ours.tolist(), theirs.tolist(), strict=True):
         keeper = facts_train.get(their)
@@ -253,8 +220,8 @@ def _against(source: Source, reference: Source, settings: Settings, verdicts: Ve
     held = np.isin(ours, theirs[theirs >= 0])  # a file of the reference, reached through the source as well
     found = match(coded.codes, kept.codes, calibration.radius)
     places = np.flatnonzero((found.row >= 0) & ~held)
-    facts = _facts(source, coded.rows[places], settings)
-    facts_kept = _facts(reference, kept.rows[np.unique(found.row[places])], settings)
+    facts = gather_facts(source, coded.rows[places], settings)
+    facts_kept = gather_facts(reference, kept.rows[np.unique(found.row[places])], settings)
     groups = []
     places = places[np.lexsort((places, found.distance[places], found.row[places]))]
     for own in np.split(places, np.flatnonzero(np.diff(found.row[places])) + 1) if len(places) else []:
@@ -278,9 +245,7 @@ def _across(kept: Source, other: Source, settings: Settings) -> tuple[Encoder, C
     swapped = len(other) > len(kept)
     larger, smaller = (other, kept) if swapped else (kept, other)
     encoder, coded = encode_collection(larger, settings)
-    first, second = coded, encoder.encode(smaller)
-    if swapped:
-        first, second = second, first
+    first, second = (encoder.encode(smaller), coded) if swapped else (coded, encoder.encode(smaller))
     return encoder, first, second, _calibrated(encoder, larger, coded, second.codes, first.codes)
 
 
@@ -289,13 +254,6 @@ def _calibrated(encoder: Encoder, source: Source, coded: Coded, codes: Codes, ot
     copies = measure_copies(encoder, source, coded) if isinstance(source, ImageSource) else None
     settings = encoder.settings
     return calibrate(codes, others, copies=copies, radius=settings.radius, most_false_pairs=settings.most_false_pairs)
-
-
-def _facts(source: Source, rows: NDArray[np.intp], settings: Settings) -> dict[int, Facts]:
-    """Facts by row of the source, of what can still be read; vectors have none."""
-    if not isinstance(source, ImageSource):
-        return {}
-    return gather_facts(source, rows, max_pixels=settings.max_pixels, progress=settings.progress)
 
 
 def _apart(digests: Sequence[str], verdicts: Verdicts) -> NDArray[np.int64]:
@@ -310,10 +268,11 @@ def _apart(digests: Sequence[str], verdicts: Verdicts) -> NDArray[np.int64]:
 def _item(
     source: Source, row: int, distance: int, known: dict[int, Facts], kept: Facts | None, is_keeper: bool
 ) -> Item:
+    """One item of a report, and how it matches its keeper: the digests of file and pixels agree, or the perceptual hashes nearly do."""
     facts, path = known.get(row), _path(source, row)
     if facts is None or kept is None:
         return Item(path, distance, source, row, facts, "keeper" if is_keeper else "near")
-    away = phash_distance(facts.phash, kept.phash)
+    away = (int(facts.phash, 16) ^ int(kept.phash, 16)).bit_count()
     if is_keeper:
         match = "keeper"
     elif facts.digest == kept.digest:

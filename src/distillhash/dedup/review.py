@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from distillhash.dedup.calibration import Calibration
 from distillhash.dedup.job import Item, LeakReport, Report
 from distillhash.errors import DataError
 from distillhash.files import write_atomic
@@ -19,8 +19,7 @@ from distillhash.sources import BadItemError, ImageSource, encode_thumbnail
 
 GROUPS_SHOWN = 300
 MEMBERS_SHOWN = 11
-THUMBNAIL = 240
-"""Longest side in pixels; shown at half of it on fine screens."""
+THUMBNAIL = 240  # longest side in pixels; shown at half of it on fine screens
 
 _DOUBT = {"similar": 0, "near": 1, "same picture": 2, "same pixels": 3, "same file": 4}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a file name that begins so
@@ -38,7 +37,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "n_duplicates": report.n_duplicates,
         "n_aliases": report.n_aliases,
         "codes": report.codes,
-        "calibration": _calibration_json(report.calibration),
+        "calibration": {"sentence": report.calibration.sentence(), **asdict(report.calibration)},
     }
 
 
@@ -62,7 +61,7 @@ def leaks_json(report: LeakReport) -> dict[str, Any]:
         "n_test": report.n_test,
         "n_leaks": len(report.leaks),
         "codes": report.codes,
-        "calibration": _calibration_json(report.calibration),
+        "calibration": {"sentence": report.calibration.sentence(), **asdict(report.calibration)},
     }
 
 
@@ -75,37 +74,22 @@ def report_csv(report: Report) -> str:
         for item in group:
             path = "'" + item.path if item.path.startswith(_FORMULA) else item.path
             keep = "yes" if item.match == "keeper" else "no"
-            facts = _facts(item)
-            known = [facts.get(name) for name in _FACTS]
+            known = map(_facts(item).get, _FACTS)
             writer.writerow([number, keep, path, item.distance, item.match, item.phash_distance, *known])
     return stream.getvalue()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole.
-
-    Raises:
-        DataError: it cannot be written.
-    """
+    """Write a file whole; a :class:`DataError` where it cannot be written."""
     try:
         write_atomic(path, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror}); give another place") from error
 
 
-def _calibration_json(calibration: Calibration) -> dict[str, Any]:
-    return {"sentence": calibration.sentence(), **asdict(calibration)}
-
-
 def _item(item: Item) -> dict[str, Any]:
-    found = {
-        "path": item.path,
-        "distance": item.distance,
-        "match": item.match,
-        "phash_distance": item.phash_distance,
-        **_facts(item),
-    }
-    return found if item.facts is None else found | {"digest": item.facts.digest}
+    found = {"path": item.path, "distance": item.distance, "match": item.match, "phash_distance": item.phash_distance}
+    return found if item.facts is None else found | _facts(item) | {"digest": item.facts.digest}
 
 
 def _facts(item: Item) -> dict[str, Any]:
@@ -115,45 +99,24 @@ def _facts(item: Item) -> dict[str, Any]:
     return {name: getattr(item.facts, name) for name in _FACTS[:-1]} | {"sharpness": round(item.facts.sharpness, 3)}
 
 
-@dataclass(frozen=True)
-class Card:
-    """One image on the page."""
-
-    item: Item
-    thumbnail: str | None
-    facts: str
-    nearness: int
-
-
-@dataclass(frozen=True)
-class GroupCard:
-    """One group on the page; ``command`` keeps its first member apart from the keeper in later runs."""
-
-    keeper: Card
-    members: list[Card]
-    n_hidden: int
-    command: str | None
-
-
 def review_page(report: Report, command: str, source: str) -> str:
     """The page as HTML.
 
     Groups come by falling doubt: first those that the perceptual hash does not confirm, then by distance. Beyond ``GROUPS_SHOWN`` groups
     and ``MEMBERS_SHOWN`` members of a group only counts are shown; the JSON and CSV files hold everything.
-
-    Args:
-        report: What :func:`distillhash.dedup.job.find_duplicates` found.
-        command: The command that made it.
-        source: What was searched.
     """
     from jinja2 import Environment, StrictUndefined
 
+    template = (files("distillhash.dedup") / "review.html.j2").read_text("utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     ordered = sorted(report.groups, key=_doubt)
-    return environment.from_string((files("distillhash.dedup") / "review.html.j2").read_text("utf-8")).render(
+    near = [row for row in report.calibration.curve if row["radius"] <= 2 * report.calibration.radius + 8]
+    return environment.from_string(
+        template
+    ).render(
         report=report,
         calibration=report.calibration,
-        curve=_chosen_rows(report.calibration),
+        curve=near[:: max(1, len(near) // 12)],  # about a dozen radii around the chosen one
         groups=[_group(group, report.calibration.radius) for group in ordered[:GROUPS_SHOWN]],
         n_hidden=max(0, len(ordered) - GROUPS_SHOWN),
         freed=size_text(sum(item.facts.bytes for group in report.groups for item in group[1:] if item.facts)),
@@ -177,33 +140,23 @@ def _doubt(group: list[Item]) -> tuple[int, int, str]:
     return min(_DOUBT[item.match] for item in members), -max(item.distance for item in members), group[0].path
 
 
-def _group(group: list[Item], radius: int) -> GroupCard:
+def _group(group: list[Item], radius: int) -> dict[str, Any]:
+    """One group on the page; ``command`` keeps its first member apart from the keeper in later runs."""
     keeper, *members = group
     doubtful = sorted(members, key=lambda item: (_DOUBT[item.match], -item.distance, item.path))
-    shown = doubtful[:MEMBERS_SHOWN]
     apart = next((item for item in doubtful if item.facts is not None and item.match != "same file"), None)
     command = None if apart is None else f"distillhash dedup --not-duplicate {quote(keeper.path)} {quote(apart.path)}"
-    return GroupCard(_card(keeper, radius), [_card(item, radius) for item in shown], len(members) - len(shown), command)
+    first, *cards = [_card(item, radius) for item in (keeper, *doubtful[:MEMBERS_SHOWN])]
+    return {"keeper": first, "members": cards, "n_hidden": len(members) - len(cards), "command": command}
 
 
-def _card(item: Item, radius: int) -> Card:
-    facts = item.facts
+def _card(item: Item, radius: int) -> dict[str, Any]:
+    """One image on the page; without a picture for vectors and for what can no longer be read."""
+    facts, thumbnail = item.facts, None
+    if isinstance(item.source, ImageSource):
+        with suppress(BadItemError):
+            content, media_type = encode_thumbnail(item.source.read(item.row), THUMBNAIL)
+            thumbnail = f"data:{media_type};base64,{base64.b64encode(content).decode()}"
     text = "" if facts is None else f"{facts.width} x {facts.height}, {size_text(facts.bytes)}, {facts.format}"
-    return Card(item, _thumbnail(item), text, round(100 * (1 - item.distance / (radius + 1))))
-
-
-def _thumbnail(item: Item) -> str | None:
-    """A small picture as a data address; None for vectors and for what can no longer be read."""
-    if not isinstance(item.source, ImageSource):
-        return None
-    try:
-        content, media_type = encode_thumbnail(item.source.read(item.row), THUMBNAIL)
-    except BadItemError:
-        return None
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
-
-
-def _chosen_rows(calibration: Calibration) -> list[dict[str, float | None]]:
-    """About a dozen radii around the chosen one, for the table."""
-    near = [row for row in calibration.curve if row["radius"] <= 2 * calibration.radius + 8]
-    return near[:: max(1, len(near) // 12)]
+    nearness = round(100 * (1 - item.distance / (radius + 1)))
+    return {"item": item, "thumbnail": thumbnail, "facts": text, "nearness": nearness}

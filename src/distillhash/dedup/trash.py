@@ -39,13 +39,9 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Move):
     """A line of the journal: a move, its place in the trash relative to the journal, size in bytes and modification time."""
 
-    path: str
-    digest: str
-    keeper: str
-    distance: int
     trash: str
     size: int
     mtime_ns: int
@@ -63,21 +59,11 @@ def move(moves: Sequence[Move], trash: Path, root: Path | None, *, progress: boo
     """Move files into the trash.
 
     A file is left where it is when it or its keeper changed or vanished since it was judged, when it is a link, or when it really lies
-    outside of ``root``.
-
-    Args:
-        moves: What to move.
-        trash: The trash folder; made if absent.
-        root: The folder that everything moved must lie in, links resolved; None takes any place.
-        progress: Show progress on stderr.
-
-    Raises:
-        DistillHashError: the trash cannot be written, or another process is moving files there.
+    outside of ``root`` (links resolved; None takes any place).
     """
     outcome = Outcome()
     real_root = None if root is None else os.path.realpath(root)
     with _journal(trash) as (file, entries):
-        _finish(entries, trash)
         batch = 1 + max((int(entry.trash.partition("/")[0]) for entry in entries), default=0)
         leaving = {os.path.realpath(one.path) for one in moves if not Path(one.path).is_symlink()}
         with Progress("moving", len(moves), unit="files", quiet=not progress) as shown:
@@ -98,8 +84,8 @@ def move(moves: Sequence[Move], trash: Path, root: Path | None, *, progress: boo
                     _move(Path(one.path), trash / place)
                 except OSError as error:
                     outcome.left.append((one.path, f"it could not be moved: {error.strerror or error}"))
-                    continue
-                outcome.done.append(one.path)
+                else:
+                    outcome.done.append(one.path)
     return outcome
 
 
@@ -107,16 +93,11 @@ def undo(trash: Path, *, progress: bool = False) -> Outcome:
     """Bring everything in the trash back to where it was; content and modification time are what they were.
 
     A place that another file has taken since is not overwritten: the image stays in the trash and is listed. Running it again is safe.
-
-    Raises:
-        DataError: there is no journal.
-        FormatError: the journal is damaged.
     """
     if not (trash / JOURNAL).exists():
         raise DataError(f"there is no journal of moved files in {trash}; give the trash folder of an earlier --apply")
     outcome = Outcome()
     with _journal(trash) as (_, entries):
-        _finish(entries, trash)
         held = [entry for entry in entries if os.path.lexists(trash / entry.trash)]
         with Progress("bringing back", len(held), unit="files", quiet=not progress) as shown:
             for entry in reversed(held):
@@ -131,17 +112,13 @@ def undo(trash: Path, *, progress: bool = False) -> Outcome:
                 except OSError as error:
                     reason = f"it could not be moved: {error.strerror or error}; it is {trash / entry.trash}"
                     outcome.left.append((entry.path, reason))
-                    continue
-                outcome.done.append(entry.path)
+                else:
+                    outcome.done.append(entry.path)
     return outcome
 
 
 def read_journal(trash: Path) -> list[Entry]:
-    """The entries, oldest first; a last line without its end was never followed by a move and does not count.
-
-    Raises:
-        FormatError: a line is damaged.
-    """
+    """The entries, oldest first; a last line without its end was never followed by a move and does not count."""
     try:
         data = (trash / JOURNAL).read_bytes()
     except FileNotFoundError:
@@ -162,30 +139,36 @@ def read_journal(trash: Path) -> list[Entry]:
 
 @contextlib.contextmanager
 def _journal(trash: Path) -> Iterator[tuple[IO[bytes], list[Entry]]]:
-    """The journal, open for appending by this process alone, and what it holds."""
+    """The journal, open for appending by this process alone, and what it holds; cut-off moves are finished first."""
     try:
         trash.mkdir(parents=True, exist_ok=True)
         file = (trash / JOURNAL).open("ab")
     except OSError as error:
         raise DistillHashError(f"the trash {trash} cannot be written ({error.strerror}); give --trash DIR") from error
     with file:
-        _lock(file, trash)
+        try:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # pragma: no cover  # Windows: one process at a time is then up to the user
+            pass
+        except OSError as error:
+            raise DistillHashError(
+                f"another process is moving files into or out of {trash}; wait for it to end"
+            ) from error
         entries = read_journal(trash)
-        whole = (trash / JOURNAL).read_bytes().rfind(b"\n") + 1
-        file.truncate(whole)  # a line that was cut off by a crash
+        file.truncate((trash / JOURNAL).read_bytes().rfind(b"\n") + 1)  # a line that was cut off by a crash
         sync_folder(trash)
+        for entry in entries:  # moves that were killed between the two names: the file is under both
+            home, away = Path(entry.path), trash / entry.trash
+            away.with_name(away.name + ".part").unlink(missing_ok=True)
+            if not home.is_file() or not away.is_file():
+                continue
+            # Two names of one file, or a copy to another disk that was cut off before the original went.
+            if home.samefile(away) or all(digest(path.read_bytes()).hex() == entry.digest for path in (home, away)):
+                away.unlink()
+                sync_folder(away.parent)
         yield file, entries
-
-
-def _lock(file: IO[bytes], trash: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # pragma: no cover  # Windows: one process at a time is then up to the user
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise DistillHashError(f"another process is moving files into or out of {trash}; wait for it to end") from error
 
 
 def _refusal(one: Move, root: str | None, leaving: set[str]) -> str | None:
@@ -205,21 +188,6 @@ def _refusal(one: Move, root: str | None, leaving: set[str]) -> str | None:
     except OSError as error:
         return f"it cannot be read: {error.strerror}"
     return None
-
-
-def _finish(entries: Sequence[Entry], trash: Path) -> None:
-    """Moves that were killed between the two names: the file is under both, and the trash has its journal entry."""
-    for entry in entries:
-        home, away = Path(entry.path), trash / entry.trash
-        away.with_name(away.name + ".part").unlink(missing_ok=True)
-        if home.is_file() and away.is_file() and _same(home, away, entry.digest):
-            away.unlink()
-            sync_folder(away.parent)
-
-
-def _same(home: Path, away: Path, judged: str) -> bool:
-    """Whether two names hold one file: really so, or by a copy to another disk that was cut off before the original went."""
-    return home.samefile(away) or all(digest(path.read_bytes()).hex() == judged for path in (home, away))
 
 
 def _move(source: Path, target: Path) -> None:

@@ -54,20 +54,12 @@ class ClusteredCodes:
         largest_k: The structure is used for up to this many nearest rows; 0 where it never pays.
     """
 
-    def __init__(self, planes: Planes, *, seed: int = 0) -> None:
-        """Find centres, group the codes, and time both ways.
-
-        Args:
-            planes: ``(n_planes, n)``, ``n`` at least 1. Kept, and not to be changed.
-            seed: Of the sample that centres are found on. Answers do not depend on it.
-
-        Raises:
-            DataError: there are no codes.
-        """
+    def __init__(self, planes: Planes) -> None:
+        """Find centres, group the codes, and time both ways. ``planes`` are kept and must not be changed; a :class:`DataError` if empty."""
         n = planes.shape[1]
         if not n:
             raise DataError("there are no codes to group; add some first")
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         n_centres = min(_MAX_CENTRES, -(-n // _ROWS_PER_CENTRE))
         sample = planes[:, np.sort(rng.choice(n, min(n, _SAMPLE_PER_CENTRE * n_centres), replace=False))]
         centres = _centres(sample, n_centres, rng)
@@ -93,9 +85,8 @@ class ClusteredCodes:
     def _set_plan(self, plan: NDArray[np.float64]) -> None:
         """Seconds of a query: by the scan first, by the structure for the 10, 100 and 1000 nearest last."""
         self._plan = plan
-        self.largest_k = max(
-            (k for k, seconds in zip(_TRIED_K, plan[-3:], strict=True) if seconds < _MARGIN * plan[0]), default=0
-        )
+        pays = [k for k, seconds in zip(_TRIED_K, plan[-3:], strict=True) if seconds < _MARGIN * plan[0]]
+        self.largest_k = max(pays, default=0)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All that :meth:`from_arrays` needs beside the planes, to be kept with them."""
@@ -103,11 +94,7 @@ class ClusteredCodes:
 
     @classmethod
     def from_arrays(cls, planes: Planes, arrays: dict[str, NDArray[Any]]) -> ClusteredCodes:
-        """The structure that gave ``arrays``, over the same planes.
-
-        Raises:
-            DataError: ``arrays`` are of another number of codes or planes.
-        """
+        """The structure that gave ``arrays``, over the same planes; a :class:`DataError` where they are of other codes."""
         if len(arrays["row_of"]) != planes.shape[1] or len(arrays["centres"]) != len(planes):
             raise DataError(
                 f"these arrays are of {len(arrays['row_of'])} codes of {len(arrays['centres'])} planes, the planes have"
@@ -120,18 +107,16 @@ class ClusteredCodes:
 
     def nearest(self, query: Planes, k: int, *, allowed: NDArray[Any] | None = None) -> tuple[Ints, Distances]:
         """The ``k`` nearest rows; see :func:`distillhash.hamming.nearest`."""
-        found = None
-        if query.shape[1] == 1 and 0 < k <= min(self.largest_k, len(self._row_of)):
-            found = self._nearest(query, k, allowed)
+        usable = query.shape[1] == 1 and 0 < k <= min(self.largest_k, len(self._row_of))
+        found = self._nearest(query, k, allowed) if usable else None
         return nearest(query, self.planes, k, allowed=allowed) if found is None else found
 
     def within(
         self, query: Planes, radius: int, *, allowed: NDArray[Any] | None = None
     ) -> tuple[Ints, Ints, Distances]:
         """All rows within ``radius`` bits; see :func:`distillhash.hamming.within`."""
-        found = None
-        if query.shape[1] == 1 and self.largest_k and radius >= 0:
-            found = self._within(query, min(radius, self._n_bits), allowed)
+        usable = query.shape[1] == 1 and self.largest_k and radius >= 0
+        found = self._within(query, min(radius, self._n_bits), allowed) if usable else None
         return within(query, self.planes, radius, allowed=allowed) if found is None else found
 
     def _nearest(self, query: Planes, k: int, allowed: NDArray[Any] | None) -> tuple[Ints, Distances] | None:

@@ -76,6 +76,7 @@ class _Rows:
     """Builds code that reads rows of the planes, several at once: each row is a lane of a 512-bit vector."""
 
     def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, half: bool = False) -> None:
+        # With ``half``, distances are over the first half of the planes, which is a lower bound.
         query_type, _, addresses_type, allowed_type, *_ = signature.args
         query, self.first, addresses, self.allowed, self.start, *_ = arguments
         self.builder = builder
@@ -157,10 +158,7 @@ class _Rows:
 
 
 def _any_nearer(group: int, steps: int, block: int = BLOCK, half: bool = False) -> Any:
-    """Makes the test of ``block`` rows from ``start``: bit g is set if a row is nearer to query ``first + g`` than its bound.
-
-    With ``half``, distances are over the first half of the planes, which is a lower bound.
-    """
+    """Makes the test of ``block`` rows from ``start``: bit g is set if a row is nearer to query ``first + g`` than its bound."""
 
     @intrinsic
     def any_nearer(
@@ -411,10 +409,7 @@ def _write_answer(kept: Any, n_kept: int, k: int, counts: Any, rows: Any, distan
 
 @part
 def _near_by_half(query: Any, addresses: Any, allowed: Any, start: int, stop: int, bounds: Any, found: Any) -> Any:
-    """Write the rows nearer than the bound by the first half of their planes to ``found`` and prefetch the other half.
-
-    Returns how many rows were found, and where the test stopped: before ``stop`` if there were too many.
-    """
+    """Write rows nearer by half of their planes to ``found``: how many, and where the test stopped (before ``stop`` if too many)."""
     n_found = 0
     for chunk in range(start, stop, CHUNK):
         if any_nearer_by_half(query, 0, addresses, allowed, chunk, bounds):
@@ -435,11 +430,7 @@ def _nearest_by_halves(
     query: Any, addresses: Any, allowed: Any, n: int, k: int,
     bounds: Any, n_kept: Any, kept: Any, counts: Any, found: Any, rows: Any, distances: Any,
 ) -> None:  # fmt: skip
-    """:func:`_nearest_rows` for one query over two or more planes: it reads half of the planes while that rejects enough rows.
-
-    One query runs at the speed of memory. Once the bound is small, half of the bits reject nearly all rows, and their other half is never
-    read.
-    """
+    """:func:`_nearest_rows` for one query over two or more planes: it reads half of the planes while that rejects enough rows."""
     start, next_try, wait = 0, 0, HALF_ROWS
     while start < n and bounds[0] > 0:
         if start < next_try or start + HALF_ROWS > n:
@@ -471,13 +462,9 @@ def nearest_rows(
 ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """The k nearest allowed rows of the first ``q`` queries by (distance, row), and -1 after the last allowed row.
 
-    Args:
-        query: ``(at least q, n_planes)`` words in C order; a multiple of GROUP of them unless ``q`` is 1.
-        q: Queries that count. The others fill up the last group.
-        addresses: A tuple of ``n_planes`` addresses of ``n`` words of the dtype of ``query``.
-        allowed: Address of ``n`` bytes, 0 for a row that may not be in the answer; or None.
-        n: Rows.
-        k: How many, from 1 to ``n``.
+    ``query`` is ``(at least q, n_planes)`` words in C order, a multiple of GROUP of them unless ``q`` is 1; those after ``q`` only fill up
+    the last group. ``addresses`` are those of ``n_planes`` planes of ``n`` words of its dtype. ``allowed`` is the address of ``n`` bytes, 0
+    for a row that may not be in the answer. ``k`` is from 1 to ``n``.
     """
     # Arrays are made here because numba takes seconds to compile code that makes them.
     counts = np.empty(8 * query.itemsize * query.shape[1] + 1, np.int64)  # one per distance
@@ -502,15 +489,8 @@ def count_within(
 ) -> None:
     """Add the number of allowed rows at every distance up to a radius to ``counts``, and mark the blocks that hold one.
 
-    Args:
-        query: This and what follows as for :func:`nearest_rows`.
-        q: See there.
-        addresses: See there.
-        allowed: See there.
-        n: See there.
-        bounds: An int64 per query: the radius + 1, or 0 for those that do not count.
-        counts: ``(q, radius + 1)``.
-        holds: ``(q, n_blocks) uint8``.
+    The first arguments are those of :func:`nearest_rows`. ``bounds`` holds the radius + 1 of each query, or 0 for those that do not count;
+    ``counts`` is ``(q, radius + 1)`` and ``holds`` ``(q, n_blocks) uint8``.
     """
     radius = counts.shape[1] - 1
     tile_rows = max(TILE_WORDS // query.shape[1] // BLOCK, 1) * BLOCK

@@ -103,8 +103,8 @@ def nearest(
         return rows, distances
 
     def search(group: slice) -> None:
-        found = _nearest_rows(query[:, group], database, allowed, 0, n, k_held)
-        rows[group, :k_held], distances[group, :k_held] = found
+        arguments = _kernel_arguments(query[:, group], database, allowed, 0)
+        rows[group, :k_held], distances[group, :k_held] = nearest_rows(*arguments, n, k_held)
 
     group_size = max(1, min(_group_size(n), _GROUP_CANDIDATES // k_held))
     for _ in _run_groups(search, q, group_size, threads, progress):
@@ -123,13 +123,7 @@ def within(
 ) -> tuple[Ints, Ints, Distances]:
     """All rows of the database within ``radius`` bits of every query.
 
-    Args:
-        query: As for :func:`nearest`, like all arguments but the radius.
-        database: See there.
-        radius: In bits, at least 0.
-        allowed: See there.
-        threads: See there.
-        progress: See there.
+    ``radius`` is in bits, at least 0. All other arguments are those of :func:`nearest`.
 
     Returns:
         Limits ``(q + 1,) int64``, and rows (int64) and distances (int32, bits) of all hits. The hits of query i are at
@@ -143,11 +137,21 @@ def within(
     if radius < 0:
         raise ParameterError(f"the radius must be at least 0, got {radius}")
     radius = min(radius, 8 * database.itemsize * len(database))
+    q, n = query.shape[1], database.shape[1]
 
     def search(group: slice) -> tuple[Ints, Ints, Distances]:
-        return _rows_within(query[:, group], database, allowed, radius)
+        arguments = _kernel_arguments(query[:, group], database, allowed, 0)
+        n_queries = group.stop - group.start
+        counts = np.zeros((n_queries, radius + 1), np.int64)
+        holds = np.zeros((n_queries, -(-n // BLOCK)), np.uint8)
+        bounds = np.zeros(len(arguments[0]), np.int64)
+        bounds[:n_queries] = radius + 1
+        count_within(*arguments, n, bounds, counts, holds)
+        places = (np.cumsum(counts) - counts.ravel()).reshape(counts.shape)
+        rows, distances = np.empty(counts.sum(), np.int64), np.empty(counts.sum(), np.int32)
+        fill_within(*arguments, n, holds, places, rows, distances)
+        return counts.sum(axis=1), rows, distances
 
-    q, n = query.shape[1], database.shape[1]
     found = list(_run_groups(search, q, _group_size(n), _check_threads(threads), progress))
     counts = np.concatenate([np.zeros(1, np.int64), *(part[0] for part in found)])
     rows = np.concatenate([np.zeros(0, np.int64), *(part[1] for part in found)])
@@ -170,14 +174,6 @@ def warm_up(n_bits: int) -> None:
         within(planes, planes, 0, allowed=allowed, threads=1)
 
 
-def _nearest_rows(
-    query: Planes, database: Planes, allowed: Mask | None, first: int, stop: int, k: int
-) -> tuple[Ints, Distances]:
-    """The kernel over the rows from ``first`` to ``stop``."""
-    words, q, addresses, allowed_at = _kernel_arguments(query, database, allowed, first)
-    return nearest_rows(words, q, addresses, allowed_at, stop - first, k)
-
-
 def _nearest_by_parts(
     query: Planes, database: Planes, allowed: Mask | None, parts: int, rows: Ints, distances: Distances
 ) -> None:
@@ -186,7 +182,8 @@ def _nearest_by_parts(
 
     def search(part: tuple[int, int]) -> tuple[Ints, Distances]:
         first, stop = part
-        found, far = _nearest_rows(query, database, allowed, first, stop, min(k, stop - first))
+        arguments = _kernel_arguments(query, database, allowed, first)
+        found, far = nearest_rows(*arguments, stop - first, min(k, stop - first))
         return np.where(found < 0, found, found + first), far
 
     found = list(_run(search, list(pairwise(n * part // parts for part in range(parts + 1))), parts))
@@ -198,22 +195,9 @@ def _nearest_by_parts(
     distances[:, : order.shape[1]] = np.take_along_axis(all_distances, order, axis=1)
 
 
-def _rows_within(query: Planes, database: Planes, allowed: Mask | None, radius: int) -> tuple[Ints, Ints, Distances]:
-    """Number of hits of every query, and the rows and distances of all hits."""
-    arguments = _kernel_arguments(query, database, allowed, 0)
-    n = database.shape[1]
-    counts = np.zeros((query.shape[1], radius + 1), np.int64)
-    holds = np.zeros((query.shape[1], -(-n // BLOCK)), np.uint8)
-    bounds = np.zeros(len(arguments[0]), np.int64)
-    bounds[: query.shape[1]] = radius + 1
-    count_within(*arguments, n, bounds, counts, holds)
-    places = (np.cumsum(counts) - counts.ravel()).reshape(counts.shape)
-    rows, distances = np.empty(counts.sum(), np.int64), np.empty(counts.sum(), np.int32)
-    fill_within(*arguments, n, holds, places, rows, distances)
-    return counts.sum(axis=1), rows, distances
-
-
-def _kernel_arguments(query: Planes, database: Planes, allowed: Mask | None, first: int) -> tuple[Any, ...]:
+def _kernel_arguments(
+    query: Planes, database: Planes, allowed: Mask | None, first: int
+) -> tuple[NDArray[Any], int, tuple[int, ...], int | None]:
     """What the kernels take before ``n``. The caller keeps ``database`` and ``allowed`` alive while they run."""
     n_planes, q = query.shape
     filled = q if q == 1 else -(-q // GROUP) * GROUP
@@ -251,7 +235,7 @@ def _run(function: Callable[[Any], T], tasks: Sequence[Any], threads: int) -> It
 
 @cache
 def _executor(threads: int) -> ThreadPoolExecutor:
-    """Shared by all searches with so many threads: starting threads takes as long as a search."""
+    """Shared by all searches with this number of threads: starting threads takes as long as a search."""
     return ThreadPoolExecutor(threads, thread_name_prefix="distillhash-hamming")
 
 
