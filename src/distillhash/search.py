@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
 from distillhash.files import digest, write_atomic
-from distillhash.index import Index, Item, RangeResult, SearchResult, open_index
+from distillhash.index import Index, Item, open_index
 from distillhash.index.address import folder_of, shown
 from distillhash.index.base import check_keys
 from distillhash.models import CrossModalModel, Encoded, HashModel, load_model
@@ -34,6 +34,7 @@ Rerank = Literal["projection", "decoder", "features"]
 
 _MODEL_FOLDER = "model"
 _MODEL_FILES = ("config.json", "model.safetensors")
+_NOT_IMAGES = (".npy", ".npz", ".parquet", ".txt", ".lst")
 _CODES_AT_ONCE = 50_000
 _MOST_HELD = 50_000  # items in memory, about 1 KB each
 _TRIES = 5
@@ -53,49 +54,33 @@ class Added(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What :meth:`Searcher.find` found.
+    """What :meth:`Searcher.find` found."""
 
-    Attributes:
-        results: One ``{"query", "neighbours": [{"id", "distance", "key", "metadata"}]}`` per usable item or text; neighbours have a
-            ``score`` where they are re-ranked.
-        skipped: Items that could not be used as queries.
-        notes: Sentences about texts of which the model knows little.
-    """
-
-    results: list[dict[str, Any]]
-    skipped: list[Skipped]
-    notes: list[str]
+    results: list[
+        dict[str, Any]
+    ]  # one {"query", "neighbours": [{"id", "distance", "key", "metadata"}]} a query; score if re-ranked
+    skipped: list[Skipped]  # items that could not be used as queries
+    notes: list[str]  # sentences about texts of which the model knows little
 
 
 @dataclass(frozen=True)
 class Query:
-    """One search.
+    """One search; options that exclude each other raise :class:`ParameterError`.
 
-    Attributes:
-        item: The id of an item, or a packed code.
-        k: Number of neighbours at most; None takes all within ``radius``.
-        radius: Largest distance in bits; None sets no limit.
-        where: Only items for which this condition holds, see :meth:`distillhash.index.Index.search`.
-        rerank: Order the candidates by ``projection`` (inner product of the query's real projection and the candidate's signs),
-            ``decoder`` (distance of the query's feature to the feature that the method decodes from the candidate's code) or
-            ``features`` (cosine to the feature of the candidate's image file, read again unless cached). None: by distance.
-        candidates: Number of nearest codes that are ordered to give the first ``k``; None takes ``10 k``, or all within the radius.
-        feature: ``(d,)`` of the query, for re-ranking.
-
-    Raises:
-        ParameterError: on construction, options that exclude each other.
+    Candidates are re-ranked by ``projection`` (inner product of the query's real projection and the candidate's signs), ``decoder``
+    (distance of the query's feature to the feature that the method decodes from the candidate's code) or ``features`` (cosine to the
+    feature of the candidate's image file, read again unless cached).
     """
 
-    item: int | bytes
-    k: int | None = 10
-    radius: int | None = None
-    where: str | None = None
-    rerank: Rerank | None = None
-    candidates: int | None = None
-    feature: NDArray[np.float32] | None = None
+    item: int | bytes  # the id of an item, or a packed code
+    k: int | None = 10  # neighbours at most; None takes all within the radius
+    radius: int | None = None  # largest distance in bits; None sets no limit
+    where: str | None = None  # a condition that items must meet, see distillhash.index.Index.search
+    rerank: Rerank | None = None  # None: by distance
+    candidates: int | None = None  # how many nearest codes are re-ranked; None takes 10 k, or all within the radius
+    feature: NDArray[np.float32] | None = None  # (d,) of the query, for re-ranking
 
     def __post_init__(self) -> None:
-        """Check the options."""
         if self.rerank is not None and self.rerank not in get_args(Rerank):
             raise ParameterError(f"rerank must be one of {', '.join(get_args(Rerank))}, got {self.rerank!r}")
         if self.rerank is not None and self.feature is None:
@@ -119,28 +104,20 @@ class Query:
 
 
 class Found(NamedTuple):
-    """The answer to a query.
+    """The answer to a query."""
 
-    Attributes:
-        code: Packed code of the query.
-        items: The neighbours: nearest first with equal distances by ascending id, or by descending score.
-        distances: Their distances in bits.
-        scores: What they were re-ranked by, larger is nearer; None without re-ranking.
-        is_cut: More items lie within the radius than were asked for.
-    """
-
-    code: bytes
-    items: list[Item]
-    distances: list[int]
-    scores: list[float] | None
-    is_cut: bool
+    code: bytes  # packed, of the query
+    items: list[Item]  # nearest first with equal distances by ascending id, or by descending score
+    distances: list[int]  # in bits
+    scores: list[float] | None  # what was re-ranked by, larger is nearer; None without re-ranking
+    is_cut: bool  # more items lie within the radius than were asked for
 
 
 class Searcher:
     """An index and its model; a context manager that closes the index. Only one thread at a time may use it."""
 
     def __init__(self, index: Index, model: HashModel | None = None, *, max_pixels: int | None = None) -> None:
-        """Keep both; without a model, queries are ids and codes only. Images above ``max_pixels`` are skipped."""
+        """Without a model, queries are ids and codes only. Images above ``max_pixels`` are skipped."""
         self.index, self.model, self._max_pixels = index, model, max_pixels
         self._held: dict[int, Item] = {}
         self._state: Hashable | None = None
@@ -164,11 +141,8 @@ class Searcher:
         """The neighbours of every item of ``sources``, and of every text where the model was trained with texts.
 
         A source is an image file, or whatever :func:`distillhash.sources.open_source` takes. A radius takes the place of ``k``. Texts are
-        not re-ranked. The other options are those of :class:`Query`.
-
-        Raises:
-            ParameterError: what the index, the model or the re-ranking cannot do.
-            DataError: a text of which the model knows no word.
+        not re-ranked. The other options are those of :class:`Query`. Raises :class:`ParameterError` for what the index, the model or the
+        re-ranking cannot do, and :class:`DataError` for a text of which the model knows no word.
         """
         if rerank is not None:
             self.check_rerank(rerank)
@@ -177,7 +151,9 @@ class Searcher:
         names: list[str] = []
         queries: list[Query] = []
         for given in sources:
-            source = _open_query(given)
+            path = Path(given) if isinstance(given, str) else None
+            is_image = path is not None and path.is_file() and path.suffix.lower() not in _NOT_IMAGES
+            source = open_source([given] if is_image else given)
             for batch in self._encode(source):
                 results.skipped.extend(batch.skipped)
                 names += [source.path(row) or source.keys[row] for row in batch.rows.tolist()]
@@ -197,14 +173,17 @@ class Searcher:
         for name, found in zip(names, self.answer(queries), strict=True):
             if isinstance(found, Exception):
                 raise found
-            results.results.append({"query": name, "neighbours": _neighbours(found)})
+            neighbours: list[dict[str, Any]] = [
+                {"id": item.id, "distance": distance, "key": item.key, "metadata": item.metadata}
+                for item, distance in zip(found.items, found.distances, strict=True)
+            ]
+            for neighbour, score in zip(neighbours, found.scores or (), strict=False):
+                neighbour["score"] = score
+            results.results.append({"query": name, "neighbours": neighbours})
         return results
 
     def answer(self, queries: Sequence[Query]) -> list[Found | DistillHashError]:
-        """The answers to several queries, or what prevents one: :class:`NoItemError` where the query's id is not there.
-
-        Queries with the same options share one call of the engine.
-        """
+        """The answers, or what prevents one (:class:`NoItemError`: no such id). Queries with the same options share one engine call."""
         answers: dict[int, Found | DistillHashError] = {}
         alike: dict[tuple[int | None, int | None, str | None], list[int]] = defaultdict(list)
         for place, query in enumerate(queries):
@@ -221,7 +200,8 @@ class Searcher:
         """The answers to queries with the same limit, radius and condition."""
         for _ in range(_TRIES):
             held = self._items({query.item for query in queries if isinstance(query.item, int)})
-            codes = [_code_of(query, held) for query in queries]
+            known = {identifier: item.code.packed.tobytes() for identifier, item in held.items()}
+            codes = [query.item if isinstance(query.item, bytes) else known.get(query.item) for query in queries]
             hits = self._hits(queries, codes)
             wanted = {identifier for hit in hits for identifier, _ in hit}
             items = self._items(wanted)
@@ -238,13 +218,12 @@ class Searcher:
         """(id, distance) pairs for every query, nearest first; none for a query without a code."""
         first, known = queries[0], [code for code in codes if code is not None]
         packed = np.frombuffer(b"".join(known), np.uint8).reshape(len(known), bytes_per_code(self.index.n_bits))
-        found: SearchResult | RangeResult
-        if first.limit is not None:
-            found = self.index.search(Codes(packed, self.index.n_bits), first.limit, where=first.where)
-        else:
+        wanted = Codes(packed, self.index.n_bits)
+        if first.limit is None:
             assert first.radius is not None
-            found = self.index.range_search(Codes(packed, self.index.n_bits), first.radius, where=first.where)
-        rows = iter(found)
+            rows = iter(self.index.range_search(wanted, first.radius, where=first.where))
+        else:
+            rows = iter(self.index.search(wanted, first.limit, where=first.where))
         hits = [[] if code is None else next(rows) for code in codes]
         return [
             hit if query.radius is None else [pair for pair in hit if pair[1] <= query.radius]
@@ -258,13 +237,8 @@ class Searcher:
             return Found(code, items, distances, None, is_cut)
         scores = self._scores(query, items) if items else np.zeros(0)
         order = np.argsort(-scores, kind="stable")[: query.k].tolist()
-        return Found(
-            code,
-            [items[place] for place in order],
-            [distances[place] for place in order],
-            scores[order].tolist(),
-            is_cut,
-        )
+        items, distances = [items[place] for place in order], [distances[place] for place in order]
+        return Found(code, items, distances, scores[order].tolist(), is_cut)
 
     def _scores(self, query: Query, items: list[Item]) -> NDArray[np.float64]:
         """How near every candidate is, ``(m,)``, larger is nearer."""
@@ -272,13 +246,12 @@ class Searcher:
         hasher: Any = self._known_model().hasher
         if query.rerank == "features":
             batches = list(self._encode(open_source([item.key or "" for item in items])))
-            for batch in batches:
-                for bad in batch.skipped:
-                    raise DataError(
-                        f"the candidate {bad.key!r} cannot be read as an image file ({bad.reason}); re-rank by projection"
-                    )
+            for bad in [bad for batch in batches for bad in batch.skipped]:
+                raise DataError(
+                    f"the candidate {bad.key!r} cannot be read as an image file ({bad.reason}); re-rank by projection"
+                )
             return cosines(query.feature, np.concatenate([batch.features for batch in batches]))
-        codes = Codes(np.concatenate([item.code.packed for item in items]), self.index.n_bits)
+        codes = Codes.concatenate([item.code for item in items], self.index.n_bits)
         if query.rerank == "decoder":
             return decoder_scores(query.feature, hasher.reconstruct(codes))
         return projection_scores(hasher.project(query.feature[None])[0], codes)
@@ -286,7 +259,7 @@ class Searcher:
     def check_rerank(self, rerank: Rerank) -> None:
         """Raise :class:`ParameterError` where the model cannot be re-ranked by."""
         model = self._known_model()
-        if rerank == "decoder" and not hasattr(model.hasher, "reconstruct"):
+        if rerank == "decoder" and not model.hasher.has_decoder:
             raise ParameterError(
                 f"the method {model.hasher.method} trains no decoder; re-rank by projection, or train with --method urph"
             )
@@ -296,10 +269,7 @@ class Searcher:
             )
 
     def _items(self, ids: set[int]) -> dict[int, Item]:
-        """Those of the ids that are there.
-
-        Items are held as long as the index reports no change: reading rows takes most of the time of a search.
-        """
+        """Those of the ids that are there, held until the index changes: reading rows takes most of the time of a search."""
         state = self.index.state()
         if state is None or state != self._state or len(self._held) > _MOST_HELD:
             self._held.clear()
@@ -322,10 +292,7 @@ class Searcher:
         """Add the items of a source that the index does not hold, and replace those whose content changed.
 
         Every item is read once; one that the index holds unchanged is neither decoded nor embedded. Each batch is committed before the next
-        one is computed, so after a crash, running again goes on where it stopped.
-
-        Raises:
-            DataError: the index is empty, and nothing in the source can be used.
+        one is computed, so after a crash, running again goes on where it stopped. :class:`DataError` where the index stays empty.
         """
         opened = open_source(source)
         keys = [item_key(opened, row) for row in range(len(opened))]
@@ -335,7 +302,7 @@ class Searcher:
         def is_unchanged(own_keys: Sequence[str], contents: Sequence[bytes]) -> list[bool]:
             return [digests.get(own) == content for own, content in zip(own_keys, contents, strict=True)]
 
-        n_added = n_updated = n_unchanged = 0
+        n_stored = n_updated = n_unchanged = 0
         skipped: list[Skipped] = []
         for batch in self._encode(opened, known=is_unchanged, progress=progress):
             skipped += batch.skipped
@@ -343,23 +310,19 @@ class Searcher:
             rows = batch.rows.tolist()
             if rows:
                 metadata = [{"source": opened.name, "key": opened.keys[row]} for row in rows]
-                batch_keys = [keys[row] for row in rows]
-                self.index.add(batch.codes, metadata=metadata, keys=batch_keys, digests=batch.digests, upsert=True)
-                n_replaced = sum(key in held for key in batch_keys)
-                n_updated += n_replaced
-                n_added += len(rows) - n_replaced
+                new_keys = [keys[row] for row in rows]
+                self.index.add(batch.codes, metadata=metadata, keys=new_keys, digests=batch.digests, upsert=True)
+                n_updated += sum(key in held for key in new_keys)
+                n_stored += len(rows)
         if skipped and not len(self.index):
             raise DataError(f"nothing usable in {opened.name}: {skipped[0].key}: {skipped[0].reason}")
-        return Added(n_added, n_updated, n_unchanged, skipped)
+        return Added(n_stored - n_updated, n_updated, n_unchanged, skipped)
 
     def add_codes(self, path: str, *, progress: bool = False) -> Added:
         """Add codes that ``encode`` wrote; known keys get their new code.
 
         Codes with keys are committed in batches, and those that the index holds already are not sent again: after a crash, running again
-        goes on where it stopped. Codes without keys are added in one call.
-
-        Raises:
-            DataError: the codes have another length than the index.
+        goes on where it stopped. Codes without keys are added in one call. :class:`DataError` where the code lengths differ.
         """
         codes, keys = Codes.load(path)
         if keys is None:
@@ -392,25 +355,19 @@ def open_searcher(
 ) -> Searcher:
     """Open an index, a folder or a URI, and its model.
 
-    A model folder that is given is copied into an index folder at first use, and checked from then on. Images above ``max_pixels`` are
-    skipped.
-
-    Raises:
-        ParameterError: a new index, or one on a server, without a model.
-        FormatError: ``model_folder`` is another model than the index was built with.
+    A model folder that is given is copied into an index folder at first use. From then on :class:`FormatError` refuses another model.
+    :class:`ParameterError` where a new index, or one on a server, comes without a model. Images above ``max_pixels`` are skipped.
     """
-    folder = folder_of(place)
+    folder, keeps_model = folder_of(place), has_model(place)
     own = None if folder is None else folder / _MODEL_FOLDER
-    if model_folder is None and not has_model(place):
-        if folder is None:
+    if model_folder is None and not keeps_model:
+        if folder is None or folder.exists():
             raise ParameterError(f"{shown(place)} keeps no model; give --model DIR")
-        if folder.exists():
-            raise ParameterError(f"{folder} holds no model yet; give --model DIR")
         raise ParameterError(
             f"there is no index at {folder}; make one with `distillhash index SOURCE --model DIR --index {folder}`"
         )
     model = load_model(model_folder or str(own), device=device, cache=cache)
-    if own is not None and has_model(place):
+    if own is not None and keeps_model:
         kept = json.loads((own / _MODEL_FILES[0]).read_text()).get("fingerprint")
         if kept != model.fingerprint:
             raise FormatError(
@@ -474,25 +431,3 @@ def cosines(feature: NDArray[np.float32], others: NDArray[np.float32]) -> NDArra
     wide = others.astype(np.float64)
     lengths = np.linalg.norm(wide, axis=1) * np.linalg.norm(feature.astype(np.float64))
     return np.asarray(np.divide(wide @ feature, lengths, out=np.zeros(len(wide)), where=lengths > 0))
-
-
-def _open_query(query: Any) -> Source:
-    path = Path(query) if isinstance(query, str) else None
-    vectors = (".npy", ".npz", ".parquet", ".txt", ".lst")
-    if path is not None and path.is_file() and path.suffix.lower() not in vectors:
-        return open_source([str(path)])
-    return open_source(query)
-
-
-def _code_of(query: Query, held: dict[int, Item]) -> bytes | None:
-    if isinstance(query.item, bytes):
-        return query.item
-    return held[query.item].code.packed.tobytes() if query.item in held else None
-
-
-def _neighbours(found: Found) -> list[dict[str, Any]]:
-    scores = [{}] * len(found.items) if found.scores is None else [{"score": score} for score in found.scores]
-    return [
-        {"id": item.id, "distance": distance, "key": item.key, "metadata": item.metadata} | score
-        for item, distance, score in zip(found.items, found.distances, scores, strict=True)
-    ]

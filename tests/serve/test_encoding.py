@@ -23,7 +23,8 @@ from image_factory import make_jpeg, make_png
 from serving import Running, encoders_of, is_running, pairs, problem, starting
 
 
-def test_jobs_that_wait_together_are_worked_on_together() -> None:
+def test_jobs_that_wait_together_are_worked_on_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distillhash.serve.encoding._MOST_WAITING", 21)
     sizes: list[int] = []
     gate = asyncio.Event()
 
@@ -32,7 +33,7 @@ def test_jobs_that_wait_together_are_worked_on_together() -> None:
         return [job * job if job != 3 else ValueError("three") for job in jobs]
 
     async def main() -> None:
-        batcher: Batcher[int, int] = Batcher(work, max_batch=8, max_waiting=21, observe=sizes.append)
+        batcher: Batcher[int, int] = Batcher(work, max_batch=8, observe=sizes.append)
         batcher.start()
         first = batcher.submit(0)
         await asyncio.sleep(0.05)  # it is being worked on, and waits at the gate
@@ -95,11 +96,11 @@ def model(photo_index: Path) -> HashModel:
     return load_model(photo_index / "model", device="cpu")
 
 
-def encode(model: HashModel, uploads: list[Any], **options: Any) -> list[Any]:
+def encode(model: HashModel, uploads: list[Any], processes: int) -> list[Any]:
     """What an encoder answers to uploads that come together, or raises to each."""
 
     async def main() -> list[Any]:
-        encoder = Encoder(model, max_pixels=10_000, **options)
+        encoder = Encoder(model, max_pixels=10_000, processes=processes, observe=lambda _: None)
         try:
             await encoder.start()
             return await asyncio.gather(*map(encoder.encode, uploads), return_exceptions=True)

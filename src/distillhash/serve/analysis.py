@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from distillhash.codes import Codes, bytes_per_code, hamming_distances
-from distillhash.dedup import groups
+from distillhash.codes import Codes, hamming_distances
+from distillhash.dedup.groups import star_groups
 from distillhash.errors import DataError, FormatError
-from distillhash.index import Index, Item
+from distillhash.index import Index
 from distillhash.metrics.code_statistics import bit_statistics
 
 MOST_ITEMS = 20_000  # grouped on the fly, under a second on one core
@@ -26,19 +26,14 @@ class Groups:
     """Groups of near-duplicates: from the file that ``dedup`` wrote, or found in a small index."""
 
     def __init__(self, file: Path | None) -> None:
-        """Read the file, if there is one."""
         self._document = None if file is None else _read(file)
         self._kept: tuple[tuple[Hashable | None, int], list[Group]] | None = None
 
     def page(self, index: Index, *, radius: int | None, offset: int, limit: int) -> dict[str, Any]:
         """Some of the groups, largest first; call it in the index's thread.
 
-        Returns:
-            ``radius``, ``expected_false_pairs`` (None where it was not measured), ``n_groups``, ``n_missing`` (members of the file that the
-            index does not hold), ``from_file``, and ``groups``: lists of (item, distance), the keeper first.
-
-        Raises:
-            DataError: an index too large to be grouped on the fly.
+        ``expected_false_pairs`` is None where it was not measured; ``n_missing`` counts the members of the file that the index does not
+        hold; ``groups`` are lists of (item, distance), the keeper first.
         """
         n_missing, expected = 0, None
         if self._document is not None:
@@ -49,7 +44,7 @@ class Groups:
             found = self._on_the_fly(index, radius)
         shown = found[offset : offset + limit]
         held = index.present([identifier for group in shown for identifier, _ in group])
-        items: Mapping[int, Item] = {item.id: item for item in index.get(sorted(held))}
+        items = {item.id: item for item in index.get(sorted(held))}
         return {
             "radius": radius,
             "expected_false_pairs": expected,
@@ -69,7 +64,8 @@ class Groups:
         key = index.state(), radius
         if self._kept is None or self._kept[0] != key or key[0] is None:
             ids = index.ids()
-            stars = groups.star_groups(_codes(index.get(ids.tolist()), index.n_bits), radius)
+            codes = Codes.concatenate([item.code for item in index.get(ids.tolist())], index.n_bits)
+            stars = star_groups(codes, radius)
             found = [
                 list(zip(ids[rows].tolist(), stars.distance[rows].tolist(), strict=True)) for rows in stars.groups()
             ]
@@ -105,46 +101,25 @@ def _in_index(document: dict[str, Any], index: Index) -> tuple[list[Group], int]
     return sorted(found, key=len, reverse=True), n_missing
 
 
-class Quality:
-    """Statistics of an index, kept until its size changes: no labels and no features are needed."""
+def quality(index: Index) -> dict[str, Any]:
+    """Bit balance, bit correlation and distances of a random sample (seed 0), from the codes alone; call it in the index's thread.
 
-    def __init__(self) -> None:
-        """Nothing is known yet."""
-        self._kept: tuple[int, dict[str, Any]] | None = None
-
-    def of(self, index: Index) -> dict[str, Any]:
-        """Bit balance, bit correlation and distances of a random sample (seed 0); call it in the index's thread.
-
-        Returns:
-            ``n_items``, ``n_sampled``, what :func:`distillhash.metrics.code_statistics.bit_statistics` gives for the sample, and counts by
-            distance 0..n_bits: ``pair_distances`` of pairs of different items, ``nearest_distances`` from an item to its nearest other.
-
-        Raises:
-            DataError: fewer than 2 items.
-        """
-        n_items = len(index)
-        if self._kept is not None and self._kept[0] == n_items:
-            return self._kept[1]
-        if n_items < 2:
-            raise DataError(f"plots need at least 2 items, the index holds {n_items}; add some first")
-        chosen = np.random.default_rng(0).permutation(index.ids())[:_MOST_SAMPLED]
-        codes = _codes(index.get(chosen.tolist()), index.n_bits)
-        paired = codes[:_MOST_PAIRED]
-        distances = hamming_distances(paired, paired)[np.triu_indices(len(paired), 1)]
-        nearest = index.search(codes[:_MOST_QUERIES], 2)
-        others = np.where(nearest.ids[:, 0] == chosen[:_MOST_QUERIES], nearest.distances[:, 1], nearest.distances[:, 0])
-        levels = index.n_bits + 1
-        result = {
-            "n_items": n_items,
-            "n_sampled": len(codes),
-            **bit_statistics(codes),
-            "pair_distances": np.bincount(distances, minlength=levels).tolist(),
-            "nearest_distances": np.bincount(others[others >= 0], minlength=levels).tolist(),
-        }
-        self._kept = n_items, result
-        return result
-
-
-def _codes(items: Sequence[Item], n_bits: int) -> Codes:
-    packed = b"".join(item.code.packed.tobytes() for item in items)
-    return Codes(np.frombuffer(packed, np.uint8).reshape(len(items), bytes_per_code(n_bits)), n_bits)
+    What :func:`~distillhash.metrics.code_statistics.bit_statistics` gives for the sample, and counts by distance 0..n_bits:
+    ``pair_distances`` of pairs of different items, and ``nearest_distances`` from an item to its nearest other one.
+    """
+    n_items = len(index)
+    if n_items < 2:
+        raise DataError(f"plots need at least 2 items, the index holds {n_items}; add some first")
+    chosen = np.random.default_rng(0).permutation(index.ids())[:_MOST_SAMPLED]
+    codes = Codes.concatenate([item.code for item in index.get(chosen.tolist())], index.n_bits)
+    paired = codes[:_MOST_PAIRED]
+    distances = hamming_distances(paired, paired)[np.triu_indices(len(paired), 1)]
+    nearest = index.search(codes[:_MOST_QUERIES], 2)
+    others = np.where(nearest.ids[:, 0] == chosen[:_MOST_QUERIES], nearest.distances[:, 1], nearest.distances[:, 0])
+    return {
+        "n_items": n_items,
+        "n_sampled": len(codes),
+        **bit_statistics(codes),
+        "pair_distances": np.bincount(distances, minlength=index.n_bits + 1).tolist(),
+        "nearest_distances": np.bincount(others[others >= 0], minlength=index.n_bits + 1).tolist(),
+    }

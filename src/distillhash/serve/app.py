@@ -13,11 +13,12 @@ from typing import Annotated, Any
 
 import fastapi
 import orjson
-from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
+from prometheus_client import generate_latest
 from pydantic import Field
 from starlette.exceptions import HTTPException
 
@@ -31,7 +32,6 @@ from distillhash.serve import schemas
 from distillhash.serve.encoding import OverloadedError
 from distillhash.serve.limits import MEDIA_TYPE, Limits, Problem
 from distillhash.serve.pictures import NoPictureError, Picture
-from distillhash.serve.schemas import EMBEDDING_BODY, IMAGE_BODY, has_body, read_body
 from distillhash.serve.service import Service
 from distillhash.serve.settings import COOKIE
 from distillhash.sources import BadItemError
@@ -43,18 +43,18 @@ _PICTURE_SECONDS = 300
 log = logging.getLogger("distillhash.serve")
 
 
-def create_app(service: Service, *, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
-    """The application of a service.
+def create_app(service: Service, *, on_failure: Callable[[], None]) -> FastAPI:
+    """The application of a service, which starts and stops with it; ``on_failure`` is called when warm-up fails."""
 
-    Args:
-        service: What is served; started and stopped with the application.
-        on_failure: Called when warm-up fails, after which the server is of no use.
-    """
+    def report(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("warm-up failed: %s", error)
+            on_failure()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         warm_up = asyncio.create_task(service.start())
-        warm_up.add_done_callback(lambda task: _report(task, on_failure))
+        warm_up.add_done_callback(report)
         yield
         warm_up.cancel()  # it may still be at it, or measuring pictures
         await asyncio.wait([warm_up])
@@ -67,39 +67,17 @@ def create_app(service: Service, *, on_failure: Callable[[], None] = lambda: Non
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from another host
         redoc_url=None,
-        default_response_class=Response,
     )
-    router = _routes(service)
-    app.include_router(router)
+    _add_routes(app, service)
     app.mount("/static", StaticFiles(directory=PAGE), name="static")
-
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
-
-    async def answer_405(request: Request, error: Exception) -> Response:
-        # Each route knows its own methods only; one path may have several routes.
-        methods = [
-            route.methods or set()
-            for route in router.routes
-            if isinstance(route, APIRoute) and route.path_regex.match(request.url.path)
-        ]
-        response = await _answer_error(request, error)
-        if methods:
-            response.headers["allow"] = ", ".join(sorted(set[str]().union(*methods)))
-        return response
-
     for kind in (Problem, DistillHashError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _answer_error)
-    app.add_exception_handler(405, answer_405)
     app.add_middleware(Limits, settings=service.settings, metrics=service.metrics)
-    _document_problems(app)
+    app.openapi()["components"]["schemas"]["ProblemDocument"] = schemas.ProblemDocument.model_json_schema()
     return app
 
 
-def _routes(service: Service) -> APIRouter:
-    """All routes but the page's."""
-    router = APIRouter()
+def _add_routes(app: FastAPI, service: Service) -> None:
     digits = 2 * bytes_per_code(service.n_bits)
 
     class Asked(schemas.SearchParameters):
@@ -109,14 +87,17 @@ def _routes(service: Service) -> APIRouter:
 
     # FastAPI's own reading of so many parameters would take longer than the search.
     documented = _documented(schemas.SearchAnswer, 400, 404, 408, 413, 415, 422, 503) | _body(service, required=False)
-    documented["openapi_extra"]["parameters"] = schemas.described(Asked)
+    documented["openapi_extra"]["parameters"] = [
+        {"name": name, "in": "query", "required": False, "description": schema["description"], "schema": schema}
+        for name, schema in Asked.model_json_schema()["properties"].items()
+    ]
 
-    @router.post("/search", **documented)
+    @app.post("/search", **documented)
     async def search(request: Request) -> Response:
         """The nearest items of an uploaded image, of an item, a code or a sentence. An item finds itself first, at distance 0."""
         asked = schemas.parsed(Asked, request)
-        given = (asked.id, asked.code, asked.text)
-        if 3 - given.count(None) + has_body(request) != 1:
+        has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+        if 3 - (asked.id, asked.code, asked.text).count(None) + has_body != 1:
             raise Problem(422, "give exactly one of: an image in the multipart field 'file', ?id=, ?code=, ?text=")
         service.check_options(asked.k, asked.where, asked.rerank)
         item: int | bytes
@@ -124,23 +105,24 @@ def _routes(service: Service) -> APIRouter:
         if asked.id is not None:
             item = asked.id
         elif asked.code is not None:
-            item = _packed(asked.code, service.n_bits)
+            item = bytes.fromhex(asked.code)
+            pad = 8 * len(item) - service.n_bits
+            if item[-1] & ((1 << pad) - 1):
+                raise Problem(422, f"the last {pad} bits of a code of {service.n_bits} bits must be zero")
         elif asked.text is not None:
             item = await service.encode_text(asked.text)
         else:
-            item, feature = await service.encode(await read_body(request))
+            item, feature = await service.encode(await schemas.read_body(request))
         query = Search(item, asked.k, asked.radius, asked.where, asked.rerank, asked.candidates, feature)
         return _json(await service.search(query))
 
-    @router.post(
-        "/encode", **_documented(schemas.Encoded, 400, 408, 413, 415, 422, 503), **_body(service, required=True)
-    )
+    @app.post("/encode", **_documented(schemas.Encoded, 400, 408, 413, 415, 422, 503), **_body(service, required=True))
     async def encode(request: Request) -> Response:
         """The code of an uploaded image, or of an embedding where the index's model takes those."""
-        code, _ = await service.encode(await read_body(request))
+        code, _ = await service.encode(await schemas.read_body(request))
         return _json({"code": code.hex(), "n_bits": service.n_bits})
 
-    @router.get("/items", **_documented(schemas.Items, 422, 503))
+    @app.get("/items", **_documented(schemas.Items, 422, 503))
     async def items(
         sample: Annotated[int, Query(ge=1, le=500, description="How many.")] = 50,
         seed: Annotated[int, Query(ge=0, le=2**32 - 1, description="Another seed draws others.")] = 0,
@@ -148,7 +130,7 @@ def _routes(service: Service) -> APIRouter:
         """Random items."""
         return _json({"items": [service.summary(item) for item in await service.sample(sample, seed)]})
 
-    @router.post(
+    @app.post(
         "/items",
         status_code=201,
         **_documented(schemas.ItemDetails, 200, 400, 408, 413, 415, 422, 503, status=201),
@@ -156,31 +138,31 @@ def _routes(service: Service) -> APIRouter:
     )
     async def add(request: Request) -> Response:
         """Add an image (or an embedding) to the index; the same image again is the same item."""
-        item, is_new = await service.add(await read_body(request))
+        item, is_new = await service.add(await schemas.read_body(request))
         return _json(service.details(item), 201 if is_new else 200, {"location": f"/items/{item.id}"})
 
-    @router.get("/items/{id}", **_documented(schemas.ItemDetails, 404, 422, 503))
+    @app.get("/items/{id}", **_documented(schemas.ItemDetails, 404, 422, 503))
     async def item(id: ItemId) -> Response:
         """One item."""
         return _json(service.details(await service.item(id)))
 
-    @router.delete("/items/{id}", status_code=204, **_documented(None, 404, 422, 503, status=204))
+    @app.delete("/items/{id}", status_code=204, **_documented(None, 404, 422, 503, status=204))
     async def remove(id: ItemId) -> Response:
         """Remove an item from the index; files are not touched, but for uploads kept beside the index."""
         await service.remove(id)
         return Response(status_code=204)
 
-    @router.get("/items/{id}/image", **_documented("image/*", 404, 422, 503))
+    @app.get("/items/{id}/image", **_documented("image/*", 404, 422, 503))
     async def image(id: ItemId) -> Response:
         """The picture of an item at its full size."""
         return _picture(await asyncio.to_thread(service.pictures.original, await service.item(id)))
 
-    @router.get("/items/{id}/thumbnail", **_documented("image/*", 404, 422, 503))
+    @app.get("/items/{id}/thumbnail", **_documented("image/*", 404, 422, 503))
     async def thumbnail(id: ItemId) -> Response:
         """The picture of an item, small."""
         return _picture(await asyncio.to_thread(service.pictures.thumbnail, await service.item(id)))
 
-    @router.get("/duplicates", **_documented(schemas.Groups, 422, 503))
+    @app.get("/duplicates", **_documented(schemas.Groups, 422, 503))
     async def duplicates(
         radius: Annotated[
             int | None,
@@ -194,39 +176,41 @@ def _routes(service: Service) -> APIRouter:
         """Groups of near-duplicates."""
         return _json(await service.duplicates(radius=radius, offset=offset, limit=limit))
 
-    @router.get("/quality", **_documented(schemas.QualityNumbers, 422, 503))
+    @app.get("/quality", **_documented(schemas.QualityNumbers, 422, 503))
     async def quality() -> Response:
         """How the bits of the index behave."""
         return _json(await service.quality())
 
-    @router.get("/stats", **_documented(schemas.Statistics, 503))
+    @app.get("/stats", **_documented(schemas.Statistics, 503))
     async def stats() -> Response:
         """What is served."""
         return _json(await service.statistics())
 
-    @router.get("/healthz", **_documented(schemas.Status))
+    @app.get("/healthz", **_documented(schemas.Status))
     async def healthz() -> Response:
         """Whether the process answers."""
         return _json({"status": "alive"})
 
-    @router.get("/readyz", **_documented(schemas.Status, 503))
+    @app.get("/readyz", **_documented(schemas.Status, 503))
     async def readyz() -> Response:
         """Whether warm-up is over."""
         if not service.is_ready:
             raise Problem(503, "the model and the index are being loaded", {"retry-after": "1"})
         return _json({"status": "ready"})
 
-    @router.get("/metrics", **_documented("text/plain"))
+    @app.get("/metrics", **_documented("text/plain"))
     async def metrics() -> Response:
         """Counts and times in Prometheus's text format."""
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(
+            generate_latest(service.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8"
+        )
 
-    @router.get("/session", **_documented(schemas.Session))
+    @app.get("/session", **_documented(schemas.Session))
     async def access(request: Request) -> Response:
         """Whether this client may ask for more: without a token set, everyone may."""
         return _json({"allowed": service.settings.admits(request.headers)})
 
-    @router.post("/session", status_code=204, **_documented(None, 401, 422, status=204))
+    @app.post("/session", status_code=204, **_documented(None, 401, 422, status=204))
     async def session(request: Request) -> Response:
         """Trade `Authorization: Bearer TOKEN` for a cookie, which pictures in the page need."""
         settings = service.settings
@@ -237,20 +221,13 @@ def _routes(service: Service) -> APIRouter:
             response.set_cookie(COOKIE, settings.session, httponly=True, samesite="strict", path="/")
         return response
 
-    return router
-
-
-def _packed(digits: str, n_bits: int) -> bytes:
-    code = bytes.fromhex(digits)
-    pad = 8 * len(code) - n_bits
-    if code[-1] & ((1 << pad) - 1):
-        raise Problem(422, f"the last {pad} bits of a code of {n_bits} bits must be zero")
-    return code
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    body = content if isinstance(content, bytes) else orjson.dumps(content)
-    return Response(body, status, headers, "application/json")
+    return Response(orjson.dumps(content), status, headers, "application/json")
 
 
 def _picture(picture: Picture) -> Response:
@@ -271,73 +248,51 @@ def _documented(answer: Any, *others: int, status: int = 200) -> dict[str, Any]:
         responses[status] = {"description": "Done.", "model": answer}
         if 200 in others:
             responses[200] = {"description": "It was there already.", "model": answer}
+    problem = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
     for code in sorted({*others, 401, 403, 421, 431, 500} - {200}):
-        schema_of_problem = {"$ref": "#/components/schemas/ProblemDocument"}
-        responses[code] = {"description": "A problem.", "content": {MEDIA_TYPE: {"schema": schema_of_problem}}}
+        responses[code] = {"description": "A problem.", "content": problem}
     return {"responses": responses, "response_class": Response}
 
 
 def _body(service: Service, *, required: bool) -> dict[str, Any]:
     takes_images = service.encoder is None or service.encoder.takes_images
-    content = IMAGE_BODY if takes_images else EMBEDDING_BODY
+    content = schemas.IMAGE_BODY if takes_images else schemas.EMBEDDING_BODY
     return {"openapi_extra": {"requestBody": {"required": required, "content": content}}}
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
     """An error that is raised on purpose, as a problem document."""
     traceback.clear_frames(error.__traceback__)  # else what was read stays in memory until garbage is collected
-    if isinstance(error, RequestValidationError):
-        errors = [{"where": ".".join(map(str, part["loc"])), "what": str(part["msg"])} for part in error.errors()]
-        first = f"{errors[0]['where']}: {errors[0]['what']}" if errors else "the request is not valid"
-        problem = Problem(422, first, errors=errors)
-    elif isinstance(error, HTTPException):
-        problem = Problem(error.status_code, _detail(error, request), error.headers)
-    else:
-        problem = _problem_from(error)
+    problem = _problem(request, error)
     body = problem.body(request.scope["state"]["request_id"])
     return Response(body, problem.status, problem.headers, MEDIA_TYPE)
 
 
-def _problem_from(error: Exception) -> Problem:
-    if isinstance(error, Problem):
-        return error
-    if isinstance(error, NoItemError | NoPictureError):
-        return Problem(404, str(error))
-    if isinstance(error, OverloadedError):
-        return Problem(503, str(error), {"retry-after": "1"})
-    if isinstance(error, BadItemError):
-        return Problem(422, f"the upload cannot be used: {error}".replace("; raise it with --max-pixels", ""))
-    if isinstance(error, DataError | ParameterError):
-        return Problem(422, str(error))
+def _problem(request: Request, error: Exception) -> Problem:
+    match error:
+        case Problem():
+            return error
+        case RequestValidationError():
+            errors = [{"where": ".".join(map(str, part["loc"])), "what": str(part["msg"])} for part in error.errors()]
+            first = f"{errors[0]['where']}: {errors[0]['what']}" if errors else "the request is not valid"
+            return Problem(422, first, errors=errors)
+        case HTTPException(status_code=404):
+            return Problem(404, "there is nothing here; /openapi.json lists what there is", error.headers)
+        case HTTPException(status_code=405):
+            # Each route knows its own methods only; one path may have several routes.
+            routes = [route for route in request.app.routes if isinstance(route, APIRoute)]
+            here = [route for route in routes if route.path_regex.match(request.url.path)]
+            methods = sorted({method for route in here for method in route.methods or ()})
+            headers = {"allow": ", ".join(methods)} if methods else error.headers
+            return Problem(405, f"{request.method} is not allowed here", headers)
+        case HTTPException():
+            return Problem(error.status_code, str(error.detail), error.headers)
+        case NoItemError() | NoPictureError():
+            return Problem(404, str(error))
+        case OverloadedError():
+            return Problem(503, str(error), {"retry-after": "1"})
+        case BadItemError():
+            return Problem(422, f"the upload cannot be used: {error}".replace("; raise it with --max-pixels", ""))
+        case DataError() | ParameterError():
+            return Problem(422, str(error))
     return Problem(503, str(error), {"retry-after": "5"})
-
-
-def _detail(error: HTTPException, request: Request) -> str:
-    if error.status_code == 404:
-        return "there is nothing here; /openapi.json lists what there is"
-    if error.status_code == 405:
-        return f"{request.method} is not allowed here"
-    return str(error.detail)
-
-
-def _document_problems(app: FastAPI) -> None:
-    """Name the problem document in the OpenAPI document, and drop FastAPI's own error shape, which is never sent."""
-    build = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = build()
-            shapes = document["components"]["schemas"]
-            for name in ("HTTPValidationError", "ValidationError"):
-                shapes.pop(name, None)
-            shapes["ProblemDocument"] = schemas.ProblemDocument.model_json_schema()
-        assert app.openapi_schema is not None
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
-
-
-def _report(task: asyncio.Task[None], on_failure: Callable[[], None]) -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("warm-up failed: %s", error)
-        on_failure()

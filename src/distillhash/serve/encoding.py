@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import multiprocessing
 import os
 import signal
@@ -24,7 +25,9 @@ Answer = TypeVar("Answer")
 Upload = bytes | NDArray[np.float32]
 Encoded = tuple[bytes, NDArray[np.float32]]  # packed code, and the (d,) feature that it was made from
 
+_ENDED = "a process that encodes images ended (killed, or out of memory); the next upload starts another"
 _WAIT_SECONDS = 0.008
+_MOST_WAITING = 1024
 _MOST_PROCESSES = 4
 _VECTORS_AT_ONCE = 256
 
@@ -48,13 +51,11 @@ class Batcher(Generic[Job, Answer]):
         max_batch: int,
         wait_seconds: float = 0.0,
         batches_at_once: int = 1,
-        max_waiting: int = 1024,
         observe: Callable[[int], None] = lambda _: None,
     ) -> None:
         """``work`` answers a batch, with one answer or exception for each job; ``observe`` is called with the size of every batch."""
         self._work, self._observe = work, observe
-        self._max_batch, self._wait_seconds, self._max_waiting = max_batch, wait_seconds, max_waiting
-        self._batches_at_once = batches_at_once
+        self._max_batch, self._wait_seconds, self._batches_at_once = max_batch, wait_seconds, batches_at_once
         self._queue: asyncio.Queue[tuple[Job, asyncio.Future[Answer]]] = asyncio.Queue()
         self._collecting = asyncio.Lock()
         self._n_working = 0
@@ -70,7 +71,7 @@ class Batcher(Generic[Job, Answer]):
         """Queue a job."""
         if self._is_stopped:
             raise OverloadedError("the server is stopping")
-        if self.n_waiting >= self._max_waiting:
+        if self.n_waiting >= _MOST_WAITING:
             raise OverloadedError(f"{self.n_waiting} requests are waiting already; try again in a moment")
         self.n_waiting += 1
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -90,7 +91,6 @@ class Batcher(Generic[Job, Answer]):
             async with self._collecting:
                 batch = await self._take()
             self._n_working += 1
-            answers: Sequence[Answer | Exception]
             try:
                 answers = await self._work([job for job, _ in batch])
             except Exception as error:
@@ -131,7 +131,6 @@ class UploadHasher:
     """From a batch of uploads to codes, exactly as ``distillhash index`` computes them. It can be pickled until it is warmed up."""
 
     def __init__(self, model: HashModel, *, max_pixels: int) -> None:
-        """Keep the model; its weights are read by :meth:`warm_up`."""
         self.model = model
         self.takes_images = model.backbone_name != "embeddings"
         self._max_pixels = max_pixels
@@ -152,20 +151,18 @@ class UploadHasher:
 
     def __call__(self, uploads: list[Upload]) -> list[Encoded | Exception]:
         """Code and feature of each upload, or why it has none (:class:`BadItemError`)."""
-        answers: list[Any] = [None] * len(uploads)
-        good: list[int] = []
-        inputs: list[NDArray[Any]] = []
-        for place, upload in enumerate(uploads):
+        answers: list[Any] = []  # an input for the network, and then its code and feature, or an error
+        for upload in uploads:
             try:
-                if self.takes_images:
-                    inputs.append(decode_resized(upload, self.model.backbone.image_size, self._max_pixels))
+                if isinstance(upload, bytes):
+                    answers.append(decode_resized(upload, self.model.backbone.image_size, self._max_pixels))
                 else:
-                    inputs.append(np.asarray(upload))
-                good.append(place)
+                    answers.append(upload)
             except BadItemError as error:
-                answers[place] = error
+                answers.append(error)
+        good = [place for place, answer in enumerate(answers) if not isinstance(answer, BadItemError)]
         if good:
-            batch = np.stack(inputs)
+            batch = np.stack([answers[place] for place in good])
             features = self.model.backbone.embed(batch) if self.takes_images else batch
             for place, code, feature in zip(good, self.model.hasher.encode(features).packed, features, strict=True):
                 answers[place] = code.tobytes(), feature
@@ -176,14 +173,9 @@ class Encoder:
     """A model behind a queue. Images are encoded on the processor in processes, and on an accelerator or for vectors in threads."""
 
     def __init__(
-        self,
-        model: HashModel,
-        *,
-        max_pixels: int,
-        processes: int | None = None,
-        observe: Callable[[int], None] = lambda _: None,
+        self, model: HashModel, *, max_pixels: int, processes: int | None, observe: Callable[[int], None]
     ) -> None:
-        """Keep the model; its weights are read by :meth:`start`. For ``processes`` see :class:`~distillhash.serve.settings.Settings`."""
+        """For ``processes`` see the ``encoders`` of :class:`~distillhash.serve.settings.Settings`; for ``observe``, :class:`Batcher`."""
         from distillhash.backbones.base import images_a_pass
 
         self._hasher = UploadHasher(model, max_pixels=max_pixels)
@@ -195,7 +187,7 @@ class Encoder:
         self._in_processes = bool(processes) and self.takes_images and on_cpu
         self._n_workers = processes if self._in_processes else cores() if on_cpu else 1
         self._idle: list[Executor] = []  # of one worker each, so that one that dies takes no other with it
-        self._jobs: Batcher[Upload, Encoded] = Batcher(
+        self.jobs: Batcher[Upload, Encoded] = Batcher(
             self._work,
             batches_at_once=self._n_workers,
             max_batch=images_a_pass(model.device) if self.takes_images else _VECTORS_AT_ONCE,
@@ -214,27 +206,20 @@ class Encoder:
                 for worker in self._idle:  # one by one, because the first builds the network
                     await loop.run_in_executor(worker, self._hasher.warm_up)
         except BrokenExecutor as error:
-            raise _ended() from error
-        self._jobs.start()
+            raise DistillHashError(_ENDED) from error
+        self.jobs.start()
 
     async def stop(self) -> None:
         """Finish what waits, and end the workers."""
-        await self._jobs.stop()
+        await self.jobs.stop()
         for worker in self._idle:
             await asyncio.to_thread(worker.shutdown)
-
-    @property
-    def n_waiting(self) -> int:
-        """Uploads not yet encoded."""
-        return self._jobs.n_waiting
 
     async def encode(self, upload: Upload) -> Encoded:
         """The packed code and the feature of an encoded image file, or of a vector.
 
-        Raises:
-            BadItemError: not an image, too many pixels, damaged.
-            DataError: a vector of another length than the model's, or not finite; an image for a model of vectors, or the reverse.
-            DistillHashError: the process that encoded it ended.
+        Raises :class:`BadItemError` (an image that cannot be decoded), :class:`DataError` (what the model does not take), or
+        :class:`DistillHashError` (the process that encoded it ended).
         """
         if isinstance(upload, bytes) != self.takes_images:
             wanted = "an image file" if self.takes_images else "an embedding"
@@ -243,13 +228,12 @@ class Encoder:
             raise DataError(f"the embedding must have {self._n_features} numbers, got {upload.size}")
         if isinstance(upload, np.ndarray) and not np.isfinite(upload).all():
             raise DataError("the embedding holds NaN or infinite numbers (32-bit floats); send finite ones")
-        return await self._jobs.submit(upload)
+        return await self.jobs.submit(upload)
 
     async def _work(self, uploads: list[Upload]) -> list[Encoded | Exception]:
         """Encode a batch in an idle worker; there are as many workers as batches at once."""
         loop, worker = asyncio.get_running_loop(), self._idle.pop()
-        call: Callable[[list[Upload]], list[Encoded | Exception]]
-        call = _encode_in_process if self._in_processes else self._hasher
+        call = _encode_in_process if self._in_processes else self._hasher.__call__
         try:
             try:
                 answers = loop.run_in_executor(worker, call, uploads)
@@ -259,7 +243,7 @@ class Encoder:
             return await answers
         except BrokenExecutor as error:
             worker = self._new_worker()
-            raise _ended() from error
+            raise DistillHashError(_ENDED) from error
         finally:
             self._idle.append(worker)
 
@@ -272,8 +256,7 @@ class Encoder:
 
 # What runs in a process of the encoder.
 
-_hasher: UploadHasher | None = None
-_is_warm = False
+_hasher: UploadHasher
 
 
 def _start_process(hasher: UploadHasher) -> None:
@@ -294,21 +277,11 @@ def _end_with_the_server() -> None:
     os._exit(1)
 
 
+@functools.cache
 def _warm_up_process() -> None:
-    global _is_warm
-    assert _hasher is not None
-    if not _is_warm:
-        _hasher.warm_up()
-        _is_warm = True
+    _hasher.warm_up()
 
 
 def _encode_in_process(uploads: list[Upload]) -> list[Encoded | Exception]:
     _warm_up_process()  # a process that replaces another one is not warm yet
-    assert _hasher is not None
     return _hasher(uploads)
-
-
-def _ended() -> DistillHashError:
-    return DistillHashError(
-        "a process that encodes images ended (killed, or out of memory); the next upload starts another"
-    )

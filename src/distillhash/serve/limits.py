@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import httptools
 import orjson
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 
@@ -33,7 +33,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MEDIA_TYPE = "application/problem+json"
 _PUBLIC = {"/", "/healthz", "/readyz", "/session"}
-_PUBLIC_FOLDER = "/static/"
 _LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
 _READING = {"GET", "HEAD", "OPTIONS"}
 _CLOSE = {"connection": "close"}
@@ -62,7 +61,6 @@ class Problem(Exception):  # noqa: N818  # RFC 9457 calls it a problem
     """An answer that is an error: HTTP status, one sentence of detail, headers, further members."""
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None, **members: Any) -> None:
-        """Keep the parts."""
         super().__init__(detail)
         self.status, self.detail, self.headers, self.members = status, detail, dict(headers or {}), members
 
@@ -77,27 +75,26 @@ class Metrics:
     """Counts and times for Prometheus, one registry a server: what ``GET /metrics`` shows."""
 
     def __init__(self) -> None:
-        """Start at zero."""
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._requests = Counter(
-            "distillhash_http_requests", "Requests answered.", ["method", "route", "status"], registry=self._registry
+            "distillhash_http_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
         )
         self._seconds = Histogram(
             "distillhash_http_request_seconds",
             "Time to answer.",
             ["route"],
             buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
-            registry=self._registry,
+            registry=self.registry,
         )
         self._batches = Histogram(
             "distillhash_batch_size",
             "Jobs computed together.",
             ["queue"],
             buckets=(1, 2, 4, 8, 16, 32, 64),
-            registry=self._registry,
+            registry=self.registry,
         )
-        self._waiting = Gauge("distillhash_waiting", "Jobs not yet answered.", ["queue"], registry=self._registry)
-        self._ready = Gauge("distillhash_ready", "1 when warm-up is over.", registry=self._registry)
+        self._waiting = Gauge("distillhash_waiting", "Jobs not yet answered.", ["queue"], registry=self.registry)
+        self.ready = Gauge("distillhash_ready", "1 when warm-up is over.", registry=self.registry)
         self._labelled: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def count(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -115,20 +112,11 @@ class Metrics:
         observe: Callable[[int], None] = self._batches.labels(name).observe
         return observe
 
-    def ready(self, is_ready: Callable[[], bool]) -> None:
-        """Show whether the server is ready."""
-        self._ready.set_function(lambda: float(is_ready()))
-
-    def text(self) -> bytes:
-        """All of it in Prometheus's text format."""
-        return generate_latest(self._registry)
-
 
 class Limits:
     """ASGI middleware around the whole application, so that nothing is parsed before it is allowed."""
 
     def __init__(self, app: App, settings: Settings, metrics: Metrics) -> None:
-        """Wrap ``app``; requests are counted in ``metrics``."""
         self._app, self._settings, self._metrics = app, settings, metrics
         # Without a token only this machine may connect, and a web page must not get in by another name for it.
         self._names = _LOCAL_NAMES | {settings.host} if settings.is_local and settings.token is None else None
@@ -173,16 +161,21 @@ class Limits:
         except ClientDisconnect:
             status = status or _GONE
         except Exception as error:
-            problem = error if isinstance(error, Problem) else None
-            if problem is None:
+            if isinstance(error, Problem):
+                problem = error
+            else:
                 log.exception("request %s failed", request_id.decode())
                 problem = Problem(500, "something went wrong in the server; its log has this request id")
             traceback.clear_frames(error.__traceback__)
             if not status:
-                await _respond(answer, problem, request_id.decode())
+                content = problem.body(request_id.decode())
+                fields = {"content-type": MEDIA_TYPE, "content-length": str(len(content)), **problem.headers}
+                raw = [(name.encode(), value.encode("latin-1")) for name, value in fields.items()]
+                await answer({"type": "http.response.start", "status": problem.status, "headers": raw})
+                await answer({"type": "http.response.body", "body": content})
         finally:
             self._active -= 1
-            body.release()
+            self.held -= body.held
             route = str(getattr(scope.get("route"), "path", "other"))
             self._metrics.count(scope["method"], route, status, time.perf_counter() - started)
 
@@ -207,12 +200,21 @@ class Limits:
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if self._names is not None and _PORT.sub("", host) not in self._names:
             raise Problem(421, "this server answers to localhost only; open it under the address it printed")
-        if scope["method"] not in _READING and _is_cross_site(headers, host):
-            raise Problem(403, "requests that change or upload something are taken from this server's own page only")
-        if settings.token is not None and not _is_public(scope["path"]) and not settings.admits(Headers(scope=scope)):
-            raise Problem(
-                401, "a token is needed: send it as `Authorization: Bearer TOKEN`", {"www-authenticate": "Bearer"}
-            )
+        if (
+            scope["method"] not in _READING
+        ):  # browsers report that another site's page sends this; programs report nothing
+            origin = headers.get(b"origin")
+            if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin") or (
+                origin is not None and urlsplit(origin.decode("latin-1")).netloc.lower() != host
+            ):
+                raise Problem(
+                    403, "requests that change or upload something are taken from this server's own page only"
+                )
+        path = scope["path"]
+        is_public = path in _PUBLIC or (path.startswith("/static/") and ".." not in path)
+        if not is_public and not settings.admits(Headers(scope=scope)):
+            detail = "a token is needed: send it as `Authorization: Bearer TOKEN`"
+            raise Problem(401, detail, {"www-authenticate": "Bearer"})
 
 
 class _Body:
@@ -220,7 +222,7 @@ class _Body:
 
     def __init__(self, limits: Limits, receive: Receive, settings: Settings, headers: dict[bytes, bytes]) -> None:
         self._limits, self._receive, self._settings = limits, receive, settings
-        self._counted = 0  # of this body, in what is held
+        self.held = 0  # bytes of this body in memory
         self._received = 0
         self._deadline: float | None = None
         self._has_ended = False
@@ -245,13 +247,8 @@ class _Body:
         if self._limits.held + size > self._settings.max_held:
             raise Problem(503, "too many uploads are being worked on; try again", {"retry-after": "1", **_CLOSE})
         self._limits.held += size
-        self._counted += size
+        self.held += size
         return message
-
-    def release(self) -> None:
-        """The request is answered: its body is not held any more."""
-        self._limits.held -= self._counted
-        self._counted = 0
 
     async def drain(self) -> None:
         """Throw away what still arrives, within limits; call it when the answer is sent."""
@@ -279,7 +276,6 @@ class Connection(asyncio.Protocol):
     """
 
     def __init__(self, server: asyncio.Protocol, settings: Settings, connections: set[Connection]) -> None:
-        """Stand before ``server``; ``connections`` holds all that are open."""
         self._server, self._settings, self._connections = server, settings, connections
         self._parser = httptools.HttpRequestParser(self)
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
@@ -301,8 +297,9 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clocks."""
         self._connections.discard(self)
-        self._stop(self._head_timer)
-        self._stop(self._write_timer)
+        for timer in (self._head_timer, self._write_timer):
+            if timer is not None:
+                timer.cancel()
         self._server.connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -336,7 +333,8 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         """The client reads again."""
-        self._stop(self._write_timer)
+        if self._write_timer is not None:
+            self._write_timer.cancel()
         self._server.resume_writing()
 
     def on_message_begin(self) -> None:
@@ -353,8 +351,9 @@ class Connection(asyncio.Protocol):
         """The parser: the head is complete. An error here makes it an error of the parser."""
         httptools.parse_url(self._url).path.decode("ascii")
         self._in_head = False
-        self._stop(self._head_timer)
-        self._head_timer = None
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def _start_head_timer(self) -> None:
         seconds = self._settings.head_seconds
@@ -362,14 +361,9 @@ class Connection(asyncio.Protocol):
             seconds, self._refuse, 408, f"the request's head did not arrive within {seconds:g} s"
         )
 
-    def _stop(self, timer: asyncio.TimerHandle | None) -> None:
-        if timer is not None:
-            timer.cancel()
-
     def _refuse(self, status: int, detail: str) -> None:
         if self._transport.is_closing():
             return
-        self._stop(self._head_timer)
         request_id = secrets.token_hex(8)
         body = Problem(status, detail).body(request_id)
         fields = {
@@ -385,26 +379,5 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
 
-async def _respond(send: Send, problem: Problem, request_id: str) -> None:
-    """Send a problem document."""
-    body = problem.body(request_id)
-    headers = {"content-type": MEDIA_TYPE, "content-length": str(len(body)), **problem.headers}
-    fields = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": problem.status, "headers": fields})
-    await send({"type": "http.response.body", "body": body})
-
-
 def _too_large(most: int, got: str) -> Problem:
     return Problem(413, f"the body may have {most} bytes at most, got {got}; send a smaller picture", _CLOSE)
-
-
-def _is_public(path: str) -> bool:
-    return path in _PUBLIC or (path.startswith(_PUBLIC_FOLDER) and ".." not in path)
-
-
-def _is_cross_site(headers: dict[bytes, bytes], host: str) -> bool:
-    """Whether a browser reports that another site's page sends this; programs report nothing."""
-    if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin"):
-        return True
-    origin = headers.get(b"origin")
-    return origin is not None and urlsplit(origin.decode("latin-1")).netloc.lower() != host

@@ -7,19 +7,20 @@ that something else was put behind shows nothing.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from distillhash.errors import DataError, DistillHashError
+from distillhash.files import write_atomic
 from distillhash.index import Item
 from distillhash.search import is_row
 from distillhash.sources import (
@@ -33,15 +34,10 @@ from distillhash.sources import (
     open_source,
 )
 
-THUMBNAIL_SIDE = 400  # pixels; rows of the page are about 200 high, and screens have two pixels a point
 UPLOAD_PREFIX = "upload:"
-_SHOWN_AS_THEY_ARE = {
-    "JPEG": "image/jpeg",
-    "PNG": "image/png",
-    "WEBP": "image/webp",
-    "GIF": "image/gif",
-    "AVIF": "image/avif",
-}
+_SIDE = 400  # pixels of a thumbnail; rows of the page are about 200 high, and screens have two pixels a point
+_MEMORY = 64 * 2**20  # bytes of thumbnails kept
+_SHOWN_AS_THEY_ARE = {format: f"image/{format.lower()}" for format in ("JPEG", "PNG", "WEBP", "GIF", "AVIF")}
 _HEADER = 1 << 17  # bytes of a file that hold its size
 
 
@@ -49,8 +45,7 @@ class NoPictureError(DataError):
     """An item has no picture, or it is not there any more."""
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """Bytes a browser shows."""
 
     content: bytes
@@ -60,16 +55,10 @@ class Picture:
 class Pictures:
     """Pictures of items, thumbnails of the latest kept in memory; safe to use from several threads."""
 
-    def __init__(self, folder: Path | None, *, max_pixels: int, memory: int = 64 * 2**20) -> None:
-        """Remember the limits.
-
-        Args:
-            folder: The index's folder, where uploads are kept; None keeps none.
-            max_pixels: Larger pictures are not decoded.
-            memory: Bytes of thumbnails kept.
-        """
+    def __init__(self, folder: Path | None, *, max_pixels: int) -> None:
+        """Uploads are kept in ``folder``, the index's; None keeps none. Pictures above ``max_pixels`` are not decoded."""
         self._uploads = None if folder is None else folder / "uploads"
-        self._max_pixels, self._memory = max_pixels, memory
+        self._max_pixels = max_pixels
         self._thumbnails: OrderedDict[bytes, Picture] = OrderedDict()
         self._held = 0
         self._sources: dict[str, tuple[ImageSource, dict[str, int]] | None] = {}
@@ -78,17 +67,19 @@ class Pictures:
     def original(self, item: Item) -> Picture:
         """The picture at its full size: the file itself where browsers know its format, else a PNG of it."""
         content = self._read(item)
-        if isinstance(content, bytes):
-            try:
-                media_type = _SHOWN_AS_THEY_ARE.get(image_format(content))
-            except BadItemError as error:
-                raise NoPictureError(f"the file of item {item.id} is not an image any more: {error}") from error
-            if media_type is not None:
+        try:
+            media_type = _SHOWN_AS_THEY_ARE.get(image_format(content)) if isinstance(content, bytes) else None
+            if isinstance(content, bytes) and media_type is not None:
                 return Picture(content, media_type)
-        return Picture(_png(self._decoded(item, content)), "image/png")
+            pixels = decode_image(content, max_pixels=self._max_pixels)
+        except BadItemError as error:
+            raise NoPictureError(f"the picture of item {item.id} cannot be decoded: {error}") from error
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "PNG", compress_level=3)
+        return Picture(stream.getvalue(), "image/png")
 
     def thumbnail(self, item: Item) -> Picture:
-        """The picture with its longest side at most :data:`THUMBNAIL_SIDE` pixels."""
+        """The picture, small."""
         key = f"{item.id}:".encode() + (item.digest or b"")
         with self._lock:
             if key in self._thumbnails:
@@ -96,14 +87,14 @@ class Pictures:
                 return self._thumbnails[key]
         content = self._read(item)
         try:
-            picture = Picture(*encode_thumbnail(content, THUMBNAIL_SIDE, max_pixels=self._max_pixels))
+            picture = Picture(*encode_thumbnail(content, _SIDE, max_pixels=self._max_pixels))
         except BadItemError as error:
             raise NoPictureError(f"the picture of item {item.id} cannot be decoded: {error}") from error
         with self._lock:
             if key not in self._thumbnails:
                 self._thumbnails[key] = picture
                 self._held += len(picture.content)
-            while self._held > self._memory:
+            while self._held > _MEMORY:
                 _, dropped = self._thumbnails.popitem(last=False)
                 self._held -= len(dropped.content)
         return picture
@@ -128,12 +119,8 @@ class Pictures:
         """Store an uploaded file beside the index; returns the item's key."""
         key = UPLOAD_PREFIX + digest(content).hex()
         if self._uploads is not None:
-            path = self._uploads / key.removeprefix(UPLOAD_PREFIX)
             try:
-                self._uploads.mkdir(exist_ok=True)
-                part = path.with_suffix(f".{threading.get_ident()}.part")
-                part.write_bytes(content)
-                part.replace(path)
+                write_atomic(self._uploads / key.removeprefix(UPLOAD_PREFIX), content)
             except OSError as error:
                 raise DistillHashError(
                     f"the upload cannot be kept ({error.strerror}); check the index folder"
@@ -190,19 +177,12 @@ class Pictures:
     def _source(self, name: str) -> tuple[ImageSource, dict[str, int]] | None:
         with self._lock:
             if name not in self._sources:
-                try:
+                self._sources[name] = None
+                with contextlib.suppress(DistillHashError):
                     source = open_source(name)
-                except DistillHashError:
-                    source = None
-                is_images = isinstance(source, ImageSource)
-                self._sources[name] = (source, {key: row for row, key in enumerate(source.keys)}) if is_images else None  # type: ignore[assignment,union-attr]
+                    if isinstance(source, ImageSource):
+                        self._sources[name] = source, {key: row for row, key in enumerate(source.keys)}
             return self._sources[name]
-
-    def _decoded(self, item: Item, content: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
-        try:
-            return decode_image(content, max_pixels=self._max_pixels)
-        except BadItemError as error:
-            raise NoPictureError(f"the picture of item {item.id} cannot be decoded: {error}") from error
 
 
 def name_of(item: Item) -> str:
@@ -212,9 +192,3 @@ def name_of(item: Item) -> str:
         if isinstance(name, str) and name and not os.path.isabs(name):  # noqa: PTH117
             return name
     return os.path.basename(item.key) if item.key else f"item {item.id}"  # noqa: PTH119
-
-
-def _png(pixels: NDArray[np.uint8]) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG", compress_level=3)
-    return stream.getvalue()

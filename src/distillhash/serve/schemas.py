@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import orjson
@@ -38,25 +37,15 @@ EMBEDDING_BODY = {
 }
 
 
-@dataclass(frozen=True)
-class Body:
+class Body(NamedTuple):
     """What was uploaded, and under which name."""
 
     upload: Upload
     name: str | None
 
 
-def has_body(request: Request) -> bool:
-    """Whether the request carries a body."""
-    return request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-
-
 async def read_body(request: Request) -> Body:
-    """The upload in a request.
-
-    Raises:
-        Problem: 400 malformed, 413 too much JSON, 415 another content type, 422 without what is needed.
-    """
+    """The upload in a request, or a problem: 400 malformed, 413 too much JSON, 415 another content type, 422 without what is needed."""
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
         try:
@@ -129,23 +118,12 @@ class SearchParameters(BaseModel):
     )
 
 
-Parameters = TypeVar("Parameters", bound=BaseModel)
-
-
-def parsed(shape: type[Parameters], request: Request) -> Parameters:
+def parsed(shape: type[SearchParameters], request: Request) -> SearchParameters:
     """A request's query parameters."""
     try:
         return shape.model_validate(dict(request.query_params))
     except ValidationError as error:
         raise RequestValidationError([{**part, "loc": ("query", *part["loc"])} for part in error.errors()]) from None
-
-
-def described(shape: type[BaseModel]) -> list[dict[str, Any]]:
-    """The same parameters for the OpenAPI document."""
-    return [
-        {"name": name, "in": "query", "required": False, "description": schema["description"], "schema": schema}
-        for name, schema in shape.model_json_schema()["properties"].items()
-    ]
 
 
 class ItemSummary(BaseModel):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import re
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,14 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import orjson
 
 from distillhash.codes import Codes
 from distillhash.errors import ParameterError
 from distillhash.index import Index, Item
 from distillhash.models.image_text import CrossModalModel
 from distillhash.search import Found, NoItemError, Query, Rerank, Searcher
-from distillhash.serve.analysis import Groups, Quality
+from distillhash.serve.analysis import Groups, quality
 from distillhash.serve.encoding import Batcher, Encoded, Encoder
 from distillhash.serve.limits import Metrics, Problem
 from distillhash.serve.pictures import Pictures, name_of
@@ -28,45 +26,40 @@ from distillhash.serve.schemas import Body
 from distillhash.serve.settings import MOST_RERANKED, Settings
 from distillhash.sources import digest
 
-_MOST_TOGETHER = (
-    16  # searches of one call: as many as the kernels take at once, so that none waits for a thread to start
-)
+_MOST_TOGETHER = 16  # searches of one call, as many as the kernels take at once: none waits for a thread to start
 _MOST_SIZES = 200_000  # items whose picture sizes are held, about 100 bytes each
 _SIZES_AT_ONCE = 256
 Answer = TypeVar("Answer")
+Job = Query | Callable[[Index], Any]
 
 
 class Service:
-    """An index that is served. One thread owns the index: it answers all searches that wait in one call, and other jobs one by one.
-
-    Attributes:
-        failure: What warm-up raised, if it failed; the server then stops.
-    """
+    """An index that is served. One thread owns the index: it answers all searches that wait in one call, and other jobs one by one."""
 
     def __init__(self, searcher: Searcher, folder: Path | None, settings: Settings) -> None:
-        """Take an open index, its model (without one: searches by id and code only) and its folder (None on a server)."""
+        """Without a model, searches are by id and code only. ``folder`` is None for an index on a server."""
         self.searcher, self.settings = searcher, settings
         self.model, self.n_bits = searcher.model, searcher.index.n_bits
         self.metrics = Metrics()
         self.pictures = Pictures(folder, max_pixels=settings.max_pixels)
         self.texts = self.model if isinstance(self.model, CrossModalModel) else None
         self.is_ready = False
-        self.failure: Exception | None = None
-        self._groups, self._quality = Groups(settings.duplicates), Quality()
+        self.failure: Exception | None = None  # what warm-up raised; the server then stops
+        self._groups = Groups(settings.duplicates)
+        self._quality: dict[str, Any] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
-        self._jobs: Batcher[Query | Callable[[Index], Any], Any] = Batcher(
-            self._work,
-            max_batch=_MOST_TOGETHER,
-            observe=self.metrics.queue("index", lambda: self._jobs.n_waiting),
-        )
-        waiting = self.metrics.queue("model", lambda: 0 if self.encoder is None else self.encoder.n_waiting)
+        observe = self.metrics.queue("index", lambda: self._jobs.n_waiting)
+        self._jobs: Batcher[Job, Any] = Batcher(self._work, max_batch=_MOST_TOGETHER, observe=observe)
+        observe = self.metrics.queue("model", lambda: 0 if self.encoder is None else self.encoder.jobs.n_waiting)
         self.encoder: Encoder | None = None
         if self.model is not None:
             self.encoder = Encoder(
-                self.model, max_pixels=settings.max_pixels, processes=settings.encoders, observe=waiting
+                self.model, max_pixels=settings.max_pixels, processes=settings.encoders, observe=observe
             )
-        self.metrics.ready(lambda: self.is_ready)
-        self._text_lock = threading.Lock()
+        self.metrics.ready.set_function(lambda: float(self.is_ready))
+        self._text_thread = ThreadPoolExecutor(
+            1, thread_name_prefix="text"
+        )  # tokenizers are not made for several threads
         self._sizes: dict[int, tuple[int, int]] = {}  # of pictures; (0, 0) where an item has none
         self._started = time.monotonic()
 
@@ -94,6 +87,7 @@ class Service:
             await self.encoder.stop()
         await self._jobs.stop()
         self._thread.shutdown()
+        self._text_thread.shutdown()
         self.searcher.index.close()
 
     async def run(self, work: Callable[[Index], Answer]) -> Answer:
@@ -101,24 +95,17 @@ class Service:
         answer: Answer = await self._jobs.submit(work)
         return answer
 
-    async def _work(self, jobs: list[Query | Callable[[Index], Any]]) -> list[Any]:
+    async def _work(self, jobs: list[Job]) -> list[Any]:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, jobs)
 
-    def _answer(self, jobs: list[Query | Callable[[Index], Any]]) -> list[Any]:
-        answers: list[Any] = [None] * len(jobs)
-        queries: list[Query] = []
-        places: list[int] = []
-        for place, job in enumerate(jobs):
-            if isinstance(job, Query):
-                queries.append(job)
-                places.append(place)
-                continue
+    def _answer(self, jobs: list[Job]) -> list[Any]:
+        found = iter(self.searcher.answer([job for job in jobs if isinstance(job, Query)]))
+        answers: list[Any] = []
+        for job in jobs:
             try:
-                answers[place] = job(self.searcher.index)
+                answers.append(next(found) if isinstance(job, Query) else job(self.searcher.index))
             except Exception as error:
-                answers[place] = error
-        for place, found in zip(places, self.searcher.answer(queries), strict=True):
-            answers[place] = found
+                answers.append(error)
         return answers
 
     async def encode(self, body: Body) -> Encoded:
@@ -130,16 +117,11 @@ class Service:
 
     async def encode_text(self, text: str) -> bytes:
         """The packed code of a sentence."""
-        model = self.texts
-        if model is None:
+        if self.texts is None:
             raise Problem(422, "this index's model knows images alone; one trained with --pairs takes sentences")
         self._check_ready()
-
-        def encode() -> bytes:
-            with self._text_lock:  # a sentence takes milliseconds; tokenizers are not made for several threads
-                return bytes(model.encode_texts([text]).packed[0])
-
-        return await asyncio.to_thread(encode)
+        codes = await asyncio.get_running_loop().run_in_executor(self._text_thread, self.texts.encode_texts, [text])
+        return bytes(codes.packed[0])
 
     def check_options(self, k: int, where: str | None, rerank: Rerank | None) -> None:
         """Refuse what no search of this server may ask for, before anything is encoded."""
@@ -150,25 +132,21 @@ class Service:
                 raise Problem(422, f"re-ranking gives at most {MOST_RERANKED} neighbours, got k={k}; ask for fewer")
             self.searcher.check_rerank(rerank)
 
-    async def search(self, query: Query) -> bytes:
-        """The JSON answer to a query."""
+    async def search(self, query: Query) -> dict[str, Any]:
+        """The answer to a query."""
         found: Found = await self._jobs.submit(query)
-        results = [
-            {**self.summary(item), "distance": distance}
-            for item, distance in zip(found.items, found.distances, strict=True)
-        ]
+        distances = zip(found.items, found.distances, strict=True)
+        results = [{**self.summary(item), "distance": distance} for item, distance in distances]
         for result, score in zip(results, found.scores or (), strict=False):
             result["score"] = score
-        return orjson.dumps(
-            {
-                "query": {"id": query.item if isinstance(query.item, int) else None, "code": found.code.hex()},
-                "n_bits": self.n_bits,
-                "k": query.k,
-                "radius": query.radius,
-                "truncated": found.is_cut,
-                "results": results,
-            }
-        )
+        return {
+            "query": {"id": query.item if isinstance(query.item, int) else None, "code": found.code.hex()},
+            "n_bits": self.n_bits,
+            "k": query.k,
+            "radius": query.radius,
+            "truncated": found.is_cut,
+            "results": results,
+        }
 
     def summary(self, item: Item) -> dict[str, Any]:
         """What every list of items shows of one."""
@@ -238,26 +216,29 @@ class Service:
     async def duplicates(self, *, radius: int | None, offset: int, limit: int) -> dict[str, Any]:
         """Some groups of near-duplicates, see :meth:`~distillhash.serve.analysis.Groups.page`."""
         page = await self.run(lambda index: self._groups.page(index, radius=radius, offset=offset, limit=limit))
-        page["groups"] = [
-            [{**self.summary(item), "distance": distance} for item, distance in group] for group in page["groups"]
-        ]
+        page["groups"] = [[{**self.summary(item), "distance": d} for item, d in group] for group in page["groups"]]
         return page
 
     async def quality(self) -> dict[str, Any]:
-        """How the bits behave, see :meth:`~distillhash.serve.analysis.Quality.of`."""
-        return await self.run(self._quality.of)
+        """How the bits behave, see :func:`~distillhash.serve.analysis.quality`; kept until the size of the index changes."""
+
+        def computed(index: Index) -> dict[str, Any]:
+            if self._quality is None or self._quality["n_items"] != len(index):
+                self._quality = quality(index)
+            return self._quality
+
+        return await self.run(computed)
 
     async def statistics(self) -> dict[str, Any]:
         """What the index holds and which model made its codes."""
-        n_items = await self.run(len)
-        training = {} if self.model is None else self.model.training
+        model = self.model
         return {
-            "n_items": n_items,
+            "n_items": await self.run(len),
             "n_bits": self.n_bits,
-            "method": None if self.model is None else self.model.hasher.method,
-            "backbone": None if self.model is None else self.model.backbone_name,
+            "method": None if model is None else model.hasher.method,
+            "backbone": None if model is None else model.backbone_name,
             "model_fingerprint": self.searcher.index.model_fingerprint,
-            "n_trained_on": training.get("n_used"),
+            "n_trained_on": None if model is None else model.training.get("n_used"),
             "accepts": None if self.encoder is None else "image" if self.encoder.takes_images else "embedding",
             "accepts_text": self.texts is not None,
             "max_upload": self.settings.max_upload,
@@ -302,13 +283,10 @@ _WORDS = re.compile(
 
 
 def check_condition(where: str) -> None:
-    """Refuse a condition that does more than compare an item's columns with constants.
+    """Refuse a condition that does more than compare an item's columns with constants: one that holds another word or sign.
 
     The engines guard their data, but a condition of a stranger could still call functions that take any time or memory, hold
     sub-queries, or, on Postgres, read other tables.
-
-    Raises:
-        ParameterError: it holds another word or sign.
     """
     place, before = 0, ""
     while place < len(where):

@@ -21,42 +21,24 @@ MOST_ENCODERS = 256
 
 @dataclass(frozen=True)
 class Settings:
-    """Limits and access of one server.
+    """Limits and access of one server. :class:`ParameterError` refuses what would leave it open or useless."""
 
-    Attributes:
-        host: Address to listen on. Anything but the machine itself needs a token.
-        token: Shared secret that requests must carry; None asks for none.
-        max_upload: Largest request body in bytes, counted as it arrives.
-        max_pixels: Largest image, width x height, checked before a pixel is decoded.
-        head_seconds: Longest time a request's line and headers may take to arrive.
-        body_seconds: Longest time a request body may take to arrive.
-        write_seconds: Longest time a client may take to read an answer.
-        max_connections: Connections open at one time; more get 503.
-        max_requests: Requests answered at one time; more get 503.
-        max_held: Bytes of all bodies held at one time, from their arrival to their answer; more get 503.
-        encoders: Processes that encode uploaded images on the processor; 0: threads of the server, None: one per core, four at most.
-        duplicates: File that ``distillhash dedup --out`` wrote, shown on the page.
-    """
-
-    host: str = "127.0.0.1"
-    token: str | None = field(default=None, repr=False)
-    max_upload: int = 20 * 2**20
-    max_pixels: int = 64_000_000
-    head_seconds: float = 10.0
-    body_seconds: float = 30.0
-    write_seconds: float = 60.0
-    max_connections: int = 1000
-    max_requests: int = 256
-    max_held: int = 512 * 2**20
-    encoders: int | None = None
-    duplicates: Path | None = None
+    host: str = "127.0.0.1"  # address to listen on; anything but the machine itself needs a token
+    token: str | None = field(default=None, repr=False)  # shared secret that requests must carry; None asks for none
+    max_upload: int = 20 * 2**20  # largest request body in bytes, counted as it arrives
+    max_pixels: int = 64_000_000  # largest image, width x height, checked before a pixel is decoded
+    head_seconds: float = 10.0  # longest time a request's line and headers may take to arrive
+    body_seconds: float = 30.0  # the same for a request body
+    write_seconds: float = 60.0  # longest time a client may take to read an answer
+    max_connections: int = 1000  # connections open at one time; more get 503
+    max_requests: int = 256  # requests answered at one time; more get 503
+    max_held: int = 512 * 2**20  # bytes of all bodies held at one time, from arrival to answer; more get 503
+    encoders: int | None = (
+        None  # processes that encode images on the processor; 0: threads; None: one per core, four at most
+    )
+    duplicates: Path | None = None  # file that `distillhash dedup --out` wrote, shown on the page
 
     def __post_init__(self) -> None:
-        """Refuse what would leave the server open or useless.
-
-        Raises:
-            ParameterError: a limit out of range, a token that is short or not printable ASCII, or none where one is needed.
-        """
         for name in ("max_upload", "max_pixels", "max_requests"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -78,9 +60,9 @@ class Settings:
     @property
     def session(self) -> str | None:
         """Value of the cookie that stands for the token; pictures in a page cannot carry a header."""
-        return (
-            None if self.token is None else hmac.new(self.token.encode(), b"distillhash session", "sha256").hexdigest()
-        )
+        if self.token is None:
+            return None
+        return hmac.new(self.token.encode(), b"distillhash session", "sha256").hexdigest()
 
     def admits(self, headers: Mapping[str, str]) -> bool:
         """Whether a request's headers hold the token or the cookie; comparing takes as long whatever they hold."""
@@ -97,9 +79,7 @@ class Settings:
     @property
     def is_local(self) -> bool:
         """Whether only this machine can connect."""
-        if self.host == "localhost":
-            return True
         try:
-            return ipaddress.ip_address(self.host).is_loopback
+            return self.host == "localhost" or ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
