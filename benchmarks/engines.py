@@ -51,7 +51,8 @@ class Ours:
 
     def __init__(self, packed: Rows, _folder: Path, name: str) -> None:
         from distillhash import Codes
-        from distillhash.hamming import ClusteredCodes, nearest, planes_of, warm_up
+        from distillhash.hamming import nearest, planes_of, warm_up
+        from distillhash.hamming.clustered import ClusteredCodes
 
         n_bits = 8 * packed.shape[1]
 

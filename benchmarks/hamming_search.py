@@ -22,7 +22,8 @@ import numpy as np
 
 from code_shapes import SHAPES, made_codes
 from distillhash.bench.runs import versions
-from distillhash.hamming import ClusteredCodes, nearest, planes_of, warm_up
+from distillhash.hamming import nearest, planes_of, warm_up
+from distillhash.hamming.clustered import ClusteredCodes
 
 IN_A_ROW = 25  # queries
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, ParameterError
-from distillhash.hamming import ClusteredCodes, clustered, nearest, within
+from distillhash.hamming import clustered, nearest, within
+from distillhash.hamming.clustered import ClusteredCodes
 
 ALWAYS, NEVER = 1000, 0  # values of largest_k
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from distillhash import Codes
 from distillhash.errors import DistillHashError
-from distillhash.hamming import ClusteredCodes
+from distillhash.hamming.clustered import ClusteredCodes
 from distillhash.index import embedded, open_index
 
 N_BITS = 40

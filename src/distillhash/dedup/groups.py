@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes, check_same_length
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import cores
-from distillhash.hamming import planes_of, popcount64, within
-from distillhash.hamming.kernel import compiled
+from distillhash.hamming import planes_of, within
+from distillhash.hamming.kernel import compiled, popcount64
 
 MISSED = 1e-3
 EXHAUSTIVE = 20_000

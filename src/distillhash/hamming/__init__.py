@@ -8,8 +8,6 @@
 ([[0, 1]], [[0, 1]])
 """
 
-from distillhash.hamming.clustered import ClusteredCodes
-from distillhash.hamming.kernel import popcount64
 from distillhash.hamming.search import nearest, plane_dtype, planes_of, warm_up, within
 
-__all__ = ["ClusteredCodes", "nearest", "plane_dtype", "planes_of", "popcount64", "warm_up", "within"]
+__all__ = ["nearest", "plane_dtype", "planes_of", "warm_up", "within"]

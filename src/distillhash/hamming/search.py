@@ -1,7 +1,7 @@
 """The two exact searches over planes of codes: the k nearest rows, and all rows within a radius.
 
 Answers are ordered by distance, equal distances by ascending row. They do not depend on the number of threads. The compiled kernels
-are in :mod:`distillhash.hamming.kernel`.
+are in :mod:`distillhash.hamming.kernel`, which imports numba and is therefore imported when something is searched.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import cores
-from distillhash.hamming.kernel import BLOCK, GROUP, count_within, fill_within, nearest_rows
 
 Planes = NDArray[Any]  # (n_planes, n) uint16, uint32 or uint64
 Mask = NDArray[np.uint8]
@@ -85,6 +84,8 @@ def nearest(
         DataError: arrays of shapes or dtypes that do not fit.
         ParameterError: ``k`` is negative, or ``threads`` is below 1.
     """
+    from distillhash.hamming.kernel import nearest_rows
+
     query, database, allowed = check_arrays(query, database, allowed)
     if k < 0:
         raise ParameterError(f"k must be at least 0, got {k}")
@@ -133,6 +134,8 @@ def within(
         DataError: arrays of shapes or dtypes that do not fit.
         ParameterError: ``radius`` is negative, or ``threads`` is below 1.
     """
+    from distillhash.hamming.kernel import BLOCK, count_within, fill_within
+
     query, database, allowed = check_arrays(query, database, allowed)
     if radius < 0:
         raise ParameterError(f"the radius must be at least 0, got {radius}")
@@ -178,6 +181,8 @@ def _nearest_by_parts(
     query: Planes, database: Planes, allowed: Mask | None, parts: int, rows: Ints, distances: Distances
 ) -> None:
     """A few queries over a large database: every thread takes a part of the rows."""
+    from distillhash.hamming.kernel import nearest_rows
+
     k, n = rows.shape[1], database.shape[1]
 
     def search(part: tuple[int, int]) -> tuple[Ints, Distances]:
@@ -199,6 +204,8 @@ def _kernel_arguments(
     query: Planes, database: Planes, allowed: Mask | None, first: int
 ) -> tuple[NDArray[Any], int, tuple[int, ...], int | None]:
     """What the kernels take before ``n``. The caller keeps ``database`` and ``allowed`` alive while they run."""
+    from distillhash.hamming.kernel import GROUP
+
     n_planes, q = query.shape
     filled = q if q == 1 else -(-q // GROUP) * GROUP
     words = np.zeros((filled, n_planes), query.dtype)

@@ -38,7 +38,7 @@ from distillhash.index.base import Incoming, Index, Item, Known, RangeResult, Ro
 from distillhash.index.manifest import Manifest, damaged
 
 if TYPE_CHECKING:
-    from distillhash.hamming import ClusteredCodes
+    from distillhash.hamming.clustered import ClusteredCodes
 
 Durability = Literal["normal", "full"]
 
@@ -429,7 +429,7 @@ def _with_new_clusters(snapshot: Snapshot, folder: Path | None) -> Snapshot:
     """The snapshot, whose codes are all in its base, with clusters; a file, like the cache, keeps them for the next process."""
     from safetensors.numpy import save_file
 
-    from distillhash.hamming import ClusteredCodes
+    from distillhash.hamming.clustered import ClusteredCodes
 
     clusters = ClusteredCodes(snapshot.base.planes)
     if folder is not None:
@@ -445,7 +445,7 @@ def _with_stored_clusters(snapshot: Snapshot, file: Path) -> Snapshot:
         return snapshot
     from safetensors import SafetensorError, safe_open
 
-    from distillhash.hamming import ClusteredCodes
+    from distillhash.hamming.clustered import ClusteredCodes
 
     try:
         with safe_open(file, "numpy") as stored:
