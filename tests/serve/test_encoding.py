@@ -17,7 +17,8 @@ import torch
 from distillhash import HashModel, load_model
 from distillhash.cli import main
 from distillhash.errors import FormatError
-from distillhash.serve.encoding import Batcher, Encoder, OverloadedError
+from distillhash.serve.encoding import Batcher, Encoder
+from distillhash.serve.limits import Problem
 from distillhash.sources import BadItemError
 from image_factory import make_jpeg, make_png
 from serving import Running, encoders_of, is_running, pairs, problem, starting
@@ -38,7 +39,7 @@ def test_jobs_that_wait_together_are_worked_on_together(monkeypatch: pytest.Monk
         first = batcher.submit(0)
         await asyncio.sleep(0.05)  # it is being worked on, and waits at the gate
         others = [batcher.submit(job) for job in range(1, 21)]
-        with pytest.raises(OverloadedError, match="21 requests"):
+        with pytest.raises(Problem, match="21 requests"):
             batcher.submit(99)
         gate.set()
         answers = await asyncio.gather(first, *others, return_exceptions=True)

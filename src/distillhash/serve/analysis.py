@@ -39,9 +39,17 @@ class Groups:
         if self._document is not None:
             radius, expected = self._document["radius"], self._document.get("expected_false_pairs")
             found, n_missing = _in_index(self._document, index)
+        elif len(index) > MOST_ITEMS:
+            raise DataError(
+                f"the index holds {len(index)} items, and groups are found while you wait for up to {MOST_ITEMS}; run "
+                "`distillhash dedup SOURCE --out dups.json` and serve with `--duplicates dups.json`"
+            )
         else:
             radius = max(1, index.n_bits // 16) if radius is None else radius
-            found = self._on_the_fly(index, radius)
+            key = index.state(), radius
+            if self._kept is None or self._kept[0] != key or key[0] is None:
+                self._kept = key, _stars(index, radius)
+            found = self._kept[1]
         shown = found[offset : offset + limit]
         held = index.present([identifier for group in shown for identifier, _ in group])
         items = {item.id: item for item in index.get(sorted(held))}
@@ -54,23 +62,13 @@ class Groups:
             "groups": [[(items[member], distance) for member, distance in group if member in held] for group in shown],
         }
 
-    def _on_the_fly(self, index: Index, radius: int) -> list[Group]:
-        """Groups without chaining: every member lies within ``radius`` bits of its keeper, the lowest id it could be."""
-        if len(index) > MOST_ITEMS:
-            raise DataError(
-                f"the index holds {len(index)} items, and groups are found while you wait for up to {MOST_ITEMS}; run "
-                "`distillhash dedup SOURCE --out dups.json` and serve with `--duplicates dups.json`"
-            )
-        key = index.state(), radius
-        if self._kept is None or self._kept[0] != key or key[0] is None:
-            ids = index.ids()
-            codes = Codes.concatenate([item.code for item in index.get(ids.tolist())], index.n_bits)
-            stars = star_groups(codes, radius)
-            found = [
-                list(zip(ids[rows].tolist(), stars.distance[rows].tolist(), strict=True)) for rows in stars.groups()
-            ]
-            self._kept = key, sorted(found, key=len, reverse=True)
-        return self._kept[1]
+
+def _stars(index: Index, radius: int) -> list[Group]:
+    """Groups without chaining: every member lies within ``radius`` bits of its keeper, the lowest id it could be."""
+    ids = index.ids()
+    stars = star_groups(Codes.concatenate([item.code for item in index.get(ids.tolist())], index.n_bits), radius)
+    found = [list(zip(ids[rows].tolist(), stars.distance[rows].tolist(), strict=True)) for rows in stars.groups()]
+    return sorted(found, key=len, reverse=True)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""The FastAPI application: routes, page, errors. HTTP comes in, :class:`~distillhash.serve.service.Service` is called, JSON goes out.
-
-FastAPI reads the routes' annotations at run time, and one depends on the index's code length: they are evaluated here.
-"""
+"""The FastAPI application: routes, page, errors. HTTP comes in, :class:`~distillhash.serve.service.Service` is called, JSON goes out."""
 
 import asyncio
 import logging
@@ -19,7 +16,7 @@ from fastapi.responses import FileResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import generate_latest
-from pydantic import Field
+from pydantic import Field, ValidationError
 from starlette.exceptions import HTTPException
 
 from distillhash import __version__
@@ -29,7 +26,6 @@ from distillhash.index.base import LARGEST_ID
 from distillhash.search import NoItemError
 from distillhash.search import Query as Search
 from distillhash.serve import schemas
-from distillhash.serve.encoding import OverloadedError
 from distillhash.serve.limits import MEDIA_TYPE, Limits, Problem
 from distillhash.serve.pictures import NoPictureError, Picture
 from distillhash.serve.service import Service
@@ -38,7 +34,11 @@ from distillhash.sources import BadItemError
 
 PAGE = Path(__file__).parent / "page"
 ItemId = Annotated[int, fastapi.Path(ge=0, le=LARGEST_ID, description="Id of an item of the index.")]
-_PICTURE_SECONDS = 300
+Radius = Annotated[
+    int | None,
+    Query(ge=0, le=schemas.LARGEST_RADIUS, description="In bits; the file's own where the server was given one."),
+]
+_OF_UPLOADS = (400, 408, 413, 415, 422, 503)  # what may be answered to an upload that cannot be used
 
 log = logging.getLogger("distillhash.serve")
 
@@ -46,15 +46,17 @@ log = logging.getLogger("distillhash.serve")
 def create_app(service: Service, *, on_failure: Callable[[], None]) -> FastAPI:
     """The application of a service, which starts and stops with it; ``on_failure`` is called when warm-up fails."""
 
-    def report(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
+    async def start() -> None:
+        try:
+            await service.start()
+        except Exception as error:
             log.error("warm-up failed: %s", error)
+            service.failure = error
             on_failure()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        warm_up = asyncio.create_task(service.start())
-        warm_up.add_done_callback(report)
+        warm_up = asyncio.create_task(start())
         yield
         warm_up.cancel()  # it may still be at it, or measuring pictures
         await asyncio.wait([warm_up])
@@ -70,7 +72,7 @@ def create_app(service: Service, *, on_failure: Callable[[], None]) -> FastAPI:
     )
     _add_routes(app, service)
     app.mount("/static", StaticFiles(directory=PAGE), name="static")
-    for kind in (Problem, DistillHashError, HTTPException, RequestValidationError):
+    for kind in (Problem, DistillHashError, HTTPException, RequestValidationError, ValidationError):
         app.add_exception_handler(kind, _answer_error)
     app.add_middleware(Limits, settings=service.settings, metrics=service.metrics)
     app.openapi()["components"]["schemas"]["ProblemDocument"] = schemas.ProblemDocument.model_json_schema()
@@ -85,17 +87,20 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             None, pattern=f"^[0-9a-fA-F]{{{digits}}}$", description="Search by a packed code in hexadecimal."
         )
 
+    takes_images = service.encoder is None or service.encoder.takes_images
+    body = {"required": True, "content": schemas.IMAGE_BODY if takes_images else schemas.EMBEDDING_BODY}
+    upload = {"requestBody": body}
     # FastAPI's own reading of so many parameters would take longer than the search.
-    documented = _documented(schemas.SearchAnswer, 400, 404, 408, 413, 415, 422, 503) | _body(service, required=False)
-    documented["openapi_extra"]["parameters"] = [
+    parameters = [
         {"name": name, "in": "query", "required": False, "description": schema["description"], "schema": schema}
         for name, schema in Asked.model_json_schema()["properties"].items()
     ]
+    asking = {"requestBody": body | {"required": False}, "parameters": parameters}
 
-    @app.post("/search", **documented)
+    @app.post("/search", **_documented(schemas.SearchAnswer, 404, *_OF_UPLOADS), openapi_extra=asking)
     async def search(request: Request) -> Response:
         """The nearest items of an uploaded image, of an item, a code or a sentence. An item finds itself first, at distance 0."""
-        asked = schemas.parsed(Asked, request)
+        asked = Asked.model_validate(dict(request.query_params))
         has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
         if 3 - (asked.id, asked.code, asked.text).count(None) + has_body != 1:
             raise Problem(422, "give exactly one of: an image in the multipart field 'file', ?id=, ?code=, ?text=")
@@ -116,7 +121,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         query = Search(item, asked.k, asked.radius, asked.where, asked.rerank, asked.candidates, feature)
         return _json(await service.search(query))
 
-    @app.post("/encode", **_documented(schemas.Encoded, 400, 408, 413, 415, 422, 503), **_body(service, required=True))
+    @app.post("/encode", **_documented(schemas.Encoded, *_OF_UPLOADS), openapi_extra=upload)
     async def encode(request: Request) -> Response:
         """The code of an uploaded image, or of an embedding where the index's model takes those."""
         code, _ = await service.encode(await schemas.read_body(request))
@@ -130,12 +135,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """Random items."""
         return _json({"items": [service.summary(item) for item in await service.sample(sample, seed)]})
 
-    @app.post(
-        "/items",
-        status_code=201,
-        **_documented(schemas.ItemDetails, 200, 400, 408, 413, 415, 422, 503, status=201),
-        **_body(service, required=True),
-    )
+    @app.post("/items", **_documented(schemas.ItemDetails, 200, *_OF_UPLOADS, status=201), openapi_extra=upload)
     async def add(request: Request) -> Response:
         """Add an image (or an embedding) to the index; the same image again is the same item."""
         item, is_new = await service.add(await schemas.read_body(request))
@@ -146,7 +146,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """One item."""
         return _json(service.details(await service.item(id)))
 
-    @app.delete("/items/{id}", status_code=204, **_documented(None, 404, 422, 503, status=204))
+    @app.delete("/items/{id}", **_documented(None, 404, 422, 503, status=204))
     async def remove(id: ItemId) -> Response:
         """Remove an item from the index; files are not touched, but for uploads kept beside the index."""
         await service.remove(id)
@@ -164,12 +164,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/duplicates", **_documented(schemas.Groups, 422, 503))
     async def duplicates(
-        radius: Annotated[
-            int | None,
-            Query(
-                ge=0, le=schemas.LARGEST_RADIUS, description="In bits; the file's own where the server was given one."
-            ),
-        ] = None,
+        radius: Radius = None,
         offset: Annotated[int, Query(ge=0, le=10**9)] = 0,
         limit: Annotated[int, Query(ge=1, le=200)] = 50,
     ) -> Response:
@@ -210,7 +205,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         """Whether this client may ask for more: without a token set, everyone may."""
         return _json({"allowed": service.settings.admits(request.headers)})
 
-    @app.post("/session", status_code=204, **_documented(None, 401, 422, status=204))
+    @app.post("/session", **_documented(None, 401, 422, status=204))
     async def session(request: Request) -> Response:
         """Trade `Authorization: Bearer TOKEN` for a cookie, which pictures in the page need."""
         settings = service.settings
@@ -232,7 +227,7 @@ def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None
 
 def _picture(picture: Picture) -> Response:
     headers = {
-        "cache-control": f"private, max-age={_PICTURE_SECONDS}",
+        "cache-control": "private, max-age=300",
         "content-security-policy": "default-src 'none'; sandbox",  # for a picture opened by itself
     }
     return Response(picture.content, 200, headers, picture.media_type)
@@ -251,13 +246,7 @@ def _documented(answer: Any, *others: int, status: int = 200) -> dict[str, Any]:
     problem = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDocument"}}}
     for code in sorted({*others, 401, 403, 421, 431, 500} - {200}):
         responses[code] = {"description": "A problem.", "content": problem}
-    return {"responses": responses, "response_class": Response}
-
-
-def _body(service: Service, *, required: bool) -> dict[str, Any]:
-    takes_images = service.encoder is None or service.encoder.takes_images
-    content = schemas.IMAGE_BODY if takes_images else schemas.EMBEDDING_BODY
-    return {"openapi_extra": {"requestBody": {"required": required, "content": content}}}
+    return {"responses": responses, "response_class": Response, "status_code": status}
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:
@@ -272,8 +261,12 @@ def _problem(request: Request, error: Exception) -> Problem:
     match error:
         case Problem():
             return error
-        case RequestValidationError():
-            errors = [{"where": ".".join(map(str, part["loc"])), "what": str(part["msg"])} for part in error.errors()]
+        case RequestValidationError() | ValidationError():
+            place = ("query",) if isinstance(error, ValidationError) else ()  # /search reads its query itself
+            errors = [
+                {"where": ".".join(map(str, (*place, *part["loc"]))), "what": str(part["msg"])}
+                for part in error.errors()
+            ]
             first = f"{errors[0]['where']}: {errors[0]['what']}" if errors else "the request is not valid"
             return Problem(422, first, errors=errors)
         case HTTPException(status_code=404):
@@ -289,8 +282,6 @@ def _problem(request: Request, error: Exception) -> Problem:
             return Problem(error.status_code, str(error.detail), error.headers)
         case NoItemError() | NoPictureError():
             return Problem(404, str(error))
-        case OverloadedError():
-            return Problem(503, str(error), {"retry-after": "1"})
         case BadItemError():
             return Problem(422, f"the upload cannot be used: {error}".replace("; raise it with --max-pixels", ""))
         case DataError() | ParameterError():

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from distillhash.errors import DataError, DistillHashError
 from distillhash.files import cores
 from distillhash.models.hash_model import HashModel
+from distillhash.serve.limits import Problem
 from distillhash.sources import BadItemError, decode_resized
 
 Job = TypeVar("Job")
@@ -30,10 +31,6 @@ _WAIT_SECONDS = 0.008
 _MOST_WAITING = 1024
 _MOST_PROCESSES = 4
 _VECTORS_AT_ONCE = 256
-
-
-class OverloadedError(DistillHashError):
-    """More jobs are waiting than the queue takes; try again later."""
 
 
 class Batcher(Generic[Job, Answer]):
@@ -70,9 +67,10 @@ class Batcher(Generic[Job, Answer]):
     def submit(self, job: Job) -> asyncio.Future[Answer]:
         """Queue a job."""
         if self._is_stopped:
-            raise OverloadedError("the server is stopping")
+            raise Problem(503, "the server is stopping", {"retry-after": "1"})
         if self.n_waiting >= _MOST_WAITING:
-            raise OverloadedError(f"{self.n_waiting} requests are waiting already; try again in a moment")
+            detail = f"{self.n_waiting} requests are waiting already; try again in a moment"
+            raise Problem(503, detail, {"retry-after": "1"})
         self.n_waiting += 1
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait((job, future))
@@ -151,15 +149,12 @@ class UploadHasher:
 
     def __call__(self, uploads: list[Upload]) -> list[Encoded | Exception]:
         """Code and feature of each upload, or why it has none (:class:`BadItemError`)."""
-        answers: list[Any] = []  # an input for the network, and then its code and feature, or an error
-        for upload in uploads:
+        answers: list[Any] = list(uploads)
+        for place, upload in enumerate(uploads if self.takes_images else []):
             try:
-                if isinstance(upload, bytes):
-                    answers.append(decode_resized(upload, self.model.backbone.image_size, self._max_pixels))
-                else:
-                    answers.append(upload)
+                answers[place] = decode_resized(upload, self.model.backbone.image_size, self._max_pixels)
             except BadItemError as error:
-                answers.append(error)
+                answers[place] = error
         good = [place for place, answer in enumerate(answers) if not isinstance(answer, BadItemError)]
         if good:
             batch = np.stack([answers[place] for place in good])
@@ -180,7 +175,6 @@ class Encoder:
 
         self._hasher = UploadHasher(model, max_pixels=max_pixels)
         self.takes_images = self._hasher.takes_images
-        self._n_features = model.hasher.n_features_
         on_cpu = not self.takes_images or model.device == "cpu"
         if processes is None:
             processes = min(cores(), _MOST_PROCESSES)
@@ -224,10 +218,11 @@ class Encoder:
         if isinstance(upload, bytes) != self.takes_images:
             wanted = "an image file" if self.takes_images else "an embedding"
             raise DataError(f"this index's model takes {wanted}; send that instead")
-        if isinstance(upload, np.ndarray) and upload.shape != (self._n_features,):
-            raise DataError(f"the embedding must have {self._n_features} numbers, got {upload.size}")
-        if isinstance(upload, np.ndarray) and not np.isfinite(upload).all():
-            raise DataError("the embedding holds NaN or infinite numbers (32-bit floats); send finite ones")
+        if isinstance(upload, np.ndarray):
+            if upload.size != (length := self._hasher.model.hasher.n_features_):
+                raise DataError(f"the embedding must have {length} numbers, got {upload.size}")
+            if not np.isfinite(upload).all():
+                raise DataError("the embedding holds NaN or infinite numbers (32-bit floats); send finite ones")
         return await self.jobs.submit(upload)
 
     async def _work(self, uploads: list[Upload]) -> list[Encoded | Exception]:

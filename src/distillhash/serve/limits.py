@@ -13,7 +13,7 @@ import re
 import secrets
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,14 +22,9 @@ import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from distillhash.serve.settings import MOST_HEAD_BYTES, MOST_HEADERS, Settings
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MEDIA_TYPE = "application/problem+json"
 _PUBLIC = {"/", "/healthz", "/readyz", "/session"}
@@ -76,47 +71,29 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
+        self.requests = Counter(
             "distillhash_http_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
         )
-        self._seconds = Histogram(
-            "distillhash_http_request_seconds",
-            "Time to answer.",
-            ["route"],
-            buckets=(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
-            registry=self.registry,
+        seconds, sizes = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10), (1, 2, 4, 8, 16, 32, 64)
+        self.seconds = Histogram(
+            "distillhash_http_request_seconds", "Time to answer.", ["route"], buckets=seconds, registry=self.registry
         )
         self._batches = Histogram(
-            "distillhash_batch_size",
-            "Jobs computed together.",
-            ["queue"],
-            buckets=(1, 2, 4, 8, 16, 32, 64),
-            registry=self.registry,
+            "distillhash_batch_size", "Jobs computed together.", ["queue"], buckets=sizes, registry=self.registry
         )
         self._waiting = Gauge("distillhash_waiting", "Jobs not yet answered.", ["queue"], registry=self.registry)
         self.ready = Gauge("distillhash_ready", "1 when warm-up is over.", registry=self.registry)
-        self._labelled: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-
-    def count(self, method: str, route: str, status: int, seconds: float) -> None:
-        """One request."""
-        key = method, route, status
-        if key not in self._labelled:
-            self._labelled[key] = self._requests.labels(method, route, str(status)), self._seconds.labels(route)
-        counter, histogram = self._labelled[key]
-        counter.inc()
-        histogram.observe(seconds)
 
     def queue(self, name: str, waiting: Callable[[], int]) -> Callable[[int], None]:
         """Show the length of a queue; returns what takes the sizes of its batches."""
         self._waiting.labels(name).set_function(waiting)
-        observe: Callable[[int], None] = self._batches.labels(name).observe
-        return observe
+        return self._batches.labels(name).observe
 
 
 class Limits:
     """ASGI middleware around the whole application, so that nothing is parsed before it is allowed."""
 
-    def __init__(self, app: App, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self._app, self._settings, self._metrics = app, settings, metrics
         # Without a token only this machine may connect, and a web page must not get in by another name for it.
         self._names = _LOCAL_NAMES | {settings.host} if settings.is_local and settings.token is None else None
@@ -177,7 +154,8 @@ class Limits:
             self._active -= 1
             self.held -= body.held
             route = str(getattr(scope.get("route"), "path", "other"))
-            self._metrics.count(scope["method"], route, status, time.perf_counter() - started)
+            self._metrics.requests.labels(scope["method"], route, status).inc()
+            self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
     def _check(self, scope: Scope, headers: dict[bytes, bytes]) -> None:
         """Raise a problem unless the request may go on."""
@@ -185,10 +163,9 @@ class Limits:
         size = len(scope["raw_path"]) + len(scope["query_string"])
         size += sum([len(name) + len(value) + 4 for name, value in given])
         if len(given) > MOST_HEADERS or size > MOST_HEAD_BYTES:
+            limits = f"{MOST_HEADERS} and {MOST_HEAD_BYTES}"
             raise Problem(
-                431,
-                f"the request has {len(given)} headers in {size} bytes, over the limits of {MOST_HEADERS} and {MOST_HEAD_BYTES}",
-                _CLOSE,
+                431, f"the request has {len(given)} headers in {size} bytes, over the limits of {limits}", _CLOSE
             )
         if self._active > settings.max_requests:
             raise Problem(503, f"{self._active} requests are being answered; try again", {"retry-after": "1"})
@@ -366,16 +343,11 @@ class Connection(asyncio.Protocol):
             return
         request_id = secrets.token_hex(8)
         body = Problem(status, detail).body(request_id)
-        fields = {
-            "content-type": MEDIA_TYPE,
-            "content-length": len(body),
-            "x-request-id": request_id,
-            "x-content-type-options": "nosniff",
-            "connection": "close",
-        }
-        head = f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\n"
-        head += "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-        self._transport.write(head.encode("ascii") + b"\r\n" + body)
+        head = (
+            f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
+            f"x-request-id: {request_id}\r\nx-content-type-options: nosniff\r\nconnection: close\r\n\r\n"
+        )
+        self._transport.write(head.encode("ascii") + body)
         self._transport.close()
 
 

@@ -1,8 +1,7 @@
 """The pictures of items: where they are found, and small copies of them.
 
-An item's picture is found through what the index holds, never through what a request says: the file that was indexed, the row of
-the table it came from, or an upload kept beside the index. A file is shown only while its content is what was indexed, so a path
-that something else was put behind shows nothing.
+An item's picture is found through what the index holds, never through what a request says: the file that was indexed, the row of the table
+it came from, or an upload kept beside the index. A file is shown only while its content is what was indexed.
 """
 
 from __future__ import annotations
@@ -23,16 +22,8 @@ from distillhash.errors import DataError, DistillHashError
 from distillhash.files import write_atomic
 from distillhash.index import Item
 from distillhash.search import is_row
-from distillhash.sources import (
-    BadItemError,
-    ImageSource,
-    decode_image,
-    digest,
-    encode_thumbnail,
-    image_format,
-    image_size,
-    open_source,
-)
+from distillhash.sources import BadItemError, ImageSource, decode_image, digest, encode_thumbnail, open_source
+from distillhash.sources.decode import image_format, image_size
 
 UPLOAD_PREFIX = "upload:"
 _SIDE = 400  # pixels of a thumbnail; rows of the page are about 200 high, and screens have two pixels a point
@@ -104,15 +95,11 @@ class Pictures:
         try:
             path = self._file(item)
             if path is None:
-                content = self._row(item)
-            else:
-                with path.open("rb") as file:
-                    content = file.read(_HEADER)
-            try:
-                return image_size(content)
-            except BadItemError:  # some formats keep their header at the end
-                return None if path is None else image_size(path.read_bytes())
-        except (BadItemError, NoPictureError, OSError):
+                return image_size(self._row(item))
+            with path.open("rb") as file, contextlib.suppress(BadItemError):
+                return image_size(file.read(_HEADER))
+            return image_size(path.read_bytes())  # some formats keep their header at the end
+        except (DataError, OSError):
             return None
 
     def keep_upload(self, content: bytes) -> str:
@@ -122,9 +109,8 @@ class Pictures:
             try:
                 write_atomic(self._uploads / key.removeprefix(UPLOAD_PREFIX), content)
             except OSError as error:
-                raise DistillHashError(
-                    f"the upload cannot be kept ({error.strerror}); check the index folder"
-                ) from error
+                text = f"the upload cannot be kept ({error.strerror}); check the index folder"
+                raise DistillHashError(text) from error
         return key
 
     def forget(self, item: Item) -> None:

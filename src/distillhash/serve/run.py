@@ -47,7 +47,6 @@ def make_server(service: Service) -> uvicorn.Server:
     config = uvicorn.Config(
         application,
         http="httptools",
-        loop="auto",
         ws="none",
         lifespan="on",
         access_log=False,

@@ -6,8 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import orjson
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, create_model
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
@@ -118,14 +117,6 @@ class SearchParameters(BaseModel):
     )
 
 
-def parsed(shape: type[SearchParameters], request: Request) -> SearchParameters:
-    """A request's query parameters."""
-    try:
-        return shape.model_validate(dict(request.query_params))
-    except ValidationError as error:
-        raise RequestValidationError([{**part, "loc": ("query", *part["loc"])} for part in error.errors()]) from None
-
-
 class ItemSummary(BaseModel):
     """An item as lists show it."""
 
@@ -169,19 +160,6 @@ class SearchAnswer(BaseModel):
     radius: int | None
     truncated: bool = Field(description="Whether more items lie within the radius than k.")
     results: list[Neighbour]
-
-
-class Encoded(BaseModel):
-    """A code."""
-
-    code: str
-    n_bits: int
-
-
-class Items(BaseModel):
-    """Some items."""
-
-    items: list[ItemSummary]
 
 
 class Groups(BaseModel):
@@ -228,18 +206,6 @@ class QualityNumbers(BaseModel):
     nearest_distances: list[int]
 
 
-class Session(BaseModel):
-    """Access."""
-
-    allowed: bool
-
-
-class Status(BaseModel):
-    """Health."""
-
-    status: str
-
-
 class ProblemDocument(BaseModel):
     """RFC 9457."""
 
@@ -249,3 +215,9 @@ class ProblemDocument(BaseModel):
     detail: str
     request_id: str
     errors: list[dict[str, str]] | None = None
+
+
+Encoded = create_model("Encoded", __doc__="A code.", code=(str, ...), n_bits=(int, ...))
+Items = create_model("Items", __doc__="Some items.", items=(list[ItemSummary], ...))
+Session = create_model("Session", __doc__="Access.", allowed=(bool, ...))
+Status = create_model("Status", __doc__="Health.", status=(str, ...))

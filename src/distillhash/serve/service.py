@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from distillhash.codes import Codes
-from distillhash.errors import ParameterError
+from distillhash.errors import DataError, ParameterError
 from distillhash.index import Index, Item
 from distillhash.models.image_text import CrossModalModel
 from distillhash.search import Found, NoItemError, Query, Rerank, Searcher
@@ -57,25 +57,19 @@ class Service:
                 self.model, max_pixels=settings.max_pixels, processes=settings.encoders, observe=observe
             )
         self.metrics.ready.set_function(lambda: float(self.is_ready))
-        self._text_thread = ThreadPoolExecutor(
-            1, thread_name_prefix="text"
-        )  # tokenizers are not made for several threads
+        self._text_thread = ThreadPoolExecutor(1, "text")  # tokenizers are not made for several threads
         self._sizes: dict[int, tuple[int, int]] = {}  # of pictures; (0, 0) where an item has none
         self._started = time.monotonic()
 
     async def start(self) -> None:
         """Warm up: weights, one forward pass, codes in memory, sizes of the first pictures; ready after that."""
         self._jobs.start()
-        try:
-            if self.encoder is not None:
-                await self.encoder.start()
-            if self.texts is not None:
-                await asyncio.to_thread(self.texts.text_encoder.encode, ["a"])
-            ids = await self.run(lambda index: index.ids())
-            await self.run(lambda index: index.prepare())
-        except Exception as error:
-            self.failure = error
-            raise
+        if self.encoder is not None:
+            await self.encoder.start()
+        if self.texts is not None:
+            await asyncio.to_thread(self.texts.text_encoder.encode, ["a"])
+        ids = await self.run(lambda index: index.ids())
+        await self.run(lambda index: index.prepare())
         gc.freeze()  # what is loaded by now stays; looking through it for garbage would stop the server for half a second
         self.is_ready = True
         await self._measure(ids[:_MOST_SIZES].tolist())
@@ -184,18 +178,16 @@ class Service:
     async def add(self, body: Body) -> tuple[Item, bool]:
         """Store an upload; returns the item and whether it is new. The same file again is the same item."""
         code, _ = await self.encode(body)
-        content = body.upload
+        content, key = body.upload, None
         codes = Codes(np.frombuffer(code, np.uint8)[None], self.n_bits)
-        metadata = [{"name": body.name}] if body.name else None
-        if not isinstance(content, bytes):
-            item = await self.run(lambda index: _item(index, int(index.add(codes, metadata=metadata)[0])))
-            return item, True
-        key = await asyncio.to_thread(self.pictures.keep_upload, content)
+        more: dict[str, Any] = {"metadata": [{"name": body.name}] if body.name else None}
+        if isinstance(content, bytes):
+            key = await asyncio.to_thread(self.pictures.keep_upload, content)
+            more |= {"keys": [key], "digests": [digest(content)], "upsert": True}
 
         def store(index: Index) -> tuple[Item, bool]:
-            is_new = not index.known([key])
-            ids = index.add(codes, metadata=metadata, keys=[key], digests=[digest(content)], upsert=True)
-            return _item(index, int(ids[0])), is_new
+            is_new = key is None or not index.known([key])
+            return index.get(index.add(codes, **more).tolist())[0], is_new
 
         item, is_new = await self.run(store)
         await self._measure([item.id])
@@ -258,7 +250,7 @@ class Service:
             part = ids[start : start + _SIZES_AT_ONCE]
             try:
                 items = await self.run(lambda index, part=part: index.get(sorted(index.present(part))))  # type: ignore[misc]
-            except NoItemError:
+            except DataError:  # another process removed one
                 continue
             sizes = await asyncio.to_thread(lambda items=items: [self.pictures.size(item) for item in items])  # type: ignore[misc]
             self._sizes.update({item.id: size or (0, 0) for item, size in zip(items, sizes, strict=True)})
@@ -272,8 +264,8 @@ def _item(index: Index, identifier: int) -> Item:
 
 _TOKEN = re.compile(
     r"""\s+|'(?:[^'\\]|'')*'|"[^"\\]*"|[A-Za-z_][A-Za-z_0-9]*|\d+(?:\.\d+)?"""
-    r"""|->>?|::|\|\||&&|[<>!=]=|<>|-(?!-)|/(?!\*)|[+*%<>=(),\[\]]""",
-    re.ASCII,
+    r"""|->>?|::|\|\||&&|[<>!=]=|<>|-(?!-)|/(?!\*)|[+*%<>=(),\[\]]|(?P<other>.)""",
+    re.ASCII | re.DOTALL,
 )
 _WORDS = re.compile(
     "id|key|metadata|and|or|not|in|like|glob|escape|is|null|isnull|notnull|between|true|false|lower|upper|length|abs|coalesce|cast|as|"
@@ -288,17 +280,15 @@ def check_condition(where: str) -> None:
     The engines guard their data, but a condition of a stranger could still call functions that take any time or memory, hold
     sub-queries, or, on Postgres, read other tables.
     """
-    place, before = 0, ""
-    while place < len(where):
-        match = _TOKEN.match(where, place)
-        token = match[0] if match else where[place]
+    before = ""
+    for match in _TOKEN.finditer(where):
+        token = match[0]
         is_word = token[0].isalpha() or token[0] == "_"
         is_called = token == "(" and before[:1] in ("'", '"')  # "name"(...) calls a function
-        if match is None or is_called or (is_word and not _WORDS.fullmatch(token)):
+        if match["other"] or is_called or (is_word and not _WORDS.fullmatch(token)):
             raise ParameterError(
                 f"where={where!r} holds {token!r}; over HTTP a condition compares id, key and metadata with constants, "
                 "as in metadata->>'label' = 'cat' and id < 100"
             )
         if not token.isspace():
             before = token
-        place += len(token)
