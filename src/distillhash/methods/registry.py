@@ -24,16 +24,39 @@ GROUP = "distillhash.methods"
 DEFAULT_METHOD = "distillhash-contrast"
 DEFAULT_IMAGE_TEXT_METHOD = "cross-contrast"
 
-_CLASSES = (
-    "AGH BiHalf CCAITQ CIBHash CIMON CroVCA DeepBit DGH DistillHash DMUH DSG DSH GreedyHash ITQ LSH MLS3RDUH NSH PCAH PUDH SDC SGH SH "
-    "SpH SSDH TBH UGACH URPH"
-)
-BUILT_IN = {name.lower(): f"{name.lower()}:{name}" for name in _CLASSES.split()} | {
+BUILT_IN = {
+    "agh": "agh:AGH",
+    "bihalf": "bihalf:BiHalf",
+    "ccaitq": "ccaitq:CCAITQ",
+    "cibhash": "cibhash:CIBHash",
+    "cimon": "cimon:CIMON",
     "cross-contrast": "cross_contrast:CrossContrast",
+    "crovca": "crovca:CroVCA",
+    "deepbit": "deepbit:DeepBit",
+    "dgh": "dgh:DGH",
+    "distillhash": "distillhash:DistillHash",
     "distillhash-contrast": "distillhash_contrast:DistillHashContrast",
     "distillhash-initial": "distillhash:DistillHashInitial",
+    "dmuh": "dmuh:DMUH",
+    "dsg": "dsg:DSG",
+    "dsh": "dsh:DSH",
+    "greedyhash": "greedyhash:GreedyHash",
+    "itq": "itq:ITQ",
+    "lsh": "lsh:LSH",
+    "mls3rduh": "mls3rduh:MLS3RDUH",
+    "nsh": "nsh:NSH",
+    "pcah": "pcah:PCAH",
+    "pudh": "pudh:PUDH",
+    "sdc": "sdc:SDC",
+    "sgh": "sgh:SGH",
+    "sh": "sh:SH",
+    "sph": "sph:SpH",
+    "ssdh": "ssdh:SSDH",
+    "tbh": "tbh:TBH",
+    "ugach": "ugach:UGACH",
+    "urph": "urph:URPH",
 }
-"""Module and class of every method of this package. Most methods and modules are named like the class, in lower case."""
+"""Module and class of every method of this package."""
 
 _IMAGE_TEXT = {"ccaitq", "cross-contrast", "ugach"}  # of the built-in ones; known without importing them
 
