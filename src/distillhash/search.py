@@ -6,6 +6,7 @@ needs the index alone. An index on a server keeps the model's fingerprint, and r
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
@@ -247,9 +248,8 @@ class Searcher:
         if query.rerank == "features":
             batches = list(self._encode(open_source([item.key or "" for item in items])))
             for bad in [bad for batch in batches for bad in batch.skipped]:
-                raise DataError(
-                    f"the candidate {bad.key!r} cannot be read as an image file ({bad.reason}); re-rank by projection"
-                )
+                reason = f"cannot be read as an image file ({bad.reason})"
+                raise DataError(f"the candidate {bad.key!r} {reason}; re-rank by projection")
             return cosines(query.feature, np.concatenate([batch.features for batch in batches]))
         codes = Codes.concatenate([item.code for item in items], self.index.n_bits)
         if query.rerank == "decoder":
@@ -260,12 +260,11 @@ class Searcher:
         """Raise :class:`ParameterError` where the model cannot be re-ranked by."""
         model = self._known_model()
         if rerank == "decoder" and not model.hasher.has_decoder:
-            raise ParameterError(
-                f"the method {model.hasher.method} trains no decoder; re-rank by projection, or train with --method urph"
-            )
+            remedy = "re-rank by projection, or train with --method urph"
+            raise ParameterError(f"the method {model.hasher.method} trains no decoder; {remedy}")
         if rerank == "features" and model.backbone_name == "embeddings":
             raise ParameterError(
-                "this model takes embeddings, of which an index keeps the codes alone; re-rank by projection"
+                "this model takes embeddings, of which an index keeps codes alone; re-rank by projection"
             )
 
     def _items(self, ids: set[int]) -> dict[int, Item]:
@@ -295,7 +294,7 @@ class Searcher:
         one is computed, so after a crash, running again goes on where it stopped. :class:`DataError` where the index stays empty.
         """
         opened = open_source(source)
-        keys = [item_key(opened, row) for row in range(len(opened))]
+        keys = [opened.path(row) or _row_key(opened.name, key) for row, key in enumerate(opened.keys)]
         held = self.index.known(keys)
         digests = {own: held[key][1] for own, key in zip(opened.keys, keys, strict=True) if key in held}
 
@@ -363,16 +362,14 @@ def open_searcher(
     if model_folder is None and not keeps_model:
         if folder is None or folder.exists():
             raise ParameterError(f"{shown(place)} keeps no model; give --model DIR")
-        raise ParameterError(
-            f"there is no index at {folder}; make one with `distillhash index SOURCE --model DIR --index {folder}`"
-        )
+        remedy = f"make one with `distillhash index SOURCE --model DIR --index {folder}`"
+        raise ParameterError(f"there is no index at {folder}; {remedy}")
     model = load_model(model_folder or str(own), device=device, cache=cache)
     if own is not None and keeps_model:
         kept = json.loads((own / _MODEL_FILES[0]).read_text()).get("fingerprint")
         if kept != model.fingerprint:
-            raise FormatError(
-                f"{folder} was built with another model (fingerprint {kept}, not {model.fingerprint}); make a new index for this one"
-            )
+            other = f"another model (fingerprint {kept}, not {model.fingerprint})"
+            raise FormatError(f"{folder} was built with {other}; make a new index for this one")
     elif own is not None and model_folder is not None:
         for name in reversed(_MODEL_FILES):  # config.json last: its presence says the copy is whole
             write_atomic(own / name, (Path(model_folder) / name).read_bytes())
@@ -388,7 +385,7 @@ def has_model(place: Path | str) -> bool:
 
 def is_codes_file(source: str) -> bool:
     """Whether a SOURCE names a file of codes that ``encode`` wrote rather than images or embeddings."""
-    try:
+    with contextlib.suppress(OSError, ValueError):  # absent, a folder, damaged
         if source.endswith(".npz"):
             with np.load(source, allow_pickle=False) as arrays:
                 return {"packed", "n_bits"} <= set(arrays.files)
@@ -396,14 +393,7 @@ def is_codes_file(source: str) -> bool:
             import pyarrow.parquet as pq
 
             return b"distillhash.n_bits" in (pq.read_schema(source).metadata or {})
-    except (OSError, ValueError):  # absent, a folder, damaged
-        pass
     return False
-
-
-def item_key(source: Source, row: int) -> str:
-    """The key of a source's item in an index, unique over sources: the file where there is one, else the source and the key."""
-    return source.path(row) or _row_key(source.name, source.keys[row])
 
 
 def is_row(item: Item) -> bool:
@@ -412,7 +402,7 @@ def is_row(item: Item) -> bool:
     return item.key == _row_key(str(metadata.get("source")), str(metadata.get("key")))
 
 
-def _row_key(source: str, key: str) -> str:
+def _row_key(source: str, key: str) -> str:  # unique over sources
     return f"{source.partition('#')[0].removesuffix(':')}:{key}"
 
 

@@ -19,6 +19,7 @@ from distillhash.cli import main
 from distillhash.errors import FormatError
 from distillhash.serve.encoding import Batcher, Encoder
 from distillhash.serve.limits import Problem
+from distillhash.serve.settings import Settings
 from distillhash.sources import BadItemError
 from image_factory import make_jpeg, make_png
 from serving import Running, encoders_of, is_running, pairs, problem, starting
@@ -101,7 +102,7 @@ def encode(model: HashModel, uploads: list[Any], processes: int) -> list[Any]:
     """What an encoder answers to uploads that come together, or raises to each."""
 
     async def main() -> list[Any]:
-        encoder = Encoder(model, max_pixels=10_000, processes=processes, observe=lambda _: None)
+        encoder = Encoder(model, Settings(max_pixels=10_000, encoders=processes), lambda _: None)
         try:
             await encoder.start()
             return await asyncio.gather(*map(encoder.encode, uploads), return_exceptions=True)

@@ -1,7 +1,5 @@
 """What the page shows of a whole index: groups of near-duplicates, and numbers about the codes."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Hashable
 from pathlib import Path

@@ -5,6 +5,7 @@ import logging
 import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +28,7 @@ from distillhash.search import NoItemError
 from distillhash.search import Query as Search
 from distillhash.serve import schemas
 from distillhash.serve.limits import MEDIA_TYPE, Limits, Problem
-from distillhash.serve.pictures import NoPictureError, Picture
+from distillhash.serve.pictures import NoPictureError
 from distillhash.serve.service import Service
 from distillhash.serve.settings import COOKIE
 from distillhash.sources import BadItemError
@@ -80,12 +81,10 @@ def create_app(service: Service, *, on_failure: Callable[[], None]) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, service: Service) -> None:
-    digits = 2 * bytes_per_code(service.n_bits)
+    pattern = f"^[0-9a-fA-F]{{{2 * bytes_per_code(service.n_bits)}}}$"
 
     class Asked(schemas.SearchParameters):
-        code: str | None = Field(
-            None, pattern=f"^[0-9a-fA-F]{{{digits}}}$", description="Search by a packed code in hexadecimal."
-        )
+        code: str | None = Field(None, pattern=pattern, description="Search by a packed code in hexadecimal.")
 
     takes_images = service.encoder is None or service.encoder.takes_images
     body = {"required": True, "content": schemas.IMAGE_BODY if takes_images else schemas.EMBEDDING_BODY}
@@ -155,12 +154,12 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/items/{id}/image", **_documented("image/*", 404, 422, 503))
     async def image(id: ItemId) -> Response:
         """The picture of an item at its full size."""
-        return _picture(await asyncio.to_thread(service.pictures.original, await service.item(id)))
+        return _picture(*await asyncio.to_thread(service.pictures.original, await service.item(id)))
 
     @app.get("/items/{id}/thumbnail", **_documented("image/*", 404, 422, 503))
     async def thumbnail(id: ItemId) -> Response:
         """The picture of an item, small."""
-        return _picture(await asyncio.to_thread(service.pictures.thumbnail, await service.item(id)))
+        return _picture(*await asyncio.to_thread(service.pictures.thumbnail, await service.item(id)))
 
     @app.get("/duplicates", **_documented(schemas.Groups, 422, 503))
     async def duplicates(
@@ -196,9 +195,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/metrics", **_documented("text/plain"))
     async def metrics() -> Response:
         """Counts and times in Prometheus's text format."""
-        return Response(
-            generate_latest(service.metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8"
-        )
+        text = generate_latest(service.metrics.registry)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/session", **_documented(schemas.Session))
     async def access(request: Request) -> Response:
@@ -225,12 +223,12 @@ def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None
     return Response(orjson.dumps(content), status, headers, "application/json")
 
 
-def _picture(picture: Picture) -> Response:
+def _picture(content: bytes, media_type: str) -> Response:
     headers = {
         "cache-control": "private, max-age=300",
         "content-security-policy": "default-src 'none'; sandbox",  # for a picture opened by itself
     }
-    return Response(picture.content, 200, headers, picture.media_type)
+    return Response(content, 200, headers, media_type)
 
 
 def _documented(answer: Any, *others: int, status: int = 200) -> dict[str, Any]:
@@ -262,11 +260,8 @@ def _problem(request: Request, error: Exception) -> Problem:
         case Problem():
             return error
         case RequestValidationError() | ValidationError():
-            place = ("query",) if isinstance(error, ValidationError) else ()  # /search reads its query itself
-            errors = [
-                {"where": ".".join(map(str, (*place, *part["loc"]))), "what": str(part["msg"])}
-                for part in error.errors()
-            ]
+            head = "query." if isinstance(error, ValidationError) else ""  # /search reads its query itself
+            errors = [{"where": head + ".".join(map(str, part["loc"])), "what": part["msg"]} for part in error.errors()]
             first = f"{errors[0]['where']}: {errors[0]['what']}" if errors else "the request is not valid"
             return Problem(422, first, errors=errors)
         case HTTPException(status_code=404):
@@ -274,9 +269,8 @@ def _problem(request: Request, error: Exception) -> Problem:
         case HTTPException(status_code=405):
             # Each route knows its own methods only; one path may have several routes.
             routes = [route for route in request.app.routes if isinstance(route, APIRoute)]
-            here = [route for route in routes if route.path_regex.match(request.url.path)]
-            methods = sorted({method for route in here for method in route.methods or ()})
-            headers = {"allow": ", ".join(methods)} if methods else error.headers
+            here = [route.methods or () for route in routes if route.path_regex.match(request.url.path)]
+            headers = {"allow": ", ".join(sorted(set(chain(*here))))} if here else error.headers
             return Problem(405, f"{request.method} is not allowed here", headers)
         case HTTPException():
             return Problem(error.status_code, str(error.detail), error.headers)

@@ -1,7 +1,5 @@
 """From uploads to codes: jobs that wait together are computed together, in processes or threads beside the event loop."""
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import multiprocessing
@@ -19,6 +17,7 @@ from distillhash.errors import DataError, DistillHashError
 from distillhash.files import cores
 from distillhash.models.hash_model import HashModel
 from distillhash.serve.limits import Problem
+from distillhash.serve.settings import Settings
 from distillhash.sources import BadItemError, decode_resized
 
 Job = TypeVar("Job")
@@ -167,17 +166,13 @@ class UploadHasher:
 class Encoder:
     """A model behind a queue. Images are encoded on the processor in processes, and on an accelerator or for vectors in threads."""
 
-    def __init__(
-        self, model: HashModel, *, max_pixels: int, processes: int | None, observe: Callable[[int], None]
-    ) -> None:
-        """For ``processes`` see the ``encoders`` of :class:`~distillhash.serve.settings.Settings`; for ``observe``, :class:`Batcher`."""
+    def __init__(self, model: HashModel, settings: Settings, observe: Callable[[int], None]) -> None:
         from distillhash.backbones.base import images_a_pass
 
-        self._hasher = UploadHasher(model, max_pixels=max_pixels)
+        self._hasher = UploadHasher(model, max_pixels=settings.max_pixels)
         self.takes_images = self._hasher.takes_images
         on_cpu = not self.takes_images or model.device == "cpu"
-        if processes is None:
-            processes = min(cores(), _MOST_PROCESSES)
+        processes = min(cores(), _MOST_PROCESSES) if settings.encoders is None else settings.encoders
         self._in_processes = bool(processes) and self.takes_images and on_cpu
         self._n_workers = processes if self._in_processes else cores() if on_cpu else 1
         self._idle: list[Executor] = []  # of one worker each, so that one that dies takes no other with it
@@ -210,11 +205,7 @@ class Encoder:
             await asyncio.to_thread(worker.shutdown)
 
     async def encode(self, upload: Upload) -> Encoded:
-        """The packed code and the feature of an encoded image file, or of a vector.
-
-        Raises :class:`BadItemError` (an image that cannot be decoded), :class:`DataError` (what the model does not take), or
-        :class:`DistillHashError` (the process that encoded it ended).
-        """
+        """The packed code and the feature of an encoded image file, or of a vector."""
         if isinstance(upload, bytes) != self.takes_images:
             wanted = "an image file" if self.takes_images else "an embedding"
             raise DataError(f"this index's model takes {wanted}; send that instead")

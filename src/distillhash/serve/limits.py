@@ -4,8 +4,6 @@
 application. :class:`Limits` is ASGI middleware and bounds everything after that. Errors are RFC 9457 problem documents.
 """
 
-from __future__ import annotations
-
 import asyncio
 import http
 import logging
@@ -29,7 +27,6 @@ from distillhash.serve.settings import MOST_HEAD_BYTES, MOST_HEADERS, Settings
 MEDIA_TYPE = "application/problem+json"
 _PUBLIC = {"/", "/healthz", "/readyz", "/session"}
 _LOCAL_NAMES = {"localhost", "127.0.0.1", "[::1]"}
-_READING = {"GET", "HEAD", "OPTIONS"}
 _CLOSE = {"connection": "close"}
 _DRAIN_SECONDS = 10.0
 _GONE = 499  # what servers log when a client left before its answer
@@ -164,9 +161,8 @@ class Limits:
         size += sum([len(name) + len(value) + 4 for name, value in given])
         if len(given) > MOST_HEADERS or size > MOST_HEAD_BYTES:
             limits = f"{MOST_HEADERS} and {MOST_HEAD_BYTES}"
-            raise Problem(
-                431, f"the request has {len(given)} headers in {size} bytes, over the limits of {limits}", _CLOSE
-            )
+            detail = f"the request has {len(given)} headers in {size} bytes, over the limits of {limits}"
+            raise Problem(431, detail, _CLOSE)
         if self._active > settings.max_requests:
             raise Problem(503, f"{self._active} requests are being answered; try again", {"retry-after": "1"})
         length = headers.get(b"content-length", b"0")
@@ -177,16 +173,17 @@ class Limits:
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if self._names is not None and _PORT.sub("", host) not in self._names:
             raise Problem(421, "this server answers to localhost only; open it under the address it printed")
-        if (
-            scope["method"] not in _READING
-        ):  # browsers report that another site's page sends this; programs report nothing
+        if scope["method"] not in (
+            "GET",
+            "HEAD",
+            "OPTIONS",
+        ):  # browsers tell whose page sends this; programs tell nothing
             origin = headers.get(b"origin")
             if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin") or (
                 origin is not None and urlsplit(origin.decode("latin-1")).netloc.lower() != host
             ):
-                raise Problem(
-                    403, "requests that change or upload something are taken from this server's own page only"
-                )
+                detail = "requests that change or upload something are taken from this server's own page only"
+                raise Problem(403, detail)
         path = scope["path"]
         is_public = path in _PUBLIC or (path.startswith("/static/") and ".." not in path)
         if not is_public and not settings.admits(Headers(scope=scope)):
@@ -252,7 +249,7 @@ class Connection(asyncio.Protocol):
     not HTTP, is answered with a problem document, and the connection is closed.
     """
 
-    def __init__(self, server: asyncio.Protocol, settings: Settings, connections: set[Connection]) -> None:
+    def __init__(self, server: asyncio.Protocol, settings: Settings, connections: set["Connection"]) -> None:
         self._server, self._settings, self._connections = server, settings, connections
         self._parser = httptools.HttpRequestParser(self)
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does

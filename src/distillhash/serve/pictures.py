@@ -4,15 +4,14 @@ An item's picture is found through what the index holds, never through what a re
 it came from, or an upload kept beside the index. A file is shown only while its content is what was indexed.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os
+import re
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,18 +28,12 @@ UPLOAD_PREFIX = "upload:"
 _SIDE = 400  # pixels of a thumbnail; rows of the page are about 200 high, and screens have two pixels a point
 _MEMORY = 64 * 2**20  # bytes of thumbnails kept
 _SHOWN_AS_THEY_ARE = {format: f"image/{format.lower()}" for format in ("JPEG", "PNG", "WEBP", "GIF", "AVIF")}
+Picture = tuple[bytes, str]  # a file that browsers show, and its media type
 _HEADER = 1 << 17  # bytes of a file that hold its size
 
 
 class NoPictureError(DataError):
     """An item has no picture, or it is not there any more."""
-
-
-class Picture(NamedTuple):
-    """Bytes a browser shows."""
-
-    content: bytes
-    media_type: str
 
 
 class Pictures:
@@ -61,13 +54,13 @@ class Pictures:
         try:
             media_type = _SHOWN_AS_THEY_ARE.get(image_format(content)) if isinstance(content, bytes) else None
             if isinstance(content, bytes) and media_type is not None:
-                return Picture(content, media_type)
+                return content, media_type
             pixels = decode_image(content, max_pixels=self._max_pixels)
         except BadItemError as error:
             raise NoPictureError(f"the picture of item {item.id} cannot be decoded: {error}") from error
         stream = io.BytesIO()
         Image.fromarray(pixels).save(stream, "PNG", compress_level=3)
-        return Picture(stream.getvalue(), "image/png")
+        return stream.getvalue(), "image/png"
 
     def thumbnail(self, item: Item) -> Picture:
         """The picture, small."""
@@ -78,16 +71,16 @@ class Pictures:
                 return self._thumbnails[key]
         content = self._read(item)
         try:
-            picture = Picture(*encode_thumbnail(content, _SIDE, max_pixels=self._max_pixels))
+            picture = encode_thumbnail(content, _SIDE, max_pixels=self._max_pixels)
         except BadItemError as error:
             raise NoPictureError(f"the picture of item {item.id} cannot be decoded: {error}") from error
         with self._lock:
             if key not in self._thumbnails:
                 self._thumbnails[key] = picture
-                self._held += len(picture.content)
+                self._held += len(picture[0])
             while self._held > _MEMORY:
-                _, dropped = self._thumbnails.popitem(last=False)
-                self._held -= len(dropped.content)
+                _, (dropped, _) = self._thumbnails.popitem(last=False)
+                self._held -= len(dropped)
         return picture
 
     def size(self, item: Item) -> tuple[int, int] | None:
@@ -99,7 +92,7 @@ class Pictures:
             with path.open("rb") as file, contextlib.suppress(BadItemError):
                 return image_size(file.read(_HEADER))
             return image_size(path.read_bytes())  # some formats keep their header at the end
-        except (DataError, OSError):
+        except (ValueError, OSError):  # no picture, not an image, a path that cannot be one
             return None
 
     def keep_upload(self, content: bytes) -> str:
@@ -122,13 +115,10 @@ class Pictures:
         """The file behind an item, if it is one."""
         if item.key is None:
             raise NoPictureError(f"item {item.id} was indexed without a picture")
-        if item.key.startswith(UPLOAD_PREFIX) and self._uploads is not None:
-            name = item.key.removeprefix(UPLOAD_PREFIX)
-            if len(name) == 32 and all(letter in "0123456789abcdef" for letter in name):
-                return self._uploads / name
-        if is_row(item):
-            return None
-        return Path(item.key) if os.path.isabs(item.key) else None  # noqa: PTH117  # Path() of any text may raise
+        if self._uploads is not None and (upload := re.fullmatch(f"{UPLOAD_PREFIX}([0-9a-f]{{32}})", item.key)):
+            return self._uploads / upload[1]
+        is_file = os.path.isabs(item.key) and not is_row(item)  # noqa: PTH117  # Path() of any text may raise
+        return Path(item.key) if is_file else None
 
     def _read(self, item: Item) -> bytes | NDArray[np.uint8]:
         path = self._file(item)
@@ -140,11 +130,9 @@ class Pictures:
                 content = path.read_bytes()
             except (OSError, ValueError) as error:
                 raise NoPictureError(f"the file of item {item.id} cannot be read any more") from error
-        if item.digest is not None and digest(content) != item.digest:
-            raise NoPictureError(
-                f"the file of item {item.id} changed since it was indexed; run `distillhash index` again"
-            )
-        return content
+        if item.digest is None or digest(content) == item.digest:
+            return content
+        raise NoPictureError(f"the file of item {item.id} changed since it was indexed; run `distillhash index` again")
 
     def _row(self, item: Item) -> bytes | NDArray[np.uint8]:
         """The item's row of the source that was indexed."""
@@ -152,23 +140,21 @@ class Pictures:
         name, key = metadata.get("source"), metadata.get("key")
         if not isinstance(name, str) or not isinstance(key, str):
             raise NoPictureError(f"item {item.id} was indexed without a picture")
-        opened = self._source(name.partition("#")[0])
+        place = name.partition("#")[0]
+        with self._lock:
+            if place not in self._sources:
+                self._sources[place] = None
+                with contextlib.suppress(DistillHashError):
+                    source = open_source(place)
+                    if isinstance(source, ImageSource):
+                        self._sources[place] = source, {key: row for row, key in enumerate(source.keys)}
+            opened = self._sources[place]
         if opened is None or key not in opened[1]:
             raise NoPictureError(f"the source of item {item.id} is not where it was indexed from")
         try:
             return opened[0].read(opened[1][key])
         except BadItemError as error:
             raise NoPictureError(f"the picture of item {item.id} cannot be read any more: {error}") from error
-
-    def _source(self, name: str) -> tuple[ImageSource, dict[str, int]] | None:
-        with self._lock:
-            if name not in self._sources:
-                self._sources[name] = None
-                with contextlib.suppress(DistillHashError):
-                    source = open_source(name)
-                    if isinstance(source, ImageSource):
-                        self._sources[name] = source, {key: row for row, key in enumerate(source.keys)}
-            return self._sources[name]
 
 
 def name_of(item: Item) -> str:

@@ -1,7 +1,5 @@
 """One server process: its socket, its signals, its end."""
 
-from __future__ import annotations
-
 import signal
 import socket
 from collections.abc import Callable
@@ -29,9 +27,8 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(1024)  # now, so that whoever reads the address can connect to it
     except (OSError, OverflowError, UnicodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ParameterError(
-            f"cannot listen on {host} port {port} ({reason}); choose another --port or --host"
-        ) from error
+        text = f"cannot listen on {host} port {port} ({reason}); choose another --port or --host"
+        raise ParameterError(text) from error
     return listener
 
 

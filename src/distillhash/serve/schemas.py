@@ -1,7 +1,5 @@
 """The shapes of requests and answers: for ``/openapi.json``, and the upload in a request's body."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, NamedTuple
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What a server does with its index, model and pictures; the HTTP part only calls this."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import re
@@ -53,9 +51,7 @@ class Service:
         observe = self.metrics.queue("model", lambda: 0 if self.encoder is None else self.encoder.jobs.n_waiting)
         self.encoder: Encoder | None = None
         if self.model is not None:
-            self.encoder = Encoder(
-                self.model, max_pixels=settings.max_pixels, processes=settings.encoders, observe=observe
-            )
+            self.encoder = Encoder(self.model, settings, observe)
         self.metrics.ready.set_function(lambda: float(self.is_ready))
         self._text_thread = ThreadPoolExecutor(1, "text")  # tokenizers are not made for several threads
         self._sizes: dict[int, tuple[int, int]] = {}  # of pictures; (0, 0) where an item has none

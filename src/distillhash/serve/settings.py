@@ -1,7 +1,5 @@
 """What the operator of a server may choose, and the limits of requests."""
 
-from __future__ import annotations
-
 import hmac
 import ipaddress
 from collections.abc import Mapping
