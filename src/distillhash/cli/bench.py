@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seeds", default="0,1,2", help="default: 0,1,2")
     add("--out", required=True, metavar="DIR", help="for tables, figures, report.html; a stopped run goes on there")
     add_method_options(parser)
-    add("--views", type=int, default=6, metavar="N", help="augmented views for the methods that use them (default: 6)")
+    add("--views", type=int, metavar="N", help="augmented views for the methods that use them (default: 6)")
     add("--shrink", action="store_true", help="draw the protocol's proportions from a smaller copy of its data set")
     add_compute_options(parser)
 
@@ -43,6 +43,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.bench.report import write_results
     from distillhash.bench.runs import Provenance, add_kept_runs, prepare, run_matrix, versions
     from distillhash.methods import make_hasher, method_class, method_names
+    from distillhash.models.hash_model import DEFAULT_VIEWS
     from distillhash.sources import EmbeddingSource, open_source
 
     methods = arguments.methods.split(",")
@@ -53,8 +54,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for method in methods:  # wrong names fail before hours of work, not after
         for n_bits in bits:
             make_hasher(method, n_bits, **settings)
-    if arguments.views < 0:
-        raise ParameterError(f"--views must be at least 0, got {arguments.views}")
+    n_views = DEFAULT_VIEWS if arguments.views is None else arguments.views
+    if n_views < 0:
+        raise ParameterError(f"--views must be at least 0, got {n_views}")
     protocol = load_protocol(arguments.protocol)
     source = open_source(arguments.data)
     options = {"image_size": arguments.image_size, "weights": arguments.weights, "device": arguments.device}
@@ -65,7 +67,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         protocol,
         backbone,
         cache=open_cache(arguments),
-        n_views=arguments.views if use_views else 0,
+        n_views=n_views if use_views else 0,
         teacher=any(method_class(method).uses_teacher for method in methods),
         shrink=arguments.shrink,
         progress=not arguments.quiet,

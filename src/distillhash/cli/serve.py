@@ -12,6 +12,7 @@ from typing import Any
 
 from distillhash.cli.common import INDEX_HELP, say
 from distillhash.errors import MissingDependencyError, ParameterError
+from distillhash.serve.settings import Settings
 
 TOKEN_VARIABLE = "DISTILLHASH_TOKEN"
 
@@ -25,8 +26,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
     add("--token-file", metavar="FILE", help=f"file with the token that requests must carry (or set {TOKEN_VARIABLE})")
     add("--duplicates", metavar="FILE", help="groups that dedup --out wrote, to be shown on the page")
-    add("--max-upload", type=int, default=20, metavar="MB", help="largest upload (default: 20)")
-    add("--max-pixels", type=int, default=64_000_000, metavar="N", help="largest picture (default: 64000000)")
+    upload, pixels = Settings.max_upload >> 20, Settings.max_pixels
+    add("--max-upload", type=int, default=upload, metavar="MB", help=f"largest upload (default: {upload})")
+    add("--max-pixels", type=int, default=pixels, metavar="N", help=f"largest picture (default: {pixels})")
     add(
         "--encoders",
         type=int,
@@ -51,7 +53,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.index import open_index
     from distillhash.index.address import folder_of, shown
     from distillhash.search import Searcher, has_model, open_searcher
-    from distillhash.serve.settings import Settings
 
     token, file = os.environ.get(TOKEN_VARIABLE) or None, arguments.token_file
     if file is not None:
