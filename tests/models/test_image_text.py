@@ -156,7 +156,7 @@ def evaluate_vectors() -> None:
     images, texts, _ = paired_vectors(30, 1)
     fitted = CrossModalModel("embeddings", CCAITQ(4), text_encoder="embeddings").fit((images, texts))
     other = open_pairs((images, texts))
-    other.images.keys = [f"other {i}" for i in range(30)]
+    other.keys = [f"other {i}" for i in range(30)]
     evaluate_model(fitted, (images, texts), other)
 
 
