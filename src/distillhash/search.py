@@ -57,9 +57,7 @@ class Added(NamedTuple):
 class Results(NamedTuple):
     """What :meth:`Searcher.find` found."""
 
-    results: list[
-        dict[str, Any]
-    ]  # one {"query", "neighbours": [{"id", "distance", "key", "metadata"}]} a query; score if re-ranked
+    results: list[dict[str, Any]]  # per query {"query", "neighbours": [{"id", "distance", "key", "metadata"}]}
     skipped: list[Skipped]  # items that could not be used as queries
     notes: list[str]  # sentences about texts of which the model knows little
 

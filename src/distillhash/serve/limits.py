@@ -173,11 +173,8 @@ class Limits:
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if self._names is not None and _PORT.sub("", host) not in self._names:
             raise Problem(421, "this server answers to localhost only; open it under the address it printed")
-        if scope["method"] not in (
-            "GET",
-            "HEAD",
-            "OPTIONS",
-        ):  # browsers tell whose page sends this; programs tell nothing
+        if scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            # Browsers tell whose page sends a request; programs tell nothing.
             origin = headers.get(b"origin")
             if headers.get(b"sec-fetch-site", b"none") not in (b"none", b"same-origin") or (
                 origin is not None and urlsplit(origin.decode("latin-1")).netloc.lower() != host

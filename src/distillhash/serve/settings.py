@@ -31,9 +31,7 @@ class Settings:
     max_connections: int = 1000  # connections open at one time; more get 503
     max_requests: int = 256  # requests answered at one time; more get 503
     max_held: int = 512 * 2**20  # bytes of all bodies held at one time, from arrival to answer; more get 503
-    encoders: int | None = (
-        None  # processes that encode images on the processor; 0: threads; None: one per core, four at most
-    )
+    encoders: int | None = None  # processes that encode images; 0: threads; None: one per core, four at most
     duplicates: Path | None = None  # file that `distillhash dedup --out` wrote, shown on the page
 
     def __post_init__(self) -> None:
