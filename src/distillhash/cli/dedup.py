@@ -32,12 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_radius_options(parser)
     add("--reference", metavar="SOURCE", help="report what of SOURCE this collection holds already; it stays whole")
     add("--ignore-same-folder", action="store_true", help="never link two images of one folder")
-    add(
-        "--keep",
-        default="resolution,size,sharpness,format",
-        metavar="LIST",
-        help="what makes the better image (default: %(default)s)",
-    )
+    add("--keep", metavar="LIST", help="what makes the better image (default: resolution,size,sharpness,format)")
     moving = parser.add_mutually_exclusive_group()
     moving.add_argument("--dry-run", action="store_true", help="move nothing (the default)")
     moving.add_argument("--apply", action="store_true", help="move all but the keeper of each group to the trash")
@@ -103,11 +98,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.source is None:
         raise ParameterError("dedup needs a SOURCE, or --undo with --trash DIR, or --not-duplicate A B")
     from distillhash.dedup.job import find_duplicates
-    from distillhash.dedup.keep import parse_policy
+    from distillhash.dedup.keep import CRITERIA, parse_policy
     from distillhash.dedup.review import report_csv, report_json, review_page, write_text
     from distillhash.sources import open_source
 
-    policy = parse_policy(arguments.keep)
+    policy = CRITERIA if arguments.keep is None else parse_policy(arguments.keep)
     trash = _trash(arguments) if arguments.apply else None
     source = open_source(arguments.source)
     if trash is not None and source.path(0) is None:

@@ -28,8 +28,16 @@ from distillhash.errors import ParameterError
 from distillhash.sources.base import BadItemError
 
 MAX_PIXELS = 178_956_970  # width x height: 512 MiB of RGB pixels, and the number at which Pillow itself refuses
-_PLUGINS = ("Jpeg", "Png", "WebP", "Gif", "Bmp", "Tiff", "Ppm", "Avif")
-_FORMATS = tuple(plugin.upper() for plugin in _PLUGINS)
+_PLUGINS = {  # Pillow's name of a format, and of the plug-in that reads it
+    "JPEG": "Jpeg",
+    "PNG": "Png",
+    "WEBP": "WebP",
+    "GIF": "Gif",
+    "BMP": "Bmp",
+    "TIFF": "Tiff",
+    "PPM": "Ppm",
+    "AVIF": "Avif",
+}
 _TINY = 64  # pixels a side, up to which a PNG is smaller than a JPEG
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,7 +51,7 @@ _TRANSPOSE = {
 _ALPHA_MODES = {"LA", "PA", "RGBA", "RGBa"}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
-for _plugin in _PLUGINS:
+for _plugin in _PLUGINS.values():
     # Importing a plug-in registers its reader; the AVIF one came with Pillow 11.3.
     with contextlib.suppress(ImportError):
         importlib.import_module(f"PIL.{_plugin}ImagePlugin")
@@ -167,7 +175,7 @@ def _decode(name: str, image: ImageFile.ImageFile, n_bytes: int, draft_size: int
 def _open(data: bytes, max_pixels: int | None = None) -> tuple[str, ImageFile.ImageFile]:
     """The format's name and the image, header read and pixels not yet."""
     prefix = data[:16]
-    for name in _FORMATS:
+    for name in _PLUGINS:
         factory, accept = Image.OPEN.get(name, (None, None))
         if factory is None or accept is None or not (accepted := accept(prefix)):
             continue
@@ -184,7 +192,7 @@ def _open(data: bytes, max_pixels: int | None = None) -> tuple[str, ImageFile.Im
         raise BadItemError("the file is empty")
     if prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIF_BRANDS:
         raise BadItemError("HEIC/HEIF images are not supported; convert them to JPEG first")
-    raise BadItemError(f"the content is not an image of a known format ({', '.join(_FORMATS)})")
+    raise BadItemError(f"the content is not an image of a known format ({', '.join(_PLUGINS)})")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
