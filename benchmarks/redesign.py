@@ -43,12 +43,16 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1, help="of all sizes but the images'; less than 1 for a try")
     parser.add_argument("--cifar10", metavar="SOURCE", help="such as cifar10:DIR#test#0:1000; absent: not measured")
     parser.add_argument("--photos", metavar="SOURCE", help="photographs, such as a folder; absent: no server either")
+    parser.add_argument(
+        "--only", metavar="NAME", help="one kind of measurement: search, evaluate, distil, dedup, extract or serve"
+    )
     arguments = parser.parse_args()
     trees = {"before": arguments.before.resolve(), "after": arguments.after.resolve()}
     sizes = [("search", 1e6), ("search", 1e7), ("evaluate", 5e4), ("distil", 5e3), ("dedup", 2e4), ("dedup", 2e5)]
     measurements: list[tuple[str, Any]] = [(name, int(size * arguments.scale)) for name, size in sizes]
     measurements += [("extract", spec) for spec in (arguments.cifar10, arguments.photos) if spec]
     measurements += [("serve", arguments.photos)] if arguments.photos else []
+    measurements = [measurement for measurement in measurements if arguments.only in (None, measurement[0])]
     found: dict[str, Any] = {f"{name} {value}": {tree: [] for tree in trees} for name, value in measurements}
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(arguments.repeats):
