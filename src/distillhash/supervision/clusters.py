@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from distillhash.errors import DataError
 from distillhash.supervision.neighbours import nearest_neighbours, neighbour_graph
 from distillhash.supervision.similarity import Floats, PairLabels, unit_rows
 
@@ -44,14 +45,22 @@ def assign_clusters(
 def _spectral_rows(distances: Floats, k: int, n_neighbours: int, seed: int) -> NDArray[np.float64]:
     """Rows of length 1 of the ``k`` leading eigenvectors of D^-1/2 A D^-1/2."""
     from scipy.sparse import diags_array
-    from scipy.sparse.linalg import eigsh
+    from scipy.sparse.linalg import ArpackError, eigsh
 
     n = len(distances)
     directed = neighbour_graph(nearest_neighbours(distances, n_neighbours), np.ones((n, n_neighbours)))
     graph = directed + directed.T
     scale = diags_array(1 / np.sqrt(graph.sum(axis=1)))
     start = np.random.default_rng(seed).standard_normal(n)
-    _, vectors = eigsh((scale @ graph @ scale).tocsr(), k, which="LA", v0=start)
+    try:
+        _, vectors = eigsh((scale @ graph @ scale).tocsr(), k, which="LA", v0=start)
+    except (
+        ArpackError
+    ) as error:  # equal eigenvalues, as of items that are all alike; whether it happens depends on rounding
+        raise DataError(
+            f"the neighbour graph of {n} items has no {k} clusters that can be told apart ({error}); "
+            "give more varied items, set clustering to kmeans, or use another method (itq)"
+        ) from error
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(norms > 0, norms, 1))
 
