@@ -141,7 +141,7 @@ def iter_features(
 
 
 class ImageInputs:
-    """Images (all readable) as inputs of a trainable backbone; see :class:`distillhash.methods.training.Inputs`."""
+    """Images (all readable) as inputs of a trainable backbone; see :class:`distillhash.methods.training.Images`."""
 
     def __init__(self, source: ImageSource, backbone: Backbone) -> None:
         self._source, self._backbone = source, backbone
@@ -156,10 +156,6 @@ class ImageInputs:
         seeds = rng.integers(2**63, size=(len(rows), 1)).tolist()
         views = augment(torch.from_numpy(images).permute(0, 3, 1, 2), seeds, ViewSettings())
         return self._backbone.normalise(views)
-
-    def pair(self, rows: NDArray[np.intp], rng: np.random.Generator, noise: float) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Two augmentations of the same images; ``noise`` is for inputs that have none."""
-        return self.batch(rows, rng), self.batch(rows, rng)
 
 
 def _vector_batches(source: EmbeddingSource, known: Known | None) -> Iterator[FeatureBatch]:
