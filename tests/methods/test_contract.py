@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.base import clone
 
 from distillhash import Hasher, load_hasher, make_hasher, method_names
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
@@ -290,6 +291,29 @@ def test_names_are_checked() -> None:
     with pytest.raises(ParameterError, match="device must be text, got 0"):
         make_hasher("ssdh", 8, device=0)
     make_hasher("distillhash-contrast", 8, start=None, dropout=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scikit_learn_clones_it(method: str) -> None:
+    hasher = make_hasher(method, 12, seed=5)
+    copy = clone(hasher)
+    assert copy is not hasher and type(copy) is type(hasher)
+    assert copy.get_params() == hasher.get_params()
+    assert not copy.is_fitted
+
+
+def test_set_params_forgets_what_was_learned_and_changes_nothing_when_it_refuses() -> None:
+    hasher = make_hasher("itq", 8).fit(clustered())
+    with pytest.raises(ParameterError, match="iterations must be at least 1, got 0"):
+        hasher.set_params(n_bits=9, iterations=0)
+    with pytest.raises(ParameterError, match="itq has no hyper-parameter 'epochs'"):
+        hasher.set_params(epochs=1)
+    assert (hasher.is_fitted, hasher.get_params()) == (True, {"n_bits": 8, "seed": 0, "iterations": 50})
+    assert hasher.set_params(n_bits=9, iterations=3) is hasher
+    assert (hasher.is_fitted, hasher.get_params()) == (False, {"n_bits": 9, "seed": 0, "iterations": 3})
+    assert hasher.fit(clustered()).encode(clustered()) == make_hasher("itq", 9, iterations=3).fit(clustered()).encode(
+        clustered()
+    )
 
 
 def test_numbers_of_numpy_are_saved_as_numbers(tmp_path: Path) -> None:
