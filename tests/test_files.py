@@ -1,6 +1,8 @@
 """Whole writes, digests, the write-ahead log of SQLite files that several processes open at once, processors."""
 
+import errno
 import os
+import socket
 import sqlite3
 import threading
 from pathlib import Path
@@ -10,7 +12,50 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distillhash.files import cores, digest, write_ahead, write_atomic
+from distillhash.files import cores, digest, open_regular, read_file, write_ahead, write_atomic
+
+
+def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("file")
+    assert read_file(tmp_path / "file", limit=5) == read_file(str(tmp_path / "link")) == b"12345"
+    with pytest.raises(OSError, match="it has 5 bytes, over the limit of 4") as raised:
+        read_file(tmp_path / "file", limit=4)
+    assert raised.value.errno == errno.EFBIG
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**42)
+    with pytest.raises(OSError, match=r"4,398,046,511,104 bytes"):
+        read_file(tmp_path / "sparse")
+    assert read_file("/proc/self/status").startswith(b"Name:") or not Path("/proc").exists()
+    with pytest.raises(OSError, match="over the limit"):
+        read_file("/proc/self/status", limit=10)
+
+
+def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(os.path.relpath(tmp_path / "socket"))
+    (tmp_path / "linked").symlink_to(tmp_path / "pipe")
+    for name, kind in (("pipe", "pipe"), ("linked", "pipe"), (".", "folder"), ("/dev/zero", "device")):
+        with pytest.raises(OSError, match=f"it is a {kind}, not a regular file"):
+            read_file(tmp_path / name)
+    with pytest.raises(OSError, match=r"No such device|not a regular file"):
+        read_file(tmp_path / "socket")
+    with pytest.raises(OSError, match="null"):
+        read_file("a\0b")
+    server.close()
+
+
+def test_links_are_refused_where_they_are_not_wanted(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"data")
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "broken").symlink_to("nowhere")
+    with open_regular(tmp_path / "file", follow_links=False) as file:
+        assert file.read() == b"data"
+    for name in ("link", "broken"):
+        with pytest.raises(OSError, match="symbolic link") as raised:
+            read_file(tmp_path / name, follow_links=False)
+        assert raised.value.errno == errno.ELOOP
 
 
 @pytest.mark.parametrize("durable", [False, True])

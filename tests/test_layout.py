@@ -20,6 +20,7 @@ MODULES = {
 ORDER = [
     "errors",
     "files",
+    "output",
     "progress",
     "sources",
     "backbones",

@@ -1,16 +1,74 @@
-"""Files: whole writes, content digests, SQLite's write-ahead log, and the processors this process may use."""
+"""Files: bounded reads, whole writes, content digests, SQLite's write-ahead log, and the processors this process may use."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
 import sqlite3
+import stat
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+MAX_FILE_SIZE = 256 * 2**20
+"""Bytes of the largest file that is read as one item, unless the user gives another limit."""
+
+_KINDS = {
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "pipe",
+    stat.S_IFSOCK: "socket",
+    stat.S_IFCHR: "device",
+    stat.S_IFBLK: "device",
+}
+
+
+def open_regular(path: str | Path, *, follow_links: bool = True) -> BinaryIO:
+    """Open a regular file for reading; anything else (a pipe, a device, a folder) is an :class:`OSError` and never blocks.
+
+    Without ``follow_links`` a symbolic link as the last part of the path is refused as well (``ELOOP``).
+    """
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    # A pipe without a writer would block the call that opens it.
+    flags |= getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+    if not follow_links:
+        flags |= getattr(os, "O_NOFOLLOW", 0)
+        if not hasattr(os, "O_NOFOLLOW") and os.path.islink(path):  # noqa: PTH114  # Windows
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
+    try:
+        handle = os.open(path, flags)
+    except ValueError as error:  # a NUL in the path
+        raise OSError(errno.EINVAL, str(error), os.fspath(path)) from error
+    try:
+        mode = os.fstat(handle).st_mode
+        if not stat.S_ISREG(mode):
+            kind = _KINDS.get(stat.S_IFMT(mode), "special file")
+            raise OSError(errno.EINVAL, f"it is a {kind}, not a regular file", os.fspath(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_file(path: str | Path, *, limit: int = MAX_FILE_SIZE, follow_links: bool = True) -> bytes:
+    """A regular file, whole. Everything that was not written by this program is read through here or :func:`open_regular`.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or holds more than ``limit`` bytes (``EFBIG``; its size is looked at first).
+    """
+    with open_regular(path, follow_links=follow_links) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(size + 1) if size <= limit else b""
+        if len(data) > size:  # it grows, or its size says 0 as in /proc
+            data += file.read(limit + 1 - len(data))
+        if size > limit or len(data) > limit:
+            raise OSError(
+                errno.EFBIG, f"it has {max(size, len(data)):,} bytes, over the limit of {limit:,}", os.fspath(path)
+            )
+        return data
 
 
 def write_atomic(path: str | Path, data: bytes, *, durable: bool = False) -> None:
