@@ -91,12 +91,12 @@ def test_bad_files_are_single_errors(tmp_path: Path) -> None:
         try:
             outcome.append(decode_image(source.read(row)).shape)
         except BadItemError as error:
-            outcome.append(str(error).partition(":")[0])
+            outcome.append(str(error).partition(":")[2 if "pipe" in str(error) else 0].strip())
     assert outcome == [
         (7, 9, 3),
         "the file is empty",
         "the JPEG data cannot be decoded",
-        "the path is not a regular file",
+        "it is a pipe, not a regular file",
         "the content is not an image of a known format (JPEG, PNG, WEBP, GIF, BMP, TIFF, PPM, AVIF)",
         (7, 9, 3),
     ]

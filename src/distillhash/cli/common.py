@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distillhash.errors import DataError, ParameterError
+from distillhash.files import MAX_FILE_SIZE
 
 if TYPE_CHECKING:
     from distillhash.backbones import FeatureCache
@@ -36,6 +38,13 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
     """Options of every verb that reads a source: which items count, and the compute options."""
     parser.add_argument("--strict", action="store_true", help="exit 1 if any item could not be used")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="skip images with more pixels than this")
+    parser.add_argument(
+        "--max-file-size",
+        type=_file_size,
+        metavar="MIB",
+        default=MAX_FILE_SIZE,
+        help="skip files with more MiB than this, or write 64K, 1G (default: 256)",
+    )
     add_compute_options(parser)
 
 
@@ -55,6 +64,21 @@ def backbone_name(arguments: argparse.Namespace, source: Source) -> str:
 
     default = "embeddings" if isinstance(source, EmbeddingSource) else "efficientnet-lite0"
     return arguments.backbone or default
+
+
+def open_argument(arguments: argparse.Namespace, spec: str) -> Source:
+    """A source of the command line, opened as the reading options say."""
+    from distillhash.sources import open_source
+
+    return open_source(spec, max_file_size=arguments.max_file_size)
+
+
+def _file_size(text: str) -> int:
+    """Bytes: a number of MiB, or a number with K, M or G."""
+    match = re.fullmatch(r"(\d+)([KMG]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None or int(match[1]) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number of MiB such as 256, or 64K or 1G, got {text!r}")
+    return int(match[1]) << {"K": 10, "M": 20, "": 20, "G": 30}[match[2].upper()]
 
 
 def open_cache(arguments: argparse.Namespace) -> FeatureCache | None:

@@ -14,7 +14,15 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distillhash.cli.common import SOURCE_HELP, add_reading_options, command_line, open_cache, report_skipped, say
+from distillhash.cli.common import (
+    SOURCE_HELP,
+    add_reading_options,
+    command_line,
+    open_argument,
+    open_cache,
+    report_skipped,
+    say,
+)
 from distillhash.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
@@ -100,14 +108,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.dedup.job import find_duplicates
     from distillhash.dedup.keep import CRITERIA, parse_policy
     from distillhash.dedup.review import report_csv, report_json, review_page, write_text
-    from distillhash.sources import open_source
 
     policy = CRITERIA if arguments.keep is None else parse_policy(arguments.keep)
     trash = _trash(arguments) if arguments.apply else None
-    source = open_source(arguments.source)
+    source = open_argument(arguments, arguments.source)
     if trash is not None and source.path(0) is None:
         raise DataError(f"--apply moves files, and the items of {arguments.source} are no files of their own")
-    reference = None if arguments.reference is None else open_source(arguments.reference)
+    reference = None if arguments.reference is None else open_argument(arguments, arguments.reference)
     choices = {"policy": policy, "ignore_same_folder": arguments.ignore_same_folder, "verdicts": verdicts}
     report = find_duplicates(source, settings(arguments), reference=reference, **choices)
     summary = report_json(report)

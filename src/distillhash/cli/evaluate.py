@@ -11,7 +11,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from distillhash.cli.common import SOURCE_HELP, add_reading_options, command_line, open_cache, refuse_skipped, say
+from distillhash.cli.common import (
+    SOURCE_HELP,
+    add_reading_options,
+    command_line,
+    open_argument,
+    open_cache,
+    refuse_skipped,
+    say,
+)
 from distillhash.errors import DataError, ParameterError
 
 if TYPE_CHECKING:
@@ -46,7 +54,9 @@ def _by_labels(arguments: argparse.Namespace, model: HashModel) -> dict[str, Any
 
     sides = []
     for source in (arguments.query, arguments.database):
-        side = encode_source(model, source, progress=not arguments.quiet, max_pixels=arguments.max_pixels)
+        side = encode_source(
+            model, open_argument(arguments, source), progress=not arguments.quiet, max_pixels=arguments.max_pixels
+        )
         if side.labels is None:
             raise DataError(
                 f"{side.source.name} carries no labels, which evaluation needs; give class sub-folders, a label column, or a "

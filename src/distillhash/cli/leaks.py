@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distillhash.cli.common import SOURCE_HELP, add_reading_options, report_skipped, say
+from distillhash.cli.common import SOURCE_HELP, add_reading_options, open_argument, report_skipped, say
 from distillhash.cli.dedup import add_radius_options, settings
 
 
@@ -28,9 +28,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Find and report."""
     from distillhash.dedup.job import find_leaks
     from distillhash.dedup.review import leaks_json, write_text
-    from distillhash.sources import open_source
 
-    train, test = open_source(arguments.train), open_source(arguments.test)
+    train, test = open_argument(arguments, arguments.train), open_argument(arguments, arguments.test)
     report = find_leaks(train, test, settings(arguments))
     summary = leaks_json(report)
     listed = Path(arguments.out).with_suffix(".skipped.json") if arguments.out else Path("leaks.skipped.json")

@@ -18,6 +18,7 @@ from distillhash.cli.common import (
     add_reading_options,
     backbone_name,
     command_line,
+    open_argument,
     open_cache,
     parse_settings,
     report_skipped,
@@ -99,7 +100,6 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     from distillhash.methods import make_hasher, method_class, method_names
     from distillhash.methods.registry import DEFAULT_IMAGE_TEXT_METHOD, DEFAULT_METHOD
     from distillhash.models import CrossModalModel, HashModel
-    from distillhash.sources import open_source
     from distillhash.sources.pairs import PairSource, open_pairs
     from distillhash.texts import DEFAULT_TEXT_ENCODER
 
@@ -116,7 +116,7 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     if not pairs and method_class(method).fine_tunes and arguments.device != "auto":
         settings.setdefault("device", arguments.device)
     hasher = make_hasher(method, arguments.bits, seed=arguments.seed, **settings)
-    source = open_pairs(arguments.source) if pairs else open_source(arguments.source)
+    source = open_pairs(arguments.source) if pairs else open_argument(arguments, arguments.source)
     images = source.images if isinstance(source, PairSource) else source
     parts: dict[str, Any] = {"hasher": hasher, "device": arguments.device, "cache": open_cache(arguments)}
     parts |= {"image_size": arguments.image_size, "weights": arguments.weights}

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, ParameterError
+from distillhash.files import MAX_FILE_SIZE
 
 
 def class_labels(values: NDArray[Any], n: int, where: str) -> tuple[NDArray[Any], list[str] | None]:
@@ -182,7 +183,9 @@ class Source(ABC):
 
 
 class ImageSource(Source):
-    """A source of images."""
+    """A source of images. Items of more than ``max_file_size`` encoded bytes are not read."""
+
+    max_file_size = MAX_FILE_SIZE
 
     @abstractmethod
     def read(self, row: int) -> bytes | NDArray[np.uint8]:

@@ -1,7 +1,7 @@
 """Images that are files: a folder, a list file, a sequence of paths."""
 
+import errno
 import os
-import stat
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, ParameterError, SkippedItemsWarning
+from distillhash.files import read_file
 from distillhash.sources.base import BadItemError, ImageSource, class_labels, printable, unique_keys
 
 _SUFFIXES = ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif"
@@ -38,15 +39,11 @@ class FileImages(ImageSource):
 
     def read(self, row: int) -> bytes:
         """The file of image ``row``, whole."""
-        path = Path(self.path(row))
         try:
-            regular = stat.S_ISREG(path.stat().st_mode)
-            data = path.read_bytes() if regular else b""  # opening a pipe would block for ever
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the path of a list file
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise BadItemError(f"the file cannot be read: {reason}") from error
-        if not regular:
-            raise BadItemError("the path is not a regular file")
+            data = read_file(self.path(row), limit=self.max_file_size)
+        except OSError as error:
+            remedy = "; raise it with --max-file-size" if error.errno == errno.EFBIG else ""
+            raise BadItemError(f"the file cannot be read: {error.strerror or error}{remedy}") from error
         if not data:
             raise BadItemError("the file is empty")
         return data

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, ParameterError
-from distillhash.sources.base import EmbeddingSource, Source, printable
+from distillhash.files import MAX_FILE_SIZE
+from distillhash.sources.base import EmbeddingSource, ImageSource, Source, printable
 from distillhash.sources.cifar10 import open_cifar10
 from distillhash.sources.digits import open_digits
 from distillhash.sources.files import IMAGE_SUFFIXES, FileImages, find_images, open_folder, open_list, open_paths
@@ -20,14 +21,18 @@ from distillhash.sources.table import open_tables
 from distillhash.sources.vectors import check_finite, open_array, open_npy, open_npz
 
 
-def open_source(spec: str | os.PathLike[str] | NDArray[Any] | Sequence[str | os.PathLike[str]] | Source) -> Source:
+def open_source(
+    spec: str | os.PathLike[str] | NDArray[Any] | Sequence[str | os.PathLike[str]] | Source,
+    *,
+    max_file_size: int = MAX_FILE_SIZE,
+) -> Source:
     """Open a source of images or of embeddings.
 
     A string or path is ``SOURCE`` or ``SOURCE#selection``. ``SOURCE`` is one of :func:`source_names`; a path that exists wins over a
     scheme, and over a selection when it has a ``#`` in its own name. A selection is a split (``#train``, ``#test``, where the source has
     it) or rows ``#start:stop`` as in a Python slice (``#:100``, ``#-100:``; past the end is the end); several apply from left to right,
     ``#train#0:5000``. An array ``(n, d)`` holds embeddings, ``(n, h, w, 3) uint8`` images. A sequence holds image paths. An open source is
-    returned as it is.
+    returned as it is. Images of more than ``max_file_size`` bytes are skipped.
 
     Returns:
         An :class:`ImageSource` or :class:`EmbeddingSource`, never empty. Embeddings are floats and finite.
@@ -39,6 +44,8 @@ def open_source(spec: str | os.PathLike[str] | NDArray[Any] | Sequence[str | os.
     """
     if isinstance(spec, Source):
         return spec
+    if max_file_size < 1:
+        raise ParameterError(f"the limit of a file's size must be at least 1 byte, got {max_file_size}")
     if isinstance(spec, np.ndarray):
         source = open_array(spec, "array")
     elif isinstance(spec, str | os.PathLike):
@@ -53,6 +60,8 @@ def open_source(spec: str | os.PathLike[str] | NDArray[Any] | Sequence[str | os.
         raise ParameterError(f"a source is a path, a string, paths, an array or a Source, got {type(spec).__name__}")
     if isinstance(source, EmbeddingSource):
         check_finite(source.vectors, source.name)
+    if isinstance(source, ImageSource):
+        source.max_file_size = max_file_size
     return source
 
 
