@@ -14,7 +14,7 @@ import pytest
 import image_factory as factory
 from distillhash.errors import DataError, ParameterError
 from distillhash.sources import BadItemError, ImageSource, decode_image, open_source
-from distillhash.sources import table as blocks
+from distillhash.sources import parquet as blocks
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "cifar10"
 
@@ -74,13 +74,13 @@ def test_reading_in_order_decodes_each_block_once(tmp_path: Path, monkeypatch: p
     write(tmp_path / "t.parquet", n=12, row_group_size=6)
     source = images(tmp_path / "t.parquet")
     opened = []
-    original = blocks._Blocks._read_group
+    original = blocks.Blocks._read_group
 
-    def batches(self: blocks._Blocks, group: Any) -> Any:
+    def batches(self: blocks.Blocks, group: Any, plan: Any) -> Any:
         opened.append(group.number)
-        return original(self, group)
+        return original(self, group, plan)
 
-    monkeypatch.setattr(blocks._Blocks, "_read_group", batches)
+    monkeypatch.setattr(blocks.Blocks, "_read_group", batches)
     for row in range(12):
         assert source.read(row) == factory.make_png(8, 6, row)
     assert opened == [0, 1]
@@ -125,8 +125,8 @@ def test_absent_images_are_single_errors(tmp_path: Path) -> None:
     source = images(tmp_path / "t.parquet")
     assert source.read(0) == b"x"
     assert source.read(4) == b"y"
-    for row in (1, 2, 3):
-        with pytest.raises(BadItemError, match="no image bytes in this row"):
+    for row, reason in ((1, "cannot be read: No such file"), (2, "no image bytes in this row"), (3, "no image bytes")):
+        with pytest.raises(BadItemError, match=reason):
             source.read(row)
 
 

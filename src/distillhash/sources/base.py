@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import MAX_FILE_SIZE
 
+_INDICATOR_BYTES = 1 << 32  # of a table of labels
+_MAX_CLASS = np.iinfo(np.int64).max
+
 
 def class_labels(values: NDArray[Any], n: int, where: str) -> tuple[NDArray[Any], list[str] | None]:
     """Labels as ``(n,) int64`` or ``(n, n_labels) uint8``, and the sorted class names where the values are strings, else None.
@@ -33,11 +36,39 @@ def class_labels(values: NDArray[Any], n: int, where: str) -> tuple[NDArray[Any]
     if values.dtype.kind in "US":
         names, numbers = np.unique(values.astype(np.str_), return_inverse=True)
         return numbers.reshape(-1).astype(np.int64), [str(label) for label in names]
-    if values.dtype.kind not in "biuf" or not np.all(np.isfinite(values) & (values == np.rint(values))):
+    whole = values.dtype.kind in "biu" or (values.dtype.kind == "f" and np.all(values == np.rint(values)))
+    if not whole or not np.all(
+        (values >= -(2.0**63)) & (values < 2.0**63) if values.dtype.kind == "f" else values <= _MAX_CLASS
+    ):
         raise DataError(
-            f"{where} of dtype {values.dtype} holds values that are not whole numbers; classes are integers or strings"
+            f"{where} of dtype {values.dtype} holds values that are not whole numbers of 64 bits; classes are integers or strings"
         )
     return values.astype(np.int64), None
+
+
+def fitting_names(names: Sequence[str] | None, labels: NDArray[Any]) -> Sequence[str] | None:
+    """The names of classes, or of indicator columns, if there is one for each; None otherwise."""
+    n = labels.shape[1] if labels.ndim == 2 else int(labels.max(initial=-1)) + 1
+    return names if names is not None and len(names) >= n else None
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table (or arrays of an ``.npz``) that the user chose; None where the table decides."""
+
+    image: str | None = None
+    embedding: str | None = None
+    label: str | None = None
+    caption: str | None = None
+
+    def chosen(self) -> dict[str, str]:
+        """The choices that were made, by option of the command line."""
+        return {f"--{kind}-column": name for kind, name in vars(self).items() if name is not None}
+
+
+def no_column(option: str, wanted: str, name: str, held: str) -> ParameterError:
+    """The error to raise where a chosen column does not exist; ``held`` are those that do."""
+    return ParameterError(f"{name}: there is no column {wanted!r:.100} for {option}; it holds {held}")
 
 
 def label_sets(sets: Sequence[Sequence[int]], where: str) -> NDArray[np.uint8]:
@@ -53,7 +84,7 @@ def label_sets(sets: Sequence[Sequence[int]], where: str) -> NDArray[np.uint8]:
     rows = np.repeat(np.arange(len(sets)), [len(classes) for classes in sets])
     numbers = np.array([number for classes in sets for number in classes], np.int64)
     low, high = int(numbers.min(initial=0)), int(numbers.max(initial=0))
-    if low < 0 or high > 99_999:
+    if low < 0 or high > 99_999 or len(sets) * high > _INDICATOR_BYTES:
         raise DataError(f"{where} holds class numbers from {low} to {high}; number the classes from 0 to at most 99999")
     indicators = np.zeros((len(sets), high + 1), np.uint8)
     indicators[rows, numbers] = 1

@@ -1,9 +1,14 @@
 """Images that are files: a folder, a list file, a sequence of paths."""
 
+import codecs
+import contextlib
 import errno
 import os
+import re
+import stat
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +22,7 @@ from distillhash.sources.base import BadItemError, ImageSource, class_labels, pr
 _SUFFIXES = ".jpg .jpeg .jpe .jfif .png .apng .webp .gif .bmp .dib .tif .tiff .ppm .pgm .pbm .pnm .avif .heic .heif"
 IMAGE_SUFFIXES = frozenset(_SUFFIXES.split())  # any case counts; HEIC is here so that such photos are reported
 _SPLIT_FOLDERS = frozenset({"train", "test", "val", "valid", "validation"})
+_MAX_TEXT_BYTES = 1 << 30  # of a file that lists images or captions
 _PROBED = 100  # entries of a list file looked up on opening, to tell a list of images from any other text
 
 
@@ -39,24 +45,32 @@ class FileImages(ImageSource):
 
     def read(self, row: int) -> bytes:
         """The file of image ``row``, whole."""
-        try:
-            data = read_file(self.path(row), limit=self.max_file_size)
-        except OSError as error:
-            remedy = "; raise it with --max-file-size" if error.errno == errno.EFBIG else ""
-            raise BadItemError(f"the file cannot be read: {error.strerror or error}{remedy}") from error
-        if not data:
-            raise BadItemError("the file is empty")
-        return data
+        if not (self._own_paths or self.keys)[row]:
+            raise BadItemError("the table names no file in this row")
+        return read_image(self.path(row), self.max_file_size)
 
 
-def open_folder(folder: Path, name: str) -> FileImages:
-    """Every image under ``folder``, sorted by relative POSIX path.
+def read_image(path: str, limit: int) -> bytes:
+    """A file of at most ``limit`` bytes, whole; a :class:`BadItemError` where that cannot be."""
+    try:
+        data = read_file(path, limit=limit)
+    except OSError as error:
+        remedy = "; raise it with --max-file-size" if error.errno == errno.EFBIG else ""
+        raise BadItemError(f"the file cannot be read: {error.strerror or error}{remedy}") from error
+    except MemoryError as error:
+        raise BadItemError("the file cannot be read: it does not fit into memory") from error
+    if not data:
+        raise BadItemError("the file is empty")
+    return data
 
-    Files with an image suffix count, in sub-folders too; hidden ones do not. Links are followed, except back into a folder being listed.
+
+def open_folder(folder: Path, paths: Sequence[str], name: str) -> FileImages:
+    """The images ``paths`` that :func:`find_images` found in ``folder``, sorted by relative POSIX path.
+
+    Files with an image suffix count, in sub-folders too; hidden ones do not. Each counts once, see :func:`find_files`.
     When every image lies in a sub-folder, the first-level names (sorted) are its classes. When those names are only ``train`` and
     ``test`` or ``val``, they are the named splits instead, and the level below gives the classes.
     """
-    paths = find_images(folder)
     if not paths:
         raise DataError(
             f"{name}: nothing usable, the folder {folder} holds no images (files with a suffix such as .jpg, .png, .webp or .tif); "
@@ -74,12 +88,10 @@ def open_folder(folder: Path, name: str) -> FileImages:
 def open_list(path: Path, name: str) -> FileImages:
     """The images named in a text file: one path a line, relative to the file's folder or absolute, optionally a tab and an integer label.
 
-    Blank lines are skipped. A path listed twice stays two items, the second under the key ``path#2``.
+    Lines end as on any system; the text is UTF-8, or UTF-16 that begins with its mark. Blank lines are skipped. A path listed
+    twice stays two items, the second under the key ``path#2``.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")  # "\r\n" is read as "\n"
-    except OSError as error:
-        raise DataError(f"{name}: the list file {path} cannot be read ({error.strerror})") from error
+    lines = re.split("\r\n|\n|\r", read_text(path, f"{name}: the list file", errors="surrogateescape"))
     entries = [(number, *line.partition("\t")) for number, line in enumerate(lines, 1) if line.strip()]
     if not entries:
         raise DataError(f"{name}: nothing usable, the list file {path} names no images; write one path per line")
@@ -92,15 +104,31 @@ def open_list(path: Path, name: str) -> FileImages:
                 labels[row] = int(label)
             except (ValueError, OverflowError) as error:
                 raise DataError(
-                    f"{name}: line {number} of {path} has the label {label!r}; write an integer after the tab on every line, or on none"
+                    f"{name}: line {number} of {path} has the label {label!r:.60}; write an integer after the tab on every line, or on none"
                 ) from error
     probed = paths[:_PROBED]
-    if not any(_exists(path.parent / probe) for probe in probed):
+    if not any(path_exists(path.parent / probe) for probe in probed):
         raise DataError(
-            f"{name}: nothing usable, none of the first {len(probed)} paths in {path} exists (the first is {probed[0]!r}); "
+            f"{name}: nothing usable, none of the first {len(probed)} paths in {path} exists (the first is {probed[0]!r:.200}); "
             f"write paths relative to {path.parent}, or absolute ones"
         )
     return FileImages(name, path.parent, paths, labels=labels)
+
+
+def read_text(path: Path, what: str, *, errors: str = "strict") -> str:
+    """A text file, whole: UTF-8, or UTF-16 that begins with its byte order mark. ``what`` starts the message of a :class:`DataError`."""
+    try:
+        data = read_file(path, limit=_MAX_TEXT_BYTES)
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return data.decode("utf-16")
+        return data.decode("utf-8-sig", errors)
+    except OSError as error:
+        raise DataError(f"{what} {path} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{what} {path} is not {error.encoding.upper()}: line {line} holds the byte 0x{data[error.start]:02x}; save it as UTF-8"
+        ) from error
 
 
 def open_paths(paths: Sequence[Any], name: str) -> FileImages:
@@ -114,46 +142,128 @@ def open_paths(paths: Sequence[Any], name: str) -> FileImages:
 
 
 def find_images(folder: Path) -> list[str]:
-    """Relative POSIX paths of the candidate images under ``folder``, sorted; see :func:`open_folder`.
+    """Relative POSIX paths of the candidate images under ``folder``, sorted; see :func:`find_files`."""
+    return find_files(folder, IMAGE_SUFFIXES)
 
-    A sub-folder that cannot be listed is left out with a :class:`SkippedItemsWarning`; for ``folder`` itself it is a :class:`DataError`.
+
+def find_files(folder: Path, suffixes: Collection[str]) -> list[str]:
+    """Relative POSIX paths of the files under ``folder`` with one of the lower-case ``suffixes``, sorted. Hidden names do not count.
+
+    Links are followed. A file with several names (links to it or to its folders, hard links, a folder mounted twice) is listed once,
+    whatever order the file system gives: under a name without links if it has one, else through the highest link; of several such
+    names the first counts. Links to nothing are listed. A sub-folder that cannot be listed is left out with a
+    :class:`SkippedItemsWarning`; for ``folder`` itself it is a :class:`DataError`.
     """
-    found: list[str] = []
-    pending: list[tuple[Path, str, tuple[tuple[int, int], ...]]] = [(folder, "", ())]
-    while pending:
-        current, prefix, ancestors = pending.pop()
+    walk = _Walk(folder, suffixes)
+    walk.descend("", os.path.realpath(folder))
+    while walk.links:  # those that lie in the folders of this round make the next one
+        walk.round += 1
+        links, walk.links = sorted(walk.links, key=lambda link: (link[0].count("/"), link)), []
+        for name, path in links:
+            walk.follow(name, path)
+    return walk.names()
+
+
+class _Walk:
+    """The folders and files met so far, by real path, and by device and inode. Paths are strings: a Path per file takes 4 times as long."""
+
+    def __init__(self, folder: Path, suffixes: Collection[str]) -> None:
+        self._folder, self._suffixes = folder, suffixes
+        self.round = 0  # links on the way to what is being listed
+        self.links: list[tuple[str, str]] = []  # to folders and files, yet to be followed: name and path
+        self._prefixes: dict[str, str] = {}  # what the names in each folder start with, by its real path
+        self._twins: dict[tuple[int, int], str] = {}  # the first real path of each folder
+        self._found: list[tuple[int, str, int, int]] = []  # files: round, name, device, inode
+        self._linked: dict[str, tuple[int, str, int, int]] = {}  # files that links lead to, by real path
+
+    def descend(self, prefix: str, real: str) -> None:
+        """List the folder at ``real`` and those below it, the higher ones first; the names start with ``prefix``."""
+        level = [(prefix, real)]
+        while level:
+            below: list[tuple[str, str]] = []
+            for own_prefix, folder in level:
+                try:
+                    below += self._list(own_prefix, folder)
+                except OSError as error:
+                    if not own_prefix:
+                        raise DataError(
+                            f"the folder {self._folder} cannot be listed ({error.strerror}); check its permissions"
+                        ) from error
+                    where = self._folder / own_prefix
+                    message = f"the folder {where} cannot be listed ({error.strerror}); its images are left out"
+                    warnings.warn(message, SkippedItemsWarning, stacklevel=4)
+            level = sorted(below)
+
+    def _list(self, prefix: str, real: str) -> list[tuple[str, str]]:
+        """Note the files and links of one folder; its sub-folders as (prefix, real path)."""
+        below: list[tuple[str, str]] = []
+        if real in self._prefixes:
+            return below
+        status = os.stat(real)  # noqa: PTH116
+        twin = self._twins.setdefault((status.st_dev, status.st_ino), real) if status.st_ino else real
+        if twin != real and set(os.listdir(twin)) == set(os.listdir(real)):  # noqa: PTH208
+            return below  # one folder mounted twice; some file systems give the same inode to unlike folders
+        with os.scandir(real) as entries:
+            self._prefixes[real] = prefix
+            for entry in entries:
+                name = entry.name
+                if name.startswith("."):
+                    continue
+                if entry.is_symlink():
+                    self.links.append((prefix + name, entry.path))
+                elif entry.is_dir(follow_symlinks=False):
+                    below.append((f"{prefix}{name}/", entry.path))
+                elif _suffix(name) in self._suffixes:
+                    self._found.append((self.round, prefix + name, status.st_dev, entry.inode()))
+        return below
+
+    def follow(self, name: str, path: str) -> None:
+        """List what a link leads to, unless it is listed already."""
+        wanted = _suffix(name) in self._suffixes
         try:
-            status = current.stat()
-            here = (status.st_dev, status.st_ino)
-            if here in ancestors:  # a link back up: a loop
-                continue
-            with os.scandir(current) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
+            real = os.path.realpath(path)
+            status = os.stat(real)  # noqa: PTH116
+        except OSError:  # it leads nowhere, or to itself, which reading reports
+            if wanted:
+                self._found.append((self.round, name, 0, 0))
+            return
+        if stat.S_ISDIR(status.st_mode):
+            self.descend(f"{name}/", real)
+        elif wanted:
+            self._linked.setdefault(real, (self.round, name, status.st_dev, status.st_ino))
+
+    def names(self) -> list[str]:
+        """Every file once, sorted."""
+        listed = {name for _, name, _, _ in self._found} if self._linked else set()
+        for real, file in self._linked.items():
+            folder, name = os.path.split(real)
+            if folder not in self._prefixes or self._prefixes[folder] + name not in listed:
+                self._found.append(file)
+        if len({(device, inode) for _, _, device, inode in self._found}) < len(self._found):
+            self._found = self._without_hard_links()
+        return sorted(name for _, name, _, _ in self._found)
+
+    def _without_hard_links(self) -> list[tuple[int, str, int, int]]:
+        """The files, each under its first name. What the folder said of inodes is checked, since some file systems make it up."""
+        firsts: dict[tuple[int, int], tuple[int, str, int, int]] = {}
+        met = Counter((device, inode) for _, _, device, inode in self._found if inode)
+        once = []
+        for file in sorted(self._found):
+            if met[file[2:]] > 1:
+                with contextlib.suppress(OSError):
+                    status = os.stat(self._folder / file[1])  # noqa: PTH116
+                    if status.st_nlink > 1 and firsts.setdefault((status.st_dev, status.st_ino), file) is not file:
                         continue
-                    if _is_folder(entry):
-                        pending.append((Path(entry.path), f"{prefix}{entry.name}/", (*ancestors, here)))
-                    elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122  # a Path per file is 4 times slower
-                        found.append(prefix + entry.name)
-        except OSError as error:
-            if not prefix:
-                raise DataError(
-                    f"the folder {folder} cannot be listed ({error.strerror}); check its permissions"
-                ) from error
-            message = f"the folder {current} cannot be listed ({error.strerror}); its images are left out"
-            warnings.warn(message, SkippedItemsWarning, stacklevel=2)
-    found.sort()
-    return found
+            once.append(file)
+        return once
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that points at itself; read() reports it if it is named like an image
-        return False
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122
 
 
-def _exists(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
+    """Whether there is a file, folder or the like."""
     try:
         return path.exists()
     except (OSError, ValueError):  # a line too long or too odd to be a path

@@ -1,8 +1,10 @@
 """From one string to an open source: the grammar of SOURCE, and the table of schemes."""
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,25 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import MAX_FILE_SIZE
-from distillhash.sources.base import EmbeddingSource, ImageSource, Source, printable
+from distillhash.sources.base import Columns, EmbeddingSource, ImageSource, Source, printable
 from distillhash.sources.cifar10 import open_cifar10
 from distillhash.sources.digits import open_digits
-from distillhash.sources.files import IMAGE_SUFFIXES, FileImages, find_images, open_folder, open_list, open_paths
+from distillhash.sources.files import IMAGE_SUFFIXES, FileImages, find_files, open_folder, open_list, open_paths
 from distillhash.sources.flickr25k import open_flickr25k
 from distillhash.sources.nuswide import open_nuswide
 from distillhash.sources.table import open_tables
 from distillhash.sources.vectors import check_finite, open_array, open_npy, open_npz
+
+_logger = logging.getLogger(__name__)
 
 
 def open_source(
     spec: str | os.PathLike[str] | NDArray[Any] | Sequence[str | os.PathLike[str]] | Source,
     *,
     max_file_size: int = MAX_FILE_SIZE,
+    image_column: str | None = None,
+    embedding_column: str | None = None,
+    label_column: str | None = None,
 ) -> Source:
     """Open a source of images or of embeddings.
 
@@ -34,27 +41,34 @@ def open_source(
     ``#train#0:5000``. An array ``(n, d)`` holds embeddings, ``(n, h, w, 3) uint8`` images. A sequence holds image paths. An open source is
     returned as it is. Images of more than ``max_file_size`` bytes are skipped.
 
+    ``image_column``, ``embedding_column`` and ``label_column`` choose columns of a Parquet table (dotted where they lie in structs); the
+    last two also choose arrays of an ``.npz``. Labels that cannot be used are ignored with a warning, unless they were chosen so.
+
     Returns:
         An :class:`ImageSource` or :class:`EmbeddingSource`, never empty. Embeddings are floats and finite.
 
     Raises:
-        ParameterError: an unknown selection, or a scheme without its folder.
+        ParameterError: an unknown selection, a scheme without its folder, or a column that the source does not have.
         DataError: nothing there (an unknown scheme too), nothing usable, embeddings with NaN or infinity.
         FormatError: an official archive is damaged.
     """
+    columns = Columns(image_column, embedding_column, label_column)
     if isinstance(spec, Source):
+        refuse_columns(columns, spec.name)
         return spec
     if max_file_size < 1:
         raise ParameterError(f"the limit of a file's size must be at least 1 byte, got {max_file_size}")
     if isinstance(spec, np.ndarray):
+        refuse_columns(columns, "an array")
         source = open_array(spec, "array")
     elif isinstance(spec, str | os.PathLike):
         text = os.fspath(spec)
         place, selections = split_selections(text)
-        source = _open_place(place, text)
+        source = _open_place(place, text, columns)
         for selection in selections:
             source = source.select(selected_rows(len(source), source.splits, selection, text))
     elif isinstance(spec, Sequence):
+        refuse_columns(columns, "a list of paths")
         source = open_paths(spec, f"{len(spec)} paths")
     else:
         raise ParameterError(f"a source is a path, a string, paths, an array or a Source, got {type(spec).__name__}")
@@ -71,7 +85,7 @@ def source_names() -> dict[str, str]:
         "FOLDER": "every image in a folder and its sub-folders; sub-folder names are the classes",
         "IMAGE.jpg": "one image file (.png, .webp, .tif, ...)",
         "LIST.txt": "a text file (.txt, .lst) with one image path per line, optionally a tab and an integer label",
-        "TABLE.parquet": "images (a struct with 'bytes') or embeddings (lists of floats), optionally a label; or a folder of such files",
+        "TABLE.parquet": "images (a struct with 'bytes' or 'path') or embeddings (lists of floats), perhaps a label; or a folder of them",
         "VECTORS.npy": "a memory-mapped array of embeddings (n, d)",
         "VECTORS.npz": "embeddings under 'features', 'embeddings' or 'vectors'; optional 'labels' and 'keys'",
         "digits:": "1,797 handwritten digits, 8x8, that ship with scikit-learn; splits train and test",
@@ -91,7 +105,6 @@ _FILES: dict[str, Callable[[Path, str], Source]] = {
     ".txt": open_list,
     ".lst": open_list,
     ".npy": open_npy,
-    ".npz": open_npz,
 }
 _ACCEPTED = f"one of {', '.join(source_names())}"
 
@@ -110,9 +123,17 @@ def split_selections(spec: str) -> tuple[str, list[str]]:
     return place, selections
 
 
-def _open_place(place: str, name: str) -> Source:
+def refuse_columns(columns: Columns, name: str) -> None:
+    """A :class:`ParameterError` where columns were chosen of something that has none."""
+    for option, column in columns.chosen().items():
+        raise ParameterError(f"{name}: {option} {column!r:.100} is for tables, which this is not; leave it out")
+
+
+def _open_place(place: str, name: str, columns: Columns) -> Source:
     if not _exists(place):
         scheme, colon, rest = place.partition(":")
+        if colon and scheme in _SCHEMES:
+            refuse_columns(columns, name)
         if colon and scheme == "digits":
             if rest:
                 raise ParameterError(f"{name}: digits: takes no folder, got {rest!r}; write digits: alone")
@@ -126,19 +147,49 @@ def _open_place(place: str, name: str) -> Source:
             raise DataError(f"{name}: unknown scheme {scheme!r}; the schemes are {known} and everything else is a path")
         raise DataError(f"{name}: there is no readable {place}; give {_ACCEPTED}")
     path = Path(place).expanduser()
-    if path.is_dir():
-        shards = sorted(path.glob("*.parquet"))
-        if shards and not find_images(path):  # a table written into a photo folder does not hide the photos
-            return open_tables(shards, name)
-        return open_folder(path, name)
     suffix = path.suffix.lower()
+    if path.is_dir():
+        images, tables = find_images_or_tables(path, name)
+        if tables:
+            return open_tables(tables, name, columns=columns, root=path)
+        refuse_columns(columns, name)
+        return open_folder(path, images, name)
+    if suffix == ".parquet":
+        return open_tables([path], name, columns=columns)
+    if suffix == ".npz":
+        refuse_columns(replace(columns, embedding=None, label=None), name)
+        return open_npz(path, name, embedding_column=columns.embedding, label_column=columns.label)
+    refuse_columns(columns, name)
     if suffix in _FILES:
         return _FILES[suffix](path, name)
-    if suffix == ".parquet":
-        return open_tables([path], name)
     if suffix in IMAGE_SUFFIXES:
         return FileImages(name, Path.cwd(), [str(path)], keys=[printable(path.name)])
     raise DataError(f"{name}: files with the suffix {suffix!r} are not a source; give {_ACCEPTED}")
+
+
+def find_images_or_tables(folder: Path, name: str) -> tuple[list[str], list[Path]]:
+    """The images in a folder, or if there are none the Parquet files directly in it, or if there are none those below it.
+
+    Names that start with ``_`` are left out among the latter, as writers of such folders use them for their own files.
+    """
+    found = find_files(folder, IMAGE_SUFFIXES | {".parquet"})
+    images = [path for path in found if not path.lower().endswith(".parquet")]
+    tables = [path for path in found if path.lower().endswith(".parquet") and not re.search("(^|/)_", path)]
+    direct = [path for path in tables if "/" not in path]
+    if images and tables:
+        _logger.warning(
+            "%s: the %d images in the folder are read, and not its Parquet files, such as %s; give that one to read it",
+            name,
+            len(images),
+            folder / tables[0],
+        )
+    elif direct and len(direct) < len(tables):
+        _logger.warning(
+            "%s: the Parquet files directly in the folder are read, and not the %d below it",
+            name,
+            len(tables) - len(direct),
+        )
+    return images, [] if images else [folder / path for path in direct or tables]
 
 
 def selected_rows(n: int, splits: Mapping[str, NDArray[np.intp]], selection: str, spec: str) -> NDArray[np.intp]:

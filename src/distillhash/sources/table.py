@@ -1,322 +1,479 @@
-"""Parquet tables, of encoded images (Hugging Face layout) or of embeddings, in one file or in shards."""
+"""Parquet tables, of images (Hugging Face layout) or of embeddings, in one file or in shards."""
 
+import errno
 import json
 import logging
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.errors import DataError
+from distillhash.errors import DataError, ParameterError
+from distillhash.files import MAX_FILE_SIZE
 from distillhash.sources import base
-from distillhash.sources.base import BadItemError, EmbeddingSource, ImageSource, RowKeys, Source
+from distillhash.sources.base import (
+    BadItemError,
+    Columns,
+    EmbeddingSource,
+    ImageSource,
+    RowKeys,
+    Source,
+    fitting_names,
+    no_column,
+    unique_keys,
+)
+from distillhash.sources.decode import image_format
+from distillhash.sources.files import FileImages, path_exists, read_image
+from distillhash.sources.parquet import (
+    Blocks,
+    Names,
+    column_batches,
+    column_type,
+    find_column,
+    open_parquet,
+    read_column,
+    readable_table,
+)
 from distillhash.sources.vectors import usable_vectors
 
 _logger = logging.getLogger(__name__)
 _IMAGE_NAMES = ("img", "image")
+_PATH_NAMES = ("image", "img", "file_name", "filename", "image_path", "path", "file")
 _VECTOR_NAMES = ("features", "embeddings", "embedding", "vectors", "vector")
+_LABEL_NAMES = ("label", "labels")
 _KEY_NAMES = ("key", "id", "path")
-_BLOCK_BYTES = 16 << 20  # aimed at per block: about a hundred photos
-_CACHE_BYTES = 256 << 20
-_BUFFER_BYTES = 1 << 20  # of a column chunk read ahead, instead of all of it
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+_SPLITS |= dict.fromkeys(("validation", "valid", "val"), "validation")
+_MAX_NAMES = 100_000  # classes that the metadata may name
+_PROBED = 1000  # rows among which a first image is looked for
 
 
-def open_tables(files: Sequence[Path], name: str, *, label_names: Sequence[str] | None = None) -> Source:
+class _Images(NamedTuple):
+    """Where the images of a table are: their encoded bytes, the paths of their files, or both (of which a row has one)."""
+
+    data: Names | None
+    path: Names | None
+
+    @property
+    def columns(self) -> list[Names]:
+        return [names for names in self if names is not None]
+
+
+def open_tables(
+    files: Sequence[Path],
+    name: str,
+    *,
+    columns: Columns = Columns(),  # noqa: B008  # immutable
+    label_names: Sequence[str] | None = None,
+    root: Path | None = None,
+) -> Source:
     """One or several Parquet files of one layout as one source, rows in the order of ``files``; ``label_names`` replace those of the table.
 
-    A table with a column of encoded images is a source of images, any other with a column of float lists a source of embeddings (read
-    into memory; ``.npy`` is memory-mapped). Images are a struct with a binary ``bytes``, or a plain binary column: ``img`` or ``image``
-    wins, then the only struct, then the only binary column. Of several columns of float lists, ``features``, ``embedding(s)`` or
-    ``vector(s)`` wins. Keys are the first of ``key``, ``id``, ``path`` and the image's own ``path`` whose values are all there and
-    unique, or else row numbers. Shards named ``train...parquet``, ``test...`` or ``validation...`` give the named splits.
-    """
-    import pyarrow.parquet as pq
+    A table is a source of images or of embeddings (lists of floats, read into memory; ``.npy`` is memory-mapped). Images are a struct
+    with binary ``bytes`` and a ``path`` (absolute, or relative to the table's folder) for rows that have no bytes, or a plain binary
+    column: ``img`` or ``image`` wins, then the only struct, then the only binary column. In a table that has both, images win when they
+    are in a struct or under one of these names and the first of them is one. Of several columns of embeddings ``features``,
+    ``embedding(s)`` or ``vector(s)`` wins. A table with neither may name image files in a column of strings, ``image``, ``img``,
+    ``file_name``, ``filename``, ``image_path``, ``path`` or ``file``. ``columns`` choose others, dotted where they lie in structs.
 
+    Keys are the first of ``key``, ``id``, ``path`` and the image's own ``path`` whose values are all there and unique, or else row numbers.
+    Below a folder ``root``, folders named ``column=value`` are columns. Files named ``train...parquet``, ``test...`` or ``validation...``,
+    or those in such folders, give the named splits.
+    """
     with readable_table(name):
-        schemas = [pq.read_schema(path) for path in files]
-        counts = [pq.read_metadata(path).num_rows for path in files]
+        schemas, counts = [], []
+        for path in files:
+            with open_parquet(path) as table:
+                schemas.append(table.schema_arrow)
+                counts.append(table.metadata.num_rows)
         n = sum(counts)
         if n == 0:
             raise DataError(f"{name}: nothing usable, the table has no rows")
-        images = {_image_column(schema, name) for schema in schemas}
-        vectors = {_vector_column(schema, name) for schema in schemas} if images == {None} else {None}
-        if len(images) > 1 or len(vectors) > 1:
+        images, vector = _choose(files, schemas[0], columns, name)
+        wanted = [vector] if images is None else images.columns
+        if any(find_column(schema, ".".join(names)) is None for schema in schemas for names in wanted if names):
             raise DataError(
                 f"{name}: the {len(files)} files have different columns; give files of one layout, or one file"
+                f" ({_layouts(files, schemas, root)})"
             )
-        image, vector = images.pop(), vectors.pop()
-        if image is None and vector is None:
-            held = ", ".join(f"{field.name}: {field.type}" for field in schemas[0])
-            raise DataError(
-                f"{name}: no column of images (a struct with 'bytes', or binary) nor of embeddings (lists of floats) among {held}; "
-                "codes tables are not a source"
-            )
-        labels, found_names = _read_labels(files, n, name)
-        labelling = {"labels": labels, "label_names": label_names or found_names, "splits": _splits(files, counts)}
-        keys = _read_keys(files, image) or RowKeys("", range(n))
-        if image is not None:
-            return TableImages(name, files, image, keys, **labelling)
-        table = usable_vectors(_read_vectors(files, str(vector), n, name), name)
-        return EmbeddingSource(name, table, keys, **labelling)
+        partitions = _partitions(files, root)
+        labels, found_names = _labels(files, schemas, counts, partitions, columns.label, name)
+        if labels is not None:
+            label_names = fitting_names(label_names or found_names, labels)
+        splits = _splits(files, counts, root, partitions)
+        labelling = {"labels": labels, "label_names": label_names if labels is not None else None, "splits": splits}
+        keys = _read_keys(files, schemas, n, None if images is None or images.data is None else images.path)
+        if images is None:
+            assert vector is not None
+            table = usable_vectors(_read_vectors(files, vector, n, name), name)
+            return EmbeddingSource(name, table, keys, **labelling)
+        if images.data is None and images.path is not None and len(images.path) == 1:
+            return _listed_files(files, images.path, counts, keys, name, labelling)
+        return TableImages(name, files, images, keys or RowKeys("", range(n)), **labelling)
 
 
-@contextmanager
-def readable_table(name: str) -> Iterator[None]:
-    """Turn pyarrow's errors about a damaged file into a :class:`DataError`."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"{name}: not a readable Parquet table ({str(error).splitlines()[0]}); check that the file is complete"
-        ) from error
-
-
-def read_column(files: Sequence[Path], column: str) -> Any:
-    """The column at a dotted path over all files, read whole, as one pyarrow array; None where a file lacks it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    top, _, inner = column.partition(".")
-    for path in files:
-        schema = pq.read_schema(path)
-        if top not in schema.names or (inner and schema.field(top).type.get_field_index(inner) < 0):
-            return None
-    tables = [pq.ParquetFile(path).read(columns=[column]) for path in files]
-    values = pa.concat_tables(tables, promote_options="permissive").column(0).combine_chunks()
-    return values.flatten()[0] if inner else values
+def _listed_files(
+    files: Sequence[Path],
+    column: Names,
+    counts: list[int],
+    keys: list[str] | None,
+    name: str,
+    labelling: dict[str, Any],
+) -> FileImages:
+    """Images in files that a column of strings names, relative to the folder of their table."""
+    values = read_column(files, column).to_pylist()
+    root, folders = files[0].parent, np.repeat([str(path.parent.absolute()) for path in files], counts)
+    one = len({path.parent for path in files}) == 1
+    paths = [
+        "" if not value else value if one else os.path.join(folder, value)  # noqa: PTH118
+        for folder, value in zip(folders, values, strict=True)
+    ]
+    given = keys or unique_keys(value or f"row {row}" for row, value in enumerate(values))
+    return FileImages(name, root, paths, keys=given, **labelling)
 
 
 class TableImages(ImageSource):
-    """Encoded images in a column (a dotted path, e.g. ``image.bytes``) of Parquet files, read block by block when asked for.
+    """Images in a column of Parquet files, read block by block when asked for, or from the files that it names.
 
     A row group is read in blocks of about 16 MiB and the most recent 256 MiB of them are kept, so a table of any size, row groups of any
     size included, costs that much memory and a data page or two (1,024 rows as pyarrow writes them). Reading rows roughly in order
     decodes everything once. Going back to a block no longer kept starts its row group again: for random access write row groups of a
-    few hundred rows.
+    few hundred rows. An image of more than ``max_file_size`` bytes is not read, nor is a row group of which a page unpacks to more
+    than four times that, or from next to nothing to more than that.
     """
 
-    def __init__(self, name: str, files: Sequence[Path], column: str, keys: Sequence[str], **labelling: Any) -> None:
+    def __init__(
+        self, name: str, files: Sequence[Path], images: _Images, keys: Sequence[str], **labelling: Any
+    ) -> None:
         super().__init__(name, keys, **labelling)
-        self._blocks = _Blocks(files, column)
-        self._rows = np.arange(len(keys))
+        self._images, self._blocks = images, Blocks(files, images.columns)
+        self._rows: range | NDArray[np.intp] = range(len(keys))
 
     def _take(self, rows: NDArray[np.intp]) -> None:
-        self._rows = self._rows[rows]  # the blocks in memory are shared
+        self._rows = rows if isinstance(self._rows, range) else self._rows[rows]  # the blocks in memory are shared
 
     def read(self, row: int) -> bytes:
         """The encoded image of item ``row``."""
-        data = self._blocks.value(int(self._rows[row]))
-        if not data:
-            raise BadItemError("the table holds no image bytes in this row")
-        return data
+        place = int(self._rows[row])
+        values = self._blocks.values(place, self.max_file_size)
+        data = values[0] if self._images.data is not None else None
+        path = values[-1] if self._images.path is not None else None
+        if data:
+            return bytes(data)
+        if path:
+            return read_image(os.path.join(self._blocks.folder(place), path), self.max_file_size)  # noqa: PTH118
+        raise BadItemError("the table holds no image bytes in this row, and no path")
 
 
-class _Group(NamedTuple):
-    path: Path
-    number: int
-    n_rows: int
-    block_rows: int  # rows of a block
-
-
-class _Blocks:
-    """Values of a binary column by row over all files, of which a bounded part is in memory; safe to use from several threads."""
-
-    def __init__(self, files: Sequence[Path], column: str) -> None:
-        import pyarrow.parquet as pq
-
-        self._column = column
-        self._groups: list[_Group] = []
-        for path in files:
-            metadata = pq.read_metadata(path)
-            place = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column)
-            for number in range(metadata.num_row_groups):
-                group = metadata.row_group(number)
-                if group.num_rows:
-                    size = max(1, group.column(place).total_uncompressed_size)
-                    block_rows = max(1, min(group.num_rows, _BLOCK_BYTES * group.num_rows // size))
-                    self._groups.append(_Group(path, number, group.num_rows, block_rows))
-        self._starts = np.cumsum([0, *(group.n_rows for group in self._groups)])[:-1]
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[int, int], Any] = OrderedDict()
-        self._kept_bytes = 0
-        self._running: tuple[int, int, Iterator[Any]] | None = None  # a group, its next block, the rest of its blocks
-
-    def value(self, row: int) -> bytes | None:
-        """The value of ``row``, None where it is null; a :class:`BadItemError` where that part of the file is damaged or gone."""
-        place = int(np.searchsorted(self._starts, row, side="right")) - 1
-        block, offset = divmod(row - int(self._starts[place]), self._groups[place].block_rows)
-        with self._lock:
-            if (place, block) not in self._kept:
-                self._load(place, block)
-            self._kept.move_to_end((place, block))
-            values = self._kept[place, block]
-        value: bytes | None = values[offset].as_py()
-        return value
-
-    def _load(self, place: int, block: int) -> None:
-        """Read on in the row group as far as ``block``, or from its start where that is behind."""
-        if self._running is None or self._running[0] != place or self._running[1] > block:
-            self._running = (place, 0, self._read_group(self._groups[place]))
-        _, following, blocks = self._running
-        try:
-            for number in range(following, block + 1):
-                values = next(blocks)
-                self._kept_bytes += values.nbytes - getattr(self._kept.get((place, number)), "nbytes", 0)
-                self._kept[place, number] = values
-                while self._kept_bytes > _CACHE_BYTES and len(self._kept) > 1:
-                    self._kept_bytes -= self._kept.popitem(last=False)[1].nbytes
-            self._running = (place, block + 1, blocks)
-        except Exception as error:  # ArrowInvalid, OSError; StopIteration where the file ends too early
-            self._running = None
-            group = self._groups[place]
-            raise BadItemError(f"row group {group.number} of {group.path.name} cannot be read: {error}") from error
-
-    def _read_group(self, group: _Group) -> Iterator[Any]:
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(group.path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
-            left = group.n_rows
-            for batch in file.iter_batches(
-                group.block_rows, row_groups=[group.number], columns=[self._column], use_threads=False
-            ):
-                if len(batch) != min(group.block_rows, left):
-                    raise OSError(f"{len(batch)} rows came where {min(group.block_rows, left)} were expected")
-                left -= len(batch)
-                values = batch.column(0)
-                yield values.flatten()[0] if "." in self._column else values
-
-
-def _image_column(schema: Any, name: str) -> str | None:
-    """Dotted path of the column of encoded images; None without one."""
-    import pyarrow.types as types
-
-    def binary(field: Any) -> bool:
-        return bool(types.is_binary(field.type) or types.is_large_binary(field.type))
-
+def _choose(files: Sequence[Path], schema: Any, columns: Columns, name: str) -> tuple[_Images | None, Names | None]:
+    """The images or else the embeddings of a table, see :func:`open_tables`."""
+    held = _held(schema)
+    if columns.image is not None and columns.embedding is not None:
+        raise ParameterError(f"{name}: --image-column and --embedding-column exclude each other; give one of them")
+    if columns.image is not None:
+        images = _as_images(schema, _found(schema, columns.image, "--image-column", name))
+        if images is None:
+            raise ParameterError(
+                f"{name}: the column {columns.image!r} holds no images (a struct with 'bytes' or 'path', binary, or paths); it holds {held}"
+            )
+        return images, None
+    if columns.embedding is not None:
+        names = _found(schema, columns.embedding, "--embedding-column", name)
+        if not _is_vectors(column_type(schema, names), whole=True):
+            raise ParameterError(
+                f"{name}: the column {columns.embedding!r} holds no embeddings (lists of floats); it holds {held}"
+            )
+        return None, names
+    vectors = [f.name for f in schema if _is_vectors(column_type(schema, (f.name,)), whole=f.name in _VECTOR_NAMES)]
+    vectors = [column for column in _VECTOR_NAMES if column in vectors][:1] or vectors
+    found = {f.name: _as_images(schema, (f.name,)) for f in schema}
     structs = [
-        f.name for f in schema if types.is_struct(f.type) and any(c.name == "bytes" and binary(c) for c in f.type)
+        column for column, images in found.items() if images is not None and images.data not in (None, (column,))
     ]
-    plain = [f.name for f in schema if binary(f)]
-    candidates = [column for column in _IMAGE_NAMES if column in structs + plain][:1] or structs or plain
-    if len(candidates) > 1:
-        raise DataError(
-            f"{name}: several columns could hold the images ({', '.join(structs + plain)}); name one 'image'"
-        )
-    return next((f"{column}.bytes" if column in structs else column for column in candidates), None)
+    plain = [column for column, images in found.items() if images is not None and images.data == (column,)]
+    named = [column for column in _IMAGE_NAMES if column in structs + plain][:1]
+    candidates = named or structs or plain
+    if vectors and candidates:
+        first = found[candidates[0]]
+        is_sure = len(candidates) == 1 and (named or structs) and first is not None and _holds_images(files, first)
+        candidates, vectors = (candidates, []) if is_sure else ([], vectors)
+    for several, what, option in ((candidates, "images", "image"), (vectors, "embeddings", "embedding")):
+        if len(several) > 1:
+            raise DataError(
+                f"{name}: several columns could hold the {what} ({', '.join(several)}); name one {option!r}, "
+                f"or choose it with --{option}-column"
+            )
+    if vectors:
+        return None, (vectors[0],)
+    paths = [column for column in _PATH_NAMES if found.get(column) is not None]
+    if candidates or paths:
+        return found[(candidates or paths)[0]], None
+    raise DataError(
+        f"{name}: no column of images (a struct with 'bytes', or binary) nor of embeddings (lists of floats) among {held}; "
+        "choose one with --image-column or --embedding-column (codes tables are not a source)"
+    )
 
 
-def _vector_column(schema: Any, name: str) -> str | None:
-    """Name of the column of embeddings, lists (fixed-size or not) of floats; None without one."""
+def _held(schema: Any) -> str:
+    text = ", ".join(f"{field.name}: {field.type}" for field in schema)
+    return text if len(text) <= 1000 else f"{text[:1000]} ..."
+
+
+def _found(schema: Any, wanted: str, option: str, name: str) -> Names:
+    names = find_column(schema, wanted)
+    if names is None:
+        raise no_column(option, wanted, name, _held(schema))
+    return names
+
+
+def _is_binary(kind: Any) -> bool:
     import pyarrow.types as types
 
-    found = [field.name for field in schema if _is_list(field.type) and types.is_floating(field.type.value_type)]
-    candidates = [column for column in _VECTOR_NAMES if column in found][:1] or found
-    if len(candidates) > 1:
-        raise DataError(f"{name}: several columns could hold the embeddings ({', '.join(found)}); name one 'embedding'")
-    return candidates[0] if candidates else None
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
 
 
-def _is_list(kind: Any) -> bool:
+def is_text(kind: Any) -> bool:
+    """Whether a column of this type holds strings."""
     import pyarrow.types as types
 
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
-def _read_vectors(files: Sequence[Path], column: str, n: int, name: str) -> NDArray[Any]:
-    """All rows of ``column`` as ``(n, d)`` floats, read one row group at a time into their final place."""
+def _as_images(schema: Any, names: Names) -> _Images | None:
+    """A column as images, None where its type is of no use."""
+    import pyarrow.types as types
+
+    kind = column_type(schema, names)
+    if types.is_struct(kind):
+        inner = {field.name: column_type(schema, (*names, field.name)) for field in kind}
+        data = (*names, "bytes") if "bytes" in inner and _is_binary(inner["bytes"]) else None
+        path = (*names, "path") if "path" in inner and is_text(inner["path"]) else None
+        return _Images(data, path) if data or path else None
+    return _Images(names, None) if _is_binary(kind) else _Images(None, names) if is_text(kind) else None
+
+
+def _holds_images(files: Sequence[Path], images: _Images) -> bool:
+    """Whether the first row that is not null is an image: known bytes, or the path of a file."""
+    blocks = Blocks(files[:1], images.columns)
+    for row in range(min(len(blocks), _PROBED)):
+        try:
+            values = blocks.values(row, MAX_FILE_SIZE)
+            if images.data and values[0]:
+                return bool(image_format(values[0]))
+            if images.path and values[-1]:
+                return path_exists(blocks.folder(row) / values[-1])
+        except BadItemError:
+            return False
+    return False
+
+
+def _is_vectors(kind: Any, *, whole: bool) -> bool:
+    """Whether a type is a list (fixed-size or not) of floats, or of integers where ``whole`` numbers count."""
+    import pyarrow.types as types
+
+    if not is_list(kind):
+        return False
+    return bool(types.is_floating(kind.value_type) or (whole and types.is_integer(kind.value_type)))
+
+
+def is_list(kind: Any) -> bool:
+    """Whether a column of this type holds lists."""
+    import pyarrow.types as types
+
+    tests = types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view
+    return any(test(kind) for test in tests)
+
+
+def _read_vectors(files: Sequence[Path], column: Names, n: int, name: str) -> NDArray[Any]:
+    """All rows of ``column`` as ``(n, d)`` floats, read some thousand rows at a time into their final place."""
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
+    import pyarrow.types as types
 
     vectors: NDArray[Any] = np.empty((0, 0))
     row = 0
     for path in files:
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                for chunk in file.read_row_group(group, columns=[column]).column(0).chunks:
-                    lengths = np.asarray(pc.list_value_length(chunk).fill_null(-1)).astype(np.int64)
-                    if not len(lengths):
-                        continue
-                    if row == 0:
-                        vectors = np.empty((n, max(0, int(lengths[0]))), chunk.type.value_type.to_pandas_dtype())
-                    bad = np.flatnonzero(lengths != vectors.shape[1])
-                    if bad.size:
-                        length = lengths[bad[0]]
-                        what = "is null" if length < 0 else f"holds {length} numbers, not {vectors.shape[1]}"
-                        raise DataError(
-                            f"{name}: row {row + bad[0]} of the column {column!r} {what}; every item needs a vector of one length"
-                        )
-                    values = chunk.flatten().to_numpy(zero_copy_only=False)
-                    vectors[row : row + len(chunk)] = values.reshape(len(chunk), -1)
-                    row += len(chunk)
+        for chunk in column_batches(path, column):
+            lengths = np.asarray(pc.list_value_length(chunk).fill_null(-1)).astype(np.int64)
+            if not len(lengths):
+                continue
+            if row == 0:
+                whole = types.is_integer(chunk.type.value_type)
+                kind = np.float32 if whole else chunk.type.value_type.to_pandas_dtype()
+                if whole:
+                    _logger.warning("%s: embeddings of type %s are cast to float32", name, chunk.type.value_type)
+                vectors = np.empty((n, max(0, int(lengths[0]))), kind)
+            bad = np.flatnonzero(lengths != vectors.shape[1])
+            if bad.size:
+                length = lengths[bad[0]]
+                what = "is null" if length < 0 else f"holds {length} numbers, not {vectors.shape[1]}"
+                raise DataError(
+                    f"{name}: row {row + bad[0]} of the column {'.'.join(column)!r} {what}; every item needs a vector of one length"
+                )
+            values = chunk.flatten().to_numpy(zero_copy_only=False)
+            if row + len(chunk) > n:
+                raise OSError(errno.EIO, f"more than the {n} rows that its footer states")
+            vectors[row : row + len(chunk)] = values.reshape(len(chunk), -1)
+            row += len(chunk)
+    if row < n:
+        raise OSError(errno.EIO, f"{row} of the {n} rows that its footer states")
     return vectors
 
 
-def _read_labels(files: Sequence[Path], n: int, name: str) -> tuple[NDArray[Any] | None, list[str] | None]:
-    """The column ``label`` or ``labels`` as labels and class names (from Hugging Face metadata, or the strings themselves).
+def _labels(
+    files: Sequence[Path],
+    schemas: Sequence[Any],
+    counts: Sequence[int],
+    partitions: dict[str, list[str | None]],
+    chosen: str | None,
+    name: str,
+) -> tuple[NDArray[Any] | None, Sequence[str] | None]:
+    """The labels and their class names, from the column ``chosen``, or else ``label`` or ``labels``.
 
-    A column with nulls, or of another type, is ignored with a logged warning: labels must not stop a training run.
+    Labels that cannot be used are ignored with a logged warning, since they must not stop a training run, unless they were asked for.
     """
-    import pyarrow.parquet as pq
-    import pyarrow.types as types
+    import pyarrow as pa
 
-    for column in ("label", "labels"):
-        values = read_column(files, column)
-        if values is not None:
+    candidates = _LABEL_NAMES if chosen is None else (chosen,)
+    for column in candidates:
+        found = [find_column(schema, column) for schema in schemas]
+        if column in partitions or all(names is not None for names in found):
             break
     else:
+        if chosen is not None:
+            raise no_column("--label-column", chosen, name, _held(schemas[0]))
         return None, None
+    where = f"{name}: the column {column!r}"
+    try:
+        if found[0] is None or None in found:
+            return _partition_labels(partitions[column], counts, where)
+        return _column_labels(read_column(files, found[0]), sum(counts), where, schemas[0].metadata, column)
+    except DataError as error:
+        if chosen is not None:
+            raise
+        _logger.warning("%s; the labels are ignored", error)
+    except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        if chosen is not None:
+            raise DataError(f"{where} cannot be used as labels ({error})") from error
+        _logger.warning("%s cannot be used as labels (%s); they are ignored", where, error)
+    return None, None
+
+
+def _column_labels(
+    values: Any, n: int, where: str, metadata: dict[bytes, bytes] | None, column: str
+) -> tuple[NDArray[Any], Sequence[str] | None]:
+    """A column as labels and class names (from Hugging Face metadata, or the strings themselves)."""
+    import pyarrow.types as types
+
     if types.is_dictionary(values.type):
         values = values.dictionary_decode()
-    kind = values.type
-    where = f"{name}: the column {column!r}"
-    names = _hugging_face_names(pq.read_schema(files[0]).metadata, column)
+    kind, names = values.type, _hugging_face_names(metadata, column)
     if values.null_count:
-        _logger.warning("%s has %d nulls; the labels are ignored", where, values.null_count)
-    elif _is_list(kind) and types.is_integer(kind.value_type) and not values.flatten().null_count:
+        raise DataError(f"{where} has {values.null_count} nulls")
+    if is_list(kind) and types.is_integer(kind.value_type) and not values.flatten().null_count:
+        if len(values) != n:
+            raise DataError(f"{where} has {len(values)} values for {n} rows")
         indicators = base.label_sets(values.to_pylist(), where)
-        absent = max(0, len(names or ()) - indicators.shape[1])
+        absent = max(0, min(len(names or ()), _MAX_NAMES) - indicators.shape[1])
         return np.pad(indicators, ((0, 0), (0, absent))), names
-    elif types.is_string(kind) or types.is_large_string(kind):
+    if is_text(kind):
         return base.class_labels(np.array(values.to_pylist(), dtype=np.str_), n, where)
-    elif types.is_integer(kind) or types.is_boolean(kind) or types.is_floating(kind):
+    if types.is_integer(kind) or types.is_boolean(kind) or types.is_floating(kind):
         return base.class_labels(values.to_numpy(zero_copy_only=False), n, where)[0], names
-    else:
-        held = f"lists of {kind.value_type}" if _is_list(kind) else f"of type {kind}"
-        _logger.warning("%s holds %s; labels are integers, strings or lists of integers, they are ignored", where, held)
-    return None, None
+    held = f"lists of {kind.value_type}" if is_list(kind) else f"of type {kind}"
+    raise DataError(f"{where} holds {held}; labels are integers, strings or lists of integers")
+
+
+def _partition_labels(
+    values: Sequence[str | None], counts: Sequence[int], where: str
+) -> tuple[NDArray[Any], Sequence[str] | None]:
+    """Labels from the names of folders, one for each file."""
+    if None in values:
+        raise DataError(f"{where} is not in the path of every file")
+    texts = np.array(values, np.str_)
+    whole = all(re.fullmatch(r"-?\d{1,18}", str(value)) for value in values)
+    return base.class_labels(np.repeat(texts.astype(np.int64) if whole else texts, counts), sum(counts), where)
 
 
 def _hugging_face_names(metadata: dict[bytes, bytes] | None, column: str) -> list[str] | None:
     try:
         feature = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]
         names = feature.get("names") or feature["feature"]["names"]
-        return [str(name) for name in names]
-    except (KeyError, TypeError, ValueError, AttributeError):
+        return [str(name) for name in names] if isinstance(names, list) else None
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return None
 
 
-def _read_keys(files: Sequence[Path], image: str | None) -> list[str] | None:
+def _read_keys(files: Sequence[Path], schemas: Sequence[Any], n: int, own_path: Names | None) -> list[str] | None:
     """The keys that the table has, see :func:`open_tables`."""
-    own_path = [f"{image.rpartition('.')[0]}.path"] if image and "." in image else []
-    for column in (*_KEY_NAMES, *own_path):
-        values = read_column(files, column)
-        keys = [] if values is None else values.to_pylist()
-        if keys and all(isinstance(key, str | int) and key != "" for key in keys):
+    for names in (*((name,) for name in _KEY_NAMES), *([own_path] if own_path else [])):
+        if any(find_column(schema, ".".join(names)) != names for schema in schemas):
+            continue
+        try:
+            keys = read_column(files, names).to_pylist()
+        except (DataError, UnicodeDecodeError) as error:
+            _logger.warning("the column %r gives no keys: %s", ".".join(names), error)
+            continue
+        if len(keys) == n and all(isinstance(key, str | int) and key != "" for key in keys):
             texts = [str(key) for key in keys]
             if len(set(texts)) == len(texts):
                 return texts
     return None
 
 
-def _splits(files: Sequence[Path], counts: Sequence[int]) -> dict[str, NDArray[np.intp]]:
-    splits = ("train", "test", "validation") if len(files) > 1 else ()
-    members = {split: [number for number, path in enumerate(files) if path.stem.startswith(split)] for split in splits}
+def _partitions(files: Sequence[Path], root: Path | None) -> dict[str, list[str | None]]:
+    """The columns that folders named ``column=value`` below ``root`` stand for: a value for each file, None where it has none."""
+    found: dict[str, list[str | None]] = {}
+    for number, path in enumerate(files):
+        for part in _below(path, root):
+            column, equals, value = part.partition("=")
+            if equals and column:
+                values = found.setdefault(unquote(column), [None] * len(files))
+                values[number] = None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
+    return found
+
+
+def _below(path: Path, root: Path | None) -> tuple[str, ...]:
+    """The folders between ``root`` and a file."""
+    return () if root is None else path.parent.relative_to(root).parts
+
+
+def _layouts(files: Sequence[Path], schemas: Sequence[Any], root: Path | None) -> str:
+    """Which files have which columns, for a message."""
+    groups: dict[str, list[str]] = {}
+    for path, schema in zip(files, schemas, strict=True):
+        groups.setdefault(", ".join(schema.names), []).append("/".join((*_below(path, root), path.name)))
+    shown = [
+        f"{', '.join(paths[:2])}{' ...' if len(paths) > 2 else ''}: {names:.200}" for names, paths in groups.items()
+    ]
+    return "; ".join(shown[:4])
+
+
+def _splits(
+    files: Sequence[Path], counts: Sequence[int], root: Path | None, partitions: dict[str, list[str | None]]
+) -> dict[str, NDArray[np.intp]]:
+    """Rows of the splits that the names of files or folders say."""
+    if len(files) == 1 and root is None:
+        return {}
     owners = np.repeat(np.arange(len(files)), counts)
-    return {split: np.flatnonzero(np.isin(owners, numbers)) for split, numbers in members.items() if numbers}
+    found = np.array([_split_of(path, root, number, partitions) for number, path in enumerate(files)])
+    return {split: np.flatnonzero(found[owners] == split) for split in np.unique(found).tolist() if split}
+
+
+def _split_of(path: Path, root: Path | None, number: int, partitions: dict[str, list[str | None]]) -> str:
+    """The split a file belongs to, "" for none: by a folder ``split=...``, by its own name, or by its nearest folder."""
+    named = partitions.get("split", [])
+    if named and named[number]:
+        return _SPLITS.get(str(named[number]).lower(), str(named[number]))
+    for split in ("train", "test", "validation"):
+        if path.stem.startswith(split):
+            return split
+    for name in (path.stem, *reversed(_below(path, root))):
+        word = re.match("[a-z]*", name.lower())
+        if word is not None and word[0] in _SPLITS:
+            return _SPLITS[word[0]]
+    return ""

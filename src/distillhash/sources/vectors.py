@@ -1,8 +1,9 @@
 """Sources that are arrays already: embeddings and images in memory, in ``.npy`` and in ``.npz`` files."""
 
 import logging
-import zipfile
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError
-from distillhash.sources.base import EmbeddingSource, ImageSource, RowKeys, Source, class_labels, unique_keys
+from distillhash.files import open_regular
+from distillhash.sources.base import (
+    EmbeddingSource,
+    ImageSource,
+    RowKeys,
+    Source,
+    class_labels,
+    fitting_names,
+    no_column,
+    unique_keys,
+)
 
 _logger = logging.getLogger(__name__)
 _NPZ_NAMES = ("features", "embeddings", "vectors")
 _BLOCK_BYTES = 1 << 24
+_UNPACKED_BYTES = 1 << 30  # a file may unpack to this, or to so many times its size
+_UNPACKED_RATIO = 100
+_SHOWN = 20  # arrays of an archive named in a message
 
 
 class PixelImages(ImageSource):
@@ -76,56 +90,137 @@ def open_array(array: NDArray[Any], name: str) -> Source:
     return EmbeddingSource(name, usable_vectors(array, name))
 
 
+def check_unpacked(n_bytes: int, stored: int) -> None:
+    """A :class:`DataError` where a file of ``stored`` bytes unpacks to more than a gigabyte and to far more than embeddings or texts do."""
+    if n_bytes > max(_UNPACKED_BYTES, _UNPACKED_RATIO * stored):
+        raise DataError(
+            f"it unpacks to {n_bytes:,} bytes, over {_UNPACKED_RATIO} times the {stored:,} it has; store it uncompressed"
+        )
+
+
+@contextmanager
+def _readable(path: Path, name: str) -> Iterator[None]:
+    """Turn whatever NumPy raises about a damaged file into a :class:`DataError`."""
+    try:
+        yield
+    except Exception as error:  # a header is Python source: SyntaxError, RecursionError, MemoryError, TypeError, ...
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(error).__name__
+        raise DataError(
+            f"{name}: {path} is not a readable NumPy file ({reason:.300}); use np.save or np.savez, without objects"
+        ) from error
+
+
 def open_npy(path: Path, name: str) -> Source:
     """A ``.npy`` file, memory-mapped: embeddings ``(n, d)``, or images ``(n, h, w, 3) uint8``."""
-    try:
+    with _readable(path, name):
+        with open_regular(path) as file:  # np.load would wait for a pipe
+            status = os.fstat(file.fileno())
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise _unreadable(path, name, error) from error
+        if isinstance(array, np.ndarray) and array.nbytes > _UNPACKED_BYTES and hasattr(status, "st_blocks"):
+            check_unpacked(array.nbytes, 512 * status.st_blocks)  # a sparse file has zeros that nobody stored
     if not isinstance(array, np.ndarray):  # an .npz under another name
         array.close()
         raise DataError(f"{name}: {path} holds several arrays; rename it to .npz")
-    return open_array(array, name)
-
-
-def read_npz(path: Path, name: str) -> dict[str, NDArray[Any]]:
-    """All arrays of an ``.npz`` file."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {key: stored[key] for key in stored.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, TypeError) as error:  # TypeError: it is an .npy
-        raise _unreadable(path, name, error) from error
+        return open_array(array, name)
+    except MemoryError as error:
+        raise DataError(f"{name}: {array.dtype} of shape {array.shape} does not fit into memory") from error
 
 
-def labelled_vectors(name: str, vectors: NDArray[Any], arrays: dict[str, NDArray[Any]], what: str) -> EmbeddingSource:
-    """A source of ``vectors`` with the ``labels``, ``label_names`` and ``keys`` that ``arrays`` hold; ``what`` is for messages."""
-    n, labels, label_names, keys = len(vectors), None, None, None
-    if "labels" in arrays:
-        labels, label_names = class_labels(arrays["labels"], n, f"{name}: the array 'labels'")
-    if "label_names" in arrays and arrays["label_names"].ndim == 1:
-        label_names = [str(label) for label in arrays["label_names"]]
+class Archive:
+    """The arrays of an ``.npz`` file, each read when it is asked for, and none that unpacks to far more than the file has."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name = path, name
+        with self._open() as stored:
+            self.names: list[str] = list(dict.fromkeys(stored.files))
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        with (
+            _readable(self.path, self.name),
+            open_regular(self.path) as file,
+            np.load(file, allow_pickle=False) as stored,
+        ):
+            if isinstance(stored, np.ndarray):
+                raise DataError("it holds one array; rename it to .npy")
+            yield stored
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.names
+
+    def __getitem__(self, key: str) -> NDArray[Any]:
+        """The array ``key``; a :class:`DataError` where it cannot be read."""
+        with self._open() as stored:
+            places = [key, f"{key}.npy"]
+            sizes = [member.file_size for member in stored.zip.infolist() if member.filename in places]
+            check_unpacked(max(sizes, default=0), self.path.stat().st_size)
+            array = stored[key]
+            if not isinstance(array, np.ndarray):
+                raise DataError(f"its member {key!r:.100} is no array")
+            return array
+
+    def contents(self) -> str:
+        """What the file holds, for messages."""
+        held = [self._described(key) for key in self.names[:_SHOWN]]
+        return ", ".join([*held, *(["..."] if len(self.names) > _SHOWN else [])]) or "nothing"
+
+    def _described(self, key: str) -> str:
+        try:
+            array = self[key]
+        except DataError:
+            return f"{key} (unreadable)"
+        return f"{key} {array.dtype} {array.shape}"
+
+
+def labelled_vectors(
+    name: str, vectors: NDArray[Any], arrays: Archive, what: str, *, label_column: str | None = None
+) -> EmbeddingSource:
+    """A source of ``vectors`` with the ``labels``, ``label_names`` and ``keys`` that ``arrays`` hold; ``what`` is for messages.
+
+    Labels that cannot be used are ignored with a logged warning, unless they were asked for as ``label_column``.
+    """
+    n, labels, keys = len(vectors), None, None
+    label_names: Sequence[str] | None = None
+    column = label_column or "labels"
+    if label_column is not None and label_column not in arrays:
+        raise no_column("--label-column", label_column, name, arrays.contents())
+    if column in arrays:
+        stored = np.zeros(n)
+        try:
+            stored = arrays[column]
+            labels, label_names = class_labels(stored, n, f"{name}: the array {column!r}")
+        except DataError as error:
+            if label_column is not None or (stored.ndim and len(stored) != n):  # rows and labels do not belong together
+                raise
+            _logger.warning("%s; the labels are ignored", error)
+    if labels is not None and "label_names" in arrays and arrays["label_names"].ndim == 1:
+        label_names = fitting_names([str(label) for label in arrays["label_names"]], labels)
     if "keys" in arrays:
-        if arrays["keys"].shape != (n,):
-            raise DataError(f"{name}: the array 'keys' has shape {arrays['keys'].shape}; {n} {what} need {n} keys")
-        keys = unique_keys(map(str, arrays["keys"]))
+        stored = arrays["keys"]
+        if stored.shape != (n,):
+            raise DataError(f"{name}: the array 'keys' has shape {stored.shape}; {n} {what} need {n} keys")
+        keys = unique_keys(map(str, stored))
     return EmbeddingSource(name, vectors, keys, labels=labels, label_names=label_names)
 
 
-def open_npz(path: Path, name: str) -> EmbeddingSource:
+def open_npz(
+    path: Path, name: str, *, embedding_column: str | None = None, label_column: str | None = None
+) -> EmbeddingSource:
     """An ``.npz`` file of embeddings: ``features``, ``embeddings`` or ``vectors``, or else its only 2-d float array.
 
     Optional arrays: ``labels`` (classes or 0/1 indicators), ``label_names`` and ``keys`` (strings). Read into memory, unlike ``.npy``.
+    The columns are the names of other arrays to take.
     """
-    arrays = read_npz(path, name)
-    wanted = [key for key in _NPZ_NAMES if key in arrays][:1]
-    wanted = wanted or [key for key, array in arrays.items() if array.ndim == 2 and array.dtype.kind == "f"]
+    arrays = Archive(path, name)
+    if embedding_column is not None and embedding_column not in arrays:
+        raise no_column("--embedding-column", embedding_column, name, arrays.contents())
+    wanted = [embedding_column] if embedding_column is not None else [key for key in _NPZ_NAMES if key in arrays][:1]
+    wanted = wanted or [key for key in arrays.names if arrays[key].ndim == 2 and arrays[key].dtype.kind == "f"]
     if len(wanted) != 1:
-        held = ", ".join(f"{key} {array.dtype} {array.shape}" for key, array in arrays.items()) or "nothing"
         raise DataError(
-            f"{name}: {path} has {len(wanted)} candidate arrays of embeddings; name one 'features' (it holds: {held})"
+            f"{name}: {path} has {len(wanted)} candidate arrays of embeddings; name one 'features', or choose one with "
+            f"--embedding-column (it holds: {arrays.contents()})"
         )
-    return labelled_vectors(name, usable_vectors(arrays.pop(wanted[0]), name), arrays, "embeddings")
-
-
-def _unreadable(path: Path, name: str, error: Exception) -> DataError:
-    return DataError(f"{name}: {path} is not a readable NumPy file ({error}); use np.save or np.savez, without objects")
+    vectors = usable_vectors(arrays[wanted[0]], name)
+    return labelled_vectors(name, vectors, arrays, "embeddings", label_column=label_column)

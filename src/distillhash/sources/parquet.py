@@ -1,0 +1,395 @@
+"""Parquet files, read in bounded memory: what a file says of itself is checked before anything is unpacked.
+
+A few bytes of Parquet may stand for gigabytes: pages are compressed, a dictionary holds a value once for any number of rows, and the
+sizes in the footer need not be true. The headers of the pages are, since the reader itself follows them; they are read first.
+"""
+
+import errno
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from distillhash.errors import DataError
+from distillhash.files import MAX_FILE_SIZE, open_regular
+from distillhash.sources.base import BadItemError
+from distillhash.sources.vectors import check_unpacked
+
+_BLOCK_BYTES = 16 << 20  # aimed at per block: about a hundred photos
+_CACHE_BYTES = 256 << 20
+_BUFFER_BYTES = 1 << 20  # of a column chunk read ahead, instead of all of it
+_BLOCK_ROWS = 1 << 16
+_HEADER_BYTES = 1 << 14  # of a page header read at once; those with long statistics take more
+_MAX_HEADER_BYTES = 1 << 24
+_PLAIN, _DICTIONARY_ENCODINGS, _DELTA_BYTE_ARRAY = 0, {2, 8}, 7  # numbers of parquet.thrift
+_DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
+
+Names = tuple[str, ...]  # of a column, and of the fields in it
+
+
+@contextmanager
+def readable_table(name: str) -> Iterator[None]:
+    """Turn the errors about a damaged file into a :class:`DataError`."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except MemoryError as error:
+        raise DataError(f"{name}: the table does not fit into memory; split it, or give it as a .npy") from error
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:  # KeyError: two columns of one name
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
+        raise DataError(f"{name}: not a readable Parquet table ({reason}); check that the file is complete") from error
+
+
+@contextmanager
+def open_parquet(path: Path, **options: Any) -> Iterator[Any]:
+    """A regular file as a ``pyarrow.parquet.ParquetFile``."""
+    import pyarrow.parquet as pq
+
+    with open_regular(path) as file:
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - 8))
+        length = int.from_bytes(file.read(4), "little")
+        if file.read() == b"PAR1" and length > MAX_FILE_SIZE:
+            raise OSError(errno.EFBIG, f"its footer has {length:,} bytes, over the limit of {MAX_FILE_SIZE:,}")
+        file.seek(0)
+        with pq.ParquetFile(file, **options) as table:
+            yield table
+
+
+def find_column(schema: Any, path: str) -> Names | None:
+    """The column at a dotted path, whatever dots its names have themselves; None where there is none."""
+    import pyarrow.types as types
+
+    for field in schema:
+        if field.name == path:
+            return (field.name,)
+        if path.startswith(f"{field.name}.") and types.is_struct(field.type):
+            inner = find_column(list(field.type), path[len(field.name) + 1 :])
+            if inner is not None:
+                return (field.name, *inner)
+    return None
+
+
+def column_type(schema: Any, names: Names) -> Any:
+    """The type of a column, without dictionary and extension."""
+    kind = schema.field(names[0]).type
+    for name in names[1:]:
+        kind = kind.field(name).type
+    return plain_type(kind)
+
+
+def plain_type(kind: Any) -> Any:
+    """A type without dictionary and extension."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    return kind.value_type if types.is_dictionary(kind) else kind
+
+
+def column_values(array: Any, names: Names) -> Any:
+    """The values of a column, given that of the topmost name; null where a struct above them is."""
+    import pyarrow as pa
+
+    for name in names[1:]:
+        array = array.flatten()[array.type.get_field_index(name)]
+    return array.storage if isinstance(array, pa.ExtensionArray) else array
+
+
+class _Pages(NamedTuple):
+    """What the page headers of a column chunk say."""
+
+    n_values: int
+    unpacked: int  # bytes of all pages
+    largest: tuple[int, int]  # unpacked and packed bytes of the page that unpacks to most
+    encodings: set[int]  # of the data pages
+    shared: int  # bytes that many rows may share: the dictionary page, or a page of increments
+
+
+def read_pages(file: BinaryIO, chunk: Any) -> _Pages:
+    """The page headers of a column chunk; an :class:`OSError` where they are damaged."""
+    offsets = [chunk.data_page_offset, *([chunk.dictionary_page_offset] if chunk.has_dictionary_page else [])]
+    position = min(offset for offset in offsets if offset)
+    n_values = unpacked = shared = 0
+    largest, encodings = (0, 0), set[int]()
+    while n_values < chunk.num_values:
+        length, header = _page_header(file, position)
+        try:
+            kind, size, packed = (header[number] for number in (1, 2, 3))
+            about = header.get({_DATA_PAGE: 5, _DATA_PAGE_V2: 8}.get(kind, 0), {})
+            n_here, encoding = (about[1], about[4 if kind == _DATA_PAGE_V2 else 2]) if about else (0, _PLAIN)
+        except (KeyError, TypeError) as error:
+            raise OSError(errno.EIO, "a page header is damaged") from error
+        if min(size, packed, n_here) < 0:
+            raise OSError(errno.EIO, "a page header is damaged")
+        if about:
+            encodings.add(encoding)
+        if kind == _DICTIONARY_PAGE or encoding == _DELTA_BYTE_ARRAY:
+            shared = max(shared, size)
+        n_values, unpacked, largest = n_values + n_here, unpacked + size, max(largest, (size, packed))
+        position += length + packed
+    return _Pages(n_values, unpacked, largest, encodings, shared)
+
+
+def _page_header(file: BinaryIO, position: int) -> tuple[int, dict[int, Any]]:
+    """Length and fields of the page header at ``position``, in Thrift's compact protocol."""
+    size = _HEADER_BYTES
+    while True:
+        file.seek(position)
+        data = file.read(size)
+        try:
+            return _Compact(data).header()
+        except (IndexError, RecursionError, ValueError) as error:
+            if len(data) < size or size >= _MAX_HEADER_BYTES:
+                raise OSError(errno.EIO, "a page header is damaged, or the file is cut short") from error
+            size *= 16
+
+
+class _Compact:
+    """A reader of Thrift structs in the compact protocol, as ``{field number: value}``."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data, self._place = data, 0
+
+    def header(self) -> tuple[int, dict[int, Any]]:
+        """The struct that the data begin with, and its length."""
+        fields = self._struct()
+        return self._place, fields
+
+    def _byte(self) -> int:
+        self._place += 1
+        return self._data[self._place - 1]
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self._byte()
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+            shift += 7
+            if shift > 63:
+                raise ValueError("a number of more than 64 bits")
+
+    def _struct(self) -> dict[int, Any]:
+        fields: dict[int, Any] = {}
+        number = 0
+        while byte := self._byte():
+            number = number + (byte >> 4) if byte >> 4 else self._zigzag()
+            fields[number] = self._value(byte & 15)
+        return fields
+
+    def _zigzag(self) -> int:
+        value = self._varint()
+        return (value >> 1) ^ -(value & 1)
+
+    def _value(self, kind: int) -> Any:
+        if kind in (1, 2):
+            return kind == 1
+        if kind in (4, 5, 6):
+            return self._zigzag()
+        if kind in (3, 7, 8):  # a byte, a double, text; what they say is not needed
+            length = {3: 1, 7: 8}.get(kind) or self._varint()
+            self._place += length
+            if self._place > len(self._data):
+                raise IndexError
+            return None
+        if kind in (9, 10):  # a list, a set
+            byte = self._byte()
+            count = byte >> 4 if byte >> 4 < 15 else self._varint()
+            for _ in range(count):
+                if byte & 15 in (1, 2):
+                    self._byte()
+                else:
+                    self._value(byte & 15)
+            return None
+        if kind == 12:
+            return self._struct()
+        raise ValueError(f"the type {kind}")
+
+
+def read_column(files: Sequence[Path], names: Names) -> Any:
+    """A column over all files, read whole, as one pyarrow array; an :class:`OSError` where it unpacks to far more than the file."""
+    import pyarrow as pa
+
+    chunks = [chunk for path in files for chunk in column_batches(path, names)]
+    tables = [pa.table({"values": chunk}) for chunk in chunks]
+    if not tables:
+        with open_parquet(files[0]) as table:
+            return pa.array([], column_type(table.schema_arrow, names))
+    return pa.concat_tables(tables, promote_options="permissive").column(0).combine_chunks()
+
+
+def column_batches(path: Path, names: Names) -> Iterator[Any]:
+    """The values of a column of one file, in the order of rows; see :func:`read_column`."""
+    dotted = ".".join(names)
+    with open_parquet(path) as table, open_regular(path) as file:
+        size = file.seek(0, 2)
+        places = leaf_places(table.metadata, dotted)
+        rows = _BLOCK_ROWS
+        for group in range(table.num_row_groups):
+            for place in places:
+                pages = read_pages(file, table.metadata.row_group(group).column(place))
+                check_unpacked(max(pages.unpacked, 4 * pages.n_values), size)
+                rows = max(1, min(rows, _CACHE_BYTES // max(1, pages.shared)))
+        n_bytes = 0
+        for batch in table.iter_batches(rows, columns=[dotted]):
+            n_bytes += batch.nbytes
+            check_unpacked(n_bytes, size)
+            yield column_values(batch.column(names[0]), names)
+
+
+def leaf_places(metadata: Any, dotted: str) -> list[int]:
+    """The numbers of the stored columns that a column (a dotted path) consists of."""
+    paths = [metadata.schema.column(place).path for place in range(metadata.num_columns)]
+    return [place for place, path in enumerate(paths) if path == dotted or path.startswith(f"{dotted}.")]
+
+
+class _Group(NamedTuple):
+    path: Path
+    number: int
+    n_rows: int
+
+
+class _Plan(NamedTuple):
+    """How a row group is read."""
+
+    block_rows: int  # rows of a block
+    dictionary: list[str]  # columns that are left as a dictionary, of which a row costs a number
+    largest: tuple[int, int]  # as in _Pages
+
+
+class Blocks:
+    """Values of one or several columns by row over all files, of which a bounded part is in memory; safe to use from several threads."""
+
+    def __init__(self, files: Sequence[Path], columns: Sequence[Names]) -> None:
+        self._columns = columns
+        self._groups: list[_Group] = []
+        for path in files:
+            with open_parquet(path) as table:
+                for number in range(table.num_row_groups):
+                    if n_rows := table.metadata.row_group(number).num_rows:
+                        self._groups.append(_Group(path, number, n_rows))
+        self._starts = np.cumsum([0, *(group.n_rows for group in self._groups)])[:-1]
+        self._lock = threading.Lock()
+        self._plans: dict[int, _Plan] = {}
+        self._kept: OrderedDict[tuple[int, int], tuple[Any, ...]] = OrderedDict()
+        self._kept_bytes = 0
+        self._running: tuple[int, int, Iterator[Any]] | None = None  # a group, its next block, the rest of its blocks
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return sum(group.n_rows for group in self._groups)
+
+    def folder(self, row: int) -> Path:
+        """The folder of the file that holds ``row``."""
+        return self._groups[self._place(row)].path.parent
+
+    def values(self, row: int, limit: int) -> tuple[Any, ...]:
+        """The value of each column at ``row``, None where it is null.
+
+        A :class:`BadItemError` where that part of the file is damaged or gone, or the value has more than ``limit`` bytes.
+        """
+        place = self._place(row)
+        group = self._groups[place]
+        with self._lock:
+            try:
+                if place not in self._plans:
+                    self._plans[place] = self._plan(group)
+                plan = self._plans[place]
+                _check_page(plan.largest, limit)
+                block, offset = divmod(row - int(self._starts[place]), plan.block_rows)
+                if (place, block) not in self._kept:
+                    self._load(place, block)
+            except (
+                Exception
+            ) as error:  # ArrowInvalid, OSError, MemoryError; StopIteration where the file ends too early
+                self._running = None
+                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                raise BadItemError(f"row group {group.number} of {group.path.name} cannot be read: {reason}") from error
+            self._kept.move_to_end((place, block))
+            values = [array[offset] for array in self._kept[place, block]]
+        return tuple(_bounded(value, limit) for value in values)
+
+    def _place(self, row: int) -> int:
+        return int(np.searchsorted(self._starts, row, side="right")) - 1
+
+    def _plan(self, group: _Group) -> _Plan:
+        """How to read a row group, from its page headers."""
+        block_rows, dictionary, largest = min(group.n_rows, _BLOCK_ROWS), list[str](), (0, 0)
+        with open_parquet(group.path) as table, open_regular(group.path) as file:
+            for names in self._columns:
+                dotted = ".".join(names)
+                for place in leaf_places(table.metadata, dotted):
+                    pages = read_pages(file, table.metadata.row_group(group.number).column(place))
+                    largest = max(largest, pages.largest)
+                    if pages.encodings and pages.encodings <= _DICTIONARY_ENCODINGS:
+                        dictionary.append(dotted)
+                        continue
+                    rows = min(
+                        _BLOCK_BYTES * group.n_rows // max(1, pages.unpacked), _CACHE_BYTES // max(1, pages.shared)
+                    )
+                    block_rows = max(1, min(block_rows, rows))
+        return _Plan(block_rows, dictionary, largest)
+
+    def _load(self, place: int, block: int) -> None:
+        """Read on in the row group as far as ``block``, or from its start where that is behind."""
+        if self._running is None or self._running[0] != place or self._running[1] > block:
+            self._running = (place, 0, self._read_group(self._groups[place], self._plans[place]))
+        _, following, blocks = self._running
+        for number in range(following, block + 1):
+            arrays = next(blocks)
+            self._kept_bytes += _size(arrays) - _size(self._kept.get((place, number), ()))
+            self._kept[place, number] = arrays
+            while self._kept_bytes > _CACHE_BYTES and len(self._kept) > 1:
+                self._kept_bytes -= _size(self._kept.popitem(last=False)[1])
+        self._running = (place, block + 1, blocks)
+
+    def _read_group(self, group: _Group, plan: _Plan) -> Iterator[tuple[Any, ...]]:
+        options = {"buffer_size": _BUFFER_BYTES, "pre_buffer": False, "read_dictionary": plan.dictionary}
+        with open_parquet(group.path, **options) as file:
+            left = group.n_rows
+            for batch in file.iter_batches(
+                plan.block_rows,
+                row_groups=[group.number],
+                columns=[".".join(names) for names in self._columns],
+                use_threads=False,
+            ):
+                if len(batch) != min(plan.block_rows, left):
+                    raise OSError(f"{len(batch)} rows came where {min(plan.block_rows, left)} were expected")
+                left -= len(batch)
+                yield tuple(column_values(batch.column(names[0]), names) for names in self._columns)
+
+
+def _size(arrays: tuple[Any, ...]) -> int:
+    return sum(array.nbytes for array in arrays)
+
+
+def _check_page(largest: tuple[int, int], limit: int) -> None:
+    """An :class:`OSError` for a page that unpacks to more than a few items of ``limit`` bytes, or to that from next to nothing."""
+    unpacked, packed = largest
+    if unpacked > 4 * limit or (unpacked > limit and unpacked > 8 * packed):
+        raise OSError(
+            errno.EFBIG,
+            f"a page of it unpacks to {unpacked:,} bytes, over the limit of {limit:,}; raise it with --max-file-size",
+        )
+
+
+def _bounded(scalar: Any, limit: int) -> Any:
+    """A value of a column, if it is not too large."""
+    import pyarrow as pa
+
+    if isinstance(scalar, pa.DictionaryScalar):
+        scalar = scalar.value if scalar.is_valid else pa.scalar(None)
+    buffer = scalar.as_buffer() if hasattr(scalar, "as_buffer") else None
+    if buffer is not None and buffer.size > limit:
+        raise BadItemError(
+            f"the image has {buffer.size:,} bytes, over the limit of {limit:,}; raise it with --max-file-size"
+        )
+    return scalar.as_py()
