@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError, FormatError, ParameterError
 
+_MAX_BITS = 1 << 20  # of a code in a file
+
 
 class Codes:
     """An immutable array of ``n`` binary codes of ``n_bits`` bits.
@@ -159,21 +161,52 @@ class Codes:
         """
         path = Path(path)
         try:
-            if path.suffix == ".parquet":
-                import pyarrow.parquet as pq
-
-                table = pq.read_table(path)
-                n_bits = int((table.schema.metadata or {})[b"distillhash.n_bits"])
-                flat = b"".join(table.column("code").to_pylist())
-                packed = np.frombuffer(flat, np.uint8).reshape(table.num_rows, bytes_per_code(n_bits))
-                return cls.from_packed(packed, n_bits), [str(key) for key in table.column("key").to_pylist()]
-            with np.load(path, allow_pickle=False) as arrays:
-                codes = cls.from_packed(arrays["packed"], int(arrays["n_bits"]))
-                return codes, [str(key) for key in arrays["keys"]] if "keys" in arrays else None
+            return cls._load_parquet(path) if path.suffix == ".parquet" else cls._load_npz(path)
         except Exception as error:
             raise FormatError(
                 f"{path} is not a readable codes file ({error}); write one with `distillhash encode`"
             ) from error
+
+    @classmethod
+    def _load_npz(cls, path: Path) -> tuple[Codes, list[str] | None]:
+        from distillhash.sources.vectors import Archive
+
+        arrays = Archive(path, "codes")
+        n_bits = arrays["n_bits"]
+        if n_bits.size != 1 or n_bits.dtype.kind not in "iu":
+            raise DataError(f"n_bits must be one integer, got {n_bits.dtype} of shape {n_bits.shape}")
+        codes = cls.from_packed(arrays["packed"], _stored_length(int(n_bits.reshape(())[()])))
+        if "keys" not in arrays:
+            return codes, None
+        keys = arrays["keys"]
+        if keys.shape != (len(codes),) or keys.dtype.kind not in "US":
+            raise DataError(f"{len(codes)} codes need as many strings as keys, got {keys.dtype} of shape {keys.shape}")
+        return codes, [str(key) for key in keys.astype(np.str_)]
+
+    @classmethod
+    def _load_parquet(cls, path: Path) -> tuple[Codes, list[str]]:
+        from distillhash.sources.parquet import column_batches, open_parquet
+
+        with open_parquet(path) as table:
+            n_bits = _stored_length(int((table.schema_arrow.metadata or {})[b"distillhash.n_bits"]))
+        n_bytes, parts, keys = bytes_per_code(n_bits), list[bytes](), list[Any]()
+        for batch in column_batches(path, ("code",)):
+            parts += batch.to_pylist()
+        for batch in column_batches(path, ("key",)):
+            keys += batch.to_pylist()
+        if any(type(code) is not bytes or len(code) != n_bytes for code in parts):
+            raise DataError(f"codes of {n_bits} bits have {n_bytes} bytes each")
+        if len(keys) != len(parts) or any(isinstance(key, bytes | list | dict) for key in keys):
+            raise DataError(f"{len(parts)} codes need as many strings as keys")
+        packed = np.frombuffer(b"".join(parts), np.uint8).reshape(len(parts), n_bytes)
+        return cls.from_packed(packed, n_bits), [str(key) for key in keys]
+
+
+def _stored_length(n_bits: int) -> int:
+    """A code length that a file states."""
+    if not 1 <= n_bits <= _MAX_BITS:
+        raise DataError(f"it states {n_bits} bits a code; there are 1 to {_MAX_BITS:,}")
+    return n_bits
 
 
 def bytes_per_code(n_bits: int) -> int:

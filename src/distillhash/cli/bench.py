@@ -10,9 +10,11 @@ from typing import Any
 
 from distillhash.cli.common import (
     SOURCE_HELP,
+    add_column_options,
     add_compute_options,
     add_method_options,
     backbone_name,
+    chosen_columns,
     command_line,
     open_cache,
     parse_settings,
@@ -33,6 +35,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_method_options(parser)
     add("--views", type=int, metavar="N", help="augmented views for the methods that use them (default: 6)")
     add("--shrink", action="store_true", help="draw the protocol's proportions from a smaller copy of its data set")
+    add_column_options(parser)
     add_compute_options(parser)
 
 
@@ -58,7 +61,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if n_views < 0:
         raise ParameterError(f"--views must be at least 0, got {n_views}")
     protocol = load_protocol(arguments.protocol)
-    source = open_source(arguments.data)
+    source = open_source(arguments.data, **chosen_columns(arguments))
     options = {"image_size": arguments.image_size, "weights": arguments.weights, "device": arguments.device}
     backbone = make_backbone(backbone_name(arguments, source), **options)
     use_views = not isinstance(source, EmbeddingSource) and any(method_class(method).uses_views for method in methods)

@@ -19,6 +19,7 @@ from distillhash.output import escaped
 if TYPE_CHECKING:
     from distillhash.backbones import FeatureCache
     from distillhash.sources import Skipped, Source
+    from distillhash.sources.pairs import PairSource
 
 SOURCE_HELP = (
     "a folder of images, a list file, a .parquet image table, a .npy/.npz/.parquet of embeddings, or digits:, cifar10:DIR, "
@@ -36,8 +37,8 @@ def add_compute_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-cache", action="store_true", help="keep no features")
 
 
-def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """Options of every verb that reads a source: which items count, and the compute options."""
+def add_reading_options(parser: argparse.ArgumentParser, *, columns: bool = True) -> None:
+    """Options of every verb that reads a source: which items count, which ``columns`` of a table, and the compute options."""
     parser.add_argument("--strict", action="store_true", help="exit 1 if any item could not be used")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="skip images with more pixels than this")
     parser.add_argument(
@@ -47,7 +48,23 @@ def add_reading_options(parser: argparse.ArgumentParser) -> None:
         default=MAX_FILE_SIZE,
         help="skip files with more MiB than this, or write 64K, 1G (default: 256)",
     )
+    if columns:
+        add_column_options(parser)
     add_compute_options(parser)
+
+
+def add_column_options(parser: argparse.ArgumentParser) -> None:
+    """Options that choose columns of a table."""
+    parser.add_argument(
+        "--image-column", metavar="NAME", help="the column of images in a table (a.b: b in the struct a)"
+    )
+    parser.add_argument("--embedding-column", metavar="NAME", help="the column of embeddings in a table or .npz")
+    parser.add_argument("--label-column", metavar="NAME", help="the column of labels in a table or .npz")
+
+
+def chosen_columns(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The columns that the options choose, as ``open_source`` takes them."""
+    return {name: getattr(arguments, name, None) for name in ("image_column", "embedding_column", "label_column")}
 
 
 def add_method_options(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +89,15 @@ def open_argument(arguments: argparse.Namespace, spec: str) -> Source:
     """A source of the command line, opened as the reading options say."""
     from distillhash.sources import open_source
 
-    return open_source(spec, max_file_size=arguments.max_file_size)
+    return open_source(spec, max_file_size=arguments.max_file_size, **chosen_columns(arguments))
+
+
+def open_pairs_argument(arguments: argparse.Namespace, spec: str) -> PairSource:
+    """A source of image-text pairs, opened as the reading options and ``--caption-column`` say."""
+    from distillhash.sources.pairs import open_pairs
+
+    limits = {"max_file_size": arguments.max_file_size}
+    return open_pairs(spec, caption_column=arguments.caption_column, **limits, **chosen_columns(arguments))
 
 
 def _file_size(text: str) -> int:

@@ -17,6 +17,7 @@ from distillhash.cli.common import (
     command_line,
     open_argument,
     open_cache,
+    open_pairs_argument,
     refuse_skipped,
     say,
 )
@@ -36,6 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--query", required=True, metavar="SOURCE", help=SOURCE_HELP)
     add("--database", required=True, metavar="SOURCE", help="as --query")
     add("--report", metavar="FILE", help="also write a self-contained HTML report")
+    add("--caption-column", metavar="NAME", help="the column of texts in a table or CSV of image-text pairs")
     add_reading_options(parser)
 
 
@@ -52,6 +54,8 @@ def _by_labels(arguments: argparse.Namespace, model: HashModel) -> dict[str, Any
     from distillhash.bench.report import encode_source, write_evaluation_report
     from distillhash.metrics import evaluate_codes
 
+    if arguments.caption_column is not None:
+        raise ParameterError("--caption-column is for models of images and texts; leave it out")
     sides = []
     for source in (arguments.query, arguments.database):
         side = encode_source(
@@ -86,7 +90,9 @@ def _by_pairs(arguments: argparse.Namespace, model: CrossModalModel) -> dict[str
 
     if arguments.report:
         raise ParameterError("--report is for models of images alone; leave it out")
-    sources = arguments.query, arguments.database
+    query = open_pairs_argument(arguments, arguments.query)
+    same = arguments.database == arguments.query
+    sources = query, query if same else open_pairs_argument(arguments, arguments.database)
     report = evaluate_model(model, *sources, progress=not arguments.quiet, max_pixels=arguments.max_pixels)
     skipped = report.pop("skipped")
     refuse_skipped(arguments, skipped)

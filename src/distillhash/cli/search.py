@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="order the nearest codes by the query's real projection, by decoded features (urph), or by the features of image files",
     )
     add("--candidates", type=int, metavar="N", help="how many codes to re-rank (default: 10 k)")
-    add_reading_options(parser)
+    add_reading_options(parser, columns=False)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from distillhash.cli.common import (
     command_line,
     open_argument,
     open_cache,
+    open_pairs_argument,
     parse_settings,
     report_skipped,
     say,
@@ -56,6 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--fine-tune", action="store_true", help="train the backbone as well (slow without an accelerator)")
     add("--max-images", type=int, default=50_000, metavar="N", help="learn from at most N (default: 50000)")
+    add("--caption-column", metavar="NAME", help="with --pairs: the column of texts in a table or CSV")
     add_reading_options(parser)
 
 
@@ -100,7 +102,7 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     from distillhash.methods import make_hasher, method_class, method_names
     from distillhash.methods.registry import DEFAULT_IMAGE_TEXT_METHOD, DEFAULT_METHOD
     from distillhash.models import CrossModalModel, HashModel
-    from distillhash.sources.pairs import PairSource, open_pairs
+    from distillhash.sources.pairs import PairSource
     from distillhash.texts import DEFAULT_TEXT_ENCODER
 
     pairs, encoder = arguments.pairs, arguments.text_encoder
@@ -116,7 +118,9 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     if not pairs and method_class(method).fine_tunes and arguments.device != "auto":
         settings.setdefault("device", arguments.device)
     hasher = make_hasher(method, arguments.bits, seed=arguments.seed, **settings)
-    source = open_pairs(arguments.source) if pairs else open_argument(arguments, arguments.source)
+    if arguments.caption_column is not None and not pairs:
+        raise ParameterError(f"--caption-column {arguments.caption_column} needs texts; add --pairs, or leave it out")
+    source = (open_pairs_argument if pairs else open_argument)(arguments, arguments.source)
     images = source.images if isinstance(source, PairSource) else source
     parts: dict[str, Any] = {"hasher": hasher, "device": arguments.device, "cache": open_cache(arguments)}
     parts |= {"image_size": arguments.image_size, "weights": arguments.weights}

@@ -25,10 +25,9 @@ from distillhash.sources.base import (
     Source,
     fitting_names,
     no_column,
-    unique_keys,
 )
 from distillhash.sources.decode import image_format
-from distillhash.sources.files import FileImages, path_exists, read_image
+from distillhash.sources.files import path_exists, read_image
 from distillhash.sources.parquet import (
     Blocks,
     Names,
@@ -107,34 +106,12 @@ def open_tables(
             label_names = fitting_names(label_names or found_names, labels)
         splits = _splits(files, counts, root, partitions)
         labelling = {"labels": labels, "label_names": label_names if labels is not None else None, "splits": splits}
-        keys = _read_keys(files, schemas, n, None if images is None or images.data is None else images.path)
+        keys = _read_keys(files, schemas, n, None if images is None else images.path)
         if images is None:
             assert vector is not None
             table = usable_vectors(_read_vectors(files, vector, n, name), name)
             return EmbeddingSource(name, table, keys, **labelling)
-        if images.data is None and images.path is not None and len(images.path) == 1:
-            return _listed_files(files, images.path, counts, keys, name, labelling)
         return TableImages(name, files, images, keys or RowKeys("", range(n)), **labelling)
-
-
-def _listed_files(
-    files: Sequence[Path],
-    column: Names,
-    counts: list[int],
-    keys: list[str] | None,
-    name: str,
-    labelling: dict[str, Any],
-) -> FileImages:
-    """Images in files that a column of strings names, relative to the folder of their table."""
-    values = read_column(files, column).to_pylist()
-    root, folders = files[0].parent, np.repeat([str(path.parent.absolute()) for path in files], counts)
-    one = len({path.parent for path in files}) == 1
-    paths = [
-        "" if not value else value if one else os.path.join(folder, value)  # noqa: PTH118
-        for folder, value in zip(folders, values, strict=True)
-    ]
-    given = keys or unique_keys(value or f"row {row}" for row, value in enumerate(values))
-    return FileImages(name, root, paths, keys=given, **labelling)
 
 
 class TableImages(ImageSource):
