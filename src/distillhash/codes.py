@@ -181,7 +181,7 @@ class Codes:
         keys = arrays["keys"]
         if keys.shape != (len(codes),) or keys.dtype.kind not in "US":
             raise DataError(f"{len(codes)} codes need as many strings as keys, got {keys.dtype} of shape {keys.shape}")
-        return codes, [str(key) for key in keys.astype(np.str_)]
+        return codes, keys.astype(np.str_, copy=False).tolist()
 
     @classmethod
     def _load_parquet(cls, path: Path) -> tuple[Codes, list[str]]:

@@ -180,7 +180,7 @@ def test_list_file_without_labels(tmp_path: Path) -> None:
     [
         ("", "names no images; write one path per line"),
         (" \n\n", "names no images"),
-        ("x.png\t1\nx.png\n", r"line 2 of .* has the label ''; write an integer after the tab on every line"),
+        ("x.png\t1\nx.png\n", r"line 2 of .* has the label ''; write an integer after the tab on each line"),
         ("x.png\tcat\n", "line 1 of .* has the label 'cat'"),
         (f"x.png\t{10**30}\n", "has the label '1000"),
         ("Dear diary,\ntoday it rained.\n", r"none of the first 2 paths in .* exists \(the first is 'Dear diary,'\)"),

@@ -9,6 +9,7 @@ the binary version is one label byte and 3,072 pixel bytes (red, green, blue pla
 
 import io
 import pickle
+import pickletools
 import zlib
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, FormatError
+from distillhash.files import read_file
 from distillhash.sources.base import Source
 from distillhash.sources.download import check_file, download
 from distillhash.sources.table import open_tables
@@ -33,6 +35,7 @@ _PYTHON_BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
 _BINARY_BATCHES = tuple(f"{batch}.bin" for batch in _PYTHON_BATCHES)
 _PIXEL_BYTES = 3 * 32 * 32
 _MAX_BATCH_BYTES = 64 << 20  # an official batch is 31 MB
+_MAX_MEMO = 1 << 20  # objects in a pickle
 
 _Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -102,7 +105,7 @@ def _from_batches(
 
 def _read_batch(folder: Path, batch: str) -> bytes:
     try:
-        return (folder / batch).read_bytes()
+        return read_file(folder / batch, limit=_MAX_BATCH_BYTES)
     except OSError as error:
         raise FormatError(f"cannot be read from {folder} ({error.strerror})") from error
 
@@ -117,8 +120,8 @@ def _archive_reader(path: Path, md5: str, batches: tuple[str, ...]) -> Callable[
         with tarfile.open(path, "r:gz") as archive:
             for member in archive:
                 batch = Path(member.name).name
-                stream = archive.extractfile(member) if batch in batches and member.size <= _MAX_BATCH_BYTES else None
-                if stream is not None:
+                wanted = member.isfile() and batch in batches and member.size <= _MAX_BATCH_BYTES
+                if wanted and (stream := archive.extractfile(member)) is not None:
                     found[batch] = stream.read()
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise FormatError(f"{path} is a damaged archive ({error}); delete it, and it is downloaded again") from error
@@ -140,6 +143,11 @@ def _binary_batch(data: bytes) -> _Batch:
 
 def _python_batch(data: bytes) -> _Batch:
     try:
+        for operation, argument, _ in pickletools.genops(data):
+            if (
+                operation.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > _MAX_MEMO
+            ):  # the reader makes room for as many
+                raise pickle.UnpicklingError(f"it numbers an object {argument}")
         stored = _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
         values, classes = stored[b"data"], np.asarray(stored[b"labels"]).astype(np.int64)
     except Exception as error:  # a damaged pickle raises anything

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from distillhash.errors import DataError, FormatError
+from distillhash.files import open_regular
 from distillhash.progress import Progress
 
 _logger = logging.getLogger(__name__)
@@ -48,8 +49,11 @@ def download(url: str, target: Path, *, algorithm: str, checksum: str) -> None:
 
 def check_file(path: Path, name: object, algorithm: str, checksum: str, remedy: str) -> None:
     """Raise :class:`FormatError` unless the file's checksum starts with ``checksum``; ``name`` is what the message calls it."""
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, algorithm).hexdigest()
+    try:
+        with open_regular(path) as file:
+            found = hashlib.file_digest(file, algorithm).hexdigest()  # type: ignore[arg-type]  # it is a BufferedReader
+    except OSError as error:
+        raise FormatError(f"{name} cannot be read ({error.strerror}); {remedy}") from error
     if not found.startswith(checksum):
         stated = {"md5": "MD5", "sha256": "SHA-256"}[algorithm]
         raise FormatError(

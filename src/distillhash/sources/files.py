@@ -102,12 +102,12 @@ def open_list(path: Path, name: str) -> FileImages:
                 labels[row] = int(label)
             except (ValueError, OverflowError) as error:
                 raise DataError(
-                    f"{name}: line {number} of {path} has the label {label!r:.60}; write an integer after the tab on every line, or on none"
+                    f"{name}: line {number} of {path} has the label {label[:60]!r}; write an integer after the tab on each line, or on none"
                 ) from error
     probed = paths[:_PROBED]
     if not any(path_exists(path.parent / probe) for probe in probed):
         raise DataError(
-            f"{name}: nothing usable, none of the first {len(probed)} paths in {path} exists (the first is {probed[0]!r:.200}); "
+            f"{name}: nothing usable, none of the first {len(probed)} paths in {path} exists (the first is {probed[0][:200]!r}); "
             f"write paths relative to {path.parent}, or absolute ones"
         )
     return FileImages(name, path.parent, paths, labels=labels)

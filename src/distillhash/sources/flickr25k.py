@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from distillhash.errors import DataError, FormatError
+from distillhash.files import read_file
 from distillhash.sources.files import FileImages
 
 N_IMAGES = 25_000
@@ -50,7 +51,7 @@ def open_flickr25k(folder: Path, name: str) -> FileImages:
     for column, file in enumerate(files):
         path = annotations / file
         try:
-            numbers = np.array([int(number) for number in path.read_text("ascii").split()], np.int64)
+            numbers = np.array([int(number) for number in read_file(path).decode("ascii").split()], np.int64)
         except (ValueError, OverflowError, OSError) as error:
             raise FormatError(f"{name}: {path} is not a list of image numbers ({error}); {_AGAIN}") from error
         if numbers.size and (numbers.min() < 1 or numbers.max() > N_IMAGES):

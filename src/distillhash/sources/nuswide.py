@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, FormatError
+from distillhash.files import read_file
 from distillhash.sources.files import FileImages
 
 _CONCEPTS = """
@@ -45,7 +46,7 @@ def open_nuswide(folder: Path, name: str) -> FileImages:
     root = next((place for place in (folder / "Flickr", folder / "images") if place.is_dir()), None)
     if root is None:
         raise DataError(f"{name}: {folder / 'Flickr'} is missing; the images are sent on request, see {_ORIGIN}")
-    paths = _image_list(listed)
+    paths = _image_list(listed, name)
     table = np.stack([_indicators(path, len(paths), name) for path in truth], axis=1)
     kept = np.argsort(-table.sum(axis=0, dtype=np.int64), kind="stable")[:_N_KEPT]  # CONCEPTS are sorted by name
     rows = np.flatnonzero(table[:, kept].any(axis=1))
@@ -58,17 +59,26 @@ def open_nuswide(folder: Path, name: str) -> FileImages:
         chosen,
         labels=table[rows][:, kept],
         label_names=[CONCEPTS[concept] for concept in kept],
-        splits=_splits(folder / "ImageList", chosen),
+        splits=_splits(folder / "ImageList", chosen, name),
     )
 
 
-def _image_list(path: Path) -> list[str]:
-    lines = path.read_text("utf-8", "surrogateescape").split("\n")
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return read_file(path)
+    except OSError as error:
+        raise FormatError(
+            f"{name}: {path} cannot be read ({error.strerror}); unpack it again from {_ORIGIN}"
+        ) from error
+
+
+def _image_list(path: Path, name: str) -> list[str]:
+    lines = _read(path, name).decode("utf-8", "surrogateescape").split("\n")
     return [line.strip().replace("\\", "/") for line in lines if line.strip()]
 
 
 def _indicators(path: Path, n: int, name: str) -> NDArray[np.uint8]:
-    characters = np.frombuffer(path.read_bytes(), np.uint8)
+    characters = np.frombuffer(_read(path, name), np.uint8)
     bits: NDArray[np.uint8] = characters[characters > ord(" ")] - ord("0")
     if len(bits) != n or np.any(bits > 1):
         raise FormatError(
@@ -77,9 +87,9 @@ def _indicators(path: Path, n: int, name: str) -> NDArray[np.uint8]:
     return bits
 
 
-def _splits(folder: Path, paths: list[str]) -> dict[str, NDArray[np.intp]]:
+def _splits(folder: Path, paths: list[str], name: str) -> dict[str, NDArray[np.intp]]:
     files = {"train": folder / "TrainImagelist.txt", "test": folder / "TestImagelist.txt"}
     if not all(path.exists() for path in files.values()):
         return {}
-    members = {split: set(_image_list(path)) for split, path in files.items()}
+    members = {split: set(_image_list(path, name)) for split, path in files.items()}
     return {split: np.flatnonzero([path in names for path in paths]) for split, names in members.items()}

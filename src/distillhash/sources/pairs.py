@@ -288,7 +288,7 @@ def _open_csv(path: Path, name: str, columns: Columns, max_file_size: int) -> Pa
     if not set(found) & set(texts) and not any(path_exists(path.parent / place) for place in texts):
         first = next(iter(texts))
         raise DataError(
-            f"{name}: none of the {len(texts)} images that {path} names exists (the first is {first!r:.200}); "
+            f"{name}: none of the {len(texts)} images that {path} names exists (the first is {first[:200]!r}); "
             f"write paths relative to {path.parent}"
         )
     paths = [*texts, *(place for place in found if place not in texts)]
