@@ -18,7 +18,6 @@ from distillhash.errors import DataError, ParameterError
 from distillhash.files import MAX_FILE_SIZE
 
 _INDICATOR_BYTES = 1 << 32  # of a table of labels
-_MAX_CLASS = np.iinfo(np.int64).max
 
 
 def class_labels(values: NDArray[Any], n: int, where: str) -> tuple[NDArray[Any], list[str] | None]:
@@ -36,10 +35,12 @@ def class_labels(values: NDArray[Any], n: int, where: str) -> tuple[NDArray[Any]
     if values.dtype.kind in "US":
         names, numbers = np.unique(values.astype(np.str_), return_inverse=True)
         return numbers.reshape(-1).astype(np.int64), [str(label) for label in names]
-    whole = values.dtype.kind in "biu" or (values.dtype.kind == "f" and np.all(values == np.rint(values)))
-    if not whole or not np.all(
-        (values >= -(2.0**63)) & (values < 2.0**63) if values.dtype.kind == "f" else values <= _MAX_CLASS
-    ):
+    if values.dtype.kind == "f":
+        values = values.astype(np.float64)
+        usable = (values == np.rint(values)) & (np.abs(values) < 2.0**63)
+    else:
+        usable = values <= np.iinfo(np.int64).max if values.dtype.kind in "biu" else np.False_
+    if not np.all(usable):
         raise DataError(
             f"{where} of dtype {values.dtype} holds values that are not whole numbers of 64 bits; classes are integers or strings"
         )

@@ -5,6 +5,7 @@ sizes in the footer need not be true. The headers of the pages are, since the re
 """
 
 import errno
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -240,9 +241,26 @@ def column_batches(path: Path, names: Names) -> Iterator[Any]:
                 rows = max(1, min(rows, _CACHE_BYTES // max(1, pages.shared)))
         n_bytes = 0
         for batch in table.iter_batches(rows, columns=[dotted]):
-            n_bytes += batch.nbytes
+            values = column_values(batch.column(names[0]), names)
+            n_bytes += _decoded_bytes(values)
             check_unpacked(n_bytes, size)
-            yield column_values(batch.column(names[0]), names)
+            yield values
+
+
+def _decoded_bytes(array: Any) -> int:
+    """Bytes of an array whose dictionaries are replaced by the values that they stand for."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.types as types
+
+    if types.is_dictionary(array.type) and not types.is_primitive(array.type.value_type):
+        lengths = pc.binary_length(array.dictionary.cast(pa.large_binary()))
+        return int(pc.sum(lengths.take(array.indices)).as_py() or 0)
+    if types.is_list(array.type) or types.is_large_list(array.type) or types.is_fixed_size_list(array.type):
+        return int(array.nbytes) + _decoded_bytes(array.flatten())
+    if types.is_struct(array.type):
+        return sum(_decoded_bytes(field) for field in array.flatten())
+    return int(array.nbytes)
 
 
 def leaf_places(metadata: Any, dotted: str) -> list[int]:
@@ -392,4 +410,6 @@ def _bounded(scalar: Any, limit: int) -> Any:
         raise BadItemError(
             f"the image has {buffer.size:,} bytes, over the limit of {limit:,}; raise it with --max-file-size"
         )
+    if buffer is not None and not isinstance(scalar, pa.BinaryScalar):
+        return os.fsdecode(buffer.to_pybytes())  # a path, in whatever encoding
     return scalar.as_py()

@@ -334,9 +334,10 @@ def _labels(
             raise
         _logger.warning("%s; the labels are ignored", error)
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         if chosen is not None:
-            raise DataError(f"{where} cannot be used as labels ({error})") from error
-        _logger.warning("%s cannot be used as labels (%s); they are ignored", where, error)
+            raise DataError(f"{where} cannot be used as labels ({reason})") from error
+        _logger.warning("%s cannot be used as labels (%s); they are ignored", where, reason)
     return None, None
 
 
@@ -361,8 +362,8 @@ def _column_labels(
         return base.class_labels(np.array(values.to_pylist(), dtype=np.str_), n, where)
     if types.is_integer(kind) or types.is_boolean(kind) or types.is_floating(kind):
         return base.class_labels(values.to_numpy(zero_copy_only=False), n, where)[0], names
-    held = f"lists of {kind.value_type}" if is_list(kind) else f"of type {kind}"
-    raise DataError(f"{where} holds {held}; labels are integers, strings or lists of integers")
+    held = f"holds lists of {kind.value_type}" if is_list(kind) else f"is of type {kind}"
+    raise DataError(f"{where} {held}; labels are integers, strings or lists of integers")
 
 
 def _partition_labels(
@@ -392,8 +393,9 @@ def _read_keys(files: Sequence[Path], schemas: Sequence[Any], n: int, own_path: 
             continue
         try:
             keys = read_column(files, names).to_pylist()
-        except (DataError, UnicodeDecodeError) as error:
-            _logger.warning("the column %r gives no keys: %s", ".".join(names), error)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", error)
+            _logger.warning("the column %r gives no keys: %s", ".".join(names), reason)
             continue
         if len(keys) == n and all(isinstance(key, str | int) and key != "" for key in keys):
             texts = [str(key) for key in keys]

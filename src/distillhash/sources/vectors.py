@@ -1,5 +1,6 @@
 """Sources that are arrays already: embeddings and images in memory, in ``.npy`` and in ``.npz`` files."""
 
+import errno
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -91,11 +92,10 @@ def open_array(array: NDArray[Any], name: str) -> Source:
 
 
 def check_unpacked(n_bytes: int, stored: int) -> None:
-    """A :class:`DataError` where a file of ``stored`` bytes unpacks to more than a gigabyte and to far more than embeddings or texts do."""
+    """An :class:`OSError` where a file of ``stored`` bytes unpacks to more than a gigabyte and to far more than embeddings or texts do."""
     if n_bytes > max(_UNPACKED_BYTES, _UNPACKED_RATIO * stored):
-        raise DataError(
-            f"it unpacks to {n_bytes:,} bytes, over {_UNPACKED_RATIO} times the {stored:,} it has; store it uncompressed"
-        )
+        reason = f"it unpacks to {n_bytes:,} bytes, over {_UNPACKED_RATIO} times the {stored:,} it has; store it uncompressed"
+        raise OSError(errno.EFBIG, reason)
 
 
 @contextmanager
