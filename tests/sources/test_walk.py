@@ -25,16 +25,15 @@ def plant(root: Path, *names: str) -> None:
 
 def reachable(folder: str, seen: set[tuple[int, int]], files: set[tuple[int, int]]) -> set[tuple[int, int]]:
     """Device and inode of every image below a folder, links followed: a plain recursion, to compare with."""
-    status = os.stat(folder)
+    status = Path(folder).stat()
     if (status.st_dev, status.st_ino) in seen:
         return files
     seen.add((status.st_dev, status.st_ino))
-    for name in os.listdir(folder):
-        path = os.path.join(folder, name)
-        if os.path.isdir(path):
-            reachable(path, seen, files)
-        elif name.endswith(".png") and os.path.exists(path):
-            files.add((os.stat(path).st_dev, os.stat(path).st_ino))
+    for path in Path(folder).iterdir():
+        if path.is_dir():
+            reachable(str(path), seen, files)
+        elif path.suffix == ".png" and path.exists():
+            files.add((path.stat().st_dev, path.stat().st_ino))
     return files
 
 
@@ -57,7 +56,9 @@ def test_loops(tmp_path: Path) -> None:
     (tmp_path / "photos/x").symlink_to("y")
     (tmp_path / "photos/y").symlink_to("x")
     assert find_images(tmp_path / "photos") == ["a/1.png", "b/2.png"]
-    (tmp_path / "photos/out").symlink_to("..")  # above the folder: what lies beside it is listed, the folder itself is not again
+    (tmp_path / "photos/out").symlink_to(
+        ".."
+    )  # above the folder: what lies beside it is listed, the folder itself is not again
     assert find_images(tmp_path / "photos") == ["a/1.png", "b/2.png", "out/beside/3.png"]
 
 
@@ -162,7 +163,7 @@ def test_any_web_of_links(
             if source.parent.is_dir() and not os.path.lexists(source):
                 source.symlink_to(root / target_name / ("1.png" if is_file else ""))
         found = find_images(root)
-        inodes = [(os.stat(root / name).st_dev, os.stat(root / name).st_ino) for name in found if (root / name).exists()]
+        inodes = [(path.stat().st_dev, path.stat().st_ino) for path in map(root.joinpath, found) if path.exists()]
         assert len(inodes) == len(set(inodes))
         assert set(inodes) == reachable(str(root), set(), set())
 

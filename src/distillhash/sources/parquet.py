@@ -10,6 +10,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -103,6 +104,52 @@ def column_values(array: Any, names: Names) -> Any:
     return array.storage if isinstance(array, pa.ExtensionArray) else array
 
 
+class Chunk(NamedTuple):
+    """The part of a column that lies in one row group."""
+
+    column: str  # dotted path
+    n_values: int
+    start: int  # of its first page
+
+
+class RowGroup(NamedTuple):
+    """What the footer says of a row group."""
+
+    n_rows: int
+    chunks: list[Chunk]
+
+    def of(self, column: str) -> list[Chunk]:
+        """The chunks that a column (a dotted path) consists of."""
+        return [chunk for chunk in self.chunks if chunk.column == column or chunk.column.startswith(f"{column}.")]
+
+
+def row_groups(file: BinaryIO) -> list[RowGroup]:
+    """The row groups of an open file, from its footer; pyarrow ends the process when it is asked for a damaged one."""
+    end = file.seek(0, 2) - 8
+    file.seek(max(0, end))
+    length = int.from_bytes(file.read(4), "little")
+    if not 0 < length <= min(end, MAX_FILE_SIZE):
+        raise OSError(errno.EIO, "its footer is damaged")
+    file.seek(end - length)
+    return _parse_footer(file.read(length))
+
+
+@lru_cache(maxsize=4)
+def _parse_footer(footer: bytes) -> list[RowGroup]:
+    try:
+        groups = []
+        for group in _Compact(footer).header()[1].get(4, []):
+            chunks = []
+            for column in group[1]:
+                about = column[3]
+                start = min(offset for offset in (about[9], about.get(11, 0)) if offset > 0)
+                chunks.append(Chunk(b".".join(about[3]).decode(), int(about[5]), int(start)))
+            groups.append(RowGroup(int(group[3]), chunks))
+        return groups
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise OSError(errno.EIO, "its footer is damaged") from error
+
+
 class _Pages(NamedTuple):
     """What the page headers of a column chunk say."""
 
@@ -113,22 +160,21 @@ class _Pages(NamedTuple):
     shared: int  # bytes that many rows may share: the dictionary page, or a page of increments
 
 
-def read_pages(file: BinaryIO, chunk: Any) -> _Pages:
+def read_pages(file: BinaryIO, chunk: Chunk) -> _Pages:
     """The page headers of a column chunk; an :class:`OSError` where they are damaged."""
-    offsets = [chunk.data_page_offset, *([chunk.dictionary_page_offset] if chunk.has_dictionary_page else [])]
-    position = min(offset for offset in offsets if offset)
+    position = chunk.start
     n_values = unpacked = shared = 0
     largest, encodings = (0, 0), set[int]()
-    while n_values < chunk.num_values:
+    while n_values < chunk.n_values:
         length, header = _page_header(file, position)
         try:
             kind, size, packed = (header[number] for number in (1, 2, 3))
             about = header.get({_DATA_PAGE: 5, _DATA_PAGE_V2: 8}.get(kind, 0), {})
             n_here, encoding = (about[1], about[4 if kind == _DATA_PAGE_V2 else 2]) if about else (0, _PLAIN)
-        except (KeyError, TypeError) as error:
+            if min(size, packed, n_here, encoding) < 0:
+                raise ValueError("a negative size")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise OSError(errno.EIO, "a page header is damaged") from error
-        if min(size, packed, n_here) < 0:
-            raise OSError(errno.EIO, "a page header is damaged")
         if about:
             encodings.add(encoding)
         if kind == _DICTIONARY_PAGE or encoding == _DELTA_BYTE_ARRAY:
@@ -195,21 +241,18 @@ class _Compact:
             return kind == 1
         if kind in (4, 5, 6):
             return self._zigzag()
-        if kind in (3, 7, 8):  # a byte, a double, text; what they say is not needed
-            length = {3: 1, 7: 8}.get(kind) or self._varint()
+        if kind in (3, 7, 8):  # a byte, a double, text
+            length = {3: 1, 7: 8}.get(kind)
+            length = self._varint() if length is None else length
             self._place += length
             if self._place > len(self._data):
                 raise IndexError
-            return None
+            return self._data[self._place - length : self._place]
         if kind in (9, 10):  # a list, a set
             byte = self._byte()
             count = byte >> 4 if byte >> 4 < 15 else self._varint()
-            for _ in range(count):
-                if byte & 15 in (1, 2):
-                    self._byte()
-                else:
-                    self._value(byte & 15)
-            return None
+            of = 3 if byte & 15 in (1, 2) else byte & 15
+            return [self._value(of) for _ in range(count)]
         if kind == 12:
             return self._struct()
         raise ValueError(f"the type {kind}")
@@ -231,12 +274,10 @@ def column_batches(path: Path, names: Names) -> Iterator[Any]:
     """The values of a column of one file, in the order of rows; see :func:`read_column`."""
     dotted = ".".join(names)
     with open_parquet(path) as table, open_regular(path) as file:
-        size = file.seek(0, 2)
-        places = leaf_places(table.metadata, dotted)
-        rows = _BLOCK_ROWS
-        for group in range(table.num_row_groups):
-            for place in places:
-                pages = read_pages(file, table.metadata.row_group(group).column(place))
+        size, rows = file.seek(0, 2), _BLOCK_ROWS
+        for group in row_groups(file):
+            for chunk in group.of(dotted):
+                pages = read_pages(file, chunk)
                 check_unpacked(max(pages.unpacked, 4 * pages.n_values), size)
                 rows = max(1, min(rows, _CACHE_BYTES // max(1, pages.shared)))
         n_bytes = 0
@@ -263,12 +304,6 @@ def _decoded_bytes(array: Any) -> int:
     return int(array.nbytes)
 
 
-def leaf_places(metadata: Any, dotted: str) -> list[int]:
-    """The numbers of the stored columns that a column (a dotted path) consists of."""
-    paths = [metadata.schema.column(place).path for place in range(metadata.num_columns)]
-    return [place for place, path in enumerate(paths) if path == dotted or path.startswith(f"{dotted}.")]
-
-
 class _Group(NamedTuple):
     path: Path
     number: int
@@ -290,10 +325,10 @@ class Blocks:
         self._columns = columns
         self._groups: list[_Group] = []
         for path in files:
-            with open_parquet(path) as table:
-                for number in range(table.num_row_groups):
-                    if n_rows := table.metadata.row_group(number).num_rows:
-                        self._groups.append(_Group(path, number, n_rows))
+            with open_regular(path) as file:
+                for number, group in enumerate(row_groups(file)):
+                    if group.n_rows > 0:
+                        self._groups.append(_Group(path, number, group.n_rows))
         self._starts = np.cumsum([0, *(group.n_rows for group in self._groups)])[:-1]
         self._lock = threading.Lock()
         self._plans: dict[int, _Plan] = {}
@@ -341,11 +376,12 @@ class Blocks:
     def _plan(self, group: _Group) -> _Plan:
         """How to read a row group, from its page headers."""
         block_rows, dictionary, largest = min(group.n_rows, _BLOCK_ROWS), list[str](), (0, 0)
-        with open_parquet(group.path) as table, open_regular(group.path) as file:
+        with open_regular(group.path) as file:
+            stored = row_groups(file)[group.number]
             for names in self._columns:
                 dotted = ".".join(names)
-                for place in leaf_places(table.metadata, dotted):
-                    pages = read_pages(file, table.metadata.row_group(group.number).column(place))
+                for chunk in stored.of(dotted):
+                    pages = read_pages(file, chunk)
                     largest = max(largest, pages.largest)
                     if pages.encodings and pages.encodings <= _DICTIONARY_ENCODINGS:
                         dictionary.append(dotted)
@@ -410,6 +446,6 @@ def _bounded(scalar: Any, limit: int) -> Any:
         raise BadItemError(
             f"the image has {buffer.size:,} bytes, over the limit of {limit:,}; raise it with --max-file-size"
         )
-    if buffer is not None and not isinstance(scalar, pa.BinaryScalar):
+    if buffer is not None and isinstance(scalar, pa.StringScalar):
         return os.fsdecode(buffer.to_pybytes())  # a path, in whatever encoding
     return scalar.as_py()

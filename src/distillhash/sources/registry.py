@@ -181,7 +181,7 @@ def find_images_or_tables(folder: Path, name: str) -> tuple[list[str], list[Path
             "%s: the %d images in the folder are read, and not its Parquet files, such as %s; give that one to read it",
             name,
             len(images),
-            folder / tables[0],
+            folder / (direct or tables)[0],
         )
     elif direct and len(direct) < len(tables):
         _logger.warning(
