@@ -153,4 +153,4 @@ def test_endless_and_special_files(tmp_path: Path, suffix: str) -> None:
     for place in places:
         for opened in (open_source, open_pairs):
             with pytest.raises(DataError, match=place.name):
-                opened(place)  # type: ignore[operator]
+                opened(place)

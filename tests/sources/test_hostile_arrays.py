@@ -17,7 +17,7 @@ import pytest
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, DistillHashError, FormatError
-from distillhash.sources import EmbeddingSource, open_source
+from distillhash.sources import EmbeddingSource, ImageSource, open_source
 
 GOOD = "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 4), }"
 
@@ -165,6 +165,9 @@ def test_any_damage_is_one_error(tmp_path: Path) -> None:
         tmp_path / "v.parquet",
     )
     wholes["v.parquet"] = (tmp_path / "v.parquet").read_bytes()
+    rows = [{"bytes": bytes([row]) * 50, "path": f"{row}"} for row in range(9)]
+    pq.write_table(pa.table({"image": rows}), tmp_path / "i.parquet")
+    wholes["i.parquet"] = (tmp_path / "i.parquet").read_bytes()
     codes = Codes.from_signs(np.ones((3, 12)))
     for name in ("c.npz", "c.parquet"):
         codes.save(tmp_path / name, keys=["a", "b", "c"])
@@ -181,7 +184,10 @@ def test_any_damage_is_one_error(tmp_path: Path) -> None:
                     content[: rng.integers(1, len(content) + 1)] if rng.random() < 0.2 else content
                 )
                 try:
-                    Codes.load(tmp_path / name) if name[0] == "c" else open_source(tmp_path / name)
+                    opened = Codes.load(tmp_path / name) if name[0] == "c" else open_source(tmp_path / name)
+                    if isinstance(opened, ImageSource):
+                        for row in range(min(9, len(opened))):
+                            opened.read(row)
                 except DistillHashError:
                     n_errors += 1
     assert n_errors > 100

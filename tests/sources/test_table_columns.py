@@ -239,7 +239,7 @@ def test_odd_labels_never_stop_a_job(tmp_path: Path, odd: str, caplog: pytest.Lo
     [
         (pa.array([-1, -5] * 3), [-1, -5] * 3),
         (pa.array([10**12, 2**63 - 1] * 3), [10**12, 2**63 - 1] * 3),
-        (pa.array(np.float16([1, 2] * 3)), [1, 2] * 3),
+        (pa.array(np.array([1, 2] * 3, np.float16)), [1, 2] * 3),
         (pa.array(["b", "a"] * 3, pa.string_view()), [1, 0] * 3),
         (pa.array([7, 8] * 3).dictionary_encode(), [7, 8] * 3),
     ],

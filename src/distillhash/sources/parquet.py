@@ -360,15 +360,16 @@ class Blocks:
                 block, offset = divmod(row - int(self._starts[place]), plan.block_rows)
                 if (place, block) not in self._kept:
                     self._load(place, block)
+                self._kept.move_to_end((place, block))
+                return tuple(_bounded(array[offset], limit) for array in self._kept[place, block])
+            except BadItemError:
+                raise
             except (
                 Exception
             ) as error:  # ArrowInvalid, OSError, MemoryError; StopIteration where the file ends too early
                 self._running = None
                 reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 raise BadItemError(f"row group {group.number} of {group.path.name} cannot be read: {reason}") from error
-            self._kept.move_to_end((place, block))
-            values = [array[offset] for array in self._kept[place, block]]
-        return tuple(_bounded(value, limit) for value in values)
 
     def _place(self, row: int) -> int:
         return int(np.searchsorted(self._starts, row, side="right")) - 1
