@@ -46,6 +46,9 @@ Kind = Literal[
     "cross-modal",
 ]
 _BLOCK = 4096
+LARGEST, SMALLEST = 1e12, 1e-12
+"""Magnitudes of features: none is larger, and the largest to learn from is no smaller, so that squares and their sums fit a float32."""
+_OTHER_DATA = "remove rows far from the others, give more varied ones, or use another method (lsh)"
 
 
 @dataclass(frozen=True)
@@ -201,10 +204,26 @@ class Hasher(ABC):
             raise DataError(f"views must be (n_views, {len(features)}, {features.shape[1]}), got {np.shape(views)}")
         if teacher is not None and np.shape(teacher) != features.shape:
             raise DataError(f"the teacher's features must be {features.shape}, got {np.shape(teacher)}")
+        for view in () if views is None else views:
+            check_features(view, "views")
+        if teacher is not None:
+            check_features(teacher, "teacher's features")
         self.history_ = {}
-        self._fit(TrainingSet(features, views, images, labels, teacher))
-        self.n_features_ = features.shape[1]
+        self._learn(lambda: self._fit(TrainingSet(features, views, images, labels, teacher)), features.shape[1])
         return self
+
+    def _learn(self, fit: Callable[[], None], n_features: int) -> None:
+        """Run ``fit``; fitted afterwards, unless what it learned is not finite or it cannot compute it: :class:`DataError`."""
+        self.n_features_ = None
+        try:
+            with np.errstate(all="ignore"):
+                fit()
+                finite = all(np.isfinite(array).all() for array in self.state().values())
+        except np.linalg.LinAlgError as error:
+            raise DataError(f"{self.method} cannot learn from these features ({error}); {_OTHER_DATA}") from error
+        if not finite:
+            raise DataError(f"{self.method} learned numbers that are not finite; {_OTHER_DATA}")
+        self.n_features_ = n_features
 
     @abstractmethod
     def _fit(self, given: TrainingSet) -> None: ...
@@ -450,30 +469,47 @@ def project_blocks(
         raise DataError(f"{name} must be (n, {width}) as in fit, got shape {features.shape}")
     projection = np.empty((len(features), n_bits), np.float32)
     for start in range(0, len(features), _BLOCK):
-        block = np.asarray(features[start : start + _BLOCK], np.float64)
-        _check_finite(block, start, name)
-        projection[start : start + len(block)] = project(block)
+        block = np.asarray(features[start : start + _BLOCK])
+        _largest(block, start, name)
+        with np.errstate(all="ignore"):
+            outputs = project(np.asarray(block, np.float64))
+        # Only what a model file made up can give more than a float32 holds.
+        if not (np.abs(outputs) <= np.finfo(np.float32).max).all():
+            raise DataError(f"this hash function gives no finite outputs for {name} such as these; train it again")
+        projection[start : start + len(block)] = outputs
     return projection
 
 
 def check_features(features: NDArray[Any], name: str = "features") -> NDArray[Any]:
-    """The array itself if it is ``(n, d)``, numeric and finite; :class:`DataError` otherwise. A memory map stays one."""
+    """The array itself if it is ``(n, d)``, numeric, finite and of usable size; :class:`DataError` otherwise. A memory map stays one."""
     features = np.asanyarray(features)
     if features.ndim != 2 or features.shape[1] == 0:
         raise DataError(f"{name} must be a 2-d array (n, d) with d >= 1, got shape {features.shape}")
     if features.dtype.kind not in "fiu":
         raise DataError(f"{name} must be numbers, got dtype {features.dtype}")
-    for start in range(0, len(features), _BLOCK):
-        _check_finite(np.asarray(features[start : start + _BLOCK]), start, name)
+    starts = range(0, len(features), _BLOCK)
+    largest = max((_largest(np.asarray(features[start : start + _BLOCK]), start, name) for start in starts), default=0)
+    if 0 < largest < SMALLEST:
+        raise DataError(
+            f"the largest of the {name} is {largest:.3g}; it must be at least {SMALLEST:g} (multiply all of them by one number)"
+        )
     return features
 
 
-def _check_finite(block: NDArray[Any], start: int, name: str) -> None:
-    if block.dtype.kind == "f" and not np.isfinite(block).all():
-        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
-        raise DataError(
-            f"{name} must be finite; row {start + bad[0]} holds NaN or infinity (remove or repair such rows)"
-        )
+def _largest(block: NDArray[Any], start: int, name: str) -> float:
+    """The largest magnitude in rows that begin at ``start``; :class:`DataError` for NaN, infinity, and what is above ``LARGEST``."""
+    largest = max(-float(block.min(initial=0)), float(block.max(initial=0)))
+    if largest <= LARGEST:
+        return largest
+    with np.errstate(over="ignore"):
+        wide = np.asarray(block, np.float64)
+    bad = int(np.flatnonzero(~(np.abs(wide) <= LARGEST).all(axis=1))[0])
+    if not np.isfinite(wide[bad]).all():
+        raise DataError(f"{name} must be finite; row {start + bad} holds NaN or infinity (remove or repair such rows)")
+    raise DataError(
+        f"{name} must lie within {LARGEST:g} of 0; row {start + bad} holds {np.abs(wide[bad]).max():.3g} "
+        "(remove such rows, or divide all of them by one number)"
+    )
 
 
 def sample_rows(n: int, most: int, rng: np.random.Generator) -> NDArray[np.intp]:

@@ -328,8 +328,8 @@ class Data:
 
 
 def _floats(values: NDArray[Any]) -> Floats:
-    """float32 that torch can share: a copy only where the values are of another type or may not be written."""
-    return np.require(values, np.float32, "W")
+    """float32 that torch can share: a copy only where the values are of another type or layout, or may not be written."""
+    return np.require(values, np.float32, "CW")
 
 
 def _double(tensor: Tensor) -> NDArray[np.float64]:
