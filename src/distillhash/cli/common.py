@@ -32,6 +32,7 @@ def add_compute_options(parser: argparse.ArgumentParser) -> None:
         "--cache", metavar="DIR", help="where features are kept between runs (default: the user's cache)"
     )
     parser.add_argument("--no-cache", action="store_true", help="keep no features")
+    parser.add_argument("--allow-download", action="store_true", help="fetch what a model folder names and this machine lacks")
 
 
 def add_reading_options(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     out = Path(arguments.out)
     if out.suffix not in (".npz", ".parquet"):
         raise ParameterError(f"--out must end in .npz or .parquet, got {arguments.out}")
-    model = load_model(arguments.model, device=arguments.device, cache=open_cache(arguments))
+    compute = {"device": arguments.device, "cache": open_cache(arguments), "allow_download": arguments.allow_download}
+    model = load_model(arguments.model, **compute)
     source = open_argument(arguments, arguments.source)
     codes, keys, skipped = [], [], []
     for batch in model.encode_batches(source, progress=not arguments.quiet, max_pixels=arguments.max_pixels):

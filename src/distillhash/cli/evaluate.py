@@ -43,7 +43,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode both sides and print the metrics."""
     from distillhash.models import CrossModalModel, load_model
 
-    model = load_model(arguments.model, device=arguments.device, cache=open_cache(arguments))
+    compute = {"device": arguments.device, "cache": open_cache(arguments), "allow_download": arguments.allow_download}
+    model = load_model(arguments.model, **compute)
     found = _by_pairs(arguments, model) if isinstance(model, CrossModalModel) else _by_labels(arguments, model)
     return {**found, "method": model.hasher.method, "backbone": model.backbone_name}
 

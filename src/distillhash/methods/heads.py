@@ -201,7 +201,7 @@ class ModuleHasher(TrainedHasher):
 
     def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         with torch.inference_mode():
-            return np.asarray(self.network_(torch.from_numpy(features)).numpy())
+            return np.asarray(self.network_(torch.from_numpy(np.require(features, requirements="W"))).numpy())
 
     def state(self) -> dict[str, NDArray[Any]]:
         """The module's parameters and buffers, by their names."""
@@ -209,12 +209,13 @@ class ModuleHasher(TrainedHasher):
 
     def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
         assert self.n_features_ is not None  # restore sets it first
+        with torch.device("meta"):  # takes no memory, whatever the hyper-parameters in a file say
+            wanted = {name: tuple(tensor.shape) for name, tensor in self.network(self.n_features_).state_dict().items()}
+        if wanted != {name: array.shape for name, array in state.items()}:
+            raise ValueError(f"its arrays are not those of {wanted}")
         with torch.random.fork_rng():
             network = self.network(self.n_features_).double().eval()
-        try:
-            network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in state.items()})
-        except RuntimeError as error:
-            raise ValueError(str(error)) from error
+        network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in state.items()})
         self.network_ = network
 
 

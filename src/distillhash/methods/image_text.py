@@ -163,6 +163,10 @@ class CrossModalHasher(Hasher):
         )
         self.n_text_features_ = len(self.text_.mean)
 
+    def _try_out(self) -> None:
+        super()._try_out()
+        self.project_texts(np.eye(2, len(self.text_.mean)))
+
 
 def code_rotation(rows: NDArray[np.float64], iterations: int, seed: int) -> tuple[NDArray[np.float64], list[float]]:
     """:func:`procrustes_rotation` of rows of both modalities ``(n, k)``, each scaled to the length of a code, sqrt(k)."""
