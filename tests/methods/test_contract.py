@@ -277,7 +277,9 @@ def test_a_row_that_is_too_large_is_named_with_value_bound_and_remedy(method: st
     for value, shown in ((1e25, r"1e\+25"), (-3e38, r"3e\+38"), (1e300, r"1e\+300"), (2e12, r"2e\+12")):
         x[17, 3] = value
         for call in (hasher.encode, lambda rows: fit(quick(method, 8), rows)):
-            with pytest.raises(DataError, match=rf"within 1e\+12 of 0; row 17 holds {shown} \(remove such rows, or divide"):
+            with pytest.raises(
+                DataError, match=rf"within 1e\+12 of 0; row 17 holds {shown} \(remove such rows, or divide"
+            ):
                 call(x)
     x[17, 3] = 9e11
     assert np.isfinite(hasher.project(x)).all()

@@ -68,9 +68,7 @@ def make_backbone(
     raise ParameterError(f"unknown backbone {name!r}; choose one of {', '.join(backbone_names())}")
 
 
-def backbone_from_config(
-    config: dict[str, Any], *, device: str = "auto", allow_download: bool = False
-) -> Backbone:
+def backbone_from_config(config: dict[str, Any], *, device: str = "auto", allow_download: bool = False) -> Backbone:
     """The backbone that :meth:`Backbone.config` describes; a :class:`FormatError` where the description is not usable.
 
     The description may be somebody else's: nothing is downloaded without ``allow_download``, no other computer is asked for a file, and
@@ -78,7 +76,9 @@ def backbone_from_config(
     """
     name, size, weights = config.get("name"), config.get("image_size"), config.get("weights")
     if type(name) is not str or type(size) not in (int, type(None)) or type(weights) not in (str, type(None)):
-        raise FormatError(f"the model's backbone cannot be built from name {name!r:.80}, image_size {size!r:.80} and weights {weights!r:.80}")
+        raise FormatError(
+            f"the model's backbone cannot be built from name {name!r:.80}, image_size {size!r:.80} and weights {weights!r:.80}"
+        )
     for place in (name.removeprefix("hf:"), weights or ""):
         refuse_remote_path(place)
     try:

@@ -127,7 +127,7 @@ def reading_options(allow_download: bool) -> dict[str, Any]:
 
 
 def refuse_remote_path(place: str) -> None:
-    r"""Raise :class:`FormatError` for a path that a model folder names on another computer: ``\\server\share``, ``//server/share``, a URL."""
+    r"""Raise :class:`FormatError` for a path on another computer: ``\\server\share``, ``//server/share``, a URL."""
     if place.replace("\\", "/").startswith("//") or "://" in place:
         raise FormatError(f"the model names files on another computer, {place!r:.200}; copy them here and train again")
 
@@ -174,7 +174,9 @@ def _check_depth(described: Any, name: str) -> None:
         if any(word in key for word in ("layer", "depth", "block")) and any(
             isinstance(number, int) and number > _MAX_LAYERS for number in numbers
         ):
-            raise DataError(f"{name}: config.json asks for {key} = {value!r:.80}; the limit is {_MAX_LAYERS}, give another model")
+            raise DataError(
+                f"{name}: config.json asks for {key} = {value!r:.80}; the limit is {_MAX_LAYERS}, give another model"
+            )
         if isinstance(value, dict):
             _check_depth(value, name)
 
@@ -186,7 +188,9 @@ def _remedy(allow_download: bool) -> str:
 
 def _three_numbers(name: str, values: Any) -> list[float]:
     if not isinstance(values, list | tuple) or len(values) != 3:
-        raise DataError(f"{name}: preprocessor_config.json must give three numbers for three channels, got {values!r:.80}")
+        raise DataError(
+            f"{name}: preprocessor_config.json must give three numbers for three channels, got {values!r:.80}"
+        )
     numbers = [float(value) if isinstance(value, int | float) and abs(value) < 1e9 else math.nan for value in values]
     if not all(map(math.isfinite, numbers)):
         raise DataError(f"{name}: preprocessor_config.json must give finite numbers, got {values!r:.80}")

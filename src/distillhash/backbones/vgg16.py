@@ -91,7 +91,7 @@ def check_sizes(file: Path) -> None:
 
 
 def download_weights(url: str, *, allow_download: bool = True) -> Path:
-    """Download a weights file into the user's cache, once, checked by the digits in its name; :class:`DataError` where that is not allowed."""
+    """Download a weights file into the user's cache, once, checked by its name; :class:`DataError` where that is not allowed."""
     from platformdirs import user_cache_path
 
     name = url.rsplit("/", 1)[1]

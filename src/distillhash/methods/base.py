@@ -10,7 +10,7 @@ import json
 import operator
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from functools import cache
 from hashlib import blake2b
@@ -47,7 +47,7 @@ Kind = Literal[
     "cross-modal",
 ]
 _BLOCK = 4096
-_MAX_CONFIG, _MAX_WEIGHTS = 16 * 2**20, 4 * 2**30
+_MAX_CONFIG, MAX_WEIGHTS = 16 * 2**20, 4 * 2**30
 SMALLEST = 1e-12
 """The largest feature to learn from is no smaller, so that squares fit a float32."""
 _OTHER_DATA = "remove rows far from the others, give more varied ones, or use another method (lsh)"
@@ -291,13 +291,13 @@ class Hasher(ABC):
             if type(width) is not int or not any(width in array.shape for array in tensors.values()):
                 raise ValueError(f"no array is {width!r} wide")
             for name, array in tensors.items():
-                if array.dtype.kind not in "fi" or (array.dtype.kind == "i" and array.ndim):
+                if array.dtype.kind not in "fi" or (array.dtype.kind == "i" and array.size > 1):  # a counter is one
                     raise ValueError(f"{name} must hold floats, not {array.dtype}")
                 if not np.isfinite(array).all():
                     raise ValueError(f"{name} holds NaN or infinity")
             self.n_features_ = width
             self._set_state(tensors)
-            if {name: array.shape for name, array in self.state().items()} != {n: a.shape for n, a in tensors.items()}:
+            if shapes_of(self.state()) != shapes_of(tensors):
                 raise ValueError(f"it holds {', '.join(sorted(tensors))}")
             self._try_out()
         except Exception as error:  # whatever the numbers in the file lead to, in the code of any package
@@ -430,7 +430,9 @@ _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 
 def _check_bounds(name: str, value: Any, bounds: list[Any]) -> None:
     if isinstance(value, int) and abs(value) >= 2**63:
-        raise ParameterError(f"{name} must lie within 2**63 of 0, got {'-' if value < 0 else ''}2**{abs(value).bit_length() - 1} or more")
+        raise ParameterError(
+            f"{name} must lie within 2**63 of 0, got {'-' if value < 0 else ''}2**{abs(value).bit_length() - 1} or more"
+        )
     if isinstance(value, Real) and not np.isfinite(float(value)):
         raise ParameterError(f"{name} must be a finite number, got {value!r}")
     for bound in bounds:
@@ -464,7 +466,7 @@ def read_model_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArr
     folder = Path(path)
     try:
         config = json.loads(read_file(folder / "config.json", limit=_MAX_CONFIG), parse_constant=_refuse_constant)
-        data = read_file(folder / "model.safetensors", limit=_MAX_WEIGHTS)
+        data = read_file(folder / "model.safetensors", limit=MAX_WEIGHTS)
     except (OSError, ValueError, RecursionError) as error:
         raise FormatError(
             f"{folder} is not a model folder, or is damaged ({_first_line(error)}); give a folder that train wrote"
@@ -486,6 +488,11 @@ def read_model_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArr
         raise FormatError(
             f"{folder}/model.safetensors is damaged ({_first_line(error)}); train the model again"
         ) from error
+
+
+def shapes_of(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of every array or tensor; a file has no single numbers, but arrays of one."""
+    return {name: tuple(array.shape) or (1,) for name, array in arrays.items()}
 
 
 def _refuse_constant(name: str) -> None:

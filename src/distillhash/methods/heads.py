@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
 from distillhash.methods import training
-from distillhash.methods.base import Activation, AffineLayers, Hasher, Layers, TrainingSet, sample_rows
+from distillhash.methods.base import Activation, AffineLayers, Hasher, Layers, TrainingSet, sample_rows, shapes_of
 from distillhash.methods.training import Batch, CachedFeatures, ImageRows, Inputs, Rows, Targets, one_thread, train
 from distillhash.supervision.similarity import Floats, row_blocks
 
@@ -210,8 +210,8 @@ class ModuleHasher(TrainedHasher):
     def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
         assert self.n_features_ is not None  # restore sets it first
         with torch.device("meta"):  # takes no memory, whatever the hyper-parameters in a file say
-            wanted = {name: tuple(tensor.shape) for name, tensor in self.network(self.n_features_).state_dict().items()}
-        if wanted != {name: array.shape for name, array in state.items()}:
+            wanted = shapes_of(self.network(self.n_features_).state_dict())
+        if wanted != shapes_of(state):
             raise ValueError(f"its arrays are not those of {wanted}")
         with torch.random.fork_rng():
             network = self.network(self.n_features_).double().eval()
@@ -330,7 +330,7 @@ class Data:
 
 def _floats(values: NDArray[Any]) -> Floats:
     """float32 that torch can share: a copy only where the values are of another type or layout, or may not be written."""
-    return np.require(values, np.float32, "CW")
+    return np.require(values, np.float32, ["C", "W"])
 
 
 def _double(tensor: Tensor) -> NDArray[np.float64]:

@@ -101,7 +101,9 @@ class PUDH(HeadHasher):
         lengths = np.linalg.norm(X, axis=1, keepdims=True)
         unit = X / np.where(lengths > 0, lengths, 1)
         n_clusters = max(2, min(self.n_clusters, len(X) // ROWS_PER_CLUSTER))
-        mixture = GaussianMixture(n_clusters, covariance_type=self.covariance, max_iter=20, random_state=self.seed % 2**32)
+        mixture = GaussianMixture(
+            n_clusters, covariance_type=self.covariance, max_iter=20, random_state=self.seed % 2**32
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a start for the next step, not an estimate
             try:

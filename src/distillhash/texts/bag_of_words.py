@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.errors import DataError, FormatError, ParameterError
+from distillhash.errors import DataError, ParameterError
 from distillhash.texts.base import TextEncoder
 
 DEFAULT_WORDS = 2000
@@ -57,18 +57,28 @@ class BagOfWords(TextEncoder):
         return {**super().config(), "words": words, **weights}
 
     def restore(self, config: dict[str, Any]) -> None:
-        """Take words and weights; :class:`FormatError` where they are not words and as many finite numbers."""
+        """Take words and weights; :class:`ParameterError` where they are not words and as many finite numbers."""
         words, weights = config.get("words"), config.get("idf")
         if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-            raise FormatError(f"{self.name}: the model's words must be a list of texts, got {words!r:.80}")
+            raise FormatError(
+                f"the model's text encoder cannot be built: {self.name}, the model's words must be a list of texts, got {words!r:.80}"
+            )
         if len(set(words)) < len(words):
-            raise FormatError(f"{self.name}: the model's {len(words)} words hold one twice")
+            raise FormatError(
+                f"the model's text encoder cannot be built: {self.name}, the model's {len(words)} words hold one twice"
+            )
         vectoriser = self._new(vocabulary={word: column for column, word in enumerate(words)})
         if self._kind == "tfidf":
-            if not isinstance(weights, list) or not all(type(weight) is float and abs(weight) < 1e9 for weight in weights):
-                raise FormatError(f"{self.name}: the model's idf must be numbers, got {weights!r:.80}")
+            if not isinstance(weights, list) or not all(
+                type(weight) is float and abs(weight) < 1e9 for weight in weights
+            ):
+                raise FormatError(
+                    f"the model's text encoder cannot be built: {self.name}, the model's idf must be numbers, got {weights!r:.80}"
+                )
             if len(weights) != len(words):
-                raise FormatError(f"{self.name}: the model has {len(words)} words and {len(weights)} weights")
+                raise FormatError(
+                    f"the model's text encoder cannot be built: {self.name}, the model has {len(words)} words and {len(weights)} weights"
+                )
             vectoriser.idf_ = np.array(weights, np.float64)
         else:
             vectoriser.fit([" ".join(words)])  # a bag without weights: fitting checks the vocabulary, no more
