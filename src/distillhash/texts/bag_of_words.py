@@ -60,25 +60,17 @@ class BagOfWords(TextEncoder):
         """Take words and weights; :class:`ParameterError` where they are not words and as many finite numbers."""
         words, weights = config.get("words"), config.get("idf")
         if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-            raise FormatError(
-                f"the model's text encoder cannot be built: {self.name}, the model's words must be a list of texts, got {words!r:.80}"
-            )
+            raise ParameterError(f"{self.name}: the words must be a list of texts, got {words!r:.80}")
         if len(set(words)) < len(words):
-            raise FormatError(
-                f"the model's text encoder cannot be built: {self.name}, the model's {len(words)} words hold one twice"
-            )
+            raise ParameterError(f"{self.name}: the {len(words)} words hold one twice")
         vectoriser = self._new(vocabulary={word: column for column, word in enumerate(words)})
         if self._kind == "tfidf":
             if not isinstance(weights, list) or not all(
                 type(weight) is float and abs(weight) < 1e9 for weight in weights
             ):
-                raise FormatError(
-                    f"the model's text encoder cannot be built: {self.name}, the model's idf must be numbers, got {weights!r:.80}"
-                )
+                raise ParameterError(f"{self.name}: the idf must be numbers, got {weights!r:.80}")
             if len(weights) != len(words):
-                raise FormatError(
-                    f"the model's text encoder cannot be built: {self.name}, the model has {len(words)} words and {len(weights)} weights"
-                )
+                raise ParameterError(f"{self.name}: it has {len(words)} words and {len(weights)} weights")
             vectoriser.idf_ = np.array(weights, np.float64)
         else:
             vectoriser.fit([" ".join(words)])  # a bag without weights: fitting checks the vocabulary, no more
