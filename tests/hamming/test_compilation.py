@@ -26,7 +26,7 @@ print(sum(double.stats.cache_hits.values()), double.stats.cache_path)
 """
 STRANGER = 4_000_123
 AS_STRANGER = (
-    [shutil.which("setpriv"), f"--reuid={STRANGER}", f"--regid={STRANGER}", "--clear-groups"]
+    [str(shutil.which("setpriv")), f"--reuid={STRANGER}", f"--regid={STRANGER}", "--clear-groups"]
     if hasattr(os, "getuid") and os.getuid() == 0 and shutil.which("setpriv")
     else []
 )

@@ -14,6 +14,8 @@ A model's folder is data: weights are read from safetensors alone, and code that
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,9 @@ class HuggingFace(Backbone):
     def __init__(
         self, name: str, *, image_size: int | None = None, device: str = "auto", allow_download: bool = True
     ) -> None:
-        model = load_transformer(name, f"hf:{name}", "image", _TEXT_PARTS, allow_download=allow_download)
-        processor = _read_config(name, f"hf:{name}", "preprocessor_config.json", allow_download) or {}
+        place = find_model(name, f"hf:{name}", allow_download=allow_download)
+        model = load_transformer(place, f"hf:{name}", "image", _TEXT_PARTS, allow_download=allow_download)
+        processor = _read_config(place, f"hf:{name}", "preprocessor_config.json", allow_download) or {}
         network = _Features(model)
         mean, std = processor.get("image_mean") or self.mean, processor.get("image_std") or self.std
         if not processor.get("do_normalize", True):
@@ -79,33 +82,33 @@ class _Features(nn.Module):
 
 
 def load_transformer(place: str, name: str, kind: str, other_parts: tuple[str, ...], *, allow_download: bool) -> Any:
-    """A model of transformers as float32 (checkpoints may be halves), from the folder or hub name ``place``; ``name`` is for messages.
+    """A model of transformers as float32 (checkpoints may be halves), from what :func:`find_model` found; ``name`` is for messages.
 
     Of a two-tower model only the tower ``kind`` (``image`` or ``text``) is kept: ``other_parts``, the attributes of the other one, are
     deleted. A checkpoint may lack the weights of its pooling layer, which is then left out, and no others.
     """
-    try:
-        from transformers import AutoModel
-    except ImportError as error:
-        raise MissingDependencyError(f"{name} needs transformers; pip install 'distillhash[hf]'") from error
-    check_model_folder(place, name)
+    from transformers import AutoConfig, AutoModel
+
     described = _read_config(place, name, "config.json", allow_download)
     if described is None:
-        raise DataError(f"{name} is neither a folder with a model nor one of the hub; {_remedy(allow_download)}")
+        raise DataError(f"{name} is neither a folder with a model nor one of the hub; give its folder or name")
     _check_depth(described, name)
     try:
-        model, loading = AutoModel.from_pretrained(
-            place,
-            output_loading_info=True,
-            use_safetensors=True,
-            attn_implementation=None,  # a config can name one on the hub, which is code
-            adapter_kwargs={"local_files_only": not allow_download},
-            **reading_options(allow_download),
-        )
+        with quietly(place):
+            config = AutoConfig.from_pretrained(place, **reading_options(allow_download))
+            # A config can name implementations on the hub, which are code.
+            config._attn_implementation = config._experts_implementation = None
+            model, loading = AutoModel.from_pretrained(
+                place,
+                config=config,
+                output_loading_info=True,
+                use_safetensors=True,
+                adapter_kwargs={"local_files_only": not allow_download},
+                **reading_options(allow_download),
+            )
     except Exception as error:  # a config can be wrong in any way
         raise DataError(
-            f"{name} cannot be read ({first_line(error)}); it must be a model that transformers has built in, with weights in safetensors, "
-            f"{_remedy(allow_download)}"
+            f"{name} cannot be read ({first_line(error)}); give a model that transformers has built in, with weights in safetensors"
         ) from error
     for part in other_parts:
         if hasattr(model, f"get_{kind}_features") and hasattr(model, part):
@@ -132,22 +135,57 @@ def refuse_remote_path(place: str) -> None:
         raise FormatError(f"the model names files on another computer, {place!r:.200}; copy them here and train again")
 
 
-def check_model_folder(place: str, name: str) -> None:
-    """Raise :class:`DataError` where ``place`` is a folder that holds anything but regular files of bearable size and folders."""
+def find_model(place: str, name: str, *, allow_download: bool) -> str:
+    """The folder of a model, or its name on the hub where it may be downloaded; ``name`` is for messages.
+
+    Without ``allow_download`` nothing of the hub's client runs that could reach the network; the user's cache of the hub is looked at.
+    :class:`DataError` where there is no such model, or its folder holds anything but folders and regular files of bearable size.
+    """
     try:
-        if not Path(place).is_dir():
-            return
-        for file in sorted(Path(place).iterdir()):
+        from huggingface_hub import try_to_load_from_cache
+        from transformers import AutoModel as _  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(f"{name} needs transformers; pip install 'distillhash[hf]'") from error
+    try:
+        if not Path(place).is_dir() and not allow_download:
+            found = try_to_load_from_cache(place, "config.json")
+            if not isinstance(found, str):
+                raise DataError(
+                    f"{name} is not on this machine; add --allow-download (Python: allow_download=True) to fetch it from the hub, "
+                    "or give a folder"
+                )
+            place = str(Path(found).parent)
+        for file in sorted(Path(place).iterdir()) if Path(place).is_dir() else ():
             if not file.is_dir():
                 with open_regular(file) as opened:
                     size = opened.seek(0, 2)
                 if size > MAX_FILE_SIZE and file.suffix != ".safetensors":
                     raise OSError(None, f"it has {size:,} bytes, over the limit of {MAX_FILE_SIZE:,}", str(file))
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    except DataError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: no possible name
         reason = getattr(error, "strerror", None) or first_line(error)
         raise DataError(
             f"{name}: {getattr(error, 'filename', None) or place} cannot be read ({reason}); give another folder"
         ) from error
+    return place
+
+
+@contextmanager
+def quietly(place: str) -> Iterator[None]:
+    """Without transformers' own reports, and its bars where it only reads a folder; a download may show one."""
+    from transformers.utils import logging
+
+    level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    if Path(place).is_dir():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _read_config(place: str, name: str, file: str, allow_download: bool) -> dict[str, Any] | None:
@@ -179,11 +217,6 @@ def _check_depth(described: Any, name: str) -> None:
             )
         if isinstance(value, dict):
             _check_depth(value, name)
-
-
-def _remedy(allow_download: bool) -> str:
-    hint = "" if allow_download else ", or add --allow-download (Python: allow_download=True) to fetch it from the hub"
-    return f"give its folder or name{hint}"
 
 
 def _three_numbers(name: str, values: Any) -> list[float]:

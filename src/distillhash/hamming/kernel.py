@@ -23,7 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from distillhash.hamming.compilation import compiled
+from distillhash.hamming.compilation import compiled as compiled
 
 BLOCK = 256  # rows between two comparisons of the running minima with the bounds
 CHUNK = 64  # rows of one bit mask

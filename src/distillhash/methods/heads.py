@@ -161,6 +161,8 @@ class HeadHasher(TrainedHasher):
 
     def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
         layers = AffineLayers.from_state(state, 2 if self.hidden else 1, self.n_bits, self.activation)
+        if len(layers.mean) != self.n_features_:
+            raise ValueError(f"a mean of {len(layers.mean)} features for {self.n_features_}")
         self.mean_, self.layers_ = layers.mean, layers.layers
 
 

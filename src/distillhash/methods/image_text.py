@@ -161,6 +161,8 @@ class CrossModalHasher(Hasher):
             AffineLayers.from_state(state, n_layers, self.n_bits, self.activation, prefix)
             for prefix in ("image.", "text.")
         )
+        if len(self.image_.mean) != self.n_features_:
+            raise ValueError(f"a mean of {len(self.image_.mean)} features for {self.n_features_}")
         self.n_text_features_ = len(self.text_.mean)
 
     def _try_out(self) -> None:
