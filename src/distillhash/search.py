@@ -7,7 +7,6 @@ needs the index alone. An index on a server keeps the model's fingerprint, and r
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,10 +18,11 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
-from distillhash.files import digest, write_atomic
+from distillhash.files import digest, read_file, write_atomic
 from distillhash.index import Index, Item, open_index
 from distillhash.index.address import folder_of, shown
 from distillhash.index.base import check_keys
+from distillhash.methods.base import MAX_WEIGHTS, read_model_folder
 from distillhash.models import CrossModalModel, Encoded, HashModel, load_model
 from distillhash.progress import Progress
 from distillhash.sources import Skipped, Source, open_source
@@ -349,11 +349,13 @@ def open_searcher(
     device: str = "auto",
     cache: FeatureCache | None = None,
     max_pixels: int | None = None,
+    allow_download: bool = False,
 ) -> Searcher:
     """Open an index, a folder or a URI, and its model.
 
     A model folder that is given is copied into an index folder at first use. From then on :class:`FormatError` refuses another model.
     :class:`ParameterError` where a new index, or one on a server, comes without a model. Images above ``max_pixels`` are skipped.
+    ``allow_download``: see :func:`distillhash.load_model`.
     """
     folder, keeps_model = folder_of(place), has_model(place)
     own = None if folder is None else folder / _MODEL_FOLDER
@@ -362,15 +364,15 @@ def open_searcher(
             raise ParameterError(f"{shown(place)} keeps no model; give --model DIR")
         remedy = f"make one with `distillhash index SOURCE --model DIR --index {folder}`"
         raise ParameterError(f"there is no index at {folder}; {remedy}")
-    model = load_model(model_folder or str(own), device=device, cache=cache)
+    model = load_model(model_folder or str(own), device=device, cache=cache, allow_download=allow_download)
     if own is not None and keeps_model:
-        kept = json.loads((own / _MODEL_FILES[0]).read_text()).get("fingerprint")
+        kept = read_model_folder(own)[0]["fingerprint"]
         if kept != model.fingerprint:
             other = f"another model (fingerprint {kept}, not {model.fingerprint})"
             raise FormatError(f"{folder} was built with {other}; make a new index for this one")
     elif own is not None and model_folder is not None:
         for name in reversed(_MODEL_FILES):  # config.json last: its presence says the copy is whole
-            write_atomic(own / name, (Path(model_folder) / name).read_bytes())
+            write_atomic(own / name, read_file(Path(model_folder) / name, limit=MAX_WEIGHTS))
     index = open_index(place, n_bits=model.n_bits, create=create, model_fingerprint=model.fingerprint)
     return Searcher(index, model, max_pixels=max_pixels)
 

@@ -246,7 +246,7 @@ def test_a_language_model_is_no_backbone(tmp_path: Path, monkeypatch: pytest.Mon
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="unknown backbone 'resnet50'; choose one of efficientnet-lite0"):
         make_backbone("resnet50")
-    with pytest.raises(ParameterError, match="at least 16 pixels, got 8"):
+    with pytest.raises(ParameterError, match="from 16 to 2048 pixels, got 8"):
         make_backbone(image_size=8)
     with pytest.raises(ParameterError, match="carries its own weights"):
         make_backbone(weights=tmp_path)

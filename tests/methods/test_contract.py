@@ -14,9 +14,11 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.base import clone
 
+from degenerate import INPUTS, quick
 from distillhash import Hasher, load_hasher, make_hasher, method_names
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
 from distillhash.methods import method_class, registry
+from distillhash.methods.registry import hasher_from
 
 HERE = Path(__file__).parent
 PLUGIN = [str(HERE), str(HERE / "example_plugin")]  # the module, and the metadata that an installed package has
@@ -238,29 +240,80 @@ def test_every_float_width(method: str, dtype: Any) -> None:
     assert agree.mean() > 0.97  # the values are the same; sums may round apart
 
 
-@pytest.mark.parametrize(
-    "x",
-    [
-        np.ones((60, 40), np.float32),
-        np.repeat(clustered(15), 4, axis=0),
-        clustered(7),
-        clustered(2),
-        np.pad(clustered(60, 30), ((0, 0), (0, 10))),
-        np.zeros((60, 40), np.float32),
-    ],
-    ids=["constant", "duplicates", "fewer rows than bits", "two rows", "dead features", "zeros"],
-)
+@pytest.mark.parametrize("name", INPUTS)
 @pytest.mark.parametrize("method", METHODS)
-def test_awkward_data_is_learned_from_or_refused_in_words(method: str, x: NDArray[Any]) -> None:
-    hasher = make_hasher(method, 12, seed=0)
-    try:
-        fit(hasher, x)
-    except DataError as error:
-        assert not hasher.is_fitted
-        assert len(str(error)) > 30 and "nan" not in str(error).lower().split()
-        return
+@pytest.mark.filterwarnings("error")
+def test_degenerate_inputs_are_learned_from_or_refused_in_one_sentence(method: str, name: str) -> None:
+    x = INPUTS[name]
+    # One bit, more bits than principal directions, and as many as most tests have.
+    for n_bits in (1, 12, 33) if name in ("two rows", "constant axes", "duplicates", "zeros") else (12,):
+        hasher = quick(method, n_bits)
+        try:
+            fit(hasher, x)
+        except DataError as error:
+            assert not hasher.is_fitted
+            assert len(str(error)) > 30 and "\n" not in str(error) and "nan" not in str(error)
+            continue
+        projection, codes = hasher.project(x), hasher.encode(x)
+        assert projection.shape == (len(x), n_bits) and np.isfinite(projection).all()
+        assert fit(quick(method, n_bits), x).encode(x) == codes
+        np.testing.assert_array_equal(hasher_from(hasher.config(), hasher.state()).project(x), projection)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ordinary_layouts_and_types_are_learned_from(method: str) -> None:
+    plain = fit(quick(method, 4), clustered()).encode(clustered())
+    for same in (np.asfortranarray(clustered()), np.repeat(clustered(), 2, axis=1)[:, ::2], clustered().astype(">f4")):
+        assert fit(quick(method, 4), same).encode(same) == plain
+    numbers = (100 * clustered()).astype(np.int32)
+    assert len(fit(quick(method, 4), numbers).encode(numbers)) == 120
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_row_that_is_too_large_is_named_with_value_bound_and_remedy(method: str) -> None:
+    x = clustered().astype(np.float64)
+    hasher = fit(quick(method, 8), x)
+    for value, shown in ((1e25, r"1e\+25"), (-3e38, r"3e\+38"), (1e300, r"1e\+300"), (2e12, r"2e\+12")):
+        x[17, 3] = value
+        for call in (hasher.encode, lambda rows: fit(quick(method, 8), rows)):
+            with pytest.raises(
+                DataError, match=rf"within 1e\+12 of 0; row 17 holds {shown} \(remove such rows, or divide"
+            ):
+                call(x)
+    x[17, 3] = 9e11
     assert np.isfinite(hasher.project(x)).all()
-    assert hasher.encode(x) == hasher.encode(x.copy())
+    for tiny in (1e-13 * clustered(), 1e-300 * clustered().astype(np.float64)):
+        with pytest.raises(DataError, match=r"must be at least 1e-12 \(multiply all of them"):
+            fit(quick(method, 8), tiny)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_views_and_a_teacher_are_checked_as_features_are(method: str) -> None:
+    for value in (np.nan, np.inf, 1e20):
+        bad = clustered()
+        bad[7, 2] = value
+        for given in ({"views": np.stack([clustered(), bad])}, {"teacher": bad}):
+            with pytest.raises(DataError, match=r"(views|teacher's features) must .* row 7 holds"):
+                fit(quick(method, 8), clustered(), **given)
+
+
+def test_what_was_learned_before_is_forgotten_when_fit_fails() -> None:
+    hasher = quick("agh", 8).fit(clustered())
+    with pytest.raises(DataError, match="anchor graph"):
+        hasher.fit(np.zeros((60, 40)))
+    assert not hasher.is_fitted
+    with pytest.raises(NotFittedError):
+        hasher.encode(clustered())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_any_seed_that_is_accepted_trains(method: str) -> None:
+    for seed in (0, 2**32, 2**63 - 9):
+        fit(quick(method, 8, seed=seed), clustered())
+    for seed in (-1, 2**63, 10**400):
+        with pytest.raises(ParameterError, match="seed must"):
+            quick(method, 8, seed=seed)
 
 
 @pytest.mark.parametrize("n_bits", [0, -1, 1.5, True, "8", 5000])

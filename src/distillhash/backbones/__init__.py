@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from distillhash.backbones.base import Backbone, Embeddings
+from distillhash.backbones.base import MAX_SIZE, Backbone, Embeddings
 from distillhash.backbones.cache import FeatureCache
 from distillhash.backbones.efficientnet_lite import EfficientNetLite0
 from distillhash.backbones.extract import FeatureBatch, ImageInputs, extract_features, iter_features
-from distillhash.backbones.huggingface import HuggingFace
+from distillhash.backbones.huggingface import HuggingFace, refuse_remote_path
 from distillhash.backbones.vgg16 import VGG16
 from distillhash.backbones.views import ViewSettings
 from distillhash.errors import FormatError, ParameterError
@@ -42,33 +42,46 @@ def make_backbone(
     image_size: int | None = None,
     weights: str | Path | None = None,
     device: str = "auto",
+    allow_download: bool = True,
 ) -> Backbone:
     """A backbone by name (one of :func:`backbone_names`), with its weights loaded.
 
     ``image_size`` is a side in pixels; None takes the backbone's own (128 for efficientnet-lite0, 224 for vgg16). ``weights`` is a file for
-    vgg16. ``device`` is ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    vgg16. ``device`` is ``auto``, ``cpu``, ``cuda`` or ``mps``. Without ``allow_download`` the weights must be on this machine.
 
     Raises:
-        ParameterError: unknown name, a size below 16, a device this machine lacks, weights for a backbone that carries its own.
+        ParameterError: unknown name, a size out of 16 to 2,048, a device this machine lacks, weights for a backbone that carries its own.
+        DataError: weights that are not there.
     """
+    if image_size is not None and not 16 <= image_size <= MAX_SIZE:
+        raise ParameterError(f"the image size must be from 16 to {MAX_SIZE} pixels, got {image_size}")
     if weights is not None and name != "vgg16":
         raise ParameterError(f"backbone {name} carries its own weights; --weights is for vgg16")
     if name == "efficientnet-lite0":
         return EfficientNetLite0(image_size=image_size, device=device)
     if name == "vgg16":
-        return VGG16(image_size=image_size, weights=weights, device=device)
+        return VGG16(image_size=image_size, weights=weights, device=device, allow_download=allow_download)
     if name.startswith("hf:") and len(name) > 3:
-        return HuggingFace(name[3:], image_size=image_size, device=device)
+        return HuggingFace(name[3:], image_size=image_size, device=device, allow_download=allow_download)
     if name == "embeddings":
         return Embeddings()
     raise ParameterError(f"unknown backbone {name!r}; choose one of {', '.join(backbone_names())}")
 
 
-def backbone_from_config(config: dict[str, Any], *, device: str = "auto") -> Backbone:
-    """The backbone that :meth:`Backbone.config` describes; a :class:`FormatError` where the description is not usable."""
-    try:
-        return make_backbone(
-            config["name"], image_size=config.get("image_size"), weights=config.get("weights"), device=device
+def backbone_from_config(config: dict[str, Any], *, device: str = "auto", allow_download: bool = False) -> Backbone:
+    """The backbone that :meth:`Backbone.config` describes; a :class:`FormatError` where the description is not usable.
+
+    The description may be somebody else's: nothing is downloaded without ``allow_download``, no other computer is asked for a file, and
+    the caller compares fingerprints.
+    """
+    name, size, weights = config.get("name"), config.get("image_size"), config.get("weights")
+    if type(name) is not str or type(size) not in (int, type(None)) or type(weights) not in (str, type(None)):
+        raise FormatError(
+            f"the model's backbone cannot be built from name {name!r:.80}, image_size {size!r:.80} and weights {weights!r:.80}"
         )
-    except (KeyError, TypeError, ParameterError) as error:
+    for place in (name.removeprefix("hf:"), weights or ""):
+        refuse_remote_path(place)
+    try:
+        return make_backbone(name, image_size=size, weights=weights, device=device, allow_download=allow_download)
+    except ParameterError as error:
         raise FormatError(f"the model's backbone cannot be built: {error}") from error

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from distillhash.errors import DataError, FormatError, ParameterError
 
+MAX_SIZE = 2048  # a pass over a batch of these takes gigabytes
 BATCH, DEVICE_BATCH = 16, 128  # on a CPU larger batches fall out of the cache; an accelerator needs them to fill it
 
 
@@ -30,8 +31,8 @@ class Backbone:
     std: Sequence[float] = (0.229, 0.224, 0.225)
 
     def __init__(self, name: str, network: nn.Module, dim: int, image_size: int, device: str) -> None:
-        if image_size < 16:
-            raise ParameterError(f"the image size must be at least 16 pixels, got {image_size}")
+        if not 16 <= image_size <= MAX_SIZE:
+            raise ParameterError(f"the image size must be from 16 to {MAX_SIZE} pixels, got {image_size}")
         self.name, self.dim, self.image_size = name, dim, image_size
         self.device = choose_device(device)
         self.batch_size = images_a_pass(self.device)
@@ -111,7 +112,7 @@ class Backbone:
         """Replace the weights, as after fine-tuning; other names or shapes are a :class:`FormatError`."""
         try:
             self.network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in tensors.items()})
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:  # TypeError: a dtype that torch lacks
             raise FormatError(f"the stored weights do not fit backbone {self.name}; train the model again") from error
         self.refresh()
 

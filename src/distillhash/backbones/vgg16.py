@@ -2,10 +2,13 @@
 
 Paper: Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015. https://arxiv.org/abs/1409.1556
 Weights: torchvision's `vgg16-397923af.pth` (ImageNet, 528 MB), downloaded on first use, or a file of your own with the same
-keys. The hexadecimal digits in the name are the start of its SHA-256 and are checked. torchvision itself is not needed.
+keys. The hexadecimal digits in the name are the start of its SHA-256 and are checked. torchvision itself is not needed. A ``.pth`` is
+read by torch with ``weights_only``, which makes tensors and runs no code of the file, and is at most 1 GiB.
 """
 
+import contextlib
 import re
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from distillhash.sources.download import check_file, download
 
 URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
 DIM = 4096
+MAX_BYTES = 2**30
 _CHANNELS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 
 
@@ -30,11 +34,17 @@ class VGG16(Backbone):
     """
 
     def __init__(
-        self, *, image_size: int | None = None, weights: str | Path | None = None, device: str = "auto"
+        self,
+        *,
+        image_size: int | None = None,
+        weights: str | Path | None = None,
+        device: str = "auto",
+        allow_download: bool = True,
     ) -> None:
-        file = Path(weights) if weights is not None else download_weights(URL)
+        file = Path(weights) if weights is not None else download_weights(URL, allow_download=allow_download)
         if not file.is_file():
             raise DataError(f"there is no weights file at {file}; put it there, or give another with --weights")
+        check_sizes(file)
         check_file(file, file, "sha256", _stated_digits(file.name), "download it again")
         with torch.device("meta"):  # half a gigabyte that need not be drawn at random first
             network = _network()
@@ -70,12 +80,27 @@ def _network() -> nn.Sequential:
     return nn.Sequential(OrderedDict([*parts, ("classifier", classifier)]))
 
 
-def download_weights(url: str) -> Path:
-    """Download a weights file into the user's cache, once, checked by the digits in its name."""
+def check_sizes(file: Path) -> None:
+    """Raise :class:`DataError` where a weights file, or what a zip archive says it unpacks to, is above the limit."""
+    sizes = [file.stat().st_size]
+    if zipfile.is_zipfile(file):
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+            sizes.append(sum(member.file_size for member in archive.infolist()))
+    if max(sizes) > MAX_BYTES:
+        raise DataError(f"{file} holds {max(sizes):,} bytes, over the limit of {MAX_BYTES:,}; give weights of VGG16")
+
+
+def download_weights(url: str, *, allow_download: bool = True) -> Path:
+    """Download a weights file into the user's cache, once, checked by its name; :class:`DataError` where that is not allowed."""
     from platformdirs import user_cache_path
 
     name = url.rsplit("/", 1)[1]
     target = user_cache_path("distillhash") / "weights" / name
+    if not target.exists() and not allow_download:
+        raise DataError(
+            f"the model needs {name} (528 MB), which is not at {target}; put it there, or add --allow-download "
+            "(Python: allow_download=True)"
+        )
     if not target.exists():
         download(url, target, algorithm="sha256", checksum=_stated_digits(name))
     return target

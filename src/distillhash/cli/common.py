@@ -35,6 +35,9 @@ def add_compute_options(parser: argparse.ArgumentParser) -> None:
         "--cache", metavar="DIR", help="where features are kept between runs (default: the user's cache)"
     )
     parser.add_argument("--no-cache", action="store_true", help="keep no features")
+    parser.add_argument(
+        "--allow-download", action="store_true", help="fetch weights that a model folder names and this machine lacks"
+    )
 
 
 def add_reading_options(parser: argparse.ArgumentParser, *, columns: bool = True) -> None:
@@ -115,6 +118,11 @@ def open_cache(arguments: argparse.Namespace) -> FeatureCache | None:
     return None if arguments.no_cache else FeatureCache(arguments.cache)
 
 
+def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How a model folder is loaded, see :func:`distillhash.load_model`."""
+    return {"device": arguments.device, "cache": open_cache(arguments), "allow_download": arguments.allow_download}
+
+
 def say(arguments: argparse.Namespace, *lines: str) -> None:
     """Lines for people, on stderr; names in them are escaped."""
     if not arguments.quiet:
@@ -140,7 +148,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
             )
         try:
             settings[name] = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             settings[name] = text
     return settings
 

@@ -18,8 +18,8 @@ from distillhash.cli.common import (
     SOURCE_HELP,
     add_reading_options,
     command_line,
+    model_options,
     open_argument,
-    open_cache,
     report_skipped,
     say,
 )
@@ -83,8 +83,7 @@ def settings(arguments: argparse.Namespace) -> Settings:
         radius=arguments.radius,
         most_false_pairs=arguments.false_pairs,
         mirror=arguments.mirror,
-        device=arguments.device,
-        cache=open_cache(arguments),
+        **model_options(arguments),
         max_pixels=arguments.max_pixels,
         progress=not arguments.quiet,
     )

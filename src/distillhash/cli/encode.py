@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from distillhash.cli.common import SOURCE_HELP, add_reading_options, open_argument, open_cache, report_skipped, say
+from distillhash.cli.common import SOURCE_HELP, add_reading_options, model_options, open_argument, report_skipped, say
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     out = Path(arguments.out)
     if out.suffix not in (".npz", ".parquet"):
         raise ParameterError(f"--out must end in .npz or .parquet, got {arguments.out}")
-    model = load_model(arguments.model, device=arguments.device, cache=open_cache(arguments))
+    model = load_model(arguments.model, **model_options(arguments))
     source = open_argument(arguments, arguments.source)
     codes, keys, skipped = [], [], []
     for batch in model.encode_batches(source, progress=not arguments.quiet, max_pixels=arguments.max_pixels):

@@ -15,8 +15,8 @@ from distillhash.cli.common import (
     SOURCE_HELP,
     add_reading_options,
     command_line,
+    model_options,
     open_argument,
-    open_cache,
     open_pairs_argument,
     refuse_skipped,
     say,
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode both sides and print the metrics."""
     from distillhash.models import CrossModalModel, load_model
 
-    model = load_model(arguments.model, device=arguments.device, cache=open_cache(arguments))
+    model = load_model(arguments.model, **model_options(arguments))
     found = _by_pairs(arguments, model) if isinstance(model, CrossModalModel) else _by_labels(arguments, model)
     return {**found, "method": model.hasher.method, "backbone": model.backbone_name}
 

@@ -13,8 +13,8 @@ from distillhash.cli.common import (
     INDEX_HELP,
     SOURCE_HELP,
     add_reading_options,
+    model_options,
     open_argument,
-    open_cache,
     report_skipped,
     say,
 )
@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.index.address import folder_of, shown
     from distillhash.search import is_codes_file, open_searcher
 
-    compute = {"device": arguments.device, "cache": open_cache(arguments), "max_pixels": arguments.max_pixels}
+    compute = model_options(arguments) | {"max_pixels": arguments.max_pixels}
     with open_searcher(arguments.index, arguments.model, create=True, **compute) as searcher:
         index = searcher.index
         removed = index.remove(arguments.remove) if arguments.remove else 0

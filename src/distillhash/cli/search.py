@@ -11,7 +11,7 @@ distillhash search --text 'a dog on a beach' --index photos.index
 import argparse
 from typing import Any
 
-from distillhash.cli.common import INDEX_HELP, add_reading_options, open_cache, say
+from distillhash.cli.common import INDEX_HELP, add_reading_options, model_options, say
 from distillhash.errors import DataError, ParameterError
 
 
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ParameterError("nothing to search for: give a QUERY, or --text with a sentence")
     if arguments.text and arguments.rerank is not None:
         raise ParameterError("--rerank orders by what is known of an image; leave it out where --text is given")
-    compute = {"device": arguments.device, "cache": open_cache(arguments), "max_pixels": arguments.max_pixels}
+    compute = model_options(arguments) | {"max_pixels": arguments.max_pixels}
     with open_searcher(arguments.index, arguments.model, **compute) as searcher:
         found = searcher.find(
             *arguments.queries,

@@ -37,6 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "(default: one per core, four at most)",
     )
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    add("--allow-download", action="store_true", help="fetch weights that the model names and this machine lacks")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -70,7 +71,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     started = time.perf_counter()
     if arguments.model or has_model(arguments.index):
-        searcher = open_searcher(arguments.index, arguments.model, device=arguments.device)
+        options = {"device": arguments.device, "allow_download": arguments.allow_download}
+        searcher = open_searcher(arguments.index, arguments.model, **options)
     else:  # it can still be searched by id and by code
         searcher = Searcher(open_index(arguments.index))
     service = Service(searcher, folder_of(arguments.index), settings)

@@ -51,6 +51,7 @@ class Settings:
     mirror: bool = False  # look for mirror images too, with codes of the features alone
     device: str = "auto"  # where the backbone runs
     cache: FeatureCache | None = None  # of features and hashes between runs
+    allow_download: bool = False  # of weights that the model folder names
     max_pixels: int | None = None  # images above this are skipped
     progress: bool = False  # on stderr
 
@@ -113,7 +114,9 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
         FormatError: ``settings.model`` is not a model folder.
     """
     if settings.model is not None:
-        loaded = load_model(settings.model, device=settings.device, cache=settings.cache)
+        loaded = load_model(
+            settings.model, device=settings.device, cache=settings.cache, allow_download=settings.allow_download
+        )
         encoder = Encoder(loaded, f"codes of {loaded.n_bits} bits by the model {settings.model}", 0, settings)
         return encoder, encoder.encode(source)
     from distillhash.backbones import extract_features

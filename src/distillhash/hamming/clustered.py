@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError
+from distillhash.hamming.compilation import compiled
 from distillhash.hamming.kernel import (
     CHUNK,
     ROW_BITS,
     ROW_MASK,
-    compiled,
     distance_of,
     lowest_bit,
     nearer,

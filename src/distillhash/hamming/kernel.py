@@ -14,7 +14,6 @@ kernels on disk and does not notice a change of the LLVM code here: delete ``__p
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,8 @@ from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
+
+from distillhash.hamming.compilation import compiled as compiled
 
 BLOCK = 256  # rows between two comparisons of the running minima with the bounds
 CHUNK = 64  # rows of one bit mask
@@ -293,14 +294,6 @@ def _prefetch(n_rows: int) -> Any:
 
 prefetch_chunk = _prefetch(CHUNK)
 prefetch_row = _prefetch(1)
-
-
-def compiled(function: Callable[..., Any]) -> Any:
-    """``njit`` without the interpreter lock, kept on disk where there is a place for it."""
-    try:
-        return njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # a read-only installation without a home folder
-        return njit(nogil=True)(function)
 
 
 part = njit(nogil=True, forceinline=True)  # of a kernel; a call would pass every field of every array

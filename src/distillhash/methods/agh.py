@@ -65,7 +65,7 @@ class AGH(Hasher):
         return {**self.graph_.state(), "weight": self.weight_, "upper": self.upper_, "lower": self.lower_}
 
     def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
-        graph = AnchorGraph.from_state(state, self.n_neighbours)
+        graph = AnchorGraph.from_state(state, self.n_neighbours, self.n_features_)
         weight, upper, lower = state["weight"], state["upper"], state["lower"]
         second = (self.n_bits - self._n_functions,)
         if weight.shape != (len(graph.anchors), self._n_functions) or upper.shape != second or lower.shape != second:

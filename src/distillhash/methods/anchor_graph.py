@@ -45,10 +45,10 @@ class AnchorGraph:
         return {"anchors": self.anchors, "bandwidth": np.array([self.bandwidth])}
 
     @classmethod
-    def from_state(cls, state: dict[str, NDArray[Any]], neighbours: int) -> Self:
-        """The graph that :meth:`state` describes."""
+    def from_state(cls, state: dict[str, NDArray[Any]], neighbours: int, n_features: int | None) -> Self:
+        """The graph that :meth:`state` describes; ValueError where it is none of ``n_features``."""
         anchors, bandwidth = state["anchors"], state["bandwidth"]
-        if anchors.ndim != 2 or bandwidth.shape != (1,):
+        if anchors.ndim != 2 or anchors.shape[1] != n_features or bandwidth.shape != (1,) or not bandwidth[0] > 0:
             raise ValueError(f"anchors of shape {anchors.shape}, bandwidth of shape {bandwidth.shape}")
         return cls(anchors, float(bandwidth[0]), min(neighbours, len(anchors)))
 

@@ -10,7 +10,7 @@ import json
 import operator
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, fields
 from functools import cache
 from hashlib import blake2b
@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
-from distillhash.files import write_atomic
+from distillhash.files import read_file, write_atomic
+from distillhash.sources.vectors import LARGEST
 
 if TYPE_CHECKING:
     from distillhash.methods.training import TrainableImages
@@ -46,6 +47,10 @@ Kind = Literal[
     "cross-modal",
 ]
 _BLOCK = 4096
+_MAX_CONFIG, MAX_WEIGHTS = 16 * 2**20, 4 * 2**30
+SMALLEST = 1e-12
+"""The largest feature to learn from is no smaller, so that squares fit a float32."""
+_OTHER_DATA = "remove rows far from the others, give more varied ones, or use another method (lsh)"
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ class Hasher(ABC):
 
     n_bits: Annotated[int, Interval(ge=1, le=4096)]
     _: KW_ONLY
-    seed: int = 0
+    seed: Annotated[int, Interval(ge=0, lt=2**63 - 8)] = 0  # methods add small numbers to it
 
     def __init_subclass__(cls) -> None:
         dataclass(eq=False, repr=False)(cls)
@@ -201,10 +206,26 @@ class Hasher(ABC):
             raise DataError(f"views must be (n_views, {len(features)}, {features.shape[1]}), got {np.shape(views)}")
         if teacher is not None and np.shape(teacher) != features.shape:
             raise DataError(f"the teacher's features must be {features.shape}, got {np.shape(teacher)}")
+        for view in () if views is None else views:
+            check_features(view, "views")
+        if teacher is not None:
+            check_features(teacher, "teacher's features")
         self.history_ = {}
-        self._fit(TrainingSet(features, views, images, labels, teacher))
-        self.n_features_ = features.shape[1]
+        self._learn(lambda: self._fit(TrainingSet(features, views, images, labels, teacher)), features.shape[1])
         return self
+
+    def _learn(self, fit: Callable[[], None], n_features: int) -> None:
+        """Run ``fit``; fitted afterwards, unless what it learned is not finite or it cannot compute it: :class:`DataError`."""
+        self.n_features_ = None
+        try:
+            with np.errstate(all="ignore"):
+                fit()
+                finite = all(np.isfinite(array).all() for array in self.state().values())
+        except np.linalg.LinAlgError as error:
+            raise DataError(f"{self.method} cannot learn from these features ({error}); {_OTHER_DATA}") from error
+        if not finite:
+            raise DataError(f"{self.method} learned numbers that are not finite; {_OTHER_DATA}")
+        self.n_features_ = n_features
 
     @abstractmethod
     def _fit(self, given: TrainingSet) -> None: ...
@@ -264,16 +285,32 @@ class Hasher(ABC):
         }
 
     def restore(self, config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Self:
-        """Take what was learned from the contents of a model folder."""
+        """Take what was learned from the contents of a model folder, which somebody else may have made up."""
+        width = config.get("n_features")
         try:
-            self.n_features_ = int(config["n_features"])
+            if type(width) is not int or not any(width in array.shape for array in tensors.values()):
+                raise ValueError(f"no array is {width!r} wide")
+            for name, array in tensors.items():
+                if array.dtype.kind not in "fi" or (array.dtype.kind == "i" and array.size > 1):  # a counter is one
+                    raise ValueError(f"{name} must hold floats, not {array.dtype}")
+                if not np.isfinite(array).all():
+                    raise ValueError(f"{name} holds NaN or infinity")
+            self.n_features_ = width
             self._set_state(tensors)
-        except (KeyError, ValueError, TypeError) as error:
+            if shapes_of(self.state()) != shapes_of(tensors):
+                raise ValueError(f"it holds {', '.join(sorted(tensors))}")
+            self._try_out()
+        except Exception as error:  # whatever the numbers in the file lead to, in the code of any package
             self.n_features_ = None
             raise FormatError(
-                f"the model folder does not hold a {self.method} of {self.n_bits} bits ({error})"
+                f"the model folder does not hold a {self.method} of {self.n_bits} bits ({_first_line(error)}); train it again"
             ) from error
         return self
+
+    def _try_out(self) -> None:
+        """Project two rows, which fails where arrays do not fit each other."""
+        assert self.n_features_ is not None
+        self.project(np.eye(2, self.n_features_))
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
@@ -325,6 +362,8 @@ class AffineLayers:
     ) -> Self:
         """Read what :meth:`state` gave; ValueError where shapes do not fit each other or ``n_bits``."""
         mean = state[f"{prefix}mean"]
+        if mean.ndim != 1:
+            raise ValueError(f"{prefix}mean of shape {mean.shape}")
         layers = [(state[f"{prefix}weight_{i}"], state[f"{prefix}bias_{i}"]) for i in range(n_layers)]
         width = len(mean)
         for index, (weight, bias) in enumerate(layers):
@@ -390,6 +429,10 @@ _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 
 
 def _check_bounds(name: str, value: Any, bounds: list[Any]) -> None:
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ParameterError(
+            f"{name} must lie within 2**63 of 0, got {'-' if value < 0 else ''}2**{abs(value).bit_length() - 1} or more"
+        )
     if isinstance(value, Real) and not np.isfinite(float(value)):
         raise ParameterError(f"{name} must be a finite number, got {value!r}")
     for bound in bounds:
@@ -414,31 +457,50 @@ def write_model_folder(path: str | Path, config: dict[str, Any], tensors: dict[s
 
 
 def read_model_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """Configuration and tensors of a model folder; :class:`FormatError` where they are absent, damaged, newer or do not fit."""
-    from safetensors import SafetensorError
+    """Configuration and tensors of a model folder; :class:`FormatError` where they are absent, damaged, newer or do not fit.
+
+    The folder may be somebody else's: both files are data, at most 16 MiB and 4 GiB, and no value in them is trusted.
+    """
     from safetensors.numpy import load
 
     folder = Path(path)
     try:
-        config = json.loads((folder / "config.json").read_text())
-        version, fingerprint = int(config["format_version"]), config["fingerprint"]
-        data = (folder / "model.safetensors").read_bytes()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        config = json.loads(read_file(folder / "config.json", limit=_MAX_CONFIG), parse_constant=_refuse_constant)
+        data = read_file(folder / "model.safetensors", limit=MAX_WEIGHTS)
+    except (OSError, ValueError, RecursionError) as error:
         raise FormatError(
-            f"{folder} is not a model folder, or is damaged ({error}); give a folder that train wrote"
+            f"{folder} is not a model folder, or is damaged ({_first_line(error)}); give a folder that train wrote"
         ) from error
+    version = config.get("format_version") if isinstance(config, dict) else None
+    if type(version) is not int or version < 1:
+        raise FormatError(f"{folder}/config.json is not that of a model; give a folder that train wrote")
     if version > FORMAT_VERSION:
         raise FormatError(
             f"{folder} has format {version}, this version reads up to {FORMAT_VERSION}; upgrade distillhash"
         )
-    if blake2b(data, digest_size=16).hexdigest() != fingerprint:
+    if blake2b(data, digest_size=16).hexdigest() != config.get("fingerprint"):
         raise FormatError(
             f"{folder}/model.safetensors is damaged or does not belong to its config.json; train the model again"
         )
     try:
         return config, load(data)
-    except (SafetensorError, ValueError) as error:
-        raise FormatError(f"{folder}/model.safetensors is damaged ({error}); train the model again") from error
+    except Exception as error:  # safetensors raises its own error, and KeyError for types that NumPy lacks
+        raise FormatError(
+            f"{folder}/model.safetensors is damaged ({_first_line(error)}); train the model again"
+        ) from error
+
+
+def shapes_of(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The shape of every array or tensor; a file has no single numbers, but arrays of one."""
+    return {name: tuple(array.shape) or (1,) for name, array in arrays.items()}
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def project_blocks(
@@ -450,30 +512,47 @@ def project_blocks(
         raise DataError(f"{name} must be (n, {width}) as in fit, got shape {features.shape}")
     projection = np.empty((len(features), n_bits), np.float32)
     for start in range(0, len(features), _BLOCK):
-        block = np.asarray(features[start : start + _BLOCK], np.float64)
-        _check_finite(block, start, name)
-        projection[start : start + len(block)] = project(block)
+        block = np.asarray(features[start : start + _BLOCK])
+        _largest(block, start, name)
+        with np.errstate(all="ignore"):
+            outputs = project(np.ascontiguousarray(block, np.float64))
+        # Only what a model file made up can give more than a float32 holds.
+        if not (np.abs(outputs) <= np.finfo(np.float32).max).all():
+            raise DataError(f"this hash function gives no finite outputs for {name} such as these; train it again")
+        projection[start : start + len(block)] = outputs
     return projection
 
 
 def check_features(features: NDArray[Any], name: str = "features") -> NDArray[Any]:
-    """The array itself if it is ``(n, d)``, numeric and finite; :class:`DataError` otherwise. A memory map stays one."""
+    """The array itself if it is ``(n, d)``, numeric, finite and of usable size; :class:`DataError` otherwise. A memory map stays one."""
     features = np.asanyarray(features)
     if features.ndim != 2 or features.shape[1] == 0:
         raise DataError(f"{name} must be a 2-d array (n, d) with d >= 1, got shape {features.shape}")
     if features.dtype.kind not in "fiu":
         raise DataError(f"{name} must be numbers, got dtype {features.dtype}")
-    for start in range(0, len(features), _BLOCK):
-        _check_finite(np.asarray(features[start : start + _BLOCK]), start, name)
+    starts = range(0, len(features), _BLOCK)
+    largest = max((_largest(np.asarray(features[start : start + _BLOCK]), start, name) for start in starts), default=0)
+    if 0 < largest < SMALLEST:
+        raise DataError(
+            f"the largest of the {name} is {largest:.3g}; it must be at least {SMALLEST:g} (multiply all of them by one number)"
+        )
     return features
 
 
-def _check_finite(block: NDArray[Any], start: int, name: str) -> None:
-    if block.dtype.kind == "f" and not np.isfinite(block).all():
-        bad = np.flatnonzero(~np.isfinite(block).all(axis=1))
-        raise DataError(
-            f"{name} must be finite; row {start + bad[0]} holds NaN or infinity (remove or repair such rows)"
-        )
+def _largest(block: NDArray[Any], start: int, name: str) -> float:
+    """The largest magnitude in rows that begin at ``start``; :class:`DataError` for NaN, infinity, and what is above ``LARGEST``."""
+    largest = max(-float(block.min(initial=0)), float(block.max(initial=0)))
+    if largest <= LARGEST:
+        return largest
+    with np.errstate(over="ignore"):
+        wide = np.asarray(block, np.float64)
+    bad = int(np.flatnonzero(~(np.abs(wide) <= LARGEST).all(axis=1))[0])
+    if not np.isfinite(wide[bad]).all():
+        raise DataError(f"{name} must be finite; row {start + bad} holds NaN or infinity (remove or repair such rows)")
+    raise DataError(
+        f"{name} must lie within {LARGEST:g} of 0; row {start + bad} holds {np.abs(wide[bad]).max():.3g} "
+        "(remove such rows, or divide all of them by one number)"
+    )
 
 
 def sample_rows(n: int, most: int, rng: np.random.Generator) -> NDArray[np.intp]:

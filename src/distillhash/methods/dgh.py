@@ -88,7 +88,7 @@ class DGH(Hasher):
         return {**self.graph_.state(), "weight": self.weight_}
 
     def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
-        graph, weight = AnchorGraph.from_state(state, self.n_neighbours), state["weight"]
+        graph, weight = AnchorGraph.from_state(state, self.n_neighbours, self.n_features_), state["weight"]
         if weight.shape != (len(graph.anchors), self.n_bits):
             raise ValueError(f"weight of shape {weight.shape} for {self.n_bits} bits")
         self.graph_, self.weight_ = graph, weight

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, normalize
 
 from distillhash.methods import training
-from distillhash.methods.base import Activation, AffineLayers, Hasher, Layers, TrainingSet, sample_rows
+from distillhash.methods.base import Activation, AffineLayers, Hasher, Layers, TrainingSet, sample_rows, shapes_of
 from distillhash.methods.training import Batch, CachedFeatures, ImageRows, Inputs, Rows, Targets, one_thread, train
 from distillhash.supervision.similarity import Floats, row_blocks
 
@@ -161,6 +161,8 @@ class HeadHasher(TrainedHasher):
 
     def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
         layers = AffineLayers.from_state(state, 2 if self.hidden else 1, self.n_bits, self.activation)
+        if len(layers.mean) != self.n_features_:
+            raise ValueError(f"a mean of {len(layers.mean)} features for {self.n_features_}")
         self.mean_, self.layers_ = layers.mean, layers.layers
 
 
@@ -201,7 +203,7 @@ class ModuleHasher(TrainedHasher):
 
     def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         with torch.inference_mode():
-            return np.asarray(self.network_(torch.from_numpy(features)).numpy())
+            return np.asarray(self.network_(torch.from_numpy(np.require(features, requirements="W"))).numpy())
 
     def state(self) -> dict[str, NDArray[Any]]:
         """The module's parameters and buffers, by their names."""
@@ -209,12 +211,13 @@ class ModuleHasher(TrainedHasher):
 
     def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
         assert self.n_features_ is not None  # restore sets it first
+        with torch.device("meta"):  # takes no memory, whatever the hyper-parameters in a file say
+            wanted = shapes_of(self.network(self.n_features_).state_dict())
+        if wanted != shapes_of(state):
+            raise ValueError(f"its arrays are not those of {wanted}")
         with torch.random.fork_rng():
             network = self.network(self.n_features_).double().eval()
-        try:
-            network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in state.items()})
-        except RuntimeError as error:
-            raise ValueError(str(error)) from error
+        network.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in state.items()})
         self.network_ = network
 
 
@@ -328,8 +331,8 @@ class Data:
 
 
 def _floats(values: NDArray[Any]) -> Floats:
-    """float32 that torch can share: a copy only where the values are of another type or may not be written."""
-    return np.require(values, np.float32, "W")
+    """float32 that torch can share: a copy only where the values are of another type or layout, or may not be written."""
+    return np.require(values, np.float32, ["C", "W"])
 
 
 def _double(tensor: Tensor) -> NDArray[np.float64]:

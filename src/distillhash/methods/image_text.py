@@ -113,10 +113,16 @@ class CrossModalHasher(Hasher):
             raise DataError(f"{bare.size} of {n} images have no text, first row {bare[0]}; leave those images out")
         if views is not None and np.shape(views)[1:] != images.shape:
             raise DataError(f"views must be (n_views, {n}, {images.shape[1]}), got {np.shape(views)}")
+        for view in () if views is None else views:
+            check_features(view, "views")
         self.history_ = {}
         pairs = TrainingPairs(images, texts, rows.astype(np.intp), views if self.uses_views else None)
-        self.image_, self.text_ = self._fit_pairs(pairs)
-        self.n_features_, self.n_text_features_ = images.shape[1], texts.shape[1]
+
+        def learn() -> None:
+            self.image_, self.text_ = self._fit_pairs(pairs)
+            self.n_text_features_ = texts.shape[1]
+
+        self._learn(learn, images.shape[1])
         return self
 
     @abstractmethod
@@ -155,7 +161,13 @@ class CrossModalHasher(Hasher):
             AffineLayers.from_state(state, n_layers, self.n_bits, self.activation, prefix)
             for prefix in ("image.", "text.")
         )
+        if len(self.image_.mean) != self.n_features_:
+            raise ValueError(f"a mean of {len(self.image_.mean)} features for {self.n_features_}")
         self.n_text_features_ = len(self.text_.mean)
+
+    def _try_out(self) -> None:
+        super()._try_out()
+        self.project_texts(np.eye(2, len(self.text_.mean)))
 
 
 def code_rotation(rows: NDArray[np.float64], iterations: int, seed: int) -> tuple[NDArray[np.float64], list[float]]:

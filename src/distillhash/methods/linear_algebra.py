@@ -18,9 +18,9 @@ _KMEANS_ROWS = 20_000
 
 
 def row_blocks(features: NDArray[Any]) -> Iterator[Floats]:
-    """The rows in float64, 4,096 at a time, so that a memory map is never loaded whole."""
+    """The rows in float64 and C order, 4,096 at a time, so that a memory map is never loaded whole."""
     for start in range(0, len(features), _BLOCK):
-        yield np.asarray(features[start : start + _BLOCK], np.float64)
+        yield np.ascontiguousarray(features[start : start + _BLOCK], np.float64)
 
 
 def principal_components(features: NDArray[Any], k: int) -> tuple[Floats, Floats]:
@@ -107,7 +107,7 @@ def k_means(features: NDArray[Any], k: int, rounds: int, rng: np.random.Generato
     """
     from scipy.cluster.vq import kmeans2
 
-    rows = np.asarray(features[sample_rows(len(features), _KMEANS_ROWS, rng)], np.float64)
+    rows = np.ascontiguousarray(features[sample_rows(len(features), _KMEANS_ROWS, rng)], np.float64)
     start = rows[np.sort(rng.choice(len(rows), min(k, len(rows)), replace=False))]
     with warnings.catch_warnings():  # it warns of empty groups, which are left out below
         warnings.simplefilter("ignore", UserWarning)

@@ -101,10 +101,18 @@ class PUDH(HeadHasher):
         lengths = np.linalg.norm(X, axis=1, keepdims=True)
         unit = X / np.where(lengths > 0, lengths, 1)
         n_clusters = max(2, min(self.n_clusters, len(X) // ROWS_PER_CLUSTER))
-        mixture = GaussianMixture(n_clusters, covariance_type=self.covariance, max_iter=20, random_state=self.seed)
+        mixture = GaussianMixture(
+            n_clusters, covariance_type=self.covariance, max_iter=20, random_state=self.seed % 2**32
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a start for the next step, not an estimate
-            return np.asarray(mixture.fit(unit).predict_proba(unit))
+            try:
+                return np.asarray(mixture.fit(unit).predict_proba(unit))
+            except ValueError as error:  # a covariance that is not positive; whether it happens depends on rounding
+                raise DataError(
+                    f"no mixture of {n_clusters} Gaussians fits these {len(X)} rows; give more varied ones, lower n_clusters "
+                    f"({self.n_clusters}), set covariance to diag, or use another method (itq)"
+                ) from error
 
 
 def canonical_directions(X: Doubles, Y: Doubles, ridge: float) -> tuple[Doubles, Doubles]:
@@ -117,7 +125,7 @@ def canonical_directions(X: Doubles, Y: Doubles, ridge: float) -> tuple[Doubles,
     Y = Y - Y.mean(axis=0)
     Sxx, Sxy, Syy = (a.T @ b / len(X) for a, b in ((X, X), (X, Y), (Y, Y)))
     for S in (Sxx, Syy):
-        # The floor keeps pseudo labels that all agree from making a singular matrix.
-        S[np.diag_indices_from(S)] += ridge * np.trace(S) / len(S) + np.finfo(np.float64).tiny
+        # Pseudo labels that all agree would make a singular matrix.
+        S[np.diag_indices_from(S)] += ridge * (np.trace(S) / len(S) or 1.0)
     squares, directions = eigh(Sxy @ solve(Syy, Sxy.T, assume_a="pos"), Sxx)
     return directions[:, ::-1], np.sqrt(np.clip(squares[::-1], 0, 1))

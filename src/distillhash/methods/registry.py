@@ -130,8 +130,8 @@ def load_hasher(path: str | Path) -> Hasher:
 def hasher_from(config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Hasher:
     """The fitted hasher described by the contents of a model folder."""
     try:
-        parameters = dict(config["parameters"])
+        parameters = {**config["parameters"]}
         hasher = make_hasher(config["method"], parameters.pop("n_bits"), seed=parameters.pop("seed"), **parameters)
-    except (KeyError, TypeError, ParameterError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FormatError(f"the model's config.json does not describe a usable hasher: {error}") from error
     return hasher.restore(config, tensors)

@@ -104,10 +104,14 @@ class URPH(HeadHasher):
         self.decoder_: AffineLayers = AffineLayers(np.zeros(self.n_bits), layers, "relu")
 
     def reconstruct(self, codes: Codes) -> NDArray[np.float32]:
-        """Features that the codes stand for, ``(n, d) float32``; :class:`DataError` for codes of another length."""
+        """Features that the codes stand for, ``(n, d) float32``; :class:`DataError` for codes of another length, or no finite features."""
         if codes.n_bits != self.n_bits:
             raise DataError(f"this decoder takes codes of {self.n_bits} bits, got {codes.n_bits}")
-        return np.asarray(self.decoder_(codes.signs().astype(np.float64)), np.float32)
+        with np.errstate(all="ignore"):
+            features = np.asarray(self.decoder_(codes.signs().astype(np.float64)), np.float32)
+        if not np.isfinite(features).all():
+            raise DataError("this decoder gives no finite features for codes such as these; train it again")
+        return features
 
     def state(self) -> dict[str, NDArray[Any]]:
         """The head's layers and the decoder's."""
@@ -119,6 +123,10 @@ class URPH(HeadHasher):
         super()._set_state(state)
         state = state | {"decoder_mean": np.zeros(self.n_bits)}
         self.decoder_ = AffineLayers.from_state(state, 2, len(self.mean_), "relu", "decoder_")
+
+    def _try_out(self) -> None:
+        super()._try_out()
+        self.reconstruct(Codes.from_projection(np.eye(2, self.n_bits)))
 
 
 def _others(square: Tensor) -> Tensor:

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes, check_same_length
 from distillhash.errors import DataError, ParameterError
+from distillhash.hamming.compilation import compiled
 from distillhash.hamming.kernel import popcount64
 
 Floats = NDArray[np.float64]
@@ -231,7 +232,7 @@ def _check_labels(labels: NDArray[Any], n: int, side: str) -> NDArray[Any]:
     return labels.astype(bool)
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@compiled(parallel=True)
 def _single_label_histograms(query: Any, database: Any, starts: Any, ends: Any, levels: int) -> Any:
     counts = np.zeros((len(query), levels), np.int64)
     hits = np.zeros((len(query), levels), np.int64)
@@ -253,7 +254,7 @@ def _single_label_histograms(query: Any, database: Any, starts: Any, ends: Any, 
     return counts, hits
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@compiled(parallel=True)
 def _multi_label_histograms(query: Any, database: Any, query_mask: Any, database_mask: Any, levels: int) -> Any:
     counts = np.zeros((len(query), levels), np.int64)
     hits = np.zeros((len(query), levels), np.int64)
@@ -272,7 +273,7 @@ def _multi_label_histograms(query: Any, database: Any, query_mask: Any, database
     return counts, hits
 
 
-@njit(nogil=True, cache=True)
+@compiled
 def _hits_expectation(before: Any, n: Any, r: Any, N: Any, C: Any, m: Any, H: Any) -> Any:
     """E[(before + S(X)) / (C + X)], X ~ Hypergeometric(n items, r relevant, m drawn), S(x) the level sum given x hits in m places."""
     result = np.zeros(len(before))

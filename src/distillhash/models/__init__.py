@@ -16,13 +16,16 @@ if TYPE_CHECKING:
 __all__ = ["CrossModalModel", "Encoded", "HashModel", "PairFeatures", "load_model"]
 
 
-def load_model(path: str | Path, *, device: str = "auto", cache: FeatureCache | None = None) -> HashModel:
-    """Read a model that :meth:`HashModel.save` wrote.
+def load_model(
+    path: str | Path, *, device: str = "auto", cache: FeatureCache | None = None, allow_download: bool = False
+) -> HashModel:
+    """Read a model that :meth:`HashModel.save` wrote. The folder may be somebody else's: everything in it is data, and runs no code.
 
     Args:
         path: The folder.
         device: Where its backbone runs.
         cache: Where features are kept between runs.
+        allow_download: Download the backbone or text encoder that the folder names, where this machine does not have it.
 
     Returns:
         The model; a :class:`CrossModalModel` where the folder holds one.
@@ -34,4 +37,4 @@ def load_model(path: str | Path, *, device: str = "auto", cache: FeatureCache | 
     if "backbone" not in config:
         raise FormatError(f"{path} holds a hasher without a backbone; read it with load_hasher")
     kind = CrossModalModel if "text_encoder" in config else HashModel
-    return kind.from_contents(config, tensors, device=device, cache=cache)
+    return kind.from_contents(config, tensors, device=device, cache=cache, allow_download=allow_download)

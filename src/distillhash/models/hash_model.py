@@ -86,6 +86,7 @@ class HashModel:
         self.skipped_: list[Skipped] = []
         self._image_size, self._weights, self._device = image_size, weights, device
         self._saved_backbone: tuple[dict[str, Any], dict[str, NDArray[Any]]] | None = None
+        self._allow_download = False  # of what a model folder names; a name given to the constructor is consent
 
     @property
     def n_bits(self) -> int:
@@ -109,13 +110,13 @@ class HashModel:
                 self.backbone_name, image_size=self._image_size, weights=self._weights, device=self._device
             )
         config, tensors = self._saved_backbone
-        backbone = backbone_from_config(config, device=self._device)
+        backbone = backbone_from_config(config, device=self._device, allow_download=self._allow_download)
         if tensors:
             backbone.load_tensors(tensors)
-        if backbone.fingerprint != config["fingerprint"]:
+        if backbone.fingerprint != config.get("fingerprint"):
             raise FormatError(
                 f"the weights of backbone {self.backbone_name} ({backbone.fingerprint}) are not those the model was trained with "
-                f"({config['fingerprint']}); give the same weights file or package version"
+                f"({config.get('fingerprint')}); give the same weights file or package version"
             )
         return backbone
 
@@ -261,14 +262,22 @@ class HashModel:
         return config
 
     @classmethod
-    def from_contents(cls, config: dict[str, Any], tensors: dict[str, NDArray[Any]], **options: Any) -> Self:
-        """The trained model in the contents of a model folder; ``options`` are further arguments of the constructor."""
+    def from_contents(
+        cls, config: dict[str, Any], tensors: dict[str, NDArray[Any]], *, allow_download: bool = False, **options: Any
+    ) -> Self:
+        """The trained model in the contents of a model folder; see :func:`load_model`. ``options`` are arguments of the constructor."""
+        for part in ("backbone", "training"):
+            if not isinstance(config.get(part, {}), dict):
+                raise FormatError(f"{part} in the model's config.json must describe one, got {config[part]!r:.80}")
+        if not isinstance(config["backbone"].get("name"), str):
+            raise FormatError(f"the model's config.json names no backbone, but {config['backbone'].get('name')!r:.80}")
         own = {name: array for name, array in tensors.items() if not name.startswith(_BACKBONE_PREFIX)}
         backbone = {name.removeprefix(_BACKBONE_PREFIX): tensors[name] for name in tensors.keys() - own.keys()}
         model = cls(config["backbone"]["name"], hasher_from(config, own), **options)
         model._saved_backbone = config["backbone"], backbone
         model.training = config.get("training", {})
         model.fingerprint = config["fingerprint"]
+        model._allow_download = allow_download
         return model
 
     def __repr__(self) -> str:

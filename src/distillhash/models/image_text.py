@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes
-from distillhash.errors import DataError, NotFittedError, ParameterError
+from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
 from distillhash.methods import Hasher, method_names
 from distillhash.models.hash_model import HashModel
 from distillhash.sources import Skipped
@@ -92,7 +92,9 @@ class CrossModalModel(HashModel):
     def text_encoder(self) -> TextEncoder:
         """The network or vocabulary that maps sentences to vectors, built on first use; a vocabulary is learned in :meth:`fit`."""
         if self._saved_text_encoder is not None:
-            return text_encoder_from_config(self._saved_text_encoder, device=self._device)
+            return text_encoder_from_config(
+                self._saved_text_encoder, device=self._device, allow_download=self._allow_download
+            )
         return make_text_encoder(self._text_name, device=self._device)
 
     def _open_training(self, source: Any) -> PairSource:
@@ -176,8 +178,11 @@ class CrossModalModel(HashModel):
     @classmethod
     def from_contents(cls, config: dict[str, Any], tensors: dict[str, NDArray[Any]], **options: Any) -> Self:
         """See :meth:`HashModel.from_contents`."""
-        model = super().from_contents(config, tensors, text_encoder=config["text_encoder"]["name"], **options)
-        model._saved_text_encoder = config["text_encoder"]
+        encoder = config["text_encoder"]
+        if not isinstance(encoder, dict) or not isinstance(encoder.get("name"), str):
+            raise FormatError(f"text_encoder in the model's config.json must describe one, got {encoder!r:.80}")
+        model = super().from_contents(config, tensors, text_encoder=encoder["name"], **options)
+        model._saved_text_encoder = encoder
         return model
 
     def __repr__(self) -> str:

@@ -30,6 +30,8 @@ _BLOCK_BYTES = 1 << 24
 _UNPACKED_BYTES = 1 << 30  # a file may unpack to this, or to so many times its size
 _UNPACKED_RATIO = 100
 _SHOWN = 20  # arrays of an archive named in a message
+LARGEST = 1e12
+"""No feature is larger, so that squares and their sums fit a float32."""
 
 
 class PixelImages(ImageSource):
@@ -73,7 +75,7 @@ def usable_vectors(array: NDArray[Any], name: str) -> NDArray[Any]:
 
 
 def check_finite(vectors: NDArray[Any], name: str) -> None:
-    """Raise a :class:`DataError` where a value is NaN or infinite; reads 16 MiB at a time."""
+    """Raise a :class:`DataError` where a value is NaN, infinite or above ``LARGEST``; reads 16 MiB at a time."""
     step = max(1, _BLOCK_BYTES // (vectors.shape[1] * vectors.itemsize))
     starts = range(0, len(vectors), step)
     bad = [start + np.flatnonzero(~np.isfinite(vectors[start : start + step]).all(axis=1)) for start in starts]
@@ -82,6 +84,14 @@ def check_finite(vectors: NDArray[Any], name: str) -> None:
         raise DataError(
             f"{name}: {rows.size} of {len(vectors)} rows hold NaN or infinity, the first is row {rows[0]}; remove or repair them"
         )
+    for start in starts:
+        sizes = np.abs(vectors[start : start + step].astype(np.float64)).max(axis=1)
+        if (sizes > LARGEST).any():
+            row = int(np.argmax(sizes > LARGEST))
+            raise DataError(
+                f"{name}: row {start + row} holds a number of size {sizes[row]:.3g}, over the limit of {LARGEST:g}; "
+                "remove such rows, or divide all of them by one number"
+            )
 
 
 def open_array(array: NDArray[Any], name: str) -> Source:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import numpy as np
@@ -32,13 +33,16 @@ def assign_clusters(
     two) is made, because clusters of one item would contradict every similar pair. ``distances`` are the rows' ``(n, n)`` cosine distances.
     """
     from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
 
     n = len(features)
     k = min(n_clusters, max(2, n // ROWS_PER_CLUSTER))
     if k == 1 or n < 4:
         return np.zeros(n, np.int32)
     rows = unit_rows(features) if method == "kmeans" else _spectral_rows(distances, k, min(n_neighbours, n - 1), seed)
-    found = KMeans(k, n_init=1, random_state=seed).fit(rows).labels_
+    with warnings.catch_warnings():  # it warns of fewer different rows than clusters, which is no fault
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        found = KMeans(k, n_init=1, random_state=seed % 2**32).fit(rows).labels_
     return np.asarray(found, np.int32)
 
 

@@ -26,6 +26,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError
+from distillhash.hamming.compilation import compiled
 from distillhash.supervision.similarity import PairLabels
 
 BoundRule = Literal["full", "unshared", "diagonal"]
@@ -80,7 +81,7 @@ def _label(s: Any, low: Any, high: Any, keep_certain: Any) -> Any:
     return 0
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@compiled(parallel=True)
 def _distil_full(logits: Any, positive: Any, negative: Any, keep_certain: Any) -> Any:
     n = len(logits)
     labels = np.zeros((n, n), np.int8)
@@ -107,7 +108,7 @@ def _distil_full(logits: Any, positive: Any, negative: Any, keep_certain: Any) -
     return labels
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@compiled(parallel=True)
 def _distil_unshared(logits: Any, positive: Any, negative: Any, keep_certain: Any) -> Any:
     n = len(logits)
     labels = np.zeros((n, n), np.int8)
@@ -127,7 +128,7 @@ def _distil_unshared(logits: Any, positive: Any, negative: Any, keep_certain: An
     return labels
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@compiled(parallel=True)
 def _distil_diagonal(logits: Any, positive: Any, negative: Any, keep_certain: Any) -> Any:
     n = len(logits)
     lows, highs = np.full(n, np.inf), np.full(n, -np.inf)

@@ -30,8 +30,12 @@ def text_encoder_names() -> dict[str, str]:
     }
 
 
-def make_text_encoder(name: str = DEFAULT_TEXT_ENCODER, *, device: str = "auto") -> TextEncoder:
+def make_text_encoder(
+    name: str = DEFAULT_TEXT_ENCODER, *, device: str = "auto", allow_download: bool = True
+) -> TextEncoder:
     """A text encoder by name, one of :func:`text_encoder_names`; ``tfidf`` and ``bow`` learn their vocabulary in :meth:`TextEncoder.fit`.
+
+    Without ``allow_download`` a model must be on this machine.
 
     Raises:
         ParameterError: unknown name, or a number of words that is none.
@@ -40,26 +44,36 @@ def make_text_encoder(name: str = DEFAULT_TEXT_ENCODER, *, device: str = "auto")
     """
     kind, colon, rest = name.partition(":")
     if kind in ("tfidf", "bow"):
-        if colon and not rest.isdecimal():
-            raise ParameterError(f"{kind}:N takes a number of words, got {name!r}")
+        if colon and not (rest.isdecimal() and len(rest) < 10):
+            raise ParameterError(f"{kind}:N takes a number of words, got {name!r:.80}")
         return BagOfWords(kind, int(rest)) if colon else BagOfWords(kind)
     if name == "minilm" or (kind == "hf" and rest):
         from distillhash.texts.sentence import SentenceEncoder  # here, because torch is heavy
 
-        return SentenceEncoder(name, device=device)
+        return SentenceEncoder(name, device=device, allow_download=allow_download)
     if name == "embeddings":
         return TextVectors()
     raise ParameterError(f"unknown text encoder {name!r}; choose one of {', '.join(text_encoder_names())}")
 
 
-def text_encoder_from_config(config: dict[str, Any], *, device: str = "auto") -> TextEncoder:
+def text_encoder_from_config(
+    config: dict[str, Any], *, device: str = "auto", allow_download: bool = False
+) -> TextEncoder:
     """The text encoder that :meth:`TextEncoder.config` describes.
 
-    A :class:`FormatError` where the description is not usable, or the weights found are not those the model was trained with.
+    A :class:`FormatError` where the description, which may be somebody else's, is not usable, or the weights found are not those the model
+    was trained with. Nothing is downloaded without ``allow_download``, and no other computer is asked for a file.
     """
+    name = config.get("name")
+    if type(name) is not str:
+        raise FormatError(f"the model's text encoder cannot be built: its name is {name!r:.80}")
+    if name.startswith("hf:"):
+        from distillhash.backbones.huggingface import refuse_remote_path  # here, because torch is heavy
+
+        refuse_remote_path(name.removeprefix("hf:"))
     try:
-        encoder = make_text_encoder(config["name"], device=device)
+        encoder = make_text_encoder(name, device=device, allow_download=allow_download)
         encoder.restore(config)
-    except (KeyError, TypeError, ValueError, AttributeError, ParameterError) as error:
+    except ParameterError as error:
         raise FormatError(f"the model's text encoder cannot be built: {error}") from error
     return encoder

@@ -57,12 +57,23 @@ class BagOfWords(TextEncoder):
         return {**super().config(), "words": words, **weights}
 
     def restore(self, config: dict[str, Any]) -> None:
-        """Take words and weights."""
-        vectoriser = self._new(vocabulary={str(word): column for column, word in enumerate(config["words"])})
+        """Take words and weights; :class:`ParameterError` where they are not words and as many finite numbers."""
+        words, weights = config.get("words"), config.get("idf")
+        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+            raise ParameterError(f"{self.name}: the words must be a list of texts, got {words!r:.80}")
+        if len(set(words)) < len(words):
+            raise ParameterError(f"{self.name}: the {len(words)} words hold one twice")
+        vectoriser = self._new(vocabulary={word: column for column, word in enumerate(words)})
         if self._kind == "tfidf":
-            vectoriser.idf_ = np.array(config["idf"], np.float64)
+            if not isinstance(weights, list) or not all(
+                type(weight) is float and abs(weight) < 1e9 for weight in weights
+            ):
+                raise ParameterError(f"{self.name}: the idf must be numbers, got {weights!r:.80}")
+            if len(weights) != len(words):
+                raise ParameterError(f"{self.name}: it has {len(words)} words and {len(weights)} weights")
+            vectoriser.idf_ = np.array(weights, np.float64)
         else:
-            vectoriser.fit([" ".join(config["words"])])  # a bag without weights: fitting checks the vocabulary, no more
+            vectoriser.fit([" ".join(words)])  # a bag without weights: fitting checks the vocabulary, no more
         self._take(vectoriser)
 
     def _new(self, vocabulary: dict[str, int] | None = None) -> Any:

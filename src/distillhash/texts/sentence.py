@@ -10,8 +10,7 @@ last hidden states over the text's tokens. It is scaled to length 1.
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from distillhash.backbones.base import choose_device
-from distillhash.backbones.huggingface import first_line, load_transformer
+from distillhash.backbones.huggingface import find_model, first_line, load_transformer, quietly, reading_options
 from distillhash.errors import DataError, FormatError, MissingDependencyError
 from distillhash.sources.download import check_file
 from distillhash.texts.base import TextEncoder
@@ -34,19 +33,20 @@ _IMAGE_PARTS = ("vision_model", "visual_projection")
 
 
 class SentenceEncoder(TextEncoder):
-    """``minilm`` and ``hf:NAME``."""
+    """``minilm`` and ``hf:NAME``. Without ``allow_download`` the model must be on this machine."""
 
-    def __init__(self, name: str, *, device: str = "auto") -> None:
+    def __init__(self, name: str, *, device: str = "auto", allow_download: bool = True) -> None:
         self.name = name
         self.device = choose_device(device)
         place = str(_minilm_folder()) if name == "minilm" else name.removeprefix("hf:")
-        with _no_progress_bar() if Path(place).is_dir() else nullcontext():  # a download may show one
-            self._model = load_transformer(place, name, "text", _IMAGE_PARTS)
-            from transformers import AutoTokenizer  # after the error that explains how to install it
+        place = find_model(place, name, allow_download=allow_download)
+        self._model = load_transformer(place, name, "text", _IMAGE_PARTS, allow_download=allow_download)
+        from transformers import AutoTokenizer
 
+        with quietly(place):
             try:
-                self._tokenizer = AutoTokenizer.from_pretrained(place)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                self._tokenizer = AutoTokenizer.from_pretrained(place, **reading_options(allow_download))
+            except Exception as error:  # a folder can be wrong in any way
                 raise DataError(f"{name} has no tokeniser ({first_line(error)}); give a text model") from error
         if hasattr(self._model, "pooler"):
             self._model.pooler = None  # unused, and random where the checkpoint lacks it
@@ -102,10 +102,10 @@ class SentenceEncoder(TextEncoder):
 
     def restore(self, config: dict[str, Any]) -> None:
         """Check that the weights are those the model was trained with."""
-        if config["fingerprint"] != self.fingerprint:
+        if config.get("fingerprint") != self.fingerprint:
             raise FormatError(
                 f"the weights of text encoder {self.name} ({self.fingerprint}) are not those the model was trained with "
-                f"({config['fingerprint']}); give the same files or package version"
+                f"({config.get('fingerprint')}); give the same files or package version"
             )
 
     def _tokens(self, text: str) -> list[int]:
@@ -128,23 +128,6 @@ class SentenceEncoder(TextEncoder):
             else:
                 vectors = self._model(**inputs).last_hidden_state.mean(dim=1)
             return np.asarray(torch.nn.functional.normalize(vectors.float()).cpu().numpy())
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Hide transformers' bars, because reading weights from disk takes less than a second."""
-    try:
-        from transformers.utils import logging
-    except ImportError:  # reported where it is needed
-        yield
-        return
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _minilm_folder() -> Path:

@@ -1,0 +1,105 @@
+"""Functions compiled by numba, and the folder that keeps their machine code between runs.
+
+numba keeps it beside the package, in ``NUMBA_CACHE_DIR``, or in the user's cache. Its files are pickles, which run code when they are read:
+a folder counts only where no other user can write. Without a folder everything is compiled again in each process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from numba import njit
+from numba.core import caching
+
+_logger = logging.getLogger(__name__)
+_told: set[str] = set()
+
+
+def compiled(function: Callable[..., Any] | None = None, *, parallel: bool = False) -> Any:
+    """``njit`` without the interpreter lock, kept on disk where there is a safe place for it. Decorates with and without arguments."""
+    if function is None:
+        return lambda wrapped: compiled(wrapped, parallel=parallel)
+    dispatcher = njit(nogil=True, parallel=parallel)(function)
+    try:
+        dispatcher._cache = _Kept(function)
+    except Exception as error:  # no folder; or another version of numba, whose inner parts have changed
+        _tell(error)
+    return dispatcher
+
+
+def private(folder: str) -> bool:
+    """Whether no other user but root can put files into ``folder`` or replace it; relative paths depend on where one is, and never are."""
+    if not Path(folder).is_absolute():
+        return False
+    if not hasattr(os, "getuid"):  # Windows: the user's folders are the user's by default
+        return True
+    own, place = os.getuid(), Path(folder).resolve()
+    while not place.exists():
+        place = place.parent
+    if place.stat().st_uid != own or place.stat().st_mode & stat.S_IWOTH:
+        return False
+    for parent in place.parents:
+        status = parent.stat()
+        if status.st_uid not in (0, own) or (status.st_mode & (stat.S_IWOTH | stat.S_ISVTX)) == stat.S_IWOTH:
+            return False
+    return True
+
+
+class _Provided(caching.UserProvidedCacheLocator):  # type: ignore[misc]  # numba has no types
+    def ensure_cache_path(self) -> None:
+        _ensure_private(self)
+
+
+class _UserWide(caching.UserWideCacheLocator):  # type: ignore[misc]
+    def ensure_cache_path(self) -> None:
+        _ensure_private(self)
+
+
+def _ensure_private(locator: Any) -> None:
+    """Make and try the folder; :class:`OSError`, after which numba tries the next place, where it is not safe."""
+    path = locator.get_cache_path()
+    if not private(path):
+        raise PermissionError(f"{path} can be written by other users")
+    Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
+    super(type(locator), locator).ensure_cache_path()
+
+
+class _Places(caching.CompileResultCacheImpl):  # type: ignore[misc]
+    # Beside the package lies its own compiled code, which Python runs too.
+    _locator_classes: ClassVar[list[Any]] = [_Provided, caching.InTreeCacheLocator, _UserWide]
+
+
+class _Kept(caching.FunctionCache):  # type: ignore[misc]
+    """A function's machine code on disk. Files that are damaged are made anew; a disk that is full is done without."""
+
+    _impl_class = _Places
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """The code of a signature, or None."""
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception as error:  # a damaged pickle can raise anything
+            _tell(error)
+            with contextlib.suppress(Exception):
+                self.flush()
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        """Keep the code of a signature."""
+        try:
+            super().save_overload(sig, data)
+        except Exception as error:
+            _tell(error)
+
+
+def _tell(error: Exception) -> None:
+    """Say once why compiled code is not kept; nothing else depends on it."""
+    if not _told:
+        _told.add("")
+        _logger.info("compiled code is not kept (%s); commands start some seconds later", error)
