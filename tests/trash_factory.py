@@ -92,6 +92,7 @@ def killed_at(step: int, work: Callable[[], object]) -> bool:
         try:
             left = step
             watched = {"os.link", "os.remove", "os.rename", "os.mkdir", "os.truncate", "fcntl.flock", "os.utime"}
+            watched.add("ctypes.dlsym")  # a rename that overwrites nothing
 
             def hook(event: str, arguments: tuple[object, ...]) -> None:
                 nonlocal left

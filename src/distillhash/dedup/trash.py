@@ -474,7 +474,6 @@ def _opened(
     """The trash, for this process alone. No part of its path below the collection is a link, nor are the folder itself and the journal."""
     if os.open not in os.supports_dir_fd:
         raise DistillHashError("files are moved on Linux and macOS only; use the report of `dedup --out`")
-    absent = f"there is no journal of moved files in {trash}; give the trash folder of an earlier --apply"
     with contextlib.ExitStack() as stack:
         try:
             base, parts = _split(trash, root)
@@ -483,7 +482,7 @@ def _opened(
             folder = stack.enter_context(open_folder(base, parts, create=write))
             handle = _open_journal(folder, write=write)
         except FileNotFoundError as error:
-            raise DataError(absent) from error
+            raise DataError(_no_journal(trash, root)) from error
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
                 raise DistillHashError(
@@ -509,6 +508,14 @@ def _opened(
             outcome.notes.append(f"{trash} cannot be locked ({_reason(error)}); let no other process move files there")
         asked = None if root is None else os.path.realpath(root)
         yield _Trash(trash, os.path.realpath(trash), folder, journal, outcome, asked, anywhere)
+
+
+def _no_journal(trash: Path, root: Path | None) -> str:
+    text = f"there is no journal of moved files in {trash}; give the trash folder of an earlier --apply"
+    for folder in () if root is None else Path(os.path.realpath(root)).parents:
+        if (folder / FOLDER_NAME / JOURNAL).is_file():
+            return f"{text}, or undo that of the folder above: `distillhash dedup {folder} --undo`"
+    return text
 
 
 def _split(trash: Path, root: Path | None) -> tuple[str, list[str]]:
