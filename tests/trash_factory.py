@@ -9,7 +9,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from distillhash.dedup.trash import Move
+from distillhash.dedup.journal import Move
 
 TIME = 1_500_000_000_123_456_789
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from distillhash.dedup.trash import JOURNAL, Move, move, undo
+from distillhash.dedup.journal import JOURNAL, Move
+from distillhash.dedup.trash import move, undo
 from distillhash.errors import DataError, DistillHashError
 from trash_factory import TIME, check_restored, content, entries, homes, killed_at, make_files
 

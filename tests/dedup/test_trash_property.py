@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from distillhash.dedup import moving
-from distillhash.dedup.trash import FOLDER_NAME, JOURNAL, Move, move, undo
+from distillhash.dedup.journal import JOURNAL, Move
+from distillhash.dedup.trash import FOLDER_NAME, move, undo
 from trash_factory import content, killed_at, snapshot, write
 
 _odd = st.sampled_from(

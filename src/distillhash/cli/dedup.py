@@ -143,7 +143,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _apply(arguments: argparse.Namespace, report: Report, trash: Path) -> dict[str, Any]:
-    from distillhash.dedup.trash import Move, move
+    from distillhash.dedup.journal import Move
+    from distillhash.dedup.trash import move
 
     moves = [
         Move(item.path, item.facts.digest, group[0].path, item.distance)
@@ -200,10 +201,12 @@ def _say_left(arguments: argparse.Namespace, outcome: Outcome, what: str) -> Non
 
 
 def _collection(arguments: argparse.Namespace) -> Path | None:
-    """The folder SOURCE, without a selection (``FOLDER#0:100``); None for any other source."""
+    """The folder SOURCE, without a selection (``FOLDER#0:100``); None for any other source, or none."""
     folder = arguments.source or ""
     while "#" in folder and not Path(folder).exists():
         folder = folder.rpartition("#")[0]
+    if folder and ":" not in folder and not Path(folder).exists():
+        raise DataError(f"there is no {arguments.source}; give the folder where the files are now")
     return Path(folder) if folder and Path(folder).is_dir() else None
 
 

@@ -125,7 +125,7 @@ def move_file(data: BinaryIO, source: Place, target: Place, *, part: str, digest
         _copy(data, target, part, digest, mtime_ns)
         if not _is(source, data, digest):
             raise LeftBehindError(errno.EBUSY, "it changed meanwhile") from error
-        _remove_old(source)
+        remove_old(source)
 
 
 def _rename(source: Place, target: Place, data: BinaryIO, digest: str) -> None:
@@ -152,7 +152,7 @@ def _rename(source: Place, target: Place, data: BinaryIO, digest: str) -> None:
         target.remove()
         raise OSError(errno.EBUSY, "it changed meanwhile")
     target.sync()
-    _remove_old(source)
+    remove_old(source)
 
 
 def _rename_exclusively(source: Place, target: Place) -> bool:
@@ -207,7 +207,8 @@ def _is(place: Place, data: BinaryIO, digest: str) -> bool:
         return False
 
 
-def _remove_old(source: Place) -> None:
+def remove_old(source: Place) -> None:
+    """Remove the old name of a file that is whole at the new one, or a :class:`LeftBehindError`."""
     try:
         source.remove()
     except OSError as error:

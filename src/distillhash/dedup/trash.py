@@ -13,61 +13,25 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hmac
-import json
 import os
 import re
-import secrets
 import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
 
-from platformdirs import user_data_path
-
-from distillhash.dedup.moving import LeftBehindError, Place, content_digest, move_file, open_folder, sync_file
+from distillhash.dedup.journal import JOURNAL, Entry, Journal, Move
+from distillhash.dedup.moving import LeftBehindError, Place, content_digest, move_file, open_folder, remove_old
 from distillhash.errors import DataError, DistillHashError
-from distillhash.files import digest, read_file, sync_folder
+from distillhash.files import digest, sync_folder
 from distillhash.progress import Progress
 
-JOURNAL = "journal.jsonl"
 FOLDER_NAME = ".distillhash-trash"
 """Default trash inside a folder of images: hidden, so that sources do not see it, and on the same disk, so that moving copies nothing."""
 
-_LONGEST_LINE = 1 << 16  # bytes of a journal line
 _FILES_IN_BATCH = 5000  # FAT holds few long names in one folder
-_MOST_REPORTED = 100  # damaged lines that are listed one by one
-_TRASH_PLACE = re.compile(r"([0-9]{1,9})/([^/\0]+)")
-
-
-@dataclass(frozen=True)
-class Move:
-    """A file to move: where it lies, its content digest (32 hex digits) when it was judged, and the file it duplicates."""
-
-    path: str
-    digest: str
-    keeper: str
-    distance: int
-
-
-@dataclass(frozen=True)
-class Entry(Move):
-    """A line of the journal: a move, its place in the trash relative to the journal, size in bytes and modification time.
-
-    ``path`` and ``keeper`` are relative to the collection where they lie in it. ``root`` is its real path when the file was moved, ``up``
-    how many levels it lies above the trash (None for a trash outside of it), ``seal`` shows which user wrote the line. Lines of older
-    versions have absolute paths and none of the three.
-    """
-
-    trash: str
-    size: int
-    mtime_ns: int
-    root: str | None = None
-    up: int | None = None
-    seal: str | None = None
 
 
 @dataclass
@@ -108,10 +72,8 @@ def move(moves: Sequence[Move], trash: Path, root: Path | None, *, progress: boo
                 shown.advance(1)
                 try:
                     bin_.take(one, number, leaving)
-                except _Refused as reason:
-                    outcome.left.append((one.path, str(reason)))
-                except (OSError, ValueError) as error:
-                    outcome.left.append((one.path, f"it could not be moved: {_reason(error)}"))
+                except (OSError, ValueError, _Refused) as error:
+                    outcome.left.append((one.path, _reason(error)))
                 else:
                     outcome.done.append(one.path)
     return outcome
@@ -130,40 +92,35 @@ def undo(trash: Path, root: Path | None = None, *, anywhere: bool = False, progr
     """
     outcome = Outcome()
     with _opened(trash, root, outcome, write=False, anywhere=anywhere) as bin_:
-        held = bin_.held()
-        absent = bin_.absent - {bin_.shown(entry) for entry in held} if bin_.absent else ()
-        outcome.n_gone = len(absent)
+        held = bin_.held(outcome.left)
+        outcome.n_gone = len(bin_.absent - {bin_.shown(entry) for entry in held if bin_.absent})
         with Progress("bringing back", len(held), unit="files", quiet=not progress) as shown:
             for entry in reversed(held):
                 shown.advance(1)
-                where = f"it is {trash / entry.trash}"
                 try:
                     bin_.bring_back(entry)
                 except _OtherCollection:
                     outcome.n_other += 1
-                except _Refused as reason:
-                    outcome.left.append((bin_.shown(entry), f"{reason}; {where}"))
-                except (OSError, ValueError) as error:
-                    outcome.left.append((bin_.shown(entry), f"it could not be moved: {_reason(error)}; {where}"))
+                except (OSError, ValueError, _Refused) as error:
+                    outcome.left.append((bin_.shown(entry), f"{_reason(error)}; it is {trash / entry.trash}"))
     return outcome
 
 
 @dataclass
 class _Trash:
-    """An open trash: its folder as a descriptor, its journal open and locked."""
+    """An open trash."""
 
     path: Path
-    real: str
-    folder: int
-    journal: BinaryIO
+    folder: int  # a descriptor
+    journal: Journal
     outcome: Outcome
     asked: str | None  # real path of the collection that was named
     anywhere: bool
-    end: int = 0  # bytes of whole lines in the journal
+    real: str  # its real path
     batch: str = ""  # the folder that files go to
     n_taken: int = 0
     absent: set[str] = field(default_factory=set)  # places of entries whose file is neither there nor in the trash
-    roots: Counter[str] = field(default_factory=Counter)  # where collections of old entries were, by keepers found
+    roots: Counter[str] = field(default_factory=Counter)  # where collections of old entries may have been
     gone: set[str] = field(default_factory=set)  # recorded collections that are not there
 
     @property
@@ -172,219 +129,138 @@ class _Trash:
         here, name = os.path.split(self.real)
         return self.asked if self.asked is not None or name != FOLDER_NAME else here
 
-    def entries(self) -> Iterator[Entry]:
-        """What the journal holds, oldest first; damaged lines are reported. A last line without its end was never followed by a move."""
-        self.journal.seek(0)
-        number = n_damaged = 0
-        while line := self.journal.readline(_LONGEST_LINE + 1):
-            number += 1
-            rest = line
-            while rest and not rest.endswith(b"\n"):
-                rest = self.journal.readline(1 << 20)
-            if not rest:
-                break
-            self.end = self.journal.tell()
-            if not line.strip():
-                continue
-            try:
-                if line is not rest:
-                    raise ValueError(f"longer than {_LONGEST_LINE:,} bytes")
-                yield _parse(line)
-            except (ValueError, TypeError, RecursionError) as error:
-                n_damaged += 1
-                if n_damaged <= _MOST_REPORTED:
-                    self.outcome.left.append((f"line {number} of {self.path / JOURNAL}", f"it is damaged ({error})"))
-        if n_damaged > _MOST_REPORTED:
-            more = f"{n_damaged - _MOST_REPORTED:,} more lines of {self.path / JOURNAL}"
-            self.outcome.left.append((more, "they are damaged"))
-
-    def held(self) -> list[Entry]:
-        """Entries whose file is in the trash, oldest first; partial copies are removed."""
+    def held(self, damaged: list[tuple[str, str]]) -> list[Entry]:
+        """Entries whose file is in the trash, oldest first; damaged lines are listed, and partial copies removed."""
         held = []
-        for entry in self.entries():
-            batch, name = entry.trash.split("/")
+        for entry in self.journal.read(damaged):
             try:
-                with open_folder(self.folder, [batch]) as folder:
-                    _remove_part(Place(folder, f"{name}.part"))
-                    there = Place(folder, name).exists()
-            except FileNotFoundError:
-                there = False
-            except OSError:
-                there = True  # reported when it is to move
+                with self._away(entry) as away:
+                    _remove_part(Place(away.folder, f"{away.name}.part"))
+                    there = away.exists()
+            except OSError as error:
+                there = not isinstance(error, FileNotFoundError)  # it is reported when it is to move
             if there:
                 held.append(entry)
                 if entry.up is None and entry.root is not None and not _is_collection(entry.root):
                     self.gone.add(entry.root)
                 if os.path.isabs(entry.path) and self.collection is not None:
-                    self.roots.update(_old_roots(entry.keeper, self.collection))
+                    for known in (entry.keeper, os.path.dirname(entry.path)):
+                        self.roots.update(_old_roots(known, self.collection))
             else:
-                self._look_for(entry)
+                place = self.shown(entry)
+                if os.path.isabs(place) and not os.path.lexists(place):
+                    self.absent.add(place)
         return held
 
     def finish_moves(self) -> None:
         """Finish moves that were killed between the two names, and cut off a last line without its end."""
-        reports, self.outcome.left = self.outcome.left, []  # what is damaged concerns an undo
-        for entry in self.held():
+        for entry in self.held([]):  # what is damaged concerns an undo
             with contextlib.suppress(OSError, ValueError, _Refused, _OtherCollection):
                 base, parts, _ = self._home(entry)
                 with open_folder(base, parts[:-1]) as near:
                     self._finish(entry, Place(near, parts[-1]))
-        self.outcome.left = reports
-        os.ftruncate(self.journal.fileno(), self.end)
+        self.journal.cut_off()
         sync_folder(".", inside=self.folder)
 
     def take(self, one: Move, number: int, leaving: set[str]) -> None:
         """Move one file into the trash."""
-        path = _settled(one.path)
-        if Path(one.path).is_symlink():
+        path, base = _settled(one.path), self.asked or "/"
+        if os.path.islink(one.path):
             raise _Refused("it is a link")
-        if self.asked is not None and not _below(path, self.asked):
-            raise _Refused(f"it lies outside of {self.asked}")
+        if not _below(path, base):
+            raise _Refused(f"it lies outside of {base}")
         if _below(path, self.real):
             raise _Refused("it lies in the trash")
         if os.path.realpath(one.keeper) in leaving:
             raise _Refused("its keeper is to be moved as well")
-        base = self.asked or "/"
         parts = _parts(path, base)
         with open_folder(base, parts[:-1]) as near:
             home = Place(near, parts[-1])
             try:
                 data = home.open()
             except OSError as error:
-                raise _Refused(f"it cannot be read: {_reason(error)}") from error
+                raise _Refused(f"it cannot be read: {error.strerror}") from error
             with data:
                 if content_digest(data) != one.digest:
                     raise _Refused("it changed since it was looked at")
                 status = os.fstat(data.fileno())
-                self._check_keeper(one.keeper, status)
+                if not os.path.isfile(one.keeper) or os.path.samestat(os.stat(one.keeper), status):
+                    raise _Refused("its keeper is gone")
                 entry = self._entry(one, path, number, status)
-                with open_folder(self.folder, [self.batch]) as folder:
-                    away = Place(folder, entry.trash.partition("/")[2])
-                    self._record(entry)
-                    self._move(entry, data, home, away)
+                with self._away(entry) as away:
+                    self.journal.append(entry)
+                    self.n_taken += 1
+                    part = f"{away.name}.part"
+                    try:
+                        move_file(data, home, away, part=part, digest=entry.digest, mtime_ns=entry.mtime_ns)
+                    except LeftBehindError:
+                        away.remove()
+                        raise
 
     def bring_back(self, entry: Entry) -> None:
         """Move one file back."""
         base, parts, create = self._home(entry)
-        batch, name = entry.trash.split("/")
-        with open_folder(self.folder, [batch]) as folder, contextlib.ExitStack() as stack:
-            away = Place(folder, name)
-            data = stack.enter_context(away.open())
+        place, part = os.path.join(base, *parts), _part_name(entry)
+        with self._away(entry) as away, away.open() as data, contextlib.ExitStack() as stack:
             if os.fstat(data.fileno()).st_size != entry.size or content_digest(data) != entry.digest:
                 raise _Refused("the file in the trash is not the one that was moved there")
             try:
                 near = stack.enter_context(open_folder(base, parts[:-1], create=create))
-            except FileNotFoundError as error:
-                raise _Refused(f"its folder {base.rstrip('/')}/{'/'.join(parts[:-1])} is not there") from error
             except OSError as error:
-                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                     raise
-                raise _Refused("a folder on its way is a file or a link now") from error
+                reason = "is not there" if error.errno == errno.ENOENT else "is, or lies in, a file or a link now"
+                raise _Refused(f"its folder {os.path.dirname(place)} {reason}") from error
             home = Place(near, parts[-1])
-            if home.exists():
-                if not self._finish(entry, home):
-                    raise _Refused("another file is there now")
-                return
-            place = os.path.join(base, *parts)
-            part = _part_name(entry)
-            _remove_part(Place(near, part))
             try:
+                if home.exists():
+                    if not self._finish(entry, home):
+                        raise _Refused("another file is there now")
+                    return
+                _remove_part(Place(near, part))
                 move_file(data, away, home, part=part, digest=entry.digest, mtime_ns=entry.mtime_ns)
             except FileExistsError as error:
                 raise _Refused("another file is there now") from error
             except LeftBehindError as error:
-                self.outcome.notes.append(f"{place} is back, and still in the trash as well: {_reason(error)}")
+                self.outcome.notes.append(f"{place} is back, and still in the trash as well: {error.strerror}")
             self.outcome.done.append(place)
             self.outcome.collections.add(base)
+
+    @contextlib.contextmanager
+    def _away(self, entry: Entry) -> Iterator[Place]:
+        """The place of an entry in the trash."""
+        batch, name = entry.place
+        with open_folder(self.folder, [batch]) as folder:
+            yield Place(folder, name)
 
     def _finish(self, entry: Entry, home: Place) -> bool:
         """Remove the trash's name of a file that is whole at its own place; whether that was so."""
         _remove_part(Place(home.folder, _part_name(entry)))
-        batch, name = entry.trash.split("/")
-        with open_folder(self.folder, [batch]) as folder:
-            away = Place(folder, name)
-            if os.path.samestat(os.fstat(folder), os.fstat(home.folder)):
+        with self._away(entry) as away:
+            if os.path.samestat(os.fstat(away.folder), os.fstat(home.folder)):
                 return False  # two spellings of one name
-            with home.open() as ours, away.open() as theirs:
-                if not os.path.samestat(os.fstat(ours.fileno()), os.fstat(theirs.fileno())) and not all(
-                    content_digest(file) == entry.digest for file in (ours, theirs)
-                ):
-                    return False
-            away.remove()
+            try:
+                with home.open() as ours, away.open() as theirs:
+                    if content_digest(ours) != content_digest(theirs):
+                        return False
+            except OSError:
+                return False
+            remove_old(away)
         return True
 
-    def _move(self, entry: Entry, data: BinaryIO, home: Place, away: Place) -> None:
-        part = f"{away.name}.part"
-        try:
-            move_file(data, home, away, part=part, digest=entry.digest, mtime_ns=entry.mtime_ns)
-        except LeftBehindError:
-            away.remove()
-            raise
-
-    def _check_keeper(self, keeper: str, leaving: os.stat_result) -> None:
-        try:
-            status = os.stat(keeper)
-        except OSError as error:
-            raise _Refused("its keeper is gone") from error
-        if not stat.S_ISREG(status.st_mode) or os.path.samestat(status, leaving):
-            raise _Refused("its keeper is gone")
-
     def _entry(self, one: Move, path: str, number: int, status: os.stat_result) -> Entry:
-        """The line for a file; the batch folder is made if it is the first in it."""
-        if self.n_taken % _FILES_IN_BATCH == 0:
-            self._new_batch()
-        root, up = self.asked, None
+        """The line for a file; its batch folder is made."""
+        root, keeper, up = self.asked, _settled(one.keeper), None
         if root is not None:
-            one = replace(one, path="/".join(_parts(path, root)))
-            keeper = _settled(one.keeper)
-            one = replace(one, keeper="/".join(_parts(keeper, root)) if _below(keeper, root) else keeper)
+            path = "/".join(_parts(path, root))
+            keeper = "/".join(_parts(keeper, root)) if _below(keeper, root) else keeper
             up = len(_parts(self.real, root)) if _below(self.real, root) else None
-        else:
-            one = replace(one, path=path, keeper=_settled(one.keeper))
+        if not self.batch or (self.n_taken and self.n_taken % _FILES_IN_BATCH == 0):
+            self.batch = _new_batch(self.folder)
         place = f"{self.batch}/{_trash_name(number, os.path.basename(path))}"
-        entry = Entry(**asdict(one), trash=place, size=status.st_size, mtime_ns=status.st_mtime_ns, root=root, up=up)
-        return entry if self._is_default(entry) else replace(entry, seal=_seal(entry, create=True))
-
-    def _new_batch(self) -> None:
-        handle = os.open(".", os.O_RDONLY, dir_fd=self.folder)
-        try:
-            numbers = [int(name) for name in os.listdir(handle) if re.fullmatch("[0-9]{4,8}", name)]
-        finally:
-            os.close(handle)
-        number = 1 + max(numbers, default=0)
-        while True:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(f"{number:04}", dir_fd=self.folder)
-                break
-            number += 1
-        self.batch = f"{number:04}"
-        sync_folder(".", inside=self.folder)
-
-    def _record(self, entry: Entry) -> None:
-        """Write a line, forced to the disk; after an error none of it stays."""
-        line = json.dumps({name: value for name, value in asdict(entry).items() if value is not None}).encode() + b"\n"
-        if len(line) > _LONGEST_LINE:
-            raise _Refused(f"its line in the journal would have {len(line):,} bytes, over {_LONGEST_LINE:,}")
-        handle = self.journal.fileno()
-        try:
-            rest = line
-            while rest:
-                rest = rest[os.write(handle, rest) :]
-            sync_file(handle)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.ftruncate(handle, self.end)
-            raise
-        self.end += len(line)
-        self.n_taken += 1
-
-    def _look_for(self, entry: Entry) -> None:
-        """Note the place of an entry if nothing is there, as far as that can be told."""
-        with contextlib.suppress(OSError, ValueError, _Refused, _OtherCollection):
-            base, parts, _ = self._home(entry)
-            place = os.path.join(base, *parts)
-            if not os.path.lexists(place):
-                self.absent.add(place)
+        facts = asdict(replace(one, path=path, keeper=keeper))
+        entry = Entry(**facts, trash=place, size=status.st_size, mtime_ns=status.st_mtime_ns, root=root, up=up)
+        return entry if self._is_default(entry) else entry.sealed()
 
     def _home(self, entry: Entry) -> tuple[str, list[str], bool]:
         """Where an entry goes back: a folder it must not leave, the path below it, and whether missing folders on it may be made."""
@@ -416,7 +292,7 @@ class _Trash:
             if entry.seal is None and roots:
                 root = max(roots, key=lambda root: (self.roots[root], -len(root)))
                 return collection, f"{collection}/{'/'.join(_parts(place, root))}"
-        sealed = self._sealed(entry)
+        sealed = entry.is_sealed()
         if self.anywhere or (sealed and self.asked is None):
             return None, entry.path
         if sealed:
@@ -431,7 +307,7 @@ class _Trash:
         there, place = _is_collection(own), f"{own}/{entry.path}"
         if asked is None:
             if not self._is_default(entry):
-                if not self.anywhere and not self._sealed(entry):
+                if not self.anywhere and not entry.is_sealed():
                     raise self._outside()
                 if not there:
                     raise _Refused(f"its collection {own} is not there, or empty; say where it is: {self._remedy('')}")
@@ -445,7 +321,7 @@ class _Trash:
             return asked, moved
         if self.anywhere:
             return own, place
-        if self._sealed(entry) or self._is_default(entry):
+        if entry.is_sealed() or self._is_default(entry):
             raise _OtherCollection
         raise self._outside()
 
@@ -456,15 +332,13 @@ class _Trash:
     def _outside(self) -> _Refused:
         collection = self.collection
         if collection is None:
-            return _Refused(f"the journal was not written by you here; name the collection: {self._remedy('')}")
+            return _Refused(
+                f"the journal was not written by you here; name the collection: {self._remedy('')}, or say --anywhere"
+            )
         return _Refused(f"its place is outside of {collection}; {self._remedy(' --anywhere')} puts it there")
 
     def _remedy(self, option: str) -> str:
         return f"`distillhash dedup SOURCE --undo --trash {self.path}{option}`"
-
-    def _sealed(self, entry: Entry) -> bool:
-        known = _seal(entry)
-        return known is not None and entry.seal is not None and hmac.compare_digest(known, entry.seal)
 
 
 @contextlib.contextmanager
@@ -472,42 +346,29 @@ def _opened(
     trash: Path, root: Path | None, outcome: Outcome, *, write: bool, anywhere: bool = False
 ) -> Iterator[_Trash]:
     """The trash, for this process alone. No part of its path below the collection is a link, nor are the folder itself and the journal."""
-    if os.open not in os.supports_dir_fd:
-        raise DistillHashError("files are moved on Linux and macOS only; use the report of `dedup --out`")
     with contextlib.ExitStack() as stack:
+        base, parts = _split(trash, root)
         try:
-            base, parts = _split(trash, root)
             if write:
                 Path(base).mkdir(parents=True, exist_ok=True)
             folder = stack.enter_context(open_folder(base, parts, create=write))
-            handle = _open_journal(folder, write=write)
+            journal = stack.enter_context(contextlib.closing(Journal(folder, write=write)))
         except FileNotFoundError as error:
             raise DataError(_no_journal(trash, root)) from error
+        except BlockingIOError as error:
+            text = f"another process is moving files into or out of {trash}; wait for it to end"
+            raise DistillHashError(text) from error
         except OSError as error:
+            reason = error.strerror
             if error.errno in (errno.ENOTDIR, errno.ELOOP):
-                raise DistillHashError(
-                    f"the trash {trash} is not used: it, a folder above it or its journal is a link, or no folder; give its real path"
-                ) from error
-            verb = "written" if write else "read"
-            raise DistillHashError(
-                f"the trash {trash} cannot be {verb} ({_reason(error)}); give --trash DIR"
-            ) from error
-        journal = stack.enter_context(os.fdopen(handle, "rb", buffering=1 << 16))
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            raise DistillHashError(f"{trash / JOURNAL} is no plain file of its own; it is not used as a journal")
-        try:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise DistillHashError(
-                    f"another process is moving files into or out of {trash}; wait for it to end"
-                ) from error
-            outcome.notes.append(f"{trash} cannot be locked ({_reason(error)}); let no other process move files there")
+                reason = "it, a folder above it or its journal is a link, or no folder"
+            raise DistillHashError(f"the trash {trash} cannot be used ({reason}); give --trash DIR") from error
+        if journal.unlocked:
+            outcome.notes.append(
+                f"{trash} cannot be locked ({journal.unlocked}); let no other process use it meanwhile"
+            )
         asked = None if root is None else os.path.realpath(root)
-        yield _Trash(trash, os.path.realpath(trash), folder, journal, outcome, asked, anywhere)
+        yield _Trash(trash, folder, journal, outcome, asked, anywhere, os.path.realpath(trash))
 
 
 def _no_journal(trash: Path, root: Path | None) -> str:
@@ -532,62 +393,19 @@ def _split(trash: Path, root: Path | None) -> tuple[str, list[str]]:
     return os.path.dirname(whole), [os.path.basename(whole)]
 
 
-def _open_journal(folder: int, *, write: bool) -> int:
-    """A descriptor, for reading alone where that is all there is."""
-    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_APPEND
+def _new_batch(folder: int) -> str:
+    """A folder in the trash that nothing is in."""
+    handle = os.open(".", os.O_RDONLY, dir_fd=folder)
     try:
-        return os.open(JOURNAL, flags | os.O_RDWR | (os.O_CREAT if write else 0), 0o666, dir_fd=folder)
-    except OSError as error:
-        if write or error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        return os.open(JOURNAL, flags | os.O_RDONLY, dir_fd=folder)
-
-
-def _parse(line: bytes) -> Entry:
-    """An entry; a ValueError or TypeError where it is none."""
-    found = json.loads(line.decode("utf-8", "surrogateescape"))
-    if not isinstance(found, dict):
-        raise TypeError("it is no object")
-    entry = Entry(**{one.name: found[one.name] for one in fields(Entry) if one.name in found})
-    kinds = {"path": str, "digest": str, "keeper": str, "trash": str, "size": int, "mtime_ns": int}
-    optional = {"root": str, "up": int, "seal": str}
-    for name, kind in (kinds | optional).items():
-        value = getattr(entry, name)
-        if type(value) is not kind and (value is not None or name in kinds):
-            raise TypeError(f"its {name} is {value!r:.40}")
-    place = _TRASH_PLACE.fullmatch(entry.trash)
-    if place is None or place[2] in (".", ".."):
-        raise ValueError(f"its place in the trash is {entry.trash!r:.100}, outside of the trash")
-    os.fsencode(entry.path + entry.keeper + entry.trash + (entry.root or ""))
-    if "\0" in entry.path + entry.keeper + (entry.root or "") or not os.path.basename(entry.path):
-        raise ValueError(f"its path is {entry.path!r:.100}")
-    if not os.path.isabs(entry.path):
-        if not {"", ".", ".."}.isdisjoint(entry.path.split("/")) or (entry.up is None and entry.root is None):
-            raise ValueError(f"its path is {entry.path!r:.100}, outside of a collection")
-        if entry.up is not None and not 0 < entry.up < 1000:
-            raise ValueError(f"its collection is {entry.up} levels up")
-    elif os.path.basename(entry.path) in (".", ".."):
-        raise ValueError(f"its path is {entry.path!r:.100}")
-    if not re.fullmatch("[0-9a-f]{32}", entry.digest) or not (entry.seal or "").isascii():
-        raise ValueError("its digest or seal is none")
-    return entry
-
-
-def _seal(entry: Entry, *, create: bool = False) -> str | None:
-    """What only this user can write under an entry: a keyed digest; None without a key, which is in the user's data folder."""
-    try:
-        file = user_data_path("distillhash") / "trash.key"
-        if not file.is_absolute():
-            return None
-        if create and (not file.exists() or file.stat().st_size < 32):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as out:
-                out.write(secrets.token_bytes(32))
-        key = read_file(file, limit=1024)
-    except (OSError, RuntimeError, ValueError, KeyError):
-        return None
-    text = json.dumps([entry.path, entry.root, entry.up, entry.trash, entry.digest])
-    return hmac.new(key, text.encode(), "sha256").hexdigest() if len(key) >= 32 else None
+        number = 1 + max((int(name) for name in os.listdir(handle) if re.fullmatch("[0-9]{4,8}", name)), default=0)
+    finally:
+        os.close(handle)
+    while True:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(f"{number:04}", dir_fd=folder)
+            sync_folder(".", inside=folder)
+            return f"{number:04}"
+        number += 1
 
 
 def _trash_name(number: int, name: str) -> str:
@@ -614,14 +432,14 @@ def _remove_part(part: Place) -> None:
             part.remove()
 
 
-def _old_roots(keeper: str, collection: str) -> list[str]:
-    """Where the collection may have been when an older version wrote down ``keeper``, by what of its path is found in it now."""
-    parts = os.path.normpath(keeper).split("/")
-    return ["/".join(parts[:k]) or "/" for k in range(1, len(parts)) if _holds(collection, "/".join(parts[k:]))]
+def _old_roots(known: str, collection: str) -> list[str]:
+    """Where the collection may have been when ``known`` was a file or folder in it, by what of its path is found there now."""
+    parts = os.path.normpath(known).split("/")
+    return ["/".join(parts[:k]) for k in range(1, len(parts)) if _holds(collection, "/".join(parts[k:]))]
 
 
 def _holds(collection: str, path: str) -> bool:
-    return not os.path.isabs(path) and os.path.isfile(f"{collection}/{path}")
+    return bool(path) and not os.path.isabs(path) and os.path.exists(f"{collection}/{path}")
 
 
 def _same(a: str, b: str) -> bool:
@@ -654,4 +472,4 @@ def _parts(path: str, folder: str) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+    return str(error) if isinstance(error, _Refused) else f"it could not be moved: {getattr(error, 'strerror', None) or error}"
