@@ -429,6 +429,69 @@ def test_what_cannot_be_removed_stays_where_it_was(root: Path, tmp_path: Path, m
     with monkeypatch.context() as patch:
         patch.setattr(os, "remove", lambda name, **_: remove("x"))  # a trash that cannot be written
         outcome = undo(trash, root)
+        again = undo(trash, root)
     assert len(outcome.done) == 5 and "still in the trash" in outcome.notes[0]
+    assert not again.done and not again.left and len(again.notes) == 5
     assert snapshot(root) == before
     assert not undo(trash, root).done and not list(trash.rglob("*.*g"))
+
+
+@pytest.mark.parametrize(
+    ("path", "keeper", "found"),
+    [
+        ("/old/usb/k.jpg copy", "/old/usb/k.jpg", "k.jpg copy"),
+        ("/old/usb/new/deep/x.jpg", "/old/usb/cats/a.jpg", "new/deep/x.jpg"),
+        ("/old/usb/cats/x.jpg", "/old/usb/deleted.jpg", "cats/x.jpg"),  # by its folder
+        ("/old/usb/cats/x.jpg", "/reference/y.jpg", "cats/x.jpg"),
+        ("{root}/../photos/cats/../x.jpg", "{root}/k.jpg", "x.jpg"),  # as `dedup ../photos` wrote it
+        ("/old/usb/x.jpg", "/reference/y.jpg", None),  # nothing tells where it belongs
+    ],
+)
+def test_absolute_lines_of_a_moved_collection(tmp_path: Path, path: str, keeper: str, found: str | None) -> None:
+    root = tmp_path / "photos"
+    write(root / "cats" / "a.jpg", b"a")
+    write(root / "k.jpg", b"k")
+    line = old_line(path.format(root=root), keeper.format(root=root), "0001/x", b"x")
+    make_trash(root / FOLDER_NAME, line, b"\r\n", x=b"x")
+    outcome = undo(root / FOLDER_NAME)
+    assert outcome.done == ([] if found is None else [str(root / found)]) and len(outcome.left) == (found is None)
+    again = undo(root / FOLDER_NAME, root)
+    assert not again.done and again.n_gone == 0
+
+
+def test_two_lines_of_one_file(root: Path) -> None:
+    trash, lines = (
+        root / FOLDER_NAME,
+        [old_line(root / name, root / "b", "0001/x", b"x") for name in ("x1", "x2", "x2")],
+    )
+    make_trash(trash, *lines, x=b"x")
+    outcome = undo(trash, root)
+    assert outcome.done == [str(root / "x2")] and not outcome.left and not (root / "x1").exists()
+
+
+def test_a_folder_or_a_link_to_nowhere_is_not_overwritten(root: Path) -> None:
+    trash = root / FOLDER_NAME
+    move(moves_of(root), trash, root)
+    (root / "a copy.jpg").mkdir()
+    (root / "b.png").symlink_to("nowhere")
+    outcome = undo(trash, root)
+    assert len(outcome.done) == 3 and all("another file" in reason for _, reason in outcome.left)
+    assert (root / "a copy.jpg").is_dir() and (root / "b.png").is_symlink()
+
+
+def test_the_root_of_all_files_as_a_collection(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = snapshot(root)
+    for collection in (Path("/"), Path()):
+        monkeypatch.chdir(root)
+        assert len(move(moves_of(root), tmp_path / "bin", collection).done) == 5
+        monkeypatch.chdir(tmp_path)
+        assert len(undo(tmp_path / "bin").done) == 5 and snapshot(root) == before
+
+
+def test_more_files_than_fit_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distillhash.dedup.trash._FILES_IN_BATCH", 4)
+    moves, _ = make_files(tmp_path / "photos", 10)
+    before = snapshot(tmp_path / "photos")
+    assert len(move(moves, tmp_path / "bin", tmp_path / "photos").done) == 10
+    assert sorted(len(list(batch.iterdir())) for batch in (tmp_path / "bin").glob("0*")) == [2, 4, 4]
+    assert len(undo(tmp_path / "bin").done) == 10 and snapshot(tmp_path / "photos") == before

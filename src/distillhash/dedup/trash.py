@@ -93,7 +93,7 @@ def undo(trash: Path, root: Path | None = None, *, anywhere: bool = False, progr
     outcome = Outcome()
     with _opened(trash, root, outcome, write=False, anywhere=anywhere) as bin_:
         held = bin_.held(outcome.left)
-        outcome.n_gone = len(bin_.absent - {bin_.shown(entry) for entry in held if bin_.absent})
+        outcome.n_gone = len(bin_.absent - {bin_.place(entry) for entry in held if bin_.absent})
         with Progress("bringing back", len(held), unit="files", quiet=not progress) as shown:
             for entry in reversed(held):
                 shown.advance(1)
@@ -102,7 +102,8 @@ def undo(trash: Path, root: Path | None = None, *, anywhere: bool = False, progr
                 except _OtherCollection:
                     outcome.n_other += 1
                 except (OSError, ValueError, _Refused) as error:
-                    outcome.left.append((bin_.shown(entry), f"{_reason(error)}; it is {trash / entry.trash}"))
+                    reason = f"{_reason(error)}; it is {trash / entry.trash}"
+                    outcome.left.append((bin_.place(entry) or entry.path, reason))
     return outcome
 
 
@@ -147,8 +148,8 @@ class _Trash:
                     for known in (entry.keeper, os.path.dirname(entry.path)):
                         self.roots.update(_old_roots(known, self.collection))
             else:
-                place = self.shown(entry)
-                if os.path.isabs(place) and not os.path.lexists(place):
+                place = self.place(entry)
+                if place is not None and not os.path.lexists(place):
                     self.absent.add(place)
         return held
 
@@ -201,7 +202,11 @@ class _Trash:
         """Move one file back."""
         base, parts, create = self._home(entry)
         place, part = os.path.join(base, *parts), _part_name(entry)
-        with self._away(entry) as away, away.open() as data, contextlib.ExitStack() as stack:
+        with self._away(entry) as away, contextlib.ExitStack() as stack:
+            try:
+                data = stack.enter_context(away.open())
+            except FileNotFoundError:
+                return  # another line named the same file
             if os.fstat(data.fileno()).st_size != entry.size or content_digest(data) != entry.digest:
                 raise _Refused("the file in the trash is not the one that was moved there")
             try:
@@ -212,19 +217,20 @@ class _Trash:
                 reason = "is not there" if error.errno == errno.ENOENT else "is, or lies in, a file or a link now"
                 raise _Refused(f"its folder {os.path.dirname(place)} {reason}") from error
             home = Place(near, parts[-1])
+            taken = home.exists()
             try:
-                if home.exists():
-                    if not self._finish(entry, home):
-                        raise _Refused("another file is there now")
-                    return
-                _remove_part(Place(near, part))
-                move_file(data, away, home, part=part, digest=entry.digest, mtime_ns=entry.mtime_ns)
+                if taken and not self._finish(entry, home):
+                    raise _Refused("another file is there now")
+                if not taken:
+                    _remove_part(Place(near, part))
+                    move_file(data, away, home, part=part, digest=entry.digest, mtime_ns=entry.mtime_ns)
             except FileExistsError as error:
                 raise _Refused("another file is there now") from error
             except LeftBehindError as error:
                 self.outcome.notes.append(f"{place} is back, and still in the trash as well: {error.strerror}")
-            self.outcome.done.append(place)
-            self.outcome.collections.add(base)
+            if not taken:
+                self.outcome.done.append(place)
+                self.outcome.collections.add(base)
 
     @contextlib.contextmanager
     def _away(self, entry: Entry) -> Iterator[Place]:
@@ -274,13 +280,12 @@ class _Trash:
             raise _Refused(f"a link leads out of {bound} now")
         return bound, _parts(place, bound), True
 
-    def shown(self, entry: Entry) -> str:
-        """The place of an entry, as far as it is known."""
-        try:
+    def place(self, entry: Entry) -> str | None:
+        """Where an entry goes back, if it does."""
+        with contextlib.suppress(OSError, ValueError, _Refused, _OtherCollection):
             base, parts, _ = self._home(entry)
-        except (OSError, ValueError, _Refused, _OtherCollection):
-            return entry.path
-        return os.path.join(base, *parts)
+            return os.path.join(base, *parts)
+        return None
 
     def _absolute(self, entry: Entry) -> tuple[str | None, str]:
         """The bound and the place of a file that no collection was recorded for: an older version's, or one of a list of files."""
@@ -472,4 +477,8 @@ def _parts(path: str, folder: str) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, _Refused) else f"it could not be moved: {getattr(error, 'strerror', None) or error}"
+    return (
+        str(error)
+        if isinstance(error, _Refused)
+        else f"it could not be moved: {getattr(error, 'strerror', None) or error}"
+    )
