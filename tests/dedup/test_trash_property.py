@@ -99,7 +99,7 @@ def test_a_tree_is_what_it_was(
 
 
 @pytest.mark.long
-@settings(max_examples=1500, **_quiet)  # type: ignore[arg-type]
+@settings(max_examples=400, **_quiet)  # type: ignore[arg-type]
 @_any
 def test_many_trees_are_what_they_were(
     tree: dict[tuple[str, ...], tuple[bytes, int]], kind: str, elsewhere: bool, steps: list[int]

@@ -102,15 +102,30 @@ def test_there_and_back_on_every_kind_of_disk(root: Path, trash: Path) -> None:
 
 @pytest.mark.parametrize("n", [1, pytest.param(5, marks=pytest.mark.long)])
 def test_killed_anywhere_on_every_kind_of_disk(root: Path, trash: Path, n: int) -> None:
-    before, moves, step = snapshot(root), moves_of(root)[:n], 1
-    while killed_at(step, lambda: move(moves, trash, root)):
-        for after in (step, step + 3):
-            killed_at(after, lambda: undo(trash, root))
+    before, moves, step, more = snapshot(root), moves_of(root)[:n], 0, True
+    while more:
+        step += 1
+        more = killed_at(step, lambda: move(moves, trash, root))
+        killed_at(step + 3, lambda: undo(trash, root))
         if (trash / JOURNAL).exists():
             undo(trash, root)
         assert snapshot(root) == before and nothing_partial(root, trash), step
-        step += 1
+        assert len(move(moves, trash, root).done) == n
+        more |= killed_at(step, lambda: undo(trash, root))
+        undo(trash, root)
+        assert snapshot(root) == before and nothing_partial(root, trash), step
     assert step > 4 + n
+
+
+def test_times_that_the_trash_cannot_hold(root: Path, trash: Path, kind: str) -> None:
+    before = snapshot(root)
+    move(moves_of(root), trash, root)
+    if kind not in ("copy", "copy, rename", "disk"):
+        return  # the file itself moves, and its time with it
+    for path in trash.glob("0001/*"):
+        os.utime(path, (TIME // 10**9 // 2 * 2, TIME // 10**9 // 2 * 2))  # FAT counts in steps of two seconds
+    undo(trash, root)
+    assert snapshot(root) == before
 
 
 def renamed(root: Path, new: Path) -> None:
@@ -182,7 +197,8 @@ def test_a_trash_elsewhere_knows_its_collections_apart(tmp_path: Path) -> None:
         move(moves_of(tmp_path / name), tmp_path / "bin", tmp_path / name)
         (tmp_path / name).rename(tmp_path / f"{name} moved")
     for name in ("one", "two"):
-        assert undo(tmp_path / "bin", tmp_path / f"{name} moved").done
+        outcome = undo(tmp_path / "bin", tmp_path / f"{name} moved")
+        assert len(outcome.done) == 1 and not outcome.left
         assert snapshot(tmp_path / f"{name} moved") == before[name]
 
 
@@ -467,6 +483,16 @@ def test_two_lines_of_one_file(root: Path) -> None:
     make_trash(trash, *lines, x=b"x")
     outcome = undo(trash, root)
     assert outcome.done == [str(root / "x2")] and not outcome.left and not (root / "x1").exists()
+
+
+def test_the_same_content_of_another_time_is_another_file(root: Path) -> None:
+    trash = root / FOLDER_NAME
+    move(moves_of(root), trash, root)
+    write(root / "a copy.jpg", b"a" * 2000, TIME + 10**10)
+    assert [path for path, _ in undo(trash, root).left] == [str(root / "a copy.jpg")]
+    (root / "a copy.jpg").unlink()
+    undo(trash, root)
+    assert snapshot(root)["a copy.jpg"] == (b"a" * 2000, TIME)
 
 
 def test_a_folder_or_a_link_to_nowhere_is_not_overwritten(root: Path) -> None:

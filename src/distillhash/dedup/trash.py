@@ -32,6 +32,7 @@ FOLDER_NAME = ".distillhash-trash"
 """Default trash inside a folder of images: hidden, so that sources do not see it, and on the same disk, so that moving copies nothing."""
 
 _FILES_IN_BATCH = 5000  # FAT holds few long names in one folder
+_TIME_STEP = 2 * 10**9  # ns in which FAT counts
 
 
 @dataclass
@@ -247,7 +248,8 @@ class _Trash:
                 return False  # two spellings of one name
             try:
                 with home.open() as ours, away.open() as theirs:
-                    if content_digest(ours) != content_digest(theirs):
+                    times = [os.fstat(file.fileno()).st_mtime_ns for file in (ours, theirs)]
+                    if abs(times[0] - times[1]) > _TIME_STEP or content_digest(ours) != content_digest(theirs):
                         return False
             except OSError:
                 return False
