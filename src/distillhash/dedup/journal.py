@@ -13,10 +13,8 @@ import stat
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 
-from platformdirs import user_data_path
-
 from distillhash.dedup.moving import sync_file
-from distillhash.files import read_file
+from distillhash.files import read_file, user_folder
 
 JOURNAL = "journal.jsonl"
 _LONGEST_LINE = 1 << 16  # bytes
@@ -189,16 +187,17 @@ def parse(line: bytes) -> Entry:
 
 def _seal(entry: Entry, *, create: bool) -> str | None:
     """What only this user can write under an entry: a keyed digest; None without a key, which is in the user's data folder."""
+    folder = user_folder("data")
+    if folder is None:
+        return None
+    file = folder / "trash.key"
     try:
-        file = user_data_path("distillhash") / "trash.key"
-        if not file.is_absolute():
-            return None
         if create and (not file.exists() or file.stat().st_size < 32):
-            file.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as out:
                 out.write(secrets.token_bytes(32))
         key = read_file(file, limit=1024)
-    except (OSError, RuntimeError, ValueError, KeyError):
+    except OSError:
         return None
     text = json.dumps([entry.path, entry.root, entry.up, entry.trash, entry.digest])
     return hmac.new(key, text.encode(), "sha256").hexdigest() if len(key) >= 32 else None

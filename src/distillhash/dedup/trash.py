@@ -28,6 +28,8 @@ from distillhash.errors import DataError, DistillHashError
 from distillhash.files import digest, sync_folder
 from distillhash.progress import Progress
 
+__all__ = ["FOLDER_NAME", "JOURNAL", "Move", "Outcome", "move", "undo"]
+
 FOLDER_NAME = ".distillhash-trash"
 """Default trash inside a folder of images: hidden, so that sources do not see it, and on the same disk, so that moving copies nothing."""
 
