@@ -57,7 +57,7 @@ def test_the_answer_says_where_files_went(photos: Path, tmp_path: Path, capsys: 
     assert "`distillhash dedup usb1 --undo --trash 'my bin'` brings them back" in capsys.readouterr().err
     Path("usb1").rename("usb2")
     assert main(["dedup", "--undo", "--trash", "my bin"]) == 1
-    assert f"its collection {tmp_path / 'usb1'} is not there" in capsys.readouterr().err
+    assert f"its collection is not at {tmp_path / 'usb1'}" in capsys.readouterr().err
     assert main(["dedup", "usb2", "--undo", "--trash", "my bin"]) == 0
     assert f"2 files brought back from my bin to {tmp_path / 'usb2'}\n" in capsys.readouterr().err
     assert not Path("usb1").exists()
@@ -88,6 +88,8 @@ def test_less_than_asked_is_1(photos: Path, capsys: pytest.CaptureFixture[str]) 
     assert found["n_moved"] == 0 and len(found["left"]) == 2
     (photos / "more").unlink()
     assert run(capsys, "dedup", photos, "--apply", *RADIUS)["exit_code"] == 0  # nothing to move
+    for words in (("--undo",), ("--apply",), ("--undo", "--trash", "usb1/.distillhash-trash")):
+        assert "there is no gone" in run(capsys, "dedup", "gone", *words, exit_code=1)["error"]
     Path("notes").write_text("x")
     assert "is a link, or no folder" in run(capsys, "dedup", photos, "--undo", "--trash", "notes", exit_code=1)["error"]
 

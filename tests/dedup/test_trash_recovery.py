@@ -179,6 +179,8 @@ def test_a_trash_elsewhere_and_a_renamed_collection(tmp_path: Path, root: Path) 
     assert not root.exists()
     root.mkdir()  # a place for a disk that is not mounted
     assert len(undo(trash).left) == 5 and not list(root.iterdir())
+    write(root / "another disk.jpg", b"x")
+    assert len(undo(trash).left) == 5 and len(list(root.iterdir())) == 1
     assert len(undo(trash, tmp_path / "usb2").done) == 5
     assert snapshot(tmp_path / "usb2") == before
 

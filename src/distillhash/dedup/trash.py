@@ -318,8 +318,10 @@ class _Trash:
             if not self._is_default(entry):
                 if not self.anywhere and not entry.is_sealed():
                     raise self._outside()
-                if not there:
-                    raise _Refused(f"its collection {own} is not there, or empty; say where it is: {self._remedy('')}")
+                known = [] if os.path.isabs(entry.keeper) else [entry.keeper]
+                if not there or (known and not any(_holds(own, one) for one in (*known, os.path.dirname(entry.path)))):
+                    reason = f"its collection is not at {own}, or lost what it duplicates"
+                    raise _Refused(f"{reason}; say where it is: {self._remedy('')}")
             return own, place
         moved = f"{asked}/{entry.path}"
         if _same(asked, own) or (not there and (len(self.gone) < 2 or _holds(asked, entry.keeper))):
