@@ -26,10 +26,11 @@ _KINDS = {
 }
 
 
-def open_regular(path: str | Path, *, follow_links: bool = True) -> BinaryIO:
+def open_regular(path: str | Path, *, follow_links: bool = True, inside: int | None = None) -> BinaryIO:
     """Open a regular file for reading; anything else (a pipe, a device, a folder) is an :class:`OSError` and never blocks.
 
-    Without ``follow_links`` a symbolic link as the last part of the path is refused as well (``ELOOP``).
+    Without ``follow_links`` a symbolic link as the last part of the path is refused as well (``ELOOP``). A relative path starts at the
+    open folder ``inside`` (a descriptor) where one is given.
     """
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     # A pipe without a writer would block the call that opens it.
@@ -39,7 +40,7 @@ def open_regular(path: str | Path, *, follow_links: bool = True) -> BinaryIO:
         if not hasattr(os, "O_NOFOLLOW") and os.path.islink(path):  # noqa: PTH114  # Windows
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
     try:
-        handle = os.open(path, flags)
+        handle = os.open(path, flags, dir_fd=inside)
     except ValueError as error:  # a NUL in the path
         raise OSError(errno.EINVAL, str(error), os.fspath(path)) from error
     try:
@@ -95,10 +96,13 @@ def write_atomic(path: str | Path, data: bytes, *, durable: bool = False) -> Non
         sync_folder(path.parent)
 
 
-def sync_folder(folder: str | Path) -> None:
-    """Wait until the names in ``folder`` are on the disk, where the system offers that (Windows does not)."""
+def sync_folder(folder: str | Path, *, inside: int | None = None) -> None:
+    """Wait until the names in ``folder`` are on the disk, where the system offers that (Windows does not).
+
+    A relative path starts at the open folder ``inside`` (a descriptor) where one is given.
+    """
     with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY, dir_fd=inside)
         try:
             os.fsync(handle)
         finally:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,9 @@ from distillhash.files import user_folder
 if TYPE_CHECKING:
     from distillhash.dedup.codes import Settings
     from distillhash.dedup.job import Report, Verdicts
+    from distillhash.dedup.trash import Outcome
+
+_SHOWN = 10  # files that are named one by one
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="remember that two files are no duplicates",
     )
     add("--trash", metavar="DIR", help="default: .distillhash-trash in the folder SOURCE")
+    add("--anywhere", action="store_true", help="with --undo: also to places outside of SOURCE that the journal names")
     add("--verdicts", metavar="FILE", help="where --not-duplicate is kept (default: the user's data folder)")
     add_reading_options(parser)
 
@@ -149,7 +154,8 @@ def _verdicts(arguments: argparse.Namespace) -> Verdicts:
 
 
 def _apply(arguments: argparse.Namespace, report: Report, trash: Path) -> dict[str, Any]:
-    from distillhash.dedup.trash import Move, move
+    from distillhash.dedup.journal import Move
+    from distillhash.dedup.trash import move
 
     moves = [
         Move(item.path, item.facts.digest, group[0].path, item.distance)
@@ -157,32 +163,70 @@ def _apply(arguments: argparse.Namespace, report: Report, trash: Path) -> dict[s
         for item in group[1:]
         if item.facts is not None
     ]
-    folder = Path(arguments.source)
-    outcome = move(moves, trash, folder if folder.is_dir() else None, progress=not arguments.quiet)
-    remedy = f"`distillhash dedup --undo --trash {trash}` brings them back"
-    say(arguments, f"{len(outcome.done):,} files moved to {trash}; {remedy}")
-    for path, reason in outcome.left[:10]:
-        say(arguments, f"left in its place: {path}: {reason}")
-    return {"trash": str(trash), "n_moved": len(outcome.done), "left": [list(pair) for pair in outcome.left]}
+    outcome = move(moves, trash, _collection(arguments), progress=not arguments.quiet)
+    place = f"{shlex.quote(arguments.source)} --undo" + (
+        f" --trash {shlex.quote(str(trash))}" if arguments.trash else ""
+    )
+    remedy = f"`distillhash dedup {place}` brings them back"
+    say(arguments, f"{len(outcome.done):,} files moved to {trash}" + (f"; {remedy}" if outcome.done else ""))
+    _say_left(arguments, outcome, "left in its place")
+    less = outcome.left or (report.n_duplicates and not outcome.done)
+    left = [list(pair) for pair in outcome.left]
+    return {"trash": str(trash), "n_moved": len(outcome.done), "left": left, "exit_code": 1 if less else 0}
 
 
 def _undo(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.dedup.trash import undo
 
     trash = _trash(arguments)
-    outcome = undo(trash, progress=not arguments.quiet)
-    say(arguments, f"{len(outcome.done):,} files brought back from {trash}")
-    for path, reason in outcome.left[:10]:
-        say(arguments, f"not brought back: {path}: {reason}")
-    summary = {"trash": str(trash), "n_restored": len(outcome.done), "left": [list(pair) for pair in outcome.left]}
-    return summary | {"exit_code": 1 if outcome.left else 0}
+    outcome = undo(trash, _collection(arguments), anywhere=arguments.anywhere, progress=not arguments.quiet)
+    where = f" to {', '.join(sorted(outcome.collections))}" if outcome.done else ""
+    say(arguments, f"{len(outcome.done):,} files brought back from {trash}{where}")
+    _say_left(arguments, outcome, "not brought back")
+    if outcome.n_other:
+        say(arguments, f"{outcome.n_other:,} files of other collections stay in {trash}")
+    if outcome.n_gone:
+        say(
+            arguments,
+            f"{outcome.n_gone:,} files are neither in the trash nor in their place: deleted, moved or renamed",
+        )
+    less = outcome.left or (outcome.n_other and not outcome.done)
+    return {
+        "trash": str(trash),
+        "n_restored": len(outcome.done),
+        "restored": outcome.done,
+        "left": [list(pair) for pair in outcome.left],
+        "n_gone": outcome.n_gone,
+        "n_other": outcome.n_other,
+        "exit_code": 1 if less else 0,
+    }
+
+
+def _say_left(arguments: argparse.Namespace, outcome: Outcome, what: str) -> None:
+    for path, reason in outcome.left[:_SHOWN]:
+        say(arguments, f"{what}: {path}: {reason}")
+    if len(outcome.left) > _SHOWN:
+        say(arguments, f"{what}: {len(outcome.left) - _SHOWN:,} more; --json lists them all")
+    for note in outcome.notes[:_SHOWN]:
+        say(arguments, note)
+
+
+def _collection(arguments: argparse.Namespace) -> Path | None:
+    """The folder SOURCE, without a selection (``FOLDER#0:100``); None for any other source, or none."""
+    folder = arguments.source or ""
+    while "#" in folder and not Path(folder).exists():
+        folder = folder.rpartition("#")[0]
+    if folder and ":" not in folder and not Path(folder).exists():
+        raise DataError(f"there is no {arguments.source}; give the folder where the files are now")
+    return Path(folder) if folder and Path(folder).is_dir() else None
 
 
 def _trash(arguments: argparse.Namespace) -> Path:
     from distillhash.dedup.trash import FOLDER_NAME
 
+    folder = _collection(arguments)
     if arguments.trash:
         return Path(arguments.trash)
-    if arguments.source is None or not Path(arguments.source).is_dir():
+    if folder is None:
         raise ParameterError("the trash lies in the folder SOURCE by default; give --trash DIR for any other source")
-    return Path(arguments.source) / FOLDER_NAME
+    return folder / FOLDER_NAME

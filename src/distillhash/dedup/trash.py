@@ -1,224 +1,490 @@
 """Moving duplicates away, and back: a trash folder with a journal.
 
-The journal, ``journal.jsonl`` in the trash folder, gets a line for a file, forced to the disk, *before* the file moves. A file moves by a
-hard link to its new name and the removal of the old one (where links do not work, by a copy forced to the disk, or a rename): at no
-moment is it under neither name, and nothing is ever overwritten. So after a kill at any point every image is in its place, or in the trash
-with a journal entry, or both at once, which :func:`undo` and the next :func:`move` set right. What the disk holds decides what an entry
-means, so an entry whose file never moved costs nothing.
+The journal, ``journal.jsonl`` in the trash folder, gets a line for a file, forced to the disk, *before* the file moves (see
+:mod:`distillhash.dedup.moving`). So after a kill at any point every image is in its place, or in the trash with a journal entry, or both at
+once, which :func:`undo` and the next :func:`move` set right. What the disk holds decides what an entry means, so an entry whose file never
+moved costs nothing, and neither does one whose file was brought back or deleted since.
+
+A trash may come from somebody else, with the folder it lies in. Its journal is believed in nothing that reaches outside of the collection,
+unless it was written by this user (a seal says so) or ``anywhere`` is given; and a file goes back only if its content is what was moved.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
-import shutil
+import re
+import stat
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO
 
-from distillhash.errors import DataError, DistillHashError, FormatError
+from distillhash.dedup.journal import JOURNAL, Entry, Journal, Move
+from distillhash.dedup.moving import LeftBehindError, Place, content_digest, move_file, open_folder, remove_old
+from distillhash.errors import DataError, DistillHashError
 from distillhash.files import digest, sync_folder
 from distillhash.progress import Progress
 
-JOURNAL = "journal.jsonl"
+__all__ = ["FOLDER_NAME", "JOURNAL", "Move", "Outcome", "move", "undo"]
+
 FOLDER_NAME = ".distillhash-trash"
 """Default trash inside a folder of images: hidden, so that sources do not see it, and on the same disk, so that moving copies nothing."""
 
-
-@dataclass(frozen=True)
-class Move:
-    """A file to move: where it lies, its content digest (32 hex digits) when it was judged, and the file it duplicates."""
-
-    path: str
-    digest: str
-    keeper: str
-    distance: int
-
-
-@dataclass(frozen=True)
-class Entry(Move):
-    """A line of the journal: a move, its place in the trash relative to the journal, size in bytes and modification time."""
-
-    trash: str
-    size: int
-    mtime_ns: int
+_FILES_IN_BATCH = 5000  # FAT holds few long names in one folder
+_TIME_STEP = 2 * 10**9  # ns in which FAT counts
 
 
 @dataclass
 class Outcome:
-    """What was done: paths moved (or brought back), and paths left alone, each with its reason."""
+    """What was done: paths moved (or brought back: where they are now), and paths left alone, each with its reason."""
 
     done: list[str] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what else people should know
+    collections: set[str] = field(default_factory=set)  # the folders that files went back to
+    n_gone: int = 0  # files of the journal that are neither in the trash nor at their place: deleted or renamed by hand
+    n_other: int = 0  # files in the trash that belong to another collection than the one asked for
+
+
+class _Refused(Exception):  # noqa: N818  # not an error: a reason, caught where the file is listed
+    """Why a file is left where it is."""
+
+
+class _OtherCollection(Exception):  # noqa: N818
+    """The file belongs to another collection than the one asked for."""
 
 
 def move(moves: Sequence[Move], trash: Path, root: Path | None, *, progress: bool = False) -> Outcome:
     """Move files into the trash.
 
     A file is left where it is when it or its keeper changed or vanished since it was judged, when it is a link, or when it really lies
-    outside of ``root`` (links resolved; None takes any place).
+    outside of ``root``, the collection (links resolved; None takes any place). What happens to one file never stops the others.
+
+    Raises:
+        DistillHashError: the trash cannot be written, is behind a link, or is in use.
     """
     outcome = Outcome()
-    real_root = None if root is None else os.path.realpath(root)
-    with _journal(trash) as (file, entries):
-        batch = 1 + max((int(entry.trash.partition("/")[0]) for entry in entries), default=0)
+    with _opened(trash, root, outcome, write=True) as bin_:
+        bin_.finish_moves()
         leaving = {os.path.realpath(one.path) for one in moves if not Path(one.path).is_symlink()}
         with Progress("moving", len(moves), unit="files", quiet=not progress) as shown:
             for number, one in enumerate(moves):
                 shown.advance(1)
-                reason = _refusal(one, real_root, leaving)
-                if reason is not None:
-                    outcome.left.append((one.path, reason))
-                    continue
-                status = Path(one.path).stat()
-                place = f"{batch:04}/{number:06}-{Path(one.path).name}"
-                entry = Entry(**asdict(one), trash=place, size=status.st_size, mtime_ns=status.st_mtime_ns)
-                (trash / place).parent.mkdir(exist_ok=True)
-                file.write(json.dumps(asdict(entry)).encode("utf-8", "surrogateescape") + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
                 try:
-                    _move(Path(one.path), trash / place)
-                except OSError as error:
-                    outcome.left.append((one.path, f"it could not be moved: {error.strerror or error}"))
+                    bin_.take(one, number, leaving)
+                except (OSError, ValueError, _Refused) as error:
+                    outcome.left.append((one.path, _reason(error)))
                 else:
                     outcome.done.append(one.path)
     return outcome
 
 
-def undo(trash: Path, *, progress: bool = False) -> Outcome:
-    """Bring everything in the trash back to where it was; content and modification time are what they were.
+def undo(trash: Path, root: Path | None = None, *, anywhere: bool = False, progress: bool = False) -> Outcome:
+    """Bring everything in the trash back to where it was in its collection; content and modification time are what they were.
 
-    A place that another file has taken since is not overwritten: the image stays in the trash and is listed. Running it again is safe.
+    ``root`` is where the collection is now; by default the folder that holds a trash of the default name, else where it was. A place that
+    another file has taken since is not overwritten: the image stays in the trash and is listed. Running it again is safe.
+    ``anywhere`` believes a journal that names places outside of the collection.
+
+    Raises:
+        DataError: no journal.
+        DistillHashError: the trash is behind a link, or in use.
     """
-    if not (trash / JOURNAL).exists():
-        raise DataError(f"there is no journal of moved files in {trash}; give the trash folder of an earlier --apply")
     outcome = Outcome()
-    with _journal(trash) as (_, entries):
-        held = [entry for entry in entries if os.path.lexists(trash / entry.trash)]
+    with _opened(trash, root, outcome, write=False, anywhere=anywhere) as bin_:
+        held = bin_.held(outcome.left)
+        outcome.n_gone = len(bin_.absent - {bin_.place(entry) for entry in held if bin_.absent})
         with Progress("bringing back", len(held), unit="files", quiet=not progress) as shown:
             for entry in reversed(held):
                 shown.advance(1)
-                home = Path(entry.path)
-                if os.path.lexists(home):
-                    outcome.left.append((entry.path, f"another file is there now; yours is {trash / entry.trash}"))
-                    continue
                 try:
-                    home.parent.mkdir(parents=True, exist_ok=True)
-                    _move(trash / entry.trash, home)
-                except OSError as error:
-                    reason = f"it could not be moved: {error.strerror or error}; it is {trash / entry.trash}"
-                    outcome.left.append((entry.path, reason))
-                else:
-                    outcome.done.append(entry.path)
+                    bin_.bring_back(entry)
+                except _OtherCollection:
+                    outcome.n_other += 1
+                except (OSError, ValueError, _Refused) as error:
+                    reason = f"{_reason(error)}; it is {trash / entry.trash}"
+                    outcome.left.append((bin_.place(entry) or entry.path, reason))
     return outcome
 
 
-def read_journal(trash: Path) -> list[Entry]:
-    """The entries, oldest first; a last line without its end was never followed by a move and does not count."""
-    try:
-        data = (trash / JOURNAL).read_bytes()
-    except FileNotFoundError:
-        return []
-    entries = []
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
-        try:
-            entry = Entry(**json.loads(line.decode("utf-8", "surrogateescape")))
-            if Path(entry.trash).is_absolute() or ".." in Path(entry.trash).parts:
-                raise ValueError("a place outside of the trash")
-        except (ValueError, TypeError) as error:
-            raise FormatError(
-                f"line {number} of {trash / JOURNAL} is damaged ({error}); repair or remove that line, the others stay valid"
-            ) from error
-        entries.append(entry)
-    return entries
+@dataclass
+class _Trash:
+    """An open trash."""
+
+    path: Path
+    folder: int  # a descriptor
+    journal: Journal
+    outcome: Outcome
+    asked: str | None  # real path of the collection that was named
+    anywhere: bool
+    real: str  # its real path
+    batch: str = ""  # the folder that files go to
+    n_taken: int = 0
+    absent: set[str] = field(default_factory=set)  # places of entries whose file is neither there nor in the trash
+    roots: Counter[str] = field(default_factory=Counter)  # where collections of old entries may have been
+    gone: set[str] = field(default_factory=set)  # recorded collections that are not there
+
+    @property
+    def collection(self) -> str | None:
+        """Real path of the collection that is served: the one asked for, else the folder around a trash of the default name."""
+        here, name = os.path.split(self.real)
+        return self.asked if self.asked is not None or name != FOLDER_NAME else here
+
+    def held(self, damaged: list[tuple[str, str]]) -> list[Entry]:
+        """Entries whose file is in the trash, oldest first; damaged lines are listed, and partial copies removed."""
+        held = []
+        for entry in self.journal.read(damaged):
+            try:
+                with self._away(entry) as away:
+                    _remove_part(Place(away.folder, f"{away.name}.part"))
+                    there = away.exists()
+            except OSError as error:
+                there = not isinstance(error, FileNotFoundError)  # it is reported when it is to move
+            if there:
+                held.append(entry)
+                if entry.up is None and entry.root is not None and not _is_collection(entry.root):
+                    self.gone.add(entry.root)
+                if os.path.isabs(entry.path) and self.collection is not None:
+                    for known in (entry.keeper, os.path.dirname(entry.path)):
+                        self.roots.update(_old_roots(known, self.collection))
+            else:
+                place = self.place(entry)
+                if place is not None and not os.path.lexists(place):
+                    self.absent.add(place)
+        return held
+
+    def finish_moves(self) -> None:
+        """Finish moves that were killed between the two names, and cut off a last line without its end."""
+        for entry in self.held([]):  # what is damaged concerns an undo
+            with contextlib.suppress(OSError, ValueError, _Refused, _OtherCollection):
+                base, parts, _ = self._home(entry)
+                with open_folder(base, parts[:-1]) as near:
+                    self._finish(entry, Place(near, parts[-1]))
+        self.journal.cut_off()
+        sync_folder(".", inside=self.folder)
+
+    def take(self, one: Move, number: int, leaving: set[str]) -> None:
+        """Move one file into the trash."""
+        path, base = _settled(one.path), self.asked or "/"
+        if os.path.islink(one.path):
+            raise _Refused("it is a link")
+        if not _below(path, base):
+            raise _Refused(f"it lies outside of {base}")
+        if _below(path, self.real):
+            raise _Refused("it lies in the trash")
+        if os.path.realpath(one.keeper) in leaving:
+            raise _Refused("its keeper is to be moved as well")
+        parts = _parts(path, base)
+        with open_folder(base, parts[:-1]) as near:
+            home = Place(near, parts[-1])
+            try:
+                data = home.open()
+            except OSError as error:
+                raise _Refused(f"it cannot be read: {error.strerror}") from error
+            with data:
+                if content_digest(data) != one.digest:
+                    raise _Refused("it changed since it was looked at")
+                status = os.fstat(data.fileno())
+                if not os.path.isfile(one.keeper) or os.path.samestat(os.stat(one.keeper), status):
+                    raise _Refused("its keeper is gone")
+                entry = self._entry(one, path, number, status)
+                with self._away(entry) as away:
+                    self.journal.append(entry)
+                    self.n_taken += 1
+                    part = f"{away.name}.part"
+                    try:
+                        move_file(data, home, away, part=part, digest=entry.digest, mtime_ns=entry.mtime_ns)
+                    except LeftBehindError:
+                        away.remove()
+                        raise
+
+    def bring_back(self, entry: Entry) -> None:
+        """Move one file back."""
+        base, parts, create = self._home(entry)
+        place, part = os.path.join(base, *parts), _part_name(entry)
+        with self._away(entry) as away, contextlib.ExitStack() as stack:
+            try:
+                data = stack.enter_context(away.open())
+            except FileNotFoundError:
+                return  # another line named the same file
+            if os.fstat(data.fileno()).st_size != entry.size or content_digest(data) != entry.digest:
+                raise _Refused("the file in the trash is not the one that was moved there")
+            try:
+                near = stack.enter_context(open_folder(base, parts[:-1], create=create))
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    raise
+                reason = "is not there" if error.errno == errno.ENOENT else "is, or lies in, a file or a link now"
+                raise _Refused(f"its folder {os.path.dirname(place)} {reason}") from error
+            home = Place(near, parts[-1])
+            taken = home.exists()
+            try:
+                if taken and not self._finish(entry, home):
+                    raise _Refused("another file is there now")
+                if not taken:
+                    _remove_part(Place(near, part))
+                    move_file(data, away, home, part=part, digest=entry.digest, mtime_ns=entry.mtime_ns)
+            except FileExistsError as error:
+                raise _Refused("another file is there now") from error
+            except LeftBehindError as error:
+                self.outcome.notes.append(f"{place} is back, and still in the trash as well: {error.strerror}")
+            if not taken:
+                self.outcome.done.append(place)
+                self.outcome.collections.add(base)
+
+    @contextlib.contextmanager
+    def _away(self, entry: Entry) -> Iterator[Place]:
+        """The place of an entry in the trash."""
+        batch, name = entry.place
+        with open_folder(self.folder, [batch]) as folder:
+            yield Place(folder, name)
+
+    def _finish(self, entry: Entry, home: Place) -> bool:
+        """Remove the trash's name of a file that is whole at its own place; whether that was so."""
+        _remove_part(Place(home.folder, _part_name(entry)))
+        with self._away(entry) as away:
+            if os.path.samestat(os.fstat(away.folder), os.fstat(home.folder)):
+                return False  # two spellings of one name
+            try:
+                with home.open() as ours, away.open() as theirs:
+                    times = [os.fstat(file.fileno()).st_mtime_ns for file in (ours, theirs)]
+                    if abs(times[0] - times[1]) > _TIME_STEP or content_digest(ours) != content_digest(theirs):
+                        return False
+            except OSError:
+                return False
+            remove_old(away)
+        return True
+
+    def _entry(self, one: Move, path: str, number: int, status: os.stat_result) -> Entry:
+        """The line for a file; its batch folder is made."""
+        root, keeper, up = self.asked, _settled(one.keeper), None
+        if root is not None:
+            path = "/".join(_parts(path, root))
+            keeper = "/".join(_parts(keeper, root)) if _below(keeper, root) else keeper
+            up = len(_parts(self.real, root)) if _below(self.real, root) else None
+        if not self.batch or (self.n_taken and self.n_taken % _FILES_IN_BATCH == 0):
+            self.batch = _new_batch(self.folder)
+        place = f"{self.batch}/{_trash_name(number, os.path.basename(path))}"
+        facts = asdict(replace(one, path=path, keeper=keeper))
+        entry = Entry(**facts, trash=place, size=status.st_size, mtime_ns=status.st_mtime_ns, root=root, up=up)
+        return entry if self._is_default(entry) else entry.sealed()
+
+    def _home(self, entry: Entry) -> tuple[str, list[str], bool]:
+        """Where an entry goes back: a folder it must not leave, the path below it, and whether missing folders on it may be made."""
+        bound, path = self._absolute(entry) if os.path.isabs(entry.path) else self._relative(entry)
+        place = _settled(path)
+        if _below(place, self.real):
+            raise _Refused("its place is in the trash")
+        if bound is None:
+            return "/", _parts(place, "/"), False
+        if not _below(place, bound):
+            raise _Refused(f"a link leads out of {bound} now")
+        return bound, _parts(place, bound), True
+
+    def place(self, entry: Entry) -> str | None:
+        """Where an entry goes back, if it does."""
+        with contextlib.suppress(OSError, ValueError, _Refused, _OtherCollection):
+            base, parts, _ = self._home(entry)
+            return os.path.join(base, *parts)
+        return None
+
+    def _absolute(self, entry: Entry) -> tuple[str | None, str]:
+        """The bound and the place of a file that no collection was recorded for: an older version's, or one of a list of files."""
+        collection, place = self.collection, os.path.normpath(entry.path)
+        if collection is not None:
+            if _below(_settled(entry.path), collection):
+                return collection, entry.path
+            roots = [root for root in self.roots if _below(place, root)]
+            if entry.seal is None and roots:
+                root = max(roots, key=lambda root: (self.roots[root], -len(root)))
+                return collection, f"{collection}/{'/'.join(_parts(place, root))}"
+        sealed = entry.is_sealed()
+        if self.anywhere or (sealed and self.asked is None):
+            return None, entry.path
+        if sealed:
+            raise _OtherCollection
+        raise self._outside()
+
+    def _relative(self, entry: Entry) -> tuple[str | None, str]:
+        """The bound and the place of a file of a recorded collection."""
+        asked, own = self.asked, os.path.realpath(entry.root or "/")
+        if entry.up is not None:
+            own = os.path.normpath(os.path.join(self.real, *[os.pardir] * entry.up))
+        there, place = _is_collection(own), f"{own}/{entry.path}"
+        if asked is None:
+            if not self._is_default(entry):
+                if not self.anywhere and not entry.is_sealed():
+                    raise self._outside()
+                known = [] if os.path.isabs(entry.keeper) else [entry.keeper]
+                if not there or (known and not any(_holds(own, one) for one in (*known, os.path.dirname(entry.path)))):
+                    reason = f"its collection is not at {own}, or lost what it duplicates"
+                    raise _Refused(f"{reason}; say where it is: {self._remedy('')}")
+            return own, place
+        moved = f"{asked}/{entry.path}"
+        if _same(asked, own) or (not there and (len(self.gone) < 2 or _holds(asked, entry.keeper))):
+            return asked, moved
+        if there and _below(_settled(place), asked):
+            return asked, place
+        if _holds(asked, entry.keeper) and not _holds(own, entry.keeper):
+            return asked, moved
+        if self.anywhere:
+            return own, place
+        if entry.is_sealed() or self._is_default(entry):
+            raise _OtherCollection
+        raise self._outside()
+
+    def _is_default(self, entry: Entry) -> bool:
+        """Whether an entry belongs to the folder around the trash, as the name of the trash says, whoever wrote it."""
+        return entry.up == 1 and os.path.basename(self.real) == FOLDER_NAME
+
+    def _outside(self) -> _Refused:
+        collection = self.collection
+        if collection is None:
+            return _Refused(
+                f"the journal was not written by you here; name the collection: {self._remedy('')}, or say --anywhere"
+            )
+        return _Refused(f"its place is outside of {collection}; {self._remedy(' --anywhere')} puts it there")
+
+    def _remedy(self, option: str) -> str:
+        return f"`distillhash dedup SOURCE --undo --trash {self.path}{option}`"
 
 
 @contextlib.contextmanager
-def _journal(trash: Path) -> Iterator[tuple[IO[bytes], list[Entry]]]:
-    """The journal, open for appending by this process alone, and what it holds; cut-off moves are finished first."""
-    try:
-        trash.mkdir(parents=True, exist_ok=True)
-        file = (trash / JOURNAL).open("ab")
-    except OSError as error:
-        raise DistillHashError(f"the trash {trash} cannot be written ({error.strerror}); give --trash DIR") from error
-    with file:
+def _opened(
+    trash: Path, root: Path | None, outcome: Outcome, *, write: bool, anywhere: bool = False
+) -> Iterator[_Trash]:
+    """The trash, for this process alone. No part of its path below the collection is a link, nor are the folder itself and the journal."""
+    with contextlib.ExitStack() as stack:
+        base, parts = _split(trash, root)
         try:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # pragma: no cover  # Windows: one process at a time is then up to the user
-            pass
+            if write:
+                Path(base).mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(open_folder(base, parts, create=write))
+            journal = stack.enter_context(contextlib.closing(Journal(folder, write=write)))
+        except FileNotFoundError as error:
+            raise DataError(_no_journal(trash, root)) from error
+        except BlockingIOError as error:
+            text = f"another process is moving files into or out of {trash}; wait for it to end"
+            raise DistillHashError(text) from error
         except OSError as error:
-            raise DistillHashError(
-                f"another process is moving files into or out of {trash}; wait for it to end"
-            ) from error
-        entries = read_journal(trash)
-        file.truncate((trash / JOURNAL).read_bytes().rfind(b"\n") + 1)  # a line that was cut off by a crash
-        sync_folder(trash)
-        for entry in entries:  # moves that were killed between the two names: the file is under both
-            home, away = Path(entry.path), trash / entry.trash
-            away.with_name(away.name + ".part").unlink(missing_ok=True)
-            if not home.is_file() or not away.is_file():
-                continue
-            # Two names of one file, or a copy to another disk that was cut off before the original went.
-            if home.samefile(away) or all(digest(path.read_bytes()).hex() == entry.digest for path in (home, away)):
-                away.unlink()
-                sync_folder(away.parent)
-        yield file, entries
+            reason = error.strerror
+            if error.errno in (errno.ENOTDIR, errno.ELOOP):
+                reason = "it, a folder above it or its journal is a link, or no folder"
+            raise DistillHashError(f"the trash {trash} cannot be used ({reason}); give --trash DIR") from error
+        if journal.unlocked:
+            outcome.notes.append(
+                f"{trash} cannot be locked ({journal.unlocked}); let no other process use it meanwhile"
+            )
+        asked = None if root is None else os.path.realpath(root)
+        yield _Trash(trash, folder, journal, outcome, asked, anywhere, os.path.realpath(trash))
 
 
-def _refusal(one: Move, root: str | None, leaving: set[str]) -> str | None:
-    """Why a file is not moved, or None."""
-    path = Path(one.path)
-    if path.is_symlink():
-        return "it is a link"
-    if root is not None and not os.path.realpath(path).startswith(root.rstrip(os.sep) + os.sep):
-        return f"it lies outside of {root}"
-    if os.path.realpath(one.keeper) in leaving:
-        return "its keeper is to be moved as well"
+def _no_journal(trash: Path, root: Path | None) -> str:
+    text = f"there is no journal of moved files in {trash}; give the trash folder of an earlier --apply"
+    for folder in () if root is None else Path(os.path.realpath(root)).parents:
+        if (folder / FOLDER_NAME / JOURNAL).is_file():
+            return f"{text}, or undo that of the folder above: `distillhash dedup {folder} --undo`"
+    return text
+
+
+def _split(trash: Path, root: Path | None) -> tuple[str, list[str]]:
+    """The folder that the user vouches for, and the path of the trash below it, which must have no links."""
+    whole = os.path.abspath(trash)
+    if root is not None:
+        base = os.path.abspath(root)
+        if whole == base:
+            raise DataError(f"the trash {trash} is the collection itself; give another folder")
+        if _below(whole, base):
+            return base, _parts(whole, base)
+    if whole == "/":
+        raise DataError("the trash cannot be /; give another folder")
+    return os.path.dirname(whole), [os.path.basename(whole)]
+
+
+def _new_batch(folder: int) -> str:
+    """A folder in the trash that nothing is in."""
+    handle = os.open(".", os.O_RDONLY, dir_fd=folder)
     try:
-        if digest(path.read_bytes()).hex() != one.digest:
-            return "it changed since it was looked at"
-        if not Path(one.keeper).is_file() or Path(one.keeper).samefile(path):
-            return "its keeper is gone"
-    except OSError as error:
-        return f"it cannot be read: {error.strerror}"
-    return None
+        number = 1 + max((int(name) for name in os.listdir(handle) if re.fullmatch("[0-9]{4,8}", name)), default=0)
+    finally:
+        os.close(handle)
+    while True:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(f"{number:04}", dir_fd=folder)
+            sync_folder(".", inside=folder)
+            return f"{number:04}"
+        number += 1
 
 
-def _move(source: Path, target: Path) -> None:
-    """``source`` under the name ``target``, which must be free; the file is under one of the names, or both, at any moment."""
+def _trash_name(number: int, name: str) -> str:
+    """A name that every file system takes: short, ASCII, and unlike any other of the batch; it still tells what the file was."""
+
+    def plain(text: str) -> str:
+        ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+        return re.sub("[^A-Za-z0-9_-]+", "_", ascii_text)
+
+    stem, suffix = os.path.splitext(name)
+    suffix = plain(suffix[1:])[:10]
+    return f"{number:06}-{plain(stem)[:40]}" + (f".{suffix}" if suffix else "")
+
+
+def _part_name(entry: Entry) -> str:
+    """The name of a copy on its way back, beside its place."""
+    return f".distillhash-{digest(f'{entry.trash}/{entry.digest}'.encode()).hex()[:16]}.part"
+
+
+def _remove_part(part: Place) -> None:
+    """Remove a partial copy that a kill left."""
+    with contextlib.suppress(OSError):
+        if stat.S_ISREG(part.status().st_mode):
+            part.remove()
+
+
+def _old_roots(known: str, collection: str) -> list[str]:
+    """Where the collection may have been when ``known`` was a file or folder in it, by what of its path is found there now."""
+    parts = os.path.normpath(known).split("/")
+    return ["/".join(parts[:k]) for k in range(1, len(parts)) if _holds(collection, "/".join(parts[k:]))]
+
+
+def _holds(collection: str, path: str) -> bool:
+    return bool(path) and not os.path.isabs(path) and os.path.exists(f"{collection}/{path}")
+
+
+def _same(a: str, b: str) -> bool:
+    with contextlib.suppress(OSError):
+        return os.path.samefile(a, b)
+    return False
+
+
+def _is_collection(folder: str) -> bool:
+    """Whether a folder is there and holds anything; one for a disk that is not mounted is empty."""
     try:
-        os.link(source, target, follow_symlinks=False)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        if error.errno == errno.EXDEV:
-            _copy(source, target)
-        elif error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EACCES):
-            if os.path.lexists(target):
-                raise FileExistsError(errno.EEXIST, "the place is taken", str(target)) from error
-            source.rename(target)
-            sync_folder(target.parent)
-            return
-        else:
-            raise
-    sync_folder(target.parent)
-    source.unlink()
-    sync_folder(source.parent)
+        with os.scandir(folder) as found:
+            return next(found, None) is not None
+    except OSError:
+        return False
 
 
-def _copy(source: Path, target: Path) -> None:
-    """A copy on another disk, whole and forced to it before it gets its name."""
-    part = target.with_name(target.name + ".part")
-    with source.open("rb") as data, part.open("wb") as out:
-        shutil.copyfileobj(data, out)
-        out.flush()
-        os.fsync(out.fileno())
-    shutil.copystat(source, part)
-    os.link(part, target)
-    part.unlink()
+def _settled(path: str) -> str:
+    """The path with links resolved, but for its last part."""
+    return os.path.join(os.path.realpath(os.path.dirname(path) or "."), os.path.basename(path))
+
+
+def _below(path: str, folder: str) -> bool:
+    return path != folder and path.startswith(folder.rstrip("/") + "/")
+
+
+def _parts(path: str, folder: str) -> list[str]:
+    """The names on the way from ``folder`` to ``path``, which lies below it."""
+    return path[len(folder.rstrip("/")) + 1 :].split("/")
+
+
+def _reason(error: Exception) -> str:
+    return (
+        str(error)
+        if isinstance(error, _Refused)
+        else f"it could not be moved: {getattr(error, 'strerror', None) or error}"
+    )
