@@ -24,6 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="DIR", help="model folder; needed where the index is on a server")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
     add("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
+    add("--root-path", default="", metavar="P", help="path under which a proxy shows the server, such as /photos")
     add("--token-file", metavar="FILE", help=f"file with the token that requests must carry (or set {TOKEN_VARIABLE})")
     add("--duplicates", metavar="FILE", help="groups that dedup --out wrote, to be shown on the page")
     upload, pixels = Settings.max_upload >> 20, Settings.max_pixels
@@ -67,6 +68,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         max_pixels=arguments.max_pixels,
         encoders=arguments.encoders,
         duplicates=Path(arguments.duplicates) if arguments.duplicates else None,
+        root_path=arguments.root_path,
     )
     started = time.perf_counter()
     if arguments.model or has_model(arguments.index):
