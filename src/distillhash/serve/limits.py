@@ -134,7 +134,7 @@ class Limits:
                 given = [*message.get("headers", ()), *_HEADERS, (b"x-request-id", request_id)]
                 if not any(name == b"cache-control" for name, _ in given):
                     given.append((b"cache-control", b"no-store"))
-                if asks_upgrade or (body.is_unread and (status < 400 or body.waits_for_continue)):
+                if asks_upgrade or body.is_unread:
                     given.append((b"connection", b"close"))  # nobody will read the rest
                 message = {**message, "headers": given}
             elif status >= 400 and body.is_unread and not body.waits_for_continue and not message.get("more_body"):
@@ -161,6 +161,7 @@ class Limits:
                 problem = error
             elif isinstance(error, asyncio.CancelledError):
                 problem = Problem(503, "the server is stopping", _CLOSE)
+                body.give_up()
             else:
                 lines = "".join(traceback.format_exception(error)).splitlines()
                 log.error("\n  | ".join(map(escaped, [f"request {request_id.decode()} failed", *lines])))
@@ -254,7 +255,11 @@ class _Body:
                 while not self._has_ended and self._received <= 4 * self._settings.max_upload:
                     await self._part()
         except TimeoutError:
-            self._has_ended, self.is_unread = True, False
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Wait for nothing more."""
+        self._has_ended, self.is_unread = True, False
 
     async def _part(self) -> Message:
         self.waits_for_continue = False
@@ -474,6 +479,7 @@ class Connection(asyncio.Protocol):
         if self._is_over:
             return
         self._is_over = True
+        self._server.connection_lost(ConnectionAbortedError())  # it has nothing more to say
         self._transport.write(last)
         if self._has_ended or len(self._connections) > self._settings.max_connections:
             self._transport.close()

@@ -1,5 +1,7 @@
 """One server process: its socket, its signals, its end."""
 
+import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -37,7 +39,9 @@ class _Server(uvicorn.Server):
 
 
 def _end() -> None:
-    """End the process without waiting for its threads. Its children end with it."""
+    """End the process and its children, without waiting for its threads."""
+    for child in multiprocessing.active_children():
+        child.kill()
     sys.stderr.write("distillhash: ended while work was still under way\n")
     sys.stderr.flush()
     os._exit(1)
@@ -82,6 +86,7 @@ def make_server(service: Service) -> _Server:
         timeout_graceful_shutdown=_STOP_SECONDS,
     )
     config.load()
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of what strangers send
     connections = set[Connection]()
 
     def connect(**options: Any) -> Connection:
