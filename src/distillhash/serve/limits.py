@@ -137,7 +137,7 @@ class Limits:
                 if asks_upgrade or body.is_unread:
                     given.append((b"connection", b"close"))  # nobody will read the rest
                 message = {**message, "headers": given}
-            elif status >= 400 and body.is_unread and not body.waits_for_continue and not message.get("more_body"):
+            elif status >= 400 and body.is_awaited and not message.get("more_body"):
                 # A client that is still sending does not read the answer, and closing now would reset its connection.
                 await send({**message, "more_body": True})
                 await body.drain()
@@ -147,6 +147,8 @@ class Limits:
         self._active += 1
         try:
             self._check(scope, headers, own_path)
+            if asks_upgrade and body.is_unread:  # the parsers read no further than the head
+                raise Problem(400, "a request with a body must not ask for an upgrade (curl: leave out --http2)")
             if is_root:  # the page's addresses are relative to a path that ends in a slash
                 where = (root + "/").encode() + (b"?" + scope["query_string"] if scope["query_string"] else b"")
                 fields = [(b"location", where), (b"content-length", b"0")]
@@ -223,9 +225,14 @@ class _Body:
         self.held = 0  # bytes of this body in memory
         self._received = 0
         self._deadline: float | None = None
-        self._has_ended = False
+        self._has_ended = self._is_late = False
         self.is_unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
         self.waits_for_continue = headers.get(b"expect", b"").lower() == b"100-continue"  # the client sends the body only when it is asked for
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the client is still sending, as far as one can know."""
+        return self.is_unread and not self.waits_for_continue and not self._is_late
 
     async def receive(self) -> Message:
         """The next part; raises a problem where it is too large or too late."""
@@ -238,6 +245,7 @@ class _Body:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._part()
         except TimeoutError:
+            self._is_late = True
             raise Problem(408, f"the body did not arrive within {seconds:g} s", _CLOSE) from None
         if self._received > self._settings.max_upload:
             raise _too_large(self._settings.max_upload, "more")
@@ -316,8 +324,9 @@ class Connection(asyncio.Protocol):
         self._rest = bytearray()  # received and not passed on
         self._is_paused = self._has_ended = self._is_deaf = self._is_over = False
         self._refusal: bytes | None = None
-        self._n_begun = self._n_known = 0  # requests; the server knows of the second number
+        self._n_begun = 0  # requests
         self._in_head, self._in_body, self._url = True, False, b""
+        self._awaits_body = False  # whether what was passed on ends within a body
         self._head_bytes = self._body_bytes = self._beside = self._since_body = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
@@ -365,7 +374,7 @@ class Connection(asyncio.Protocol):
             del self._rest[:_PIECE]
             if self._is_within_limits(piece):
                 self._server.data_received(piece)
-                self._n_known = self._n_begun
+                self._awaits_body = self._in_body
         if self._refusal is not None or self._is_deaf:
             self._rest.clear()
         if not self._is_answering:
@@ -425,8 +434,7 @@ class Connection(asyncio.Protocol):
         cycle = self._server.cycle
         if cycle is None or cycle.response_complete:
             return False
-        is_last = self._in_body and self._n_known == self._n_begun and not self._server.pipeline
-        return not is_last or cycle.response_started
+        return not self._awaits_body or bool(self._server.pipeline) or cycle.response_started
 
     def _is_within_limits(self, piece: bytes) -> bool:
         """Look at the next piece of data before the server does, whose parser would keep a head of any size."""
