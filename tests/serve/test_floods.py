@@ -1,5 +1,6 @@
 """What arrives beside, before and after bodies is bounded too, and requests that are sent ahead are answered in order."""
 
+import contextlib
 import socket
 import threading
 import time
@@ -9,8 +10,7 @@ import httpx
 import pytest
 
 from image_factory import make_jpeg
-from serving import Running, in_thread
-from test_hostile import raw, status_of
+from serving import Running, in_thread, raw, status_of
 
 HOST = b"host: 127.0.0.1\r\n"
 GET = b"GET /healthz HTTP/1.1\r\n" + HOST + b"x-request-id: %d\r\n\r\n"
@@ -123,8 +123,12 @@ def test_twenty_thousand_requests_sent_ahead_are_answered_in_order(server: Runni
 def test_requests_of_a_client_that_sends_no_more_are_answered(server: Running) -> None:
     assert answers(server.port, numbered(3000), half_closes=True) == [(200, str(number)) for number in range(3000)]
     assert answers(server.port, b"", half_closes=True) == []
-    assert answers(server.port, numbered(3) + b"GET /hea", half_closes=True) == [(200, str(number)) for number in range(3)]
-    assert answers(server.port, numbered(3) + post(b"content-length: 9"), half_closes=True) == [(200, str(n)) for n in range(3)]
+    assert answers(server.port, numbered(3) + b"GET /hea", half_closes=True) == [
+        (200, str(number)) for number in range(3)
+    ]
+    assert answers(server.port, numbered(3) + post(b"content-length: 9"), half_closes=True) == [
+        (200, str(n)) for n in range(3)
+    ]
 
 
 def test_a_refusal_waits_for_the_answers_before_it(server: Running) -> None:
@@ -157,10 +161,8 @@ def test_what_is_sent_ahead_on_many_connections_fills_no_memory(server: Running)
     connections = [socket.create_connection(("127.0.0.1", server.port), timeout=0.05) for _ in range(100)]
     most = before
     for connection in connections:
-        try:
+        with contextlib.suppress(TimeoutError):
             connection.sendall(data)
-        except TimeoutError:
-            pass
         most = max(most, server.rss_mb())
     assert httpx.get(server.url + "healthz", timeout=20).status_code == 200
     most = max(most, server.rss_mb())

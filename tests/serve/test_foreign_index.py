@@ -33,8 +33,8 @@ def add(index: Path, items: list[dict[str, Any]]) -> list[int]:
     with open_index(index) as opened:
         for item in items:
             code = Codes.from_packed(np.frombuffer(secrets.token_bytes(8), np.uint8)[None], 64)
-            more = {"digests": [item["digest"]]} if item.get("digest") else {}
-            ids += opened.add(code, keys=[item["key"]], metadata=[item.get("metadata")], **more).tolist()
+            digests = [item["digest"]] if "digest" in item else None
+            ids += opened.add(code, keys=[item["key"]], metadata=[item.get("metadata")], digests=digests).tolist()
     return ids
 
 
@@ -59,7 +59,10 @@ def odd_paths(tmp_path: Path) -> Iterator[list[str]]:
 
 def test_what_is_no_regular_file_is_not_read(own_index: Path, photo_folder: Path, odd_paths: list[str]) -> None:
     ids = add(own_index, [{"key": key, "digest": ANY_DIGEST} for key in odd_paths])
-    with running(own_index, photo_folder, "--encoders", "1") as server, httpx.Client(base_url=server.url, timeout=10) as client:
+    with (
+        running(own_index, photo_folder, "--encoders", "1") as server,
+        httpx.Client(base_url=server.url, timeout=10) as client,
+    ):
         before = server.rss_mb()
         for identifier, key in zip(ids, odd_paths, strict=True):
             for what in ("image", "thumbnail"):
@@ -128,7 +131,9 @@ def test_only_uploads_of_the_server_are_deleted(own_index: Path, tmp_path: Path)
         ],
     )  # fmt: skip
     ids += add(own_index, [{"key": "upload:" + "0" * 32}])
-    with open_index(own_index) as index:  # a file of codes that names somebody's upload replaces the item, and its digest
+    with open_index(
+        own_index
+    ) as index:  # a file of codes that names somebody's upload replaces the item, and its digest
         index.add(
             Codes.from_packed(np.zeros((1, 8), np.uint8), 64),
             keys=[f"upload:{upload.name}"],
@@ -182,7 +187,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bytes]]:
         yield asked
 
 
-def test_no_source_is_opened_that_fetches_or_never_ends(own_index: Path, tmp_path: Path, no_network: list[bytes]) -> None:
+def test_no_source_is_opened_that_fetches_or_never_ends(
+    own_index: Path, tmp_path: Path, no_network: list[bytes]
+) -> None:
     empty, batches, many = tmp_path / "empty", tmp_path / "batches", tmp_path / "many"
     for folder in (empty, batches / "cifar-10-batches-py", many / "deep"):
         folder.mkdir(parents=True)
@@ -199,7 +206,9 @@ def test_no_source_is_opened_that_fetches_or_never_ends(own_index: Path, tmp_pat
     half.mkdir()
     os.mkfifo(half / "data_batch_1")
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1 nothing of that kind PAR1")
-    (tmp_path / "object.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,)}" + b" " * 60)
+    (tmp_path / "object.npy").write_bytes(
+        b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,)}" + b" " * 60
+    )
     (tmp_path / "list.txt").write_text(str(tmp_path / "pipe.parquet"))
     sources = [
         f"cifar10:{empty}", f"cifar10:{tmp_path / 'new'}", f"cifar10:{batches}", f"cifar10:{pipes}", f"cifar10:{half}", "cifar10:",
@@ -211,12 +220,18 @@ def test_no_source_is_opened_that_fetches_or_never_ends(own_index: Path, tmp_pat
     ids = add(
         own_index,
         [
-            {"key": f"{source.removesuffix(':')}:{row}/0", "digest": ANY_DIGEST, "metadata": {"source": source, "key": f"{row}/0"}}
+            {
+                "key": f"{source.removesuffix(':')}:{row}/0",
+                "digest": ANY_DIGEST,
+                "metadata": {"source": source, "key": f"{row}/0"},
+            }
             for row, source in enumerate(sources)
         ]
         + [
             {"key": f"odd {number}", "digest": ANY_DIGEST, "metadata": metadata}
-            for number, metadata in enumerate(({"source": 1, "key": 2}, {"source": ["digits:"], "key": "x"}, {"source": "digits:"}))
+            for number, metadata in enumerate(
+                ({"source": 1, "key": 2}, {"source": ["digits:"], "key": "x"}, {"source": "digits:"})
+            )
         ],
     )
     with in_thread(own_index) as url, httpx.Client(base_url=url, timeout=20) as client:
@@ -262,7 +277,14 @@ def test_metadata_that_json_holds_is_shown(own_index: Path) -> None:
     deep: Any = "x"
     for _ in range(300):
         deep = [deep]
-    odd = [{"n": 2**70}, {"s": "\ud800"}, {"s": "a\x1b[31m\r\nb\u202e"}, {"deep": deep}, {"name": "x" * 100_000}, {"name": "\ud800.jpg"}]
+    odd = [
+        {"n": 2**70},
+        {"s": "\ud800"},
+        {"s": "a\x1b[31m\r\nb\u202e"},
+        {"deep": deep},
+        {"name": "x" * 100_000},
+        {"name": "\ud800.jpg"},
+    ]
     ids = add(own_index, [{"key": f"odd {number}", "metadata": metadata} for number, metadata in enumerate(odd)])
     with in_thread(own_index) as url, httpx.Client(base_url=url) as client:
         for identifier, metadata in zip(ids, odd, strict=True):

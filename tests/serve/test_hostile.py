@@ -1,6 +1,5 @@
 """Requests that nobody sends by accident: each gets the right answer, and the server goes on."""
 
-import json
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -10,41 +9,10 @@ import httpx
 import pytest
 
 from image_factory import make_bomb, make_jpeg, make_png, make_truncated
-from serving import Running, in_thread
+from serving import Running, in_thread, raw, status_of
 
 HOST = b"host: 127.0.0.1\r\n"
 MULTIPART = {"content-type": "multipart/form-data; boundary=x"}
-
-
-def raw(port: int, *parts: bytes, pause: float = 0.0, timeout: float = 30.0) -> bytes:
-    """Send bytes as they are; everything the server sends until it closes or the answer is whole."""
-    with socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
-        received = b""
-        try:
-            for part in parts:
-                connection.sendall(part)
-                time.sleep(pause)
-        except OSError:
-            pass
-        try:
-            while chunk := connection.recv(65536):
-                received += chunk
-                head, separator, body = received.partition(b"\r\n\r\n")
-                lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-                if separator and lengths and len(body) >= int(lengths[0].split(b":")[1]):
-                    break
-        except ConnectionResetError:
-            pass
-        return received
-
-
-def status_of(answer: bytes) -> int:
-    head, _, body = answer.partition(b"\r\n\r\n")
-    status = int(head.split()[1])
-    if status >= 400:
-        assert b"application/problem+json" in head, answer
-        assert json.loads(body)["status"] == status
-    return status
 
 
 def post(path: str, *fields: str, body: bytes = b"") -> bytes:

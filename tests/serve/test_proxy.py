@@ -61,7 +61,9 @@ def nginx(folder: Path, port: int, prefix: str, removes: bool, host: str | None)
           server {{ listen 127.0.0.1:{own};
             location {prefix} {{ proxy_pass http://127.0.0.1:{port}{"/" if removes else ""}; {passed_host} }} }} }}"""
     )
-    process = subprocess.Popen([str(NGINX), "-p", str(folder), "-c", str(folder / "nginx.conf")], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [str(NGINX), "-p", str(folder), "-c", str(folder / "nginx.conf")], stderr=subprocess.DEVNULL
+    )
     try:
         for _ in range(100):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", own)):
@@ -128,10 +130,14 @@ def page_at(browser: Browser, url: str, base: str) -> Iterator[Page]:
     complaints: list[str] = []
     page = browser.new_context(viewport={"width": 1280, "height": 800}).new_page()
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("response", lambda answer: complaints.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None)
+    page.on(
+        "response", lambda answer: complaints.append(f"{answer.status} {answer.url}") if answer.status >= 400 else None
+    )
     page.on(
         "request",
-        lambda request: None if (request.url + "/").startswith((base, "blob:")) else complaints.append(f"asked {request.url}"),
+        lambda request: (
+            None if (request.url + "/").startswith((base, "blob:")) else complaints.append(f"asked {request.url}")
+        ),
     )
     page.set_default_timeout(15_000)
     page.goto(url)
@@ -212,7 +218,10 @@ def test_the_cookie_is_for_the_path(browser: Browser, photo_index: Path, proxy: 
 
 @pytest.mark.parametrize("removes", [True, False])
 def test_answers_name_the_root_path(own_index: Path, proxy: Proxy, removes: bool) -> None:
-    with in_thread(own_index, root_path="/a/b/") as url, httpx.Client(base_url=proxy(url, "/a/b/", removes=removes)) as client:
+    with (
+        in_thread(own_index, root_path="/a/b/") as url,
+        httpx.Client(base_url=proxy(url, "/a/b/", removes=removes)) as client,
+    ):
         document = client.get("openapi.json").json()
         assert document["servers"] == [{"url": "/a/b"}] and "/items/{id}" in document["paths"]
         added = client.post("items", files={"file": make_jpeg(50, 40, seed=8000)})
@@ -240,7 +249,13 @@ def test_other_sites_and_names_stay_out_behind_a_proxy(server: Running, proxy: P
         assert client.get("stats").status_code == 200
         assert client.get("stats", headers={"host": "evil.example"}).status_code == 421
         assert client.get("stats", headers={"host": "127.0.0.1.evil.example"}).status_code == 421
-        for origin in ("https://evil.example", "null", "https://127.0.0.1.evil.example", "http://127.0.0.1:1", "file://"):
+        for origin in (
+            "https://evil.example",
+            "null",
+            "https://127.0.0.1.evil.example",
+            "http://127.0.0.1:1",
+            "file://",
+        ):
             assert client.post("search?id=1", headers={"origin": origin}).status_code == 403, origin
         for site in ("cross-site", "same-site", "Same-Origin", ""):
             assert client.post("search?id=1", headers={"sec-fetch-site": site}).status_code == 403, site
@@ -273,5 +288,11 @@ def test_root_paths_that_cannot_be_used(path: str, photo_index: Path, capsys: py
 
 
 def test_root_paths_are_normalised() -> None:
-    for given, kept in (("", ""), ("/", ""), ("/photos/", "/photos"), ("/a/b.c/~me", "/a/b.c/~me"), ("/items/x", "/items/x")):
+    for given, kept in (
+        ("", ""),
+        ("/", ""),
+        ("/photos/", "/photos"),
+        ("/a/b.c/~me", "/a/b.c/~me"),
+        ("/items/x", "/items/x"),
+    ):
         assert Settings(root_path=given).root_path == kept

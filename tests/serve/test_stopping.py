@@ -38,8 +38,16 @@ def test_clients_that_hang_do_not_keep_it(photo_index: Path) -> None:
             (b"", True, False),
             (b"GET /sta", True, False),
             (b"GET /healthz HTTP/1.1\r\n" + HOST + b"\r\n", True, False),
-            (b"POST /search HTTP/1.1\r\n" + HOST + b"content-type: image/jpeg\r\ncontent-length: 999\r\n\r\nab", True, False),
-            (b"POST /search HTTP/1.1\r\n" + HOST + b"content-type: image/jpeg\r\ncontent-length: 999\r\n\r\nab", True, True),
+            (
+                b"POST /search HTTP/1.1\r\n" + HOST + b"content-type: image/jpeg\r\ncontent-length: 999\r\n\r\nab",
+                True,
+                False,
+            ),
+            (
+                b"POST /search HTTP/1.1\r\n" + HOST + b"content-type: image/jpeg\r\ncontent-length: 999\r\n\r\nab",
+                True,
+                True,
+            ),
             (b"POST /encode HTTP/1.1\r\n" + HOST + b"expect: 100-continue\r\ncontent-length: 999\r\n\r\n", True, False),
             ((b"POST /search?id=1&k=60 HTTP/1.1\r\n" + HOST + b"content-length: 0\r\n\r\n") * 3000, False, False),
         ):

@@ -44,7 +44,9 @@ _HASH = b64encode(sha256(_INLINE[1] if _INLINE else b"").digest())  # of the pag
 _HEADERS = [
     (
         b"content-security-policy",
-        b"default-src 'none'; script-src 'self' 'sha256-" + _HASH + b"'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+        b"default-src 'none'; script-src 'self' 'sha256-"
+        + _HASH
+        + b"'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
         b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     ),
     (b"x-content-type-options", b"nosniff"),
@@ -122,7 +124,7 @@ class Limits:
         own_path = own_path.removeprefix(root) if own_path.startswith(root + "/") else own_path
         own_path = "/" + own_path.lstrip("/")  # a proxy that removes too little
         is_root = bool(root) and own_path == root and scope["method"] in ("GET", "HEAD")
-        scope |= {"root_path": root, "path": root + own_path}
+        scope["root_path"], scope["path"] = root, root + own_path
         asks_upgrade = b"upgrade" in headers and b"upgrade" in headers.get(b"connection", b"").lower()
         status = 0
         body = _Body(self, receive, self._settings, headers)
@@ -151,8 +153,8 @@ class Limits:
                 raise Problem(400, "a request with a body must not ask for an upgrade (curl: leave out --http2)")
             if is_root:  # the page's addresses are relative to a path that ends in a slash
                 where = (root + "/").encode() + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-                fields = [(b"location", where), (b"content-length", b"0")]
-                await answer({"type": "http.response.start", "status": 308, "headers": fields})
+                moved = [(b"location", where), (b"content-length", b"0")]
+                await answer({"type": "http.response.start", "status": 308, "headers": moved})
                 await answer({"type": "http.response.body"})
             else:
                 await self._app(scope, body.receive, answer)
@@ -227,7 +229,9 @@ class _Body:
         self._deadline: float | None = None
         self._has_ended = self._is_late = False
         self.is_unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-        self.waits_for_continue = headers.get(b"expect", b"").lower() == b"100-continue"  # the client sends the body only when it is asked for
+        self.waits_for_continue = (
+            headers.get(b"expect", b"").lower() == b"100-continue"
+        )  # the client sends the body only when it is asked for
 
     @property
     def is_awaited(self) -> bool:

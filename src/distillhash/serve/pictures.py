@@ -1,8 +1,8 @@
 """The pictures of items: where they are found, and small copies of them.
 
 An item's picture is found through what the index holds, never through what a request says: the file that was indexed, the row of the table
-it came from, or an upload kept beside the index. The index may be somebody else's: only regular files are read, up to a size, and shown only
-while their content has the digest that the index holds. A source is opened only where that reads local data; nothing is fetched.
+it came from, or an upload kept beside the index. The index may be somebody else's: only regular files are read, up to a size, and shown
+only while their content has the digest that the index holds. A source is opened only where that reads local data; nothing is fetched.
 """
 
 import contextlib

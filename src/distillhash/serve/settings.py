@@ -16,7 +16,9 @@ MOST_HEAD_BYTES = 32 * 1024  # of a request's line and headers
 MOST_HEADERS = 100
 SHORTEST_TOKEN = 16
 MOST_ENCODERS = 256
-OWN_PATHS = frozenset("items static duplicates quality stats healthz readyz metrics session openapi.json".split())
+OWN_PATHS = frozenset(
+    ["items", "static", "duplicates", "quality", "stats", "healthz", "readyz", "metrics", "session", "openapi.json"]
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class Settings:
     max_held: int = 512 * 2**20  # bytes of all bodies held at one time, from arrival to answer; more get 503
     encoders: int | None = None  # processes that encode images; 0: threads; None: one per core, four at most
     duplicates: Path | None = None  # file that `distillhash dedup --out` wrote, shown on the page
-    root_path: str = ""  # path under which a proxy shows the server, as in /photos; one the proxy removes may be left out
+    root_path: str = (
+        ""  # path under which a proxy shows the server, as in /photos; one the proxy removes may be left out
+    )
 
     def __post_init__(self) -> None:
         for name in ("max_upload", "max_pixels", "max_requests"):

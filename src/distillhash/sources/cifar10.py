@@ -43,8 +43,9 @@ def open_cifar10(folder: Path, name: str, *, may_download: bool = True) -> Sourc
     """CIFAR-10 from ``folder``: training images (keys ``train/0`` ...), then test images (``test/0`` ...); splits ``train``, ``test``.
 
     Looked for in this order: ``cifar-10-batches-py/``, ``cifar-10-batches-bin/`` (``folder`` may be either itself), ``train.parquet``
-    with ``test.parquet``, the python archive, the binary archive. With none of them the python archive is downloaded to ``folder``,
-    unless ``may_download`` is false. Archives must have the published MD5. The archives and batches take 184 MB of memory; the Parquet files are read as needed.
+    with ``test.parquet``, the python archive, the binary archive. With none of them the python archive is downloaded to ``folder``, or,
+    unless ``may_download``, a :class:`DataError` raised. Archives must have the published MD5. The archives and batches take 184 MB of
+    memory; the Parquet files are read as needed.
     """
     python, binary = folder / "cifar-10-python.tar.gz", folder / "cifar-10-binary.tar.gz"
     if folder.exists() and not folder.is_dir():
