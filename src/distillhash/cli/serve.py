@@ -12,6 +12,7 @@ from typing import Any
 
 from distillhash.cli.common import INDEX_HELP, say
 from distillhash.errors import MissingDependencyError, ParameterError
+from distillhash.files import read_file
 from distillhash.serve.settings import Settings
 
 TOKEN_VARIABLE = "DISTILLHASH_TOKEN"
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     token, file = os.environ.get(TOKEN_VARIABLE) or None, arguments.token_file
     if file is not None:
         try:
-            token = Path(file).read_text().strip()
+            token = read_file(file, limit=4096).decode().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ParameterError(f"the token file {file} cannot be read ({error}); write the token into it") from error
     settings = Settings(
