@@ -52,7 +52,12 @@ FLOODS: dict[str, tuple[int, bytes, bytes]] = {  # status, what is sent first, w
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FLOODS)
+USUAL = ("chunks after Expect", "small trailers", "one chunk extension", "a body that nobody reads", "with an upgrade")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in USUAL else [pytest.mark.long]) for name in FLOODS]
+)
 def test_a_flood_is_refused_and_fills_no_memory(server: Running, name: str) -> None:
     """Up to 1.5 GB is sent; the server answers, closes, and grows by less than 100 MB."""
     status, first, again = FLOODS[name]

@@ -146,6 +146,8 @@ def test_only_uploads_of_the_server_are_deleted(own_index: Path, tmp_path: Path)
             assert client.delete(f"/items/{identifier}").status_code == 204
         assert all(victim.exists() for victim in victims) and upload.read_bytes() == content
         assert (uploads / folder).is_dir() and (uploads / link).is_symlink() and (tmp_path / "linked").exists()
+        (uploads / digest(content + b"3").hex()).mkdir()  # where an upload would go
+        problem(client.post("/items", files={"file": content + b"3"}), 503)
         again = client.post("/items", files={"file": content}).json()["id"]
         assert client.delete(f"/items/{again}").status_code == 204
         assert not upload.exists()

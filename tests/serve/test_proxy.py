@@ -24,6 +24,7 @@ from serving import CHROMIUM, Running, in_thread
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 TOKEN = "correct-horse-battery"
 Proxy = Callable[..., str]
+long = pytest.mark.long
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; apt-get install chromium")
 
 
@@ -170,7 +171,9 @@ def use(page: Page, base: str) -> None:
 
 
 @needs_browser
-@pytest.mark.parametrize("prefix", ["/photos/", "/a/b/c/", "/search/", "/"])
+@pytest.mark.parametrize(
+    "prefix", ["/photos/", *(pytest.param(path, marks=long) for path in ("/a/b/c/", "/search/", "/"))]
+)
 def test_the_page_works_behind_a_proxy_that_removes_the_path(
     browser: Browser, server: Running, proxy: Proxy, prefix: str
 ) -> None:
@@ -184,8 +187,8 @@ def test_the_page_works_behind_a_proxy_that_removes_the_path(
 
 
 @needs_browser
-@pytest.mark.parametrize("prefix", ["/photos/", "/a/b/c/"])
-@pytest.mark.parametrize("removes", [False, True])
+@pytest.mark.parametrize("prefix", [pytest.param("/photos/", marks=long), "/a/b/c/"])
+@pytest.mark.parametrize("removes", [False, pytest.param(True, marks=long)])
 def test_the_page_works_with_a_root_path(
     browser: Browser, photo_index: Path, proxy: Proxy, prefix: str, removes: bool
 ) -> None:
