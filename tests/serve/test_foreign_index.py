@@ -211,13 +211,17 @@ def test_no_source_is_opened_that_fetches_or_never_ends(
     (tmp_path / "object.npy").write_bytes(
         b"\x93NUMPY\x01\x00v\x00{'descr': '|O', 'fortran_order': False, 'shape': (1,)}" + b" " * 60
     )
+    with (tmp_path / "huge.npy").open("wb") as file:  # numbers that a source of vectors would convert, 100 GB of them
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (100 << 20, 128)})
+        file.truncate(file.tell() + (100 << 30))
     (tmp_path / "list.txt").write_text(str(tmp_path / "pipe.parquet"))
     sources = [
         f"cifar10:{empty}", f"cifar10:{tmp_path / 'new'}", f"cifar10:{batches}", f"cifar10:{pipes}", f"cifar10:{half}", "cifar10:",
         "cifar10:~nobody-of-this-name", "flickr25k:/", "nuswide:/", "hf:facebook/dinov2-base", "https://example.org/a.parquet",
         "http://127.0.0.1/a.npy", "s3://bucket/a.parquet", "ftp://example.org/a.npz", "file:///etc/passwd", "digits:/etc", "/",
         str(many), str(pipes), str(tmp_path / "pipe.parquet"), "/dev/zero", str(tmp_path / "damaged.parquet"),
-        str(tmp_path / "object.npy"), str(tmp_path / "list.txt"), str(tmp_path / "gone.npz"), "", ".", "a" * 100_000, "#" * 500,
+        str(tmp_path / "object.npy"), str(tmp_path / "huge.npy"), str(tmp_path / "list.txt"), str(tmp_path / "gone.npz"),
+        "", ".", "a" * 100_000, "#" * 500,
     ]  # fmt: skip
     ids = add(
         own_index,

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -291,6 +292,15 @@ def test_bodies_have_a_common_limit(photo_index: Path) -> None:
             assert httpx.post(url + "encode", files={"file": make_jpeg()}).status_code == 200
         time.sleep(0.3)
         assert httpx.post(url + "encode", files={"file": make_jpeg() + bytes(150_000)}).status_code == 200
+
+
+def test_uploads_need_no_temporary_files(photo_index: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    content = make_jpeg() + bytes(5_000_000)
+    with in_thread(photo_index) as url:
+        answer = httpx.post(url + "encode", files={"file": content})
+        assert answer.status_code == 200
+        assert answer.json() == httpx.post(url + "encode", files={"file": make_jpeg()}).json()
 
 
 def test_pictures_are_shown_as_pictures_only(server: Running, client: httpx.Client) -> None:

@@ -25,9 +25,10 @@ from distillhash.files import open_regular, read_file, write_atomic
 from distillhash.index import Item
 from distillhash.output import escaped
 from distillhash.search import is_row
-from distillhash.sources import BadItemError, ImageSource, decode_image, digest, encode_thumbnail, open_source
+from distillhash.sources import BadItemError, ImageSource, Source, decode_image, digest, encode_thumbnail, open_source
 from distillhash.sources.cifar10 import open_cifar10
 from distillhash.sources.decode import image_format, image_size
+from distillhash.sources.vectors import open_array
 
 _UPLOAD = re.compile("upload:([0-9a-f]{32})")  # the key of an upload: the digest of its content
 _MOST_SOURCES = 8  # open at one time
@@ -202,37 +203,49 @@ class _Rows:
 
 
 def _open_rows(place: str) -> _Rows | None:
-    """The source of an item, where it is one whose opening reads local data of a known kind, and is still there."""
+    """The source of an item, where it is one whose opening reads local data of a known kind, and little of it, and is still there."""
+    source: Source | None = None
     try:
-        if place == "digits:" or _is_table(place):
+        path = Path(place).expanduser()
+        if place == "digits:":
             source = open_source(place)
         elif place.startswith("cifar10:"):
             source = open_cifar10(Path(place.partition(":")[2]).expanduser(), place, may_download=False)
-        else:
-            return None
+        elif path.suffix.lower() == ".npy" and path.is_file():
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            source = open_array(array, place) if array.ndim == 4 else None
+        elif _holds_images(_tables(path)):
+            source = open_source(place)
     except Exception as error:  # whatever a damaged file does to those who read it, it is no more than a picture less
         log.warning("pictures of %s are not shown: %s", escaped(place), escaped(str(error)))
-        return None
     return _Rows(source) if isinstance(source, ImageSource) else None
 
 
-def _is_table(place: str) -> bool:
-    """Whether ``place`` is a regular file of a table or an array, or a folder of tables; never more than some names are looked at."""
-    path = Path(place).expanduser()
+def _tables(path: Path) -> list[Path]:
+    """The table at a path, or those in a folder; none where one is no regular file. No more than some names are looked at."""
     if not path.is_dir():
-        return path.suffix.lower() in (".parquet", ".npy") and path.is_file()
-    folders, n_entries, tables = [path], 0, []
+        return [path] if path.suffix.lower() == ".parquet" and path.is_file() else []
+    folders, n_entries, tables = [path], 0, list[Path]()
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
                 n_entries += 1
                 if n_entries > _MOST_ENTRIES:
-                    return False
+                    return []
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(Path(entry.path))
                 elif entry.name.lower().endswith(".parquet"):
-                    tables.append(entry)
-    return bool(tables) and all(table.is_file() for table in tables)
+                    tables.append(Path(entry.path))
+    return tables if all(table.is_file() for table in tables) else []
+
+
+def _holds_images(tables: list[Path]) -> bool:
+    """Whether a column could hold images; a table of vectors would be read whole."""
+    import pyarrow.parquet as pq
+    from pyarrow import types
+
+    kinds = (types.is_struct, types.is_binary, types.is_large_binary)
+    return bool(tables) and any(is_kind(field.type) for field in pq.read_schema(tables[0]) for is_kind in kinds)
 
 
 def name_of(item: Item) -> str:
