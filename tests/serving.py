@@ -1,9 +1,11 @@
 """`distillhash serve` as a process of its own, for the tests of every part of it."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -136,3 +138,34 @@ def problem(answer: httpx.Response, status: int) -> str:
     assert document["status"] == status and document["title"] and document["type"] == "about:blank"
     assert document["request_id"] == answer.headers["x-request-id"]
     return str(document["detail"])
+
+
+def raw(port: int, *parts: bytes, pause: float = 0.0, timeout: float = 30.0) -> bytes:
+    """Send bytes as they are; everything the server sends until it closes or the answer is whole."""
+    with socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
+        received = b""
+        try:
+            for part in parts:
+                connection.sendall(part)
+                time.sleep(pause)
+        except OSError:
+            pass
+        try:
+            while chunk := connection.recv(65536):
+                received += chunk
+                head, separator, body = received.partition(b"\r\n\r\n")
+                lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
+                if separator and lengths and len(body) >= int(lengths[0].split(b":")[1]):
+                    break
+        except ConnectionResetError:
+            pass
+        return received
+
+
+def status_of(answer: bytes) -> int:
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status = int(head.split()[1])
+    if status >= 400:
+        assert b"application/problem+json" in head, answer
+        assert json.loads(body)["status"] == status
+    return status

@@ -1,50 +1,26 @@
 """Requests that nobody sends by accident: each gets the right answer, and the server goes on."""
 
+import asyncio
 import json
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
+from distillhash.index import open_index
+from distillhash.serve.limits import Limits, Metrics, Problem
+from distillhash.serve.settings import Settings
 from image_factory import make_bomb, make_jpeg, make_png, make_truncated
-from serving import Running, in_thread
+from serving import Running, in_thread, raw, status_of
 
 HOST = b"host: 127.0.0.1\r\n"
 MULTIPART = {"content-type": "multipart/form-data; boundary=x"}
-
-
-def raw(port: int, *parts: bytes, pause: float = 0.0, timeout: float = 30.0) -> bytes:
-    """Send bytes as they are; everything the server sends until it closes or the answer is whole."""
-    with socket.create_connection(("127.0.0.1", port), timeout=timeout) as connection:
-        received = b""
-        try:
-            for part in parts:
-                connection.sendall(part)
-                time.sleep(pause)
-        except OSError:
-            pass
-        try:
-            while chunk := connection.recv(65536):
-                received += chunk
-                head, separator, body = received.partition(b"\r\n\r\n")
-                lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-                if separator and lengths and len(body) >= int(lengths[0].split(b":")[1]):
-                    break
-        except ConnectionResetError:
-            pass
-        return received
-
-
-def status_of(answer: bytes) -> int:
-    head, _, body = answer.partition(b"\r\n\r\n")
-    status = int(head.split()[1])
-    if status >= 400:
-        assert b"application/problem+json" in head, answer
-        assert json.loads(body)["status"] == status
-    return status
 
 
 def post(path: str, *fields: str, body: bytes = b"") -> bytes:
@@ -318,6 +294,15 @@ def test_bodies_have_a_common_limit(photo_index: Path) -> None:
         assert httpx.post(url + "encode", files={"file": make_jpeg() + bytes(150_000)}).status_code == 200
 
 
+def test_uploads_need_no_temporary_files(photo_index: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    content = make_jpeg() + bytes(5_000_000)
+    with in_thread(photo_index) as url:
+        answer = httpx.post(url + "encode", files={"file": content})
+        assert answer.status_code == 200
+        assert answer.json() == httpx.post(url + "encode", files={"file": make_jpeg()}).json()
+
+
 def test_pictures_are_shown_as_pictures_only(server: Running, client: httpx.Client) -> None:
     """A file that is a JPEG and something else too comes as a JPEG that runs nothing."""
     headers = client.get("/items/1/image").headers
@@ -325,3 +310,62 @@ def test_pictures_are_shown_as_pictures_only(server: Running, client: httpx.Clie
     assert any("sandbox" in value for name, value in headers.multi_items() if name == "content-security-policy")
     both = make_jpeg(60, 60, seed=9) + b"<script>alert(1)</script>"
     assert upload(client, both).status_code == 200
+
+
+def test_k_and_candidates_are_cut_to_what_there_is(server: Running, client: httpx.Client, photo_index: Path) -> None:
+    """The whole index, as brute force orders it, however much more is asked for."""
+    content = make_jpeg(70, 50, seed=12)
+    code = client.post("/encode", files={"file": content}).json()["code"]
+    with open_index(photo_index) as index:
+        items = index.get(index.ids().tolist())
+    wanted = int(code, 16)
+    order = sorted(((int(item.code.packed.tobytes().hex(), 16) ^ wanted).bit_count(), item.id) for item in items)
+    for options in ("k=10000", "k=61", "k=10000&radius=65536", "k=60"):
+        found = client.post(f"/search?{options}", files={"file": content}).json()
+        assert [(row["distance"], row["id"]) for row in found["results"]] == order and not found["truncated"]
+    for options in ("k=1000&rerank=projection", "k=1000&rerank=projection&candidates=10000"):
+        found = client.post(f"/search?{options}", files={"file": content}).json()
+        assert sorted((row["distance"], row["id"]) for row in found["results"]) == order
+    for options in (
+        "k=10001",
+        f"k={2**63}",
+        "radius=65537",
+        f"radius={10**30}",
+        "k=5&rerank=projection&candidates=10001",
+    ):
+        assert client.post(f"/search?{options}", files={"file": content}).status_code == 422
+
+
+def test_logs_and_problems_are_escaped(caplog: pytest.LogCaptureFixture) -> None:
+    """An error whose text holds a line and an escape sequence of somebody else's, through the middleware."""
+    text = "no such file\nrequest 0 failed: forged\x1b[31m\u202e"
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        raise OSError(text) if scope["path"] == "/log" else Problem(422, text)
+
+    limits = Limits(application, Settings(), Metrics())
+    for path in ("/log", "/problem"):
+        sent: list[Any] = []
+
+        async def send(message: Any, sent: list[Any] = sent) -> None:
+            sent.append(message)
+
+        async def receive() -> Any:
+            return {"type": "http.request"}
+
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": path,
+            "raw_path": b"",
+            "query_string": b"",
+            "headers": [(b"host", b"localhost")],
+        }
+        asyncio.run(limits(scope, receive, send))
+        problem = json.loads(sent[-1]["body"])
+        assert problem["status"] == {"/log": 500, "/problem": 422}[path]
+        assert problem["detail"].isprintable()
+    [record] = caplog.records
+    said = record.getMessage()
+    assert said.replace("\n", "").isprintable()
+    assert all(line.startswith("  | ") for line in said.split("\n")[1:]) and "forged" in said

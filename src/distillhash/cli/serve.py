@@ -12,6 +12,7 @@ from typing import Any
 
 from distillhash.cli.common import INDEX_HELP, say
 from distillhash.errors import MissingDependencyError, ParameterError
+from distillhash.files import read_file
 from distillhash.serve.settings import Settings
 
 TOKEN_VARIABLE = "DISTILLHASH_TOKEN"
@@ -24,6 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="DIR", help="model folder; needed where the index is on a server")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
     add("--port", type=int, default=8000, help="default: 8000; 0 takes a free one")
+    add("--root-path", default="", metavar="P", help="path under which a proxy shows the server, such as /photos")
     add("--token-file", metavar="FILE", help=f"file with the token that requests must carry (or set {TOKEN_VARIABLE})")
     add("--duplicates", metavar="FILE", help="groups that dedup --out wrote, to be shown on the page")
     upload, pixels = Settings.max_upload >> 20, Settings.max_pixels
@@ -58,7 +60,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     token, file = os.environ.get(TOKEN_VARIABLE) or None, arguments.token_file
     if file is not None:
         try:
-            token = Path(file).read_text().strip()
+            token = read_file(file, limit=4096).decode().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ParameterError(f"the token file {file} cannot be read ({error}); write the token into it") from error
     settings = Settings(
@@ -68,6 +70,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         max_pixels=arguments.max_pixels,
         encoders=arguments.encoders,
         duplicates=Path(arguments.duplicates) if arguments.duplicates else None,
+        root_path=arguments.root_path,
     )
     started = time.perf_counter()
     if arguments.model or has_model(arguments.index):

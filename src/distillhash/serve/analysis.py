@@ -10,12 +10,14 @@ import numpy as np
 from distillhash.codes import Codes, hamming_distances
 from distillhash.dedup.groups import star_groups
 from distillhash.errors import DataError, FormatError
+from distillhash.files import read_file
 from distillhash.index import Index
 from distillhash.metrics.code_statistics import bit_statistics
 
 MOST_ITEMS = 20_000  # grouped on the fly, under a second on one core
 _MOST_SAMPLED = 5000  # items of which the statistics are taken
 _MOST_PAIRED = 1000  # items of which all pairs are compared
+_MOST_BYTES = 1 << 30  # of a file of groups
 _MOST_QUERIES = 500  # items whose nearest neighbour is looked up
 Group = list[tuple[int, int]]  # (id, distance to the keeper), the keeper first
 
@@ -71,12 +73,12 @@ def _stars(index: Index, radius: int) -> list[Group]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        document: dict[str, Any] = json.loads(file.read_text())
+        document: dict[str, Any] = json.loads(read_file(file, limit=_MOST_BYTES))
         for group in document["groups"]:
             [(str(member["path"]), int(member["distance"])) for member in group["members"]]
             str(group["keeper"])
         int(document["radius"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise FormatError(f"{file} is not a file of `distillhash dedup --out` ({error!r}); write it again") from error
     return document
 

@@ -1,12 +1,12 @@
 """The FastAPI application: routes, page, errors. HTTP comes in, :class:`~distillhash.serve.service.Service` is called, JSON goes out."""
 
 import asyncio
+import json
 import logging
 import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import chain
-from pathlib import Path
 from typing import Annotated, Any
 
 import fastapi
@@ -24,16 +24,16 @@ from distillhash import __version__
 from distillhash.codes import bytes_per_code
 from distillhash.errors import DataError, DistillHashError, ParameterError
 from distillhash.index.base import LARGEST_ID
+from distillhash.output import escaped
 from distillhash.search import NoItemError
 from distillhash.search import Query as Search
 from distillhash.serve import schemas
-from distillhash.serve.limits import MEDIA_TYPE, Limits, Problem
+from distillhash.serve.limits import MEDIA_TYPE, PAGE, Limits, Problem
 from distillhash.serve.pictures import NoPictureError
 from distillhash.serve.service import Service
 from distillhash.serve.settings import COOKIE
 from distillhash.sources import BadItemError
 
-PAGE = Path(__file__).parent / "page"
 ItemId = Annotated[int, fastapi.Path(ge=0, le=LARGEST_ID, description="Id of an item of the index.")]
 Radius = Annotated[
     int | None,
@@ -51,7 +51,7 @@ def create_app(service: Service, *, on_failure: Callable[[], None]) -> FastAPI:
         try:
             await service.start()
         except Exception as error:
-            log.error("warm-up failed: %s", error)
+            log.error("warm-up failed: %s", escaped(str(error)))
             service.failure = error
             on_failure()
 
@@ -70,6 +70,7 @@ def create_app(service: Service, *, on_failure: Callable[[], None]) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # these pages load scripts from another host
         redoc_url=None,
+        redirect_slashes=False,  # to an address made of the host header
     )
     _add_routes(app, service)
     app.mount("/static", StaticFiles(directory=PAGE), name="static")
@@ -138,7 +139,8 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def add(request: Request) -> Response:
         """Add an image (or an embedding) to the index; the same image again is the same item."""
         item, is_new = await service.add(await schemas.read_body(request))
-        return _json(service.details(item), 201 if is_new else 200, {"location": f"/items/{item.id}"})
+        where = f"{service.settings.root_path}/items/{item.id}"
+        return _json(service.details(item), 201 if is_new else 200, {"location": where})
 
     @app.get("/items/{id}", **_documented(schemas.ItemDetails, 404, 422, 503))
     async def item(id: ItemId) -> Response:
@@ -154,12 +156,12 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/items/{id}/image", **_documented("image/*", 404, 422, 503))
     async def image(id: ItemId) -> Response:
         """The picture of an item at its full size."""
-        return _picture(*await asyncio.to_thread(service.pictures.original, await service.item(id)))
+        return _picture(*await service.picture(service.pictures.original, id))
 
     @app.get("/items/{id}/thumbnail", **_documented("image/*", 404, 422, 503))
     async def thumbnail(id: ItemId) -> Response:
         """The picture of an item, small."""
-        return _picture(*await asyncio.to_thread(service.pictures.thumbnail, await service.item(id)))
+        return _picture(*await service.picture(service.pictures.thumbnail, id))
 
     @app.get("/duplicates", **_documented(schemas.Groups, 422, 503))
     async def duplicates(
@@ -211,7 +213,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             raise Problem(401, "this is not the server's token", {"www-authenticate": "Bearer"})
         response = Response(status_code=204)
         if settings.session is not None:
-            response.set_cookie(COOKIE, settings.session, httponly=True, samesite="strict", path="/")
+            # Without a path it is for the folder that the browser sees, whatever a proxy makes of it.
+            path = settings.root_path or None
+            response.set_cookie(COOKIE, settings.session, httponly=True, samesite="strict", path=path)
         return response
 
     @app.get("/", include_in_schema=False)
@@ -220,7 +224,13 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(content), status, headers, "application/json")
+    try:
+        body = orjson.dumps(content)
+    except (
+        orjson.JSONEncodeError
+    ):  # metadata may hold what JSON has and orjson has not: large integers, deep nesting, half characters
+        body = json.dumps(json.loads(json.dumps(content), parse_constant=lambda _: None)).encode()
+    return Response(body, status, headers, "application/json")
 
 
 def _picture(content: bytes, media_type: str) -> Response:
@@ -269,7 +279,8 @@ def _problem(request: Request, error: Exception) -> Problem:
         case HTTPException(status_code=405):
             # Each route knows its own methods only; one path may have several routes.
             routes = [route for route in request.app.routes if isinstance(route, APIRoute)]
-            here = [route.methods or () for route in routes if route.path_regex.match(request.url.path)]
+            path = request.scope["path"].removeprefix(request.scope["root_path"])
+            here = [route.methods or () for route in routes if route.path_regex.match(path)]
             headers = {"allow": ", ".join(sorted(set(chain(*here))))} if here else error.headers
             return Problem(405, f"{request.method} is not allowed here", headers)
         case HTTPException():

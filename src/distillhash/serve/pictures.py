@@ -1,11 +1,14 @@
 """The pictures of items: where they are found, and small copies of them.
 
 An item's picture is found through what the index holds, never through what a request says: the file that was indexed, the row of the table
-it came from, or an upload kept beside the index. A file is shown only while its content is what was indexed.
+it came from, or an upload kept beside the index. The index may be somebody else's: only regular files are read, up to a size, and shown
+only while their content has the digest that the index holds. A source is opened only where that reads local data; nothing is fetched.
 """
 
 import contextlib
+import errno
 import io
+import logging
 import os
 import re
 import threading
@@ -18,18 +21,26 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distillhash.errors import DataError, DistillHashError
-from distillhash.files import write_atomic
+from distillhash.files import open_regular, read_file, write_atomic
 from distillhash.index import Item
+from distillhash.output import escaped
 from distillhash.search import is_row
-from distillhash.sources import BadItemError, ImageSource, decode_image, digest, encode_thumbnail, open_source
+from distillhash.sources import BadItemError, ImageSource, Source, decode_image, digest, encode_thumbnail, open_source
+from distillhash.sources.cifar10 import open_cifar10
 from distillhash.sources.decode import image_format, image_size
+from distillhash.sources.vectors import open_array
 
-UPLOAD_PREFIX = "upload:"
+_UPLOAD = re.compile("upload:([0-9a-f]{32})")  # the key of an upload: the digest of its content
+_MOST_SOURCES = 8  # open at one time
+_MOST_ENTRIES = 10_000  # of a folder of tables
+_MOST_ROWS = 10_000_000  # of a source whose keys are looked up in a dictionary, about 100 bytes each
 _SIDE = 400  # pixels of a thumbnail; rows of the page are about 200 high, and screens have two pixels a point
 _MEMORY = 64 * 2**20  # bytes of thumbnails kept
 _SHOWN_AS_THEY_ARE = {format: f"image/{format.lower()}" for format in ("JPEG", "PNG", "WEBP", "GIF", "AVIF")}
 Picture = tuple[bytes, str]  # a file that browsers show, and its media type
 _HEADER = 1 << 17  # bytes of a file that hold its size
+
+log = logging.getLogger("distillhash.serve")
 
 
 class NoPictureError(DataError):
@@ -45,8 +56,8 @@ class Pictures:
         self._max_pixels = max_pixels
         self._thumbnails: OrderedDict[bytes, Picture] = OrderedDict()
         self._held = 0
-        self._sources: dict[str, tuple[ImageSource, dict[str, int]] | None] = {}
-        self._lock = threading.Lock()
+        self._sources: OrderedDict[str, _Rows | None] = OrderedDict()
+        self._lock, self._opening = threading.Lock(), threading.Lock()
 
     def original(self, item: Item) -> Picture:
         """The picture at its full size: the file itself where browsers know its format, else a PNG of it."""
@@ -89,34 +100,50 @@ class Pictures:
             path = self._file(item)
             if path is None:
                 return image_size(self._row(item))
-            with path.open("rb") as file, contextlib.suppress(BadItemError):
-                return image_size(file.read(_HEADER))
-            return image_size(path.read_bytes())  # some formats keep their header at the end
+            with open_regular(path, follow_links=not self._is_upload(path)) as file, contextlib.suppress(BadItemError):
+                return image_size(file.read(_HEADER) or b"")
+            return image_size(read_file(path))  # some formats keep their header at the end
         except (ValueError, OSError):  # no picture, not an image, a path that cannot be one
             return None
 
     def keep_upload(self, content: bytes) -> str:
         """Store an uploaded file beside the index; returns the item's key."""
-        key = UPLOAD_PREFIX + digest(content).hex()
+        name = digest(content).hex()
         if self._uploads is not None:
             try:
-                write_atomic(self._uploads / key.removeprefix(UPLOAD_PREFIX), content)
+                if self._uploads.is_symlink():
+                    raise OSError(errno.ELOOP, "its folder 'uploads' is a link")
+                write_atomic(self._uploads / name, content)
             except OSError as error:
                 text = f"the upload cannot be kept ({error.strerror}); check the index folder"
                 raise DistillHashError(text) from error
-        return key
+        return f"upload:{name}"
 
     def forget(self, item: Item) -> None:
-        """Delete what was kept of an item that is removed; files the user has are never touched."""
-        if self._uploads is not None and item.key is not None and item.key.startswith(UPLOAD_PREFIX):
-            (self._uploads / item.key.removeprefix(UPLOAD_PREFIX)).unlink(missing_ok=True)
+        """Delete what :meth:`keep_upload` stored of an item that is removed; no other file is ever touched."""
+        upload = self._upload(item)
+        with contextlib.suppress(OSError):  # it is not there, or not a file of ours
+            if upload is not None and digest(read_file(upload, follow_links=False)) == item.digest:
+                upload.unlink()
+
+    def _upload(self, item: Item) -> Path | None:
+        """Where an upload is kept; None for any other item, whatever its key looks like."""
+        match = _UPLOAD.fullmatch(item.key or "")
+        if match is None or item.digest is None or item.digest.hex() != match[1]:
+            return None
+        if self._uploads is None or self._uploads.is_symlink():
+            return None
+        return self._uploads / match[1]
+
+    def _is_upload(self, path: Path) -> bool:
+        return path.parent == self._uploads
 
     def _file(self, item: Item) -> Path | None:
         """The file behind an item, if it is one."""
-        if item.key is None:
+        if item.key is None or item.digest is None:
             raise NoPictureError(f"item {item.id} was indexed without a picture")
-        if self._uploads is not None and (upload := re.fullmatch(f"{UPLOAD_PREFIX}([0-9a-f]{{32}})", item.key)):
-            return self._uploads / upload[1]
+        if (upload := self._upload(item)) is not None:
+            return upload
         is_file = os.path.isabs(item.key) and not is_row(item)  # noqa: PTH117  # Path() of any text may raise
         return Path(item.key) if is_file else None
 
@@ -127,10 +154,10 @@ class Pictures:
             content = self._row(item)
         else:
             try:
-                content = path.read_bytes()
+                content = read_file(path, follow_links=not self._is_upload(path))
             except (OSError, ValueError) as error:
                 raise NoPictureError(f"the file of item {item.id} cannot be read any more") from error
-        if item.digest is None or digest(content) == item.digest:
+        if digest(content) == item.digest:
             return content
         raise NoPictureError(f"the file of item {item.id} changed since it was indexed; run `distillhash index` again")
 
@@ -140,21 +167,85 @@ class Pictures:
         name, key = metadata.get("source"), metadata.get("key")
         if not isinstance(name, str) or not isinstance(key, str):
             raise NoPictureError(f"item {item.id} was indexed without a picture")
-        place = name.partition("#")[0]
-        with self._lock:
+        with self._opening:
+            place = name.partition("#")[0]
             if place not in self._sources:
-                self._sources[place] = None
-                with contextlib.suppress(DistillHashError):
-                    source = open_source(place)
-                    if isinstance(source, ImageSource):
-                        self._sources[place] = source, {key: row for row, key in enumerate(source.keys)}
-            opened = self._sources[place]
-        if opened is None or key not in opened[1]:
+                self._sources[place] = _open_rows(place)
+            self._sources.move_to_end(place)
+            if len(self._sources) > _MOST_SOURCES:
+                self._sources.popitem(last=False)
+            rows = self._sources[place]
+        row = None if rows is None else rows.find(key)
+        if rows is None or row is None:
             raise NoPictureError(f"the source of item {item.id} is not where it was indexed from")
         try:
-            return opened[0].read(opened[1][key])
-        except BadItemError as error:
+            return rows.source.read(row)
+        except Exception as error:  # a damaged table raises anything
             raise NoPictureError(f"the picture of item {item.id} cannot be read any more: {error}") from error
+
+
+class _Rows:
+    """A source of images and the places of its keys."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+        self._places: dict[str, int] | None = None
+
+    def find(self, key: str) -> int | None:
+        """The row of a key."""
+        keys = self.source.keys
+        number = re.search("[0-9]{1,18}$", key)  # most sources number their rows
+        if number is not None and (row := int(number[0])) < len(keys) and keys[row] == key:
+            return row
+        if self._places is None:
+            self._places = {key: row for row, key in enumerate(keys)} if len(keys) <= _MOST_ROWS else {}
+        return self._places.get(key)
+
+
+def _open_rows(place: str) -> _Rows | None:
+    """The source of an item, where it is one whose opening reads local data of a known kind, and little of it, and is still there."""
+    source: Source | None = None
+    try:
+        path = Path(place).expanduser()
+        if place == "digits:":
+            source = open_source(place)
+        elif place.startswith("cifar10:"):
+            source = open_cifar10(Path(place.partition(":")[2]).expanduser(), place, may_download=False)
+        elif path.suffix.lower() == ".npy" and path.is_file():
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            source = open_array(array, place) if array.ndim == 4 else None
+        elif _holds_images(_tables(path)):
+            source = open_source(place)
+    except Exception as error:  # whatever a damaged file does to those who read it, it is no more than a picture less
+        log.warning("pictures of %s are not shown: %s", escaped(place), escaped(str(error)))
+    return _Rows(source) if isinstance(source, ImageSource) else None
+
+
+def _tables(path: Path) -> list[Path]:
+    """The table at a path, or those in a folder; none where one is no regular file. No more than some names are looked at."""
+    if not path.is_dir():
+        return [path] if path.suffix.lower() == ".parquet" and path.is_file() else []
+    folders, n_entries, tables = [path], 0, list[Path]()
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                n_entries += 1
+                if n_entries > _MOST_ENTRIES:
+                    return []
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(Path(entry.path))
+                elif entry.name.lower().endswith(".parquet"):
+                    tables.append(Path(entry.path))
+    return tables if all(table.is_file() for table in tables) else []
+
+
+def _holds_images(tables: list[Path]) -> bool:
+    """Whether a column could hold images; a table of vectors would be read whole."""
+    import pyarrow.parquet as pq
+    from pyarrow import types
+
+    kinds = (types.is_struct, types.is_binary, types.is_large_binary)
+    return bool(tables) and any(is_kind(field.type) for field in pq.read_schema(tables[0]) for is_kind in kinds)
 
 
 def name_of(item: Item) -> str:

@@ -1,12 +1,13 @@
 """The shapes of requests and answers: for ``/openapi.json``, and the upload in a request's body."""
 
+import sys
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import orjson
 from pydantic import BaseModel, Field, create_model
 from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from distillhash.index.base import LARGEST_ID
@@ -46,11 +47,14 @@ async def read_body(request: Request) -> Body:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
         try:
-            async with request.form(max_files=1, max_fields=4, max_part_size=_MOST_FIELD) as form:
-                file = form.get("file")
-                if not isinstance(file, UploadFile):
-                    raise Problem(422, "the multipart body has no file in its field 'file'")
-                return Body(await file.read(), _name(file.filename))
+            parser = MultiPartParser(
+                request.headers, request.stream(), max_files=1, max_fields=4, max_part_size=_MOST_FIELD
+            )
+            parser.spool_max_size = sys.maxsize  # the whole body may be held in memory, and a disk may be full
+            file = (await parser.parse()).get("file")
+            if not isinstance(file, UploadFile):
+                raise Problem(422, "the multipart body has no file in its field 'file'")
+            return Body(await file.read(), _name(file.filename))
         except MultiPartException as error:
             raise Problem(400, error.message) from error
     if media_type == "application/json":

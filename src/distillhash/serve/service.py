@@ -19,7 +19,7 @@ from distillhash.search import Found, NoItemError, Query, Rerank, Searcher
 from distillhash.serve.analysis import Groups, quality
 from distillhash.serve.encoding import Batcher, Encoded, Encoder
 from distillhash.serve.limits import Metrics, Problem
-from distillhash.serve.pictures import Pictures, name_of
+from distillhash.serve.pictures import Picture, Pictures, name_of
 from distillhash.serve.schemas import Body
 from distillhash.serve.settings import MOST_RERANKED, Settings
 from distillhash.sources import digest
@@ -27,6 +27,8 @@ from distillhash.sources import digest
 _MOST_TOGETHER = 16  # searches of one call, as many as the kernels take at once: none waits for a thread to start
 _MOST_SIZES = 200_000  # items whose picture sizes are held, about 100 bytes each
 _SIZES_AT_ONCE = 256
+_PICTURES_AT_ONCE = 4
+_PICTURE_SECONDS = 30.0  # for a disk that does not answer
 Answer = TypeVar("Answer")
 Job = Query | Callable[[Index], Any]
 
@@ -41,7 +43,7 @@ class Service:
         self.metrics = Metrics()
         self.pictures = Pictures(folder, max_pixels=settings.max_pixels)
         self.texts = self.model if isinstance(self.model, CrossModalModel) else None
-        self.is_ready = False
+        self.is_ready = self.is_stopped = False
         self.failure: Exception | None = None  # what warm-up raised; the server then stops
         self._groups = Groups(settings.duplicates)
         self._quality: dict[str, Any] | None = None
@@ -54,6 +56,7 @@ class Service:
             self.encoder = Encoder(self.model, settings, observe)
         self.metrics.ready.set_function(lambda: float(self.is_ready))
         self._text_thread = ThreadPoolExecutor(1, "text")  # tokenizers are not made for several threads
+        self._picture_threads = ThreadPoolExecutor(_PICTURES_AT_ONCE, "pictures")
         self._sizes: dict[int, tuple[int, int]] = {}  # of pictures; (0, 0) where an item has none
         self._started = time.monotonic()
 
@@ -76,9 +79,10 @@ class Service:
         if self.encoder is not None:
             await self.encoder.stop()
         await self._jobs.stop()
-        self._thread.shutdown()
-        self._text_thread.shutdown()
+        for threads in (self._thread, self._text_thread, self._picture_threads):
+            threads.shutdown(cancel_futures=True)
         self.searcher.index.close()
+        self.is_stopped = True
 
     async def run(self, work: Callable[[Index], Answer]) -> Answer:
         """What ``work`` returns, called with the index in its thread."""
@@ -89,11 +93,19 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._answer, jobs)
 
     def _answer(self, jobs: list[Job]) -> list[Any]:
-        found = iter(self.searcher.answer([job for job in jobs if isinstance(job, Query)]))
+        queries = [job for job in jobs if isinstance(job, Query)]
+        try:
+            found = self.searcher.answer(queries)
+        except Exception:  # of one query, which must not be the others' answer
+            found = []
+        asked = iter(found)
         answers: list[Any] = []
         for job in jobs:
             try:
-                answers.append(next(found) if isinstance(job, Query) else job(self.searcher.index))
+                if not isinstance(job, Query):
+                    answers.append(job(self.searcher.index))
+                else:
+                    answers.append(next(asked) if found else self.searcher.answer([job])[0])
             except Exception as error:
                 answers.append(error)
         return answers
@@ -145,7 +157,7 @@ class Service:
             "id": item.id,
             "name": name_of(item),
             "code": item.code.packed.tobytes().hex(),
-            "picture": width != 0 and item.key is not None,
+            "picture": width != 0 and item.key is not None and item.digest is not None,
             "width": width or None,
             "height": height or None,
         }
@@ -158,6 +170,16 @@ class Service:
     async def item(self, identifier: int) -> Item:
         """One item."""
         return await self.run(lambda index: _item(index, identifier))
+
+    async def picture(self, read: Callable[[Item], Picture], identifier: int) -> Picture:
+        """What a method of :class:`~distillhash.serve.pictures.Pictures` reads of an item."""
+        item = await self.item(identifier)
+        try:
+            async with asyncio.timeout(_PICTURE_SECONDS):
+                return await asyncio.get_running_loop().run_in_executor(self._picture_threads, read, item)
+        except TimeoutError:
+            detail = f"the picture of item {identifier} could not be read within {_PICTURE_SECONDS:g} s"
+            raise Problem(503, detail, {"retry-after": "5"}) from None
 
     async def sample(self, n: int, seed: int) -> list[Item]:
         """Random items, the same for the same seed and index."""
@@ -248,7 +270,8 @@ class Service:
                 items = await self.run(lambda index, part=part: index.get(sorted(index.present(part))))  # type: ignore[misc]
             except DataError:  # another process removed one
                 continue
-            sizes = await asyncio.to_thread(lambda items=items: [self.pictures.size(item) for item in items])  # type: ignore[misc]
+            read = lambda items=items: [self.pictures.size(item) for item in items]  # noqa: E731
+            sizes = await asyncio.get_running_loop().run_in_executor(self._picture_threads, read)
             self._sizes.update({item.id: size or (0, 0) for item, size in zip(items, sizes, strict=True)})
 
 

@@ -2,6 +2,7 @@
 
 import hmac
 import ipaddress
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,9 @@ MOST_HEAD_BYTES = 32 * 1024  # of a request's line and headers
 MOST_HEADERS = 100
 SHORTEST_TOKEN = 16
 MOST_ENCODERS = 256
+OWN_PATHS = frozenset(
+    ["items", "static", "duplicates", "quality", "stats", "healthz", "readyz", "metrics", "session", "openapi.json"]
+)
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,22 @@ class Settings:
     max_held: int = 512 * 2**20  # bytes of all bodies held at one time, from arrival to answer; more get 503
     encoders: int | None = None  # processes that encode images; 0: threads; None: one per core, four at most
     duplicates: Path | None = None  # file that `distillhash dedup --out` wrote, shown on the page
+    root_path: str = (
+        ""  # path under which a proxy shows the server, as in /photos; one the proxy removes may be left out
+    )
 
     def __post_init__(self) -> None:
         for name in ("max_upload", "max_pixels", "max_requests"):
             if getattr(self, name) < 1:
                 raise ParameterError(f"{name} must be at least 1, got {getattr(self, name)}")
+        object.__setattr__(self, "root_path", self.root_path.rstrip("/"))
+        names = self.root_path.split("/")
+        if not re.fullmatch(r"(/[\w.~-]+)*", self.root_path, re.ASCII) or {".", ".."} & set(names):
+            raise ParameterError(
+                f"the root path must look like /photos or /a/b (letters, digits, '-', '.', '_', '~'), got {self.root_path!r}"
+            )
+        if names[1:] and len(names) == 2 and names[1] in OWN_PATHS:
+            raise ParameterError(f"the root path {self.root_path} is also a path of the server's own; choose another")
         if self.encoders is not None and not 0 <= self.encoders <= MOST_ENCODERS:
             raise ParameterError(f"encoders must be in 0..{MOST_ENCODERS}, got {self.encoders}")
         if self.token is not None and (

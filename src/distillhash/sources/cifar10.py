@@ -36,16 +36,18 @@ _BINARY_BATCHES = tuple(f"{batch}.bin" for batch in _PYTHON_BATCHES)
 _PIXEL_BYTES = 3 * 32 * 32
 _MAX_BATCH_BYTES = 64 << 20  # an official batch is 31 MB
 _MAX_MEMO = 1 << 20  # objects in a pickle
+_MAX_ARCHIVE_BYTES = 1 << 30  # an official archive is 170 MB
 
 _Batch = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
 
-def open_cifar10(folder: Path, name: str) -> Source:
+def open_cifar10(folder: Path, name: str, *, may_download: bool = True) -> Source:
     """CIFAR-10 from ``folder``: training images (keys ``train/0`` ...), then test images (``test/0`` ...); splits ``train``, ``test``.
 
     Looked for in this order: ``cifar-10-batches-py/``, ``cifar-10-batches-bin/`` (``folder`` may be either itself), ``train.parquet``
-    with ``test.parquet``, the python archive, the binary archive. With none of them the python archive is downloaded to ``folder``.
-    Archives must have the published MD5. The archives and batches take 184 MB of memory; the Parquet files are read as needed.
+    with ``test.parquet``, the python archive, the binary archive. With none of them the python archive is downloaded to ``folder``, or,
+    unless ``may_download``, a :class:`DataError` raised. Archives must have the published MD5. The archives and batches take 184 MB of
+    memory; the Parquet files are read as needed.
     """
     python, binary = folder / "cifar-10-python.tar.gz", folder / "cifar-10-binary.tar.gz"
     if folder.exists() and not folder.is_dir():
@@ -59,7 +61,7 @@ def open_cifar10(folder: Path, name: str) -> Source:
                 return _from_batches(partial(_read_batch, place), batches, parse, name)
     tables = [folder / "train.parquet", folder / "test.parquet"]
     if any(table.exists() for table in tables):
-        missing = [table for table in tables if not table.exists()]
+        missing = [table for table in tables if not table.is_file()]
         if missing:
             raise FormatError(f"{name}: {missing[0]} is missing beside the other split; both splits are needed")
         source = open_tables(tables, name, label_names=CLASS_NAMES)
@@ -67,6 +69,8 @@ def open_cifar10(folder: Path, name: str) -> Source:
         return source
     if binary.exists() and not python.exists():
         return _from_batches(_archive_reader(binary, BINARY_MD5, _BINARY_BATCHES), _BINARY_BATCHES, _binary_batch, name)
+    if not python.exists() and not may_download:
+        raise DataError(f"{name}: {folder} holds no CIFAR-10 in any of its layouts")
     if not python.exists():
         download(URL, python, algorithm="md5", checksum=PYTHON_MD5)
     return _from_batches(_archive_reader(python, PYTHON_MD5, _PYTHON_BATCHES), _PYTHON_BATCHES, _python_batch, name)
@@ -114,6 +118,8 @@ def _archive_reader(path: Path, md5: str, batches: tuple[str, ...]) -> Callable[
     """All batches in one pass over the compressed stream; nothing is extracted to disk."""
     import tarfile
 
+    if not path.is_file() or path.stat().st_size > _MAX_ARCHIVE_BYTES:
+        raise FormatError(f"{path} is not an official archive; delete it, and it is downloaded again")
     check_file(path, path, "md5", md5, "delete it, and it is downloaded again")
     found: dict[str, bytes] = {}
     try:

@@ -1,14 +1,14 @@
 // The page: which view is open, what is searched, and what the keys do.
 
-import * as api from "/static/api.js";
-import { bitsOf, draw, forgetColours } from "/static/bits.js";
-import { $, count, isTiny, make, plural, say } from "/static/elements.js";
-import { Grid } from "/static/grid.js";
-import { Groups } from "/static/groups.js";
-import { choose, takeIn, whyNot } from "/static/intake.js";
-import { showQuality } from "/static/quality.js";
-import { Radius } from "/static/radius.js";
-import { Viewer } from "/static/viewer.js";
+import * as api from "./api.js";
+import { bitsOf, draw, forgetColours } from "./bits.js";
+import { $, count, isTiny, make, plural, say } from "./elements.js";
+import { Grid } from "./grid.js";
+import { Groups } from "./groups.js";
+import { choose, takeIn, whyNot } from "./intake.js";
+import { showQuality } from "./quality.js";
+import { Radius } from "./radius.js";
+import { Viewer } from "./viewer.js";
 
 const FIRST = 100; // results that come first and are shown at once
 const ALL = 10_000; // results that follow
@@ -267,6 +267,7 @@ $("token-form").addEventListener("submit", async (event) => {
 
 // ---- theme ----
 
+const THEME = "distillhash-theme"; // other pages of this host keep theirs
 const THEMES = {
   auto: ["Theme: as the system", "M10 3a7 7 0 1 0 0 14zM10 3a7 7 0 0 1 0 14"],
   light: ["Theme: light", "M10 6.5a3.5 3.5 0 1 0 0 7 3.5 3.5 0 0 0 0-7M10 1.8v1.6M10 16.6v1.6M1.8 10h1.6M16.6 10h1.6M4.2 4.2l1.1 1.1M14.7 14.7l1.1 1.1M15.8 4.2l-1.1 1.1M5.3 14.7l-1.1 1.1"],
@@ -294,7 +295,7 @@ function repaint() {
 $("theme").addEventListener("click", () => {
   const names = Object.keys(THEMES);
   const next = names[(names.indexOf(document.documentElement.dataset.theme) + 1) % names.length];
-  localStorage.setItem("theme", next);
+  localStorage.setItem(THEME, next);
   setTheme(next);
 });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", repaint);
@@ -376,5 +377,5 @@ async function open() {
   }
 }
 
-setTheme(THEMES[localStorage.getItem("theme")] ? localStorage.getItem("theme") : "auto");
+setTheme(Object.hasOwn(THEMES, localStorage.getItem(THEME)) ? localStorage.getItem(THEME) : "auto");
 const opened = open();

@@ -1,8 +1,8 @@
 // A justified grid of any number of pictures: rows of equal height, only those near the window exist.
 
-import { draw, bitsOf, differing } from "/static/bits.js";
-import { make, svg, isTiny } from "/static/elements.js";
-import { thumbnail } from "/static/api.js";
+import { draw, bitsOf, differing } from "./bits.js";
+import { make, svg, isTiny } from "./elements.js";
+import { thumbnail } from "./api.js";
 
 const GAP = 10;
 const CAPTION = 34;

@@ -1,9 +1,9 @@
 // The view of near-duplicate groups.
 
-import * as api from "/static/api.js";
-import { bitsOf, differing, draw } from "/static/bits.js";
-import { $, count, make, plural } from "/static/elements.js";
-import { aspect, pictureOf } from "/static/grid.js";
+import * as api from "./api.js";
+import { bitsOf, differing, draw } from "./bits.js";
+import { $, count, make, plural } from "./elements.js";
+import { aspect, pictureOf } from "./grid.js";
 
 const AT_ONCE = 30;
 const MOST_SHOWN = 24;

@@ -1,6 +1,6 @@
 // Pictures from outside: dropped, pasted, or picked.
 
-import { $ } from "/static/elements.js";
+import { $ } from "./elements.js";
 
 const SIGNATURES = [
   [0, [0xff, 0xd8, 0xff]], // JPEG

@@ -1,8 +1,8 @@
 // The page of plots: how the bits of the index behave.
 
-import * as api from "/static/api.js";
-import { palette } from "/static/bits.js";
-import { $, count, make, svg } from "/static/elements.js";
+import * as api from "./api.js";
+import { palette } from "./bits.js";
+import { $, count, make, svg } from "./elements.js";
 
 const WIDTH = 520;
 const HEIGHT = 220;

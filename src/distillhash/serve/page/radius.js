@@ -1,6 +1,6 @@
 // The radius slider under a histogram of distances.
 
-import { $, svg, plural, count } from "/static/elements.js";
+import { $, svg, plural, count } from "./elements.js";
 
 const ENOUGH = 40; // pictures the radius takes in before anyone has moved it
 

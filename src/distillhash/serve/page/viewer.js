@@ -1,8 +1,8 @@
 // One picture, large, with its code beside the query's.
 
-import { picture, thumbnail } from "/static/api.js";
-import { bitsOf, differing, draw } from "/static/bits.js";
-import { $, make, isTiny, plural } from "/static/elements.js";
+import { picture, thumbnail } from "./api.js";
+import { bitsOf, differing, draw } from "./bits.js";
+import { $, make, isTiny, plural } from "./elements.js";
 
 export class Viewer {
   constructor({ onSearch, onClose }) {
