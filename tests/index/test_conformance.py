@@ -398,3 +398,60 @@ def test_a_closed_index_says_so(engine: Engine) -> None:
     for call in calls:
         with pytest.raises(DataError, match="closed"):
             call()
+
+
+def test_the_items_of_a_source(engine: Engine) -> None:
+    index = engine.open(8, create=True)
+    folder, other = "/ph_otos/caf\udce9 %'\"\\", "/ph_otos/caf"
+    entries: list[dict[str, Any] | None] = [
+        {"source": folder, "key": "a"}, {"source": other, "also": [folder, "x"]}, {"source": other, "key": folder}, None,
+        {"source": "x"}, {"also": folder}, {"source": [folder]}, {"note": {"source": folder}},
+    ]  # fmt: skip
+    keys = [f"{folder}/a", "b", "c", f"{folder}/d", f"{folder}e", "f", f"/phXotos{folder[8:]}/g", "h"]
+    ids = index.add(to_codes(list(range(8)), 8), metadata=entries, keys=keys, digests=[b"%d" % i for i in range(8)])
+    index.add(to_codes([9], 8), metadata=[{"source": folder}])  # without a key
+    found = list(index.members(folder))
+    assert [(one.id, one.key, one.digest, one.metadata) for one in found] == [
+        (ids[place], keys[place], b"%d" % place, entries[place]) for place in (0, 1)
+    ]
+    assert found[1].sources == [other, folder, "x"]
+    assert [one.id for one in index.members(folder, f"{folder}/")] == [ids[0], ids[1], ids[3]]
+    assert [one.key for one in index.members(other)] == ["b", "c"]
+    assert [one.id for one in index.members("nobody", "/ph_otos/")] == [ids[0], ids[3], ids[4]]
+    assert list(index.members("nobody")) == []
+
+
+def test_many_items_of_a_source(searcher: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distillhash.index.embedded._MEMBERS_AT_ONCE", 7)
+    monkeypatch.setattr("distillhash.index.postgres._VALUES_AT_ONCE", 7)
+    index = searcher.open(8, create=True)
+    index.add(
+        to_codes([1] * 40, 8),
+        keys=[f"k{row}" for row in range(40)],
+        metadata=[{"source": "a" if row % 3 else "b"} for row in range(40)],
+    )
+    assert [one.key for one in index.members("a")] == [f"k{row}" for row in range(40) if row % 3]
+
+
+def test_items_exchange_their_keys(engine: Engine) -> None:
+    index = engine.open(8, create=True)
+    index.add(to_codes([1, 2, 3, 4], 8), keys=["a", "b", "c", "d"])
+    index.add(to_codes([1, 2, 3], 8), ids=[0, 1, 2], keys=["b", "c", "a"], upsert=True)
+    assert {item.key: (item.id, item.code) for item in index.get(range(4))} == {
+        key: (place, to_codes([place + 1], 8)) for place, key in enumerate(["b", "c", "a", "d"])
+    }
+    assert {key: found[0] for key, found in index.known(["a", "b", "c", "d"]).items()} == {"a": 2, "b": 0, "c": 1, "d": 3}
+    assert len(index) == 4 and index.search(to_codes([2], 8), 1)[0] == [(1, 0)]
+    with pytest.raises(DataError, match="the key 'd' belongs to id 3, not 0"):
+        index.add(to_codes([1, 2], 8), ids=[0, 1], keys=["d", "b"], upsert=True)
+
+
+@pytest.mark.parametrize("k", [70, 1025, 10**11, 2**63, 10**20, np.int64(2**62), np.uint64(2**64 - 1)])
+def test_k_is_cut_to_what_there_is(engine: Engine, k: Any) -> None:
+    index = engine.open(8, create=True)
+    values = [place * 7 % 256 for place in range(30)]
+    index.add(to_codes(values, 8))
+    found = index.search(to_codes([9, 3], 8), k)
+    assert list(found) == [ranked(dict(enumerate(values)), query) for query in (9, 3)]
+    assert found.ids.shape[1] == min(k, 1024)
+    assert index.range_search(to_codes([9], 8), k)[0] == found[0]

@@ -152,6 +152,13 @@ class EmbeddedIndex(Index):
     def _present(self, ids: list[int]) -> set[int]:
         return self._items.present(ids)
 
+    def _members(self, source: str, below: str) -> Iterator[tuple[int, Any, bytes | None, Any]]:
+        for identifier, key, digest, metadata in self._items.mentioning(json.dumps(source), below):
+            try:
+                yield identifier, _key_from_sql(key), digest, None if metadata is None else json.loads(metadata)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise damaged(self._items.name, f"the row of id {identifier}: {error}") from error
+
     def ids(self) -> NDArray[np.int64]:
         """See :meth:`Index.ids`."""
         return self._committed(None)[0].ids()
@@ -493,6 +500,7 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS generations (number INTEGER PRIMARY KEY, name TEXT NOT NULL, items INTEGER NOT NULL)",
 )
 _MOST_VARIABLES = 500  # of one SQL statement; SQLite allows 999 at least
+_MEMBERS_AT_ONCE = 10_000
 _ROWS_AT_ONCE = 65536  # read into Python objects, which are many times larger than the codes
 _WAIT_SECONDS = 60.0
 # Keys come in any order: with SQLite's default of 2 MB their index is read from the disk again and again.
@@ -628,6 +636,17 @@ class ItemTable:
     def present(self, ids: Sequence[int]) -> set[int]:
         """Those of the ids that are there."""
         return {row[0] for row in self._select_in("SELECT id FROM items WHERE id IN ({})", ids)}
+
+    def mentioning(self, text: str, below: str) -> Iterator[tuple[Any, ...]]:
+        """Id, key, digest and metadata of the items with a text in their metadata, or with a key that begins with ``below``, if any."""
+        start = _key_to_sql(below)
+        same = f"substr(CAST(key AS BLOB), 1, {len(below.encode(errors='surrogatepass'))}) = CAST(?3 AS BLOB)"
+        query = f"""SELECT id, key, digest, metadata FROM items
+            WHERE id > ?1 AND (instr(metadata, ?2) > 0 {"OR " + same if below else ""}) ORDER BY id LIMIT {_MEMBERS_AT_ONCE}"""
+        last = -1
+        while rows := self._run(query, last, text, *([start] if below else [])).fetchall():
+            yield from rows
+            last = rows[-1][0]
 
     def matching(self, condition: str) -> NDArray[np.int64]:
         """Ids of the items for which an SQL condition over their columns, which may only read, holds, ascending."""

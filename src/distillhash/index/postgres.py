@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -218,6 +218,18 @@ class PostgresIndex(Index):
     def _present(self, ids: list[int], source: PostgresSession | Connection | None = None) -> set[int]:
         statement = self._sql("SELECT id FROM {items} WHERE id = ANY(%s)")
         return {row[0] for row in _rows(source or self._session, statement, ids)}
+
+    def _members(self, source: str, below: str) -> Iterator[tuple[int, str | None, bytes | None, Any]]:
+        statement = self._sql(
+            """SELECT id, key, digest, metadata::text FROM {items} WHERE id > %s
+            AND (position(%s in metadata::text) > 0 OR (%s <> '' AND starts_with(key, %s))) ORDER BY id LIMIT %s"""
+        )
+        last, text, start = -1, json.dumps(source), to_plain(below)
+        while rows := self._session.read(statement, [last, text, start, start, _VALUES_AT_ONCE]):
+            for identifier, key, digest, entry in rows:
+                name, metadata = None if key is None else from_plain(key), None if entry is None else json.loads(entry)
+                yield identifier, name, digest, metadata
+            last = rows[-1][0]
 
     def ids(self) -> NDArray[np.int64]:
         """See :meth:`Index.ids`."""
