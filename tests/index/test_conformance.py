@@ -440,7 +440,12 @@ def test_items_exchange_their_keys(engine: Engine) -> None:
     assert {item.key: (item.id, item.code) for item in index.get(range(4))} == {
         key: (place, to_codes([place + 1], 8)) for place, key in enumerate(["b", "c", "a", "d"])
     }
-    assert {key: found[0] for key, found in index.known(["a", "b", "c", "d"]).items()} == {"a": 2, "b": 0, "c": 1, "d": 3}
+    assert {key: found[0] for key, found in index.known(["a", "b", "c", "d"]).items()} == {
+        "a": 2,
+        "b": 0,
+        "c": 1,
+        "d": 3,
+    }
     assert len(index) == 4 and index.search(to_codes([2], 8), 1)[0] == [(1, 0)]
     with pytest.raises(DataError, match="the key 'd' belongs to id 3, not 0"):
         index.add(to_codes([1, 2], 8), ids=[0, 1], keys=["d", "b"], upsert=True)

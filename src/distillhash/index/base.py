@@ -231,7 +231,7 @@ class Index(ABC):
         Raises:
             DataError: another code length, counts that differ, repeated ids or keys, or known ones without ``upsert``.
         """
-        self._check_codes(codes)
+        self.check_codes(codes)
         for name, values in (("ids", ids), ("metadata", metadata), ("keys", keys), ("digests", digests)):
             if values is not None and len(values) != len(codes):
                 raise DataError(f"{len(values)} {name} for {len(codes)} codes; give one for each code")
@@ -266,7 +266,7 @@ class Index(ABC):
             ParameterError: ``k`` is not a positive integer, or the engine does not understand the condition.
             DataError: another code length.
         """
-        self._check_codes(codes)
+        self.check_codes(codes)
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise ParameterError(f"k must be a positive integer, got {k!r}")
         return self._search(codes, self.cut(int(k)), where)
@@ -282,7 +282,7 @@ class Index(ABC):
             ParameterError: ``radius`` is not an integer of at least 0, or the engine does not understand the condition.
             DataError: another code length.
         """
-        self._check_codes(codes)
+        self.check_codes(codes)
         if isinstance(radius, bool) or not isinstance(radius, int | np.integer) or radius < 0:
             raise ParameterError(f"the radius must be an integer of at least 0 bits, got {radius!r}")
         return self._range_search(codes, min(int(radius), self.n_bits), where)
@@ -312,8 +312,10 @@ class Index(ABC):
         """``(n,)``: the ids of all items, ascending."""
 
     def members(self, source: str, below: str = "") -> Iterator[Member]:
-        """The items with a key whose metadata name ``source`` (as ``source``, or in the list ``also``), and, unless it is empty, those
-        whose key begins with ``below``; by ascending id. They are read in parts, and must not be changed meanwhile.
+        """The items of a source, and those whose key begins with ``below`` unless that is empty; by ascending id.
+
+        An item with a key is a source's if its metadata name that as ``source``, or in the list ``also``. The items are read in parts; the
+        index must not change meanwhile.
         """
         for identifier, key, digest, metadata in self._members(source, below):
             if key is not None:
@@ -372,7 +374,8 @@ class Index(ABC):
         """The index in messages."""
         return repr(self)
 
-    def _check_codes(self, codes: Codes) -> None:
+    def check_codes(self, codes: Codes) -> None:
+        """Raise :class:`DataError` for codes of another length than the index's."""
         if codes.n_bits != self.n_bits:
             raise DataError(
                 f"the index holds codes of {self.n_bits} bits, got {codes.n_bits}; encode with the index's model"
