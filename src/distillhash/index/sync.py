@@ -45,7 +45,7 @@ class Added(NamedTuple):
     skipped: list[Skipped]
     renamed: int = 0  # kept their id under another key
     gone: int = 0  # not in the source any more, and still in the index
-    pruned: int = 0  # removed because they were gone
+    pruned: int = 0  # removed because they were gone, or because another item that was renamed has their key
 
 
 class Batch(NamedTuple):
@@ -157,7 +157,7 @@ class Update:
         ] = {}  # row -> id and digest of its item, and whether it was renamed
         self._waiting: list[tuple[int, bytes, NDArray[np.uint8]]] = []  # row, digest, packed code
         self._identities: dict[str, str] = {}
-        self.added = self.updated = self.unchanged = self.renamed = 0
+        self.added = self.updated = self.unchanged = self.renamed = self.pruned = 0
         self._find_held()
         self._find_old()
         self._contents = {digest for _, digest in self._held.values()} if rows.by_content else set()
@@ -201,14 +201,14 @@ class Update:
         self._settle()
         for part in _parts(sorted(self._unclaimed), _AT_ONCE):
             self._change(part, lambda found: [*found.sources, self._rows.source])
-        gone, pruned = sorted(identifier for ids in self._gone.values() for identifier in ids), 0
+        gone = sorted(identifier for ids in self._gone.values() for identifier in ids)
         if prune:
             for part in _parts(gone, _AT_ONCE):
-                pruned += self._index.remove(sorted(self._index.present(part)))
+                self.pruned += self._index.remove(sorted(self._index.present(part)))
             for part in _parts(self._left, _AT_ONCE):
                 self._change(part, lambda found: [name for name in found.sources if name != self._rows.source])
         n_gone = 0 if prune else len(gone)
-        return Added(self.added, self.updated, self.unchanged, skipped, self.renamed, n_gone, pruned)
+        return Added(self.added, self.updated, self.unchanged, skipped, self.renamed, n_gone, self.pruned)
 
     def refuse_other_codes(self, codes: Codes, digests: Sequence[bytes], *, replace: bool) -> None:
         """Raise :class:`DataError` where a key is also another source's, with another code than in ``codes`` (one for each row).
@@ -376,7 +376,7 @@ class Update:
                 self.updated += 1
         self.added += chosen.count(None)
         orphans = {owner[0] for owner in owners if owner is not None}.difference(chosen)
-        self._index.remove(sorted(self._index.present(list(orphans))))
+        self.pruned += self._index.remove(sorted(self._index.present(list(orphans))))
         items = self._items([identifier for identifier in chosen if identifier is not None])
         for is_new in (False, True):  # a new item may get a key that another one has lost
             places = [place for place, identifier in enumerate(chosen) if (identifier is None) == is_new]
