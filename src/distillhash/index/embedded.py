@@ -40,7 +40,7 @@ from distillhash.errors import DataError, DistillHashError, FormatError, Paramet
 from distillhash.files import open_regular, write_ahead
 from distillhash.hamming import nearest, planes_of, warm_up, within
 from distillhash.hamming.search import Planes
-from distillhash.index.base import Incoming, Index, Item, Known, RangeResult, Row, SearchResult
+from distillhash.index.base import LARGEST_ID, Incoming, Index, Item, Known, RangeResult, Row, SearchResult
 from distillhash.index.manifest import Manifest, damaged
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class EmbeddedIndex(Index):
         self, folder: Path, n_bits: int | None, create: bool, model_fingerprint: str | None, durability: Durability
     ) -> Manifest:
         file, database = folder / "manifest.json", folder / "items.sqlite"
-        is_new = not file.exists()
+        is_new = not os.path.lexists(file)
         if is_new and not create:
             raise DataError(f"there is no index at {folder}; make one with `distillhash index`, or pass create=True")
         held = Manifest.new(n_bits, model_fingerprint) if is_new else Manifest.read(file)
@@ -441,9 +441,11 @@ def _read_cache(file: Path, n_bits: int) -> Snapshot | None:
         fields = json.loads(text)
         n_planes, n = map(operator.index, fields["shape"])
         state = State(operator.index(fields["generation"]), fields["name"], n, operator.index(fields["last_id"]))
+        if not isinstance(state.name, str) or not 0 <= state.generation <= LARGEST_ID >= state.last_id >= -1:
+            return None
         like = CodesInMemory.empty(n_bits).planes
         n_bytes = n * (_ID.itemsize + n_planes * like.itemsize)
-        if n_planes != len(like) or size != _HEADER_BYTES + n_bytes or not isinstance(state.name, str):
+        if n_planes != len(like) or size != _HEADER_BYTES + n_bytes:
             return None
         mapped = np.memmap(file, np.uint8, "r", _HEADER_BYTES) if n else np.zeros(0, np.uint8)
         ids = mapped[: _ID.itemsize * n].view(_ID)
@@ -620,12 +622,12 @@ class ItemTable:
         with self.transaction():
             for table in _TABLES:
                 self._run(table)
-            if self._run("SELECT count(*) FROM generations").fetchone() == (0,):
+            if self._run("SELECT count(*) FROM generations") == [(0,)]:
                 self._run("INSERT INTO generations VALUES (0, ?, 0)", secrets.token_hex(8))
 
     def check(self) -> None:
         """Raise :class:`FormatError` unless these are the tables of an index, and nothing else is there that could run or act."""
-        found = self._run("SELECT name, sql FROM sqlite_master LIMIT 20").fetchall()
+        found = self._run("SELECT name, sql FROM sqlite_master LIMIT 20")
         ours = {" ".join(table.replace("IF NOT EXISTS ", "").split()) for table in _TABLES}
         made = {name: " ".join(str(sql).split()) for name, sql in found if not str(name).startswith("sqlite_")}
         foreign = [name for name, sql in made.items() if sql not in ours]
@@ -635,25 +637,25 @@ class ItemTable:
 
     def state(self) -> State:
         """What is committed now."""
-        newest = self._run("SELECT number, name, items FROM generations ORDER BY number DESC LIMIT 1").fetchone()
-        if newest is None:
+        newest = self._run("SELECT number, name, items FROM generations ORDER BY number DESC LIMIT 1")
+        if not newest:
             raise damaged(self.name, "no generation")
-        last = self._run("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
-        state = State(newest[0], newest[1], newest[2], -1 if last is None else last[0])
+        last = self._run("SELECT seq FROM sqlite_sequence WHERE name = 'items' LIMIT 1")
+        (number, name, items), (last_id,) = newest[0], last[0] if last else (-1,)
+        state = State(number, name, items, last_id)
         if not isinstance(state.name, str) or not all(isinstance(value, int) for value in (state.items, state.last_id)):
             raise damaged(self.name, f"the generation {state!r:.100}")
         return state
 
     def check_count(self, state: State) -> None:
         """Raise :class:`FormatError` where there cannot be as many items as are counted."""
-        (pages,), (size,) = (self._run(f"PRAGMA {name}").fetchone() for name in ("page_count", "page_size"))
+        ((pages,),), ((size,),) = (self._run(f"PRAGMA {name}") for name in ("page_count", "page_size"))
         if not 0 <= state.items <= pages * size:
             raise damaged(self.name, f"{state.items} items in {pages * size} bytes")
 
     def is_ancestor(self, generation: int, name: str) -> bool:
         """Whether that generation was one of this database, and all changes since are known."""
-        found = self._run("SELECT name FROM generations WHERE number = ?", generation).fetchone()
-        return found is not None and found[0] == name
+        return self._run("SELECT name FROM generations WHERE number = ?", generation) == [(name,)]
 
     def put(self, rows: Iterable[Row], ids: NDArray[np.int64], replaced: Collection[int]) -> None:
         """Store rows with these ids, of which ``replaced`` are there already; within a transaction."""
@@ -678,28 +680,22 @@ class ItemTable:
 
     def changed_since(self, generation: int) -> NDArray[np.int64]:
         """Ids of the items that were replaced or removed since, ascending."""
-        rows = self._run("SELECT id FROM changes WHERE generation > ? ORDER BY id", generation)
-        return np.fromiter((row[0] for row in rows), np.int64)
+        parts = self._stream("SELECT id FROM changes WHERE generation > ? ORDER BY id", generation)
+        return np.fromiter((row[0] for rows in parts for row in rows), np.int64)
 
     def codes_since(self, generation: int, last_id: int, width: int) -> Iterator[list[tuple[int, bytes]]]:
         """Lists of (id, packed code) of the items that are new or replaced since, ascending; codes have ``width`` bytes."""
         code = f"CASE WHEN typeof(code) = 'blob' AND length(code) = {width} THEN code END"
-        cursor = self._run(
+        parts = self._stream(
             f"""SELECT id, {code} FROM items WHERE id <= ?2 AND id IN (SELECT id FROM changes WHERE generation > ?1)
                 UNION ALL SELECT id, {code} FROM items WHERE id > ?2 ORDER BY id""",
             generation,
             last_id,
         )
-        while True:
-            try:
-                rows = cursor.fetchmany(_ROWS_AT_ONCE)
-            except sqlite3.Error as error:
-                raise self._explained(error) from error
-            if not rows:
-                return
+        for rows in parts:
             if wrong := [identifier for identifier, code in rows if code is None]:
-                kind, size = self._run("SELECT typeof(code), length(code) FROM items WHERE id = ?", wrong[0]).fetchone()
-                what = f"{size} bytes" if kind == "blob" else f"the type {kind}"
+                found = self._run("SELECT typeof(code), length(code) FROM items WHERE id = ?", wrong[0])
+                what = " and ".join(f"{size} bytes" if kind == "blob" else f"the type {kind}" for kind, size in found)
                 raise damaged(self.name, f"the code of id {wrong[0]} has {what}, not {width} bytes")
             yield rows
 
@@ -723,7 +719,7 @@ class ItemTable:
         query = f"""SELECT id, key, digest, metadata FROM items
             WHERE id > ?1 AND (instr(metadata, ?2) > 0 {"OR " + same if below else ""}) ORDER BY id LIMIT {_MEMBERS_AT_ONCE}"""
         last = -1
-        while rows := self._run(query, last, text, *([start] if below else [])).fetchall():
+        while rows := self._run(query, last, text, *([start] if below else [])):
             yield from rows
             last = rows[-1][0]
 
@@ -738,6 +734,8 @@ class ItemTable:
             return np.fromiter((row[0] for row in rows), np.int64)
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:  # a second statement is a Warning in Python 3.11
             if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
+                raise self._explained(error) from error
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
                 raise self._explained(error) from error
             if str(error) == "interrupted":
                 raise ParameterError(
@@ -777,16 +775,23 @@ class ItemTable:
                 self._connection.execute("ROLLBACK")
             raise
 
-    def _run(self, statement: str, *values: Any) -> sqlite3.Cursor:
+    def _run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """All rows of a statement."""
+        return list(chain.from_iterable(self._stream(statement, *values)))
+
+    def _stream(self, statement: str, *values: Any) -> Iterator[list[tuple[Any, ...]]]:
+        """The rows of a statement in lists of bounded length."""
         try:
-            return self._connection.execute(statement, values)
-        except sqlite3.Error as error:
+            cursor = self._connection.execute(statement, values)
+            while rows := cursor.fetchmany(_ROWS_AT_ONCE):
+                yield rows
+        except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
             raise self._explained(error) from error
 
     def _run_many(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         try:
             self._connection.executemany(statement, rows)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
             raise self._explained(error) from error
 
     def _select_in(self, query: str, values: Sequence[Any]) -> Iterator[Any]:
@@ -794,24 +799,25 @@ class ItemTable:
         self._run("SELECT 1")  # raises on a closed index even where there are no values
         for start in range(0, len(values), _MOST_VARIABLES):
             part = values[start : start + _MOST_VARIABLES]
-            yield from self._run(query.format(",".join("?" * len(part))), *part).fetchall()
+            yield from self._run(query.format(",".join("?" * len(part))), *part)
 
-    def _explained(self, error: sqlite3.Error) -> DistillHashError:
+    def _explained(self, error: Exception) -> DistillHashError:
+        text = " ".join(str(error).split())[:200]
         if isinstance(error, sqlite3.ProgrammingError):
             return DataError(f"the index {self.name} is closed; open it again")
-        if "locked" in str(error):
+        if "locked" in text:
             return DistillHashError(
                 f"another process has been writing to {self.name} for {_WAIT_SECONDS:g} s; try again when it is done"
             )
-        if isinstance(error, sqlite3.OperationalError):
-            return DistillHashError(f"{self.name} cannot be used now ({error}); check the disk and the permissions")
-        return damaged(self.name, error)
+        if isinstance(error, sqlite3.OperationalError) and "decode" not in text:
+            return DistillHashError(f"{self.name} cannot be used now ({text}); check the disk and the permissions")
+        return damaged(self.name, text)
 
 
 def _only_reads(action: int, one: str | None, other: str | None, *_: object) -> int:
     """Whether a condition may do this: 0 allows it, 1 denies it."""
     if action == sqlite3.SQLITE_READ:
-        return int(one not in ("items", "json_each", "json_tree"))
+        return int(one != "items")
     if action == sqlite3.SQLITE_FUNCTION:
         return int(other == "load_extension")
     return int(action != sqlite3.SQLITE_SELECT)
