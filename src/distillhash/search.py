@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
-from distillhash.files import digest, open_regular, write_atomic
+from distillhash.files import digest, open_regular, read_file, write_atomic
 from distillhash.index import Index, Item, open_index
 from distillhash.index.address import folder_of, shown
 from distillhash.index.base import check_keys
@@ -44,6 +44,7 @@ UPLOAD_PREFIX = "upload:"
 
 _MODEL_FOLDER = "model"
 _MODEL_FILES = ("config.json", "model.safetensors")
+_MOST_MODEL_BYTES = 1 << 40
 _NOT_IMAGES = (".npy", ".npz", ".parquet", ".txt", ".lst")
 _CODES_AT_ONCE = 50_000
 _MOST_HELD = 50_000  # items in memory, about 1 KB each
@@ -152,9 +153,7 @@ class Searcher:
         names: list[str] = []
         queries: list[Query] = []
         for given in sources:
-            path = Path(given) if isinstance(given, str) else None
-            is_image = path is not None and path.is_file() and path.suffix.lower() not in _NOT_IMAGES
-            source = open_source([given] if is_image else given)
+            source = open_source([given] if isinstance(given, str) and is_image_file(given) else given)
             for batch in self._encode(source):
                 results.skipped.extend(batch.skipped)
                 names += [source.path(row) or source.keys[row] for row in batch.rows.tolist()]
@@ -352,8 +351,9 @@ def open_searcher(
 ) -> Searcher:
     """Open an index, a folder or a URI, and its model.
 
-    A model folder that is given is copied into an index folder at first use. From then on :class:`FormatError` refuses another model.
-    :class:`ParameterError` where a new index, or one on a server, comes without a model. Images above ``max_pixels`` are skipped.
+    With ``create``, a model folder that is given is copied into an index folder that has none. From then on :class:`FormatError` refuses
+    another model. :class:`ParameterError` where a new index, or one on a server, comes without a model, :class:`DataError` where there is
+    no index and none is to be made. Images above ``max_pixels`` are skipped.
     """
     folder, keeps_model = folder_of(place), has_model(place)
     own = None if folder is None else folder / _MODEL_FOLDER
@@ -361,24 +361,53 @@ def open_searcher(
         if folder is None or folder.exists():
             raise ParameterError(f"{shown(place)} keeps no model; give --model DIR")
         remedy = f"make one with `distillhash index SOURCE --model DIR --index {folder}`"
-        raise ParameterError(f"there is no index at {folder}; {remedy}")
+        raise (ParameterError if create else DataError)(f"there is no index at {folder}; {remedy}")
     model = load_model(model_folder or str(own), device=device, cache=cache)
-    if own is not None and keeps_model:
-        kept = json.loads((own / _MODEL_FILES[0]).read_text()).get("fingerprint")
-        if kept != model.fingerprint:
-            other = f"another model (fingerprint {kept}, not {model.fingerprint})"
-            raise FormatError(f"{folder} was built with {other}; make a new index for this one")
-    elif own is not None and model_folder is not None:
-        for name in reversed(_MODEL_FILES):  # config.json last: its presence says the copy is whole
-            write_atomic(own / name, (Path(model_folder) / name).read_bytes())
     index = open_index(place, n_bits=model.n_bits, create=create, model_fingerprint=model.fingerprint)
+    try:
+        if own is not None and keeps_model:
+            if model_folder is not None and (kept := _fingerprint(own)) != model.fingerprint:
+                other = f"another model (fingerprint {kept}, not {model.fingerprint})"
+                raise FormatError(f"{folder} was built with {other}; make a new index for this one")
+        elif own is not None and model_folder is not None and create:
+            for name in reversed(_MODEL_FILES):  # config.json last: its presence says the copy is whole
+                _copy(Path(model_folder) / name, own / name)
+    except BaseException:
+        index.close()
+        raise
     return Searcher(index, model, max_pixels=max_pixels)
+
+
+def _fingerprint(folder: Path) -> str:
+    """Of the model in a folder."""
+    try:
+        return str(json.loads(read_file(folder / _MODEL_FILES[0]))["fingerprint"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise FormatError(f"{folder} is damaged ({error!r}); restore it or build the index again") from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file of a model that was just loaded."""
+    data = read_file(source, limit=_MOST_MODEL_BYTES)
+    try:
+        write_atomic(target, data)
+    except OSError as error:
+        reason = f"{target} cannot be written ({error.strerror})"
+        raise DistillHashError(f"{reason}; check the disk and the permissions") from error
 
 
 def has_model(place: Path | str) -> bool:
     """Whether the index is a folder that carries its model."""
     folder = folder_of(place)
     return folder is not None and (folder / _MODEL_FOLDER / _MODEL_FILES[0]).exists()
+
+
+def is_image_file(query: str) -> bool:
+    """Whether a query names one file that is to be read as an image, whatever its suffix; lists and tables are not."""
+    try:
+        return Path(query).is_file() and Path(query).suffix.lower() not in _NOT_IMAGES
+    except (OSError, ValueError):  # no path at all
+        return False
 
 
 def is_codes_file(source: str) -> bool:
