@@ -16,6 +16,7 @@ import pytest
 from distillhash import Codes
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
 from distillhash.index import Index, open_index
+from distillhash.index.sync import Added, Batch, Rows, Update
 
 WIDTHS = (1, 8, 12, 33, 64, 127, 128, 256)
 NUMBERS = itertools.count()
@@ -460,3 +461,52 @@ def test_k_is_cut_to_what_there_is(engine: Engine, k: Any) -> None:
     assert list(found) == [ranked(dict(enumerate(values)), query) for query in (9, 3)]
     assert found.ids.shape[1] == min(k, 1024)
     assert index.range_search(to_codes([9], 8), k)[0] == found[0]
+
+
+def test_a_source_that_changes(engine: Engine) -> None:
+    """Renamed, exchanged, edited, copied, new and gone rows at once; what two sources hold; ids as a plain dictionary has them."""
+    index = engine.open(8, create=True)
+
+    def bring_in(source: str, contents: dict[str, int], prune: bool = False) -> Added:
+        own = list(contents)
+        update = Update(index, Rows(source, own, own, own))
+        digests = [b"content %d" % contents[key] for key in own]
+        known = np.array(update.recognise(own, digests), bool)
+        new = np.flatnonzero(~known)
+        codes = to_codes([contents[own[row]] for row in new.tolist()], 8)
+        update.store(Batch(new, codes, [digests[row] for row in new.tolist()], np.flatnonzero(known)))
+        return update.finish([], prune=prune)
+
+    def stored() -> dict[str | None, tuple[int, int, list[str]]]:
+        metadata = {item.id: item.metadata or {} for item in index.get(index.ids().tolist())}
+        return {
+            item.key: (
+                item.id,
+                int(item.code.packed[0, 0]),
+                [metadata[item.id]["source"], *metadata[item.id].get("also", [])],
+            )
+            for item in index.get(index.ids().tolist())
+        }
+
+    def value(content: int) -> int:
+        return int(to_codes([content], 8).packed[0, 0])
+
+    before = {"same": 1, "renamed": 2, "one": 3, "other": 4, "edited": 5, "copied": 6, "gone": 7, "shared": 8}
+    ids = {key: place for place, key in enumerate(before)}
+    assert bring_in("here", before)[:3] == (8, 0, 0)
+    assert bring_in("there", {"shared": 8, "own": 9})[:3] == (1, 0, 1)
+    after = {"same": 1, "new name": 2, "one": 4, "other": 3, "edited": 50, "copied": 6, "a copy": 6, "new": 70}
+    added = bring_in("here", after)
+    assert added == Added(added=2, updated=1, unchanged=2, skipped=[], renamed=3, gone=1)
+    wanted = {"same": 0, "new name": ids["renamed"], "one": ids["other"], "other": ids["one"], "edited": 4, "copied": 5}
+    found = stored()
+    assert found.keys() == after.keys() | {"own", "gone", "shared"}
+    assert {key: found[key][0] for key in wanted} == wanted and {found[key][0] for key in ("a copy", "new")} == {9, 10}
+    assert {key: found[key][1:] for key in after} == {key: (value(content), ["here"]) for key, content in after.items()}
+    assert found["shared"] == (7, value(8), ["here", "there"])
+    assert bring_in("here", after, prune=True) == Added(0, 0, 8, [], pruned=1)
+    assert stored() == {key: item for key, item in found.items() if key != "gone"} | {
+        "shared": (7, value(8), ["there"])
+    }
+    assert bring_in("there", {"own": 9}, prune=True) == Added(0, 0, 1, [], pruned=1)
+    assert stored().keys() == after.keys() | {"own"}
