@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import shlex
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distillhash.errors import DataError, ParameterError
-from distillhash.files import MAX_FILE_SIZE
+from distillhash.files import MAX_FILE_SIZE, write_atomic
+from distillhash.output import escaped
 
 if TYPE_CHECKING:
     from distillhash.backbones import FeatureCache
@@ -88,15 +90,15 @@ def open_cache(arguments: argparse.Namespace) -> FeatureCache | None:
     return None if arguments.no_cache else FeatureCache(arguments.cache)
 
 
-def say(arguments: argparse.Namespace, text: str) -> None:
-    """A line for people, on stderr."""
+def say(arguments: argparse.Namespace, *lines: str) -> None:
+    """Lines for people, on stderr; names in them are escaped."""
     if not arguments.quiet:
-        sys.stderr.write(text + "\n")
+        sys.stderr.writelines(f"{escaped(line)}\n" for line in lines)
 
 
 def command_line(arguments: argparse.Namespace) -> str:
     """The command as it was typed, for provenance."""
-    return shlex.join(["distillhash", *arguments.words])
+    return escaped(shlex.join(["distillhash", *arguments.words]))
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -126,14 +128,21 @@ def refuse_skipped(arguments: argparse.Namespace, skipped: Sequence[Skipped]) ->
 
 def report_skipped(arguments: argparse.Namespace, skipped: Sequence[Skipped], path: Path) -> dict[str, Any]:
     """List skipped items in ``path``, which is absent when nothing was skipped, and say so; the keys that every summary carries."""
-    path.unlink(missing_ok=True)
     if not skipped:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
         return {"n_skipped": 0}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([{"key": item.key, "reason": item.reason} for item in skipped], indent=1) + "\n")
     first = skipped[0]
-    text = f"{len(skipped)} items could not be used (first: {first.key}: {first.reason}); all are listed in {path}"
+    text = f"{len(skipped)} items could not be used (first: {first.key}: {first.reason})"
+    listed = json.dumps([{"key": item.key, "reason": item.reason} for item in skipped], indent=1) + "\n"
+    summary: dict[str, Any] = {"n_skipped": len(skipped)}
+    try:
+        write_atomic(path, listed.encode())
+        text += f"; all are listed in {path}"
+        summary["skipped"] = str(path)
+    except OSError as error:  # the list is a service, not the job
+        text += f"; they cannot be listed in {path} ({error.strerror})"
     if arguments.strict:
         raise DataError(f"{text}; --strict makes that an error")
     say(arguments, text)
-    return {"n_skipped": len(skipped), "skipped": str(path)}
+    return summary
