@@ -9,6 +9,7 @@ import pytest
 
 from distillhash import Codes, HashModel, load_hasher, make_hasher
 from distillhash.errors import ParameterError
+from distillhash.files import read_file
 from distillhash.index import Index, open_index
 from distillhash.search import NoItemError, Query, Searcher, cosines, decoder_scores, open_searcher, projection_scores
 from distillhash.sources.decode import decode_sizes
@@ -113,18 +114,17 @@ def test_adding_reads_every_file_once(photo_index: Path, tmp_path: Path, monkeyp
     (photos / "bad.jpg").write_bytes(make_jpeg()[:200])
     opened: Counter[str] = Counter()
     decoded: list[int] = []
-    read_bytes, decode = Path.read_bytes, decode_sizes
+    decode = decode_sizes
 
-    def counted(path: Path) -> bytes:
-        if path.parent == photos:
-            opened[path.name] += 1
-        return read_bytes(path)
+    def counted(path: str, **options: Any) -> bytes:
+        opened[Path(path).name] += 1
+        return read_file(path, **options)
 
     def noted(content: Any, *arguments: Any) -> Any:
         decoded.append(len(content))
         return decode(content, *arguments)
 
-    monkeypatch.setattr(Path, "read_bytes", counted)
+    monkeypatch.setattr("distillhash.sources.files.read_file", counted)
     monkeypatch.setattr("distillhash.backbones.extract.decode_sizes", noted)
 
     def add() -> tuple[int, int, int, int]:

@@ -127,10 +127,11 @@ class Codes:
     def __repr__(self) -> str:
         return f"Codes(n={len(self)}, n_bits={self.n_bits})"
 
-    def save(self, path: str | Path, *, keys: Sequence[str] | None = None) -> None:
+    def save(self, path: str | Path, *, keys: Sequence[str] | None = None, origin: str | None = None) -> None:
         """Write an ``.npz`` (arrays ``packed``, ``n_bits`` and, if given, ``keys``) or a ``.parquet`` (columns ``key``, ``code``).
 
         The suffix of ``path`` decides; ``keys`` are one string per code. Another suffix or number of keys is a :class:`ParameterError`.
+        ``origin`` says where the codes come from; :func:`distillhash.search.origin_of` makes and reads it.
         """
         path = Path(path)
         if keys is not None and len(keys) != len(self):
@@ -139,6 +140,8 @@ class Codes:
             arrays: dict[str, Any] = {"packed": self.packed, "n_bits": np.int64(self.n_bits)}
             if keys is not None:
                 arrays["keys"] = np.asarray(keys, dtype=np.str_)
+            if origin is not None:
+                arrays["origin"] = np.str_(origin)
             np.savez(path, **arrays)
         elif path.suffix == ".parquet":
             import pyarrow as pa
@@ -148,6 +151,8 @@ class Codes:
             column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(self.packed.shape[1]), len(self), buffers)
             names = pa.array(list(keys) if keys is not None else [str(i) for i in range(len(self))])
             metadata = {b"distillhash.n_bits": str(self.n_bits).encode()}
+            if origin is not None:
+                metadata[b"distillhash.origin"] = origin.encode()
             pq.write_table(pa.table({"key": names, "code": column}).replace_schema_metadata(metadata), path)
         else:
             raise ParameterError(f"codes are written to .npz or .parquet, not {path.suffix!r} ({path})")

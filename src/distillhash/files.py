@@ -62,7 +62,9 @@ def read_file(path: str | Path, *, limit: int = MAX_FILE_SIZE, follow_links: boo
     """
     with open_regular(path, follow_links=follow_links) as file:
         size = os.fstat(file.fileno()).st_size
-        data = (file.read(size + 1) or b"") if size <= limit else b""  # None where it would block, as some files in /proc
+        data = (
+            (file.read(size + 1) or b"") if size <= limit else b""
+        )  # None where it would block, as some files in /proc
         if len(data) > size:  # it grows, or its size says 0 as in /proc
             data += file.read(limit + 1 - len(data)) or b""
         if size > limit or len(data) > limit:

@@ -7,6 +7,9 @@ needs the index alone. An index on a server keeps the model's fingerprint, and r
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import zipfile
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,20 +21,27 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
-from distillhash.files import digest, read_file, write_atomic
+from distillhash.files import digest, open_regular, read_file, write_atomic
 from distillhash.index import Index, Item, open_index
 from distillhash.index.address import folder_of, shown
 from distillhash.index.base import check_keys
+from distillhash.index.sync import CODES_OF, Added, Batch, Rows, Update, identity_of, is_row, row_key, rows_of
 from distillhash.methods.base import MAX_WEIGHTS, read_model_folder
 from distillhash.models import CrossModalModel, Encoded, HashModel, load_model
 from distillhash.progress import Progress
 from distillhash.sources import Skipped, Source, open_source
+from distillhash.sources.base import RowKeys
 from distillhash.texts import unfamiliar_texts
 
 if TYPE_CHECKING:
     from distillhash.backbones import FeatureCache
 
 Rerank = Literal["projection", "decoder", "features"]
+
+__all__ = ["Added", "is_row"]  # made below the index, and known from here
+
+UPLOAD_PREFIX = "upload:"
+"""Of the keys that the server gives to uploads; no key in a file of codes may look like one."""
 
 _MODEL_FOLDER = "model"
 _MODEL_FILES = ("config.json", "model.safetensors")
@@ -43,15 +53,6 @@ _TRIES = 5
 
 class NoItemError(DataError):
     """There is no item with this id."""
-
-
-class Added(NamedTuple):
-    """What adding did: items added, replaced because their content changed, left alone, not usable."""
-
-    added: int
-    updated: int
-    unchanged: int
-    skipped: list[Skipped]
 
 
 class Results(NamedTuple):
@@ -145,14 +146,14 @@ class Searcher:
         """
         if rerank is not None:
             self.check_rerank(rerank)
+        k = self.index.cut(k)
+        candidates = None if candidates is None else self.index.cut(candidates)
         near = k if radius is None else None, radius, where
         results = Results([], [], [])
         names: list[str] = []
         queries: list[Query] = []
         for given in sources:
-            path = Path(given) if isinstance(given, str) else None
-            is_image = path is not None and path.is_file() and path.suffix.lower() not in _NOT_IMAGES
-            source = open_source([given] if is_image else given)
+            source = open_source([given] if isinstance(given, str) and is_image_file(given) else given)
             for batch in self._encode(source):
                 results.skipped.extend(batch.skipped)
                 names += [source.path(row) or source.keys[row] for row in batch.rows.tolist()]
@@ -285,60 +286,58 @@ class Searcher:
     def _encode(self, source: Source, **options: Any) -> Iterator[Encoded]:
         return self._known_model().encode_batches(source, max_pixels=self._max_pixels, **options)
 
-    def add(self, source: Any, *, progress: bool = False) -> Added:
-        """Add the items of a source that the index does not hold, and replace those whose content changed.
+    def add(self, source: Any, *, prune: bool = False, progress: bool = False) -> Added:
+        """Add the items of a source that the index does not hold, replace those whose content changed, and recognise those renamed.
 
         Every item is read once; one that the index holds unchanged is neither decoded nor embedded. Each batch is committed before the next
-        one is computed, so after a crash, running again goes on where it stopped. :class:`DataError` where the index stays empty.
+        one is computed, so after a crash, running again goes on where it stopped. ``prune`` removes what is gone from the source.
+        :class:`DataError` where the index stays empty, :class:`ParameterError` where a part of a source is to be pruned.
         """
         opened = open_source(source)
-        keys = [opened.path(row) or _row_key(opened.name, key) for row, key in enumerate(opened.keys)]
-        held = self.index.known(keys)
-        digests = {own: held[key][1] for own, key in zip(opened.keys, keys, strict=True) if key in held}
-
-        def is_unchanged(own_keys: Sequence[str], contents: Sequence[bytes]) -> list[bool]:
-            return [digests.get(own) == content for own, content in zip(own_keys, contents, strict=True)]
-
-        n_stored = n_updated = n_unchanged = 0
+        identity = f"array:{digest(source).hex()}" if isinstance(source, np.ndarray) else identity_of(opened.name)
+        opened, rows = rows_of(opened, identity)
+        _check_prune(opened.name, rows.is_part and prune)
+        update = Update(self.index, rows)
         skipped: list[Skipped] = []
-        for batch in self._encode(opened, known=is_unchanged, progress=progress):
+        for batch in self._encode(opened, known=update.recognise, progress=progress):
             skipped += batch.skipped
-            n_unchanged += len(batch.known)
-            rows = batch.rows.tolist()
-            if rows:
-                metadata = [{"source": opened.name, "key": opened.keys[row]} for row in rows]
-                new_keys = [keys[row] for row in rows]
-                self.index.add(batch.codes, metadata=metadata, keys=new_keys, digests=batch.digests, upsert=True)
-                n_updated += sum(key in held for key in new_keys)
-                n_stored += len(rows)
+            update.store(Batch(batch.rows, batch.codes, batch.digests, batch.known))
+        added = update.finish(skipped, prune=prune)
         if skipped and not len(self.index):
             raise DataError(f"nothing usable in {opened.name}: {skipped[0].key}: {skipped[0].reason}")
-        return Added(n_stored - n_updated, n_updated, n_unchanged, skipped)
+        return added
 
-    def add_codes(self, path: str, *, progress: bool = False) -> Added:
-        """Add codes that ``encode`` wrote; known keys get their new code.
+    def add_codes(self, path: str, *, prune: bool = False, replace: bool = False, progress: bool = False) -> Added:
+        """Add codes that ``encode`` wrote, and replace those that changed; ``prune`` removes what the file does not hold any more.
 
-        Codes with keys are committed in batches, and those that the index holds already are not sent again: after a crash, running again
-        goes on where it stopped. Codes without keys are added in one call. :class:`DataError` where the code lengths differ.
+        Names are the keys of their items. Row numbers are not: those items are known by what was encoded and the row. Codes are stored in
+        batches, and those that the index holds already are not sent again: after a crash, running again goes on where it stopped.
+        :class:`DataError` where the code lengths differ, or where a name is that of another source's item with another code and ``replace``
+        is not set.
         """
-        codes, keys = Codes.load(path)
-        if keys is None:
-            return Added(len(self.index.add(codes)), 0, 0, [])
-        check_keys(keys)
-        n_updated = n_unchanged = 0
+        codes, given = Codes.load(path)
+        own = given or [str(row) for row in range(len(codes))]
+        origin = _read_origin(path)
+        identity = CODES_OF + (origin.source or os.path.realpath(path))
+        are_rows = all(map(str.isdecimal, own)) if origin.has_names is None else not origin.has_names
+        keys = [row_key(identity, key) for key in own] if are_rows else own
+        for key in check_keys(keys):
+            if key.startswith(UPLOAD_PREFIX):
+                raise DataError(f"the key {key!r} of {path} looks like an upload's; give the item another one")
+        _check_prune(path, origin.is_part and prune)
+        self.index.check_codes(codes)
+        digests = [digest(code) for code in codes.packed]
+        update = Update(self.index, Rows(identity, own, keys, own, is_part=origin.is_part, by_content=False))
+        update.refuse_other_codes(codes, digests, replace=replace)
         with Progress("storing", len(codes), unit="codes", quiet=not progress) as shown_progress:
             for start in range(0, len(codes), _CODES_AT_ONCE):
-                part, part_keys = codes[start : start + _CODES_AT_ONCE], keys[start : start + _CODES_AT_ONCE]
-                digests = [digest(code) for code in part.packed]
-                known = self.index.known(part_keys)
-                rows = [row for row, key in enumerate(part_keys) if known.get(key, (0, None))[1] != digests[row]]
-                if rows:
-                    new_keys = [part_keys[row] for row in rows]
-                    self.index.add(part[rows], keys=new_keys, digests=[digests[row] for row in rows], upsert=True)
-                    n_updated += sum(key in known for key in new_keys)
-                n_unchanged += len(part) - len(rows)
-                shown_progress.advance(len(part))
-        return Added(len(codes) - n_updated - n_unchanged, n_updated, n_unchanged, [])
+                part = slice(start, start + _CODES_AT_ONCE)
+                is_known = np.array(update.recognise(own[part], digests[part]), bool)
+                new = start + np.flatnonzero(~is_known)
+                changed = [digests[row] for row in new.tolist()]
+                update.store(Batch(new, codes[new], changed, start + np.flatnonzero(is_known)))
+                shown_progress.advance(len(is_known))
+        return update.finish([], prune=prune)
 
 
 def open_searcher(
@@ -353,9 +352,9 @@ def open_searcher(
 ) -> Searcher:
     """Open an index, a folder or a URI, and its model.
 
-    A model folder that is given is copied into an index folder at first use. From then on :class:`FormatError` refuses another model.
-    :class:`ParameterError` where a new index, or one on a server, comes without a model. Images above ``max_pixels`` are skipped.
-    ``allow_download``: see :func:`distillhash.load_model`.
+    With ``create``, a model folder that is given is copied into an index folder that has none. From then on :class:`FormatError` refuses
+    another model. :class:`ParameterError` where a new index, or one on a server, comes without a model, :class:`DataError` where there is
+    no index and none is to be made. Images above ``max_pixels`` are skipped. ``allow_download``: see :func:`distillhash.load_model`.
     """
     folder, keeps_model = folder_of(place), has_model(place)
     own = None if folder is None else folder / _MODEL_FOLDER
@@ -363,18 +362,31 @@ def open_searcher(
         if folder is None or folder.exists():
             raise ParameterError(f"{shown(place)} keeps no model; give --model DIR")
         remedy = f"make one with `distillhash index SOURCE --model DIR --index {folder}`"
-        raise ParameterError(f"there is no index at {folder}; {remedy}")
+        raise (ParameterError if create else DataError)(f"there is no index at {folder}; {remedy}")
     model = load_model(model_folder or str(own), device=device, cache=cache, allow_download=allow_download)
-    if own is not None and keeps_model:
-        kept = read_model_folder(own)[0]["fingerprint"]
-        if kept != model.fingerprint:
-            other = f"another model (fingerprint {kept}, not {model.fingerprint})"
-            raise FormatError(f"{folder} was built with {other}; make a new index for this one")
-    elif own is not None and model_folder is not None:
-        for name in reversed(_MODEL_FILES):  # config.json last: its presence says the copy is whole
-            write_atomic(own / name, read_file(Path(model_folder) / name, limit=MAX_WEIGHTS))
     index = open_index(place, n_bits=model.n_bits, create=create, model_fingerprint=model.fingerprint)
+    try:
+        if own is not None and keeps_model:
+            if model_folder is not None and (kept := read_model_folder(own)[0]["fingerprint"]) != model.fingerprint:
+                other = f"another model (fingerprint {kept}, not {model.fingerprint})"
+                raise FormatError(f"{folder} was built with {other}; make a new index for this one")
+        elif own is not None and model_folder is not None and create:
+            for name in reversed(_MODEL_FILES):  # config.json last: its presence says the copy is whole
+                _copy(Path(model_folder) / name, own / name)
+    except BaseException:
+        index.close()
+        raise
     return Searcher(index, model, max_pixels=max_pixels)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a file of a model that was just loaded."""
+    data = read_file(source, limit=MAX_WEIGHTS)
+    try:
+        write_atomic(target, data)
+    except OSError as error:
+        reason = f"{target} cannot be written ({error.strerror})"
+        raise DistillHashError(f"{reason}; check the disk and the permissions") from error
 
 
 def has_model(place: Path | str) -> bool:
@@ -383,27 +395,71 @@ def has_model(place: Path | str) -> bool:
     return folder is not None and (folder / _MODEL_FOLDER / _MODEL_FILES[0]).exists()
 
 
+def is_image_file(query: str) -> bool:
+    """Whether a query names one file that is to be read as an image, whatever its suffix; lists and tables are not."""
+    try:
+        return Path(query).is_file() and Path(query).suffix.lower() not in _NOT_IMAGES
+    except (OSError, ValueError):  # no path at all
+        return False
+
+
 def is_codes_file(source: str) -> bool:
     """Whether a SOURCE names a file of codes that ``encode`` wrote rather than images or embeddings."""
-    with contextlib.suppress(OSError, ValueError):  # absent, a folder, damaged
+    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile):  # absent, a folder, damaged
         if source.endswith(".npz"):
-            with np.load(source, allow_pickle=False) as arrays:
+            with open_regular(source) as file, np.load(file, allow_pickle=False) as arrays:
                 return {"packed", "n_bits"} <= set(arrays.files)
         if source.endswith(".parquet"):
-            import pyarrow.parquet as pq
-
-            return b"distillhash.n_bits" in (pq.read_schema(source).metadata or {})
+            return b"distillhash.n_bits" in _parquet_metadata(source)
     return False
 
 
-def is_row(item: Item) -> bool:
-    """Whether an item's key names a row of its source rather than a file; the source may have an absolute path."""
-    metadata = item.metadata or {}
-    return item.key == _row_key(str(metadata.get("source")), str(metadata.get("key")))
+class Origin(NamedTuple):
+    """Where codes in a file come from, as far as that is known."""
+
+    source: str | None = None  # its identity
+    has_names: bool | None = None  # whether the keys are more than numbers of rows
+    is_part: bool = False
 
 
-def _row_key(source: str, key: str) -> str:  # unique over sources
-    return f"{source.partition('#')[0].removesuffix(':')}:{key}"
+def origin_of(source: Source) -> str:
+    """Where the codes of an open source come from, as :meth:`Codes.save` keeps it."""
+    _, rows = rows_of(source, identity_of(source.name))
+    return json.dumps(Origin(rows.source, not isinstance(source.keys, RowKeys), rows.is_part)._asdict())
+
+
+def _read_origin(path: str) -> Origin:
+    """What :func:`origin_of` gave when a file of codes was written; files of version 0.1 do not tell."""
+    text: Any = None
+    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile):
+        if path.endswith(".parquet"):
+            text = _parquet_metadata(path).get(b"distillhash.origin", b"").decode()
+        else:
+            with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
+                text = str(arrays["origin"]) if "origin" in arrays else None
+    try:
+        origin = Origin(**json.loads(text or "{}"))
+    except (ValueError, TypeError, RecursionError):
+        return Origin()
+    is_sound = (
+        isinstance(origin.source, str) and isinstance(origin.has_names, bool) and isinstance(origin.is_part, bool)
+    )
+    return origin if is_sound else Origin()
+
+
+def _parquet_metadata(path: str) -> dict[bytes, bytes]:
+    import pyarrow.parquet as pq
+
+    with open_regular(path) as file:
+        return dict(pq.read_schema(file).metadata or {})
+
+
+def _check_prune(name: str, is_refused: bool) -> None:
+    """Raise :class:`ParameterError` where a part of a source is to be pruned, which does not tell what is gone."""
+    if is_refused:
+        raise ParameterError(
+            f"{name} is a part of a source, which does not tell what is gone; prune with the whole source"
+        )
 
 
 def projection_scores(projection: NDArray[np.float32], codes: Codes) -> NDArray[np.float64]:

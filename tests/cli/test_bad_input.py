@@ -148,7 +148,7 @@ CASES: dict[str, tuple[Build, int, str]] = {
     "codes of another length": (codes_of_other_length, 1, "codes of 4 bits, got 32"),
     "unknown id": (unknown_id, 1, "no item with id 999"),
     "nothing to index": (lambda t, p, v: ["index", "--index", str(t / "i")], 2, "nothing to do"),
-    "search without an index": (lambda t, p, v: ["search", str(v), "--index", str(t / "i")], 2, "there is no index"),
+    "search without an index": (lambda t, p, v: ["search", str(v), "--index", str(t / "i")], 1, "there is no index"),
     "unreadable query": (bad_query, 1, "could not be read"),
     "evaluation without labels": (no_labels, 1, "carries no labels"),
     "unknown protocol": (

@@ -16,6 +16,7 @@ import pytest
 from distillhash import Codes
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
 from distillhash.index import Index, open_index
+from distillhash.index.sync import Added, Batch, Rows, Update
 
 WIDTHS = (1, 8, 12, 33, 64, 127, 128, 256)
 NUMBERS = itertools.count()
@@ -398,3 +399,114 @@ def test_a_closed_index_says_so(engine: Engine) -> None:
     for call in calls:
         with pytest.raises(DataError, match="closed"):
             call()
+
+
+def test_the_items_of_a_source(engine: Engine) -> None:
+    index = engine.open(8, create=True)
+    folder, other = "/ph_otos/caf\udce9 %'\"\\", "/ph_otos/caf"
+    entries: list[dict[str, Any] | None] = [
+        {"source": folder, "key": "a"}, {"source": other, "also": [folder, "x"]}, {"source": other, "key": folder}, None,
+        {"source": "x"}, {"also": folder}, {"source": [folder]}, {"note": {"source": folder}},
+    ]  # fmt: skip
+    keys = [f"{folder}/a", "b", "c", f"{folder}/d", f"{folder}e", "f", f"/phXotos{folder[8:]}/g", "h"]
+    ids = index.add(to_codes(list(range(8)), 8), metadata=entries, keys=keys, digests=[b"%d" % i for i in range(8)])
+    index.add(to_codes([9], 8), metadata=[{"source": folder}])  # without a key
+    found = list(index.members(folder))
+    assert [(one.id, one.key, one.digest, one.metadata) for one in found] == [
+        (ids[place], keys[place], b"%d" % place, entries[place]) for place in (0, 1)
+    ]
+    assert found[1].sources == [other, folder, "x"]
+    assert [one.id for one in index.members(folder, f"{folder}/")] == [ids[0], ids[1], ids[3]]
+    assert [one.key for one in index.members(other)] == ["b", "c"]
+    assert [one.id for one in index.members("nobody", "/ph_otos/")] == [ids[0], ids[3], ids[4]]
+    assert list(index.members("nobody")) == []
+
+
+def test_many_items_of_a_source(searcher: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distillhash.index.embedded._MEMBERS_AT_ONCE", 7)
+    monkeypatch.setattr("distillhash.index.postgres._VALUES_AT_ONCE", 7)
+    index = searcher.open(8, create=True)
+    index.add(
+        to_codes([1] * 40, 8),
+        keys=[f"k{row}" for row in range(40)],
+        metadata=[{"source": "a" if row % 3 else "b"} for row in range(40)],
+    )
+    assert [one.key for one in index.members("a")] == [f"k{row}" for row in range(40) if row % 3]
+
+
+def test_items_exchange_their_keys(engine: Engine) -> None:
+    index = engine.open(8, create=True)
+    index.add(to_codes([1, 2, 3, 4], 8), keys=["a", "b", "c", "d"])
+    index.add(to_codes([1, 2, 3], 8), ids=[0, 1, 2], keys=["b", "c", "a"], upsert=True)
+    assert {item.key: (item.id, item.code) for item in index.get(range(4))} == {
+        key: (place, to_codes([place + 1], 8)) for place, key in enumerate(["b", "c", "a", "d"])
+    }
+    assert {key: found[0] for key, found in index.known(["a", "b", "c", "d"]).items()} == {
+        "a": 2,
+        "b": 0,
+        "c": 1,
+        "d": 3,
+    }
+    assert len(index) == 4 and index.search(to_codes([2], 8), 1)[0] == [(1, 0)]
+    with pytest.raises(DataError, match="the key 'd' belongs to id 3, not 0"):
+        index.add(to_codes([1, 2], 8), ids=[0, 1], keys=["d", "b"], upsert=True)
+
+
+@pytest.mark.parametrize("k", [70, 1025, 10**11, 2**63, 10**20, np.int64(2**62), np.uint64(2**64 - 1)])
+def test_k_is_cut_to_what_there_is(engine: Engine, k: Any) -> None:
+    index = engine.open(8, create=True)
+    values = [place * 7 % 256 for place in range(30)]
+    index.add(to_codes(values, 8))
+    found = index.search(to_codes([9, 3], 8), k)
+    assert list(found) == [ranked(dict(enumerate(values)), query) for query in (9, 3)]
+    assert found.ids.shape[1] == min(k, 1024)
+    assert index.range_search(to_codes([9], 8), k)[0] == found[0]
+
+
+def test_a_source_that_changes(engine: Engine) -> None:
+    """Renamed, exchanged, edited, copied, new and gone rows at once; what two sources hold; ids as a plain dictionary has them."""
+    index = engine.open(8, create=True)
+
+    def bring_in(source: str, contents: dict[str, int], prune: bool = False) -> Added:
+        own = list(contents)
+        update = Update(index, Rows(source, own, own, own))
+        digests = [b"content %d" % contents[key] for key in own]
+        known = np.array(update.recognise(own, digests), bool)
+        new = np.flatnonzero(~known)
+        codes = to_codes([contents[own[row]] for row in new.tolist()], 8)
+        update.store(Batch(new, codes, [digests[row] for row in new.tolist()], np.flatnonzero(known)))
+        return update.finish([], prune=prune)
+
+    def stored() -> dict[str | None, tuple[int, int, list[str]]]:
+        metadata = {item.id: item.metadata or {} for item in index.get(index.ids().tolist())}
+        return {
+            item.key: (
+                item.id,
+                int(item.code.packed[0, 0]),
+                [metadata[item.id]["source"], *metadata[item.id].get("also", [])],
+            )
+            for item in index.get(index.ids().tolist())
+        }
+
+    def value(content: int) -> int:
+        return int(to_codes([content], 8).packed[0, 0])
+
+    before = {"same": 1, "renamed": 2, "one": 3, "other": 4, "edited": 5, "copied": 6, "gone": 7, "shared": 8}
+    ids = {key: place for place, key in enumerate(before)}
+    assert bring_in("here", before)[:3] == (8, 0, 0)
+    assert bring_in("there", {"shared": 8, "own": 9})[:3] == (1, 0, 1)
+    after = {"same": 1, "new name": 2, "one": 4, "other": 3, "edited": 50, "copied": 6, "a copy": 6, "new": 70}
+    added = bring_in("here", after)
+    assert added == Added(added=2, updated=1, unchanged=2, skipped=[], renamed=3, gone=1)
+    wanted = {"same": 0, "new name": ids["renamed"], "one": ids["other"], "other": ids["one"], "edited": 4, "copied": 5}
+    found = stored()
+    assert found.keys() == after.keys() | {"own", "gone", "shared"}
+    assert {key: found[key][0] for key in wanted} == wanted and {found[key][0] for key in ("a copy", "new")} == {9, 10}
+    assert {key: found[key][1:] for key in after} == {key: (value(content), ["here"]) for key, content in after.items()}
+    assert found["shared"] == (7, value(8), ["here", "there"])
+    assert bring_in("here", after, prune=True) == Added(0, 0, 8, [], pruned=1)
+    assert stored() == {key: item for key, item in found.items() if key != "gone"} | {
+        "shared": (7, value(8), ["there"])
+    }
+    assert bring_in("there", {"own": 9}, prune=True) == Added(0, 0, 1, [], pruned=1)
+    assert stored().keys() == after.keys() | {"own"}

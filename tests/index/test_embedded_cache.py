@@ -93,6 +93,9 @@ def test_a_new_file_is_written_when_much_changed(folder: Path, monkeypatch: pyte
         assert file.read_bytes() == before
         index.remove([20])
         assert index.search(QUERY, 3)[0] == ranked({item: stored[item] for item in range(21, 50)})[:3]
+        assert file.read_bytes() == before  # a search writes nothing
+        index.prepare()
+        assert index.search(QUERY, 3)[0] == ranked({item: stored[item] for item in range(21, 50)})[:3]
         assert file.stat().st_size == 4096 + 29 * (8 + 8)
     with counting_rows(monkeypatch) as counts, open_index(folder) as index:
         assert index.search(QUERY, 40)[0] == ranked({item: stored[item] for item in range(21, 50)})
@@ -277,6 +280,7 @@ def test_no_room_for_the_file(tmp_path: Path) -> None:
     with open_index(folder, n_bits=N_BITS, create=True) as index:
         index.add(Codes.from_packed(values, N_BITS))
         with no_file_above(16 * 6000):
+            index.prepare()
             assert index.search(QUERY, 7)[0] == ranked(dict(enumerate(values)))[:7]
     assert sorted(file.name for file in folder.iterdir()) == ["items.sqlite", "manifest.json"]
 

@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -261,3 +262,30 @@ def test_without_psycopg_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_index_that_is_not_there(place: str) -> None:
     with pytest.raises(DataError, match=f"there is no index {table_of(place)} in"):
         open_index(place)
+
+
+@pytest.mark.parametrize(
+    ("condition", "sentence"),
+    [
+        ("pg_sleep(60) IS NULL", "takes longer than 0.3 s"),
+        ("(SELECT count(*) FROM generate_series(1, 1000000000)) > 0", "takes longer than 0.3 s"),
+        ("nextval('counter') > 0", "read-only transaction"),
+        ("true); DROP SEQUENCE counter; --", "no condition that Postgres takes"),
+        ("lo_create(0) > 0", "read-only transaction"),
+    ],
+)
+def test_a_condition_has_no_time_and_changes_nothing(
+    postgres: str, place: str, condition: str, sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distillhash.index.postgres._CONDITION_SECONDS", 0.3)
+    execute(postgres, "CREATE SEQUENCE IF NOT EXISTS counter")
+    begin = time.monotonic()
+    with open_index(place, n_bits=8, create=True) as index:
+        query = Codes.from_packed(np.zeros((1, 1), np.uint8), 8)
+        index.add(query)
+        with pytest.raises(ParameterError, match=sentence):
+            index.search(query, where=condition)
+        assert time.monotonic() - begin < 5
+        assert index.search(query, where="id = 0")[0] == index.search(query)[0] == [(0, 0)]
+        index.remove([0])
+    assert execute(postgres, "SELECT is_called FROM counter") == [(False,)]

@@ -88,7 +88,7 @@ def backbone_name(arguments: argparse.Namespace, source: Source) -> str:
     return arguments.backbone or default
 
 
-def open_argument(arguments: argparse.Namespace, spec: str) -> Source:
+def open_argument(arguments: argparse.Namespace, spec: str | Sequence[str]) -> Source:
     """A source of the command line, opened as the reading options say."""
     from distillhash.sources import open_source
 

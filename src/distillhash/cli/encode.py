@@ -25,6 +25,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.codes import Codes
     from distillhash.errors import DataError, ParameterError
     from distillhash.models import load_model
+    from distillhash.search import origin_of
 
     out = Path(arguments.out)
     if out.suffix not in (".npz", ".parquet"):
@@ -40,6 +41,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not keys:
         raise DataError(f"nothing usable in {arguments.source}: all {len(skipped)} items were skipped")
     out.parent.mkdir(parents=True, exist_ok=True)
-    Codes.concatenate(codes, model.n_bits).save(out, keys=keys)
+    Codes.concatenate(codes, model.n_bits).save(out, keys=keys, origin=origin_of(source))
     say(arguments, f"{len(keys)} codes of {model.n_bits} bits: {out}")
     return {"codes": str(out), "n_codes": len(keys), "n_bits": model.n_bits, **summary}

@@ -1,6 +1,7 @@
 """Add images, embeddings or codes to an index, or remove items.
 
 distillhash index photos/ --model model --index photos.index
+distillhash index photos/ --index photos.index --prune
 distillhash index codes.parquet --model model --index milvus://localhost:19530/photos
 distillhash index --index photos.index --remove 17 42 --compact
 """
@@ -27,15 +28,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("source", nargs="?", metavar="SOURCE", help=SOURCE_HELP + "; or codes.npz/.parquet from encode")
     add("--model", metavar="DIR", help="model folder; an index folder keeps it, so it is needed the first time only")
     add("--index", required=True, metavar="DIR|URI", help=f"{INDEX_HELP}, made if absent")
+    add("--prune", action="store_true", help="remove the items that are gone from SOURCE")
+    add("--replace", action="store_true", help="let codes replace items of the same name that come from another source")
     add("--remove", nargs="+", type=int, metavar="ID", default=[], help="ids to remove")
     add("--compact", action="store_true", help="give the space of removed items back to the disk")
     add_reading_options(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Remove, then add what is new or changed, then compact."""
+    """Remove, then add what is new or changed and drop what is gone, then compact."""
     if arguments.source is None and not arguments.remove and not arguments.compact:
         raise ParameterError("nothing to do: give a SOURCE to add, --remove with ids, or --compact")
+    if arguments.source is None and (arguments.prune or arguments.replace):
+        raise ParameterError("--prune and --replace are about a SOURCE; give it")
     from distillhash.index.address import folder_of, shown
     from distillhash.search import is_codes_file, open_searcher
 
@@ -45,21 +50,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         removed = index.remove(arguments.remove) if arguments.remove else 0
         summary: dict[str, Any] = {"index": shown(arguments.index), "removed": removed}
         if arguments.source is not None:
-            codes = is_codes_file(arguments.source)
-            show = {"progress": not arguments.quiet}
-            if codes:
-                added = searcher.add_codes(arguments.source, **show)
+            options = {"prune": arguments.prune, "progress": not arguments.quiet}
+            if codes := is_codes_file(arguments.source):
+                added = searcher.add_codes(arguments.source, replace=arguments.replace, **options)
             else:
-                added = searcher.add(open_argument(arguments, arguments.source), **show)
-            summary |= {"added": added.added, "updated": added.updated, "unchanged": added.unchanged, "n_skipped": 0}
+                added = searcher.add(open_argument(arguments, arguments.source), **options)
+            counts = added._asdict()
+            skipped = counts.pop("skipped")
+            summary |= {**counts, "n_skipped": 0}
             if not codes:
-                summary |= report_skipped(
-                    arguments, added.skipped, (folder_of(arguments.index) or Path()) / "skipped.json"
-                )
+                summary |= report_skipped(arguments, skipped, (folder_of(arguments.index) or Path()) / "skipped.json")
         if arguments.compact:
             index.compact()
         index.prepare()  # so that the first search need not
         summary["n_items"] = len(index)
-    parts = [f"{summary[name]} {name}" for name in ("added", "updated", "unchanged", "removed") if name in summary]
+    done = ("added", "updated", "renamed", "unchanged", "pruned", "removed")
+    always = {"added", "updated", "unchanged", "removed"}
+    parts = [f"{summary[name]} {name}" for name in done if summary.get(name) or (name in always and name in summary)]
     say(arguments, f"{', '.join(parts)}; {summary['n_items']} items in {summary['index']}")
+    if summary.get("gone"):
+        say(arguments, f"{summary['gone']} items are gone from {arguments.source}; remove them with --prune")
     return summary

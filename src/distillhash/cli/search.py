@@ -11,8 +11,9 @@ distillhash search --text 'a dog on a beach' --index photos.index
 import argparse
 from typing import Any
 
-from distillhash.cli.common import INDEX_HELP, add_reading_options, model_options, say
+from distillhash.cli.common import INDEX_HELP, add_reading_options, model_options, open_argument, say
 from distillhash.errors import DataError, ParameterError
+from distillhash.output import escaped
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode the queries, search, print."""
-    from distillhash.search import open_searcher
+    from distillhash.search import is_image_file, open_searcher
 
     if not arguments.queries and not arguments.text:
         raise ParameterError("nothing to search for: give a QUERY, or --text with a sentence")
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     compute = model_options(arguments) | {"max_pixels": arguments.max_pixels}
     with open_searcher(arguments.index, arguments.model, **compute) as searcher:
         found = searcher.find(
-            *arguments.queries,
+            *(open_argument(arguments, [query] if is_image_file(query) else query) for query in arguments.queries),
             texts=arguments.text,
             k=arguments.k,
             radius=arguments.radius,
@@ -62,6 +63,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise DataError(f"{len(skipped)} of {len(skipped) + len(results)} queries could not be read")
     if not arguments.json:
         for result in results:
-            rows = [f"  {n['distance']:>4}  {n['id']:>8}  {n['key'] or ''}" for n in result["neighbours"]]
-            print("\n".join([result["query"], *(rows or ["  nothing found"])]))  # noqa: T201  # the verb's output
+            rows = [f"  {n['distance']:>4}  {n['id']:>8}  {escaped(n['key'] or '')}" for n in result["neighbours"]]
+            print("\n".join([escaped(result["query"]), *(rows or ["  nothing found"])]))  # noqa: T201  # the verb's output
     return {"results": results, "skipped": skipped}

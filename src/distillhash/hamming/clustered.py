@@ -46,6 +46,10 @@ _CENTRES_AT_ONCE = 16  # whose rows are prefetched before any is read
 _VISIT = 32  # rows that take as long to read as it takes to find the rows of a centre
 
 
+ARRAYS = ("centres", "row_of", "rings", "plan")
+"""Names of the arrays that make up the structure beside the planes."""
+
+
 class ClusteredCodes:
     """Codes grouped around centres: 12 bytes per 64-bit code beside the planes, for the codes in another order and their rows.
 
@@ -64,8 +68,7 @@ class ClusteredCodes:
         sample = planes[:, np.sort(rng.choice(n, min(n, _SAMPLE_PER_CENTRE * n_centres), replace=False))]
         centres = _centres(sample, n_centres, rng)
         rows, distances = nearest(planes, centres, 1)
-        n_distances = 8 * planes.itemsize * len(planes) + 1
-        row_of, rings = _grouped(rows[:, 0], distances[:, 0], centres.shape[1], n_distances)
+        row_of, rings = _grouped(rows[:, 0], distances[:, 0], centres.shape[1], _n_distances(planes))
         self._arrange(planes, centres, row_of, rings)
         self._set_plan(self._timed(rng))
 
@@ -94,12 +97,22 @@ class ClusteredCodes:
 
     @classmethod
     def from_arrays(cls, planes: Planes, arrays: dict[str, NDArray[Any]]) -> ClusteredCodes:
-        """The structure that gave ``arrays``, over the same planes; a :class:`DataError` where they are of other codes."""
-        if len(arrays["row_of"]) != planes.shape[1] or len(arrays["centres"]) != len(planes):
+        """The structure that gave ``arrays``, over the same planes; a :class:`DataError` for arrays that cannot be of them.
+
+        The kernels read where these arrays point to, so all that they rely on is checked: types, shapes, that ``row_of`` is a permutation,
+        and that ``rings`` only rise from 0 to the number of rows.
+        """
+        n, centres, row_of, rings, plan = planes.shape[1], *(arrays[name] for name in ARRAYS)
+        kind, n_centres = _kind_of_rows(n), centres.shape[-1] if centres.ndim else 0
+        kinds = [(array.dtype, array.shape) for array in (centres, row_of, rings)]
+        shapes = (len(planes), n_centres), (n,), (n_centres, _n_distances(planes) + 1)
+        fits = kinds == list(zip((planes.dtype, kind, kind), shapes, strict=True)) and 0 < n_centres <= _MAX_CENTRES
+        fits &= plan.dtype == np.float64 and plan.ndim == 1 and len(plan) > len(_TRIED_K) and bool(np.all(plan >= 0))
+        if not (fits and _is_permutation(row_of) and _rise_to(n, rings)):
             raise DataError(
-                f"these arrays are of {len(arrays['row_of'])} codes of {len(arrays['centres'])} planes, the planes have"
-                f" {planes.shape[1]} of {len(planes)}; make the structure anew"
+                f"these arrays are not of {n} codes in {len(planes)} planes, or are damaged; make the structure anew"
             )
+        arrays = {name: np.ascontiguousarray(arrays[name]) for name in ARRAYS}
         self = cls.__new__(cls)
         self._arrange(planes, arrays["centres"], arrays["row_of"], arrays["rings"])
         self._set_plan(arrays["plan"])
@@ -177,6 +190,30 @@ class ClusteredCodes:
         return np.array(means)
 
 
+def _n_distances(planes: Planes) -> int:
+    """How many distances there are between two rows."""
+    return 8 * planes.itemsize * len(planes) + 1
+
+
+def _kind_of_rows(n: int) -> np.dtype[Any]:
+    return np.dtype(np.uint32 if n < 2**32 else np.int64)
+
+
+def _is_permutation(rows: NDArray[Any]) -> bool:
+    """Whether these are all rows, each once."""
+    if int(rows.max(initial=0)) >= max(len(rows), 1) or int(rows.min(initial=0)) < 0:
+        return False
+    seen = np.zeros(len(rows), np.bool_)
+    seen[rows] = True
+    return bool(seen.all())
+
+
+def _rise_to(n: int, rings: NDArray[Any]) -> bool:
+    """Whether the rows of each centre begin where those of the one before end, from 0 to ``n``, and its rings likewise."""
+    steady = np.all(rings[1:, 0] == rings[:-1, -1]) and np.all(rings[:, 1:] >= rings[:, :-1])
+    return bool(steady) and int(rings[0, 0]) == 0 and int(rings[-1, -1]) == n
+
+
 def _centres(sample: Planes, n_centres: int, rng: np.random.Generator) -> Planes:
     """Centres of a sample by k-majority: rows of the sample first, then a few times the majority of each bit among a centre's rows."""
     distinct = np.unique(sample, axis=1)
@@ -196,7 +233,7 @@ def _centres(sample: Planes, n_centres: int, rng: np.random.Generator) -> Planes
 
 def _grouped(centre: Ints, distance: Distances, n_centres: int, n_distances: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Rows by (centre, distance from it, row), and where each distance of each centre begins among them."""
-    kind = np.uint32 if len(centre) < 2**32 else np.int64
+    kind = _kind_of_rows(len(centre))
     order = np.argsort(distance.astype(np.uint16), kind="stable")  # a radix sort for 16 bits
     order = order[np.argsort(centre[order].astype(np.uint16), kind="stable")]
     sizes = np.bincount(centre * n_distances + distance, minlength=n_centres * n_distances)

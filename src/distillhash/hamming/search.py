@@ -27,12 +27,20 @@ Distances = NDArray[np.int32]
 Progress = Callable[[int], object]
 T = TypeVar("T")
 
+MOST_PADDED = 1024
+"""An answer is as wide as the k that was asked for up to this width, and no wider than the database beyond it."""
+
 _WORDS = (np.dtype(np.uint16), np.dtype(np.uint32), np.dtype(np.uint64))
 _MIN_GROUP = 128  # queries of one kernel call: they share every tile of the database that is in cache
 _MAX_GROUP = 16 * _MIN_GROUP  # for a small database, where more queries make a kernel call worth its cost
 _GROUP_PAIRS = 1 << 25  # pairs of a query and a row in one kernel call, between these two limits
 _GROUP_CANDIDATES = 1 << 22  # candidates of one kernel call, which bounds its memory for a large k
 _BYTES_PER_THREAD = 1 << 24  # database bytes that make another thread worth its cost for a few queries
+
+
+def cut_k(k: int, n: int) -> int:
+    """``k`` of ``n`` rows, any integer, cut to what there is; up to :data:`MOST_PADDED` it stays what it is."""
+    return min(k, max(n, MOST_PADDED))
 
 
 def plane_dtype(n_bits: int) -> np.dtype[Any]:
@@ -72,7 +80,7 @@ def nearest(
         query: ``(n_planes, q)`` words, as :func:`planes_of` gives them.
         database: ``(n_planes, n)`` words of the same dtype. In C order (a read-only memory map too) it is searched in place, otherwise it
             is copied once a call. It must not change during the call.
-        k: Number of rows, at least 0.
+        k: Number of rows, at least 0; see :func:`cut_k`.
         allowed: ``(n,)`` bool or uint8. Rows where it is 0 are left out. None allows all.
         threads: Maximum number of threads, at least 1. None takes all processors of this process.
         progress: Called in the caller's thread with the number of queries done so far, after every part of a batch.
@@ -91,6 +99,7 @@ def nearest(
         raise ParameterError(f"k must be at least 0, got {k}")
     threads = _check_threads(threads)
     q, n = query.shape[1], database.shape[1]
+    k = cut_k(k, n)
     rows = np.full((q, k), -1, np.int64)
     distances = np.full((q, k), -1, np.int32)
     k_held = min(k, n)

@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, ParameterError
+from distillhash.hamming.search import MOST_PADDED, cut_k
 
 LARGEST_ID = 2**63 - 1
 Row = tuple[int, bytes, str | None, bytes | None, str | None]  # id, packed code, key, digest, metadata as JSON
@@ -122,6 +123,22 @@ class Item:
     metadata: dict[str, Any] | None
 
 
+class Member(NamedTuple):
+    """One item of a source, without its code."""
+
+    id: int
+    key: str
+    digest: bytes | None
+    metadata: dict[str, Any]
+
+    @property
+    def sources(self) -> list[str]:
+        """The sources that hold the item: the one it was read from last, and the others."""
+        also = self.metadata.get("also")
+        named = [self.metadata.get("source"), *(also if isinstance(also, list) else [])]
+        return [source for source in named if isinstance(source, str)]
+
+
 @dataclass(frozen=True)
 class Incoming:
     """The arguments of :meth:`Index.add` after the checks; metadata as JSON text."""
@@ -144,8 +161,9 @@ class Incoming:
         if self.ids is not None:
             if present and not self.upsert:
                 raise DataError(f"the id {min(present)} is in the index already; pass upsert=True to replace it")
+            rewritten = set(self.ids.tolist()) if known else set()  # these may exchange their keys
             for identifier, key in zip(self.ids.tolist(), self.keys or (), strict=False):
-                if key in known and known[key][0] != identifier:
+                if key in known and known[key][0] not in rewritten:
                     raise DataError(f"the key {key!r} belongs to id {known[key][0]}, not {identifier}; give that id")
             return self.ids
         chosen = np.empty(len(self.codes), np.int64)
@@ -213,7 +231,7 @@ class Index(ABC):
         Raises:
             DataError: another code length, counts that differ, repeated ids or keys, or known ones without ``upsert``.
         """
-        self._check_codes(codes)
+        self.check_codes(codes)
         for name, values in (("ids", ids), ("metadata", metadata), ("keys", keys), ("digests", digests)):
             if values is not None and len(values) != len(codes):
                 raise DataError(f"{len(values)} {name} for {len(codes)} codes; give one for each code")
@@ -238,7 +256,8 @@ class Index(ABC):
 
         Args:
             codes: ``q`` codes of the index's length.
-            k: How many; on Milvus at most 16,384 (the option ``largest``), or at least the number of items.
+            k: How many, at least 1. Above 1,024 it is cut to the number of items (but not below 1,024). Milvus gives at most 16,384 (the
+                option ``largest``) unless it holds fewer.
             where: Search only items for which this condition over ``id``, ``key`` and ``metadata`` holds, in the engine's own
                 language: SQL as in ``metadata->>'label' = 'cat'``, on Milvus ``metadata["label"] == "cat"``. On Postgres the
                 condition becomes part of a statement, so it must come from a trusted user.
@@ -247,10 +266,14 @@ class Index(ABC):
             ParameterError: ``k`` is not a positive integer, or the engine does not understand the condition.
             DataError: another code length.
         """
-        self._check_codes(codes)
+        self.check_codes(codes)
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise ParameterError(f"k must be a positive integer, got {k!r}")
-        return self._search(codes, int(k), where)
+        return self._search(codes, self.cut(int(k)), where)
+
+    def cut(self, k: int) -> int:
+        """``k``, or less where it is both large and more than the number of items."""
+        return k if k <= MOST_PADDED else cut_k(k, len(self))
 
     def range_search(self, codes: Codes, radius: int = 3, *, where: str | None = None) -> RangeResult:
         """All items within ``radius`` bits of every code; memory grows with the number of answers. ``where`` as in :meth:`search`.
@@ -259,7 +282,7 @@ class Index(ABC):
             ParameterError: ``radius`` is not an integer of at least 0, or the engine does not understand the condition.
             DataError: another code length.
         """
-        self._check_codes(codes)
+        self.check_codes(codes)
         if isinstance(radius, bool) or not isinstance(radius, int | np.integer) or radius < 0:
             raise ParameterError(f"the radius must be an integer of at least 0 bits, got {radius!r}")
         return self._range_search(codes, min(int(radius), self.n_bits), where)
@@ -287,6 +310,18 @@ class Index(ABC):
     @abstractmethod
     def ids(self) -> NDArray[np.int64]:
         """``(n,)``: the ids of all items, ascending."""
+
+    def members(self, source: str, below: str = "") -> Iterator[Member]:
+        """The items of a source, and those whose key begins with ``below`` unless that is empty; by ascending id.
+
+        An item with a key is a source's if its metadata name that as ``source``, or in the list ``also``. The items are read in parts; the
+        index must not change meanwhile.
+        """
+        for identifier, key, digest, metadata in self._members(source, below):
+            if key is not None:
+                member = Member(identifier, key, digest, metadata if isinstance(metadata, dict) else {})
+                if source in member.sources or (below and key.startswith(below)):
+                    yield member
 
     def prepare(self) -> None:  # noqa: B027  # most engines have nothing to do
         """Do now what the next search would have to do first, such as reading the codes; it changes no answer."""
@@ -330,12 +365,17 @@ class Index(ABC):
     @abstractmethod
     def _present(self, ids: list[int]) -> set[int]: ...
 
+    @abstractmethod
+    def _members(self, source: str, below: str) -> Iterable[tuple[int, str | None, bytes | None, Any]]:
+        """Id, key, digest and metadata of at least the :meth:`members`, by ascending id."""
+
     @property
     def _place(self) -> str:
         """The index in messages."""
         return repr(self)
 
-    def _check_codes(self, codes: Codes) -> None:
+    def check_codes(self, codes: Codes) -> None:
+        """Raise :class:`DataError` for codes of another length than the index's."""
         if codes.n_bits != self.n_bits:
             raise DataError(
                 f"the index holds codes of {self.n_bits} bits, got {codes.n_bits}; encode with the index's model"

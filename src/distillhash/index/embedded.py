@@ -6,7 +6,10 @@ Durability ``normal`` may lose the last transactions when the power fails, never
 processes may read beside one writer, and a search sees one committed state.
 
 The cache is mapped into memory and holds the codes of one generation of the rows. What changed since is read from the rows and held
-beside it. After many changes the next search writes a new cache. A cache that is damaged, lost or of another database is made again.
+beside it. After many changes ``prepare`` writes a new cache. A cache that is damaged, lost or of another database is made again.
+
+A folder is data that may come from a stranger, and reading it changes nothing in it: no journal is played back, no cache is written. Files
+are regular ones, tables are exactly ours, and what is in them is checked before it is used.
 
 Without a folder the same engine keeps its rows in memory: ``memory://``.
 """
@@ -14,12 +17,15 @@ Without a folder the same engine keeps its rows in memory: ``memory://``.
 from __future__ import annotations
 
 import json
+import operator
 import os
 import secrets
 import sqlite3
+import stat
+import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -31,10 +37,10 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
-from distillhash.files import write_ahead
+from distillhash.files import open_regular, write_ahead
 from distillhash.hamming import nearest, planes_of, warm_up, within
 from distillhash.hamming.search import Planes
-from distillhash.index.base import Incoming, Index, Item, Known, RangeResult, Row, SearchResult
+from distillhash.index.base import LARGEST_ID, Incoming, Index, Item, Known, RangeResult, Row, SearchResult
 from distillhash.index.manifest import Manifest, damaged
 
 if TYPE_CHECKING:
@@ -63,6 +69,8 @@ class EmbeddedIndex(Index):
         """Open or make the folder; None keeps everything in memory."""
         self.folder = folder
         self._snapshot: Snapshot | None = None
+        self._may_write = create  # cache files; a reader leaves the folder as it is
+        self._is_unwritten = False  # whether more has changed than the cache file should lack
         if folder is None:
             manifest = Manifest.new(n_bits, model_fingerprint)
             self._items = ItemTable(None)
@@ -76,7 +84,7 @@ class EmbeddedIndex(Index):
         self, folder: Path, n_bits: int | None, create: bool, model_fingerprint: str | None, durability: Durability
     ) -> Manifest:
         file, database = folder / "manifest.json", folder / "items.sqlite"
-        is_new = not file.exists()
+        is_new = not os.path.lexists(file)
         if is_new and not create:
             raise DataError(f"there is no index at {folder}; make one with `distillhash index`, or pass create=True")
         held = Manifest.new(n_bits, model_fingerprint) if is_new else Manifest.read(file)
@@ -115,12 +123,14 @@ class EmbeddedIndex(Index):
             chosen = incoming.choose_ids(known=known, present=present, following=self._items.state().last_id + 1)
             replaced = present | {identifier for identifier, _ in known.values()}
             self._items.put(incoming.rows(chosen), chosen, replaced)
+        self._may_write = True
         return chosen
 
     def _remove(self, ids: set[int], keys: Sequence[str]) -> int:
         with self._items.transaction():
             leaving = self._leaving(ids, keys, self._items.present(list(ids)), self.known(keys))
             self._items.delete(leaving)
+        self._may_write = True
         return len(leaving)
 
     def _search(self, codes: Codes, k: int, where: str | None) -> SearchResult:
@@ -140,9 +150,10 @@ class EmbeddedIndex(Index):
             is_sound = len(code) == width and not code[-1] & ((1 << (8 * width - self.n_bits)) - 1)
             # The common case skips from_packed: its general checks would take most of the time of a served search.
             codes = Codes(packed, self.n_bits) if is_sound else Codes.from_packed(packed, self.n_bits)
-            entry = None if metadata is None else json.loads(metadata)
-            return Item(identifier, codes, _key_from_sql(key), digest, entry)
-        except (TypeError, ValueError) as error:
+            if digest is not None and not isinstance(digest, bytes):
+                raise TypeError("the digest is no bytes")
+            return Item(identifier, codes, _key_from_sql(key), digest, _entry(metadata))
+        except (TypeError, ValueError, RecursionError) as error:
             raise damaged(self._items.name, f"the row of id {identifier}: {error}") from error
 
     def known(self, keys: Sequence[str]) -> Known:
@@ -152,6 +163,13 @@ class EmbeddedIndex(Index):
     def _present(self, ids: list[int]) -> set[int]:
         return self._items.present(ids)
 
+    def _members(self, source: str, below: str) -> Iterator[tuple[int, Any, bytes | None, Any]]:
+        for identifier, key, digest, metadata in self._items.mentioning(json.dumps(source), below):
+            try:
+                yield identifier, _key_from_sql(key), digest, _entry(metadata)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise damaged(self._items.name, f"the row of id {identifier}: {error}") from error
+
     def ids(self) -> NDArray[np.int64]:
         """See :meth:`Index.ids`."""
         return self._committed(None)[0].ids()
@@ -159,7 +177,9 @@ class EmbeddedIndex(Index):
     def prepare(self) -> None:
         """See :meth:`Index.prepare`: read the codes, write the cache file if that is worth it, and load the compiled search."""
         warm_up(self.n_bits)
-        self._committed(None)
+        snapshot, _ = self._committed(None)
+        if self._may_write and self._is_unwritten:
+            self._snapshot = self._cached(snapshot)
 
     def compact(self) -> None:
         """See :meth:`Index.compact`; from ``CLUSTERED_FROM`` items on it also groups the codes, for searches that skip most of them."""
@@ -196,8 +216,9 @@ class EmbeddedIndex(Index):
             state = self._items.state()
             snapshot = self._latest_snapshot(state)
             if snapshot.generation != state.generation:
+                self._items.check_count(state)
                 changed = self._items.changed_since(snapshot.generation)
-                batches = self._items.codes_since(snapshot.generation, snapshot.last_id)
+                batches = self._items.codes_since(snapshot.generation, snapshot.last_id, bytes_per_code(self.n_bits))
                 try:
                     snapshot = snapshot.after(
                         state, changed, (CodesInMemory.from_rows(rows, self.n_bits) for rows in batches)
@@ -206,7 +227,7 @@ class EmbeddedIndex(Index):
                     raise damaged(self._items.name, error) from error
             among = None if where is None else self._items.matching(where)
         if snapshot.n_changes() > max(_CACHED_FROM, len(snapshot.base.ids) // _CACHED_SHARE):
-            snapshot = self._cached(snapshot)
+            snapshot, self._is_unwritten = snapshot.folded(), True
         self._snapshot = snapshot
         return snapshot, among
 
@@ -223,7 +244,7 @@ class EmbeddedIndex(Index):
 
     def _cached(self, snapshot: Snapshot) -> Snapshot:
         """The same state, mapped from a new cache file if that can be written."""
-        folded = snapshot.folded()
+        folded, self._is_unwritten = snapshot.folded(), False
         if self.folder is not None and _write_cache(self.folder / "codes.cache", folded):
             mapped = _read_cache(self.folder / "codes.cache", self.n_bits)
             if mapped is not None and mapped.name == folded.name:  # else another process replaced it meanwhile
@@ -249,9 +270,8 @@ class CodesInMemory:
         """Codes from at least one (id, packed code) row, ids ascending; :class:`DataError` if a code is damaged."""
         ids, codes = zip(*rows, strict=True)
         width = bytes_per_code(n_bits)
-        if set(map(len, codes)) != {width}:
-            wrong = next(place for place, code in enumerate(codes) if len(code) != width)
-            raise DataError(f"the code of id {ids[wrong]} has {len(codes[wrong])} bytes, not {width}")
+        if ids[0] < 0:
+            raise DataError(f"there is an item of id {ids[0]}")
         packed = Codes.from_packed(np.frombuffer(b"".join(codes), np.uint8).reshape(-1, width), n_bits)
         return cls(np.array(ids, np.int64), planes_of(packed))
 
@@ -327,6 +347,8 @@ class Snapshot:
         if self.gone is not None:
             gone |= self.gone
         n_fresh = state.items - (len(gone) - int(gone.sum()))
+        if n_fresh < 0:
+            raise DataError(f"there are more items than the {state.items} counted")
         fresh = self.fresh.where(~self.fresh.holds(changed)).joined(codes, n_fresh)
         gone_if_any = gone if gone.any() else None
         return Snapshot(state.generation, state.name, state.last_id, self.base, gone_if_any, fresh)
@@ -370,6 +392,14 @@ class Snapshot:
             yield self.fresh, None if among is None else self.fresh.holds(among)
 
 
+def _entry(metadata: str | None) -> dict[str, Any] | None:
+    """Stored metadata; :class:`TypeError`, :class:`ValueError` or :class:`RecursionError` where they are none."""
+    entry = None if metadata is None else json.loads(metadata)
+    if entry is not None and not isinstance(entry, dict):
+        raise TypeError(f"the metadata are {entry!r:.40}")
+    return entry
+
+
 _MAGIC = b"distillhash codes 1\n"
 _HEADER_BYTES = 4096  # one page, so that the arrays begin on a page
 _ID = np.dtype("<i8")
@@ -390,7 +420,7 @@ def _write_cache(file: Path, snapshot: Snapshot) -> bool:
     header = _MAGIC + b"%08x %08x\n" % (len(text), zlib.crc32(text)) + text
 
     def write(temporary: Path) -> None:
-        with temporary.open("wb") as stream:
+        with temporary.open("xb") as stream:
             stream.write(header.ljust(_HEADER_BYTES, b"\0"))
             ids.tofile(stream)
             planes.tofile(stream)
@@ -401,27 +431,32 @@ def _write_cache(file: Path, snapshot: Snapshot) -> bool:
 def _read_cache(file: Path, n_bits: int) -> Snapshot | None:
     """The snapshot in a cache file, its codes mapped; None where there is no file, or one that is cut short or damaged."""
     try:
-        with file.open("rb") as stream:
-            header = stream.read(_HEADER_BYTES)
+        with open_regular(file) as stream:
+            header, size = stream.read(_HEADER_BYTES), os.fstat(stream.fileno()).st_size
         sizes, _, text = header.removeprefix(_MAGIC).partition(b"\n")
         length, checksum = (int(part, 16) for part in sizes.split())
         text = text[:length]
         if not header.startswith(_MAGIC) or zlib.crc32(text) != checksum:
             return None
         fields = json.loads(text)
-        n_planes, n = fields["shape"]
+        n_planes, n = map(operator.index, fields["shape"])
+        state = State(operator.index(fields["generation"]), fields["name"], n, operator.index(fields["last_id"]))
+        if not isinstance(state.name, str) or not 0 <= state.generation <= LARGEST_ID >= state.last_id >= -1:
+            return None
         like = CodesInMemory.empty(n_bits).planes
         n_bytes = n * (_ID.itemsize + n_planes * like.itemsize)
-        if n_planes != len(like) or file.stat().st_size != _HEADER_BYTES + n_bytes:
+        if n_planes != len(like) or size != _HEADER_BYTES + n_bytes:
             return None
         mapped = np.memmap(file, np.uint8, "r", _HEADER_BYTES) if n else np.zeros(0, np.uint8)
         ids = mapped[: _ID.itemsize * n].view(_ID)
         planes = mapped[_ID.itemsize * n :].view(like.dtype.newbyteorder("<"))
         if _crc(planes, _crc(ids)) != fields["checksum"]:
             return None
+        if n and not (ids[0] >= 0 and ids[-1] <= state.last_id and np.all(ids[1:] > ids[:-1])):
+            return None
         codes = CodesInMemory(ids, planes.reshape(n_planes, n))
-        return Snapshot.of(codes, fields["generation"], fields["name"], fields["last_id"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return Snapshot.of(codes, state.generation, state.name, state.last_id)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
@@ -441,22 +476,22 @@ def _with_new_clusters(snapshot: Snapshot, folder: Path | None) -> Snapshot:
 
 def _with_stored_clusters(snapshot: Snapshot, file: Path) -> Snapshot:
     """The snapshot of a cache file with its clusters, if there is a file of them that is sound and belongs to the same generation."""
-    if not file.exists():
-        return snapshot
     from safetensors import SafetensorError, safe_open
 
-    from distillhash.hamming.clustered import ClusteredCodes
+    from distillhash.hamming.clustered import ARRAYS, ClusteredCodes
 
     try:
+        with open_regular(file):  # not a pipe, which would block the next line
+            pass
         with safe_open(file, "numpy") as stored:
             about = stored.metadata() or {}
             if about.get("name") != snapshot.name:
                 return snapshot
-            arrays = {key: stored.get_tensor(key) for key in sorted(stored.keys())}  # no dictionary
+            arrays = {key: stored.get_tensor(key) for key in ARRAYS}
         if about.get("checksum") != str(_crc_of_arrays(arrays)):
             return snapshot
         clusters = ClusteredCodes.from_arrays(snapshot.base.planes, arrays)
-    except (OSError, SafetensorError, KeyError, DataError):  # a development version wrote other arrays
+    except (OSError, SafetensorError, ValueError, TypeError):  # a development version wrote other arrays
         return snapshot
     return replace(snapshot, base=replace(snapshot.base, clusters=clusters))
 
@@ -474,17 +509,20 @@ def _crc(array: NDArray[Any], start: int = 0) -> int:
 
 def _replace(file: Path, write: Callable[[Path], None]) -> bool:
     """Replace a cache file; False where that fails (no right to write, a full disk): that costs time later, and no answer changes."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    from safetensors import SafetensorError
+
+    temporary = file.with_name(f".{secrets.token_hex(8)}.partial")
     try:
         write(temporary)
         temporary.replace(file)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    except (OSError, SafetensorError):
         return False
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     return True
 
 
-_COLUMNS = ["id", "code", "key", "digest", "metadata"]
 _TABLES = (
     """CREATE TABLE IF NOT EXISTS items (
         id INTEGER PRIMARY KEY AUTOINCREMENT, code BLOB NOT NULL, key TEXT UNIQUE, digest BLOB, metadata TEXT)""",
@@ -493,12 +531,23 @@ _TABLES = (
     "CREATE TABLE IF NOT EXISTS generations (number INTEGER PRIMARY KEY, name TEXT NOT NULL, items INTEGER NOT NULL)",
 )
 _MOST_VARIABLES = 500  # of one SQL statement; SQLite allows 999 at least
+_MEMBERS_AT_ONCE = 10_000
 _ROWS_AT_ONCE = 65536  # read into Python objects, which are many times larger than the codes
 _WAIT_SECONDS = 60.0
 # Keys come in any order: with SQLite's default of 2 MB their index is read from the disk again and again.
 _PAGES_KIB = 65536
 _LOG_PAGES = 16384  # of 4 KiB, between two transfers of the log to the table
-_READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION}
+_LIMITS = {
+    sqlite3.SQLITE_LIMIT_LENGTH: 16 << 20,  # bytes of one value or row
+    sqlite3.SQLITE_LIMIT_SQL_LENGTH: 100_000,
+    sqlite3.SQLITE_LIMIT_EXPR_DEPTH: 200,
+    sqlite3.SQLITE_LIMIT_COMPOUND_SELECT: 10,
+    sqlite3.SQLITE_LIMIT_ATTACHED: 1,  # VACUUM needs one
+    sqlite3.SQLITE_LIMIT_LIKE_PATTERN_LENGTH: 1000,
+}
+_CONDITION_SECONDS = 10.0  # for a condition, and as much again for a million items
+_JOURNAL_SECONDS = 2.0
+_STEPS = 1000  # of SQLite between two looks at the clock
 
 
 class State(NamedTuple):
@@ -526,52 +575,87 @@ class ItemTable:
         if durability not in get_args(Durability):
             raise ParameterError(f"durability must be one of {', '.join(get_args(Durability))}, got {durability!r}")
         self.name = "memory://" if database is None else str(database)
+        self._database, self._durability, self._is_writing = database, durability, False
+        self._connect(":memory:" if database is None else _address(database))
+
+    def _connect(self, address: str) -> None:
+        self._address = address
         try:
             self._connection = sqlite3.connect(
-                _address(database), uri=True, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
+                address, uri=True, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
             )
         except sqlite3.Error as error:
             raise self._explained(error) from error
         try:
-            self._run(f"PRAGMA synchronous={durability}")
-            self._run(f"PRAGMA cache_size=-{_PAGES_KIB}")
-            self._run(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
+            for limit, most in _LIMITS.items():
+                self._connection.setlimit(limit, most)
+            for setting in (
+                "trusted_schema=OFF",
+                "cell_size_check=ON",
+                f"synchronous={self._durability}",
+                f"cache_size=-{_PAGES_KIB}",
+                f"wal_autocheckpoint={_LOG_PAGES}",
+            ):
+                self._run(f"PRAGMA {setting}")
         except DistillHashError:
             self._connection.close()
             raise
 
+    def _begin_writing(self) -> None:
+        """From the first change on, the file is open for changes, in a write-ahead log."""
+        if self._is_writing:
+            return
+        self._run("SELECT 1")  # raises on a closed index
+        if self._database is not None:
+            address = _address(self._database, is_reader=False)
+            if address != self._address:
+                self._connection.close()
+                self._connect(address)
+            try:
+                write_ahead(self._connection, wait=_WAIT_SECONDS)
+            except sqlite3.Error as error:
+                raise self._explained(error) from error
+        self._is_writing = True
+
     def make(self) -> None:
         """Make the tables that are not there."""
-        try:
-            write_ahead(self._connection, wait=_WAIT_SECONDS)
-        except sqlite3.Error as error:
-            raise self._explained(error) from error
         with self.transaction():
             for table in _TABLES:
                 self._run(table)
-            if self._run("SELECT count(*) FROM generations").fetchone() == (0,):
+            if self._run("SELECT count(*) FROM generations") == [(0,)]:
                 self._run("INSERT INTO generations VALUES (0, ?, 0)", secrets.token_hex(8))
 
     def check(self) -> None:
-        """Raise :class:`FormatError` unless these are the tables of an index."""
-        columns = [row[0] for row in self._run("SELECT name FROM pragma_table_info('items')")]
-        tables = {row[0] for row in self._run("SELECT name FROM sqlite_master")}
-        if columns != _COLUMNS or not {"changes", "generations"} <= tables:
-            raise FormatError(f"{self.name} is not the database of an index; restore it or build the index again")
+        """Raise :class:`FormatError` unless these are the tables of an index, and nothing else is there that could run or act."""
+        found = self._run("SELECT name, sql FROM sqlite_master LIMIT 20")
+        ours = {" ".join(table.replace("IF NOT EXISTS ", "").split()) for table in _TABLES}
+        made = {name: " ".join(str(sql).split()) for name, sql in found if not str(name).startswith("sqlite_")}
+        foreign = [name for name, sql in made.items() if sql not in ours]
+        if foreign or len(made) != len(ours):
+            what = f" (it has {foreign[0]!r:.60})" if foreign else ""
+            raise FormatError(f"{self.name} is not the database of an index{what}; restore it or build the index again")
 
     def state(self) -> State:
         """What is committed now."""
-        newest = self._run("SELECT number, name, items FROM generations ORDER BY number DESC LIMIT 1").fetchone()
-        if newest is None:
+        newest = self._run("SELECT number, name, items FROM generations ORDER BY number DESC LIMIT 1")
+        if not newest:
             raise damaged(self.name, "no generation")
-        last = self._run("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
-        number, name, items = newest
-        return State(number, name, items, -1 if last is None else int(last[0]))
+        last = self._run("SELECT seq FROM sqlite_sequence WHERE name = 'items' LIMIT 1")
+        (number, name, items), (last_id,) = newest[0], last[0] if last else (-1,)
+        state = State(number, name, items, last_id)
+        if not isinstance(state.name, str) or not all(isinstance(value, int) for value in (state.items, state.last_id)):
+            raise damaged(self.name, f"the generation {state!r:.100}")
+        return state
+
+    def check_count(self, state: State) -> None:
+        """Raise :class:`FormatError` where there cannot be as many items as are counted."""
+        ((pages,),), ((size,),) = (self._run(f"PRAGMA {name}") for name in ("page_count", "page_size"))
+        if not 0 <= state.items <= pages * size:
+            raise damaged(self.name, f"{state.items} items in {pages * size} bytes")
 
     def is_ancestor(self, generation: int, name: str) -> bool:
         """Whether that generation was one of this database, and all changes since are known."""
-        found = self._run("SELECT name FROM generations WHERE number = ?", generation).fetchone()
-        return found is not None and found[0] == name
+        return self._run("SELECT name FROM generations WHERE number = ?", generation) == [(name,)]
 
     def put(self, rows: Iterable[Row], ids: NDArray[np.int64], replaced: Collection[int]) -> None:
         """Store rows with these ids, of which ``replaced`` are there already; within a transaction."""
@@ -596,24 +680,23 @@ class ItemTable:
 
     def changed_since(self, generation: int) -> NDArray[np.int64]:
         """Ids of the items that were replaced or removed since, ascending."""
-        rows = self._run("SELECT id FROM changes WHERE generation > ? ORDER BY id", generation)
-        return np.fromiter((row[0] for row in rows), np.int64)
+        parts = self._stream("SELECT id FROM changes WHERE generation > ? ORDER BY id", generation)
+        return np.fromiter((row[0] for rows in parts for row in rows), np.int64)
 
-    def codes_since(self, generation: int, last_id: int) -> Iterator[list[tuple[int, bytes]]]:
-        """Lists of (id, packed code) of the items that are new or replaced since, ascending."""
-        cursor = self._run(
-            """SELECT id, code FROM items WHERE id <= ?2 AND id IN (SELECT id FROM changes WHERE generation > ?1)
-               UNION ALL SELECT id, code FROM items WHERE id > ?2 ORDER BY id""",
+    def codes_since(self, generation: int, last_id: int, width: int) -> Iterator[list[tuple[int, bytes]]]:
+        """Lists of (id, packed code) of the items that are new or replaced since, ascending; codes have ``width`` bytes."""
+        code = f"CASE WHEN typeof(code) = 'blob' AND length(code) = {width} THEN code END"
+        parts = self._stream(
+            f"""SELECT id, {code} FROM items WHERE id <= ?2 AND id IN (SELECT id FROM changes WHERE generation > ?1)
+                UNION ALL SELECT id, {code} FROM items WHERE id > ?2 ORDER BY id""",
             generation,
             last_id,
         )
-        while True:
-            try:
-                rows = cursor.fetchmany(_ROWS_AT_ONCE)
-            except sqlite3.Error as error:
-                raise self._explained(error) from error
-            if not rows:
-                return
+        for rows in parts:
+            if wrong := [identifier for identifier, code in rows if code is None]:
+                found = self._run("SELECT typeof(code), length(code) FROM items WHERE id = ?", wrong[0])
+                what = " and ".join(f"{size} bytes" if kind == "blob" else f"the type {kind}" for kind, size in found)
+                raise damaged(self.name, f"the code of id {wrong[0]} has {what}, not {width} bytes")
             yield rows
 
     def rows(self, ids: Sequence[int]) -> Iterator[tuple[Any, ...]]:
@@ -629,20 +712,41 @@ class ItemTable:
         """Those of the ids that are there."""
         return {row[0] for row in self._select_in("SELECT id FROM items WHERE id IN ({})", ids)}
 
+    def mentioning(self, text: str, below: str) -> Iterator[tuple[Any, ...]]:
+        """Id, key, digest and metadata of the items with a text in their metadata, or with a key that begins with ``below``, if any."""
+        start = _key_to_sql(below)
+        same = f"substr(CAST(key AS BLOB), 1, {len(below.encode(errors='surrogatepass'))}) = CAST(?3 AS BLOB)"
+        query = f"""SELECT id, key, digest, metadata FROM items
+            WHERE id > ?1 AND (instr(metadata, ?2) > 0 {"OR " + same if below else ""}) ORDER BY id LIMIT {_MEMBERS_AT_ONCE}"""
+        last = -1
+        while rows := self._run(query, last, text, *([start] if below else [])):
+            yield from rows
+            last = rows[-1][0]
+
     def matching(self, condition: str) -> NDArray[np.int64]:
         """Ids of the items for which an SQL condition over their columns, which may only read, holds, ascending."""
-        self._connection.set_authorizer(lambda action, *_: int(action not in _READING))  # 1 denies
+        seconds = _CONDITION_SECONDS * (1 + self.state().items / 1e6)
+        give_up = time.monotonic() + seconds
+        self._connection.set_authorizer(_only_reads)
+        self._connection.set_progress_handler(lambda: time.monotonic() > give_up, _STEPS)
         try:
             rows = self._connection.execute(f"SELECT id FROM items WHERE (\n{condition}\n) ORDER BY id")
             return np.fromiter((row[0] for row in rows), np.int64)
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:  # a second statement is a Warning in Python 3.11
             if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
                 raise self._explained(error) from error
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
+                raise self._explained(error) from error
+            if str(error) == "interrupted":
+                raise ParameterError(
+                    f"where={condition!r:.200} takes longer than {seconds:g} s; use a simpler condition"
+                ) from error
             raise ParameterError(
-                f"where={condition!r} is no condition that SQLite takes ({error}); use the columns id, key and metadata, "
+                f"where={condition!r:.200} is no condition that SQLite takes ({error}); use the columns id, key and metadata, "
                 "as in metadata->>'label' = 'cat'"
             ) from error
         finally:
+            self._connection.set_progress_handler(None, 0)
             self._connection.set_authorizer(None)
 
     def compact(self) -> None:
@@ -660,6 +764,8 @@ class ItemTable:
     @contextmanager
     def transaction(self, kind: Literal["IMMEDIATE", "DEFERRED"] = "IMMEDIATE") -> Iterator[None]:
         """All or nothing. ``IMMEDIATE`` waits for other writers before anything is read; ``DEFERRED`` reads one state."""
+        if kind == "IMMEDIATE":
+            self._begin_writing()
         self._run(f"BEGIN {kind}")
         try:
             yield
@@ -669,16 +775,23 @@ class ItemTable:
                 self._connection.execute("ROLLBACK")
             raise
 
-    def _run(self, statement: str, *values: Any) -> sqlite3.Cursor:
+    def _run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """All rows of a statement."""
+        return list(chain.from_iterable(self._stream(statement, *values)))
+
+    def _stream(self, statement: str, *values: Any) -> Iterator[list[tuple[Any, ...]]]:
+        """The rows of a statement in lists of bounded length."""
         try:
-            return self._connection.execute(statement, values)
-        except sqlite3.Error as error:
+            cursor = self._connection.execute(statement, values)
+            while rows := cursor.fetchmany(_ROWS_AT_ONCE):
+                yield rows
+        except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
             raise self._explained(error) from error
 
     def _run_many(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
         try:
             self._connection.executemany(statement, rows)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
             raise self._explained(error) from error
 
     def _select_in(self, query: str, values: Sequence[Any]) -> Iterator[Any]:
@@ -686,30 +799,63 @@ class ItemTable:
         self._run("SELECT 1")  # raises on a closed index even where there are no values
         for start in range(0, len(values), _MOST_VARIABLES):
             part = values[start : start + _MOST_VARIABLES]
-            yield from self._run(query.format(",".join("?" * len(part))), *part).fetchall()
+            yield from self._run(query.format(",".join("?" * len(part))), *part)
 
-    def _explained(self, error: sqlite3.Error) -> DistillHashError:
+    def _explained(self, error: Exception) -> DistillHashError:
+        text = " ".join(str(error).split())[:200]
         if isinstance(error, sqlite3.ProgrammingError):
             return DataError(f"the index {self.name} is closed; open it again")
-        if "locked" in str(error):
+        if "locked" in text:
             return DistillHashError(
                 f"another process has been writing to {self.name} for {_WAIT_SECONDS:g} s; try again when it is done"
             )
-        if isinstance(error, sqlite3.OperationalError):
-            return DistillHashError(f"{self.name} cannot be used now ({error}); check the disk and the permissions")
-        return damaged(self.name, error)
+        if isinstance(error, sqlite3.OperationalError) and "decode" not in text:
+            return DistillHashError(f"{self.name} cannot be used now ({text}); check the disk and the permissions")
+        return damaged(self.name, text)
 
 
-def _address(database: Path | None) -> str:
-    """The file as SQLite's URI."""
-    if database is None:
-        return ":memory:"
-    log = database.with_name(database.name + "-wal")
-    # SQLite makes files beside a database to read it. Where it cannot and the log is empty, no process can change the database either.
+def _only_reads(action: int, one: str | None, other: str | None, *_: object) -> int:
+    """Whether a condition may do this: 0 allows it, 1 denies it."""
+    if action == sqlite3.SQLITE_READ:
+        return int(one != "items")
+    if action == sqlite3.SQLITE_FUNCTION:
+        return int(other == "load_extension")
+    return int(action != sqlite3.SQLITE_SELECT)
+
+
+def _address(database: Path, *, is_reader: bool = True) -> str:
+    """The file as SQLite's URI; :class:`FormatError` where SQLite would follow a link, or write files that are not the index's.
+
+    A reader makes no change: it leaves a log that a writer left as it is, and where it can write no files at all beside a database without
+    one, nobody else can change that either.
+    """
+    journal, give_up = database.with_name(database.name + "-journal"), time.monotonic() + _JOURNAL_SECONDS
+    while os.path.lexists(journal):  # a database that another process is making has one for a moment
+        if time.monotonic() > give_up:
+            raise FormatError(f"{journal} is not of an index, which has no such journal; remove it if it is not yours")
+        time.sleep(0.01)
+    sizes: dict[str, int] = {}
+    for ending in ("", "-wal", "-shm"):
+        file = database.with_name(database.name + ending)
+        try:
+            status = file.lstat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise DistillHashError(f"{file} cannot be read ({error.strerror}); check the permissions") from error
+        sizes[ending] = status.st_size
+        if not stat.S_ISREG(status.st_mode) or (ending and status.st_nlink > 1):
+            raise FormatError(
+                f"{file} is not a regular file of its own, as in an index; restore it or build the index again"
+            )
     effective = os.access in os.supports_effective_ids
-    writable = os.access(database.parent, os.W_OK, effective_ids=effective)
-    frozen = database.exists() and not writable and not (log.exists() and log.stat().st_size)
-    return f"file:{quote(str(database.absolute()))}" + ("?immutable=1" if frozen else "")
+    if "" not in sizes:
+        mode = "mode=rwc"
+    elif not sizes.get("-wal") and not os.access(database.parent, os.W_OK, effective_ids=effective):
+        mode = "immutable=1"
+    else:
+        mode = "mode=ro" if is_reader and sizes.get("-wal") else "mode=rw"
+    return f"file:{quote(str(database.absolute()))}?{mode}"
 
 
 def _key_to_sql(key: str) -> str | bytes:

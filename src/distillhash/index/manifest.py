@@ -9,10 +9,11 @@ from pathlib import Path
 
 from distillhash import __version__
 from distillhash.errors import DistillHashError, FormatError, ParameterError
-from distillhash.files import write_atomic
+from distillhash.files import read_file, write_atomic
 
 FORMAT_VERSION = 2
 MOST_BITS = 4096
+_MOST_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Manifest:
     def read(cls, file: Path) -> Manifest:
         """The manifest in ``file``; :class:`FormatError` as in :meth:`parse`."""
         try:
-            text = file.read_text(encoding="utf-8")
+            text = read_file(file, limit=_MOST_BYTES).decode()
         except (OSError, ValueError) as error:
             raise damaged(file, repr(error)) from error
         return cls.parse(text, str(file), str(file.parent))
@@ -45,9 +46,11 @@ class Manifest:
         """The manifest that :meth:`text` wrote; messages name ``source``, where the text was found, and ``index``."""
         try:
             fields = json.loads(text)
-            version, n_bits, fingerprint = int(fields["format_version"]), fields["n_bits"], fields["model_fingerprint"]
+            version, n_bits, fingerprint = fields["format_version"], fields["n_bits"], fields["model_fingerprint"]
             checksum = fields.get("checksum")
-        except (ValueError, KeyError, TypeError) as error:
+            if type(version) is not int or not isinstance(fingerprint, str | None):
+                raise TypeError(f"format_version {version!r:.40}, model_fingerprint {fingerprint!r:.40}")
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise damaged(source, repr(error)) from error
         if version > FORMAT_VERSION:
             raise FormatError(

@@ -39,6 +39,7 @@ HAS_KEY, HAS_DIGEST, HAS_METADATA = 1, 2, 4
 MOST_TEXT_BYTES = 65535
 _FIELDS = ["id", "code", "key", "digest", "metadata", "has"]
 _COLLECTION = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,199}")
+_SPECIAL = re.compile(r"""[%_"'\\]""")  # in a pattern
 _ROWS_AT_ONCE = 5_000
 _BYTES_AT_ONCE = 8 << 20  # of one upsert; a server takes 64 MiB
 _VALUES_AT_ONCE = 1_000  # of one expression
@@ -254,6 +255,22 @@ class MilvusIndex(Index):
 
     def _present(self, ids: list[int]) -> set[int]:
         return {int(entity["id"]) for entity in self._query_in("id", ids, ["id"])}
+
+    def _members(self, source: str, below: str) -> Iterator[tuple[int, str | None, bytes | None, Any]]:
+        text = json.dumps(to_plain(source), ensure_ascii=False)
+        conditions = [f'metadata["source"] == {text}', f'json_contains(metadata["also"], {text})']
+        if below:  # as far as its characters mean themselves; what is too much is sorted out later
+            conditions.append(f'key like "{_SPECIAL.split(to_plain(below))[0]}%"')
+
+        def ask(first: int, last: int) -> list[dict[str, Any]]:
+            condition = f"id >= {first} and id <= {last} and ({' or '.join(conditions)})"
+            return self._query(condition, ["id", "key", "digest", "metadata", "has"], limit=self._largest)
+
+        for part in _by_id_ranges(ask, lambda entity: int(entity["id"]), self._largest):
+            for entity in sorted(part, key=lambda entity: int(entity["id"])):
+                key = from_plain(entity["key"]) if entity["has"] & HAS_KEY else None
+                digest = bytes.fromhex(entity["digest"]) if entity["has"] & HAS_DIGEST else None
+                yield int(entity["id"]), key, digest, map_text(entity["metadata"], from_plain)
 
     def ids(self) -> NDArray[np.int64]:
         """See :meth:`Index.ids`; in several requests, between which other processes may change the index."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -31,6 +31,7 @@ T = TypeVar("T")
 Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
 OPTIONS = ("table", "patience")
 _QUERIES_AT_ONCE = 256
+_CONDITION_SECONDS = 10.0
 _VALUES_AT_ONCE = 10_000
 _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,49}")  # Postgres cuts names at 63 bytes, and ours get endings
 _OLDEST_PGVECTOR = (0, 7)  # the first with Hamming distance of bits
@@ -178,12 +179,17 @@ class PostgresIndex(Index):
         statement = self._sql(query.format(n=self.n_bits, where=condition))
         bits = to_bit_text(codes)
         answers: list[list[tuple[int, int]]] = [[] for _ in bits]
+        seconds = None if where is None else self._seconds(min(len(bits), _QUERIES_AT_ONCE))
         for start in range(0, len(bits), _QUERIES_AT_ONCE):
             try:
-                rows = self._session.read(statement, [bits[start : start + _QUERIES_AT_ONCE], bound])
+                rows = self._session.read(statement, [bits[start : start + _QUERIES_AT_ONCE], bound], seconds)
             except DistillHashError as error:
                 state = getattr(error.__cause__, "sqlstate", None) or ""
-                if where is not None and state.startswith(("22", "42")):  # data exception, syntax error or unknown name
+                if where is not None and state == "57014":  # cancelled by the server's clock
+                    raise ParameterError(
+                        f"where={where!r:.200} takes longer than {seconds:g} s; use a simpler condition"
+                    ) from error
+                if where is not None and state.startswith(("22", "25", "42")):  # data, a change, syntax or unknown name
                     raise ParameterError(
                         f"where={where!r} is no condition that Postgres takes ({error.__cause__})"
                     ) from error
@@ -191,6 +197,12 @@ class PostgresIndex(Index):
             for place, distance, identifier in rows:
                 answers[start + place - 1].append((distance, identifier))
         return answers
+
+    def _seconds(self, n_queries: int) -> float:
+        """How long a search with a condition may take: ten seconds, and two for a million pairs of a query and an item."""
+        statement = self._sql("SELECT greatest(reltuples, 0) FROM pg_class WHERE oid = to_regclass(quote_ident(%s))")
+        found = self._session.read(statement, [self._table])
+        return _CONDITION_SECONDS + 2e-6 * n_queries * float(found[0][0] if found else 0)
 
     def _get(self, ids: list[int]) -> dict[int, Item]:
         statement = self._sql("SELECT id, code::text, key, digest, metadata::text FROM {items} WHERE id = ANY(%s)")
@@ -218,6 +230,18 @@ class PostgresIndex(Index):
     def _present(self, ids: list[int], source: PostgresSession | Connection | None = None) -> set[int]:
         statement = self._sql("SELECT id FROM {items} WHERE id = ANY(%s)")
         return {row[0] for row in _rows(source or self._session, statement, ids)}
+
+    def _members(self, source: str, below: str) -> Iterator[tuple[int, str | None, bytes | None, Any]]:
+        statement = self._sql(
+            """SELECT id, key, digest, metadata::text FROM {items} WHERE id > %s
+            AND (position(%s in metadata::text) > 0 OR (%s <> '' AND starts_with(key, %s))) ORDER BY id LIMIT %s"""
+        )
+        last, text, start = -1, json.dumps(source), to_plain(below)
+        while rows := self._session.read(statement, [last, text, start, start, _VALUES_AT_ONCE]):
+            for identifier, key, digest, entry in rows:
+                name, metadata = None if key is None else from_plain(key), None if entry is None else json.loads(entry)
+                yield identifier, name, digest, metadata
+            last = rows[-1][0]
 
     def ids(self) -> NDArray[np.int64]:
         """See :meth:`Index.ids`."""
@@ -290,12 +314,25 @@ class PostgresSession:
         except psycopg.Error as error:
             raise self._explained(error) from error
 
-    def read(self, statement: Composable, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """The rows of one statement that changes nothing; it sees one committed state."""
+    def read(
+        self, statement: Composable, parameters: Sequence[Any] = (), seconds: float | None = None
+    ) -> list[tuple[Any, ...]]:
+        """The rows of one statement that changes nothing; it sees one committed state.
+
+        With ``seconds`` the statement holds something that a user wrote: it may not take longer, and the server refuses changes.
+        """
+
+        def attempt() -> Any:
+            connection = self._connected()
+            if seconds is None:
+                return connection.execute(statement, parameters).fetchall()
+            with connection.transaction():
+                connection.execute("SET TRANSACTION READ ONLY")
+                connection.execute("SELECT set_config('statement_timeout', %s, true)", [str(int(1000 * seconds))])
+                return connection.execute(statement, parameters).fetchall()
+
         try:
-            return with_patience(
-                lambda: self._connected().execute(statement, parameters).fetchall(), self._may_pass, self._patience
-            )
+            return list(with_patience(attempt, self._may_pass, self._patience))
         except self._psycopg.Error as error:
             raise self._explained(error) from error
 

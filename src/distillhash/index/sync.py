@@ -1,0 +1,437 @@
+"""Bring an index up to date with a source: what is new, changed, renamed and gone.
+
+An item is known by its key. The key of a file is its real path, so one file is one item under every spelling and link. The key of a row
+is the identity of its source (the real path of the file or folder) and the row's own key. The metadata of an item name its source, and in
+``also`` other sources that hold it.
+
+Ids follow the content: a file with another name keeps its id, unless the source still has the old name with the old content. What is gone
+is removed on request alone. A file counts as gone where the system says that there is no such file, so a disk that is away or a folder
+that cannot be read loses nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillhash.codes import Codes
+from distillhash.errors import DataError
+from distillhash.index.base import Index, Item, Member
+from distillhash.sources import Skipped, Source
+from distillhash.sources.registry import split_selections
+
+CODES_OF = "codes:"
+"""Before the identity of what codes in a file were made from; so they are never taken for items of the source itself."""
+
+_AT_ONCE = 10_000  # items whose metadata are in memory
+_MOST_DEFERRED = 50_000  # rows that wait for their id, about 300 bytes each
+_OWN_FIELDS = ("source", "key", "also")
+T = TypeVar("T")
+
+
+class Added(NamedTuple):
+    """What bringing an index up to date did, in numbers of items."""
+
+    added: int
+    updated: int  # replaced because their content changed
+    unchanged: int
+    skipped: list[Skipped]
+    renamed: int = 0  # kept their id under another key
+    gone: int = 0  # not in the source any more, and still in the index
+    pruned: int = 0  # removed because they were gone, or because another item that was renamed has their key
+
+
+class Batch(NamedTuple):
+    """Some rows of a source, in order."""
+
+    rows: NDArray[np.intp]  # with these
+    codes: Codes
+    digests: Sequence[bytes]
+    known: NDArray[np.intp]  # that :meth:`Update.recognise` recognised
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a source as items."""
+
+    source: str  # its identity
+    own: Sequence[str]  # keys within the source
+    keys: list[str]  # of the items, distinct
+    old_keys: Sequence[str]  # what the keys were in version 0.1
+    folder: str = ""  # of the files, where they are all those of one folder: its real path and a slash
+    is_part: bool = False  # a selection, which says nothing about the rest
+    by_content: bool = True  # equal digests mean equal content, so that a renamed item is recognised
+
+
+def rows_of(source: Source, identity: str) -> tuple[Source, Rows]:
+    """The rows of an open source, without files that it holds a second time under another name; ``identity`` as of :func:`identity_of`."""
+    real = _RealPaths()
+    paths = [source.path(row) for row in range(len(source))]
+    keys = [
+        row_key(identity, own) if path is None else real(path) for path, own in zip(paths, source.keys, strict=True)
+    ]
+    if len(first := {key: row for row, key in reversed(list(enumerate(keys)))}) < len(keys):
+        rows = sorted(first.values())
+        source, keys, paths = source.select(np.array(rows)), [keys[row] for row in rows], [paths[row] for row in rows]
+    old_keys = [path or old_row_key(source.name, own) for path, own in zip(paths, source.keys, strict=True)]
+    is_folder = paths[0] is not None and Path(identity).is_absolute() and Path(identity).is_dir()
+    folder = identity.rstrip(os.sep) + os.sep if is_folder else ""
+    # Files that are given one by one have no place of their own, and are not all that there is.
+    is_part = bool(split_selections(source.name)[1]) or not (":" in identity or os.path.isabs(identity))  # noqa: PTH117
+    return source, Rows(identity, source.keys, keys, old_keys, folder, is_part)
+
+
+def identity_of(name: str) -> str:
+    """What a source is called wherever one stands and however it is spelled: its real path, after ``scheme:`` where it has one."""
+    try:
+        place = split_selections(name)[0]
+        scheme, colon, rest = place.partition(":")
+        if (path := Path(place).expanduser()).exists():
+            return os.path.realpath(path)
+        if colon and rest and Path(rest).expanduser().exists():
+            return f"{scheme}:{os.path.realpath(Path(rest).expanduser())}"
+    except (OSError, ValueError, RuntimeError):  # no path at all
+        return name
+    return place
+
+
+def row_key(source: str, own: str) -> str:
+    """The key of a row, unique over all sources."""
+    return f"{source.removesuffix(':')}:{own}"
+
+
+def old_row_key(name: str, own: str) -> str:
+    """The key that version 0.1 gave to a row of a source, by the name that was typed."""
+    return row_key(name.partition("#")[0], own)
+
+
+def is_row(item: Item | Member) -> bool:
+    """Whether an item's key names a row of its source rather than a file; the source may have an absolute path."""
+    metadata = item.metadata or {}
+    source, own = str(metadata.get("source")), str(metadata.get("key"))
+    return item.key in (row_key(source, own), old_row_key(source, own))
+
+
+class _RealPaths:
+    """Real paths of files, most of which share their folder with others."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def __call__(self, path: str) -> str:
+        folder, name = os.path.split(path)
+        try:
+            if folder not in self._folders:
+                self._folders[folder] = os.path.realpath(folder)
+            whole = os.path.join(self._folders[folder], name)  # noqa: PTH118  # a Path takes ten times as long
+            is_plain = name not in ("", ".", "..") and not os.path.islink(whole)  # noqa: PTH114
+            return whole if is_plain else os.path.realpath(whole)
+        except ValueError:  # a NUL in a line of a list
+            return path
+
+
+class Update:
+    """One run over a source: :meth:`recognise` says which rows need no code, :meth:`store` takes the batches, :meth:`finish` ends it."""
+
+    def __init__(self, index: Index, rows: Rows) -> None:
+        """Find out what the index holds of the source, and give items of version 0.1 their new keys."""
+        self._index, self._rows = index, rows
+        self._row_of = {own: row for row, own in enumerate(rows.own)}
+        self._held: dict[str, tuple[int, bytes | None]] = {}  # id and digest of the items that the rows are
+        self._shared: set[int] = set()  # those among them that other sources hold as well
+        self._unclaimed: set[int] = set()  # those that this one does not hold yet
+        self._gone: dict[bytes | None, list[int]] = defaultdict(list)  # ids of what is gone, by content
+        self._left: list[int] = []  # items that the source does not hold any more, but others do
+        self._old: dict[
+            int, tuple[int, bytes | None]
+        ] = {}  # row -> item of version 0.1 that is the row's if its content is
+        self._moves: dict[
+            int, tuple[int, bytes, bool]
+        ] = {}  # row -> id and digest of its item, and whether it was renamed
+        self._waiting: list[tuple[int, bytes, NDArray[np.uint8]]] = []  # row, digest, packed code
+        self._identities: dict[str, str] = {}
+        self.added = self.updated = self.unchanged = self.renamed = self.pruned = 0
+        self._find_held()
+        self._find_old()
+        self._contents = {digest for _, digest in self._held.values()} if rows.by_content else set()
+
+    def recognise(self, own_keys: Sequence[str], digests: Sequence[bytes]) -> list[bool]:
+        """Which rows, given by their keys within the source and their contents, the index holds, if under another key."""
+        return [self._recognise(self._row_of[own], digest) for own, digest in zip(own_keys, digests, strict=True)]
+
+    def _recognise(self, row: int, digest: bytes) -> bool:
+        if (held := self._held.get(self._rows.keys[row])) is not None:
+            return held[1] == digest
+        old = self._old.get(row)
+        if old is not None and old[1] == digest:
+            self._moves[row] = old[0], digest, False
+        elif self._rows.by_content and (identifier := _pop(self._gone, digest)) is not None:
+            self._moves[row] = identifier, digest, True
+        return row in self._moves
+
+    def store(self, batch: Batch) -> None:
+        """Store the rows of a batch. A row whose content, or whose key's content, may be elsewhere waits for the end."""
+        moved = [(row, *self._moves.pop(row)) for row in batch.known.tolist() if row in self._moves]
+        self.unchanged += len(batch.known) - sum(is_renamed for *_, is_renamed in moved)
+        self.renamed += sum(is_renamed for *_, is_renamed in moved)
+        self._rename([(row, identifier, digest) for row, identifier, digest, _ in moved])
+        new = []
+        for place, (row, digest) in enumerate(zip(batch.rows.tolist(), batch.digests, strict=True)):
+            if self._rows.keys[row] in self._held or digest in self._contents:
+                self._waiting.append((row, digest, batch.codes.packed[place]))
+            else:
+                new.append(place)
+        if new:
+            rows, digests = batch.rows[new].tolist(), [batch.digests[place] for place in new]
+            metadata = [self._metadata(row, None) for row in rows]
+            self._index.add(batch.codes[new], metadata=metadata, keys=self._keys(rows), digests=digests, upsert=True)
+            self.added += len(new)
+        if len(self._waiting) > (_MOST_DEFERRED if self._rows.by_content else 0):
+            self._settle()
+
+    def finish(self, skipped: list[Skipped], *, prune: bool) -> Added:
+        """Store what waits; with ``prune`` remove what is gone."""
+        self._settle()
+        for part in _parts(sorted(self._unclaimed), _AT_ONCE):
+            self._change(part, lambda found: [*found.sources, self._rows.source])
+        gone = sorted(identifier for ids in self._gone.values() for identifier in ids)
+        if prune:
+            for part in _parts(gone, _AT_ONCE):
+                self.pruned += self._index.remove(sorted(self._index.present(part)))
+            for part in _parts(self._left, _AT_ONCE):
+                self._change(part, lambda found: [name for name in found.sources if name != self._rows.source])
+        n_gone = 0 if prune else len(gone)
+        return Added(self.added, self.updated, self.unchanged, skipped, self.renamed, n_gone, self.pruned)
+
+    def refuse_other_codes(self, codes: Codes, digests: Sequence[bytes], *, replace: bool) -> None:
+        """Raise :class:`DataError` where a key is also another source's, with another code than in ``codes`` (one for each row).
+
+        With ``replace`` such an item is taken over.
+        """
+        for part in _parts(sorted(self._shared), _AT_ONCE):
+            for item in self._items(part).values():
+                assert item.key is not None
+                row = self._row_of_key(item.key)
+                if item.code == codes[row]:
+                    self._held[item.key] = item.id, digests[row]  # of a file, it is another digest
+                    continue
+                if not replace:
+                    owner = next(name for name in _member(item).sources if name != self._rows.source)
+                    raise DataError(
+                        f"the key {item.key!r} of {_shown(self._rows.source)} is that of another item, from {_shown(owner)}; "
+                        "give the items other keys, or pass --replace to replace what is there"
+                    )
+                self._unclaimed.discard(item.id)
+                self._shared.discard(item.id)
+
+    def _row_of_key(self, key: str) -> int:
+        own = key if key in self._row_of else key.removeprefix(row_key(self._rows.source, ""))
+        return self._row_of[own]
+
+    def _find_held(self) -> None:
+        """Sort the items of the source into those that it lists and those that it does not."""
+        rows, listed = self._rows, set(self._rows.keys)
+        for member in self._index.members(rows.source, rows.folder):
+            if member.key in listed:
+                self._hold(member)
+            elif not rows.is_part and self._is_gone(member):
+                if len(member.sources) > 1 and not (rows.folder and _is_missing(member.key)):
+                    self._left.append(member.id)
+                else:
+                    self._gone[member.digest].append(member.id)
+        for part in _parts([key for key in rows.keys if key not in self._held], _AT_ONCE):
+            for item in self._items([identifier for identifier, _ in self._index.known(part).values()]).values():
+                self._hold(_member(item))
+
+    def _hold(self, member: Member) -> None:
+        self._held[member.key] = member.id, member.digest
+        if self._others(member):
+            self._shared.add(member.id)
+            if self._rows.source not in member.sources:
+                self._unclaimed.add(member.id)
+
+    def _others(self, member: Member) -> list[str]:
+        """The other sources that hold an item and have to be named; a folder that it lies in need not."""
+        if self._lies_in_other_folder(member):
+            return []
+        return [name for name in member.sources if self._identity(name) != self._rows.source]
+
+    def _lies_in_other_folder(self, member: Member) -> bool:
+        """Whether an item is the file of another source, which is a folder."""
+        folders = [self._identity(name).rstrip(os.sep) for name in member.sources]
+        return any(member.key.startswith(name + os.sep) for name in folders if name != self._rows.source)
+
+    def _identity(self, name: str) -> str:
+        if name not in self._identities:
+            self._identities[name] = identity_of(name)
+        return self._identities[name]
+
+    def _is_gone(self, member: Member) -> bool:
+        """Whether an item that the source does not list is not in it any more."""
+        is_own = self._rows.source in member.sources
+        if not self._rows.folder:
+            return is_own
+        if not is_own and is_row(member):  # of a table in the folder
+            return False
+        if member.key.startswith(self._rows.folder):  # a file that is there may lie in a folder that cannot be listed
+            return _is_missing(member.key) or os.path.realpath(member.key) != member.key
+        # It was reached through a link. Where the folder behind that is away, the file may come back with it.
+        return os.access(os.path.dirname(member.key), os.R_OK | os.X_OK)  # noqa: PTH120
+
+    def _find_old(self) -> None:
+        """Give items of version 0.1 their new keys, where the old ones are whole paths. Others are recognised by their content."""
+        rows = self._rows
+        new = {old: row for row, (old, key) in enumerate(zip(rows.old_keys, rows.keys, strict=True)) if old != key}
+        new = {old: row for old, row in new.items() if rows.keys[row] not in self._held}
+        moves: list[tuple[int, int, bytes | None]] = []
+        for part in _parts(list(new) if len(self._index) else [], _AT_ONCE):
+            for item in self._items([identifier for identifier, _ in self._index.known(part).values()]).values():
+                assert item.key is not None
+                row, member = new[item.key], _member(item)
+                if os.path.isabs(item.key):  # noqa: PTH117  # any text
+                    moves.append((row, item.id, item.digest))
+                    self._held[rows.keys[row]] = item.id, item.digest
+                elif not member.sources or is_row(member):
+                    self._old[row] = item.id, item.digest
+        self._rename(moves)
+
+    def _rename(self, moves: Sequence[tuple[int, int, bytes | None]]) -> None:
+        """Give items, as (row, id, digest), the keys of rows; they keep their code and what else their metadata hold."""
+        for part in _parts(moves, _AT_ONCE):
+            items = self._items([identifier for _, identifier, _ in part])
+            kept = [(row, items[identifier]) for row, identifier, _ in part if identifier in items]
+            rows = [row for row, _ in kept]
+            self._put(rows, [item for _, item in kept], [self._metadata(*one, is_renamed=True) for one in kept])
+            self._held |= {self._rows.keys[row]: (item.id, item.digest) for row, item in kept}
+
+    def _change(self, ids: Sequence[int], sources: Callable[[Member], list[str]]) -> None:
+        """Write anew which sources hold items."""
+        items = [item for item in self._items(ids).values() if item.key is not None]
+        self._put(None, items, [_held_by(item.metadata or {}, sources(_member(item))) for item in items])
+
+    def _put(self, rows: Sequence[int] | None, items: Sequence[Item], metadata: Sequence[dict[str, Any]]) -> None:
+        """Store items again, with the keys of rows if they are given."""
+        keys = [str(item.key) for item in items] if rows is None else self._keys(rows)
+        for has_digest in (True, False):
+            places = [place for place, item in enumerate(items) if (item.digest is not None) == has_digest]
+            if places:
+                self._index.add(
+                    Codes.concatenate([items[place].code for place in places], self._index.n_bits),
+                    [items[place].id for place in places],
+                    [metadata[place] for place in places],
+                    keys=[keys[place] for place in places],
+                    digests=[items[place].digest or b"" for place in places] if has_digest else None,
+                    upsert=True,
+                )
+
+    def _metadata(self, row: int, old: Item | None, *, is_renamed: bool = False) -> dict[str, Any]:
+        """What is stored with a row, which is an item that is there already, or a new one (None)."""
+        own = {"source": self._rows.source, "key": self._rows.own[row]}
+        if old is None:
+            return own
+        if is_renamed:
+            return {name: value for name, value in (old.metadata or {}).items() if name not in _OWN_FIELDS} | own
+        member = _member(old)
+        is_inside = self._lies_in_other_folder(member)
+        if not is_inside and old.id not in self._shared:
+            return own
+        claim = [] if is_inside else [self._rows.source]
+        return _held_by({"key": member.metadata.get("key")}, [*member.sources, *claim])
+
+    def _keys(self, rows: Sequence[int]) -> list[str]:
+        return [self._rows.keys[row] for row in rows]
+
+    def _items(self, ids: Sequence[int]) -> dict[int, Item]:
+        """Those of the items that are there."""
+        return {item.id: item for item in self._index.get(sorted(self._index.present(ids)))}
+
+    def _settle(self) -> None:
+        """Give the rows that wait their ids: that of an item with their content, whose key's content changed, or else that of their key."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        owners = [self._held.get(self._rows.keys[row]) for row, _, _ in waiting]
+        displaced: dict[bytes | None, list[int]] = defaultdict(list)
+        for owner in owners:
+            if owner is not None and self._rows.by_content:
+                displaced[owner[1]].append(owner[0])
+        chosen: list[int | None] = [None] * len(waiting)
+        for place, (_, digest, _) in enumerate(waiting):
+            if self._rows.by_content:
+                chosen[place] = _pop(displaced, digest)
+                if chosen[place] is None:
+                    chosen[place] = _pop(self._gone, digest)
+        moved = set(chosen)
+        self.renamed += len(moved - {None})
+        for place, owner in enumerate(owners):
+            if chosen[place] is None and owner is not None and owner[0] not in moved:
+                chosen[place] = owner[0]
+                self.updated += 1
+        self.added += chosen.count(None)
+        orphans = {owner[0] for owner in owners if owner is not None}.difference(chosen)
+        self.pruned += self._index.remove(sorted(self._index.present(list(orphans))))
+        items = self._items([identifier for identifier in chosen if identifier is not None])
+        for is_new in (False, True):  # a new item may get a key that another one has lost
+            places = [place for place, identifier in enumerate(chosen) if (identifier is None) == is_new]
+            if not places:
+                continue
+            rows, digests = [waiting[place][0] for place in places], [waiting[place][1] for place in places]
+            ids = [identifier for identifier in chosen if identifier is not None]
+            olds = [None] * len(places) if is_new else [items.get(identifier) for identifier in ids]
+            stored = self._index.add(
+                Codes(np.stack([waiting[place][2] for place in places]), self._index.n_bits),
+                None if is_new else ids,
+                [
+                    self._metadata(row, old, is_renamed=old is not None and old.id in moved)
+                    for row, old in zip(rows, olds, strict=True)
+                ],
+                keys=self._keys(rows),
+                digests=digests,
+                upsert=True,
+            )
+            self._held |= dict(zip(self._keys(rows), zip(stored.tolist(), digests, strict=True), strict=True))
+            self._contents.update(digests)
+
+
+def _shown(source: str) -> str:
+    """A source in messages."""
+    return f"codes of {source.removeprefix(CODES_OF)}" if source.startswith(CODES_OF) else source
+
+
+def _member(item: Item) -> Member:
+    return Member(item.id, item.key or "", item.digest, item.metadata or {})
+
+
+def _held_by(entry: dict[str, Any], sources: Sequence[str]) -> dict[str, Any]:
+    """Metadata that name these sources, at least one."""
+    first, *others = dict.fromkeys(sources)
+    entry = {name: value for name, value in entry.items() if name != "also"} | {"source": first}
+    return entry | ({"also": others} if others else {})
+
+
+def _is_missing(path: str) -> bool:
+    """Whether the system says that there is no such file; not where it cannot tell."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (OSError, ValueError):
+        return False
+    return False
+
+
+def _pop(pool: dict[Any, list[int]], digest: bytes) -> int | None:
+    ids = pool.get(digest)
+    return ids.pop(0) if ids else None
+
+
+def _parts(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
