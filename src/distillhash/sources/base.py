@@ -5,7 +5,8 @@ for. Labels are ground truth: evaluation reads them, training never does.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -133,6 +134,19 @@ class BadItemError(DataError):
     """One item cannot be read or decoded. Jobs skip the item, count it and list it; ``--strict`` makes them fail."""
 
 
+@contextmanager
+def item_memory() -> Iterator[None]:
+    """Around the work for one item: memory that there is not is the item's :class:`BadItemError`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(
+            error
+        ):  # torch has no error of its own for it
+            raise
+        raise BadItemError("it needs more memory than there is") from error
+
+
 def nothing_usable(name: str, skipped: Sequence[Skipped]) -> DataError:
     """The error to raise when all items of the source ``name`` were skipped."""
     first = f"; first {skipped[0].key}: {skipped[0].reason}" if skipped else ""
@@ -158,6 +172,7 @@ class Source(ABC):
         splits: Mapping[str, NDArray[np.intp]] | None = None,
     ) -> None:
         self.name, self.keys, self.labels, self.label_names, self.splits = name, keys, labels, label_names, splits or {}
+        self.damaged: dict[str, str] = {}  # key and damage of items that were used all the same; selections share it
 
     def __len__(self) -> int:
         """Number of items, readable or not."""
