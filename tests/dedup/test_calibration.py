@@ -148,8 +148,13 @@ def test_small_collections_find_their_copies(n: int) -> None:
     bits = rng.integers(0, 2, (n, 1024), np.uint8)
     both = packed(np.concatenate([bits, flipped(bits, np.full(n, 0.05), rng)]))
     found = calibrate(both, copies=known_copies(rng, 1024, 0.15))
-    assert found.radius > 80 and found.expected_false_pairs < 1
-    assert calibrate(packed(bits), copies=known_copies(rng, 1024, 0.15)).expected_false_pairs < 1
+    assert found.radius > 80
+    for one in (found, calibrate(packed(bits), copies=known_copies(rng, 1024, 0.15))):
+        told = one.unknown is None
+        assert told == (one.expected_false_pairs is not None) == (one.false_pairs_interval is not None)
+        assert not told or one.expected_false_pairs < 1
+        assert told or "cannot be told" in one.sentence()
+    assert (found.unknown is None) == (2 * n >= 8)  # 28 pairs
 
 
 def test_same_codes_same_answer() -> None:

@@ -70,7 +70,9 @@ def open_argument(arguments: argparse.Namespace, spec: str) -> Source:
     """A source of the command line, opened as the reading options say."""
     from distillhash.sources import open_source
 
-    return open_source(spec, max_file_size=arguments.max_file_size)
+    source = open_source(spec, max_file_size=arguments.max_file_size)
+    arguments.opened = [*getattr(arguments, "opened", []), source]
+    return source
 
 
 def _file_size(text: str) -> int:
@@ -125,15 +127,37 @@ def refuse_skipped(arguments: argparse.Namespace, skipped: Sequence[Skipped]) ->
 
 
 def report_skipped(arguments: argparse.Namespace, skipped: Sequence[Skipped], path: Path) -> dict[str, Any]:
-    """List skipped items in ``path``, which is absent when nothing was skipped, and say so; the keys that every summary carries."""
+    """Say which items were skipped, and which are damaged and were used; the keys that every summary carries.
+
+    Skipped items are listed in ``path``, damaged ones in the same name with ``damaged`` for ``skipped``; each is absent when there are none.
+    """
+    found = {key: reason for source in getattr(arguments, "opened", []) for key, reason in source.damaged.items()}
+    damaged = [{"key": key, "reason": reason} for key, reason in sorted(found.items())]
+    summary = _listed(
+        arguments,
+        "damaged",
+        damaged,
+        path.with_name(path.name.replace("skipped", "damaged")),
+        "are damaged and were used",
+    )
+    bad = [{"key": item.key, "reason": item.reason} for item in skipped]
+    text = "could not be used"
+    summary = _listed(arguments, "skipped", bad, path, text) | summary
+    if bad and arguments.strict:
+        raise DataError(
+            f"{len(bad)} items {text} (first: {bad[0]['key']}: {bad[0]['reason']}); all are listed in {path}; --strict makes that an error"
+        )
+    return summary
+
+
+def _listed(
+    arguments: argparse.Namespace, kind: str, items: Sequence[dict[str, str]], path: Path, text: str
+) -> dict[str, Any]:
     path.unlink(missing_ok=True)
-    if not skipped:
-        return {"n_skipped": 0}
+    if not items:
+        return {f"n_{kind}": 0}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([{"key": item.key, "reason": item.reason} for item in skipped], indent=1) + "\n")
-    first = skipped[0]
-    text = f"{len(skipped)} items could not be used (first: {first.key}: {first.reason}); all are listed in {path}"
-    if arguments.strict:
-        raise DataError(f"{text}; --strict makes that an error")
-    say(arguments, text)
-    return {"n_skipped": len(skipped), "skipped": str(path)}
+    path.write_text(json.dumps(items, indent=1) + "\n")
+    first = items[0]
+    say(arguments, f"{len(items)} items {text} (first: {first['key']}: {first['reason']}); all are listed in {path}")
+    return {f"n_{kind}": len(items), kind: str(path)}

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -172,7 +173,11 @@ class Source(ABC):
         splits: Mapping[str, NDArray[np.intp]] | None = None,
     ) -> None:
         self.name, self.keys, self.labels, self.label_names, self.splits = name, keys, labels, label_names, splits or {}
-        self.damaged: dict[str, str] = {}  # key and damage of items that were used all the same; selections share it
+
+    @cached_property
+    def damaged(self) -> dict[str, str]:
+        """Key and damage of the items read so far that are damaged and were used all the same; selections share it."""
+        return {}
 
     def __len__(self) -> int:
         """Number of items, readable or not."""
@@ -181,6 +186,7 @@ class Source(ABC):
     def select(self, rows: NDArray[np.intp]) -> Self:
         """The same kind of source holding only ``rows`` (``(m,) int``), in that order."""
         rows = check_rows(rows, len(self))
+        _ = self.damaged  # made before it is shared
         part = copy(self)
         part.keys = take_keys(self.keys, rows)
         part.labels = None if self.labels is None else self.labels[rows]

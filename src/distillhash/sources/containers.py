@@ -113,7 +113,7 @@ def _too_little(chunks: list[tuple[bytes, bytes]]) -> bool:
     """Whether the pixels announced cannot be in there, so that no memory need be taken for them."""
     width, height, depth, colour = struct.unpack_from(">IIBB", chunks[0][1])
     bits = width * height * depth * {2: 3, 4: 2, 6: 4}.get(colour, 1)
-    return bits // 8 > _DEFLATES * sum(len(body) for kind, body in chunks if kind == b"IDAT")
+    return bool(bits // 8 > _DEFLATES * sum(len(body) for kind, body in chunks if kind == b"IDAT"))
 
 
 def _jpeg(data: bytes, frames: bool) -> Contents:
@@ -128,7 +128,8 @@ def _jpeg(data: bytes, frames: bool) -> Contents:
         code, start, body = found[1][0], found.start(), found.end()
         if code == 0xD9:
             parts.append(data[copied:body])
-            return Contents(b"".join(parts) if copied else data[:body], rest=data[body:])
+            whole = b"".join(parts) if copied else data[:body]
+            return Contents(whole + data[body:] if frames else whole, rest=data[body:])
         if code in (0x01, 0xD8):
             place = body
             continue
@@ -143,10 +144,14 @@ def _jpeg(data: bytes, frames: bool) -> Contents:
         if code == 0xDA:
             scan = scan or place
         if not scan and (0xE0 <= code <= 0xEF or code == 0xFE):
-            kept = (b"",) if frames else _KEPT_SEGMENTS.get(code, ())
+            kept = _KEPT_SEGMENTS.get(code, ())
             if not any(data.startswith(prefix, body + 2) for prefix in kept):
+                if frames and data.startswith(b"MPF\0", body + 2):
+                    continue
                 parts.append(data[copied:start])
                 copied = place
+                if frames:  # a comment of the same length, for the places of other pictures are counted from here
+                    parts.append(b"\xff\xfe" + data[body:place])
     if not scan or (end - scan) * _LEAST_SHARE < pixels:
         return Contents(data, lacking=True)
     parts += data[copied:end], b"\xff\xd9"

@@ -176,7 +176,7 @@ def image_format(data: bytes) -> str:
 
 
 def damage_of(data: bytes | NDArray[Any]) -> str | None:
-    """What is wrong with a file that is read all the same, because browsers show it: it ends early, or a checksum of its pixels is wrong."""
+    """What is wrong with a file that is read all the same, as browsers do: it ends early, or a checksum of its pixels is wrong."""
     return None if isinstance(data, np.ndarray) else contents(data).damage
 
 
@@ -232,7 +232,7 @@ class Encoded:
             raise BadItemError(f"the {self.name} data cannot be decoded: {_reason(error)}") from error
 
 
-def open_encoded(data: bytes, max_pixels: int | None = None) -> Encoded:
+def open_encoded(data: bytes, max_pixels: int | None = None, *, frames: bool = False) -> Encoded:
     """Read the header. A :class:`BadItemError` where the format is unknown, the header damaged, or ``max_pixels`` exceeded."""
     prefix = data[:16]
     for name in _PLUGINS:
@@ -242,7 +242,7 @@ def open_encoded(data: bytes, max_pixels: int | None = None) -> Encoded:
         if isinstance(accepted, str):
             raise BadItemError(f"{name} images need a Pillow built with {name} support: {accepted}")
         try:
-            parts = contents(data)
+            parts = contents(data, frames=frames)
             image = factory(BytesIO(parts.data), "")
         except Exception as error:  # a damaged header raises anything
             raise BadItemError(f"the {name} header cannot be read: {_reason(error)}") from error
