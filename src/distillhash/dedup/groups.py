@@ -42,9 +42,8 @@ _DIGIT = 11  # bits sorted by at a time
 _BLOCK_PAIRS = 2**23  # compared at a time where every pair is; all of them may be within the radius
 
 TELLING = 128  # bits of a code, from which different pictures have different codes
-NEARLY = 16
 COPIES, _PER_COPY = 8, 50  # items of one picture that count at most: one for every 50 pictures
-_MOST_STARS = 200_000  # items; in larger collections only equal codes are copies
+_MOST_CHAINED = 200_000  # items; in larger collections only equal codes are copies
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64)
 
 Rows = NDArray[np.int64]
@@ -113,11 +112,13 @@ def star_groups(
     return Stars(*_claim(codes.words(), *_by_part(parts, rank), radius, places, np.unique(low * n + high), kinds))
 
 
-def different_pictures(codes: Codes, same: NDArray[np.bytes_] | None = None, usable: Rows | None = None) -> Pictures:
+def different_pictures(
+    codes: Codes, same: NDArray[np.bytes_] | None = None, usable: Rows | None = None, *, nearly: float = 1 / 16
+) -> Pictures:
     """Tell crowds of copies from different pictures, among the rows ``usable``.
 
-    Items of equal content (``same``, a digest each) are copies, and in codes of ``TELLING`` bits or more, items within ``n_bits // NEARLY``
-    bits of one of them. A picture counts as at most ``COPIES`` items, in small collections as one, and equal codes as one.
+    Items of equal content (``same``, a digest each) are copies, and in codes of ``TELLING`` bits or more, items that are joined by steps of
+    a share ``nearly`` of the bits. A picture counts as at most ``COPIES`` items, in small collections as one, and equal codes as one.
     """
     usable = np.arange(len(codes)) if usable is None else usable
     packed = np.ascontiguousarray(codes.packed[usable])
@@ -135,10 +136,10 @@ def different_pictures(codes: Codes, same: NDArray[np.bytes_] | None = None, usa
     place = np.empty(len(first), np.int64)
     place[np.argsort(first)] = np.arange(len(first))
     times = np.bincount(place[number], minlength=len(once))  # items of each
-    keeper = np.arange(len(once))
-    if telling and 0 < len(once) <= _MOST_STARS:
-        keeper = star_groups(codes[usable[once]], codes.n_bits // NEARLY).keeper
-    _, picture = np.unique(keeper, return_inverse=True)
+    lowest = np.arange(len(once))
+    if telling and 0 < len(once) <= _MOST_CHAINED:
+        lowest = connected_parts(codes[usable[once]], int(codes.n_bits * nearly)).astype(np.int64)
+    _, picture = np.unique(lowest, return_inverse=True)
     n_pictures = int(picture.max(initial=-1)) + 1
     limit = min(COPIES, max(1, n_pictures // _PER_COPY))
     by_picture = np.argsort(picture, kind="stable")
@@ -150,7 +151,7 @@ def different_pictures(codes: Codes, same: NDArray[np.bytes_] | None = None, usa
     )
     among = [float(count.sum() ** 2 - (count**2).sum()) for count in (sizes, left)]
     pairs = among[0] / among[1] if among[1] else 1.0
-    return Pictures(usable[once[np.unique(keeper)]], np.sort(usable[once[kept]]), pairs, len(usable))
+    return Pictures(usable[once[np.unique(lowest)]], np.sort(usable[once[kept]]), pairs, len(usable))
 
 
 def linked_rows(parts: NDArray[np.int32], places: Rows | None = None) -> Rows:

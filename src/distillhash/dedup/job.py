@@ -319,7 +319,8 @@ def _across(kept: Source, other: Source, settings: Settings) -> tuple[Encoder, C
 def _calibrated(encoder: Encoder, source: Source, coded: Coded, one: Coded, other: Coded | None) -> Calibration:
     """The radius for pairs within ``one``, or of ``one`` and ``other``, by edits of the images of ``source``, whose codes are ``coded``."""
     settings, sides = encoder.settings, [side for side in (one, other) if side is not None]
-    pictures = [different_pictures(side.codes, side.digests, np.flatnonzero(~side.flat)) for side in sides]
+    nearly = 1 / 8 if encoder.hashes else 1 / 16  # features alone are near for scenes of one kind as well
+    pictures = [different_pictures(s.codes, s.digests, np.flatnonzero(~s.flat), nearly=nearly) for s in sides]
     edited = pictures[0] if coded is one else pictures[-1]
     across = [side.codes[found.kept] for side, found in zip(sides, pictures, strict=True)]
     n_items = [len(side.rows) for side in sides]
