@@ -119,14 +119,16 @@ def _too_little(chunks: list[tuple[bytes, bytes]]) -> bool:
 def _jpeg(data: bytes, frames: bool) -> Contents:
     """Segments until the end marker; a file that ends before it gets one, as browsers do."""
     parts, place, copied = [], 2, 0
-    pixels, scan = 0, 0
+    end, pixels, scan, arithmetic = len(data), 0, 0, False
     while True:
         found = _MARKER.search(data, place)
         if found is None:
-            end = len(data)
             break
         code, start, body = found[1][0], found.start(), found.end()
         if code == 0xD9:
+            end = start
+            if not arithmetic and (end - scan) * _LEAST_SHARE < pixels:
+                break
             parts.append(data[copied:body])
             whole = b"".join(parts) if copied else data[:body]
             return Contents(whole + data[body:] if frames else whole, rest=data[body:])
@@ -139,7 +141,7 @@ def _jpeg(data: bytes, frames: bool) -> Contents:
             break
         if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC) and length >= 8:
             height, width = struct.unpack_from(">HH", data, body + 3)
-            pixels = width * height
+            pixels, arithmetic = width * height, code > 0xC8
         place = body + length
         if code == 0xDA:
             scan = scan or place
