@@ -149,7 +149,10 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
             learned = sample_rows(len(source), LEARN_FROM, np.random.default_rng(model.hasher.seed))
             options: dict[str, Any] = {"max_pixels": settings.max_pixels, "progress": settings.progress}
             sample = extract_features(images.select(learned), model.backbone, cache=settings.cache, **options)
-            different = _different(sample.features)
+            usable = np.ones(len(sample.rows), bool)
+            if isinstance(images, HashedImages):
+                usable = ~images.flat[learned[sample.rows]]
+            different = _different(sample.features, np.flatnonzero(usable))
         if len(learned) and len(different) >= FEWEST_TO_LEARN:
             model.hasher.fit(sample.features[different])
             text = f"ITQ codes of {LEARNED_BITS} bits over {given}, fitted on {len(different):,} of the items"
@@ -166,10 +169,10 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
         return encoder, encoder._encode(images, first, learned)
 
 
-def _different(features: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Rows to learn from: of a crowd of nearly equal ones a few, so that a picture that is there a thousand times is not all there is."""
+def _different(features: NDArray[np.float32], usable: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the rows ``usable`` to learn from: a few of a crowd of nearly equal ones, so that no picture is all there is."""
     planes = make_hasher("lsh", RANDOM_BITS, centre=False).fit(np.eye(2, features.shape[1]))
-    return different_pictures(planes.encode(features)).kept
+    return different_pictures(planes.encode(features), usable=usable).kept
 
 
 @contextmanager
