@@ -45,6 +45,7 @@ _PLUGINS = {  # Pillow's name of a format, and of the plug-in that reads it
     "PPM": "Ppm",
     "AVIF": "Avif",
 }
+_LARGE, _MOST_FOLDED = 2**27, 4096  # bytes of pixels, from which on a file holds a byte for every so many at least
 _TINY = 64  # pixels a side, up to which a PNG is smaller than a JPEG
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -167,7 +168,7 @@ def image_size(data: bytes | NDArray[Any]) -> tuple[int, int]:
     opened = open_encoded(data)
     width, height = opened.size
     # Pillow gives the size of a TIFF as it is shown already.
-    return (height, width) if opened.name != "TIFF" and opened.orientation() >= 5 else (width, height)
+    return (height, width) if opened.name != "TIFF" and opened.orientation() in (5, 6, 7, 8) else (width, height)
 
 
 def image_format(data: bytes) -> str:
@@ -248,6 +249,7 @@ def open_encoded(data: bytes, max_pixels: int | None = None, *, frames: bool = F
             raise BadItemError(f"the {name} header cannot be read: {_reason(error)}") from error
         if max_pixels is not None:
             _check_pixel_count(*image.size, max_pixels)
+            _check_claim(image, len(data))
         return Encoded(name, image, parts)
     if not data:
         raise BadItemError("the file is empty")
@@ -329,6 +331,15 @@ def _check_pixel_count(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise BadItemError(
             f"the image is {width} x {height} pixels, over the limit of {max_pixels} pixels; raise it with --max-pixels"
+        )
+
+
+def _check_claim(image: Image.Image, n_bytes: int) -> None:
+    """Refuse a header that announces what takes much memory and hardly can be in a file of its size."""
+    needed = image.width * image.height * (1 if image.mode == "1" else 4)
+    if needed > max(_LARGE, _MOST_FOLDED * n_bytes):
+        raise BadItemError(
+            f"{n_bytes} bytes hardly hold the {image.width} x {image.height} pixels that the header announces"
         )
 
 
