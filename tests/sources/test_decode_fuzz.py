@@ -115,6 +115,8 @@ def chunks(data: bytearray, rng: np.random.Generator) -> bytes:
         length = struct.unpack_from(">I", data, place)[0]
         parts.append((bytes(data[place + 4 : place + 8]), bytearray(data[place + 8 : place + 8 + length])))
         place += 12 + length
+    if not parts:
+        return flip(data, rng)
     for _ in range(rng.integers(1, 4)):
         choice, one = int(rng.integers(5)), int(rng.integers(len(parts)))
         kind, body = parts[one]

@@ -177,7 +177,8 @@ def calibrate(
     """Choose a radius, or say what to expect of a given one.
 
     The radius is the smallest that finds ``WANTED_RECALL`` of the light edits, and from there on grows as long as the next distance adds at
-    most ``FALSE_PER_FOUND`` false pairs for each pair of copies; but never beyond what the expected false pairs allow.
+    most ``FALSE_PER_FOUND`` false pairs for each pair of copies; but never beyond what the expected false pairs allow, or an eighth of the
+    bits where these cannot be told.
 
     With ``others``, pairs across the two collections count. Without ``copies`` (of vectors) the false pairs alone decide. Where ``codes``
     are those of different pictures alone, ``n_items`` is how many items they stand for, and ``pairs`` how many pairs each of theirs does.
@@ -214,6 +215,8 @@ def calibrate(
             added, copied = tail.false[enough + 1 :], tail.duplicates[enough + 1 :]
             grows = np.cumprod((copied >= FEWEST_COPIES) & (added <= FALSE_PER_FOUND * copied))
             chosen = min(chosen, enough + int(grows.sum()))
+        if unknown is not None:
+            chosen = min(chosen, codes.n_bits // 8)
     else:
         chosen = radius
     expected = pairs * float(tail.false[: chosen + 1].sum())

@@ -292,11 +292,9 @@ def _matched(
             candidates = candidates[np.lexsort((candidates, away[candidates]))][:MOST_CANDIDATES]
             unknown = [one for one in kept.rows[candidates].tolist() if one not in kept_facts]
             kept_facts |= gather_facts(other, np.array(unknown, np.intp), settings)
-            known = [
-                (one, kept_facts[row]) for one in candidates.tolist() if (row := int(kept.rows[one])) in kept_facts
-            ]
-            whole = next((one for one, fact in known if agree(ours, fact)), None)
-            first = next((one for one, fact in known if agree(ours, fact, first_frame=True)), -1)
+            known = [(one, kept_facts.get(int(kept.rows[one]))) for one in candidates.tolist()]
+            whole = next((one for one, fact in known if fact and agree(ours, fact)), None)
+            first = next((one for one, fact in known if fact and agree(ours, fact, first_frame=True)), -1)
             if whole is None and first < 0:
                 continue
             label = FIRST_FRAME if whole is None else None
