@@ -9,7 +9,7 @@ import sqlite3
 import stat
 import time
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,6 +118,17 @@ def digest(data: bytes | NDArray[Any]) -> bytes:
     else:
         hasher.update(data)
     return hasher.digest()
+
+
+def user_folder(kind: Literal["cache", "data"]) -> Path | None:
+    """Where this user's caches or data belong on this system; None for a user without a home folder. It may not exist."""
+    from platformdirs import user_cache_path, user_data_path
+
+    try:
+        folder = {"cache": user_cache_path, "data": user_data_path}[kind]("distillhash")
+    except RuntimeError:  # an unknown user id, and no HOME
+        return None
+    return folder if folder.is_absolute() else None
 
 
 def write_ahead(connection: sqlite3.Connection, *, wait: float) -> None:

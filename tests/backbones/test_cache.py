@@ -1,35 +1,79 @@
 """The cache of features: full disks, damaged files, several processes."""
 
+import os
+import sqlite3
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from distillhash.backbones import FeatureCache
-from distillhash.errors import DistillHashError, FormatError
 
 
-def test_damaged_and_unwritable_caches_are_explained(tmp_path: Path) -> None:
-    FeatureCache(tmp_path / "cache").store("x", 8).close()
-    (file,) = (tmp_path / "cache").glob("*.sqlite")
-    file.write_bytes(b"rubbish" * 1000)
-    with pytest.raises(FormatError, match=r"is damaged .* delete the file"):
-        FeatureCache(tmp_path / "cache").store("x", 8)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(DistillHashError, match="--cache DIR or --no-cache"):
-        FeatureCache(tmp_path / "file" / "sub").store("x", 8)
+def keys(n: int) -> list[bytes]:
+    return [number.to_bytes(16, "big") for number in range(n)]
 
 
-def test_rows_of_another_width_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fault", ["damaged", "empty folder", "parent is a file", "other table", "no permission"])
+def test_a_cache_that_cannot_be_used_is_done_without(
+    fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / fault
+    FeatureCache(folder).store("x", 8).close()
+    (file,) = folder.glob("*.sqlite")
+    if fault == "damaged":
+        file.write_bytes(b"rubbish" * 1000)
+    elif fault == "empty folder":
+        file.unlink()
+        file.mkdir()
+    elif fault == "parent is a file":
+        folder = file / "sub"
+    elif fault == "other table":
+        with sqlite3.connect(file) as connection:
+            connection.executescript("DROP TABLE features; CREATE TABLE features (digest INTEGER)")
+    else:
+        monkeypatch.setattr(sqlite3, "connect", Mock(side_effect=sqlite3.OperationalError("unable to open")))
+    for _ in range(2):
+        store = FeatureCache(folder).store("x", 8)
+        store.put(keys(3), np.ones((3, 8), np.float32))
+        assert store.get(keys(3)) == {}
+        store.close()
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert str(folder) in said and "features are not kept" in said and "--cache DIR or --no-cache" in said
+
+
+def test_damaged_rows_are_computed_anew(tmp_path: Path) -> None:
     store = FeatureCache(tmp_path).store("x", 8)
-    store.put([b"digest"], np.zeros((1, 8), np.float32))
+    store.put(keys(4), np.ones((4, 8), np.float32))
     store.close()
-    store = FeatureCache(tmp_path).store("x", 9)
-    with pytest.raises(FormatError, match="rows of another width; delete the file"):
-        store.get([b"digest"])
+    (file,) = tmp_path.glob("*.sqlite")
+    with sqlite3.connect(file) as connection:
+        connection.execute("UPDATE features SET row = 'text' WHERE digest = ?", keys(4)[:1])
+        connection.execute("UPDATE features SET row = x'00' WHERE digest = ?", keys(4)[1:2])
+        connection.execute("UPDATE features SET row = 3 WHERE digest = ?", keys(4)[2:3])
+    store = FeatureCache(tmp_path).store("x", 8)
+    assert list(store.get(keys(4))) == keys(4)[3:]
+    store.put(keys(4), np.zeros((4, 8), np.float32))
+    assert len(store.get(keys(4))) == 4
+    store.close()
+    other = FeatureCache(tmp_path).store("x", 9)
+    assert other.get(keys(4)) == {}  # of another width
+    other.close()
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DISTILLHASH_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 4_000_000)  # pwd knows no such user
+    cache = FeatureCache()
+    assert cache.folder is None
+    store = cache.store("x", 8)
+    store.put(keys(1), np.ones((1, 8), np.float32))
+    assert store.get(keys(1)) == {}
     store.close()
 
 
@@ -39,13 +83,17 @@ def test_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytes
     assert FeatureCache(tmp_path / "there").folder == tmp_path / "there"
 
 
-def test_a_full_disk_is_explained(tmp_path: Path) -> None:
+def test_a_full_disk_keeps_what_there_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = FeatureCache(tmp_path).store("x", 1280)
-    store._connection.execute("PRAGMA max_page_count = 4")  # SQLite's own way to be full
-    rows = np.zeros((40, 1280), np.float32)
-    with pytest.raises(DistillHashError, match=r"is full.*free space there, or choose --cache DIR"):
-        store.put([number.to_bytes(16, "big") for number in range(40)], rows)
-    assert not store.get([number.to_bytes(16, "big") for number in range(40)])  # all or nothing
+    store.put(keys(1), np.ones((1, 1280), np.float32))
+    assert store._connection is not None
+    store._connection.execute("PRAGMA max_page_count = 6")  # SQLite's own way to be full
+    for _ in range(2):
+        store.put(keys(40), np.zeros((40, 1280), np.float32))
+    found = store.get(keys(40))
+    assert list(found) == keys(1) and found[keys(1)[0]].all()  # all or nothing, and what was there stays
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "is full" in said
     store.close()
 
 

@@ -1,25 +1,37 @@
 """The command line: an index of verbs, one small file each. Nothing heavy is imported before a verb runs."""
 
 import argparse
+import contextlib
+import io
 import json
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from textwrap import indent
+from typing import NoReturn
 
-from distillhash.errors import DistillHashError, SkippedItemsWarning
+from distillhash.errors import DataError, DistillHashError, SkippedItemsWarning
+from distillhash.output import escaped
 
 VERBS = ("demo", "train", "encode", "index", "search", "serve", "dedup", "leaks", "export", "evaluate", "bench", "ls")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Refuse words; they may come from a file name with control characters."""
+        super().error(escaped(message))
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``distillhash VERB ...``; the docstring of a verb's module is its summary and its examples."""
     from distillhash import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="distillhash",
         description="Compact binary codes for images, learned without labels, and exact Hamming search over them.",
         epilog="Exit status: 0 done, 1 failed, 2 usage. Start with `distillhash demo`.",
@@ -44,29 +56,77 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status."""
+    """Run one verb; returns the exit status: 0 done, 1 failed, 2 usage."""
     words = sys.argv[1:] if argv is None else list(argv)
+    _prepare_output()
     arguments = build_parser().parse_args(words)
     arguments.words = words
-    logging.basicConfig(level=logging.WARNING, format="distillhash: %(message)s", stream=sys.stderr)
-    warnings.simplefilter("ignore", SkippedItemsWarning)  # verbs count and list skipped items themselves
     try:
+        if not _exists_here():  # libraries end the process with words of their own
+            raise DataError("the working directory is gone; change to one that is there")
         summary = arguments.run(arguments)
         if arguments.json:
-            print(json.dumps(summary), flush=True)  # noqa: T201  # stdout is where --json goes
+            print(json.dumps(summary))  # noqa: T201  # stdout is where --json goes
+        sys.stdout.flush()
         return int(summary.get("exit_code", 0))
     except DistillHashError as error:
         message, exit_code = str(error), error.exit_code
     except KeyboardInterrupt:
         message, exit_code = "interrupted; what was computed is kept, run the same command to go on", 130
     except BrokenPipeError:  # the reader went away, as in `distillhash ls methods | head -1`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except MemoryError:
-        message, exit_code = "out of memory; use fewer images (--max-images) or fewer bits", 1
+        message, exit_code = "out of memory; use fewer items (--max-images, SOURCE#0:10000) or fewer bits", 1
     except OSError as error:
         message, exit_code = f"{error.filename or 'a file'}: {error.strerror or error}", 1
-    sys.stderr.write(f"distillhash: {message}\n")
-    if arguments.json:
-        print(json.dumps({"error": message, "exit_code": exit_code}), flush=True)  # noqa: T201
+    except Exception as error:
+        if "DISTILLHASH_DEBUG" in os.environ:
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        message, exit_code = (
+            (
+                f"unexpected {type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {error}; this is a fault of distillhash, "
+                "please report it with the traceback that the environment variable DISTILLHASH_DEBUG=1 shows"
+            ),
+            1,
+        )
+    try:
+        sys.stderr.write(f"distillhash: {escaped(message)}\n")
+        if arguments.json:
+            print(json.dumps({"error": message, "exit_code": exit_code}), flush=True)  # noqa: T201
+    except OSError:  # nobody can be told
+        _drop_output()
     return exit_code
+
+
+def _prepare_output() -> None:
+    """Let names in any encoding be printed, and warnings look like other messages."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by whoever started the process
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # until the process ends
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+    class Escaping(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return f"distillhash: {escaped(super().format(record))}"
+
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Escaping())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    warnings.simplefilter("ignore", SkippedItemsWarning)  # verbs count and list skipped items themselves
+
+
+def _exists_here() -> bool:
+    try:
+        return bool(os.getcwd())  # noqa: PTH109
+    except OSError:
+        return False
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from writing to a stdout that is gone when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

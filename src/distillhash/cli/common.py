@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import shlex
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distillhash.errors import DataError, ParameterError
-from distillhash.files import MAX_FILE_SIZE
+from distillhash.files import MAX_FILE_SIZE, write_atomic
+from distillhash.output import escaped
 
 if TYPE_CHECKING:
     from distillhash.backbones import FeatureCache
@@ -90,15 +92,15 @@ def open_cache(arguments: argparse.Namespace) -> FeatureCache | None:
     return None if arguments.no_cache else FeatureCache(arguments.cache)
 
 
-def say(arguments: argparse.Namespace, text: str) -> None:
-    """A line for people, on stderr."""
+def say(arguments: argparse.Namespace, *lines: str) -> None:
+    """Lines for people, on stderr; names in them are escaped."""
     if not arguments.quiet:
-        sys.stderr.write(text + "\n")
+        sys.stderr.writelines(f"{escaped(line)}\n" for line in lines)
 
 
 def command_line(arguments: argparse.Namespace) -> str:
     """The command as it was typed, for provenance."""
-    return shlex.join(["distillhash", *arguments.words])
+    return escaped(shlex.join(["distillhash", *arguments.words]))
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -129,35 +131,31 @@ def refuse_skipped(arguments: argparse.Namespace, skipped: Sequence[Skipped]) ->
 def report_skipped(arguments: argparse.Namespace, skipped: Sequence[Skipped], path: Path) -> dict[str, Any]:
     """Say which items were skipped, and which are damaged and were used; the keys that every summary carries.
 
-    Skipped items are listed in ``path``, damaged ones in the same name with ``damaged`` for ``skipped``; each is absent when there are none.
+    Skipped items are listed in ``path``, damaged ones beside it, with ``damaged`` in its name; a list that would be empty is absent.
     """
     found = {key: reason for source in getattr(arguments, "opened", []) for key, reason in source.damaged.items()}
-    damaged = [{"key": key, "reason": reason} for key, reason in sorted(found.items())]
-    summary = _listed(
-        arguments,
-        "damaged",
-        damaged,
-        path.with_name(path.name.replace("skipped", "damaged")),
-        "are damaged and were used",
-    )
-    bad = [{"key": item.key, "reason": item.reason} for item in skipped]
-    text = "could not be used"
-    summary = _listed(arguments, "skipped", bad, path, text) | summary
-    if bad and arguments.strict:
-        raise DataError(
-            f"{len(bad)} items {text} (first: {bad[0]['key']}: {bad[0]['reason']}); all are listed in {path}; --strict makes that an error"
-        )
-    return summary
+    beside = path.with_name(path.name.replace("skipped", "damaged"))
+    damaged, text = _listed("damaged", sorted(found.items()), "are damaged and were used", beside)
+    if text:
+        say(arguments, text)
+    summary, text = _listed("skipped", [(item.key, item.reason) for item in skipped], "could not be used", path)
+    if text and arguments.strict:
+        raise DataError(f"{text}; --strict makes that an error")
+    if text:
+        say(arguments, text)
+    return summary | damaged
 
 
-def _listed(
-    arguments: argparse.Namespace, kind: str, items: Sequence[dict[str, str]], path: Path, text: str
-) -> dict[str, Any]:
-    path.unlink(missing_ok=True)
+def _listed(kind: str, items: Sequence[tuple[str, str]], what: str, path: Path) -> tuple[dict[str, Any], str]:
+    """Write the list; keys of the summary, and what to say of it."""
     if not items:
-        return {f"n_{kind}": 0}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(items, indent=1) + "\n")
-    first = items[0]
-    say(arguments, f"{len(items)} items {text} (first: {first['key']}: {first['reason']}); all are listed in {path}")
-    return {f"n_{kind}": len(items), kind: str(path)}
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        return {f"n_{kind}": 0}, ""
+    text = f"{len(items)} items {what} (first: {items[0][0]}: {items[0][1]})"
+    listed = json.dumps([{"key": key, "reason": reason} for key, reason in items], indent=1) + "\n"
+    try:
+        write_atomic(path, listed.encode())
+    except OSError as error:  # the list is a service, not the job
+        return {f"n_{kind}": len(items)}, f"{text}; they cannot be listed in {path} ({error.strerror})"
+    return {f"n_{kind}": len(items), kind: str(path)}, f"{text}; all are listed in {path}"

@@ -24,10 +24,11 @@ from distillhash.cli.common import (
     say,
 )
 from distillhash.errors import DataError, ParameterError
+from distillhash.files import user_folder
 
 if TYPE_CHECKING:
     from distillhash.dedup.codes import Settings
-    from distillhash.dedup.job import Report
+    from distillhash.dedup.job import Report, Verdicts
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -92,18 +93,16 @@ def settings(arguments: argparse.Namespace) -> Settings:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Find, report, move; or undo; or remember."""
-    from platformdirs import user_data_path
-
-    from distillhash.dedup.job import Verdicts
-
-    verdicts = Verdicts(Path(arguments.verdicts or user_data_path("distillhash") / "not-duplicates.tsv"))
+    if arguments.undo:
+        return _undo(arguments)
+    verdicts = _verdicts(arguments)
     if arguments.not_duplicate:
+        if verdicts.path is None:
+            raise DataError("there is no folder to remember verdicts in; give --verdicts FILE")
         for a, b in arguments.not_duplicate:
             verdicts.add(Path(a), Path(b))
         say(arguments, f"{len(verdicts)} pairs are kept apart: {verdicts.path}")
         return {"verdicts": str(verdicts.path), "n_verdicts": len(verdicts)}
-    if arguments.undo:
-        return _undo(arguments)
     if arguments.source is None:
         raise ParameterError("dedup needs a SOURCE, or --undo with --trash DIR, or --not-duplicate A B")
     from distillhash.dedup.job import find_duplicates
@@ -153,6 +152,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             f"nothing was moved: no radius can be chosen, for {report.calibration.unknown}; give --radius BITS"
         )
     return summary | _apply(arguments, report, trash)
+
+
+def _verdicts(arguments: argparse.Namespace) -> Verdicts:
+    """The verdicts given, or those in the user's data folder; none where there is no such folder."""
+    from distillhash.dedup.job import Verdicts
+
+    data = user_folder("data")
+    if arguments.verdicts:
+        return Verdicts(Path(arguments.verdicts))
+    try:
+        return Verdicts(None if data is None else data / "not-duplicates.tsv")
+    except DataError:  # it cannot be read, so this user has never written there
+        return Verdicts()
 
 
 def _apply(arguments: argparse.Namespace, report: Report, trash: Path) -> dict[str, Any]:

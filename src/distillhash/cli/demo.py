@@ -72,7 +72,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - started
     serve = f"{_program()} serve --index {shlex.quote(str(out / 'index'))}"
     say(arguments, f"done in {seconds:.0f} s; open {report}")
-    say(arguments, f"to search these images in the browser, run\n\n    {serve}\n\nand open http://127.0.0.1:8000/")
+    say(
+        arguments,
+        "to search these images in the browser, run",
+        "",
+        f"    {serve}",
+        "",
+        "and open http://127.0.0.1:8000/",
+    )
     return {
         "model": str(out / "model"),
         "index": str(out / "index"),

@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     report = out / "report.html"
     write_training_report(report, model, images, command=command_line(arguments))
     trained = f"trained {hasher.method}, {hasher.n_bits} bits, on {model.training['n_used']} items in {seconds:.1f} s"
-    say(arguments, f"{trained}\nmodel: {out}   report: {report}")
+    say(arguments, trained, f"model: {out}   report: {report}")
     return {
         "model": str(out),
         "report": str(report),

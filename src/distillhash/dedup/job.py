@@ -18,7 +18,7 @@ from distillhash.dedup.codes import Coded, Encoder, Settings, encode_collection
 from distillhash.dedup.groups import Stars, connected_parts, different_pictures, linked_rows, match, star_groups
 from distillhash.dedup.keep import CRITERIA, Facts, agree, gather_facts, kinds, preference
 from distillhash.errors import DataError, FormatError
-from distillhash.files import digest
+from distillhash.files import digest, read_file
 from distillhash.sources import ImageSource, Skipped, Source
 
 FIRST_FRAME = "same first frame"
@@ -36,12 +36,21 @@ class Verdicts:
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        """Read the file if it is there; None keeps nothing. A :class:`FormatError` where a line is not a pair of digests."""
+        """Read the file if it is there; None keeps nothing.
+
+        A :class:`DataError` where it cannot be read, a :class:`FormatError` where a line is not a pair of digests.
+        """
         self.path = path
         self._pairs: set[tuple[str, str]] = set()
-        if path is None or not path.exists():
+        if path is None:
             return
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            text = read_file(path).decode("utf-8", "replace")
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror}); give --verdicts FILE") from error
+        for number, line in enumerate(text.splitlines(), 1):
             if line.startswith("#") or not line.strip():
                 continue
             words = line.split("\t")
