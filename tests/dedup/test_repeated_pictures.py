@@ -280,7 +280,8 @@ def test_what_agrees_in_the_first_frame_alone_stays(
 
 def test_across_collections_the_first_frame_is_not_enough(options: Settings, tmp_path: Path) -> None:
     kept, inbox = tmp_path / "kept", tmp_path / "inbox"
-    kept.mkdir(), inbox.mkdir()
+    kept.mkdir()
+    inbox.mkdir()
     for number in range(4):
         (kept / f"clip{number}.gif").write_bytes(animation("GIF", FRAMES[0], *FRAMES[1 + number : 3 + number]))
         (kept / f"blank{number}.png").write_bytes(encode(Image.new("RGB", (50, 50), (60 * number, 9, 9)), "PNG"))

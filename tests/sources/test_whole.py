@@ -7,6 +7,7 @@ import struct
 import time
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ PIXELS = factory.make_pixels()
 FIRST, SECOND, THIRD = (Image.fromarray(factory.make_pixels(seed=seed)) for seed in range(3))
 
 
-def made(suffix: str, *frames: Image.Image, **options: object) -> bytes:
+def made(suffix: str, *frames: Image.Image, **options: Any) -> bytes:
     first, *others = (frame.copy() for frame in frames)  # Pillow leaves the settings of one format in them
     return factory.encode(first, suffix, save_all=True, append_images=others, **options)
 
@@ -66,7 +67,7 @@ def test_the_same_pixels_in_any_file(suffix: str) -> None:
     np.testing.assert_array_equal(whole_picture(data).pixels, decode_image(data))
 
 
-ANIMATED = {
+ANIMATED: dict[str, dict[str, Any]] = {
     "GIF": {}, "WEBP": {"lossless": True}, "PNG": {}, "TIFF": {}, "MPO": {"quality": 95},
     **({"AVIF": {}} if features.check("avif") else {}),
 }  # fmt: skip

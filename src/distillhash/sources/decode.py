@@ -24,7 +24,7 @@ import importlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +64,7 @@ _GROUNDS = (
     (255, 0, 255),
 )  # what transparency is composited over, in order of preference
 _RESEMBLES = 64  # levels in every channel, below which a colour is not seen on a ground
+_BAND = 2**20  # pixels looked at together
 _UNSEEN = 0.01  # share of the visible that may resemble the ground
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
@@ -277,32 +278,34 @@ def has_alpha(image: Image.Image) -> bool:
 
 def _composited(layer: Image.Image) -> Image.Image:
     """An RGBA image over the ground on which what is visible of it is seen."""
-    alpha, opaque = layer.getchannel("A"), layer.convert("RGB")
-    if alpha.getextrema() == (255, 255) or (alpha.getextrema() == (0, 0) and not is_plain(opaque)):
-        return opaque
-    canvas = Image.new("RGB", layer.size, _ground(np.asarray(layer)))
+    alpha = layer.getchannel("A")
+    low, high = cast("tuple[int, int]", alpha.getextrema())
+    if low == 255 or (high == 0 and not _is_plain(layer)):
+        return layer.convert("RGB")
+    canvas = Image.new("RGB", layer.size, _ground(layer))
     canvas.paste(layer, mask=alpha)
     return canvas
 
 
-def is_plain(image: Image.Image) -> bool:
-    """Whether all pixels of an RGB image are equal."""
-    return all(low == high for low, high in image.getextrema())  # type: ignore[misc]
+def _is_plain(image: Image.Image) -> bool:
+    """Whether all pixels of an image of several bands are equal."""
+    return all(band.getextrema()[0] == band.getextrema()[1] for band in image.split())
 
 
-def _ground(rgba: NDArray[np.uint8]) -> tuple[int, int, int]:
-    """The first of the grounds that little of the visible resembles, else the one that the least does."""
-    colour, alpha = rgba[..., :3], rgba[..., 3]
-    visible = int(alpha.sum(dtype=np.int64))
-    least = np.inf
-    for ground in _GROUNDS:
-        low, high = (np.clip(np.add(ground, side * (_RESEMBLES - 1)), 0, 255).astype(np.uint8) for side in (-1, 1))
-        unseen = int(alpha[((colour >= low) & (colour <= high)).all(axis=2)].sum(dtype=np.int64))
-        if unseen <= _UNSEEN * visible:
-            return ground
-        if unseen < least:
-            least, chosen = unseen, ground
-    return chosen
+def _ground(layer: Image.Image) -> tuple[int, int, int]:
+    """The first of the grounds that little of what is visible of an RGBA image resembles, else the one that the least does."""
+    visible, unseen = 0, np.zeros(len(_GROUNDS), np.int64)
+    rows = max(1, _BAND // layer.width)
+    for top in range(0, layer.height, rows):
+        rgba = np.asarray(layer.crop((0, top, layer.width, min(top + rows, layer.height))))
+        alpha = rgba[..., 3]
+        visible += int(alpha.sum(dtype=np.int64))
+        for place, ground in enumerate(_GROUNDS):
+            low, high = (np.clip(np.add(ground, side * (_RESEMBLES - 1)), 0, 255).astype(np.uint8) for side in (-1, 1))
+            near = ((rgba[..., :3] >= low) & (rgba[..., :3] <= high)).all(axis=2)
+            unseen[place] += alpha[near].sum(dtype=np.int64)
+    enough = np.flatnonzero(unseen <= _UNSEEN * visible)
+    return _GROUNDS[int(enough[0]) if len(enough) else int(unseen.argmin())]
 
 
 def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
