@@ -75,9 +75,15 @@ def make_bomb(width: int = 25_000, height: int = 20_000) -> bytes:
 
 
 def make_truncated(seed: int = 0) -> bytes:
-    """The first half of a JPEG, as an interrupted copy leaves it."""
+    """The beginning of a JPEG, as a copy leaves it that was interrupted before the pixels."""
     data = make_jpeg(200, 150, seed)
-    return data[: len(data) // 2]
+    return data[: data.index(b"\xff\xda") + 20]
+
+
+def make_cut(share: float = 0.5, seed: int = 0) -> bytes:
+    """The first part of a JPEG of 200 x 150 pixels, as an interrupted copy leaves it."""
+    data = make_jpeg(200, 150, seed)
+    return data[: round(share * len(data))]
 
 
 def make_gif() -> bytes:

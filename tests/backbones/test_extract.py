@@ -31,7 +31,7 @@ from distillhash.backbones.base import BATCH
 from distillhash.backbones.extract import CHUNK, WINDOW
 from distillhash.backbones.views import augment
 from distillhash.errors import DataError, ParameterError
-from distillhash.files import digest
+from distillhash.files import digest, read_file
 from distillhash.sources import BadItemError, ImageSource, open_source, resize_image
 from image_factory import make_png
 
@@ -216,17 +216,17 @@ def test_every_file_is_opened_and_decoded_once(backbone: Any, tmp_path: Path, mo
     (folder / "bad.png").write_bytes(b"not an image")
     opened: list[str] = []
     decoded: list[tuple[int, int]] = []
-    read_bytes, load = Path.read_bytes, ImageFile.ImageFile.load
+    read, load = read_file, ImageFile.ImageFile.load
 
-    def counted_read(path: Path) -> bytes:
-        opened.append(path.name)
-        return read_bytes(path)
+    def counted_read(path: str, **options: Any) -> bytes:
+        opened.append(Path(path).name)
+        return read(path, **options)
 
     def counted_load(image: ImageFile.ImageFile) -> object:
         decoded.extend([image.size] if image.tile else [])
         return load(image)
 
-    monkeypatch.setattr(Path, "read_bytes", counted_read)
+    monkeypatch.setattr("distillhash.sources.files.read_file", counted_read)
     monkeypatch.setattr(ImageFile.ImageFile, "load", counted_load)
     source = open_source(folder)
     table = extract_features(source, backbone, n_views=6, teacher=True, cache=FeatureCache(tmp_path / "cache"))

@@ -10,7 +10,7 @@ from scipy.stats import binom
 
 from distillhash.codes import Codes, hamming_distances
 from distillhash.dedup import calibration
-from distillhash.dedup.calibration import Copies, calibrate
+from distillhash.dedup.calibration import Calibration, Copies, calibrate
 from distillhash.errors import ParameterError
 from distillhash.sources import decode_image, open_source
 from image_factory import make_pixels
@@ -36,6 +36,16 @@ def known_copies(rng: np.random.Generator, n_bits: int, share: float) -> Copies:
     return Copies(list("abcdef"), away, (made[:, first] != made[:, second]).sum(axis=2).astype(np.int64))
 
 
+def expected(found: Calibration) -> float:
+    assert found.expected_false_pairs is not None
+    return found.expected_false_pairs
+
+
+def interval(found: Calibration) -> tuple[float, float]:
+    assert found.false_pairs_interval is not None
+    return found.false_pairs_interval
+
+
 @pytest.mark.parametrize("duplicates", [0, 400])
 def test_independent_bits_follow_the_binomial_law(duplicates: int) -> None:
     rng = np.random.default_rng(1)
@@ -46,10 +56,10 @@ def test_independent_bits_follow_the_binomial_law(duplicates: int) -> None:
     pairs = len(bits) * (len(bits) - 1) / 2
     for radius in (12, 14, 16):
         found = calibrate(packed(bits), copies=copies, radius=radius)
-        expected = pairs * binom.cdf(radius, n_bits, 0.5)
-        assert expected / 2 < found.expected_false_pairs < 2 * expected
-        low, high = found.false_pairs_interval
-        assert low <= found.expected_false_pairs <= high
+        wanted = pairs * binom.cdf(radius, n_bits, 0.5)
+        assert wanted / 2 < expected(found) < 2 * wanted
+        low, high = interval(found)
+        assert low <= expected(found) <= high
 
 
 def test_correlated_codes_with_duplicates_among_them() -> None:
@@ -68,8 +78,8 @@ def test_correlated_codes_with_duplicates_among_them() -> None:
         truth = int(np.count_nonzero(distances <= radius))
         if truth >= 20:
             found = calibrate(codes, copies=copies, radius=radius)
-            assert truth / 1.25 < found.expected_false_pairs < 1.25 * truth, radius
-            low, high = found.false_pairs_interval
+            assert truth / 1.25 < expected(found) < 1.25 * truth, radius
+            low, high = interval(found)
             assert low <= truth <= high, radius
             compared += 1
     assert compared >= 3
@@ -85,8 +95,8 @@ def test_every_image_several_times(times: int) -> None:
     for radius in (14, 16, 18):
         found = calibrate(packed(np.tile(bits, (times, 1))), copies=copies, radius=radius)
         truth = times**2 * int(np.count_nonzero(once <= radius))
-        low, high = found.false_pairs_interval
-        assert truth / 1.3 < found.expected_false_pairs < 1.3 * truth and low <= truth <= high, radius
+        low, high = interval(found)
+        assert truth / 1.3 < expected(found) < 1.3 * truth and low <= truth <= high, radius
 
 
 def test_the_radius_finds_copies_and_stops_there() -> None:
@@ -95,7 +105,7 @@ def test_the_radius_finds_copies_and_stops_there() -> None:
     copies = known_copies(rng, 256, 0.1)
     found = calibrate(packed(bits), copies=copies)
     assert found.radius == np.sort(copies.to_original.ravel())[int(np.ceil(0.99 * 600)) - 1]
-    assert found.recall == np.mean(copies.to_original <= found.radius) and found.expected_false_pairs < 0.5
+    assert found.recall == np.mean(copies.to_original <= found.radius) and expected(found) < 0.5
     assert found.recall_by_edit.keys() == set("abcdef")
     text = found.sentence()
     assert text.startswith(f"radius {found.radius} of 256 bits: about 0 false pairs") and "among 2,000 images" in text
@@ -110,7 +120,7 @@ def test_the_radius_grows_where_nearly_all_it_adds_are_copies() -> None:
     with_copies = np.concatenate([bits, flipped(bits, rng.uniform(0, 0.11, 2000), rng)])
     distances = (with_copies[:2000] != with_copies[2000:]).sum(axis=1)
     found = calibrate(packed(with_copies), copies=copies)
-    assert found.radius > needed and found.expected_false_pairs < 1
+    assert found.radius > needed and expected(found) < 1
     assert np.mean(distances <= found.radius) > np.mean(distances <= needed) + 0.1
     assert calibrate(packed(bits), copies=copies).radius == needed  # nothing there to grow for
 
@@ -121,7 +131,7 @@ def test_false_pairs_bound_the_radius() -> None:
     copies = known_copies(rng, 64, 0.45)  # copies as far as strangers
     few = calibrate(packed(bits), copies=copies, most_false_pairs=5)
     more = calibrate(packed(bits), copies=copies, most_false_pairs=5000)
-    assert few.expected_false_pairs <= 5 < more.expected_false_pairs <= 5000 and few.radius < more.radius
+    assert expected(few) <= 5 < expected(more) <= 5000 and few.radius < more.radius
     assert few.recall is not None and few.recall < 0.9
 
 
@@ -129,8 +139,8 @@ def test_pairs_across_two_collections() -> None:
     rng = np.random.default_rng(5)
     one, other = (packed(rng.integers(0, 2, (n, 64), np.uint8)) for n in (1500, 2500))
     found = calibrate(one, other, copies=known_copies(rng, 64, 0.05), radius=15)
-    expected = 1500 * 2500 * binom.cdf(15, 64, 0.5)
-    assert found.n_items == 4000 and expected / 2 < found.expected_false_pairs < 2 * expected
+    wanted = 1500 * 2500 * binom.cdf(15, 64, 0.5)
+    assert found.n_items == 4000 and wanted / 2 < expected(found) < 2 * wanted
 
 
 def test_a_part_of_a_large_collection_tells_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,8 +148,8 @@ def test_a_part_of_a_large_collection_tells_of_all(monkeypatch: pytest.MonkeyPat
     codes = packed(rng.integers(0, 2, (6000, 64), np.uint8))
     copies = known_copies(rng, 64, 0.05)
     monkeypatch.setattr("distillhash.dedup.calibration.MOST_COMPARED", 6000 * 640)
-    expected = 6000 * 5999 / 2 * binom.cdf(14, 64, 0.5)
-    assert expected / 2 < calibrate(codes, copies=copies, radius=14).expected_false_pairs < 2 * expected
+    wanted = 6000 * 5999 / 2 * binom.cdf(14, 64, 0.5)
+    assert wanted / 2 < expected(calibrate(codes, copies=copies, radius=14)) < 2 * wanted
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 33])
@@ -148,8 +158,13 @@ def test_small_collections_find_their_copies(n: int) -> None:
     bits = rng.integers(0, 2, (n, 1024), np.uint8)
     both = packed(np.concatenate([bits, flipped(bits, np.full(n, 0.05), rng)]))
     found = calibrate(both, copies=known_copies(rng, 1024, 0.15))
-    assert found.radius > 80 and found.expected_false_pairs < 1
-    assert calibrate(packed(bits), copies=known_copies(rng, 1024, 0.15)).expected_false_pairs < 1
+    assert found.radius > 80
+    for one in (found, calibrate(packed(bits), copies=known_copies(rng, 1024, 0.15))):
+        told = one.unknown is None
+        assert told == (one.expected_false_pairs is not None) == (one.false_pairs_interval is not None)
+        assert not told or expected(one) < 1
+        assert told or "cannot be told" in one.sentence()
+    assert (found.unknown is None) == (2 * n >= 8)  # 28 pairs
 
 
 def test_same_codes_same_answer() -> None:

@@ -180,13 +180,12 @@ def damaged() -> dict[str, bytes]:
     return {
         "empty": b"",
         "text": b"hello, this is not an image",
-        "jpeg in half": factory.make_truncated(),
+        "jpeg, no pixels": factory.make_truncated(),
         "jpeg, magic only": b"\xff\xd8\xff",
         "jpeg, header only": jpeg[:40],
         "png in half": png[: len(png) // 2],
         "png, magic only": png[:8],
         "png, wrong checksum": png[:60] + bytes([png[60] ^ 255]) + png[61:],
-        "png, text bomb": png[:33] + _chunk(b"zTXt", b"k\0\0" + zlib.compress(b"a" * (1 << 26))) + png[33:],
         "gif, magic only": b"GIF89a",
         "gif cut": factory.make_gif()[:30],
         "bmp": b"BM" + b"\xff" * 60,
@@ -251,7 +250,7 @@ def test_reasons_tell_what_to_do() -> None:
     with pytest.raises(BadItemError, match=r"not an image of a known format \(JPEG, PNG"):
         decode_image(damaged()["svg"])
     with pytest.raises(BadItemError, match="truncated"):
-        decode_image(damaged()["jpeg in half"])
+        decode_image(damaged()["jpeg, no pixels"])
 
 
 @pytest.mark.parametrize("shape", [(5, 4), (5, 4, 4), (0, 4, 3), (2, 5, 4, 3)])

@@ -21,14 +21,22 @@ from distillhash.backbones.views import View, ViewSettings, augment
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import cores, digest
 from distillhash.progress import Progress
-from distillhash.sources.base import BadItemError, EmbeddingSource, ImageSource, Skipped, Source, nothing_usable
-from distillhash.sources.decode import MAX_PIXELS, decode_resized, decode_sizes
+from distillhash.sources.base import (
+    BadItemError,
+    EmbeddingSource,
+    ImageSource,
+    Skipped,
+    Source,
+    item_memory,
+    nothing_usable,
+)
+from distillhash.sources.decode import MAX_PIXELS, damage_of, decode_resized, decode_sizes
 
 CHUNK = 16  # images read and looked up together, and rows of one FeatureBatch
 WINDOW = 64  # chunks that may wait for features: cached rows run ahead this far of a pass that is not full yet
 VECTOR_BLOCK = 4096
 PIXELS_VERSION = (
-    2  # of decoding, resizing and augmentation: whoever changes them raises it, so cached features are made anew
+    3  # of decoding, resizing and augmentation: whoever changes them raises it, so cached features are made anew
 )
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 
@@ -298,7 +306,8 @@ class _Extraction:
         skipped: dict[int, Skipped] = {}
         for row in rows.tolist():
             try:
-                contents[row] = self._source.read(row)
+                with item_memory():
+                    contents[row] = self._source.read(row)
             except BadItemError as error:
                 skipped[row] = Skipped(self._source.keys[row], str(error))
         digests = {row: digest(content) for row, content in contents.items()}
@@ -322,6 +331,10 @@ class _Extraction:
                     pixels[row] = decode_sizes(stored_image, sizes, self._max_pixels)
             except BadItemError as error:
                 skipped[row] = Skipped(self._source.keys[row], str(error))
+                continue
+            damage = damage_of(stored_image)
+            if damage is not None:
+                self._source.damaged[self._source.keys[row]] = damage
         usable = [row for row in contents if row not in skipped]
         table = np.empty((len(self._variants), len(usable), self._variants[0].network.dim), np.float32)
         batch = FeatureBatch(

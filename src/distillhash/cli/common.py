@@ -92,7 +92,9 @@ def open_argument(arguments: argparse.Namespace, spec: str | Sequence[str]) -> S
     """A source of the command line, opened as the reading options say."""
     from distillhash.sources import open_source
 
-    return open_source(spec, max_file_size=arguments.max_file_size, **chosen_columns(arguments))
+    source = open_source(spec, max_file_size=arguments.max_file_size, **chosen_columns(arguments))
+    arguments.opened = [*getattr(arguments, "opened", []), source]
+    return source
 
 
 def open_pairs_argument(arguments: argparse.Namespace, spec: str) -> PairSource:
@@ -160,22 +162,33 @@ def refuse_skipped(arguments: argparse.Namespace, skipped: Sequence[Skipped]) ->
 
 
 def report_skipped(arguments: argparse.Namespace, skipped: Sequence[Skipped], path: Path) -> dict[str, Any]:
-    """List skipped items in ``path``, which is absent when nothing was skipped, and say so; the keys that every summary carries."""
-    if not skipped:
+    """Say which items were skipped, and which are damaged and were used; the keys that every summary carries.
+
+    Skipped items are listed in ``path``, damaged ones beside it, with ``damaged`` in its name; a list that would be empty is absent.
+    """
+    found = {key: reason for source in getattr(arguments, "opened", []) for key, reason in source.damaged.items()}
+    beside = path.with_name(path.name.replace("skipped", "damaged"))
+    damaged, text = _listed("damaged", sorted(found.items()), "are damaged and were used", beside)
+    if text:
+        say(arguments, text)
+    summary, text = _listed("skipped", [(item.key, item.reason) for item in skipped], "could not be used", path)
+    if text and arguments.strict:
+        raise DataError(f"{text}; --strict makes that an error")
+    if text:
+        say(arguments, text)
+    return summary | damaged
+
+
+def _listed(kind: str, items: Sequence[tuple[str, str]], what: str, path: Path) -> tuple[dict[str, Any], str]:
+    """Write the list; keys of the summary, and what to say of it."""
+    if not items:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-        return {"n_skipped": 0}
-    first = skipped[0]
-    text = f"{len(skipped)} items could not be used (first: {first.key}: {first.reason})"
-    listed = json.dumps([{"key": item.key, "reason": item.reason} for item in skipped], indent=1) + "\n"
-    summary: dict[str, Any] = {"n_skipped": len(skipped)}
+        return {f"n_{kind}": 0}, ""
+    text = f"{len(items)} items {what} (first: {items[0][0]}: {items[0][1]})"
+    listed = json.dumps([{"key": key, "reason": reason} for key, reason in items], indent=1) + "\n"
     try:
         write_atomic(path, listed.encode())
-        text += f"; all are listed in {path}"
-        summary["skipped"] = str(path)
     except OSError as error:  # the list is a service, not the job
-        text += f"; they cannot be listed in {path} ({error.strerror})"
-    if arguments.strict:
-        raise DataError(f"{text}; --strict makes that an error")
-    say(arguments, text)
-    return summary
+        return {f"n_{kind}": len(items)}, f"{text}; they cannot be listed in {path} ({error.strerror})"
+    return {f"n_{kind}": len(items), kind: str(path)}, f"{text}; all are listed in {path}"

@@ -45,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_radius_options(parser)
     add("--reference", metavar="SOURCE", help="report what of SOURCE this collection holds already; it stays whole")
     add("--ignore-same-folder", action="store_true", help="never link two images of one folder")
+    add("--first-frame", action="store_true", help="animations and documents with the same first frame are duplicates")
     add("--keep", metavar="LIST", help="what makes the better image (default: resolution,size,sharpness,format)")
     moving = parser.add_mutually_exclusive_group()
     moving.add_argument("--dry-run", action="store_true", help="move nothing (the default)")
@@ -118,13 +119,26 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if trash is not None and source.path(0) is None:
         raise DataError(f"--apply moves files, and the items of {arguments.source} are no files of their own")
     reference = None if arguments.reference is None else open_argument(arguments, arguments.reference)
-    choices = {"policy": policy, "ignore_same_folder": arguments.ignore_same_folder, "verdicts": verdicts}
-    report = find_duplicates(source, settings(arguments), reference=reference, **choices)
+    report = find_duplicates(
+        source,
+        settings(arguments),
+        reference=reference,
+        policy=policy,
+        ignore_same_folder=arguments.ignore_same_folder,
+        first_frame=arguments.first_frame,
+        verdicts=verdicts,
+    )
     summary = report_json(report)
     listed = Path(arguments.out).with_suffix(".skipped.json") if arguments.out else Path("dedup.skipped.json")
     summary |= report_skipped(arguments, report.skipped, listed)
     say(arguments, report.calibration.sentence())
     say(arguments, f"{report.n_duplicates:,} duplicates in {len(report.groups):,} groups, by {report.codes}")
+    if report.first_frames:
+        n_items = sum(map(len, report.first_frames))
+        say(
+            arguments,
+            f"{n_items:,} items agree in their first frame alone and stay; --first-frame makes them duplicates",
+        )
     if arguments.out:
         write_text(Path(arguments.out), json.dumps(summary, indent=1) + "\n")
         say(arguments, f"out: {arguments.out}")
@@ -137,6 +151,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if trash is None:
         say(arguments, "nothing was moved; --apply moves all but the keepers to the trash, --undo brings them back")
         return summary
+    if report.calibration.unknown is not None and arguments.radius is None:
+        raise DataError(
+            f"nothing was moved: no radius can be chosen, for {report.calibration.unknown}; give --radius BITS"
+        )
     return summary | _apply(arguments, report, trash)
 
 

@@ -12,6 +12,10 @@ in a hundred reaches. The counts are modelled as a sum of two parts (Poisson max
 * duplicates, in about the shape that known edits of the collection's own images have (copy against original, and copy against copy), in
   unknown numbers.
 
+Copies of one picture count as a few at most, equal items as one, and pictures without structure as none
+(:func:`distillhash.dedup.groups.different_pictures`), so that a thousand placeholders tell nothing about the rest. Counts are then said of
+all items again.
+
 The interval comes from a Bayesian bootstrap over pictures (Rubin 1981), where near copies count as one picture. Pairs are far from
 independent: a pair of scenes that is close brings all pairs of their copies with it. A pair weighs the product of the weights of its two
 pictures, and a pair of copies the weight of its one picture.
@@ -31,6 +35,7 @@ from threadpoolctl import threadpool_limits
 
 from distillhash.codes import Codes
 from distillhash.dedup.codes import Coded, Encoder
+from distillhash.dedup.groups import Pictures
 from distillhash.errors import ParameterError
 from distillhash.hamming import planes_of, within
 from distillhash.hamming.search import Planes
@@ -46,6 +51,10 @@ FALSE_AT_LEAST = 0.5
 
 FEWEST_COPIES = 0.5  # expected pairs of copies at the next distance; with fewer, the radius does not grow
 EDITED = 200  # images edited to calibrate, at most
+ENOUGH_EDITED = (
+    100  # with fewer, the largest distances are one picture's: they are drawn towards what a smooth law makes of all
+)
+FEWEST_PAIRS = 28  # pairs of different pictures, those of 8; with fewer, nothing is said of false pairs
 TAIL = 0.01  # share of random pairs that are counted
 FEWEST = 300  # pairs in the tail, where there are as many
 MOST_COMPARED = 2**29  # pairs; above, a random part of the items is compared with all
@@ -109,30 +118,38 @@ class Calibration:
     n_bits: int
     n_items: int
     chosen_by: str  # ``calibration`` or ``user``
-    expected_false_pairs: float  # pairs of different pictures within the radius
-    false_pairs_interval: tuple[float, float]
+    expected_false_pairs: float | None  # pairs of different pictures within the radius
+    false_pairs_interval: tuple[float, float] | None
     recall: float | None  # share of light edits found; None where no edits could be made
     recall_interval: tuple[float, float] | None
     recall_by_edit: dict[str, float]
+    unknown: str | None  # why false pairs cannot be estimated; what is said of them is None then
     curve: list[dict[str, Any]]  # ``radius``, ``expected_false_pairs`` and ``recall`` of all radii worth looking at
 
     def sentence(self) -> str:
         """The calibration in one line."""
-        low, high = self.false_pairs_interval
-        text = (
-            f"radius {self.radius} of {self.n_bits} bits: about {_count(self.expected_false_pairs)} false pairs expected "
-            f"({_count(low)} to {_count(high)}) among {self.n_items:,} images"
-        )
+        text = f"radius {self.radius} of {self.n_bits} bits: "
+        if self.expected_false_pairs is None or self.false_pairs_interval is None:
+            text += f"how many false pairs to expect cannot be told, for {self.unknown}"
+        else:
+            low, high = self.false_pairs_interval
+            text += (
+                f"about {_count(self.expected_false_pairs)} false pairs expected ({_count(low)} to {_count(max(high, 0.1))}) "
+                f"among {self.n_items:,} images"
+            )
         if self.recall is None or self.recall_interval is None:
             return text + "; how many copies it finds is not known, for vectors cannot be edited"
         worst, best = self.recall_interval
         return text + f", finds {self.recall:.0%} of light edits ({worst:.0%} to {best:.0%})"
 
 
-def measure_copies(encoder: Encoder, source: ImageSource, coded: Coded) -> Copies:
-    """Edit some of the images that ``encoder`` coded, and measure how far the edits lie from them."""
+def measure_copies(encoder: Encoder, source: ImageSource, coded: Coded, pictures: Pictures) -> Copies:
+    """Edit some of the images that ``encoder`` coded, one of each picture, and measure how far the edits lie from them."""
     edits = LIGHT | (MIRRORED if encoder.settings.mirror else {})
-    chosen = np.sort(np.random.default_rng(0).permutation(len(coded.rows))[:EDITED])
+    chosen = np.sort(pictures.one[:EDITED])
+    between = len(edits) * (len(edits) - 1) // 2
+    if not len(chosen):
+        return Copies(list(edits), np.zeros((0, len(edits)), np.int64), np.zeros((0, between), np.int64))
     edited = EditedImages(source.select(coded.rows[chosen]), edits, max_pixels=encoder.settings.max_pixels)
     made = encoder.encode(edited)
     complete = np.flatnonzero(np.bincount(made.rows // len(edits), minlength=len(chosen)) == len(edits))
@@ -154,23 +171,29 @@ def calibrate(
     copies: Copies | None = None,
     radius: int | None = None,
     most_false_pairs: float | None = None,
+    n_items: int | None = None,
+    pairs: float = 1.0,
 ) -> Calibration:
     """Choose a radius, or say what to expect of a given one.
 
     The radius is the smallest that finds ``WANTED_RECALL`` of the light edits, and from there on grows as long as the next distance adds at
-    most ``FALSE_PER_FOUND`` false pairs for each pair of copies; but never beyond what the expected false pairs allow.
+    most ``FALSE_PER_FOUND`` false pairs for each pair of copies; but never beyond what the expected false pairs allow, or an eighth of the
+    bits where these cannot be told.
 
-    With ``others``, pairs across the two collections count. Without ``copies`` (of vectors) the false pairs alone decide.
+    With ``others``, pairs across the two collections count. Without ``copies`` (of vectors) the false pairs alone decide. Where ``codes``
+    are those of different pictures alone, ``n_items`` is how many items they stand for, and ``pairs`` how many pairs each of theirs does.
     """
     if radius is not None and not 0 <= radius < codes.n_bits:
         raise ParameterError(f"the radius must lie in 0..{codes.n_bits - 1} bits, got {radius}")
     if most_false_pairs is not None and not most_false_pairs >= 0:
         raise ParameterError(f"the number of false pairs to accept must be at least 0, got {most_false_pairs}")
-    n_items = len(codes) + (0 if others is None else len(others))
+    n_pictures = len(codes) + (0 if others is None else len(others))
     copies = None if copies is None or not copies.to_original.size else copies
     known = [] if copies is None else [copies.to_original.ravel(), copies.between.ravel()]
-    reach = 2 * (int(np.quantile(known[0], WANTED_RECALL)) if known else codes.n_bits // 16)
-    if len(codes) < (2 if others is None else 1):
+    reach = 2 * (needed_radius(copies) if copies is not None else codes.n_bits // 16)
+    n_pairs = len(codes) * (len(codes) - 1) // 2 if others is None else len(codes) * len(others)
+    unknown = None if n_pairs >= FEWEST_PAIRS else f"{n_pictures} different pictures with structure are too few"
+    if not n_pairs:
         nearest = np.zeros(reach + 1)
         tail = Tail(nearest, nearest, nearest[None])
     else:
@@ -180,34 +203,70 @@ def calibrate(
     false = np.cumsum(tail.false)
     recalls = [None if copies is None else copies.recall(r) for r in range(len(false))]
     if radius is None:
-        rule = max(FALSE_PER_ITEM * n_items, FALSE_AT_LEAST)
+        rule = max(FALSE_PER_ITEM * n_pictures, FALSE_AT_LEAST)
         allowed = np.maximum(FALSE_PER_FOUND * (nearest - false), rule)
         chosen = int(
-            np.flatnonzero(false <= (allowed if most_false_pairs is None else most_false_pairs)).max(initial=0)
+            np.flatnonzero(false <= allowed if most_false_pairs is None else pairs * false <= most_false_pairs).max(
+                initial=0
+            )
         )
-        enough = next((r for r, share in enumerate(recalls) if share is not None and share >= WANTED_RECALL), None)
-        if enough is not None:
+        if copies is not None and needed_radius(copies) < len(false):
+            enough = needed_radius(copies)
             added, copied = tail.false[enough + 1 :], tail.duplicates[enough + 1 :]
             grows = np.cumprod((copied >= FEWEST_COPIES) & (added <= FALSE_PER_FOUND * copied))
             chosen = min(chosen, enough + int(grows.sum()))
+        if unknown is not None:
+            chosen = min(chosen, codes.n_bits // 8)
     else:
         chosen = radius
+    expected = pairs * float(tail.false[: chosen + 1].sum())
+    interval = _interval(pairs * tail.replicates[:, : chosen + 1].sum(axis=1))
+    if unknown is None and not (np.isfinite(expected) and interval[0] < interval[1]):
+        unknown = "the distances of the pictures have no spread to tell it from"
     shares = [] if copies is None else (copies.to_original <= chosen).mean(axis=0).tolist()
     return Calibration(
         radius=chosen,
         n_bits=codes.n_bits,
-        n_items=n_items,
+        n_items=n_pictures if n_items is None else n_items,
         chosen_by="calibration" if radius is None else "user",
-        expected_false_pairs=float(tail.false[: chosen + 1].sum()),
-        false_pairs_interval=_interval(tail.replicates[:, : chosen + 1].sum(axis=1)),
+        expected_false_pairs=None if unknown else expected,
+        false_pairs_interval=None if unknown else interval,
         recall=None if copies is None else copies.recall(chosen),
         recall_interval=None if copies is None else copies.recall_interval(chosen),
         recall_by_edit={} if copies is None else dict(zip(copies.names, shares, strict=True)),
+        unknown=unknown,
         curve=[
-            {"radius": r, "expected_false_pairs": float(false[r]), "recall": recalls[r]}
+            {"radius": r, "expected_false_pairs": None if unknown else pairs * float(false[r]), "recall": recalls[r]}
             for r in range(0, len(false), max(1, len(false) // 50))
         ],
     )
+
+
+def needed_radius(copies: Copies) -> int:
+    """The smallest radius that finds ``WANTED_RECALL`` of the edits.
+
+    Of few pictures, that is the distance of one edit of one of them. So it is drawn towards the radius that would find as many of edits
+    whose distances follow lognormal laws, one for each kind of edit, with the median and the spread of those measured.
+    """
+    counted = np.sort(copies.to_original.ravel())
+    measured = int(counted[min(len(counted) - 1, int(np.ceil(WANTED_RECALL * len(counted))) - 1)])
+    share = min(1.0, len(copies.to_original) / ENOUGH_EDITED)
+    if share == 1:
+        return measured
+    logs = np.log1p(copies.to_original)
+    middle = np.median(logs, axis=0)
+    spread = np.maximum(1.4826 * np.median(np.abs(logs - middle), axis=0), 0.05)
+    radii = np.arange(2 * int(counted[-1]) + 2)
+    found = _normal((np.log1p(radii)[:, None] - middle) / spread).mean(axis=1)
+    smooth = int(radii[found >= WANTED_RECALL].min(initial=radii[-1]))
+    return round(share * measured + (1 - share) * smooth)
+
+
+def _normal(values: Floats) -> Floats:
+    """Distribution function of the normal law."""
+    from scipy.special import ndtr
+
+    return np.asarray(ndtr(values))
 
 
 def _interval(samples: Floats) -> tuple[float, float]:

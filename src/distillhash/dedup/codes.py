@@ -13,7 +13,7 @@ Together they tell copies from look-alikes far better than either. Mirror images
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from distillhash.backbones.extract import PIXELS_VERSION
 from distillhash.codes import Codes
+from distillhash.dedup.groups import TELLING, different_pictures
 from distillhash.methods import make_hasher
 from distillhash.methods.base import sample_rows
 from distillhash.models import HashModel, load_model
@@ -37,8 +39,9 @@ LEARNED_BITS, RANDOM_BITS = 512, 1024
 FEWEST_TO_LEARN = 1_000
 LEARN_FROM, ITERATIONS = 4_000, 20
 HASH_BITS = 256
-_HASH_SIDE, _HASH_PIXELS = 16, 64  # the hash has 16 x 16 bits; imagehash looks at four times as many pixels a side
-_HASH_IDENTITY = f"imagehash.phash/{_HASH_SIDE}/{_HASH_PIXELS}"
+_HASH_SIDE, HASH_PIXELS = 16, 64  # the hash has 16 x 16 bits; imagehash looks at four times as many pixels a side
+_HASH_IDENTITY = f"imagehash.phash/{_HASH_SIDE}/{HASH_PIXELS}/structure/{PIXELS_VERSION}"
+_FLAT = 4.0  # grey levels
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class Coded:
     codes: Codes
     rows: NDArray[np.intp]
     skipped: list[Skipped]
+    digests: NDArray[np.bytes_]  # (n,) of the content of each image; none of vectors
+    flat: NDArray[np.bool_]  # (n,) images without structure, of which codes say little; no vectors
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,7 @@ class Encoder:
 
     def encode(self, source: Source) -> Coded:
         """Codes of every usable item; a :class:`DataError` where nothing is usable."""
-        with _hashed(source, self.hashes, self.settings) as images:
+        with _hashed(source, self.settings) as images:
             return self._encode(images)
 
     def _encode(self, images: Source, first: Coded | None = None, done: NDArray[np.intp] | None = None) -> Coded:
@@ -91,7 +96,7 @@ class Encoder:
         progress, max_pixels = self.settings.progress, self.settings.max_pixels
         batches = self.model.encode_batches(rest, progress=progress, max_pixels=max_pixels)
         parts = [] if first is None else [first]
-        parts += [Coded(batch.codes, left[batch.rows], batch.skipped) for batch in batches]
+        parts += [_coded(batch.codes, left[batch.rows], batch.skipped, batch.digests) for batch in batches]
         skipped = [item for part in parts for item in part.skipped]
         if first is not None and skipped:
             place = {key: row for row, key in enumerate(images.keys)}
@@ -101,9 +106,18 @@ class Encoder:
             raise nothing_usable(images.name, skipped)
         order = np.argsort(rows)
         packed = np.concatenate([part.codes.packed for part in parts])[order]
+        digests = np.concatenate([part.digests for part in parts])
+        digests, rows = digests[order] if len(digests) else digests, rows[order]
+        if isinstance(images, EmbeddingSource) and self.n_bits < TELLING:
+            digests = np.array([digest(vector) for vector in images.vectors[rows]], "S16")
+        flat = np.zeros(len(rows), bool)
         if isinstance(images, HashedImages):
-            packed = np.hstack([packed, *[images.hashes[rows[order]]] * self.hashes])
-        return Coded(Codes.from_packed(packed, self.n_bits), rows[order], skipped)
+            packed, flat = np.hstack([packed, *[images.hashes[rows]] * self.hashes]), images.flat[rows]
+        return Coded(Codes.from_packed(packed, self.n_bits), rows, skipped, digests, flat)
+
+
+def _coded(codes: Codes, rows: NDArray[np.intp], skipped: list[Skipped], digests: Sequence[bytes]) -> Coded:
+    return Coded(codes, rows, skipped, np.array(digests, "S16"), np.zeros(0, bool))
 
 
 def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Coded]:
@@ -133,14 +147,18 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
     width = model.backbone.dim if vectors is None else vectors.shape[1]
     hashed = vectors is None and not settings.mirror
     learned = np.zeros(0, np.intp)
-    with _hashed(source, int(hashed), settings) as images:
+    with _hashed(source, settings) as images:
         if len(source) >= FEWEST_TO_LEARN and width >= LEARNED_BITS:
             learned = sample_rows(len(source), LEARN_FROM, np.random.default_rng(model.hasher.seed))
             options: dict[str, Any] = {"max_pixels": settings.max_pixels, "progress": settings.progress}
             sample = extract_features(images.select(learned), model.backbone, cache=settings.cache, **options)
-        if len(learned) and len(sample.rows) >= FEWEST_TO_LEARN:
-            model.hasher.fit(sample.features)
-            text = f"ITQ codes of {LEARNED_BITS} bits over {given}, fitted on {len(sample.rows):,} of the items"
+            usable = np.ones(len(sample.rows), bool)
+            if isinstance(images, HashedImages):
+                usable = ~images.flat[learned[sample.rows]]
+            different = _different(sample.features, np.flatnonzero(usable))
+        if len(learned) and len(different) >= FEWEST_TO_LEARN:
+            model.hasher.fit(sample.features[different])
+            text = f"ITQ codes of {LEARNED_BITS} bits over {given}, fitted on {len(different):,} of the items"
         else:
             model.hasher = make_hasher("lsh", RANDOM_BITS, centre=False)
             model.hasher.fit(np.eye(2, width))  # planes through the origin: drawn, not learned
@@ -150,14 +168,20 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
         encoder = Encoder(model, text, n_hash_bits // HASH_BITS, settings)
         if vectors is not None or not len(learned):
             return encoder, encoder._encode(images)
-        first = Coded(model.hasher.encode(sample.features), learned[sample.rows], sample.skipped)
+        first = _coded(model.hasher.encode(sample.features), learned[sample.rows], sample.skipped, sample.digests)
         return encoder, encoder._encode(images, first, learned)
 
 
+def _different(features: NDArray[np.float32], usable: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those of the rows ``usable`` to learn from: a few of a crowd of nearly equal ones, so that no picture is all there is."""
+    planes = make_hasher("lsh", RANDOM_BITS, centre=False).fit(np.eye(2, features.shape[1]))
+    return different_pictures(planes.encode(features), usable=usable).kept
+
+
 @contextmanager
-def _hashed(source: Source, hashes: int, settings: Settings) -> Iterator[Source]:
-    """The source, keeping the perceptual hash of what is read where hashes are wanted."""
-    if not hashes or not isinstance(source, ImageSource):
+def _hashed(source: Source, settings: Settings) -> Iterator[Source]:
+    """The source, keeping the perceptual hash of what is read; vectors as they are."""
+    if not isinstance(source, ImageSource):
         yield source
         return
     with closing(HashedImages(source, cache=settings.cache, max_pixels=settings.max_pixels)) as images:
@@ -167,16 +191,19 @@ def _hashed(source: Source, hashes: int, settings: Settings) -> Iterator[Source]
 class HashedImages(ImageSource):
     """A source that keeps the perceptual hash of every image that was read from it or from a selection of it.
 
-    ``hashes`` is ``(n, 32) uint8``, packed like codes, by the row of the whole source; zeros where nothing was read.
+    ``hashes`` is ``(n, 32) uint8``, packed like codes, by the row of the whole source; zeros where nothing was read. ``flat``,
+    ``(n,) bool``, tells pictures without structure.
     """
 
     def __init__(self, source: ImageSource, *, cache: FeatureCache | None, max_pixels: int | None = None) -> None:
         """Keep references; nothing is read yet. ``cache`` keeps hashes by content; images above ``max_pixels`` are bad items."""
         super().__init__(source.name, source.keys)
         self.hashes = np.zeros((len(source), HASH_BITS // 8), np.uint8)
+        self.flat = np.zeros(len(source), bool)
+        self.damaged = source.damaged
         self._source, self._rows = source, np.arange(len(source))
         self._max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
-        self._store = None if cache is None else cache.store(_HASH_IDENTITY, HASH_BITS // 32)
+        self._store = None if cache is None else cache.store(_HASH_IDENTITY, HASH_BITS // 32 + 1)
 
     def _take(self, rows: NDArray[np.intp]) -> None:
         self._rows = self._rows[rows]
@@ -188,7 +215,8 @@ class HashedImages(ImageSource):
     def read(self, row: int) -> bytes | NDArray[np.uint8]:
         """The item as the source has it; a :class:`BadItemError` where it cannot be read or decoded."""
         data = self._source.read(int(self._rows[row]))
-        self.hashes[self._rows[row]] = self._hash(data)
+        looked = self._look(data)
+        self.hashes[self._rows[row]], self.flat[self._rows[row]] = looked[:-1].view(np.uint8), looked[-1] > 0
         return data
 
     def close(self) -> None:
@@ -196,15 +224,25 @@ class HashedImages(ImageSource):
         if self._store is not None:
             self._store.close()
 
-    def _hash(self, data: bytes | NDArray[Any]) -> NDArray[np.uint8]:
-        if self._store is None:
-            return perceptual_bits(decode_resized(data, _HASH_PIXELS, self._max_pixels))
-        key = digest(data)
-        kept = self._store.get([key]).get(key)
-        if kept is None:  # the store holds floats; the bits of eight of them are the hash
-            kept = perceptual_bits(decode_resized(data, _HASH_PIXELS, self._max_pixels)).view(np.float32)
-            self._store.put([key], kept[None])
-        return kept.view(np.uint8)
+    def _look(self, data: bytes | NDArray[Any]) -> NDArray[np.float32]:
+        """The bits of eight floats are the hash, for the store holds floats; the ninth is 1 for a flat picture."""
+        key = b"" if self._store is None else digest(data)
+        kept = None if self._store is None else self._store.get([key]).get(key)
+        if kept is None:
+            pixels = decode_resized(data, HASH_PIXELS, self._max_pixels)
+            kept = np.append(perceptual_bits(pixels).view(np.float32), np.float32(is_flat(pixels)))
+            if self._store is not None:
+                self._store.put([key], kept[None])
+        return kept
+
+
+def is_flat(pixels: NDArray[np.uint8]) -> bool:
+    """Whether ``(HASH_PIXELS, HASH_PIXELS, 3) uint8`` pixels are one colour, or one that changes evenly, but for a little noise."""
+    level = np.linspace(-1, 1, HASH_PIXELS, dtype=np.float32)
+    x, y = (part.ravel() / np.linalg.norm(part) for part in np.meshgrid(level, level))
+    values = pixels.reshape(-1, 3) - pixels.reshape(-1, 3).mean(axis=0, dtype=np.float32)
+    values = values - np.outer(x, x @ values) - np.outer(y, y @ values)
+    return bool(np.sqrt(np.mean(values**2, axis=0)).max() < _FLAT)
 
 
 def perceptual_bits(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

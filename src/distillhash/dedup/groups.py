@@ -41,6 +41,11 @@ _MOST_KEY_BITS = 32
 _DIGIT = 11  # bits sorted by at a time
 _BLOCK_PAIRS = 2**23  # compared at a time where every pair is; all of them may be within the radius
 
+TELLING = 128  # bits of a code, from which different pictures have different codes
+COPIES, _PER_COPY = 8, 50  # items of one picture that count at most: one for every 50 pictures
+_MOST_CHAINED = 200_000  # items; in larger collections only equal codes are copies
+_MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64)
+
 Rows = NDArray[np.int64]
 
 
@@ -60,6 +65,16 @@ class Stars:
 
 
 @dataclass(frozen=True)
+class Pictures:
+    """Items that show different pictures, as far as codes tell, whatever number of copies there are."""
+
+    one: Rows  # a row of each picture, in an order that depends on the codes alone
+    kept: Rows  # rows with the copies left out that are too many, ascending
+    pairs: float  # pairs of items of different pictures, for each such pair of ``kept``
+    n_items: int  # rows there were
+
+
+@dataclass(frozen=True)
 class Matches:
     """The nearest item of another collection, for every query."""
 
@@ -75,12 +90,14 @@ def star_groups(
     order: Rows | None = None,
     places: Rows | None = None,
     apart: Rows | None = None,
+    kinds: Rows | None = None,
     parts: NDArray[np.int32] | None = None,
 ) -> Stars:
     """Stars around keepers; memory linear in the number of codes, deterministic.
 
     ``order`` holds all rows by falling preference as keepers. Two items of the same of ``places`` (``(n,)``, -1 for none) are never linked,
-    nor are the ``(m, 2)`` pairs of rows in ``apart``. ``parts`` is what :func:`connected_parts` found for these codes and this radius.
+    nor are two of different ``kinds`` (``(n,)``), nor the ``(m, 2)`` pairs of rows in ``apart``. ``parts`` is what :func:`connected_parts`
+    found for these codes and this radius.
     """
     n = len(codes)
     order = np.arange(n, dtype=np.int64) if order is None else np.asarray(order, np.int64)
@@ -88,10 +105,53 @@ def star_groups(
         raise DataError(f"the order must hold each of the {n} rows once")
     parts = connected_parts(codes, radius) if parts is None else parts
     places = np.full(n, -1, np.int64) if places is None else np.asarray(places, np.int64)
+    kinds = np.zeros(n, np.int64) if kinds is None else np.asarray(kinds, np.int64)
     low, high = (np.zeros((0, 2), np.int64) if apart is None else np.sort(apart, axis=1)).T
     rank = np.empty(n, np.int64)
     rank[order] = np.arange(n)
-    return Stars(*_claim(codes.words(), *_by_part(parts, rank), radius, places, np.unique(low * n + high)))
+    return Stars(*_claim(codes.words(), *_by_part(parts, rank), radius, places, np.unique(low * n + high), kinds))
+
+
+def different_pictures(
+    codes: Codes, same: NDArray[np.bytes_] | None = None, usable: Rows | None = None, *, nearly: float = 1 / 16
+) -> Pictures:
+    """Tell crowds of copies from different pictures, among the rows ``usable``.
+
+    Items of equal content (``same``, a digest each) are copies, and in codes of ``TELLING`` bits or more, items that are joined by steps of
+    a share ``nearly`` of the bits. A picture counts as at most ``COPIES`` items, in small collections as one, and equal codes as one.
+    """
+    usable = np.arange(len(codes)) if usable is None else usable
+    packed = np.ascontiguousarray(codes.packed[usable])
+    # The end of the code is the perceptual hash, where there is one: it does not depend on what else is in the collection.
+    key = np.zeros((len(usable), 32), np.uint8)
+    key[:, 32 - min(32, packed.shape[1]) :] = packed[:, -32:]
+    mixed = key.view(np.uint64) @ _MIX
+    order = np.argsort((mixed ^ (mixed >> np.uint64(29))) * _MIX[0], kind="stable")
+    telling = codes.n_bits >= TELLING
+    content = packed.view(f"V{packed.shape[1]}").ravel() if telling or same is None or not len(same) else same[usable]
+    if not telling and (same is None or not len(same)):
+        content = np.arange(len(usable))
+    _, first, number = np.unique(content[order], return_index=True, return_inverse=True)
+    once = order[np.sort(first)]  # one row for each content, in order
+    place = np.empty(len(first), np.int64)
+    place[np.argsort(first)] = np.arange(len(first))
+    times = np.bincount(place[number], minlength=len(once))  # items of each
+    lowest = np.arange(len(once))
+    if telling and 0 < len(once) <= _MOST_CHAINED:
+        lowest = connected_parts(codes[usable[once]], int(codes.n_bits * nearly)).astype(np.int64)
+    _, picture = np.unique(lowest, return_inverse=True)
+    n_pictures = int(picture.max(initial=-1)) + 1
+    limit = min(COPIES, max(1, n_pictures // _PER_COPY))
+    by_picture = np.argsort(picture, kind="stable")
+    starts = np.searchsorted(picture[by_picture], np.arange(n_pictures))
+    kept = by_picture[np.arange(len(once)) - starts[picture[by_picture]] < limit]
+    sizes, left = (
+        np.bincount(picture, times, n_pictures),
+        np.bincount(picture[kept], minlength=n_pictures).astype(float),
+    )
+    among = [float(count.sum() ** 2 - (count**2).sum()) for count in (sizes, left)]
+    pairs = among[0] / among[1] if among[1] else 1.0
+    return Pictures(usable[once[np.unique(lowest)]], np.sort(usable[once[kept]]), pairs, len(usable))
 
 
 def linked_rows(parts: NDArray[np.int32], places: Rows | None = None) -> Rows:
@@ -391,9 +451,9 @@ def _by_part(parts: NDArray[np.int32], rank: Rows) -> tuple[Rows, Rows]:
 
 
 @compiled
-def _blocked(a: int, b: int, places: Any, apart: Any) -> bool:
+def _blocked(a: int, b: int, places: Any, apart: Any, kinds: Any) -> bool:
     """Whether a rule keeps two rows apart."""
-    if places[a] >= 0 and places[a] == places[b]:
+    if kinds[a] != kinds[b] or (places[a] >= 0 and places[a] == places[b]):
         return True
     if len(apart) == 0:
         return False
@@ -403,7 +463,7 @@ def _blocked(a: int, b: int, places: Any, apart: Any) -> bool:
 
 
 @compiled
-def _claim(words: Any, starts: Any, members: Any, radius: int, places: Any, apart: Any) -> Any:
+def _claim(words: Any, starts: Any, members: Any, radius: int, places: Any, apart: Any, kinds: Any) -> Any:
     """Stars within parts; ``members`` holds the rows of each part by falling preference and is overwritten."""
     keeper = np.arange(len(words))
     distance = np.zeros(len(words), np.int32)
@@ -416,7 +476,7 @@ def _claim(words: Any, starts: Any, members: Any, radius: int, places: Any, apar
             for place in range(first, stop):
                 row = members[place]
                 found = _distance(words, item, row)
-                if found <= radius and not _blocked(item, row, places, apart):
+                if found <= radius and not _blocked(item, row, places, apart, kinds):
                     keeper[row], distance[row] = item, found
                 else:
                     members[free] = row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,15 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.codes import Codes
+from distillhash.codes import hamming_distances
 from distillhash.dedup.calibration import Calibration, calibrate, measure_copies
 from distillhash.dedup.codes import Coded, Encoder, Settings, encode_collection
-from distillhash.dedup.groups import connected_parts, linked_rows, match, star_groups
-from distillhash.dedup.keep import CRITERIA, Facts, gather_facts, preference
+from distillhash.dedup.groups import Stars, connected_parts, different_pictures, linked_rows, match, star_groups
+from distillhash.dedup.keep import CRITERIA, Facts, agree, gather_facts, kinds, preference
 from distillhash.errors import DataError, FormatError
 from distillhash.files import digest, read_file
 from distillhash.sources import ImageSource, Skipped, Source
 
+FIRST_FRAME = "same first frame"
+MOST_CANDIDATES = (
+    1000  # items of the other collection that are looked at where the nearest shows the same in the first frame at most
+)
 AGREES = 8  # perceptual hashes of 64 bits that differ in at most this many bits show the same picture
 _HEAD = "# pairs that are not duplicates: two content digests, then the two files when it was said\n"
 
@@ -99,7 +104,7 @@ class Item:
     source: Source  # where it can be read
     row: int  # its row there
     facts: Facts | None = None  # None for vectors
-    match: str = "near"  # or ``keeper``, ``same file``, ``same pixels``, ``same picture``, ``similar``: see _item
+    match: str = "near"  # or ``keeper``, ``same file``, ``same pixels``, ``same picture``, ``similar``, ``same first frame``: see _item
     phash_distance: int | None = None  # bits between its perceptual hash of 64 bits and the keeper's
 
 
@@ -110,6 +115,9 @@ class Report:
     calibration: Calibration
     codes: str  # what the codes are
     groups: list[list[Item]]  # keeper first in each, then by distance
+    first_frames: list[
+        list[Item]
+    ]  # animations and documents of which the first frame alone is near the first item's; all of them stay
     skipped: list[Skipped]  # items that could not be used
     n_items: int  # items compared
     n_aliases: int = 0  # items left out as other names of a file that is compared
@@ -148,6 +156,7 @@ def find_duplicates(
     reference: Source | None = None,
     policy: Sequence[str] = CRITERIA,
     ignore_same_folder: bool = False,
+    first_frame: bool = False,
     verdicts: Verdicts | None = None,
 ) -> Report:
     """Groups of near-duplicates.
@@ -159,6 +168,7 @@ def find_duplicates(
             duplicates within ``source`` or within the reference are not looked for.
         policy: What makes the better image, see :data:`distillhash.dedup.keep.CRITERIA`.
         ignore_same_folder: Two images in one folder are never linked (bursts, series).
+        first_frame: Frames and pages after the first do not count: what agrees in the first is a duplicate.
         verdicts: Pairs that people said are no duplicates.
 
     Raises:
@@ -167,10 +177,10 @@ def find_duplicates(
     """
     settings, verdicts = settings or Settings(), verdicts or Verdicts()
     if reference is not None:
-        return _against(source, reference, settings, verdicts)
+        return _against(source, reference, settings, first_frame, verdicts)
     source, n_aliases = _without_aliases(source)
     encoder, coded = encode_collection(source, settings)
-    calibration = _calibrated(encoder, source, coded, coded.codes, None)
+    calibration = _calibrated(encoder, source, coded, coded, None)
     parts = connected_parts(coded.codes, calibration.radius)
     places = _folders(source, coded.rows) if ignore_same_folder else None
     near = linked_rows(parts, places)
@@ -179,20 +189,35 @@ def find_duplicates(
         near = near[[row in facts for row in coded.rows[near].tolist()]]  # what can still be read
     rows = coded.rows[near].tolist()
     order = preference([facts[row] for row in rows], [_path(source, row) for row in rows], policy) if facts else None
-    stars = star_groups(
-        coded.codes[near],
-        calibration.radius,
-        order=order,
-        places=None if places is None else places[near],
-        apart=_apart([facts[row].digest for row in rows], verdicts) if facts else None,
-        parts=parts[near],
+    linked: dict[str, Any] = {
+        "places": None if places is None else places[near],
+        "apart": _apart([facts[row].digest for row in rows], verdicts) if facts else None,
+        "parts": parts[near],
+    }
+    by_first, by_all = (
+        kinds([facts[row] for row in rows], parts[near], first_frame=first) if facts else None
+        for first in (True, first_frame)
     )
-    groups = [
-        [_item(source, rows[row], int(stars.distance[row]), facts, facts.get(rows[group[0]]), row == group[0])
-         for row in group]
-        for group in stars.groups()
-    ]  # fmt: skip
-    return Report(calibration, encoder.description, groups, coded.skipped, len(coded.rows), n_aliases)
+    stars = star_groups(coded.codes[near], calibration.radius, order=order, kinds=by_all, **linked)
+    # Keepers and what is alone, by their first frames: groups of what would be one but for the others.
+    alone = stars.keeper == np.arange(len(near))
+    if by_first is not None:
+        by_first = np.where(alone, by_first, -1 - np.arange(len(near)))
+    again = star_groups(coded.codes[near], calibration.radius, order=order, kinds=by_first, **linked) if facts else None
+
+    def items(found: Stars, match: str | None) -> list[list[Item]]:
+        made = []
+        for group in found.groups():
+            keeper, *others = [rows[row] for row in group]
+            kept = facts.get(keeper)
+            made.append([_item(source, keeper, 0, kept, kept, "keeper")])
+            for row, distance in zip(others, found.distance[group[1:]].tolist(), strict=True):
+                label = match or (FIRST_FRAME if first_frame and kept and not agree(facts[row], kept) else None)
+                made[-1].append(_item(source, row, distance, facts.get(row), kept, label))
+        return made
+
+    groups, first_frames = items(stars, None), [] if again is None else items(again, FIRST_FRAME)
+    return Report(calibration, encoder.description, groups, first_frames, coded.skipped, len(coded.rows), n_aliases)
 
 
 def find_leaks(train: Source, test: Source, settings: Settings | None = None) -> LeakReport:
@@ -204,21 +229,20 @@ def find_leaks(train: Source, test: Source, settings: Settings | None = None) ->
     """
     settings = settings or Settings()
     encoder, kept, coded, calibration = _across(train, test, settings)
-    found = match(coded.codes, kept.codes, calibration.radius)
-    places = np.flatnonzero(found.row >= 0)
-    ours, theirs = coded.rows[places], kept.rows[found.row[places]]
-    facts_test, facts_train = gather_facts(test, ours, settings), gather_facts(train, np.unique(theirs), settings)
+    places = np.arange(len(coded.rows))
+    matched = _matched(test, coded, places, train, kept, calibration.radius, settings)
     leaks = []
-    for place, our, their in zip(places.tolist(), ours.tolist(), theirs.tolist(), strict=True):
-        keeper = facts_train.get(their)
-        leaked = _item(test, our, int(found.distance[place]), facts_test, keeper, is_keeper=False)
-        leaks.append(Leak(leaked, _item(train, their, 0, facts_train, keeper, is_keeper=True), int(found.count[place])))
+    for pair in matched:
+        leaked = _item(test, pair.row, pair.distance, pair.facts, pair.kept_facts, pair.match)
+        leaks.append(
+            Leak(leaked, _item(train, pair.kept_row, 0, pair.kept_facts, pair.kept_facts, "keeper"), pair.count)
+        )
     leaks.sort(key=lambda leak: (leak.test.distance, leak.test.path))
     skipped = kept.skipped + coded.skipped
     return LeakReport(calibration, encoder.description, leaks, skipped, len(kept.rows), len(coded.rows))
 
 
-def _against(source: Source, reference: Source, settings: Settings, verdicts: Verdicts) -> Report:
+def _against(source: Source, reference: Source, settings: Settings, first_frame: bool, verdicts: Verdicts) -> Report:
     """Groups of a reference item and what of ``source`` is nearest to it."""
     encoder, kept, coded, calibration = _across(reference, source, settings)
     files: dict[Any, int] = {}
@@ -227,24 +251,65 @@ def _against(source: Source, reference: Source, settings: Settings, verdicts: Ve
         for side, rows in ((source, coded), (reference, kept))
     )
     held = np.isin(ours, theirs[theirs >= 0])  # a file of the reference, reached through the source as well
-    found = match(coded.codes, kept.codes, calibration.radius)
-    places = np.flatnonzero((found.row >= 0) & ~held)
-    facts = gather_facts(source, coded.rows[places], settings)
-    facts_kept = gather_facts(reference, kept.rows[np.unique(found.row[places])], settings)
-    groups = []
-    places = places[np.lexsort((places, found.distance[places], found.row[places]))]
-    for own in np.split(places, np.flatnonzero(np.diff(found.row[places])) + 1) if len(places) else []:
-        row = int(kept.rows[found.row[own[0]]])
-        first = facts_kept.get(row)
-        group = [_item(reference, row, 0, facts_kept, first, is_keeper=True)]
-        for our, distance in zip(coded.rows[own].tolist(), found.distance[own].tolist(), strict=True):
-            fact = facts.get(our)
-            if fact is None or first is None or not verdicts.apart(fact.digest, first.digest):
-                group.append(_item(source, our, distance, facts, first, is_keeper=False))
-        if len(group) > 1:
-            groups.append(group)
-    skipped = kept.skipped + coded.skipped
-    return Report(calibration, encoder.description, groups, skipped, len(kept.rows) + len(coded.rows), int(held.sum()))
+    matched = _matched(source, coded, np.flatnonzero(~held), reference, kept, calibration.radius, settings)
+    groups: dict[tuple[bool, int], list[Item]] = {}
+    for pair in sorted(matched, key=lambda pair: (pair.kept_row, pair.distance, pair.row)):
+        ours_facts, kept_facts = pair.facts, pair.kept_facts
+        if ours_facts is None or kept_facts is None or not verdicts.apart(ours_facts.digest, kept_facts.digest):
+            stays = pair.match is not None and not first_frame
+            keeper = _item(reference, pair.kept_row, 0, kept_facts, kept_facts, "keeper")
+            group = groups.setdefault((stays, pair.kept_row), [keeper])
+            group.append(_item(source, pair.row, pair.distance, ours_facts, kept_facts, pair.match))
+    found, first_frames = ([group for (stays, _), group in groups.items() if stays == kind] for kind in (False, True))
+    skipped, n_items = kept.skipped + coded.skipped, len(kept.rows) + len(coded.rows)
+    return Report(calibration, encoder.description, found, first_frames, skipped, n_items, int(held.sum()))
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """An item and the nearest of another collection that it may be linked to."""
+
+    row: int
+    facts: Facts | None
+    kept_row: int
+    kept_facts: Facts | None
+    distance: int
+    count: int  # items of the other collection within the radius
+    match: str | None  # ``FIRST_FRAME`` where no more than that agrees
+
+
+def _matched(
+    source: Source,
+    coded: Coded,
+    places: NDArray[np.int64],
+    other: Source,
+    kept: Coded,
+    radius: int,
+    settings: Settings,
+) -> Iterator[_Matched]:
+    """Items of ``coded`` at ``places`` with a match in ``kept``: the nearest that shows the same in all frames, or in the first."""
+    found = match(coded.codes[places], kept.codes, radius)
+    hits = np.flatnonzero(found.row >= 0)
+    facts = gather_facts(source, coded.rows[places[hits]], settings)
+    kept_facts = gather_facts(other, kept.rows[np.unique(found.row[hits])], settings)
+    for hit in hits.tolist():
+        row, near, label = int(coded.rows[places[hit]]), int(found.row[hit]), None
+        distance, ours, theirs = int(found.distance[hit]), facts.get(row), kept_facts.get(int(kept.rows[near]))
+        if ours is not None and theirs is not None and not agree(ours, theirs):
+            away = hamming_distances(coded.codes[places[hit : hit + 1]], kept.codes)[0]
+            candidates = np.flatnonzero(away <= radius)
+            candidates = candidates[np.lexsort((candidates, away[candidates]))][:MOST_CANDIDATES]
+            unknown = [one for one in kept.rows[candidates].tolist() if one not in kept_facts]
+            kept_facts |= gather_facts(other, np.array(unknown, np.intp), settings)
+            known = [(one, kept_facts.get(int(kept.rows[one]))) for one in candidates.tolist()]
+            whole = next((one for one, fact in known if fact and agree(ours, fact)), None)
+            first = next((one for one, fact in known if fact and agree(ours, fact, first_frame=True)), -1)
+            if whole is None and first < 0:
+                continue
+            label = FIRST_FRAME if whole is None else None
+            near = whole if whole is not None else first
+            distance, theirs = int(away[near]), kept_facts[int(kept.rows[near])]
+        yield _Matched(row, ours, int(kept.rows[near]), theirs, distance, int(found.count[hit]), label)
 
 
 def _across(kept: Source, other: Source, settings: Settings) -> tuple[Encoder, Coded, Coded, Calibration]:
@@ -255,14 +320,26 @@ def _across(kept: Source, other: Source, settings: Settings) -> tuple[Encoder, C
     larger, smaller = (other, kept) if swapped else (kept, other)
     encoder, coded = encode_collection(larger, settings)
     first, second = (encoder.encode(smaller), coded) if swapped else (coded, encoder.encode(smaller))
-    return encoder, first, second, _calibrated(encoder, larger, coded, second.codes, first.codes)
+    return encoder, first, second, _calibrated(encoder, larger, coded, second, first)
 
 
-def _calibrated(encoder: Encoder, source: Source, coded: Coded, codes: Codes, others: Codes | None) -> Calibration:
-    """The radius for pairs of ``codes``, or of ``codes`` and ``others``, by edits of the images of ``source``."""
-    copies = measure_copies(encoder, source, coded) if isinstance(source, ImageSource) else None
-    settings = encoder.settings
-    return calibrate(codes, others, copies=copies, radius=settings.radius, most_false_pairs=settings.most_false_pairs)
+def _calibrated(encoder: Encoder, source: Source, coded: Coded, one: Coded, other: Coded | None) -> Calibration:
+    """The radius for pairs within ``one``, or of ``one`` and ``other``, by edits of the images of ``source``, whose codes are ``coded``."""
+    settings, sides = encoder.settings, [side for side in (one, other) if side is not None]
+    nearly = 1 / 8 if encoder.hashes else 1 / 16  # features alone are near for scenes of one kind as well
+    pictures = [different_pictures(s.codes, s.digests, np.flatnonzero(~s.flat), nearly=nearly) for s in sides]
+    edited = pictures[0] if coded is one else pictures[-1]
+    across = [side.codes[found.kept] for side, found in zip(sides, pictures, strict=True)]
+    n_items = [len(side.rows) for side in sides]
+    compared = [len(codes) for codes in across]
+    return calibrate(
+        *across,
+        copies=measure_copies(encoder, source, coded, edited) if isinstance(source, ImageSource) else None,
+        radius=settings.radius,
+        most_false_pairs=settings.most_false_pairs,
+        n_items=sum(n_items),
+        pairs=pictures[0].pairs if other is None else math.prod(n_items) / max(1, math.prod(compared)),
+    )
 
 
 def _apart(digests: Sequence[str], verdicts: Verdicts) -> NDArray[np.int64]:
@@ -275,20 +352,18 @@ def _apart(digests: Sequence[str], verdicts: Verdicts) -> NDArray[np.int64]:
 
 
 def _item(
-    source: Source, row: int, distance: int, known: dict[int, Facts], kept: Facts | None, is_keeper: bool
+    source: Source, row: int, distance: int, facts: Facts | None, kept: Facts | None, match: str | None = None
 ) -> Item:
     """One item of a report, and how it matches its keeper: the digests of file and pixels agree, or the perceptual hashes nearly do."""
-    facts, path = known.get(row), _path(source, row)
+    path = _path(source, row)
     if facts is None or kept is None:
-        return Item(path, distance, source, row, facts, "keeper" if is_keeper else "near")
+        return Item(path, distance, source, row, facts, match or "near")
     away = (int(facts.phash, 16) ^ int(kept.phash, 16)).bit_count()
-    if is_keeper:
-        match = "keeper"
-    elif facts.digest == kept.digest:
+    if match is None and facts.digest == kept.digest:
         match = "same file"
-    elif facts.pixels_digest == kept.pixels_digest:
+    elif match is None and facts.pixels_digest == kept.pixels_digest:
         match = "same pixels"
-    else:
+    elif match is None:
         match = "same picture" if away <= AGREES else "similar"
     return Item(path, distance, source, row, facts, match, away)
 

@@ -7,24 +7,34 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from distillhash.dedup.codes import Settings
+from distillhash.dedup.codes import HASH_PIXELS, Settings, is_flat
 from distillhash.errors import ParameterError
 from distillhash.files import cores, digest
 from distillhash.progress import Progress
-from distillhash.sources import MAX_PIXELS, BadItemError, ImageSource, Source, decode_image, image_format
+from distillhash.sources import MAX_PIXELS, BadItemError, ImageSource, Source, decode_image
+from distillhash.sources.base import item_memory
+from distillhash.sources.whole import LOOK_BYTES, Whole, alike_rows, look, whole_picture
 
 CRITERIA = ("resolution", "size", "sharpness", "format")
 """The default policy: the first criterion that tells two images apart decides; what remains equal goes by path.
 
 Sharpness counts in steps of a factor of 1.4, so that it tells a blown-up thumbnail from the real thing and leaves the rest to the size."""
 
+FLAT_BOUNDS: dict[str, Any] = {"mean": 4, "most": 8}
+FRAME_BOUNDS: dict[str, Any] = {"mean": 8, "most": 48}
+"""Levels that small copies of two frames may differ by, on average and anywhere, where they show the same."""
+
 _FORMATS = {"TIFF": 5, "PNG": 4, "BMP": 4, "PPM": 4, "WEBP": 2, "JPEG": 2, "AVIF": 2, "GIF": 1}
 _SHARPNESS_SIDE = 256
+
+
+Looks = bytes  # for a class that has a field of that name
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +47,14 @@ class Facts:
     format: str  # ``JPEG``, ``PNG`` ... by content; ``PIXELS`` where the source holds arrays
     sharpness: float  # see :func:`sharpness`
     digest: str  # of the content, 32 hex digits
-    pixels_digest: str  # of the decoded upright pixels; equal for the same picture in two lossless files
-    phash: str  # perceptual hash of 64 bits, 16 hex digits
+    pixels_digest: (
+        str  # of all that is shown, see distillhash.sources.whole; equal for the same picture in two lossless files
+    )
+    phash: str  # perceptual hash of 64 bits of the first frame, 16 hex digits
+    n_frames: int = 1  # frames or pages; 0 where there are more than are looked at
+    flat: bool = False  # without structure
+    damage: str | None = None  # what is wrong with a file that is used all the same
+    looks: Looks = b""  # small copies of the frames
 
 
 def read_facts(source: ImageSource, row: int, *, max_pixels: int | None = None) -> Facts:
@@ -46,11 +62,30 @@ def read_facts(source: ImageSource, row: int, *, max_pixels: int | None = None) 
     import imagehash
 
     data = source.read(row)
-    pixels = decode_image(data, max_pixels=MAX_PIXELS if max_pixels is None else max_pixels)
-    height, width = pixels.shape[:2]
-    size, kind = (data.nbytes, "PIXELS") if isinstance(data, np.ndarray) else (len(data), image_format(data))
-    digests = digest(data).hex(), digest(pixels).hex()
-    return Facts(width, height, size, kind, sharpness(pixels), *digests, str(imagehash.phash(Image.fromarray(pixels))))
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    with item_memory():
+        if isinstance(data, np.ndarray):
+            pixels = decode_image(data, max_pixels=limit)
+            whole = Whole(pixels, "PIXELS", digest(pixels), 1, look(pixels), None)
+        else:
+            whole = whole_picture(data, max_pixels=limit)
+            pixels = whole.pixels
+        height, width = pixels.shape[:2]
+        image = Image.fromarray(pixels)
+        return Facts(
+            width,
+            height,
+            len(data) if isinstance(data, bytes) else data.nbytes,
+            whole.format,
+            sharpness(pixels),
+            digest(data).hex(),
+            whole.digest.hex(),
+            str(imagehash.phash(image)),
+            whole.n_frames,
+            is_flat(np.asarray(image.resize((HASH_PIXELS, HASH_PIXELS), Image.Resampling.BOX))),
+            whole.damage,
+            whole.looks,
+        )
 
 
 def sharpness(pixels: NDArray[np.uint8]) -> float:
@@ -86,7 +121,9 @@ def preference(facts: Sequence[Facts], keys: Sequence[str], policy: Sequence[str
             "size": -fact.bytes,
             "format": -_FORMATS.get(fact.format, 3),
         }
-        return (*(scores[name] for name in policy), len(Path(keys[row]).name), keys[row])
+        # Whole files first, and those that show more: nothing goes for a damaged copy, or an animation for a still.
+        shows = (fact.damage is not None, -(fact.n_frames or math.inf))
+        return (*shows, *(scores[name] for name in policy), len(Path(keys[row]).name), keys[row])
 
     return np.array(sorted(range(len(facts)), key=rank), np.int64)
 
@@ -110,3 +147,44 @@ def gather_facts(source: Source, rows: NDArray[np.intp], settings: Settings) -> 
             found |= {row: facts for row, facts in zip(part, pool.map(one, part), strict=True) if facts is not None}
             shown.advance(len(part))
     return found
+
+
+def kinds(facts: Sequence[Facts], parts: NDArray[np.integer[Any]], *, first_frame: bool = False) -> NDArray[np.int64]:
+    """A number for each item; only items of one number show the same, whatever their codes say.
+
+    Codes and hashes say little of pictures without structure, nothing of frames after the first, and may be misled by a damaged file.
+    Such items (all others have number 0) agree where small copies of all their frames do. ``parts`` are numbers of items that may be
+    linked; others are not compared. With ``first_frame``, nothing but the first frame counts.
+    """
+    numbers, last = np.zeros(len(facts), np.int64), 0
+    waiting: dict[tuple[int, int, bool], list[int]] = {}
+    ordinary: dict[int, list[int]] = {}
+    for row, (fact, part) in enumerate(zip(facts, parts.tolist(), strict=True)):
+        n_frames = 1 if first_frame else fact.n_frames
+        if n_frames != 1 or fact.flat or fact.damage is not None:
+            waiting.setdefault((part, n_frames, fact.flat), []).append(row)
+        else:
+            ordinary.setdefault(part, []).append(row)
+    for (part, n_frames, flat), rows in waiting.items():
+        bound = FLAT_BOUNDS if flat else FRAME_BOUNDS
+        others = ordinary.get(part, []) if n_frames == 1 and not flat else []
+        length = LOOK_BYTES if n_frames == 1 else None
+        levels = np.array([np.frombuffer(facts[row].looks[:length], np.uint8) for row in [*rows, *others]], np.int16)
+        contents = np.array([facts[row].pixels_digest for row in rows])
+        left = np.arange(len(rows))
+        while len(left):
+            one = left[0]
+            same = contents[left] == contents[one]
+            if n_frames:
+                same |= alike_rows(levels[left], levels[one], **bound)
+            is_ordinary = bool(len(others)) and alike_rows(levels[len(rows) :], levels[one], **bound).any()
+            last += not is_ordinary
+            numbers[[rows[place] for place in left[same]]] = 0 if is_ordinary else last
+            left = left[~same]
+    return numbers
+
+
+def agree(a: Facts, b: Facts, *, first_frame: bool = False) -> bool:
+    """Whether two items may be linked at all, see :func:`kinds`."""
+    found = kinds([a, b], np.zeros(2, np.int64), first_frame=first_frame)
+    return a.digest == b.digest or bool(found[0] == found[1])

@@ -12,18 +12,18 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from distillhash.dedup.job import Item, LeakReport, Report
+from distillhash.dedup.job import FIRST_FRAME, Item, LeakReport, Report
 from distillhash.errors import DataError
 from distillhash.files import write_atomic
+from distillhash.output import csv_cell, escaped
 from distillhash.sources import BadItemError, ImageSource, encode_thumbnail
 
 GROUPS_SHOWN = 300
 MEMBERS_SHOWN = 11
 THUMBNAIL = 240  # longest side in pixels; shown at half of it on fine screens
 
-_DOUBT = {"similar": 0, "near": 1, "same picture": 2, "same pixels": 3, "same file": 4}
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run a file name that begins so
-_FACTS = ("width", "height", "bytes", "format", "sharpness")
+_DOUBT = {"similar": 0, FIRST_FRAME: 1, "near": 2, "same picture": 3, "same pixels": 4, "same file": 5}
+_FACTS = ("width", "height", "bytes", "format", "n_frames", "damage", "sharpness")
 
 
 def report_json(report: Report) -> dict[str, Any]:
@@ -31,7 +31,8 @@ def report_json(report: Report) -> dict[str, Any]:
     return {
         "radius": report.calibration.radius,
         "expected_false_pairs": report.calibration.expected_false_pairs,
-        "groups": [{"keeper": group[0].path, "members": [_item(item) for item in group]} for group in report.groups],
+        "groups": [_as_json(group) for group in report.groups],
+        "same_first_frame": [_as_json(group) for group in report.first_frames],
         "n_items": report.n_items,
         "n_groups": len(report.groups),
         "n_duplicates": report.n_duplicates,
@@ -66,16 +67,18 @@ def leaks_json(report: LeakReport) -> dict[str, Any]:
 
 
 def report_csv(report: Report) -> str:
-    """One line per image: group number, whether it is kept, and what is known of it. Names that a spreadsheet would run are quoted."""
+    """One line per image: group number, whether it is kept, and what is known of it, through :func:`distillhash.output.csv_cell`.
+
+    Groups of which the first frames alone agree come last; all of their items are kept.
+    """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(("group", "keep", "path", "distance", "match", "phash_distance", *_FACTS))
-    for number, group in enumerate(report.groups, 1):
+    for number, group in enumerate([*report.groups, *report.first_frames], 1):
         for item in group:
-            path = "'" + item.path if item.path.startswith(_FORMULA) else item.path
-            keep = "yes" if item.match == "keeper" else "no"
+            keep = "yes" if item.match == "keeper" or number > len(report.groups) else "no"
             known = map(_facts(item).get, _FACTS)
-            writer.writerow([number, keep, path, item.distance, item.match, item.phash_distance, *known])
+            writer.writerow([number, keep, csv_cell(item.path), item.distance, item.match, item.phash_distance, *known])
     return stream.getvalue()
 
 
@@ -85,6 +88,10 @@ def write_text(path: Path, text: str) -> None:
         write_atomic(path, text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror}); give another place") from error
+
+
+def _as_json(group: list[Item]) -> dict[str, Any]:
+    return {"keeper": group[0].path, "members": [_item(item) for item in group]}
 
 
 def _item(item: Item) -> dict[str, Any]:
@@ -119,9 +126,11 @@ def review_page(report: Report, command: str, source: str) -> str:
         curve=near[:: max(1, len(near) // 12)],  # about a dozen radii around the chosen one
         groups=[_group(group, report.calibration.radius) for group in ordered[:GROUPS_SHOWN]],
         n_hidden=max(0, len(ordered) - GROUPS_SHOWN),
+        first_frames=[_group(group, report.calibration.radius) for group in report.first_frames[:GROUPS_SHOWN]],
+        n_first_hidden=max(0, len(report.first_frames) - GROUPS_SHOWN),
         freed=size_text(sum(item.facts.bytes for group in report.groups for item in group[1:] if item.facts)),
-        command=command,
-        source=source,
+        command=escaped(command),
+        source=escaped(source),
     )
 
 
@@ -144,7 +153,9 @@ def _group(group: list[Item], radius: int) -> dict[str, Any]:
     """One group on the page; ``command`` keeps its first member apart from the keeper in later runs."""
     keeper, *members = group
     doubtful = sorted(members, key=lambda item: (_DOUBT[item.match], -item.distance, item.path))
-    apart = next((item for item in doubtful if item.facts is not None and item.match != "same file"), None)
+    hides = escaped(keeper.path) != keeper.path  # a command cannot be written with names that must be escaped
+    named = [item for item in doubtful if not hides and escaped(item.path) == item.path]
+    apart = next((item for item in named if item.facts is not None and item.match != "same file"), None)
     command = None if apart is None else f"distillhash dedup --not-duplicate {quote(keeper.path)} {quote(apart.path)}"
     first, *cards = [_card(item, radius) for item in (keeper, *doubtful[:MEMBERS_SHOWN])]
     return {"keeper": first, "members": cards, "n_hidden": len(members) - len(cards), "command": command}
@@ -158,5 +169,9 @@ def _card(item: Item, radius: int) -> dict[str, Any]:
             content, media_type = encode_thumbnail(item.source.read(item.row), THUMBNAIL)
             thumbnail = f"data:{media_type};base64,{base64.b64encode(content).decode()}"
     text = "" if facts is None else f"{facts.width} x {facts.height}, {size_text(facts.bytes)}, {facts.format}"
+    if facts is not None and facts.n_frames != 1:
+        text += f", {facts.n_frames or 'many'} frames"
+    if facts is not None and facts.damage is not None:
+        text += f", damaged: {facts.damage}"
     nearness = round(100 * (1 - item.distance / (radius + 1)))
-    return {"item": item, "thumbnail": thumbnail, "facts": text, "nearness": nearness}
+    return {"item": item, "name": escaped(item.path), "thumbnail": thumbnail, "facts": text, "nearness": nearness}

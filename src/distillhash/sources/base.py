@@ -5,9 +5,11 @@ for. Labels are ground truth: evaluation reads them, training never does.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -165,6 +167,19 @@ class BadItemError(DataError):
     """One item cannot be read or decoded. Jobs skip the item, count it and list it; ``--strict`` makes them fail."""
 
 
+@contextmanager
+def item_memory() -> Iterator[None]:
+    """Around the work for one item: memory that there is not is the item's :class:`BadItemError`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(
+            error
+        ):  # torch has no error of its own for it
+            raise
+        raise BadItemError("it needs more memory than there is") from error
+
+
 def nothing_usable(name: str, skipped: Sequence[Skipped]) -> DataError:
     """The error to raise when all items of the source ``name`` were skipped."""
     first = f"; first {skipped[0].key}: {skipped[0].reason}" if skipped else ""
@@ -191,6 +206,11 @@ class Source(ABC):
     ) -> None:
         self.name, self.keys, self.labels, self.label_names, self.splits = name, keys, labels, label_names, splits or {}
 
+    @cached_property
+    def damaged(self) -> dict[str, str]:
+        """Key and damage of the items read so far that are damaged and were used all the same; selections share it."""
+        return {}
+
     def __len__(self) -> int:
         """Number of items, readable or not."""
         return len(self.keys)
@@ -198,6 +218,7 @@ class Source(ABC):
     def select(self, rows: NDArray[np.intp]) -> Self:
         """The same kind of source holding only ``rows`` (``(m,) int``), in that order."""
         rows = check_rows(rows, len(self))
+        _ = self.damaged  # made before it is shared
         part = copy(self)
         part.keys = take_keys(self.keys, rows)
         part.labels = None if self.labels is None else self.labels[rows]

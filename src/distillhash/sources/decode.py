@@ -7,25 +7,32 @@ pixel is decoded. Readers come from Pillow's registry instead of ``Image.open``,
 How each kind of pixel becomes RGB:
 
 * the EXIF orientation is applied;
-* transparency (an alpha channel, or a transparent palette entry or colour) is composited over white;
+* transparency (an alpha channel, or a transparent palette entry or colour) is composited over a ground on which the drawing is seen:
+  white, or where more than 1% of what is visible is nearly white, the first of black, grey and magenta that little of it resembles (else
+  the one that the least does). A drawing without a visible pixel is shown as if it were opaque;
 * 16-bit grey is divided by 257 with rounding, so 65535 becomes 255 (Pillow's own conversion clips at 255);
 * 32-bit integers count as 16-bit when they lie in 0..65535. Others, and floats, have no fixed white point: they are stretched from
   their finite minimum to their finite maximum. What is not finite becomes black, and so does a constant image;
 * 1-bit, grey, palette, 16-bit colour, YCbCr and CMYK/YCCK go through Pillow's conversion (no colour profile is applied).
+
+What does not bear on the pixels (text, comments, profiles) is left out first, so none of it can stop a picture. A file that ends early is
+read as browsers do where its format allows, and :func:`damage_of` says so: a JPEG that is cut is grey where nothing is left.
 """
 
 import contextlib
 import importlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
 from distillhash.errors import ParameterError
-from distillhash.sources.base import BadItemError
+from distillhash.sources.base import BadItemError, item_memory
+from distillhash.sources.containers import Contents, contents
 
 MAX_PIXELS = 178_956_970  # width x height: 512 MiB of RGB pixels, and the number at which Pillow itself refuses
 _PLUGINS = {  # Pillow's name of a format, and of the plug-in that reads it
@@ -38,6 +45,7 @@ _PLUGINS = {  # Pillow's name of a format, and of the plug-in that reads it
     "PPM": "Ppm",
     "AVIF": "Avif",
 }
+_LARGE, _MOST_FOLDED = 2**27, 4096  # bytes of pixels, from which on a file holds a byte for every so many at least
 _TINY = 64  # pixels a side, up to which a PNG is smaller than a JPEG
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,6 +57,15 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _ALPHA_MODES = {"LA", "PA", "RGBA", "RGBa"}
+_GROUNDS = (
+    (255, 255, 255),
+    (0, 0, 0),
+    (128, 128, 128),
+    (255, 0, 255),
+)  # what transparency is composited over, in order of preference
+_RESEMBLES = 64  # levels in every channel, below which a colour is not seen on a ground
+_BAND = 2**20  # pixels looked at together
+_UNSEEN = 0.01  # share of the visible that may resemble the ground
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
 for _plugin in _PLUGINS.values():
@@ -67,8 +84,7 @@ def decode_image(data: bytes | NDArray[Any], *, max_pixels: int = MAX_PIXELS) ->
     """
     if isinstance(data, np.ndarray):
         return _checked_pixels(data, max_pixels)
-    name, image = _open(data, max_pixels)
-    return np.array(_decode(name, image, len(data), None))
+    return open_encoded(data, max_pixels).pixels()
 
 
 def resize_image(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
@@ -105,18 +121,20 @@ def decode_sizes(
         _check_size(size)
     if isinstance(data, np.ndarray):
         pixels = _checked_pixels(data, max_pixels)
-        return {size: resize_image(pixels, size) for size in sizes}
-    name, image = _open(data, max_pixels)
+        with item_memory():
+            return {size: resize_image(pixels, size) for size in sizes}
+    opened = open_encoded(data, max_pixels)
     by_scale: dict[int, list[int]] = {}
     for size in sizes:
-        possible = [scale for scale in (8, 4, 2) if name == "JPEG" and min(image.size) >= 2 * scale * size]
+        possible = [scale for scale in (8, 4, 2) if opened.name == "JPEG" and min(opened.size) >= 2 * scale * size]
         by_scale.setdefault(possible[0] if possible else 1, []).append(size)
     resized: dict[int, NDArray[np.uint8]] = {}
     for scale, group in by_scale.items():
-        decoded = np.array(_decode(name, image, len(data), 2 * group[0] if scale > 1 else None))
-        resized |= {size: resize_image(decoded, size) for size in group}
+        decoded = opened.pixels(2 * group[0] if scale > 1 else None)
+        with item_memory():
+            resized |= {size: resize_image(decoded, size) for size in group}
         if len(resized) < len(sizes):
-            image = _open(data)[1]  # it can be decoded once
+            opened = open_encoded(data)  # it can be decoded once
     return resized
 
 
@@ -126,10 +144,11 @@ def decode_thumbnail(data: bytes | NDArray[Any], side: int, *, max_pixels: int =
     if isinstance(data, np.ndarray):
         image = Image.fromarray(_checked_pixels(data, max_pixels))
     else:
-        name, opened = _open(data, max_pixels)
-        image = _decode(name, opened, len(data), side if min(opened.size) >= 2 * side else None)
-    image.thumbnail((side, side))
-    return np.array(image)
+        opened = open_encoded(data, max_pixels)
+        image = Image.fromarray(opened.pixels(side if min(opened.size) >= 2 * side else None))
+    with item_memory():
+        image.thumbnail((side, side))
+        return np.array(image)
 
 
 def encode_thumbnail(data: bytes | NDArray[Any], side: int, *, max_pixels: int = MAX_PIXELS) -> tuple[bytes, str]:
@@ -147,33 +166,76 @@ def image_size(data: bytes | NDArray[Any]) -> tuple[int, int]:
     """Width and height as the image is shown (EXIF orientation applied), from the header alone."""
     if isinstance(data, np.ndarray):
         return data.shape[1], data.shape[0]
-    image = _open(data)[1]
-    width, height = image.size
-    return (height, width) if _orientation(image) >= 5 else (width, height)
+    opened = open_encoded(data)
+    width, height = opened.size
+    # Pillow gives the size of a TIFF as it is shown already.
+    return (height, width) if opened.name != "TIFF" and opened.orientation() in (5, 6, 7, 8) else (width, height)
 
 
 def image_format(data: bytes) -> str:
     """The format's name found from the content: ``JPEG``, ``PNG``, ``WEBP``, ``GIF``, ``BMP``, ``TIFF``, ``PPM`` or ``AVIF``."""
-    return _open(data)[0]
+    return open_encoded(data).name
 
 
-def _decode(name: str, image: ImageFile.ImageFile, n_bytes: int, draft_size: int | None) -> Image.Image:
-    """The pixels of an opened image, upright and RGB; with ``draft_size``, a JPEG may come smaller, no side below it."""
-    try:
+def damage_of(data: bytes | NDArray[Any]) -> str | None:
+    """What is wrong with a file that is read all the same, as browsers do: it ends early, or a checksum of its pixels is wrong."""
+    return None if isinstance(data, np.ndarray) else contents(data).damage
+
+
+@dataclass
+class Encoded:
+    """An encoded image: its header is read, and its pixels are not."""
+
+    name: str  # the format's
+    image: ImageFile.ImageFile
+    contents: Contents
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height as stored."""
+        return self.image.size
+
+    def orientation(self) -> int:
+        """The EXIF (or XMP) orientation 1..8; 1 when the block is absent or damaged, which is no reason to lose the picture."""
+        try:
+            # Not the method of a PNG, which decodes all pixels to look behind them.
+            value = Image.Image.getexif(self.image).get(ExifTags.Base.Orientation, 1)
+        except Exception:
+            return 1
+        return value if isinstance(value, int) else 1
+
+    def pixels(self, draft_size: int | None = None) -> NDArray[np.uint8]:
+        """``(h, w, 3) uint8``, upright; with ``draft_size``, a JPEG may come smaller, no side below it."""
+        with self.explained():
+            self.load(draft_size)
+            return np.array(self.upright(to_rgb(self.image)))
+
+    def load(self, draft_size: int | None = None) -> None:
+        """Decode the pixels of the frame that the image is at."""
+        if self.contents.lacking:
+            raise OSError("image file is truncated: too little of it is left")
         if draft_size is not None:
-            image.draft(None, (draft_size, draft_size))
+            self.image.draft(None, (draft_size, draft_size))
         # One block: Pillow otherwise feeds the decoder 64 KiB at a time, copying what is left over each time.
-        image.decodermaxblock = max(image.decodermaxblock, n_bytes)
-        image.load()
-        rgb = _to_rgb(image)
-        transpose = _TRANSPOSE.get(_orientation(image))
-        return rgb if transpose is None else rgb.transpose(transpose)
-    except Exception as error:  # damaged files raise anything: OSError, SyntaxError, ValueError, struct.error, zlib.error, MemoryError...
-        raise BadItemError(f"the {name} data cannot be decoded: {_reason(error)}") from error
+        self.image.decodermaxblock = max(self.image.decodermaxblock, len(self.contents.data))
+        self.image.load()
+
+    def upright(self, image: Image.Image) -> Image.Image:
+        """The loaded image, or one made from it, turned as the orientation says."""
+        transpose = _TRANSPOSE.get(self.orientation())
+        return image if transpose is None else image.transpose(transpose)
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Damaged files raise anything: OSError, SyntaxError, ValueError, struct.error, zlib.error, MemoryError..."""
+        try:
+            yield
+        except Exception as error:
+            raise BadItemError(f"the {self.name} data cannot be decoded: {_reason(error)}") from error
 
 
-def _open(data: bytes, max_pixels: int | None = None) -> tuple[str, ImageFile.ImageFile]:
-    """The format's name and the image, header read and pixels not yet."""
+def open_encoded(data: bytes, max_pixels: int | None = None, *, frames: bool = False) -> Encoded:
+    """Read the header. A :class:`BadItemError` where the format is unknown, the header damaged, or ``max_pixels`` exceeded."""
     prefix = data[:16]
     for name in _PLUGINS:
         factory, accept = Image.OPEN.get(name, (None, None))
@@ -182,12 +244,14 @@ def _open(data: bytes, max_pixels: int | None = None) -> tuple[str, ImageFile.Im
         if isinstance(accepted, str):
             raise BadItemError(f"{name} images need a Pillow built with {name} support: {accepted}")
         try:
-            image = factory(BytesIO(data), "")
-        except Exception as error:  # as above: a damaged header raises anything
+            parts = contents(data, frames=frames)
+            image = factory(BytesIO(parts.data), "")
+        except Exception as error:  # a damaged header raises anything
             raise BadItemError(f"the {name} header cannot be read: {_reason(error)}") from error
         if max_pixels is not None:
             _check_pixel_count(*image.size, max_pixels)
-        return name, image
+            _check_claim(image, len(data))
+        return Encoded(name, image, parts)
     if not data:
         raise BadItemError("the file is empty")
     if prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIF_BRANDS:
@@ -195,18 +259,53 @@ def _open(data: bytes, max_pixels: int | None = None) -> tuple[str, ImageFile.Im
     raise BadItemError(f"the content is not an image of a known format ({', '.join(_PLUGINS)})")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A loaded image of any mode as RGB, as the module says."""
     mode = image.mode
     if mode.startswith("I;16"):
         return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     if mode in {"I", "F"}:
         return Image.fromarray(_stretch(np.asarray(image))).convert("RGB")
-    if mode in _ALPHA_MODES or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        canvas = Image.new("RGB", image.size, "white")
-        canvas.paste(layer, mask=layer.getchannel("A"))
-        return canvas
+    if has_alpha(image):
+        return _composited(image.convert("RGBA"))
     return image if mode == "RGB" else image.convert("RGB")
+
+
+def has_alpha(image: Image.Image) -> bool:
+    """Whether pixels can be transparent."""
+    return image.mode in _ALPHA_MODES or "transparency" in image.info
+
+
+def _composited(layer: Image.Image) -> Image.Image:
+    """An RGBA image over the ground on which what is visible of it is seen."""
+    alpha = layer.getchannel("A")
+    low, high = cast("tuple[int, int]", alpha.getextrema())
+    if low == 255 or (high == 0 and not _is_plain(layer)):
+        return layer.convert("RGB")
+    canvas = Image.new("RGB", layer.size, _ground(layer))
+    canvas.paste(layer, mask=alpha)
+    return canvas
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Whether all pixels of an image of several bands are equal."""
+    return all(band.getextrema()[0] == band.getextrema()[1] for band in image.split())
+
+
+def _ground(layer: Image.Image) -> tuple[int, int, int]:
+    """The first of the grounds that little of what is visible of an RGBA image resembles, else the one that the least does."""
+    visible, unseen = 0, np.zeros(len(_GROUNDS), np.int64)
+    rows = max(1, _BAND // layer.width)
+    for top in range(0, layer.height, rows):
+        rgba = np.asarray(layer.crop((0, top, layer.width, min(top + rows, layer.height))))
+        alpha = rgba[..., 3]
+        visible += int(alpha.sum(dtype=np.int64))
+        for place, ground in enumerate(_GROUNDS):
+            low, high = (np.clip(np.add(ground, side * (_RESEMBLES - 1)), 0, 255).astype(np.uint8) for side in (-1, 1))
+            near = ((rgba[..., :3] >= low) & (rgba[..., :3] <= high)).all(axis=2)
+            unseen[place] += alpha[near].sum(dtype=np.int64)
+    enough = np.flatnonzero(unseen <= _UNSEEN * visible)
+    return _GROUNDS[int(enough[0]) if len(enough) else int(unseen.argmin())]
 
 
 def _eight_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
@@ -224,15 +323,6 @@ def _stretch(values: NDArray[Any]) -> NDArray[np.uint8]:
     return np.rint(np.where(finite, values - low, 0) * scale).astype(np.uint8)
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF (or XMP) orientation 1..8; 1 when the block is absent or damaged, which is no reason to lose the picture."""
-    try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:
-        return 1
-    return value if isinstance(value, int) else 1
-
-
 def _checked_pixels(pixels: NDArray[Any], max_pixels: int) -> NDArray[np.uint8]:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.size == 0:
         raise BadItemError(f"pixels must be (h, w, 3) uint8 with h, w >= 1, got {pixels.dtype} of shape {pixels.shape}")
@@ -244,6 +334,15 @@ def _check_pixel_count(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise BadItemError(
             f"the image is {width} x {height} pixels, over the limit of {max_pixels} pixels; raise it with --max-pixels"
+        )
+
+
+def _check_claim(image: Image.Image, n_bytes: int) -> None:
+    """Refuse a header that announces what takes much memory and hardly can be in a file of its size."""
+    needed = image.width * image.height * (1 if image.mode == "1" else 4)
+    if needed > max(_LARGE, _MOST_FOLDED * n_bytes):
+        raise BadItemError(
+            f"{n_bytes} bytes hardly hold the {image.width} x {image.height} pixels that the header announces"
         )
 
 
