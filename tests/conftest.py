@@ -1,4 +1,4 @@
-"""Shared fixtures: small real data, and no test touches the user's cache."""
+"""Shared fixtures: small real data, and no test touches the user's cache or data."""
 
 import os
 import shutil
@@ -24,6 +24,14 @@ def feature_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DISTILLHASH_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's data folder (verdicts, the key of trashes), empty."""
+    folder = tmp_path_factory.mktemp("data")
+    monkeypatch.setenv("XDG_DATA_HOME", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")
