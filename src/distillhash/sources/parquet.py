@@ -278,13 +278,13 @@ def column_batches(path: Path, names: Names) -> Iterator[Any]:
         for group in row_groups(file):
             for chunk in group.of(dotted):
                 pages = read_pages(file, chunk)
-                check_unpacked(max(pages.unpacked, 4 * pages.n_values), size)
+                check_unpacked(max(pages.unpacked, 4 * pages.n_values), size, _CACHE_BYTES)
                 rows = max(1, min(rows, _CACHE_BYTES // max(1, pages.shared)))
         n_bytes = 0
         for batch in table.iter_batches(rows, columns=[dotted]):
             values = column_values(batch.column(names[0]), names)
             n_bytes += _decoded_bytes(values)
-            check_unpacked(n_bytes, size)
+            check_unpacked(n_bytes, size, _CACHE_BYTES)
             yield values
 
 

@@ -101,9 +101,9 @@ def open_array(array: NDArray[Any], name: str) -> Source:
     return EmbeddingSource(name, usable_vectors(array, name))
 
 
-def check_unpacked(n_bytes: int, stored: int) -> None:
-    """An :class:`OSError` where a file of ``stored`` bytes unpacks to more than a gigabyte and to far more than embeddings or texts do."""
-    if n_bytes > max(_UNPACKED_BYTES, _UNPACKED_RATIO * stored):
+def check_unpacked(n_bytes: int, stored: int, allowed: int = _UNPACKED_BYTES) -> None:
+    """An :class:`OSError` where a file of ``stored`` bytes unpacks to more than ``allowed`` and to far more than embeddings do."""
+    if n_bytes > max(allowed, _UNPACKED_RATIO * stored):
         reason = f"it unpacks to {n_bytes:,} bytes, over {_UNPACKED_RATIO} times the {stored:,} it has; store it uncompressed"
         raise OSError(errno.EFBIG, reason)
 
