@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long lint install clean
+.PHONY: demo test test-long audit lint install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/distillhash demo
@@ -16,6 +16,12 @@ test: $(VENV)/.installed
 
 test-long: $(VENV)/.installed
 	$(BIN)/python -m pytest -m long
+
+# Known faults of the pinned packages; asks the advisory database of PyPI.
+audit:
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet pip-audit
+	$(VENV)-audit/bin/pip-audit --requirement constraints.txt --strict --no-deps --disable-pip
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
@@ -33,4 +39,4 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build dist .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-audit demo build dist .mypy_cache .ruff_cache .pytest_cache
