@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from degenerate import INPUTS, quick
 from distillhash import load_hasher, make_hasher, method_names
 from distillhash.codes import hamming_distances
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
@@ -152,6 +153,27 @@ def test_awkward_data_is_learned_from_or_refused_in_words(method: str, images: A
         assert not hasher.is_fitted and len(str(error)) > 30
         return
     assert np.isfinite(hasher.project(IMAGES)).all() and np.isfinite(hasher.project_texts(TEXTS)).all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", INPUTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_degenerate_inputs_are_learned_from_or_refused_in_one_sentence(method: str, name: str) -> None:
+    x = INPUTS[name]
+    for given in ((x, TEXTS[: len(x)]), (IMAGES[: len(x)], x), (x, x)):
+        hasher = quick(method, 8)
+        assert isinstance(hasher, CrossModalHasher)
+        try:
+            hasher.fit(*given)
+        except DataError as error:
+            assert not hasher.is_fitted
+            assert len(str(error)) > 30 and "\n" not in str(error) and "nan" not in str(error)
+            continue
+        sides = hasher.project(given[0]), hasher.project_texts(given[1])
+        assert all(side.shape == (len(x), 8) and np.isfinite(side).all() for side in sides)
+        again = quick(method, 8)
+        assert isinstance(again, CrossModalHasher)
+        assert again.fit(*given).encode_images(given[0]) == hasher.encode_images(given[0])
 
 
 def test_names_are_checked() -> None:

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes, hamming_distances
-from distillhash.errors import DataError, ParameterError
-from distillhash.metrics.retrieval import Floats, Ints, Ranking, check_same_kind
+from distillhash.errors import DataError
+from distillhash.metrics.retrieval import Floats, Ints, Ranking, check_same_kind, positive_integers
 
 Rows = NDArray[np.intp]
 Relevance = Callable[[Rows], Floats]
@@ -25,6 +25,7 @@ Relevance = Callable[[Rows], Floats]
 DEPTHS = (1, 5, 10)
 LEAST_GAIN = 0.15
 """From this gain on an item counts as relevant where relevance must be binary; of :func:`word_overlap`, a share of common words."""
+_MOST_LEVELS = 1 << 16  # of integers that are levels themselves; others are ranked
 _BLOCK = 1 << 22  # (query, database) pairs held at once: about 200 MB
 
 
@@ -45,6 +46,12 @@ def evaluate_cross_modal(
     The result is ``{"image_to_text": {name: metrics}, "text_to_image": {name: metrics}}``. Metrics are the means of :func:`query_metrics`
     over the queries with a relevant item; ``n_queries`` is their number, and ``queries_without_relevant`` that of the others.
     """
+    for side in (query, database):
+        owners = np.asarray(side.owners)
+        if owners.shape != (len(side.texts),) or owners.dtype.kind not in "iu" or (owners >= len(side.images)).any():
+            raise DataError(
+                f"owners must be {len(side.texts)} integers below {len(side.images)}, the image of each text"
+            )
     sides = {
         "image_to_text": (query.images, np.arange(len(query.images)), database.texts, database.owners),
         "text_to_image": (query.texts, query.owners, database.images, np.arange(len(database.images))),
@@ -58,7 +65,9 @@ def evaluate_cross_modal(
 def _evaluate_direction(
     asked: Codes, asked_items: Rows, found: Codes, found_items: Rows, relevance: Relevance
 ) -> dict[str, float]:
-    step = max(1, _BLOCK // max(len(found), 1))
+    if not len(asked) or not len(found):
+        raise DataError(f"metrics need at least one query and one database code, got {len(asked)} and {len(found)}")
+    step = max(1, _BLOCK // len(found))
     parts = []
     for start in range(0, len(asked), step):
         block = slice(start, start + step)
@@ -79,22 +88,28 @@ def query_metrics(distances: NDArray[Any], gains: NDArray[Any], depths: Sequence
     ``map``, and for each depth k ``hit@k`` (chance of a relevant item among the first k: Recall@k of the captioning literature),
     ``recall@k`` (share of the relevant items there) and ``ndcg@k`` (gains discounted by log2(1 + place), over the best possible).
     """
-    if any(depth < 1 for depth in depths):
-        raise ParameterError(f"depths must be at least 1, got {min(depths)}")
+    depths = positive_integers(depths, "depths")
+    distances, gains = np.asarray(distances), np.asarray(gains)
+    if distances.dtype.kind not in "fiu" or gains.dtype.kind not in "fiub":
+        raise DataError(f"distances and gains must be numbers, got {distances.dtype} and {gains.dtype}")
     if distances.shape != gains.shape or distances.ndim != 2 or distances.size == 0:
         raise DataError(f"distances {distances.shape} and gains {gains.shape} must be one table (q, n), not empty")
-    counts, sums, relevant = _levels(distances, np.asarray(gains, np.float64))
+    gains = np.asarray(gains, np.float64)
+    if not (distances >= 0).all() or not ((gains >= 0) & (gains <= 1)).all():
+        raise DataError("distances must be at least 0 and gains from 0 to 1, all of them numbers")
+    counts, sums, relevant = _levels(distances, gains)
     ranking, totals = Ranking(counts, relevant), relevant.sum(axis=1)
     report = {"map": ranking.precision_sum(gains.shape[1]) / np.maximum(totals, 1)}
     best = -np.sort(-gains, axis=1)
     for depth in depths:
-        taken = ranking.taken(depth)
+        deepest = min(depth, gains.shape[1])
+        taken = ranking.taken(deepest)
         report[f"hit@{depth}"] = 1 - np.exp(_log_no_hit(counts, relevant, taken).sum(axis=1))
-        report[f"recall@{depth}"] = ranking.expected_hits(depth) / np.maximum(totals, 1)
-        discounts = 1 / np.log2(np.arange(2, depth + 2))
-        ideal = best[:, :depth] @ discounts[: best.shape[1]]
+        report[f"recall@{depth}"] = ranking.expected_hits(deepest) / np.maximum(totals, 1)
+        discounts = 1 / np.log2(np.arange(2, deepest + 2))
+        ideal = best[:, :deepest] @ discounts
         summed = np.concatenate([[0.0], np.cumsum(discounts)])
-        spans = summed[np.minimum(ranking.N + taken, depth)] - summed[np.minimum(ranking.N, depth)]
+        spans = summed[np.minimum(ranking.N + taken, deepest)] - summed[np.minimum(ranking.N, deepest)]
         gained = (sums / np.maximum(counts, 1) * spans).sum(axis=1)
         report[f"ndcg@{depth}"] = gained / np.where(ideal > 0, ideal, 1)
     for values in report.values():
@@ -105,7 +120,7 @@ def query_metrics(distances: NDArray[Any], gains: NDArray[Any], depths: Sequence
 def _levels(distances: NDArray[Any], gains: Floats) -> tuple[Ints, Floats, Ints]:
     """Items, summed gains and relevant items at every level of distance, nearest first: ``(q, L)`` each."""
     q = len(distances)
-    if distances.dtype.kind == "f":
+    if distances.dtype.kind == "f" or distances.max() > _MOST_LEVELS:
         distances = np.stack([np.unique(row, return_inverse=True)[1] for row in distances])
     levels = int(distances.max()) + 1
     cells = (distances.astype(np.int64) + levels * np.arange(q)[:, None]).ravel()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes, check_same_length, hamming_distances
 from distillhash.errors import DataError, ParameterError
+from distillhash.metrics.retrieval import positive_integers
 
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
@@ -58,13 +60,19 @@ def neighbour_recall(
         ParameterError: a ``k``, a depth or ``max_queries`` below 1.
     """
     check_same_length(query_codes, database_codes)
-    for name, value in [("k", k) for k in ks] + [("depth", depth) for depth in depths] + [("max_queries", max_queries)]:
-        if value < 1:
-            raise ParameterError(f"{name} must be at least 1, got {value}")
+    query_features, database_features = (np.asanyarray(features) for features in (query_features, database_features))
+    ks, depths = positive_integers(ks, "k"), positive_integers(depths, "depth")
+    positive_integers([max_queries], "max_queries")
+    try:
+        sampling = np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"seed must be an integer of at least 0, got {seed!r:.80}") from error
     if not ks or not depths:
         raise ParameterError(f"neighbour recall needs at least one k and one depth, got {len(ks)} and {len(depths)}")
     sides = (("query", query_codes, query_features), ("database", database_codes, database_features))
     for side, codes, features in sides:
+        if features.dtype.kind not in "fiub":
+            raise DataError(f"{side} features must be numbers, got {features.dtype}")
         if features.ndim != 2 or len(features) != len(codes):
             raise DataError(
                 f"{side} features must be ({len(codes)}, d), one row for each code, got shape {features.shape}"
@@ -86,7 +94,7 @@ def neighbour_recall(
 
     rows = np.arange(len(query_codes))
     if len(rows) > max_queries:
-        rows = np.sort(np.random.default_rng(seed).choice(len(rows), max_queries, replace=False))
+        rows = np.sort(sampling.choice(len(rows), max_queries, replace=False))
     widths = {k: min(k, available) for k in ks}
     own = rows if same_items else None
     queries, widest = _directions(query_features[rows]), max(widths.values())
@@ -120,8 +128,9 @@ def replicated_neighbours(first: Codes, second: Codes, share: float = 0.05) -> f
         Mean over items of |A and B| / k, k the rounded share and at least 1. Where a tie is cut it is the exact expectation, the tied
         items equally likely and independent in A and B. Unrelated codes score the share.
     """
-    if not 0 < share <= 1:
-        raise ParameterError(f"share must be above 0 and at most 1, got {share}")
+    size: Any = share  # of a caller without types
+    if not isinstance(size, Real) or not 0 < share <= 1:
+        raise ParameterError(f"share must be above 0 and at most 1, got {share!r:.80}")
     n = len(first)
     if n != len(second) or n < 2:
         raise DataError(f"both sides must hold the codes of the same 2 or more items, got {n} and {len(second)}")
@@ -193,4 +202,5 @@ def _ranked_levels(
 
 def _expected_recall(counts: Ints, neighbours: Ints, depth: int) -> float:
     """Mean over queries and neighbours of the chance to be among the first ``depth``."""
-    return float(np.mean(np.take_along_axis(_chances(counts, depth), neighbours, axis=1)))
+    deepest = min(depth, int(counts[0].sum()))
+    return float(np.mean(np.take_along_axis(_chances(counts, deepest), neighbours, axis=1)))

@@ -11,7 +11,8 @@ come before it; ``T`` items are relevant in all; ``H`` are harmonic numbers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,9 +78,7 @@ def evaluate_queries(
 ) -> tuple[dict[str, Any], Floats]:
     """:func:`evaluate_codes`, and the average precision of every query, ``(q,) float64``, NaN where nothing is relevant."""
     check_same_length(query_codes, database_codes)
-    for value in (*cutoffs, *topn):
-        if value < 1:
-            raise ParameterError(f"cutoffs and depths must be at least 1, got {value}")
+    cutoffs, topn = (positive_integers(values, "cutoffs and depths") for values in (cutoffs, topn))
     counts, hits = _distance_histograms(query_codes, database_codes, query_labels, database_labels)
     total_hits = hits.sum(axis=1)
     answerable = total_hits > 0
@@ -211,6 +210,17 @@ class Ranking:
         return np.asarray(_hits_expectation(before, *at_cut, self.H))
 
 
+def positive_integers(values: Iterable[Any], name: str) -> list[int]:
+    """``values`` as integers of at least 1, or else a :class:`ParameterError`."""
+    try:
+        numbers = [operator.index(value) for value in values]
+    except TypeError as error:
+        raise ParameterError(f"{name} must be integers of at least 1, got {values!r:.80}") from error
+    if numbers and min(numbers) < 1:
+        raise ParameterError(f"{name} must be at least 1, got {min(numbers)}")
+    return numbers
+
+
 def check_same_kind(query_labels: NDArray[Any], database_labels: NDArray[Any]) -> None:
     """Raise :class:`DataError` unless both are classes, or both are indicators of equally many labels."""
     if query_labels.ndim != database_labels.ndim or query_labels.shape[1:] != database_labels.shape[1:]:
@@ -220,7 +230,10 @@ def check_same_kind(query_labels: NDArray[Any], database_labels: NDArray[Any]) -
 
 
 def _check_labels(labels: NDArray[Any], n: int, side: str) -> NDArray[Any]:
-    labels = np.asarray(labels)
+    try:
+        labels = np.asarray(labels)
+    except ValueError as error:  # lists of unequal lengths
+        raise DataError(f"{side} labels must be one array ({error})") from error
     if labels.ndim not in (1, 2) or len(labels) != n:
         raise DataError(f"{side} labels must be ({n},) classes or ({n}, n_labels) indicators, got shape {labels.shape}")
     if labels.ndim == 1:
