@@ -153,7 +153,8 @@ def raw(port: int, *parts: bytes, pause: float = 0.0, timeout: float = 30.0) -> 
         try:
             while chunk := connection.recv(65536):
                 received += chunk
-                head, separator, body = received.partition(b"\r\n\r\n")
+                answer = received.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
+                head, separator, body = answer.partition(b"\r\n\r\n")
                 lengths = [line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")]
                 if separator and lengths and len(body) >= int(lengths[0].split(b":")[1]):
                     break

@@ -204,7 +204,7 @@ def test_the_page_works_with_a_root_path(
 
 
 @needs_browser
-@pytest.mark.parametrize("root_path", ["", "/photos"])
+@pytest.mark.parametrize("root_path", ["", pytest.param("/photos", marks=long)])
 def test_the_cookie_is_for_the_path(browser: Browser, photo_index: Path, proxy: Proxy, root_path: str) -> None:
     with in_thread(photo_index, token=TOKEN, root_path=root_path) as url:
         base = proxy(url, "/photos/", host="$http_host")

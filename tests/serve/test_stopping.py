@@ -63,6 +63,7 @@ def test_clients_that_hang_do_not_keep_it(photo_index: Path) -> None:
     assert status == 0 and "Traceback" not in said, said
 
 
+@pytest.mark.long
 def test_it_can_be_stopped_at_any_time_of_its_start(photo_index: Path) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         with starting(photo_index, "--encoders", "1", stopped=False) as server:
@@ -92,9 +93,8 @@ def test_an_encoder_that_hangs_does_not_keep_it(photo_index: Path) -> None:
         assert not is_running(child)
 
 
-@pytest.mark.parametrize(
-    "signals", [pytest.param((signal.SIGTERM, signal.SIGTERM), marks=pytest.mark.long), (signal.SIGINT, signal.SIGINT)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("signals", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)])
 def test_an_index_that_hangs_does_not_keep_it(own_index: Path, signals: tuple[int, ...]) -> None:
     """Another process holds the lock of the index, and a request waits for it; a second Ctrl-C does not wait at all."""
     with starting(own_index, "--encoders", "1", stopped=False) as server:

@@ -202,6 +202,8 @@ class Encoder:
         """Finish what waits, and end the workers."""
         await self.jobs.stop()
         for worker in self._idle:
+            for process in (getattr(worker, "_processes", None) or {}).values():
+                process.kill()  # it has nothing to do, or is still starting
             await asyncio.to_thread(worker.shutdown)
 
     async def encode(self, upload: Upload) -> Encoded:

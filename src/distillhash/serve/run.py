@@ -1,11 +1,11 @@
 """One server process: its socket, its signals, its end."""
 
+import contextlib
 import logging
 import multiprocessing
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -42,8 +42,9 @@ def _end() -> None:
     """End the process and its children, without waiting for its threads."""
     for child in multiprocessing.active_children():
         child.kill()
-    sys.stderr.write("distillhash: ended while work was still under way\n")
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # whoever reads stderr may hang as well
+        os.set_blocking(2, False)
+        os.write(2, b"distillhash: ended while work was still under way\n")
     os._exit(1)
 
 
