@@ -166,7 +166,7 @@ def kinds(facts: Sequence[Facts], parts: NDArray[np.integer[Any]], *, first_fram
         else:
             ordinary.setdefault(part, []).append(row)
     for (part, n_frames, flat), rows in waiting.items():
-        bound = FLAT_BOUNDS if flat else FRAME_BOUNDS
+        bound = FLAT_BOUNDS if flat and n_frames == 1 else FRAME_BOUNDS
         others = ordinary.get(part, []) if n_frames == 1 and not flat else []
         length = LOOK_BYTES if n_frames == 1 else None
         levels = np.array([np.frombuffer(facts[row].looks[:length], np.uint8) for row in [*rows, *others]], np.int16)
