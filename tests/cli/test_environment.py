@@ -167,7 +167,7 @@ MISSING = [  # (a path that is not there is 1, whatever the verb)
     ("encode {x} --model gone --out c.npz", 1),
     ("index gone --model {m} --index new", 1),
     ("index {x} --model gone --index new", 1),
-    ("index {x} --index gone", 1),
+    ("index {x} --index gone", 2),  # a new index needs --model
     ("index --index gone --remove 1", 1),
     ("search {x} --index gone", 1),
     ("search {x} --index gone --model {m}", 1),

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.search import is_codes_file, open_searcher
 
     compute = model_options(arguments) | {"max_pixels": arguments.max_pixels}
-    with open_searcher(arguments.index, arguments.model, create=True, **compute) as searcher:
+    with open_searcher(arguments.index, arguments.model, create=arguments.source is not None, **compute) as searcher:
         index = searcher.index
         removed = index.remove(arguments.remove) if arguments.remove else 0
         summary: dict[str, Any] = {"index": shown(arguments.index), "removed": removed}

@@ -145,7 +145,9 @@ def _jpeg(data: bytes, frames: bool) -> Contents:
         place = body + length
         if code == 0xDA:
             scan = scan or place
-            if not frames and data.endswith(b"\xff\xd9"):  # as nearly all do; looking for the marker takes as long as decoding
+            if not frames and data.endswith(
+                b"\xff\xd9"
+            ):  # as nearly all do; looking for the marker takes as long as decoding
                 place = len(data) - 2
         if not scan and (0xE0 <= code <= 0xEF or code == 0xFE):
             kept = _KEPT_SEGMENTS.get(code, ())
