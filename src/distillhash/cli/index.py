@@ -9,15 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from distillhash.cli.common import (
-    INDEX_HELP,
-    SOURCE_HELP,
-    add_reading_options,
-    open_argument,
-    open_cache,
-    report_skipped,
-    say,
-)
+from distillhash.cli.common import INDEX_HELP, SOURCE_HELP, add_reading_options, open_cache, report_skipped, say
 from distillhash.errors import ParameterError
 
 
@@ -46,11 +38,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         summary: dict[str, Any] = {"index": shown(arguments.index), "removed": removed}
         if arguments.source is not None:
             codes = is_codes_file(arguments.source)
-            show = {"progress": not arguments.quiet}
-            if codes:
-                added = searcher.add_codes(arguments.source, **show)
-            else:
-                added = searcher.add(open_argument(arguments, arguments.source), **show)
+            add = searcher.add_codes if codes else searcher.add
+            added = add(arguments.source, progress=not arguments.quiet)
             summary |= {"added": added.added, "updated": added.updated, "unchanged": added.unchanged, "n_skipped": 0}
             if not codes:
                 summary |= report_skipped(
