@@ -201,6 +201,7 @@ class _Walk:
         twin = self._twins.setdefault((status.st_dev, status.st_ino), real) if status.st_ino else real
         if twin != real and set(os.listdir(twin)) == set(os.listdir(real)):  # noqa: PTH208
             return below  # one folder mounted twice; some file systems give the same inode to unlike folders
+        device, add, suffixes, links = status.st_dev, self._found.append, self._suffixes, self.round
         with os.scandir(real) as entries:
             self._prefixes[real] = prefix
             for entry in entries:
@@ -209,10 +210,10 @@ class _Walk:
                     continue
                 if entry.is_symlink():
                     self.links.append((prefix + name, entry.path))
-                elif entry.is_dir(follow_symlinks=False):
+                elif entry.is_dir():
                     below.append((f"{prefix}{name}/", entry.path))
-                elif _suffix(name) in self._suffixes:
-                    self._found.append((self.round, prefix + name, status.st_dev, entry.inode()))
+                elif os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122
+                    add((links, prefix + name, device, entry.inode()))
         return below
 
     def follow(self, name: str, path: str) -> None:
@@ -237,9 +238,9 @@ class _Walk:
             folder, name = os.path.split(real)
             if folder not in self._prefixes or self._prefixes[folder] + name not in listed:
                 self._found.append(file)
-        if len({(device, inode) for _, _, device, inode in self._found}) < len(self._found):
+        if len({file[3] for file in self._found}) < len(self._found):
             self._found = self._without_hard_links()
-        return sorted(name for _, name, _, _ in self._found)
+        return sorted([file[1] for file in self._found])
 
     def _without_hard_links(self) -> list[tuple[int, str, int, int]]:
         """The files, each under its first name. What the folder said of inodes is checked, since some file systems make it up."""
