@@ -27,7 +27,7 @@ from distillhash.index.base import check_keys
 from distillhash.index.sync import CODES_OF, Added, Batch, Rows, Update, identity_of, is_row, row_key, rows_of
 from distillhash.models import CrossModalModel, Encoded, HashModel, load_model
 from distillhash.progress import Progress
-from distillhash.sources import Skipped, Source, open_source
+from distillhash.sources import EmbeddingSource, Skipped, Source, open_source
 from distillhash.sources.base import RowKeys
 from distillhash.texts import unfamiliar_texts
 
@@ -294,7 +294,13 @@ class Searcher:
         :class:`DataError` where the index stays empty, :class:`ParameterError` where a part of a source is to be pruned.
         """
         opened = open_source(source)
-        identity = f"array:{digest(source).hex()}" if isinstance(source, np.ndarray) else identity_of(opened.name)
+        identity = identity_of(opened.name)
+        if opened.name == "array" and not isinstance(
+            source, str | os.PathLike
+        ):  # in memory, so its content is all that it is
+            data: Any = opened
+            contents = data.vectors if isinstance(opened, EmbeddingSource) else map(data.read, range(len(opened)))
+            identity = f"array:{digest(b''.join(map(digest, contents))).hex()}"
         opened, rows = rows_of(opened, identity)
         _check_prune(opened.name, rows.is_part and prune)
         update = Update(self.index, rows)
