@@ -594,7 +594,7 @@ def main(name: str, first: int, count: int, place: Path) -> None:
         rng = random.Random(f"{name} {number}")
         shutil.copytree(sound, work, symlinks=True)
         mutate(work, rng)
-        if rng.random() < 0.6:
+        if rng.random() < 0.6 and all(path.is_file() or path.is_dir() for path in work.rglob("*")):  # not a pipe
             with contextlib.suppress(Exception):  # too damaged to be repaired
                 target.repair(work)
         started = time.perf_counter()

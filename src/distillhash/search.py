@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import zipfile
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from distillhash.index.sync import CODES_OF, Added, Batch, Rows, Update, identit
 from distillhash.methods.base import MAX_WEIGHTS, read_model_folder
 from distillhash.models import CrossModalModel, Encoded, HashModel, load_model
 from distillhash.progress import Progress
-from distillhash.sources import Skipped, Source, open_source
+from distillhash.sources import EmbeddingSource, Skipped, Source, open_source
 from distillhash.sources.base import RowKeys
 from distillhash.texts import unfamiliar_texts
 
@@ -45,6 +44,7 @@ UPLOAD_PREFIX = "upload:"
 
 _MODEL_FOLDER = "model"
 _MODEL_FILES = ("config.json", "model.safetensors")
+_MOST_ORIGIN_BYTES = 1 << 20
 _NOT_IMAGES = (".npy", ".npz", ".parquet", ".txt", ".lst")
 _CODES_AT_ONCE = 50_000
 _MOST_HELD = 50_000  # items in memory, about 1 KB each
@@ -294,7 +294,13 @@ class Searcher:
         :class:`DataError` where the index stays empty, :class:`ParameterError` where a part of a source is to be pruned.
         """
         opened = open_source(source)
-        identity = f"array:{digest(source).hex()}" if isinstance(source, np.ndarray) else identity_of(opened.name)
+        identity = identity_of(opened.name)
+        if opened.name == "array" and not isinstance(
+            source, str | os.PathLike
+        ):  # in memory, so its content is all that it is
+            data: Any = opened
+            contents = data.vectors if isinstance(opened, EmbeddingSource) else map(data.read, range(len(opened)))
+            identity = f"array:{digest(b''.join(map(digest, contents))).hex()}"
         opened, rows = rows_of(opened, identity)
         _check_prune(opened.name, rows.is_part and prune)
         update = Update(self.index, rows)
@@ -405,7 +411,7 @@ def is_image_file(query: str) -> bool:
 
 def is_codes_file(source: str) -> bool:
     """Whether a SOURCE names a file of codes that ``encode`` wrote rather than images or embeddings."""
-    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile):  # absent, a folder, damaged
+    with contextlib.suppress(Exception):  # absent, a folder, damaged in any way
         if source.endswith(".npz"):
             with open_regular(source) as file, np.load(file, allow_pickle=False) as arrays:
                 return {"packed", "n_bits"} <= set(arrays.files)
@@ -431,12 +437,13 @@ def origin_of(source: Source) -> str:
 def _read_origin(path: str) -> Origin:
     """What :func:`origin_of` gave when a file of codes was written; files of version 0.1 do not tell."""
     text: Any = None
-    with contextlib.suppress(OSError, ValueError, zipfile.BadZipFile):
+    with contextlib.suppress(Exception):  # whatever is wrong with the file was said when its codes were read
         if path.endswith(".parquet"):
             text = _parquet_metadata(path).get(b"distillhash.origin", b"").decode()
         else:
             with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
-                text = str(arrays["origin"]) if "origin" in arrays else None
+                if arrays.zip.getinfo("origin.npy").file_size <= _MOST_ORIGIN_BYTES:
+                    text = str(arrays["origin"])
     try:
         origin = Origin(**json.loads(text or "{}"))
     except (ValueError, TypeError, RecursionError):

@@ -41,7 +41,7 @@ class DigestModel:
             for row in range(start, min(start + 3, len(source))):
                 try:
                     vectors = isinstance(source, EmbeddingSource)
-                    content = source.vectors[row].tobytes() if vectors else source.read(row)
+                    content = source.vectors[row].tobytes() if vectors else bytes(source.read(row))
                     rows.append(row)
                     digests.append(digest(content))
                 except BadItemError as error:
@@ -447,6 +447,11 @@ def test_arrays_in_memory_never_replace_each_other(index: Index) -> None:
     assert add(index, one) == {"added": 4}
     assert add(index, other) == {"added": 4}
     assert add(index, one.copy()) == {"unchanged": 4}
+    for pixels in np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4, 3), np.uint8):
+        assert opened(index).add(open_source(pixels))[:3] == (3, 0, 0)
+        assert opened(index).add(pixels.copy())[:3] == (0, 0, 3)
+    assert opened(index).add(open_source(other))[:3] == (0, 0, 4)
+    assert len(index) == 14
 
 
 def test_names_in_any_bytes_and_signs(index: Index, tmp_path: Path) -> None:
