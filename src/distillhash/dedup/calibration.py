@@ -192,7 +192,7 @@ def calibrate(
     known = [] if copies is None else [copies.to_original.ravel(), copies.between.ravel()]
     reach = 2 * (needed_radius(copies) if copies is not None else codes.n_bits // 16)
     n_pairs = len(codes) * (len(codes) - 1) // 2 if others is None else len(codes) * len(others)
-    unknown = None if n_pairs >= FEWEST_PAIRS else f"{n_pictures} different pictures with structure are too few"
+    unknown = None if n_pairs >= FEWEST_PAIRS else f"there are too few different pictures with structure ({n_pictures})"
     if not n_pairs:
         nearest = np.zeros(reach + 1)
         tail = Tail(nearest, nearest, nearest[None])
