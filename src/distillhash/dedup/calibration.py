@@ -138,7 +138,10 @@ class Calibration:
                 f"among {self.n_items:,} images"
             )
         if self.recall is None or self.recall_interval is None:
-            return text + "; how many copies it finds is not known, for vectors cannot be edited"
+            return (
+                text
+                + "; how many copies it finds is not known, for vectors and pictures without structure cannot be edited"
+            )
         worst, best = self.recall_interval
         return text + f", finds {self.recall:.0%} of light edits ({worst:.0%} to {best:.0%})"
 
