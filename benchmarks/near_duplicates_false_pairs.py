@@ -38,6 +38,7 @@ from distillhash.backbones import FeatureCache
 from distillhash.bench.runs import versions
 from distillhash.dedup.calibration import LIGHT, Calibration, EditedImages, calibrate, measure_copies
 from distillhash.dedup.codes import Settings, encode_collection
+from distillhash.dedup.groups import different_pictures
 from distillhash.sources import ImageSource, decode_image, open_source
 from near_duplicates import hamming_levels
 
@@ -77,7 +78,7 @@ def stated_and_counted(name: str, pictures: ImageSource, cache: FeatureCache) ->
     """One sample, looked at three times."""
     encoder, coded = encode_collection(pictures, Settings(cache=cache))
     edited = encoder.encode(EditedImages(pictures.select(np.arange(0, len(pictures), EVERY)), LIGHT, seed=99))
-    copies = measure_copies(encoder, pictures, coded)
+    copies = measure_copies(encoder, pictures, coded, different_pictures(coded.codes, nearly=1 / 8))
     image, edit = np.divmod(edited.rows, len(LIGHT))
     alikeness = Alikeness(pictures)
     rows = []
@@ -85,7 +86,14 @@ def stated_and_counted(name: str, pictures: ImageSource, cache: FeatureCache) ->
         kept = (edit - image) % len(LIGHT) < edits
         codes = Codes.from_packed(np.concatenate([coded.codes.packed, edited.codes.packed[kept]]), coded.codes.n_bits)
         shown = np.concatenate([coded.rows, EVERY * image[kept]])
-        calibration = calibrate(codes, copies=copies, most_false_pairs=most)
+        different = different_pictures(codes, nearly=1 / 8)  # as `dedup` does
+        calibration = calibrate(
+            codes[different.kept],
+            copies=copies,
+            most_false_pairs=most,
+            n_items=different.n_items,
+            pairs=different.pairs,
+        )
         row = {"sample": name, "edits": edits, "most_false_pairs": most, "images": len(codes)}
         rows.append(row | compared(calibration, codes, shown, alikeness))
         keys = (

@@ -138,7 +138,10 @@ class Calibration:
                 f"among {self.n_items:,} images"
             )
         if self.recall is None or self.recall_interval is None:
-            return text + "; how many copies it finds is not known, for vectors cannot be edited"
+            return (
+                text
+                + "; how many copies it finds is not known, for vectors and pictures without structure cannot be edited"
+            )
         worst, best = self.recall_interval
         return text + f", finds {self.recall:.0%} of light edits ({worst:.0%} to {best:.0%})"
 
@@ -192,7 +195,7 @@ def calibrate(
     known = [] if copies is None else [copies.to_original.ravel(), copies.between.ravel()]
     reach = 2 * (needed_radius(copies) if copies is not None else codes.n_bits // 16)
     n_pairs = len(codes) * (len(codes) - 1) // 2 if others is None else len(codes) * len(others)
-    unknown = None if n_pairs >= FEWEST_PAIRS else f"{n_pictures} different pictures with structure are too few"
+    unknown = None if n_pairs >= FEWEST_PAIRS else f"there are too few different pictures with structure ({n_pictures})"
     if not n_pairs:
         nearest = np.zeros(reach + 1)
         tail = Tail(nearest, nearest, nearest[None])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -115,12 +115,12 @@ class Report:
     calibration: Calibration
     codes: str  # what the codes are
     groups: list[list[Item]]  # keeper first in each, then by distance
-    first_frames: list[
-        list[Item]
-    ]  # animations and documents of which the first frame alone is near the first item's; all of them stay
     skipped: list[Skipped]  # items that could not be used
     n_items: int  # items compared
     n_aliases: int = 0  # items left out as other names of a file that is compared
+    first_frames: list[list[Item]] = field(
+        default_factory=list
+    )  # like groups, by the first frame alone; all items stay
 
     @property
     def n_duplicates(self) -> int:
@@ -217,7 +217,7 @@ def find_duplicates(
         return made
 
     groups, first_frames = items(stars, None), [] if again is None else items(again, FIRST_FRAME)
-    return Report(calibration, encoder.description, groups, first_frames, coded.skipped, len(coded.rows), n_aliases)
+    return Report(calibration, encoder.description, groups, coded.skipped, len(coded.rows), n_aliases, first_frames)
 
 
 def find_leaks(train: Source, test: Source, settings: Settings | None = None) -> LeakReport:
@@ -262,7 +262,7 @@ def _against(source: Source, reference: Source, settings: Settings, first_frame:
             group.append(_item(source, pair.row, pair.distance, ours_facts, kept_facts, pair.match))
     found, first_frames = ([group for (stays, _), group in groups.items() if stays == kind] for kind in (False, True))
     skipped, n_items = kept.skipped + coded.skipped, len(kept.rows) + len(coded.rows)
-    return Report(calibration, encoder.description, found, first_frames, skipped, n_items, int(held.sum()))
+    return Report(calibration, encoder.description, found, skipped, n_items, int(held.sum()), first_frames)
 
 
 @dataclass(frozen=True)

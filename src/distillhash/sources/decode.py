@@ -339,7 +339,7 @@ def _check_pixel_count(width: int, height: int, max_pixels: int) -> None:
 
 def _check_claim(image: Image.Image, n_bytes: int) -> None:
     """Refuse a header that announces what takes much memory and hardly can be in a file of its size."""
-    needed = image.width * image.height * (1 if image.mode == "1" else 4)
+    needed = image.width * image.height * (2 if image.mode == "1" else 4)  # blank pages of a fax are large and small
     if needed > max(_LARGE, _MOST_FOLDED * n_bytes):
         raise BadItemError(
             f"{n_bytes} bytes hardly hold the {image.width} x {image.height} pixels that the header announces"
