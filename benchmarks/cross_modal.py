@@ -112,9 +112,8 @@ def load(spec: str, text_encoder: str) -> Part:
     train = split(keys)[0]
     encoder = make_text_encoder(text_encoder).fit([text for row in train for text in captions[row]])
     kept = (
-        Path(FeatureCache().folder)
-        / f"texts-{sha256(json.dumps([text_encoder, pairs.texts]).encode()).hexdigest()}.npy"
-    )
+        FeatureCache().folder or Path()
+    ) / f"texts-{sha256(json.dumps([text_encoder, pairs.texts]).encode()).hexdigest()}.npy"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
         np.save(kept, encoder.encode(pairs.texts))
