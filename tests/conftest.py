@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session", autouse=True)
 def feature_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Features of the whole test session in one temporary folder."""
+    """Features and data of the whole test session in temporary folders."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DISTILLHASH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         yield
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's data folder (verdicts, the key of trashes), empty."""
+    """A data folder of the user (verdicts, the key of trashes) for one test, empty."""
     folder = tmp_path_factory.mktemp("data")
     monkeypatch.setenv("XDG_DATA_HOME", str(folder))
     return folder

@@ -570,6 +570,14 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
     }
 
 
+def peak_mb() -> float:
+    """The most memory of this process; its ``ru_maxrss`` would count that of the process which started it, too."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(status.read_text().split("VmHWM:")[1].split()[0]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS
+
+
 def main(name: str, first: int, count: int, place: Path) -> None:
     """Run the rounds; the process ends with a traceback at the first fault."""
     import logging
@@ -609,7 +617,7 @@ def main(name: str, first: int, count: int, place: Path) -> None:
             assert contents(outside) == before, f"round {number} of {name} changed files outside"
     assert contents(outside) == before
     assert sorted(path.name for path in place.iterdir()) == ["outside", "progress", "sound"]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mb()
     assert peak < MOST_MB, f"{peak:.0f} MB at the most"
     print(f"{count} rounds of {name}, {peak:.0f} MB")  # noqa: T201
 

@@ -322,6 +322,7 @@ def test_batches_stream(backbone: Any) -> None:
     batches.close()  # type: ignore[attr-defined]  # it is a generator
 
 
+@pytest.mark.long
 def test_killed_extraction_goes_on_where_it_stopped(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()

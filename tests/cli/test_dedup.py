@@ -46,6 +46,26 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {str(path): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
+def test_a_dry_run_lists_what_apply_moves(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(pictures)
+    listed = run(capsys, "dedup", pictures, "--radius", 5, "--dry-run")["would_move"]
+    assert contents(pictures) == before
+    assert main(["dedup", str(pictures), "--radius", "5", "--dry-run"]) == 0
+    said = capsys.readouterr().err
+    assert all(f"would move: {path} (kept: " in said for path in listed)
+    run(capsys, "dedup", pictures, "--radius", 5, "--apply")
+    assert sorted(listed) == sorted(before.keys() - contents(pictures).keys()) and len(listed) == 2
+
+
+def test_a_system_without_folder_descriptors_is_told(
+    pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(pictures)
+    monkeypatch.setattr(os, "supports_dir_fd", set())
+    assert "folder descriptors" in run(capsys, "dedup", pictures, "--radius", 5, "--apply", exit_code=1)["error"]
+    assert contents(pictures) == before
+
+
 def test_report_apply_undo(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(pictures)
     radius = ("--radius", 5)

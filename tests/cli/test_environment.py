@@ -50,7 +50,9 @@ def share(folder: Path) -> None:
 
 
 @needs_root
-@pytest.mark.parametrize("home", [None, "/nonexistent", "/root", "relative", ""])
+@pytest.mark.parametrize(
+    "home", [None, *(pytest.param(home, marks=pytest.mark.long) for home in ("/nonexistent", "/root", "relative", ""))]
+)
 def test_a_user_without_a_home(home: str | None, tmp_path: Path) -> None:
     folder = tmp_path / "work"
     photos = folder / "photos"
@@ -107,9 +109,9 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "environment",
     [
         {"PYTHONIOENCODING": "ascii"},
-        {"PYTHONIOENCODING": "cp1252"},
         {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
-        {"PYTHONIOENCODING": "utf-16"},
+        pytest.param({"PYTHONIOENCODING": "utf-16", "PYTHONUTF8": "0"}, marks=pytest.mark.long),
+        pytest.param({"PYTHONIOENCODING": "cp1252"}, marks=pytest.mark.long),
     ],
     ids=lambda environment: "-".join(environment.values()),
 )

@@ -98,7 +98,7 @@ def test_any_search_is_a_cut_of_the_full_sort(
     assert as_lists(*found) == [[pair for pair in pairs if pair[0] <= radius] for pairs in expected]
 
 
-@pytest.mark.parametrize("n_bits", [1000, 4096])
+@pytest.mark.parametrize("n_bits", [1000, pytest.param(4096, marks=pytest.mark.long)])
 def test_very_long_codes(n_bits: int) -> None:
     query, database = random_codes(2, n_bits, 1), random_codes(300, n_bits)
     rows, distances = nearest(planes_of(query), planes_of(database), 20)
@@ -158,6 +158,7 @@ def test_half_of_the_planes_is_enough_only_where_it_is(n_bits: int, n_centres: i
             assert same(found, tuple(part[i : i + 1] for part in wanted)), (k, i)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="compiles for a processor of this family")
 def test_a_processor_that_counts_byte_by_byte_finds_the_same() -> None:
     """Code for processors without an instruction that counts the bits of words; others would run what they have instead."""

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 import struct
-import sys
 import time
 import warnings
 import zlib
@@ -21,6 +19,7 @@ import image_factory as factory
 from distillhash.sources import BadItemError, decode_image, decode_resized, decode_thumbnail
 from distillhash.sources.decode import damage_of, image_size
 from distillhash.sources.whole import whole_picture
+from fuzzing import peak_mb
 
 Mutation = Callable[[bytearray, np.random.Generator], bytes]
 LONGEST, MOST_MEMORY = 5.0, 2**30  # processor seconds of one file, bytes of the process
@@ -173,7 +172,7 @@ def fuzz(seed: int, n: int) -> int:
 
 
 def _most_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return round(peak_mb() * 2**20)
 
 
 def test_damaged_files_are_images_or_bad_items() -> None:

@@ -30,6 +30,7 @@ from distillhash.files import user_folder
 if TYPE_CHECKING:
     from distillhash.dedup.codes import Settings
     from distillhash.dedup.job import Report, Verdicts
+    from distillhash.dedup.journal import Move
     from distillhash.dedup.trash import Outcome
 
 _SHOWN = 10  # files that are named one by one
@@ -48,7 +49,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--first-frame", action="store_true", help="animations and documents with the same first frame are duplicates")
     add("--keep", metavar="LIST", help="what makes the better image (default: resolution,size,sharpness,format)")
     moving = parser.add_mutually_exclusive_group()
-    moving.add_argument("--dry-run", action="store_true", help="move nothing (the default)")
+    moving.add_argument(
+        "--dry-run", action="store_true", help="move nothing (the default), and list what --apply would move"
+    )
     moving.add_argument("--apply", action="store_true", help="move all but the keeper of each group to the trash")
     moving.add_argument("--undo", action="store_true", help="bring back everything that is in the trash")
     moving.add_argument(
@@ -148,6 +151,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.html:
         write_text(Path(arguments.html), review_page(report, command_line(arguments), arguments.source))
         say(arguments, f"html: {arguments.html}")
+    moves = _moves(report)
+    if arguments.dry_run:
+        for move in moves:
+            say(arguments, f"would move: {move.path} (kept: {move.keeper})")
+        summary["would_move"] = [move.path for move in moves]
     if trash is None:
         say(arguments, "nothing was moved; --apply moves all but the keepers to the trash, --undo brings them back")
         return summary
@@ -155,7 +163,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise DataError(
             f"nothing was moved: no radius can be chosen, for {report.calibration.unknown}; give --radius BITS"
         )
-    return summary | _apply(arguments, report, trash)
+    return summary | _apply(arguments, moves, report.n_duplicates, trash)
 
 
 def _verdicts(arguments: argparse.Namespace) -> Verdicts:
@@ -171,16 +179,21 @@ def _verdicts(arguments: argparse.Namespace) -> Verdicts:
         return Verdicts()
 
 
-def _apply(arguments: argparse.Namespace, report: Report, trash: Path) -> dict[str, Any]:
+def _moves(report: Report) -> list[Move]:
+    """All but the keepers."""
     from distillhash.dedup.journal import Move
-    from distillhash.dedup.trash import move
 
-    moves = [
+    return [
         Move(item.path, item.facts.digest, group[0].path, item.distance)
         for group in report.groups
         for item in group[1:]
         if item.facts is not None
     ]
+
+
+def _apply(arguments: argparse.Namespace, moves: list[Move], n_duplicates: int, trash: Path) -> dict[str, Any]:
+    from distillhash.dedup.trash import move
+
     outcome = move(moves, trash, _collection(arguments), progress=not arguments.quiet)
     place = f"{shlex.quote(arguments.source)} --undo" + (
         f" --trash {shlex.quote(str(trash))}" if arguments.trash else ""
@@ -188,7 +201,7 @@ def _apply(arguments: argparse.Namespace, report: Report, trash: Path) -> dict[s
     remedy = f"`distillhash dedup {place}` brings them back"
     say(arguments, f"{len(outcome.done):,} files moved to {trash}" + (f"; {remedy}" if outcome.done else ""))
     _say_left(arguments, outcome, "left in its place")
-    less = outcome.left or (report.n_duplicates and not outcome.done)
+    less = outcome.left or (n_duplicates and not outcome.done)
     left = [list(pair) for pair in outcome.left]
     return {"trash": str(trash), "n_moved": len(outcome.done), "left": left, "exit_code": 1 if less else 0}
 

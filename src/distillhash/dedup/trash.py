@@ -357,6 +357,10 @@ def _opened(
     trash: Path, root: Path | None, outcome: Outcome, *, write: bool, anywhere: bool = False
 ) -> Iterator[_Trash]:
     """The trash, for this process alone. No part of its path below the collection is a link, nor are the folder itself and the journal."""
+    if os.open not in os.supports_dir_fd:  # Windows
+        raise DistillHashError(
+            "this system has no folder descriptors, without which files cannot be moved safely; use the list of --csv"
+        )
     with contextlib.ExitStack() as stack:
         base, parts = _split(trash, root)
         try:
