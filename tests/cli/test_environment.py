@@ -88,9 +88,15 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(shared: Path) -> None:
 
 
 def test_no_temporary_folder_is_needed(tmp_path: Path, vectors: Path) -> None:
-    environment = {"TMPDIR": str(tmp_path / "gone"), "HOME": str(tmp_path), "DISTILLHASH_CACHE": "/dev/null/cache"}
+    environment = {"TMPDIR": str(tmp_path / "gone"), "HOME": "/nonexistent", "DISTILLHASH_CACHE": "/dev/null/cache"}
     words = ["train", str(vectors), "--method", "lsh", "--bits", "8", "--out", "m", "--quiet"]
-    assert start(words, tmp_path, environment).returncode == 0
+    done = start(words, tmp_path, environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+        "report.html",
+    ]
 
 
 @pytest.fixture(scope="module")
