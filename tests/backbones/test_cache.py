@@ -19,7 +19,8 @@ def keys(n: int) -> list[bytes]:
 
 
 @pytest.mark.parametrize(
-    "fault", ["damaged", "empty folder", "parent is a file", "other table", "damaged schema", "no permission"]
+    "fault",
+    ["damaged", "one byte", "empty folder", "parent is a file", "other table", "damaged schema", "no permission"],
 )
 def test_a_cache_that_cannot_be_used_is_done_without(
     fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
@@ -29,6 +30,8 @@ def test_a_cache_that_cannot_be_used_is_done_without(
     (file,) = folder.glob("*.sqlite")
     if fault == "damaged":
         file.write_bytes(b"rubbish" * 1000)
+    elif fault == "one byte":
+        file.write_bytes(b"S")
     elif fault == "empty folder":
         file.unlink()
         file.mkdir()

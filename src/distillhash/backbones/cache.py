@@ -22,6 +22,7 @@ from distillhash.files import user_folder, write_ahead
 
 _logger = logging.getLogger(__name__)
 _WAIT_SECONDS = 60.0
+_HEADER_BYTES = 100  # of an SQLite file
 _warned: set[str] = set()  # folders that were complained about
 
 
@@ -36,6 +37,10 @@ class FeatureStore:
             return
         with self._doing_without():
             path.parent.mkdir(parents=True, exist_ok=True)
+            if (
+                path.exists() and 0 < path.stat().st_size < _HEADER_BYTES
+            ):  # SQLite takes one byte for a locked file, and waits
+                raise sqlite3.DatabaseError("file is cut short")
             connection = sqlite3.connect(path, timeout=_WAIT_SECONDS, check_same_thread=False)
             try:
                 write_ahead(connection, wait=_WAIT_SECONDS)
