@@ -102,24 +102,20 @@ class ClusteredCodes:
         The kernels read where these arrays point to, so all that they rely on is checked: types, shapes, that ``row_of`` is a permutation,
         and that ``rings`` only rise from 0 to the number of rows.
         """
-        centres, row_of, rings, plan = (np.ascontiguousarray(arrays[name]) for name in ARRAYS)
-        n, n_centres = planes.shape[1], centres.shape[-1]
-        kind = _kind_of_rows(n)
-        expected = [
-            (planes.dtype, (len(planes), n_centres)),
-            (kind, (n,)),
-            (kind, (n_centres, _n_distances(planes) + 1)),
-            (np.float64, (len(_TRIED_K) + 1,)),
-        ]
-        fits = [(array.dtype, array.shape) for array in (centres, row_of, rings, plan)] == expected
-        fits = fits and 0 < n_centres <= _MAX_CENTRES and bool(np.all(plan >= 0))
+        n, centres, row_of, rings, plan = planes.shape[1], *(arrays[name] for name in ARRAYS)
+        kind, n_centres = _kind_of_rows(n), centres.shape[-1] if centres.ndim else 0
+        kinds = [(array.dtype, array.shape) for array in (centres, row_of, rings)]
+        shapes = (len(planes), n_centres), (n,), (n_centres, _n_distances(planes) + 1)
+        fits = kinds == list(zip((planes.dtype, kind, kind), shapes, strict=True)) and 0 < n_centres <= _MAX_CENTRES
+        fits &= plan.dtype == np.float64 and plan.ndim == 1 and len(plan) > len(_TRIED_K) and bool(np.all(plan >= 0))
         if not (fits and _is_permutation(row_of) and _rise_to(n, rings)):
             raise DataError(
                 f"these arrays are not of {n} codes in {len(planes)} planes, or are damaged; make the structure anew"
             )
+        arrays = {name: np.ascontiguousarray(arrays[name]) for name in ARRAYS}
         self = cls.__new__(cls)
-        self._arrange(planes, centres, row_of, rings)
-        self._set_plan(plan)
+        self._arrange(planes, arrays["centres"], arrays["row_of"], arrays["rings"])
+        self._set_plan(arrays["plan"])
         return self
 
     def nearest(self, query: Planes, k: int, *, allowed: NDArray[Any] | None = None) -> tuple[Ints, Distances]:

@@ -249,7 +249,8 @@ class MilvusIndex(Index):
         found: Known = {}
         has_key = "has in [1, 3, 5, 7]"  # HAS_KEY, and any of the others
         for entity in self._query_in("key", [to_plain(key) for key in keys], ["id", "key", "digest", "has"], has_key):
-            found[from_plain(entity["key"])] = (int(entity["id"]), _stored_digest(entity))
+            digest = bytes.fromhex(entity["digest"]) if entity["has"] & HAS_DIGEST else None
+            found[from_plain(entity["key"])] = (int(entity["id"]), digest)
         return {key: found[key] for key in keys if key in found}
 
     def _present(self, ids: list[int]) -> set[int]:
@@ -267,7 +268,9 @@ class MilvusIndex(Index):
 
         for part in _by_id_ranges(ask, lambda entity: int(entity["id"]), self._largest):
             for entity in sorted(part, key=lambda entity: int(entity["id"])):
-                yield int(entity["id"]), *_stored_fields(entity)
+                key = from_plain(entity["key"]) if entity["has"] & HAS_KEY else None
+                digest = bytes.fromhex(entity["digest"]) if entity["has"] & HAS_DIGEST else None
+                yield int(entity["id"]), key, digest, map_text(entity["metadata"], from_plain)
 
     def ids(self) -> NDArray[np.int64]:
         """See :meth:`Index.ids`; in several requests, between which other processes may change the index."""
@@ -357,21 +360,16 @@ def _to_entity(row: Row) -> dict[str, Any]:
 def _from_entity(entity: dict[str, Any], n_bits: int) -> Item:
     """The item in an entity of all fields; raises :class:`FormatError` unless ``add`` can have stored it."""
     try:
-        code = Codes.from_packed(np.frombuffer(entity["code"][0], np.uint8)[None], n_bits)
-        return Item(int(entity["id"]), code, *_stored_fields(entity))
+        code = np.frombuffer(entity["code"][0], np.uint8)[None]
+        return Item(
+            int(entity["id"]),
+            Codes.from_packed(code, n_bits),
+            from_plain(entity["key"]) if entity["has"] & HAS_KEY else None,
+            bytes.fromhex(entity["digest"]) if entity["has"] & HAS_DIGEST else None,
+            map_text(entity["metadata"], from_plain) if entity["has"] & HAS_METADATA else None,
+        )
     except (TypeError, ValueError, KeyError) as error:
         raise FormatError(f"the entity of id {entity.get('id')}: {error}") from error
-
-
-def _stored_fields(entity: dict[str, Any]) -> tuple[str | None, bytes | None, Any]:
-    """Key, digest and metadata of an entity, None where it has none."""
-    key = from_plain(entity["key"]) if entity["has"] & HAS_KEY else None
-    metadata = map_text(entity["metadata"], from_plain) if entity["has"] & HAS_METADATA else None
-    return key, _stored_digest(entity), metadata
-
-
-def _stored_digest(entity: dict[str, Any]) -> bytes | None:
-    return bytes.fromhex(entity["digest"]) if entity["has"] & HAS_DIGEST else None
 
 
 def map_text(value: Any, change: Callable[[str], str]) -> Any:

@@ -210,8 +210,9 @@ class PostgresIndex(Index):
         for identifier, bits, key, digest, entry in _rows(self._session, statement, ids):
             if len(bits) != self.n_bits:
                 raise FormatError(f"the code of id {identifier} in {self!r} has {len(bits)} bits, not {self.n_bits}")
+            name, metadata = None if key is None else from_plain(key), None if entry is None else json.loads(entry)
             code = Codes(np.packbits(np.frombuffer(bits.encode(), np.uint8)[None] == ord("1"), axis=1), self.n_bits)
-            found[identifier] = Item(identifier, code, *_stored_fields(key, digest, entry))
+            found[identifier] = Item(identifier, code, name, digest, metadata)
         return found
 
     def known(self, keys: Sequence[str]) -> Known:
@@ -237,8 +238,9 @@ class PostgresIndex(Index):
         )
         last, text, start = -1, json.dumps(source), to_plain(below)
         while rows := self._session.read(statement, [last, text, start, start, _VALUES_AT_ONCE]):
-            for identifier, *stored in rows:
-                yield identifier, *_stored_fields(*stored)
+            for identifier, key, digest, entry in rows:
+                name, metadata = None if key is None else from_plain(key), None if entry is None else json.loads(entry)
+                yield identifier, name, digest, metadata
             last = rows[-1][0]
 
     def ids(self) -> NDArray[np.int64]:
@@ -262,11 +264,6 @@ class PostgresIndex(Index):
         if row is None:
             raise FormatError(f"{self!r} has lost its manifest; restore it or build the index again")
         return int(row[0])
-
-
-def _stored_fields(key: str | None, digest: bytes | None, entry: str | None) -> tuple[str | None, bytes | None, Any]:
-    """Key, digest and metadata of a row."""
-    return None if key is None else from_plain(key), digest, None if entry is None else json.loads(entry)
 
 
 def _rows(source: PostgresSession | Connection, statement: Composed, values: list[Any]) -> list[tuple[Any, ...]]:
