@@ -144,7 +144,8 @@ class Update:
         self._unclaimed: set[int] = set()  # those that this one does not hold yet
         self._gone: dict[bytes | None, list[int]] = defaultdict(list)  # ids of what is gone, by content
         self._left: list[int] = []  # items that the source does not hold any more, but others do
-        self._old: dict[int, Item] = {}  # by row: the item of version 0.1 that is the row's if its content is
+        # By row: id and content of the item of version 0.1 that is the row's if the content is.
+        self._old: dict[int, tuple[int, bytes | None]] = {}
         self._moves: dict[int, tuple[int, bool]] = {}  # by row: the id of its item, and whether it was renamed
         self._waiting: list[tuple[int, bytes, NDArray[np.uint8]]] = []  # row, digest, packed code
         self._identity = cache(identity_of)
@@ -161,8 +162,8 @@ class Update:
         if (held := self._held.get(self._rows.keys[row])) is not None:
             return held[1] == digest
         old = self._old.get(row)
-        if old is not None and old.digest == digest:
-            self._moves[row] = old.id, False
+        if old is not None and old[1] == digest:
+            self._moves[row] = old[0], False
         elif self._rows.by_content and (identifier := _pop(digest, self._gone)) is not None:
             self._moves[row] = identifier, True
         return row in self._moves
@@ -275,7 +276,7 @@ class Update:
             if os.path.isabs(item.key):  # noqa: PTH117  # any text
                 moves.append((row, item.id))
             elif not _member(item).sources or is_row(item):
-                self._old[row] = item
+                self._old[row] = item.id, item.digest
         self._rename(moves)
 
     def _rename(self, moves: Sequence[tuple[int, int]]) -> None:
@@ -336,6 +337,8 @@ class Update:
     def _settle(self) -> None:
         """Give the rows that wait their ids: that of an item with their content, whose key's content changed, or else that of their key."""
         waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
         owners = [self._held.get(self._rows.keys[row]) for row, _, _ in waiting]
         chosen: list[int | None] = [None] * len(waiting)
         if self._rows.by_content:

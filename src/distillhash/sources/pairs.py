@@ -8,7 +8,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,13 +103,15 @@ def pair_texts(name: str, images: Source, given: Any) -> PairSource:
     owners: list[int] = []
     dropped: list[tuple[int, Skipped]] = []
     for row, entry in enumerate(given):
-        several = not isinstance(entry, str)
+        several = entry is None or (isinstance(entry, Iterable) and not isinstance(entry, str))
         for number, text in enumerate((entry or []) if several else [entry], 1):
             if isinstance(text, str) and text.strip():
                 texts.append(" ".join(text.split()))
                 owners.append(row)
                 continue
-            kind = {type(None): "missing", str: "empty"}.get(type(text), f"no string but {type(text).__name__}")
+            kind = "missing" if text is None else f"no string but {type(text).__name__}"
+            if isinstance(text, str):
+                kind = "empty"
             key = f"{images.keys[row]} text {number}" if several else images.keys[row]
             dropped.append((row, Skipped(key, f"the text is {kind}")))
     return PairSource(name, images, texts, np.array(owners, np.intp), dropped)
