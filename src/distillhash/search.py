@@ -301,7 +301,8 @@ class Searcher:
             contents = data.vectors if isinstance(opened, EmbeddingSource) else map(data.read, range(len(opened)))
             identity = f"array:{digest(b''.join(map(digest, contents))).hex()}"
         opened, rows = rows_of(opened, identity)
-        _check_prune(opened.name, rows.is_part and prune)
+        if prune and rows.is_part:
+            raise _cannot_prune(opened.name)
         update = Update(self.index, rows)
         skipped: list[Skipped] = []
         for batch in self._encode(opened, known=update.recognise, progress=progress):
@@ -329,7 +330,8 @@ class Searcher:
         for key in check_keys(keys):
             if key.startswith(UPLOAD_PREFIX):
                 raise DataError(f"the key {key!r} of {path} looks like an upload's; give the item another one")
-        _check_prune(path, origin.is_part and prune)
+        if prune and origin.is_part:
+            raise _cannot_prune(path)
         self.index.check_codes(codes)
         digests = [digest(code) for code in codes.packed]
         update = Update(self.index, Rows(identity, own, keys, own, is_part=origin.is_part, by_content=False))
@@ -443,12 +445,10 @@ def _read_origin(path: str) -> Origin:
     return Origin()
 
 
-def _check_prune(name: str, is_refused: bool) -> None:
-    """Raise :class:`ParameterError` where a part of a source is to be pruned, which does not tell what is gone."""
-    if is_refused:
-        raise ParameterError(
-            f"{name} is a part of a source, which does not tell what is gone; prune with the whole source"
-        )
+def _cannot_prune(name: str) -> ParameterError:
+    return ParameterError(
+        f"{name} is a part of a source, which does not tell what is gone; prune with the whole source"
+    )
 
 
 def projection_scores(projection: NDArray[np.float32], codes: Codes) -> NDArray[np.float64]:

@@ -805,11 +805,7 @@ def _only_reads(action: int, one: str | None, other: str | None, *_: object) -> 
 
 
 def _address(database: Path, *, is_reader: bool = True) -> str:
-    """The file as SQLite's URI; :class:`FormatError` where SQLite would follow a link, or write files that are not the index's.
-
-    A reader makes no change: it leaves a log that a writer left as it is, and where it can write no files at all beside a database without
-    one, nobody else can change that either.
-    """
+    """The file as SQLite's URI, in a mode in which a reader changes nothing; :class:`FormatError` where a file is not the index's own."""
     journal, give_up = database.with_name(database.name + "-journal"), time.monotonic() + _JOURNAL_SECONDS
     while os.path.lexists(journal):  # a database that another process is making has one for a moment
         if time.monotonic() > give_up:
@@ -831,7 +827,7 @@ def _address(database: Path, *, is_reader: bool = True) -> str:
     if "" not in sizes:
         mode = "mode=rwc"
     elif not sizes.get("-wal") and not os.access(database.parent, os.W_OK, effective_ids=effective):
-        mode = "immutable=1"
+        mode = "immutable=1"  # no log can be made here, so nobody changes it
     else:
         mode = "mode=ro" if is_reader and sizes.get("-wal") else "mode=rw"
     return f"file:{quote(str(database.absolute()))}?{mode}"

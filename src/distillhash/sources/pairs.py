@@ -300,11 +300,7 @@ def _open_csv(path: Path, name: str, columns: Columns, max_file_size: int) -> Pa
 
 
 def _read_csv(path: Path, name: str, *needed: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header in lower case, and the other rows with the number of the line each begins on.
-
-    The separator is the one of comma, ``;``, tab and ``|`` that gives the header most of the ``needed`` columns, of which each may have one
-    of several names, or what a first line ``sep=`` says.
-    """
+    """The header and the numbered lines below it, split by the separator that ``sep=`` states or that finds most ``needed`` columns."""
     text = read_text(path, f"{name}: the CSV file")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1

@@ -296,10 +296,7 @@ def _labels(
     chosen: str | None,
     name: str,
 ) -> tuple[NDArray[Any] | None, Sequence[str] | None]:
-    """The labels and their class names, from the column ``chosen``, or else ``label`` or ``labels``.
-
-    Labels that cannot be used are ignored with a logged warning, since they must not stop a training run, unless they were asked for.
-    """
+    """Labels and class names from ``chosen``, ``label`` or ``labels``; those of no use stop nothing, unless they were asked for."""
     import pyarrow as pa
 
     def places(column: str) -> list[Names | None]:
@@ -406,9 +403,7 @@ def _layouts(files: Sequence[Path], schemas: Sequence[Any], root: Path | None) -
     groups: dict[str, list[str]] = {}
     for path, schema in zip(files, schemas, strict=True):
         groups.setdefault(", ".join(schema.names), []).append("/".join((*_below(path, root), path.name)))
-    shown = [
-        f"{', '.join(paths[:2])}{' ...' if len(paths) > 2 else ''}: {names:.200}" for names, paths in groups.items()
-    ]
+    shown = [f"{', '.join(paths[:2])}{' ...' * (len(paths) > 2)}: {names:.200}" for names, paths in groups.items()]
     return "; ".join(shown[:4])
 
 
