@@ -190,20 +190,17 @@ class Codes:
 
     @classmethod
     def _load_parquet(cls, path: Path) -> tuple[Codes, list[str]]:
-        from distillhash.sources.parquet import column_batches, open_parquet
+        from distillhash.sources.parquet import open_parquet, read_column
 
         with open_parquet(path) as table:
             n_bits = _stored_length(int((table.schema_arrow.metadata or {})[b"distillhash.n_bits"]))
-        n_bytes, parts, keys = bytes_per_code(n_bits), list[bytes](), list[Any]()
-        for batch in column_batches(path, ("code",)):
-            parts += batch.to_pylist()
-        for batch in column_batches(path, ("key",)):
-            keys += batch.to_pylist()
-        if any(type(code) is not bytes or len(code) != n_bytes for code in parts):
+        n_bytes = bytes_per_code(n_bits)
+        codes, keys = (read_column([path], (name,)).to_pylist() for name in ("code", "key"))
+        if any(type(code) is not bytes or len(code) != n_bytes for code in codes):
             raise DataError(f"codes of {n_bits} bits have {n_bytes} bytes each")
-        if len(keys) != len(parts) or any(isinstance(key, bytes | list | dict) for key in keys):
-            raise DataError(f"{len(parts)} codes need as many strings as keys")
-        packed = np.frombuffer(b"".join(parts), np.uint8).reshape(len(parts), n_bytes)
+        if len(keys) != len(codes) or any(isinstance(key, bytes | list | dict) for key in keys):
+            raise DataError(f"{len(codes)} codes need as many strings as keys")
+        packed = np.frombuffer(b"".join(codes), np.uint8).reshape(-1, n_bytes)
         return cls.from_packed(packed, n_bits), [str(key) for key in keys]
 
 

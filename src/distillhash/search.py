@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
-from distillhash.files import digest, open_regular, read_file, write_atomic
+from distillhash.files import digest, read_file, write_atomic
 from distillhash.index import Index, Item, open_index
 from distillhash.index.address import folder_of, shown
 from distillhash.index.base import check_keys
@@ -30,6 +30,8 @@ from distillhash.models import CrossModalModel, Encoded, HashModel, load_model
 from distillhash.progress import Progress
 from distillhash.sources import EmbeddingSource, Skipped, Source, open_source
 from distillhash.sources.base import RowKeys
+from distillhash.sources.parquet import open_parquet
+from distillhash.sources.vectors import Archive
 from distillhash.texts import unfamiliar_texts
 
 if TYPE_CHECKING:
@@ -44,7 +46,6 @@ UPLOAD_PREFIX = "upload:"
 
 _MODEL_FOLDER = "model"
 _MODEL_FILES = ("config.json", "model.safetensors")
-_MOST_ORIGIN_BYTES = 1 << 20
 _NOT_IMAGES = (".npy", ".npz", ".parquet", ".txt", ".lst")
 _CODES_AT_ONCE = 50_000
 _MOST_HELD = 50_000  # items in memory, about 1 KB each
@@ -295,14 +296,13 @@ class Searcher:
         """
         opened = open_source(source)
         identity = identity_of(opened.name)
-        if opened.name == "array" and not isinstance(
-            source, str | os.PathLike
-        ):  # in memory, so its content is all that it is
+        if opened.name == "array" and not isinstance(source, str | os.PathLike):  # its content is all that it is
             data: Any = opened
             contents = data.vectors if isinstance(opened, EmbeddingSource) else map(data.read, range(len(opened)))
             identity = f"array:{digest(b''.join(map(digest, contents))).hex()}"
         opened, rows = rows_of(opened, identity)
-        _check_prune(opened.name, rows.is_part and prune)
+        if prune and rows.is_part:
+            raise _cannot_prune(opened.name)
         update = Update(self.index, rows)
         skipped: list[Skipped] = []
         for batch in self._encode(opened, known=update.recognise, progress=progress):
@@ -330,7 +330,8 @@ class Searcher:
         for key in check_keys(keys):
             if key.startswith(UPLOAD_PREFIX):
                 raise DataError(f"the key {key!r} of {path} looks like an upload's; give the item another one")
-        _check_prune(path, origin.is_part and prune)
+        if prune and origin.is_part:
+            raise _cannot_prune(path)
         self.index.check_codes(codes)
         digests = [digest(code) for code in codes.packed]
         update = Update(self.index, Rows(identity, own, keys, own, is_part=origin.is_part, by_content=False))
@@ -378,21 +379,16 @@ def open_searcher(
                 raise FormatError(f"{folder} was built with {other}; make a new index for this one")
         elif own is not None and model_folder is not None and create:
             for name in reversed(_MODEL_FILES):  # config.json last: its presence says the copy is whole
-                _copy(Path(model_folder) / name, own / name)
+                data = read_file(Path(model_folder) / name, limit=MAX_WEIGHTS)
+                try:
+                    write_atomic(own / name, data)
+                except OSError as error:
+                    reason = f"{own / name} cannot be written ({error.strerror})"
+                    raise DistillHashError(f"{reason}; check the disk and the permissions") from error
     except BaseException:
         index.close()
         raise
     return Searcher(index, model, max_pixels=max_pixels)
-
-
-def _copy(source: Path, target: Path) -> None:
-    """Copy a file of a model that was just loaded."""
-    data = read_file(source, limit=MAX_WEIGHTS)
-    try:
-        write_atomic(target, data)
-    except OSError as error:
-        reason = f"{target} cannot be written ({error.strerror})"
-        raise DistillHashError(f"{reason}; check the disk and the permissions") from error
 
 
 def has_model(place: Path | str) -> bool:
@@ -411,13 +407,19 @@ def is_image_file(query: str) -> bool:
 
 def is_codes_file(source: str) -> bool:
     """Whether a SOURCE names a file of codes that ``encode`` wrote rather than images or embeddings."""
-    with contextlib.suppress(Exception):  # absent, a folder, damaged in any way
-        if source.endswith(".npz"):
-            with open_regular(source) as file, np.load(file, allow_pickle=False) as arrays:
-                return {"packed", "n_bits"} <= set(arrays.files)
-        if source.endswith(".parquet"):
-            return b"distillhash.n_bits" in _parquet_metadata(source)
-    return False
+    return _stored_with_codes(source, "n_bits") is not None
+
+
+def _stored_with_codes(path: str, field: str) -> str | None:
+    """``n_bits`` or ``origin`` as a file of codes states it; None where it is no such file, absent, or damaged in any way."""
+    with contextlib.suppress(Exception):
+        if path.endswith(".npz"):
+            arrays = Archive(Path(path), path)
+            return str(arrays[field]) if "packed" in arrays else None
+        if path.endswith(".parquet"):
+            with open_parquet(Path(path)) as table:
+                return str(table.schema_arrow.metadata[f"distillhash.{field}".encode()], "utf-8")
+    return None
 
 
 class Origin(NamedTuple):
@@ -436,37 +438,17 @@ def origin_of(source: Source) -> str:
 
 def _read_origin(path: str) -> Origin:
     """What :func:`origin_of` gave when a file of codes was written; files of version 0.1 do not tell."""
-    text: Any = None
-    with contextlib.suppress(Exception):  # whatever is wrong with the file was said when its codes were read
-        if path.endswith(".parquet"):
-            text = _parquet_metadata(path).get(b"distillhash.origin", b"").decode()
-        else:
-            with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
-                if arrays.zip.getinfo("origin.npy").file_size <= _MOST_ORIGIN_BYTES:
-                    text = str(arrays["origin"])
-    try:
-        origin = Origin(**json.loads(text or "{}"))
-    except (ValueError, TypeError, RecursionError):
-        return Origin()
-    is_sound = (
-        isinstance(origin.source, str) and isinstance(origin.has_names, bool) and isinstance(origin.is_part, bool)
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        origin = Origin(**json.loads(_stored_with_codes(path, "origin") or "{}"))
+        if [type(value) for value in origin] == [str, bool, bool]:
+            return origin
+    return Origin()
+
+
+def _cannot_prune(name: str) -> ParameterError:
+    return ParameterError(
+        f"{name} is a part of a source, which does not tell what is gone; prune with the whole source"
     )
-    return origin if is_sound else Origin()
-
-
-def _parquet_metadata(path: str) -> dict[bytes, bytes]:
-    import pyarrow.parquet as pq
-
-    with open_regular(path) as file:
-        return dict(pq.read_schema(file).metadata or {})
-
-
-def _check_prune(name: str, is_refused: bool) -> None:
-    """Raise :class:`ParameterError` where a part of a source is to be pruned, which does not tell what is gone."""
-    if is_refused:
-        raise ParameterError(
-            f"{name} is a part of a source, which does not tell what is gone; prune with the whole source"
-        )
 
 
 def projection_scores(projection: NDArray[np.float32], codes: Codes) -> NDArray[np.float64]:

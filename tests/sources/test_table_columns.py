@@ -379,6 +379,12 @@ def test_captions_of_a_chosen_column(tmp_path: Path) -> None:
             open_pairs(table, image_column="jpg", **chosen)  # type: ignore[arg-type]
 
 
+def test_captions_that_are_no_texts(tmp_path: Path) -> None:
+    for kind in ([True] * N, [1.5] * N, [[1]] * N):
+        with pytest.raises(DataError, match=r"has a usable text; first .*no string but"):
+            open_pairs(write(tmp_path / "t.parquet", image=pa.array(PNGS), caption=pa.array(kind)))
+
+
 def test_page_headers_say_what_pyarrow_reads(tmp_path: Path) -> None:
     """Against an independent count: values and bytes of pages as pyarrow's metadata state them."""
     rng = random.Random(0)

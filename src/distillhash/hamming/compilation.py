@@ -11,6 +11,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,18 +19,17 @@ from numba import njit
 from numba.core import caching
 
 _logger = logging.getLogger(__name__)
-_told: set[str] = set()
 
 
 def compiled(function: Callable[..., Any] | None = None, *, parallel: bool = False) -> Any:
     """``njit`` without the interpreter lock, kept on disk where there is a safe place for it. Decorates with and without arguments."""
     if function is None:
-        return lambda wrapped: compiled(wrapped, parallel=parallel)
+        return partial(compiled, parallel=parallel)
     dispatcher = njit(nogil=True, parallel=parallel)(function)
     try:
         dispatcher._cache = _Kept(function)
     except Exception as error:  # no folder; or another version of numba, whose inner parts have changed
-        _tell(error)
+        _tell(str(error))
     return dispatcher
 
 
@@ -39,35 +39,35 @@ def private(folder: str) -> bool:
         return False
     if not hasattr(os, "getuid"):  # Windows: the user's folders are the user's by default
         return True
-    own, place = os.getuid(), Path(folder).resolve()
+    place = Path(folder).resolve()
     while not place.exists():
         place = place.parent
-    if place.stat().st_uid != own or place.stat().st_mode & stat.S_IWOTH:
-        return False
-    for parent in place.parents:
+    for parent in (place, *place.parents):
         status = parent.stat()
-        if status.st_uid not in (0, own) or (status.st_mode & (stat.S_IWOTH | stat.S_ISVTX)) == stat.S_IWOTH:
+        others_may_write = status.st_mode & stat.S_IWOTH and (parent == place or not status.st_mode & stat.S_ISVTX)
+        if others_may_write or status.st_uid not in ({os.getuid()} if parent == place else {os.getuid(), 0}):
             return False
     return True
 
 
-class _Provided(caching.UserProvidedCacheLocator):  # type: ignore[misc]  # numba has no types
+class _Private:
+    """A place for machine code that counts only where it is :func:`private`."""
+
     def ensure_cache_path(self) -> None:
-        _ensure_private(self)
+        """Make and try the folder; :class:`OSError`, after which numba tries the next place, where it is not safe."""
+        path = self.get_cache_path()  # type: ignore[attr-defined]
+        if not private(path):
+            raise PermissionError(f"{path} can be written by other users")
+        Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
+        super().ensure_cache_path()  # type: ignore[misc]
 
 
-class _UserWide(caching.UserWideCacheLocator):  # type: ignore[misc]
-    def ensure_cache_path(self) -> None:
-        _ensure_private(self)
+class _Provided(_Private, caching.UserProvidedCacheLocator):  # type: ignore[misc]  # numba has no types
+    pass
 
 
-def _ensure_private(locator: Any) -> None:
-    """Make and try the folder; :class:`OSError`, after which numba tries the next place, where it is not safe."""
-    path = locator.get_cache_path()
-    if not private(path):
-        raise PermissionError(f"{path} can be written by other users")
-    Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
-    super(type(locator), locator).ensure_cache_path()
+class _UserWide(_Private, caching.UserWideCacheLocator):  # type: ignore[misc]
+    pass
 
 
 class _Places(caching.CompileResultCacheImpl):  # type: ignore[misc]
@@ -85,7 +85,7 @@ class _Kept(caching.FunctionCache):  # type: ignore[misc]
         try:
             return super().load_overload(sig, target_context)
         except Exception as error:  # a damaged pickle can raise anything
-            _tell(error)
+            _tell(str(error))
             with contextlib.suppress(Exception):
                 self.flush()
             return None
@@ -95,11 +95,10 @@ class _Kept(caching.FunctionCache):  # type: ignore[misc]
         try:
             super().save_overload(sig, data)
         except Exception as error:
-            _tell(error)
+            _tell(str(error))
 
 
-def _tell(error: Exception) -> None:
+@cache
+def _tell(reason: str) -> None:
     """Say once why compiled code is not kept; nothing else depends on it."""
-    if not _told:
-        _told.add("")
-        _logger.info("compiled code is not kept (%s); commands start some seconds later", error)
+    _logger.info("compiled code is not kept (%s); commands start some seconds later", reason)

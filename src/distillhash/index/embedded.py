@@ -27,6 +27,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -306,22 +307,16 @@ class CodesInMemory:
 
     def nearest(self, codes: Codes, k: int, allowed: NDArray[np.bool_] | None) -> SearchResult:
         """The ``k`` nearest of the allowed rows (None: of all)."""
-        query = planes_of(codes)
-        if self.clusters is None:
-            rows, distances = nearest(query, self.planes, k, allowed=allowed)
-        else:
-            rows, distances = self.clusters.nearest(query, k, allowed=allowed)
+        search = partial(nearest, database=self.planes) if self.clusters is None else self.clusters.nearest
+        rows, distances = search(planes_of(codes), k=k, allowed=allowed)
         if not len(self.ids):
             return SearchResult(rows, distances)  # all -1
         return SearchResult(np.where(rows < 0, -1, self.ids[rows]), distances)
 
     def within(self, codes: Codes, radius: int, allowed: NDArray[np.bool_] | None) -> RangeResult:
         """The allowed rows within ``radius`` bits."""
-        query = planes_of(codes)
-        if self.clusters is None:
-            limits, rows, distances = within(query, self.planes, radius, allowed=allowed)
-        else:
-            limits, rows, distances = self.clusters.within(query, radius, allowed=allowed)
+        search = partial(within, database=self.planes) if self.clusters is None else self.clusters.within
+        limits, rows, distances = search(planes_of(codes), radius=radius, allowed=allowed)
         return RangeResult(limits, self.ids[rows], distances)
 
 
@@ -534,9 +529,9 @@ _MOST_VARIABLES = 500  # of one SQL statement; SQLite allows 999 at least
 _MEMBERS_AT_ONCE = 10_000
 _ROWS_AT_ONCE = 65536  # read into Python objects, which are many times larger than the codes
 _WAIT_SECONDS = 60.0
-# Keys come in any order: with SQLite's default of 2 MB their index is read from the disk again and again.
-_PAGES_KIB = 65536
-_LOG_PAGES = 16384  # of 4 KiB, between two transfers of the log to the table
+# Keys come in any order: with SQLite's default cache of 2 MB their index is read from the disk again and again. The log is transferred to
+# the table every 16384 pages of 4 KiB.
+_SETTINGS = ("trusted_schema=OFF", "cell_size_check=ON", "cache_size=-65536", "wal_autocheckpoint=16384")
 _LIMITS = {
     sqlite3.SQLITE_LIMIT_LENGTH: 16 << 20,  # bytes of one value or row
     sqlite3.SQLITE_LIMIT_SQL_LENGTH: 100_000,
@@ -589,13 +584,7 @@ class ItemTable:
         try:
             for limit, most in _LIMITS.items():
                 self._connection.setlimit(limit, most)
-            for setting in (
-                "trusted_schema=OFF",
-                "cell_size_check=ON",
-                f"synchronous={self._durability}",
-                f"cache_size=-{_PAGES_KIB}",
-                f"wal_autocheckpoint={_LOG_PAGES}",
-            ):
+            for setting in (*_SETTINGS, f"synchronous={self._durability}"):
                 self._run(f"PRAGMA {setting}")
         except DistillHashError:
             self._connection.close()
@@ -637,15 +626,11 @@ class ItemTable:
 
     def state(self) -> State:
         """What is committed now."""
-        newest = self._run("SELECT number, name, items FROM generations ORDER BY number DESC LIMIT 1")
-        if not newest:
-            raise damaged(self.name, "no generation")
-        last = self._run("SELECT seq FROM sqlite_sequence WHERE name = 'items' LIMIT 1")
-        (number, name, items), (last_id,) = newest[0], last[0] if last else (-1,)
-        state = State(number, name, items, last_id)
-        if not isinstance(state.name, str) or not all(isinstance(value, int) for value in (state.items, state.last_id)):
-            raise damaged(self.name, f"the generation {state!r:.100}")
-        return state
+        last_id = "coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'items'), -1)"
+        newest = self._run(f"SELECT number, name, items, {last_id} FROM generations ORDER BY number DESC LIMIT 1")
+        if not newest or [type(value) for value in newest[0]] != [int, str, int, int]:
+            raise damaged(self.name, f"the generation {newest!r:.100}")
+        return State(*newest[0])
 
     def check_count(self, state: State) -> None:
         """Raise :class:`FormatError` where there cannot be as many items as are counted."""
@@ -733,18 +718,14 @@ class ItemTable:
             rows = self._connection.execute(f"SELECT id FROM items WHERE (\n{condition}\n) ORDER BY id")
             return np.fromiter((row[0] for row in rows), np.int64)
         except (sqlite3.Error, sqlite3.Warning, ValueError) as error:  # a second statement is a Warning in Python 3.11
-            if isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
-                raise self._explained(error) from error
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_CORRUPT:
                 raise self._explained(error) from error
             if str(error) == "interrupted":
-                raise ParameterError(
-                    f"where={condition!r:.200} takes longer than {seconds:g} s; use a simpler condition"
-                ) from error
-            raise ParameterError(
-                f"where={condition!r:.200} is no condition that SQLite takes ({error}); use the columns id, key and metadata, "
-                "as in metadata->>'label' = 'cat'"
-            ) from error
+                what = f"takes longer than {seconds:g} s; use a simpler condition"
+            else:
+                remedy = "use the columns id, key and metadata, as in metadata->>'label' = 'cat'"
+                what = f"is no condition that SQLite takes ({error}); {remedy}"
+            raise ParameterError(f"where={condition!r:.200} {what}") from error
         finally:
             self._connection.set_progress_handler(None, 0)
             self._connection.set_authorizer(None)
@@ -824,11 +805,7 @@ def _only_reads(action: int, one: str | None, other: str | None, *_: object) -> 
 
 
 def _address(database: Path, *, is_reader: bool = True) -> str:
-    """The file as SQLite's URI; :class:`FormatError` where SQLite would follow a link, or write files that are not the index's.
-
-    A reader makes no change: it leaves a log that a writer left as it is, and where it can write no files at all beside a database without
-    one, nobody else can change that either.
-    """
+    """The file as SQLite's URI, in a mode in which a reader changes nothing; :class:`FormatError` where a file is not the index's own."""
     journal, give_up = database.with_name(database.name + "-journal"), time.monotonic() + _JOURNAL_SECONDS
     while os.path.lexists(journal):  # a database that another process is making has one for a moment
         if time.monotonic() > give_up:
@@ -841,8 +818,6 @@ def _address(database: Path, *, is_reader: bool = True) -> str:
             status = file.lstat()
         except FileNotFoundError:
             continue
-        except OSError as error:
-            raise DistillHashError(f"{file} cannot be read ({error.strerror}); check the permissions") from error
         sizes[ending] = status.st_size
         if not stat.S_ISREG(status.st_mode) or (ending and status.st_nlink > 1):
             raise FormatError(
@@ -852,7 +827,7 @@ def _address(database: Path, *, is_reader: bool = True) -> str:
     if "" not in sizes:
         mode = "mode=rwc"
     elif not sizes.get("-wal") and not os.access(database.parent, os.W_OK, effective_ids=effective):
-        mode = "immutable=1"
+        mode = "immutable=1"  # no log can be made here, so nobody changes it
     else:
         mode = "mode=ro" if is_reader and sizes.get("-wal") else "mode=rw"
     return f"file:{quote(str(database.absolute()))}?{mode}"

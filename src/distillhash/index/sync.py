@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -72,10 +73,11 @@ class Rows:
 
 def rows_of(source: Source, identity: str) -> tuple[Source, Rows]:
     """The rows of an open source, without files that it holds a second time under another name; ``identity`` as of :func:`identity_of`."""
-    real = _RealPaths()
+    real_folder = cache(os.path.realpath)
     paths = [source.path(row) for row in range(len(source))]
     keys = [
-        row_key(identity, own) if path is None else real(path) for path, own in zip(paths, source.keys, strict=True)
+        row_key(identity, own) if path is None else _real_path(path, real_folder)
+        for path, own in zip(paths, source.keys, strict=True)
     ]
     if len(first := {key: row for row, key in reversed(list(enumerate(keys)))}) < len(keys):
         rows = sorted(first.values())
@@ -119,22 +121,15 @@ def is_row(item: Item | Member) -> bool:
     return item.key in (row_key(source, own), old_row_key(source, own))
 
 
-class _RealPaths:
-    """Real paths of files, most of which share their folder with others."""
-
-    def __init__(self) -> None:
-        self._folders: dict[str, str] = {}
-
-    def __call__(self, path: str) -> str:
-        folder, name = os.path.split(path)
-        try:
-            if folder not in self._folders:
-                self._folders[folder] = os.path.realpath(folder)
-            whole = os.path.join(self._folders[folder], name)  # noqa: PTH118  # a Path takes ten times as long
-            is_plain = name not in ("", ".", "..") and not os.path.islink(whole)  # noqa: PTH114
-            return whole if is_plain else os.path.realpath(whole)
-        except ValueError:  # a NUL in a line of a list
-            return path
+def _real_path(path: str, real_folder: Callable[[str], str]) -> str:
+    """The real path of a file, given a cache for those of folders, which most files share with others."""
+    folder, name = os.path.split(path)
+    try:
+        whole = os.path.join(real_folder(folder), name)  # noqa: PTH118  # a Path takes ten times as long
+        is_plain = name not in ("", ".", "..") and not os.path.islink(whole)  # noqa: PTH114
+        return whole if is_plain else os.path.realpath(whole)
+    except ValueError:  # a NUL in a line of a list
+        return path
 
 
 class Update:
@@ -149,14 +144,11 @@ class Update:
         self._unclaimed: set[int] = set()  # those that this one does not hold yet
         self._gone: dict[bytes | None, list[int]] = defaultdict(list)  # ids of what is gone, by content
         self._left: list[int] = []  # items that the source does not hold any more, but others do
-        self._old: dict[
-            int, tuple[int, bytes | None]
-        ] = {}  # row -> item of version 0.1 that is the row's if its content is
-        self._moves: dict[
-            int, tuple[int, bytes, bool]
-        ] = {}  # row -> id and digest of its item, and whether it was renamed
+        # By row: id and content of the item of version 0.1 that is the row's if the content is.
+        self._old: dict[int, tuple[int, bytes | None]] = {}
+        self._moves: dict[int, tuple[int, bool]] = {}  # by row: the id of its item, and whether it was renamed
         self._waiting: list[tuple[int, bytes, NDArray[np.uint8]]] = []  # row, digest, packed code
-        self._identities: dict[str, str] = {}
+        self._identity = cache(identity_of)
         self.added = self.updated = self.unchanged = self.renamed = self.pruned = 0
         self._find_held()
         self._find_old()
@@ -171,17 +163,18 @@ class Update:
             return held[1] == digest
         old = self._old.get(row)
         if old is not None and old[1] == digest:
-            self._moves[row] = old[0], digest, False
-        elif self._rows.by_content and (identifier := _pop(self._gone, digest)) is not None:
-            self._moves[row] = identifier, digest, True
+            self._moves[row] = old[0], False
+        elif self._rows.by_content and (identifier := _pop(digest, self._gone)) is not None:
+            self._moves[row] = identifier, True
         return row in self._moves
 
     def store(self, batch: Batch) -> None:
         """Store the rows of a batch. A row whose content, or whose key's content, may be elsewhere waits for the end."""
         moved = [(row, *self._moves.pop(row)) for row in batch.known.tolist() if row in self._moves]
-        self.unchanged += len(batch.known) - sum(is_renamed for *_, is_renamed in moved)
-        self.renamed += sum(is_renamed for *_, is_renamed in moved)
-        self._rename([(row, identifier, digest) for row, identifier, digest, _ in moved])
+        n_renamed = sum(is_renamed for *_, is_renamed in moved)
+        self.unchanged += len(batch.known) - n_renamed
+        self.renamed += n_renamed
+        self._rename([(row, identifier) for row, identifier, _ in moved])
         new = []
         for place, (row, digest) in enumerate(zip(batch.rows.tolist(), batch.digests, strict=True)):
             if self._rows.keys[row] in self._held or digest in self._contents:
@@ -215,10 +208,11 @@ class Update:
 
         With ``replace`` such an item is taken over.
         """
+        row_of = {key: row for row, key in enumerate(self._rows.keys)}
         for part in _parts(sorted(self._shared), _AT_ONCE):
             for item in self._items(part).values():
                 assert item.key is not None
-                row = self._row_of_key(item.key)
+                row = row_of[item.key]
                 if item.code == codes[row]:
                     self._held[item.key] = item.id, digests[row]  # of a file, it is another digest
                     continue
@@ -231,10 +225,6 @@ class Update:
                 self._unclaimed.discard(item.id)
                 self._shared.discard(item.id)
 
-    def _row_of_key(self, key: str) -> int:
-        own = key if key in self._row_of else key.removeprefix(row_key(self._rows.source, ""))
-        return self._row_of[own]
-
     def _find_held(self) -> None:
         """Sort the items of the source into those that it lists and those that it does not."""
         rows, listed = self._rows, set(self._rows.keys)
@@ -246,32 +236,21 @@ class Update:
                     self._left.append(member.id)
                 else:
                     self._gone[member.digest].append(member.id)
-        for part in _parts([key for key in rows.keys if key not in self._held], _AT_ONCE):
-            for item in self._items([identifier for identifier, _ in self._index.known(part).values()]).values():
-                self._hold(_member(item))
+        for item in self._with_keys([key for key in rows.keys if key not in self._held]):
+            self._hold(_member(item))
 
     def _hold(self, member: Member) -> None:
         self._held[member.key] = member.id, member.digest
-        if self._others(member):
+        others = [name for name in member.sources if self._identity(name) != self._rows.source]
+        if others and not self._lies_in_other_folder(member):  # else they need not be named
             self._shared.add(member.id)
             if self._rows.source not in member.sources:
                 self._unclaimed.add(member.id)
-
-    def _others(self, member: Member) -> list[str]:
-        """The other sources that hold an item and have to be named; a folder that it lies in need not."""
-        if self._lies_in_other_folder(member):
-            return []
-        return [name for name in member.sources if self._identity(name) != self._rows.source]
 
     def _lies_in_other_folder(self, member: Member) -> bool:
         """Whether an item is the file of another source, which is a folder."""
         folders = [self._identity(name).rstrip(os.sep) for name in member.sources]
         return any(member.key.startswith(name + os.sep) for name in folders if name != self._rows.source)
-
-    def _identity(self, name: str) -> str:
-        if name not in self._identities:
-            self._identities[name] = identity_of(name)
-        return self._identities[name]
 
     def _is_gone(self, member: Member) -> bool:
         """Whether an item that the source does not list is not in it any more."""
@@ -290,35 +269,33 @@ class Update:
         rows = self._rows
         new = {old: row for row, (old, key) in enumerate(zip(rows.old_keys, rows.keys, strict=True)) if old != key}
         new = {old: row for old, row in new.items() if rows.keys[row] not in self._held}
-        moves: list[tuple[int, int, bytes | None]] = []
-        for part in _parts(list(new) if len(self._index) else [], _AT_ONCE):
-            for item in self._items([identifier for identifier, _ in self._index.known(part).values()]).values():
-                assert item.key is not None
-                row, member = new[item.key], _member(item)
-                if os.path.isabs(item.key):  # noqa: PTH117  # any text
-                    moves.append((row, item.id, item.digest))
-                    self._held[rows.keys[row]] = item.id, item.digest
-                elif not member.sources or is_row(member):
-                    self._old[row] = item.id, item.digest
+        moves: list[tuple[int, int]] = []
+        for item in self._with_keys(list(new) if len(self._index) else []):
+            assert item.key is not None
+            row = new[item.key]
+            if os.path.isabs(item.key):  # noqa: PTH117  # any text
+                moves.append((row, item.id))
+            elif not _member(item).sources or is_row(item):
+                self._old[row] = item.id, item.digest
         self._rename(moves)
 
-    def _rename(self, moves: Sequence[tuple[int, int, bytes | None]]) -> None:
-        """Give items, as (row, id, digest), the keys of rows; they keep their code and what else their metadata hold."""
+    def _rename(self, moves: Sequence[tuple[int, int]]) -> None:
+        """Give items, as (row, id), the keys of rows; they keep their code and what else their metadata hold."""
         for part in _parts(moves, _AT_ONCE):
-            items = self._items([identifier for _, identifier, _ in part])
-            kept = [(row, items[identifier]) for row, identifier, _ in part if identifier in items]
-            rows = [row for row, _ in kept]
-            self._put(rows, [item for _, item in kept], [self._metadata(*one, is_renamed=True) for one in kept])
-            self._held |= {self._rows.keys[row]: (item.id, item.digest) for row, item in kept}
+            items = self._items([identifier for _, identifier in part])
+            kept = {row: items[identifier] for row, identifier in part if identifier in items}
+            metadata = [self._metadata(row, item, is_renamed=True) for row, item in kept.items()]
+            self._put(list(kept.values()), self._keys(kept), metadata)
+            self._held |= {self._rows.keys[row]: (item.id, item.digest) for row, item in kept.items()}
 
     def _change(self, ids: Sequence[int], sources: Callable[[Member], list[str]]) -> None:
         """Write anew which sources hold items."""
         items = [item for item in self._items(ids).values() if item.key is not None]
-        self._put(None, items, [_held_by(item.metadata or {}, sources(_member(item))) for item in items])
+        metadata = [_held_by(item.metadata or {}, sources(_member(item))) for item in items]
+        self._put(items, [str(item.key) for item in items], metadata)
 
-    def _put(self, rows: Sequence[int] | None, items: Sequence[Item], metadata: Sequence[dict[str, Any]]) -> None:
-        """Store items again, with the keys of rows if they are given."""
-        keys = [str(item.key) for item in items] if rows is None else self._keys(rows)
+    def _put(self, items: Sequence[Item], keys: Sequence[str], metadata: Sequence[dict[str, Any]]) -> None:
+        """Store items again, with these keys."""
         for has_digest in (True, False):
             places = [place for place, item in enumerate(items) if (item.digest is not None) == has_digest]
             if places:
@@ -345,12 +322,17 @@ class Update:
         claim = [] if is_inside else [self._rows.source]
         return _held_by({"key": member.metadata.get("key")}, [*member.sources, *claim])
 
-    def _keys(self, rows: Sequence[int]) -> list[str]:
+    def _keys(self, rows: Iterable[int]) -> list[str]:
         return [self._rows.keys[row] for row in rows]
 
     def _items(self, ids: Sequence[int]) -> dict[int, Item]:
         """Those of the items that are there."""
         return {item.id: item for item in self._index.get(sorted(self._index.present(ids)))}
+
+    def _with_keys(self, keys: Sequence[str]) -> Iterator[Item]:
+        """The items that have these keys."""
+        for part in _parts(keys, _AT_ONCE):
+            yield from self._items([identifier for identifier, _ in self._index.known(part).values()]).values()
 
     def _settle(self) -> None:
         """Give the rows that wait their ids: that of an item with their content, whose key's content changed, or else that of their key."""
@@ -358,16 +340,12 @@ class Update:
         if not waiting:
             return
         owners = [self._held.get(self._rows.keys[row]) for row, _, _ in waiting]
-        displaced: dict[bytes | None, list[int]] = defaultdict(list)
-        for owner in owners:
-            if owner is not None and self._rows.by_content:
-                displaced[owner[1]].append(owner[0])
         chosen: list[int | None] = [None] * len(waiting)
-        for place, (_, digest, _) in enumerate(waiting):
-            if self._rows.by_content:
-                chosen[place] = _pop(displaced, digest)
-                if chosen[place] is None:
-                    chosen[place] = _pop(self._gone, digest)
+        if self._rows.by_content:
+            displaced: dict[bytes | None, list[int]] = defaultdict(list)
+            for identifier, content in filter(None, owners):
+                displaced[content].append(identifier)
+            chosen = [_pop(digest, displaced, self._gone) for _, digest, _ in waiting]
         moved = set(chosen)
         self.renamed += len(moved - {None})
         for place, owner in enumerate(owners):
@@ -375,22 +353,22 @@ class Update:
                 chosen[place] = owner[0]
                 self.updated += 1
         self.added += chosen.count(None)
-        orphans = {owner[0] for owner in owners if owner is not None}.difference(chosen)
+        orphans = {identifier for identifier, _ in filter(None, owners)}.difference(chosen)
         self.pruned += self._index.remove(sorted(self._index.present(list(orphans))))
         items = self._items([identifier for identifier in chosen if identifier is not None])
         for is_new in (False, True):  # a new item may get a key that another one has lost
             places = [place for place, identifier in enumerate(chosen) if (identifier is None) == is_new]
             if not places:
                 continue
-            rows, digests = [waiting[place][0] for place in places], [waiting[place][1] for place in places]
             ids = [identifier for identifier in chosen if identifier is not None]
             olds = [None] * len(places) if is_new else [items.get(identifier) for identifier in ids]
+            rows, digests, packed = zip(*(waiting[place] for place in places), strict=True)
             stored = self._index.add(
-                Codes(np.stack([waiting[place][2] for place in places]), self._index.n_bits),
+                Codes(np.stack(packed), self._index.n_bits),
                 None if is_new else ids,
                 [
-                    self._metadata(row, old, is_renamed=old is not None and old.id in moved)
-                    for row, old in zip(rows, olds, strict=True)
+                    self._metadata(row, old, is_renamed=chosen[place] in moved)
+                    for place, row, old in zip(places, rows, olds, strict=True)
                 ],
                 keys=self._keys(rows),
                 digests=digests,
@@ -427,9 +405,12 @@ def _is_missing(path: str) -> bool:
     return False
 
 
-def _pop(pool: dict[Any, list[int]], digest: bytes) -> int | None:
-    ids = pool.get(digest)
-    return ids.pop(0) if ids else None
+def _pop(digest: bytes, *pools: dict[bytes | None, list[int]]) -> int | None:
+    """The id of an item with this content, taken from the first pool that has one."""
+    for pool in pools:
+        if ids := pool.get(digest):
+            return ids.pop(0)
+    return None
 
 
 def _parts(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -173,11 +173,9 @@ def item_memory() -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(
-            error
-        ):  # torch has no error of its own for it
-            raise
-        raise BadItemError("it needs more memory than there is") from error
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch has no error of its own
+            raise BadItemError("it needs more memory than there is") from error
+        raise
 
 
 def nothing_usable(name: str, skipped: Sequence[Skipped]) -> DataError:

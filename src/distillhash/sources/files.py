@@ -7,10 +7,10 @@ import os
 import re
 import stat
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,59 +162,69 @@ def find_files(folder: Path, suffixes: Collection[str]) -> list[str]:
     return walk.names()
 
 
+class _File(NamedTuple):
+    """One way to a file; the first one by these fields counts. Paths are strings: a Path per file takes 4 times as long."""
+
+    n_links: int
+    depth: int
+    name: str
+    real: str
+    device: int
+    inode: int
+
+
 class _Walk:
-    """The folders and files met so far, by real path, and by device and inode. Paths are strings: a Path per file takes 4 times as long."""
+    """The folders and files met so far."""
 
     def __init__(self, folder: Path, suffixes: Collection[str]) -> None:
         self._folder, self._suffixes = folder, suffixes
         self.round = 0  # links on the way to what is being listed
         self.links: list[tuple[str, str]] = []  # to folders and files, yet to be followed: name and path
-        self._prefixes: dict[str, str] = {}  # what the names in each folder start with, by its real path
+        self._listed: set[str] = set()  # real paths of folders
         self._twins: dict[tuple[int, int], str] = {}  # the first real path of each folder
-        self._found: list[tuple[int, str, int, int]] = []  # files: round, name, device, inode
-        self._linked: dict[str, tuple[int, str, int, int]] = {}  # files that links lead to, by real path
+        self._files: list[_File] = []
 
     def descend(self, prefix: str, real: str) -> None:
         """List the folder at ``real`` and those below it, the higher ones first; the names start with ``prefix``."""
-        level = [(prefix, real)]
-        while level:
-            below: list[tuple[str, str]] = []
-            for own_prefix, folder in level:
-                try:
-                    below += self._list(own_prefix, folder)
-                except OSError as error:
-                    if not own_prefix:
-                        raise DataError(
-                            f"the folder {self._folder} cannot be listed ({error.strerror}); check its permissions"
-                        ) from error
-                    where = self._folder / own_prefix
-                    message = f"the folder {where} cannot be listed ({error.strerror}); its images are left out"
-                    warnings.warn(message, SkippedItemsWarning, stacklevel=4)
-            level = sorted(below)
+        waiting = deque([(prefix, real)])
+        while waiting:
+            prefix, real = waiting.popleft()
+            try:
+                waiting += sorted(self._list(prefix, real))
+            except OSError as error:
+                if not prefix:
+                    raise DataError(
+                        f"the folder {self._folder} cannot be listed ({error.strerror}); check its permissions"
+                    ) from error
+                where = self._folder / prefix
+                message = f"the folder {where} cannot be listed ({error.strerror}); its images are left out"
+                warnings.warn(message, SkippedItemsWarning, stacklevel=4)
 
     def _list(self, prefix: str, real: str) -> list[tuple[str, str]]:
         """Note the files and links of one folder; its sub-folders as (prefix, real path)."""
         below: list[tuple[str, str]] = []
-        if real in self._prefixes:
+        if real in self._listed:
             return below
         status = os.stat(real)  # noqa: PTH116
         twin = self._twins.setdefault((status.st_dev, status.st_ino), real) if status.st_ino else real
         if twin != real and set(os.listdir(twin)) == set(os.listdir(real)):  # noqa: PTH208
             return below  # one folder mounted twice; some file systems give the same inode to unlike folders
-        device, add, suffixes, links = status.st_dev, self._found.append, self._suffixes, self.round
         with os.scandir(real) as entries:
-            self._prefixes[real] = prefix
+            self._listed.add(real)
             for entry in entries:
-                name = entry.name
-                if name.startswith("."):
+                if entry.name.startswith("."):
                     continue
+                name = prefix + entry.name
                 if entry.is_symlink():
-                    self.links.append((prefix + name, entry.path))
+                    self.links.append((name, entry.path))
                 elif entry.is_dir():
-                    below.append((f"{prefix}{name}/", entry.path))
-                elif os.path.splitext(name)[1].lower() in suffixes:  # noqa: PTH122
-                    add((links, prefix + name, device, entry.inode()))
+                    below.append((f"{name}/", entry.path))
+                elif _suffix(name) in self._suffixes:
+                    self._note(name, entry.path, status.st_dev, entry.inode())
         return below
+
+    def _note(self, name: str, real: str, device: int = 0, inode: int = 0) -> None:
+        self._files.append(_File(self.round, name.count("/"), name, real, device, inode))
 
     def follow(self, name: str, path: str) -> None:
         """List what a link leads to, unless it is listed already."""
@@ -224,37 +234,25 @@ class _Walk:
             status = os.stat(real)  # noqa: PTH116
         except OSError:  # it leads nowhere, or to itself, which reading reports
             if wanted:
-                self._found.append((self.round, name, 0, 0))
+                self._note(name, path)
             return
         if stat.S_ISDIR(status.st_mode):
             self.descend(f"{name}/", real)
         elif wanted:
-            self._linked.setdefault(real, (self.round, name, status.st_dev, status.st_ino))
+            self._note(name, real, status.st_dev, status.st_ino)
 
     def names(self) -> list[str]:
-        """Every file once, sorted."""
-        listed = {name for _, name, _, _ in self._found} if self._linked else set()
-        for real, file in self._linked.items():
-            folder, name = os.path.split(real)
-            if folder not in self._prefixes or self._prefixes[folder] + name not in listed:
-                self._found.append(file)
-        if len({file[3] for file in self._found}) < len(self._found):
-            self._found = self._without_hard_links()
-        return sorted([file[1] for file in self._found])
-
-    def _without_hard_links(self) -> list[tuple[int, str, int, int]]:
-        """The files, each under its first name. What the folder said of inodes is checked, since some file systems make it up."""
-        firsts: dict[tuple[int, int], tuple[int, str, int, int]] = {}
-        met = Counter((device, inode) for _, _, device, inode in self._found if inode)
-        once = []
-        for file in sorted(self._found):
-            if met[file[2:]] > 1:
+        """Every file once, sorted. What a folder said of inodes is checked, since some file systems make them up."""
+        once: dict[object, str] = {}
+        met = Counter((file.device, file.inode) for file in self._files if file.inode)
+        for file in sorted(self._files):
+            identity: object = file.real
+            if met[file.device, file.inode] > 1:
                 with contextlib.suppress(OSError):
-                    status = os.stat(self._folder / file[1])  # noqa: PTH116
-                    if status.st_nlink > 1 and firsts.setdefault((status.st_dev, status.st_ino), file) is not file:
-                        continue
-            once.append(file)
-        return once
+                    status = os.stat(file.real)  # noqa: PTH116
+                    identity = (status.st_dev, status.st_ino) if status.st_nlink > 1 else file.real
+            once.setdefault(identity, file.name)
+        return sorted(once.values())
 
 
 def _suffix(name: str) -> str:

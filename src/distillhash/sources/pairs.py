@@ -109,13 +109,9 @@ def pair_texts(name: str, images: Source, given: Any) -> PairSource:
                 texts.append(" ".join(text.split()))
                 owners.append(row)
                 continue
-            kind = (
-                "missing"
-                if text is None
-                else "empty"
-                if isinstance(text, str)
-                else f"no string but {type(text).__name__}"
-            )
+            kind = "missing" if text is None else f"no string but {type(text).__name__}"
+            if isinstance(text, str):
+                kind = "empty"
             key = f"{images.keys[row]} text {number}" if several else images.keys[row]
             dropped.append((row, Skipped(key, f"the text is {kind}")))
     return PairSource(name, images, texts, np.array(owners, np.intp), dropped)
@@ -123,8 +119,7 @@ def pair_texts(name: str, images: Source, given: Any) -> PairSource:
 
 _TEXT_COLUMNS = ("captions", "caption", "sentences", "sentence", "texts", "text", "tags")
 _IMAGE_COLUMNS = ("image", "file_name", "filename", "file", "path")
-_SEPARATORS = (",", ";", "\t", "|")
-_SEPARATORS_SHOWN = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _CSV_NAMES = ("captions.csv", "metadata.csv", "captions.txt")
 _ACCEPTED = (
     "a .parquet table with an image column and captions, a captions .csv beside its images (or the folder that holds both), "
@@ -241,22 +236,20 @@ def _open_tables(files: Sequence[Path], place: str, name: str, columns: Columns,
                 schemas.append(table.schema_arrow)
         candidates = _TEXT_COLUMNS if columns.caption is None else (columns.caption,)
         held = ", ".join(sorted(schemas[0].names))
-        for column in candidates:
-            found = [find_column(schema, column) for schema in schemas]
-            if found[0] is not None and all(names is not None for names in found):
-                break
-        else:
+        in_all = (column for column in candidates if all(find_column(schema, column) for schema in schemas))
+        column = next(in_all, None)
+        place_of = None if column is None else find_column(schemas[0], column)
+        if place_of is None:
             if columns.caption is not None:
                 raise no_column("--caption-column", columns.caption, name, held)
             raise DataError(
                 f"{name}: no column of texts ({', '.join(_TEXT_COLUMNS)}) among {held}; rename yours, or choose it with --caption-column"
             )
-        kind = column_type(schemas[0], found[0])
-        if columns.caption is not None and not (
-            is_text(kind) or (is_list(kind) and is_text(plain_type(kind.value_type)))
-        ):
+        kind = column_type(schemas[0], place_of)
+        inner = plain_type(kind.value_type) if is_list(kind) else kind
+        if columns.caption is not None and not is_text(inner):
             raise ParameterError(f"{name}: the column {column!r} holds no texts but {kind}; choose one of {held}")
-        values = read_column(files, found[0]).to_pylist()
+        values = read_column(files, place_of).to_pylist()
     if column == "tags":
         values = [" ".join(map(str, tags)) if isinstance(tags, list) else tags for tags in values]
     return pair_texts(name, images, values)
@@ -264,9 +257,16 @@ def _open_tables(files: Sequence[Path], place: str, name: str, columns: Columns,
 
 def _open_csv(path: Path, name: str, columns: Columns, max_file_size: int) -> PairSource:
     refuse_columns(replace(columns, image=None, caption=None), name)
-    header, lines = _read_csv(path, name, columns)
-    image = _csv_column(header, columns.image, _IMAGE_COLUMNS, "--image-column", name)
-    text = _csv_column(header, columns.caption, _TEXT_COLUMNS, "--caption-column", name)
+    images = _IMAGE_COLUMNS if columns.image is None else (columns.image.strip().lower(),)
+    captions = _TEXT_COLUMNS if columns.caption is None else (columns.caption.strip().lower(),)
+    header, lines = _read_csv(path, name, images, captions)
+    image, text = _csv_column(header, images, name), _csv_column(header, captions, name)
+    for found_at, chosen, option in (
+        (image, columns.image, "--image-column"),
+        (text, columns.caption, "--caption-column"),
+    ):
+        if found_at is None and chosen is not None:
+            raise no_column(option, chosen, name, ", ".join(header)[:1000])
     if image is None or text is None:
         raise DataError(
             f"{name}: the first line of {path} names the columns {', '.join(header)[:1000] or 'none'}; "
@@ -292,18 +292,15 @@ def _open_csv(path: Path, name: str, columns: Columns, max_file_size: int) -> Pa
             f"write paths relative to {path.parent}"
         )
     paths = [*texts, *(place for place in found if place not in texts)]
-    images = FileImages(name, path.parent, paths)
-    images.max_file_size = max_file_size
-    pairs = pair_texts(name, images, [texts.get(place, []) for place in paths])
+    source = FileImages(name, path.parent, paths)
+    source.max_file_size = max_file_size
+    pairs = pair_texts(name, source, [texts.get(place, []) for place in paths])
     pairs.dropped += nameless
     return pairs
 
 
-def _read_csv(path: Path, name: str, columns: Columns) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header in lower case, and the other rows with the number of the line each begins on.
-
-    The separator is the one of comma, ``;``, tab and ``|`` that makes columns of the header, or what a first line ``sep=`` says.
-    """
+def _read_csv(path: Path, name: str, *needed: Sequence[str]) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """The header and the numbered lines below it, split by the separator that ``sep=`` states or that finds most ``needed`` columns."""
     text = read_text(path, f"{name}: the CSV file")
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -311,9 +308,9 @@ def _read_csv(path: Path, name: str, columns: Columns) -> tuple[list[str], list[
     start = 0
     if stated := re.match(r'"?sep=(.)"?(\r\n|\n|\r)', text):
         start, text = 1, text[stated.end() :]
-    separators = [stated[1]] if stated else _SEPARATORS
+    separators = [stated[1]] if stated else list(_SEPARATORS)
     headers = [[cell.strip().lower() for cell in _first_row(text, separator)] for separator in separators]
-    ranks = [(_is_header(header, columns), len(header)) for header in headers]
+    ranks = [(sum(not set(names).isdisjoint(header) for names in needed), len(header)) for header in headers]
     best = ranks.index(max(ranks))
     header, separator = headers[best], separators[best]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
@@ -334,7 +331,7 @@ def _read_csv(path: Path, name: str, columns: Columns) -> tuple[list[str], list[
         if len(row) > len(header) and any(cell.strip() for cell in row[len(header) :]):
             raise DataError(
                 f"{name}: line {number} of {path} has {len(row)} fields and the header {len(header)}; put texts that hold "
-                f"{_SEPARATORS_SHOWN.get(separator, repr(separator))} in double quotes"
+                f"{_SEPARATORS.get(separator, repr(separator))} in double quotes"
             )
         lines.append((number, row))
 
@@ -346,20 +343,11 @@ def _first_row(text: str, separator: str) -> list[str]:
         return []
 
 
-def _is_header(header: Sequence[str], columns: Columns) -> int:
-    """How many of the two columns that are needed a header has."""
-    images = _IMAGE_COLUMNS if columns.image is None else (columns.image.lower(),)
-    texts = _TEXT_COLUMNS if columns.caption is None else (columns.caption.lower(),)
-    return bool(set(images) & set(header)) + bool(set(texts) & set(header))
-
-
-def _csv_column(header: Sequence[str], chosen: str | None, names: Sequence[str], option: str, name: str) -> int | None:
-    """The place of a column in the header; None where it has none of ``names``."""
-    column = next((column for column in names if column in header), None) if chosen is None else chosen.strip().lower()
+def _csv_column(header: Sequence[str], names: Sequence[str], name: str) -> int | None:
+    """The place of the first of ``names`` that the header has."""
+    column = next((column for column in names if column in header), None)
     if column is None:
         return None
-    if column not in header:
-        raise no_column(option, column, name, ", ".join(header)[:1000])
     if header.count(column) > 1:
         raise DataError(
             f"{name}: {header.count(column)} columns of the header are called {column!r}; rename all but one"
@@ -375,18 +363,14 @@ class _OwnNames:
         self._others: dict[str, str] = {}  # names of files that are not among those found, by real path
 
     def __call__(self, place: str) -> str:
-        for spelling in dict.fromkeys((place, place.replace("\\", "/"))):
+        for spelling in (place, place.replace("\\", "/")):
             if spelling in self._found:
                 return spelling
-            try:
-                real = os.path.realpath(os.path.join(self._folder, spelling))  # noqa: PTH118
-                exists = os.path.exists(real)  # noqa: PTH110
-            except (OSError, ValueError):
-                continue
+            real = os.path.realpath(os.path.join(self._folder, spelling))  # noqa: PTH118
             own = os.path.relpath(real, self._folder).replace(os.sep, "/")
             if own in self._found:
                 return own
-            if exists:
+            if path_exists(Path(real)):
                 return self._others.setdefault(real, place)
         return place
 

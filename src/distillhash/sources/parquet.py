@@ -9,8 +9,8 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from contextlib import contextmanager, suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -134,7 +134,6 @@ def row_groups(file: BinaryIO) -> list[RowGroup]:
     return _parse_footer(file.read(length))
 
 
-@lru_cache(maxsize=4)
 def _parse_footer(footer: bytes) -> list[RowGroup]:
     try:
         groups = []
@@ -186,16 +185,11 @@ def read_pages(file: BinaryIO, chunk: Chunk) -> _Pages:
 
 def _page_header(file: BinaryIO, position: int) -> tuple[int, dict[int, Any]]:
     """Length and fields of the page header at ``position``, in Thrift's compact protocol."""
-    size = _HEADER_BYTES
-    while True:
+    for size in (_HEADER_BYTES, _MAX_HEADER_BYTES):
         file.seek(position)
-        data = file.read(size)
-        try:
-            return _Compact(data).header()
-        except (IndexError, RecursionError, ValueError) as error:
-            if len(data) < size or size >= _MAX_HEADER_BYTES:
-                raise OSError(errno.EIO, "a page header is damaged, or the file is cut short") from error
-            size *= 16
+        with suppress(IndexError, RecursionError, ValueError):
+            return _Compact(file.read(size)).header()
+    raise OSError(errno.EIO, "a page header is damaged, or the file is cut short")
 
 
 class _Compact:
@@ -242,8 +236,7 @@ class _Compact:
         if kind in (4, 5, 6):
             return self._zigzag()
         if kind in (3, 7, 8):  # a byte, a double, text
-            length = {3: 1, 7: 8}.get(kind)
-            length = self._varint() if length is None else length
+            length = self._varint() if kind == 8 else 1 if kind == 3 else 8
             self._place += length
             if self._place > len(self._data):
                 raise IndexError
@@ -308,6 +301,7 @@ class _Group(NamedTuple):
     path: Path
     number: int
     n_rows: int
+    columns: list[list[Chunk]]  # the chunks of each column
 
 
 class _Plan(NamedTuple):
@@ -328,7 +322,8 @@ class Blocks:
             with open_regular(path) as file:
                 for number, group in enumerate(row_groups(file)):
                     if group.n_rows > 0:
-                        self._groups.append(_Group(path, number, group.n_rows))
+                        chunks = [group.of(".".join(names)) for names in columns]
+                        self._groups.append(_Group(path, number, group.n_rows, chunks))
         self._starts = np.cumsum([0, *(group.n_rows for group in self._groups)])[:-1]
         self._lock = threading.Lock()
         self._plans: dict[int, _Plan] = {}
@@ -356,7 +351,10 @@ class Blocks:
                 if place not in self._plans:
                     self._plans[place] = self._plan(group)
                 plan = self._plans[place]
-                _check_page(plan.largest, limit)
+                unpacked, packed = plan.largest
+                if unpacked > 4 * limit or (unpacked > limit and unpacked > 8 * packed):  # a few items, or a bomb
+                    what = f"a page of it unpacks to {unpacked:,} bytes, over the limit of {limit:,}"
+                    raise OSError(errno.EFBIG, f"{what}; raise it with --max-file-size")
                 block, offset = divmod(row - int(self._starts[place]), plan.block_rows)
                 if (place, block) not in self._kept:
                     self._load(place, block)
@@ -364,9 +362,7 @@ class Blocks:
                 return tuple(_bounded(array[offset], limit) for array in self._kept[place, block])
             except BadItemError:
                 raise
-            except (
-                Exception
-            ) as error:  # ArrowInvalid, OSError, MemoryError; StopIteration where the file ends too early
+            except Exception as error:  # ArrowInvalid, OSError, MemoryError, StopIteration at an early end
                 self._running = None
                 reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
                 raise BadItemError(f"row group {group.number} of {group.path.name} cannot be read: {reason}") from error
@@ -378,19 +374,14 @@ class Blocks:
         """How to read a row group, from its page headers."""
         block_rows, dictionary, largest = min(group.n_rows, _BLOCK_ROWS), list[str](), (0, 0)
         with open_regular(group.path) as file:
-            stored = row_groups(file)[group.number]
-            for names in self._columns:
-                dotted = ".".join(names)
-                for chunk in stored.of(dotted):
-                    pages = read_pages(file, chunk)
-                    largest = max(largest, pages.largest)
-                    if pages.encodings and pages.encodings <= _DICTIONARY_ENCODINGS:
-                        dictionary.append(dotted)
-                        continue
-                    rows = min(
-                        _BLOCK_BYTES * group.n_rows // max(1, pages.unpacked), _CACHE_BYTES // max(1, pages.shared)
-                    )
-                    block_rows = max(1, min(block_rows, rows))
+            for chunk in chain.from_iterable(group.columns):
+                pages = read_pages(file, chunk)
+                largest = max(largest, pages.largest)
+                if pages.encodings and pages.encodings <= _DICTIONARY_ENCODINGS:
+                    dictionary.append(chunk.column)
+                    continue
+                fitting = _BLOCK_BYTES * group.n_rows // max(1, pages.unpacked)
+                block_rows = max(1, min(block_rows, fitting, _CACHE_BYTES // max(1, pages.shared)))
         return _Plan(block_rows, dictionary, largest)
 
     def _load(self, place: int, block: int) -> None:
@@ -424,16 +415,6 @@ class Blocks:
 
 def _size(arrays: tuple[Any, ...]) -> int:
     return sum(array.nbytes for array in arrays)
-
-
-def _check_page(largest: tuple[int, int], limit: int) -> None:
-    """An :class:`OSError` for a page that unpacks to more than a few items of ``limit`` bytes, or to that from next to nothing."""
-    unpacked, packed = largest
-    if unpacked > 4 * limit or (unpacked > limit and unpacked > 8 * packed):
-        raise OSError(
-            errno.EFBIG,
-            f"a page of it unpacks to {unpacked:,} bytes, over the limit of {limit:,}; raise it with --max-file-size",
-        )
 
 
 def _bounded(scalar: Any, limit: int) -> Any:

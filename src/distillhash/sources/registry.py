@@ -177,24 +177,19 @@ def find_images_or_tables(folder: Path, name: str) -> tuple[list[str], list[Path
     tables = [path for path in found if path.lower().endswith(".parquet") and not re.search("(^|/)_", path)]
     direct = [path for path in tables if "/" not in path]
     if images and tables:
+        first = folder / (direct or tables)[0]
         _logger.warning(
-            "%s: the %d images in the folder are read, and not its Parquet files, such as %s; give that one to read it",
-            name,
-            len(images),
-            folder / (direct or tables)[0],
+            "%s: %d images are read, not Parquet files such as %s; give that one to read it", name, len(images), first
         )
     elif direct and len(direct) < len(tables):
-        _logger.warning(
-            "%s: the Parquet files directly in the folder are read, and not the %d below it",
-            name,
-            len(tables) - len(direct),
-        )
+        below = len(tables) - len(direct)
+        _logger.warning("%s: the Parquet files directly in the folder are read, and not the %d below it", name, below)
     return images, [] if images else [folder / path for path in direct or tables]
 
 
 def selected_rows(n: int, splits: Mapping[str, NDArray[np.intp]], selection: str, spec: str) -> NDArray[np.intp]:
     """Rows that ``selection`` (a split, or ``start:stop``) takes of ``n`` items; ``spec`` is for messages."""
-    if match := re.fullmatch(r"(-?\d+)?:(-?\d+)?", selection):
+    if match := re.fullmatch(r"(-?\d{1,18})?:(-?\d{1,18})?", selection):
         start, stop = (None if text is None else int(text) for text in match.groups())
         rows = np.arange(n)[start:stop]
     elif selection in splits:

@@ -102,10 +102,8 @@ def open_tables(
             )
         partitions = _partitions(files, root)
         labels, found_names = _labels(files, schemas, counts, partitions, columns.label, name)
-        if labels is not None:
-            label_names = fitting_names(label_names or found_names, labels)
-        splits = _splits(files, counts, root, partitions)
-        labelling = {"labels": labels, "label_names": label_names if labels is not None else None, "splits": splits}
+        fitting = None if labels is None else fitting_names(label_names or found_names, labels)
+        labelling = {"labels": labels, "label_names": fitting, "splits": _splits(files, counts, root, partitions)}
         keys = _read_keys(files, schemas, n, None if images is None else images.path)
         if images is None:
             assert vector is not None
@@ -168,16 +166,13 @@ def _choose(files: Sequence[Path], schema: Any, columns: Columns, name: str) -> 
         return None, names
     vectors = [f.name for f in schema if _is_vectors(column_type(schema, (f.name,)), whole=f.name in _VECTOR_NAMES)]
     vectors = [column for column in _VECTOR_NAMES if column in vectors][:1] or vectors
-    found = {f.name: _as_images(schema, (f.name,)) for f in schema}
-    structs = [
-        column for column, images in found.items() if images is not None and images.data not in (None, (column,))
-    ]
-    plain = [column for column, images in found.items() if images is not None and images.data == (column,)]
+    found = {f.name: images for f in schema if (images := _as_images(schema, (f.name,))) is not None}
+    structs = [column for column, images in found.items() if images.data not in (None, (column,))]
+    plain = [column for column, images in found.items() if images.data == (column,)]
     named = [column for column in _IMAGE_NAMES if column in structs + plain][:1]
     candidates = named or structs or plain
     if vectors and candidates:
-        first = found[candidates[0]]
-        is_sure = len(candidates) == 1 and (named or structs) and first is not None and _holds_images(files, first)
+        is_sure = len(candidates) == 1 and (named or structs) and _holds_images(files, found[candidates[0]])
         candidates, vectors = (candidates, []) if is_sure else ([], vectors)
     for several, what, option in ((candidates, "images", "image"), (vectors, "embeddings", "embedding")):
         if len(several) > 1:
@@ -187,7 +182,7 @@ def _choose(files: Sequence[Path], schema: Any, columns: Columns, name: str) -> 
             )
     if vectors:
         return None, (vectors[0],)
-    paths = [column for column in _PATH_NAMES if found.get(column) is not None]
+    paths = [column for column in _PATH_NAMES if column in found]
     if candidates or paths:
         return found[(candidates or paths)[0]], None
     raise DataError(
@@ -208,25 +203,30 @@ def _found(schema: Any, wanted: str, option: str, name: str) -> Names:
     return names
 
 
-def _is_binary(kind: Any) -> bool:
+def _is_any(kind: Any, *names: str) -> bool:
     import pyarrow.types as types
 
-    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind))
+    return any(getattr(types, f"is_{name}")(kind) for name in names)
+
+
+def _is_binary(kind: Any) -> bool:
+    return _is_any(kind, "binary", "large_binary", "binary_view")
 
 
 def is_text(kind: Any) -> bool:
     """Whether a column of this type holds strings."""
-    import pyarrow.types as types
+    return _is_any(kind, "string", "large_string", "string_view")
 
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+def is_list(kind: Any) -> bool:
+    """Whether a column of this type holds lists."""
+    return _is_any(kind, "list", "large_list", "fixed_size_list", "list_view", "large_list_view")
 
 
 def _as_images(schema: Any, names: Names) -> _Images | None:
     """A column as images, None where its type is of no use."""
-    import pyarrow.types as types
-
     kind = column_type(schema, names)
-    if types.is_struct(kind):
+    if _is_any(kind, "struct"):
         inner = {field.name: column_type(schema, (*names, field.name)) for field in kind}
         data = (*names, "bytes") if "bytes" in inner and _is_binary(inner["bytes"]) else None
         path = (*names, "path") if "path" in inner and is_text(inner["path"]) else None
@@ -251,25 +251,12 @@ def _holds_images(files: Sequence[Path], images: _Images) -> bool:
 
 def _is_vectors(kind: Any, *, whole: bool) -> bool:
     """Whether a type is a list (fixed-size or not) of floats, or of integers where ``whole`` numbers count."""
-    import pyarrow.types as types
-
-    if not is_list(kind):
-        return False
-    return bool(types.is_floating(kind.value_type) or (whole and types.is_integer(kind.value_type)))
-
-
-def is_list(kind: Any) -> bool:
-    """Whether a column of this type holds lists."""
-    import pyarrow.types as types
-
-    tests = types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view
-    return any(test(kind) for test in tests)
+    return is_list(kind) and _is_any(kind.value_type, "floating", *(["integer"] if whole else []))
 
 
 def _read_vectors(files: Sequence[Path], column: Names, n: int, name: str) -> NDArray[Any]:
     """All rows of ``column`` as ``(n, d)`` floats, read some thousand rows at a time into their final place."""
     import pyarrow.compute as pc
-    import pyarrow.types as types
 
     vectors: NDArray[Any] = np.empty((0, 0))
     row = 0
@@ -279,9 +266,9 @@ def _read_vectors(files: Sequence[Path], column: Names, n: int, name: str) -> ND
             if not len(lengths):
                 continue
             if row == 0:
-                whole = types.is_integer(chunk.type.value_type)
-                kind = np.float32 if whole else chunk.type.value_type.to_pandas_dtype()
-                if whole:
+                kind = chunk.type.value_type.to_pandas_dtype()
+                if _is_any(chunk.type.value_type, "integer"):
+                    kind = np.float32
                     _logger.warning("%s: embeddings of type %s are cast to float32", name, chunk.type.value_type)
                 vectors = np.empty((n, max(0, int(lengths[0]))), kind)
             bad = np.flatnonzero(lengths != vectors.shape[1])
@@ -309,50 +296,42 @@ def _labels(
     chosen: str | None,
     name: str,
 ) -> tuple[NDArray[Any] | None, Sequence[str] | None]:
-    """The labels and their class names, from the column ``chosen``, or else ``label`` or ``labels``.
-
-    Labels that cannot be used are ignored with a logged warning, since they must not stop a training run, unless they were asked for.
-    """
+    """Labels and class names from ``chosen``, ``label`` or ``labels``; those of no use stop nothing, unless they were asked for."""
     import pyarrow as pa
 
+    def places(column: str) -> list[Names | None]:
+        return [find_column(schema, column) for schema in schemas]
+
     candidates = _LABEL_NAMES if chosen is None else (chosen,)
-    for column in candidates:
-        found = [find_column(schema, column) for schema in schemas]
-        if column in partitions or all(names is not None for names in found):
-            break
-    else:
+    column = next((name for name in candidates if name in partitions or None not in places(name)), None)
+    if column is None:
         if chosen is not None:
             raise no_column("--label-column", chosen, name, _held(schemas[0]))
         return None, None
-    where = f"{name}: the column {column!r}"
+    where, found = f"{name}: the column {column!r}", places(column)
     try:
         if found[0] is None or None in found:
             return _partition_labels(partitions[column], counts, where)
         return _column_labels(read_column(files, found[0]), sum(counts), where, schemas[0].metadata, column)
-    except DataError as error:
-        if chosen is not None:
-            raise
-        _logger.warning("%s; the labels are ignored", error)
     except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        message = reason if isinstance(error, DataError) else f"{where} cannot be used as labels ({reason})"
         if chosen is not None:
-            raise DataError(f"{where} cannot be used as labels ({reason})") from error
-        _logger.warning("%s cannot be used as labels (%s); they are ignored", where, reason)
-    return None, None
+            raise DataError(message) from error
+        _logger.warning("%s; the labels are ignored", message)
+        return None, None
 
 
 def _column_labels(
     values: Any, n: int, where: str, metadata: dict[bytes, bytes] | None, column: str
 ) -> tuple[NDArray[Any], Sequence[str] | None]:
     """A column as labels and class names (from Hugging Face metadata, or the strings themselves)."""
-    import pyarrow.types as types
-
-    if types.is_dictionary(values.type):
+    if _is_any(values.type, "dictionary"):
         values = values.dictionary_decode()
     kind, names = values.type, _hugging_face_names(metadata, column)
     if values.null_count:
         raise DataError(f"{where} has {values.null_count} nulls")
-    if is_list(kind) and types.is_integer(kind.value_type) and not values.flatten().null_count:
+    if is_list(kind) and _is_any(kind.value_type, "integer") and not values.flatten().null_count:
         if len(values) != n:
             raise DataError(f"{where} has {len(values)} values for {n} rows")
         indicators = base.label_sets(values.to_pylist(), where)
@@ -360,7 +339,7 @@ def _column_labels(
         return np.pad(indicators, ((0, 0), (0, absent))), names
     if is_text(kind):
         return base.class_labels(np.array(values.to_pylist(), dtype=np.str_), n, where)
-    if types.is_integer(kind) or types.is_boolean(kind) or types.is_floating(kind):
+    if _is_any(kind, "integer", "boolean", "floating"):
         return base.class_labels(values.to_numpy(zero_copy_only=False), n, where)[0], names
     held = f"holds lists of {kind.value_type}" if is_list(kind) else f"is of type {kind}"
     raise DataError(f"{where} {held}; labels are integers, strings or lists of integers")
@@ -394,8 +373,7 @@ def _read_keys(files: Sequence[Path], schemas: Sequence[Any], n: int, own_path: 
         try:
             keys = read_column(files, names).to_pylist()
         except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", error)
-            _logger.warning("the column %r gives no keys: %s", ".".join(names), reason)
+            _logger.warning("the column %r gives no keys: %s", ".".join(names), getattr(error, "strerror", error))
             continue
         if len(keys) == n and all(isinstance(key, str | int) and key != "" for key in keys):
             texts = [str(key) for key in keys]
@@ -410,9 +388,8 @@ def _partitions(files: Sequence[Path], root: Path | None) -> dict[str, list[str 
     for number, path in enumerate(files):
         for part in _below(path, root):
             column, equals, value = part.partition("=")
-            if equals and column:
-                values = found.setdefault(unquote(column), [None] * len(files))
-                values[number] = None if value == "__HIVE_DEFAULT_PARTITION__" else unquote(value)
+            if equals and column and value != "__HIVE_DEFAULT_PARTITION__":
+                found.setdefault(unquote(column), [None] * len(files))[number] = unquote(value)
     return found
 
 
@@ -426,9 +403,7 @@ def _layouts(files: Sequence[Path], schemas: Sequence[Any], root: Path | None) -
     groups: dict[str, list[str]] = {}
     for path, schema in zip(files, schemas, strict=True):
         groups.setdefault(", ".join(schema.names), []).append("/".join((*_below(path, root), path.name)))
-    shown = [
-        f"{', '.join(paths[:2])}{' ...' if len(paths) > 2 else ''}: {names:.200}" for names, paths in groups.items()
-    ]
+    shown = [f"{', '.join(paths[:2])}{' ...' * (len(paths) > 2)}: {names:.200}" for names, paths in groups.items()]
     return "; ".join(shown[:4])
 
 

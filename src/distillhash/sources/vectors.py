@@ -77,21 +77,19 @@ def usable_vectors(array: NDArray[Any], name: str) -> NDArray[Any]:
 def check_finite(vectors: NDArray[Any], name: str) -> None:
     """Raise a :class:`DataError` where a value is NaN, infinite or above ``LARGEST``; reads 16 MiB at a time."""
     step = max(1, _BLOCK_BYTES // (vectors.shape[1] * vectors.itemsize))
-    starts = range(0, len(vectors), step)
-    bad = [start + np.flatnonzero(~np.isfinite(vectors[start : start + step]).all(axis=1)) for start in starts]
-    rows = np.concatenate(bad)
-    if rows.size:
+    blocks = (vectors[start : start + step] for start in range(0, len(vectors), step))
+    sizes = np.concatenate([np.abs(block).max(axis=1).astype(np.float64) for block in blocks])
+    bad = np.flatnonzero(~np.isfinite(sizes))
+    if bad.size:
         raise DataError(
-            f"{name}: {rows.size} of {len(vectors)} rows hold NaN or infinity, the first is row {rows[0]}; remove or repair them"
+            f"{name}: {bad.size} of {len(vectors)} rows hold NaN or infinity, the first is row {bad[0]}; remove or repair them"
         )
-    for start in starts:
-        sizes = np.abs(vectors[start : start + step].astype(np.float64)).max(axis=1)
-        if (sizes > LARGEST).any():
-            row = int(np.argmax(sizes > LARGEST))
-            raise DataError(
-                f"{name}: row {start + row} holds a number of size {sizes[row]:.3g}, over the limit of {LARGEST:g}; "
-                "remove such rows, or divide all of them by one number"
-            )
+    large = np.flatnonzero(sizes > LARGEST)
+    if large.size:
+        raise DataError(
+            f"{name}: row {large[0]} holds a number of size {sizes[large[0]]:.3g}, over the limit of {LARGEST:g}; "
+            "remove such rows, or divide all of them by one number"
+        )
 
 
 def open_array(array: NDArray[Any], name: str) -> Source:
