@@ -24,7 +24,7 @@ from annotated_types import Interval
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes
-from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
+from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError, first_line
 from distillhash.files import read_file, write_atomic
 from distillhash.sources.vectors import LARGEST
 
@@ -303,7 +303,7 @@ class Hasher(ABC):
         except Exception as error:  # whatever the numbers in the file lead to, in the code of any package
             self.n_features_ = None
             raise FormatError(
-                f"the model folder does not hold a {self.method} of {self.n_bits} bits ({_first_line(error)}); train it again"
+                f"the model folder does not hold a {self.method} of {self.n_bits} bits ({first_line(error)}); train it again"
             ) from error
         return self
 
@@ -469,7 +469,7 @@ def read_model_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArr
         data = read_file(folder / "model.safetensors", limit=MAX_WEIGHTS)
     except (OSError, ValueError, RecursionError) as error:
         raise FormatError(
-            f"{folder} is not a model folder, or is damaged ({_first_line(error)}); give a folder that train wrote"
+            f"{folder} is not a model folder, or is damaged ({first_line(error)}); give a folder that train wrote"
         ) from error
     version = config.get("format_version") if isinstance(config, dict) else None
     if type(version) is not int or version < 1:
@@ -486,7 +486,7 @@ def read_model_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArr
         return config, load(data)
     except Exception as error:  # safetensors raises its own error, and KeyError for types that NumPy lacks
         raise FormatError(
-            f"{folder}/model.safetensors is damaged ({_first_line(error)}); train the model again"
+            f"{folder}/model.safetensors is damaged ({first_line(error)}); train the model again"
         ) from error
 
 
@@ -497,10 +497,6 @@ def shapes_of(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def project_blocks(
