@@ -31,13 +31,9 @@ INDEX_HELP = "an index folder, postgresql://host/database?table=NAME or milvus:/
 def add_compute_options(parser: argparse.ArgumentParser) -> None:
     """Where features are computed and kept."""
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
-    parser.add_argument(
-        "--cache", metavar="DIR", help="where features are kept between runs (default: the user's cache)"
-    )
+    parser.add_argument("--cache", metavar="DIR", help="where features are kept (default: the user's cache)")
     parser.add_argument("--no-cache", action="store_true", help="keep no features")
-    parser.add_argument(
-        "--allow-download", action="store_true", help="fetch weights that a model folder names and this machine lacks"
-    )
+    parser.add_argument("--allow-download", action="store_true", help="fetch weights that a model folder only names")
 
 
 def add_reading_options(parser: argparse.ArgumentParser, *, columns: bool = True) -> None:
@@ -58,9 +54,7 @@ def add_reading_options(parser: argparse.ArgumentParser, *, columns: bool = True
 
 def add_column_options(parser: argparse.ArgumentParser) -> None:
     """Options that choose columns of a table."""
-    parser.add_argument(
-        "--image-column", metavar="NAME", help="the column of images in a table (a.b: b in the struct a)"
-    )
+    parser.add_argument("--image-column", metavar="NAME", help="column of images in a table (a.b: b in the struct a)")
     parser.add_argument("--embedding-column", metavar="NAME", help="the column of embeddings in a table or .npz")
     parser.add_argument("--label-column", metavar="NAME", help="the column of labels in a table or .npz")
 
@@ -75,9 +69,7 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", help="see `distillhash ls backbones` (default: efficientnet-lite0 for images)")
     parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels images are resized to")
     parser.add_argument("--weights", metavar="FILE", help="weights for backbones that do not carry theirs")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the method"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="hyper-parameter of a method")
 
 
 def backbone_name(arguments: argparse.Namespace, source: Source) -> str:

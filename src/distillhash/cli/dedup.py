@@ -78,9 +78,7 @@ def add_radius_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="accept about N false pairs (default: 1 per 100 found or 1000 images)",
     )
-    parser.add_argument(
-        "--mirror", action="store_true", help="mirrored copies as well, by the features without the hash"
-    )
+    parser.add_argument("--mirror", action="store_true", help="mirrored copies as well, by features without the hash")
 
 
 def settings(arguments: argparse.Namespace) -> Settings:

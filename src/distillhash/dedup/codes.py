@@ -147,9 +147,8 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
     width = model.backbone.dim if vectors is None else vectors.shape[1]
     hashed = vectors is None and not settings.mirror
     learned = different = np.zeros(0, np.intp)
-    planes = make_hasher("lsh", RANDOM_BITS, centre=False).fit(
-        np.eye(2, width)
-    )  # through the origin: drawn, not learned
+    # Planes through the origin: drawn, not learned.
+    planes = make_hasher("lsh", RANDOM_BITS, centre=False).fit(np.eye(2, width))
     with _hashed(source, settings) as images:
         if len(source) >= FEWEST_TO_LEARN and width >= LEARNED_BITS:
             learned = sample_rows(len(source), LEARN_FROM, np.random.default_rng(model.hasher.seed))

@@ -126,7 +126,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Leak:
-    """A test item that the training set holds: both, and how many training items are within the radius."""
+    """A test item that the training set holds: both, and how many training items are within the radius. Also of a reference."""
 
     test: Item
     train: Item
@@ -223,11 +223,7 @@ def find_leaks(train: Source, test: Source, settings: Settings | None = None) ->
     """
     settings = settings or Settings()
     encoder, kept, coded, calibration = _across(train, test, settings)
-    leaks = []
-    for pair in _matched(test, coded, np.arange(len(coded.rows)), train, kept, calibration.radius, settings):
-        leaked = _item(test, pair.row, pair.distance, pair.facts, pair.kept_facts, pair.match)
-        nearest = _item(train, pair.kept_row, 0, pair.kept_facts, pair.kept_facts, "keeper")
-        leaks.append(Leak(leaked, nearest, pair.count))
+    leaks = list(_matched(test, coded, np.arange(len(coded.rows)), train, kept, calibration.radius, settings))
     leaks.sort(key=lambda leak: (leak.test.distance, leak.test.path))
     skipped = kept.skipped + coded.skipped
     return LeakReport(calibration, encoder.description, leaks, skipped, len(kept.rows), len(coded.rows))
@@ -244,30 +240,15 @@ def _against(source: Source, reference: Source, settings: Settings, first_frame:
     held = np.isin(ours, theirs[theirs >= 0])  # a file of the reference, reached through the source as well
     matched = _matched(source, coded, np.flatnonzero(~held), reference, kept, calibration.radius, settings)
     groups: dict[tuple[bool, int], list[Item]] = {}
-    for pair in sorted(matched, key=lambda pair: (pair.kept_row, pair.distance, pair.row)):
-        facts, kept_facts = pair.facts, pair.kept_facts
-        if facts and kept_facts and verdicts.apart(facts.digest, kept_facts.digest):
+    for pair in sorted(matched, key=lambda pair: (pair.train.row, pair.test.distance, pair.test.row)):
+        item, keeper = pair.test, pair.train
+        if item.facts and keeper.facts and verdicts.apart(item.facts.digest, keeper.facts.digest):
             continue
-        stays = pair.match is not None and not first_frame
-        keeper = _item(reference, pair.kept_row, 0, kept_facts, kept_facts, "keeper")
-        group = groups.setdefault((stays, pair.kept_row), [keeper])
-        group.append(_item(source, pair.row, pair.distance, facts, kept_facts, pair.match))
+        stays = item.match == FIRST_FRAME and not first_frame
+        groups.setdefault((stays, keeper.row), [keeper]).append(item)
     found, first_frames = ([group for (stays, _), group in groups.items() if stays == kind] for kind in (False, True))
     skipped, n_items = kept.skipped + coded.skipped, len(kept.rows) + len(coded.rows)
     return Report(calibration, encoder.description, found, skipped, n_items, int(held.sum()), first_frames)
-
-
-@dataclass(frozen=True)
-class _Matched:
-    """An item and the nearest of another collection that it may be linked to."""
-
-    row: int
-    facts: Facts | None
-    kept_row: int
-    kept_facts: Facts | None
-    distance: int
-    count: int  # items of the other collection within the radius
-    match: str | None  # ``FIRST_FRAME`` where no more than that agrees
 
 
 def _matched(
@@ -278,7 +259,7 @@ def _matched(
     kept: Coded,
     radius: int,
     settings: Settings,
-) -> Iterator[_Matched]:
+) -> Iterator[Leak]:
     """Items of ``coded`` at ``places`` with a match in ``kept``: the nearest that shows the same in all frames, or in the first."""
     found = match(coded.codes[places], kept.codes, radius)
     hits = np.flatnonzero(found.row >= 0)
@@ -302,7 +283,8 @@ def _matched(
                 continue
             near, label = (first, FIRST_FRAME) if whole < 0 else (whole, None)
             distance, theirs = int(away[near]), kept_facts[int(kept.rows[near])]
-        yield _Matched(row, ours, int(kept.rows[near]), theirs, distance, int(found.count[hit]), label)
+        keeper = _item(other, int(kept.rows[near]), 0, theirs, theirs, "keeper")
+        yield Leak(_item(source, row, distance, ours, theirs, label), keeper, int(found.count[hit]))
 
 
 def _across(kept: Source, other: Source, settings: Settings) -> tuple[Encoder, Coded, Coded, Calibration]:

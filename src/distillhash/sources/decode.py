@@ -329,9 +329,7 @@ def _check_claim(image: Image.Image, n_bytes: int) -> None:
     """Refuse a header that announces what takes much memory and hardly can be in a file of its size."""
     needed = image.width * image.height * (2 if image.mode == "1" else 4)  # blank pages of a fax are large and small
     if needed > max(_LARGE, _MOST_FOLDED * n_bytes):
-        raise BadItemError(
-            f"{n_bytes} bytes hardly hold the {image.width} x {image.height} pixels that the header announces"
-        )
+        raise BadItemError(f"{n_bytes} bytes hardly hold the {image.width} x {image.height} pixels of the header")
 
 
 def _check_size(size: int) -> None:
