@@ -18,7 +18,9 @@ def keys(n: int) -> list[bytes]:
     return [number.to_bytes(16, "big") for number in range(n)]
 
 
-@pytest.mark.parametrize("fault", ["damaged", "empty folder", "parent is a file", "other table", "no permission"])
+@pytest.mark.parametrize(
+    "fault", ["damaged", "empty folder", "parent is a file", "other table", "damaged schema", "no permission"]
+)
 def test_a_cache_that_cannot_be_used_is_done_without(
     fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -35,6 +37,11 @@ def test_a_cache_that_cannot_be_used_is_done_without(
     elif fault == "other table":
         with sqlite3.connect(file) as connection:
             connection.executescript("DROP TABLE features; CREATE TABLE features (digest INTEGER)")
+    elif fault == "damaged schema":
+        with sqlite3.connect(file) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        data = file.read_bytes().replace(b"CREATE TABLE features", b"CREATE TABLE \xff\xfeatures")
+        file.write_bytes(data)
     else:
         monkeypatch.setattr(sqlite3, "connect", Mock(side_effect=sqlite3.OperationalError("unable to open")))
     for _ in range(2):

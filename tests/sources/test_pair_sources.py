@@ -38,6 +38,18 @@ def test_a_table_with_lists_of_captions(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("odd", "kind"), [(3, "int"), (b"x", "bytes"), (1.5, "float"), (True, "bool")])
+def test_what_is_no_text_is_named(odd: Any, kind: str, tmp_path: Path) -> None:
+    images = open_source(table(tmp_path / "p.parquet", other=[1, 2]))
+    pairs = pair_texts("pairs", images, ["a cat", odd])
+    assert pairs.texts == ["a cat"]
+    assert [(item.key, item.reason) for item in pairs.unusable()][:1] == [
+        ("1.png", f"the text is no string but {kind}")
+    ]
+    with pytest.raises(DataError, match=f"the text is no string but {kind}"):
+        open_pairs(table(tmp_path / "q.parquet", caption=[odd, odd]))
+
+
 def test_selections_keep_texts_with_their_images(tmp_path: Path) -> None:
     captions = [[f"image {i} text {j}" for j in range(i % 3)] for i in range(9)]
     spec = table(tmp_path / "p.parquet", captions=captions)

@@ -80,7 +80,7 @@ class FeatureStore:
         """Go on after an error of the file, and say so once for each folder."""
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last from a damaged schema
             assert self.path is not None
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             _warn_once(str(self.path.parent), f"the feature cache {self.path} cannot be used ({reason})")

@@ -8,13 +8,18 @@ The same data give the same bytes. Matplotlib is imported on first use, and its 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import os
 import re
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +45,21 @@ COLOURS = {
 _REFERENCE: dict[str, Any] = {"color": COLOURS["muted"], "linewidth": 1.1, "linestyle": (0, (3, 3))}
 # A note along a horizontal line: x as a share of the axes, y as a value, moved by an offset in points.
 _NOTE: dict[str, Any] = {"xytext": (4, 4), "xycoords": ("axes fraction", "data"), "textcoords": "offset points"}
+
+
+def load_matplotlib(folder: Path) -> None:
+    """Import matplotlib. A user without a home that can be written has no place for its list of fonts: it lies in ``folder`` meanwhile."""
+    with contextlib.suppress(RuntimeError):  # no home
+        if os.access(Path.home(), os.W_OK):
+            return
+    if "matplotlib" in sys.modules or "MPLCONFIGDIR" in os.environ:
+        return
+    with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=folder) as place:
+        os.environ["MPLCONFIGDIR"] = place
+        try:
+            import matplotlib.font_manager  # noqa: F401
+        finally:
+            del os.environ["MPLCONFIGDIR"]
 
 
 def _style() -> AbstractContextManager[None]:

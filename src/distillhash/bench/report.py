@@ -108,6 +108,7 @@ def write_report(path: str | Path, data: ReportData) -> None:
     """Write the report as one HTML file, which appears whole or not at all; the same data give the same bytes."""
     from jinja2 import Environment, StrictUndefined
 
+    figures.load_matplotlib(Path(path).parent)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"data_uri": _data_uri, "count": "{:,}".format, "bytes": format_bytes}
     environment.filters |= {"percent": percent, "decimal": decimal}
@@ -272,6 +273,7 @@ def write_results(folder: Path, runs: Sequence[Run], protocol: Protocol, provena
     """The tables, ``figures/*.svg`` and ``*.png``, and ``report.html``."""
     rows = make_rows(runs)
     write_tables(folder, runs, rows, protocol, provenance)
+    figures.load_matplotlib(folder)
     drawn = bench_figures(runs, rows, protocol)
     for figure in drawn:
         write_atomic(folder / "figures" / f"{figure.name}.svg", figure.drawing.svg_file())

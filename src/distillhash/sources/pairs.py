@@ -103,8 +103,8 @@ def pair_texts(name: str, images: Source, given: Any) -> PairSource:
     owners: list[int] = []
     dropped: list[tuple[int, Skipped]] = []
     for row, entry in enumerate(given):
-        several = not isinstance(entry, str)
-        for number, text in enumerate((entry or []) if several else [entry], 1):
+        several = entry is None or isinstance(entry, list | tuple | np.ndarray)
+        for number, text in enumerate([] if entry is None else entry if several else [entry], 1):
             if isinstance(text, str) and text.strip():
                 texts.append(" ".join(text.split()))
                 owners.append(row)
