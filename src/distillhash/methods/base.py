@@ -473,7 +473,9 @@ def read_model_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArr
     if version > FORMAT_VERSION:
         raise FormatError(f"{folder} has format {version}, this one reads up to {FORMAT_VERSION}; upgrade distillhash")
     if blake2b(data, digest_size=16).hexdigest() != config.get("fingerprint"):
-        raise FormatError(f"{folder}/model.safetensors is damaged, or not that of its config.json; train it again")
+        raise FormatError(
+            f"{folder}/model.safetensors is damaged or does not belong to its config.json; train it again"
+        )
     try:
         return config, load(data)
     except Exception as error:  # safetensors raises its own error, and KeyError for types that NumPy lacks
