@@ -91,7 +91,7 @@ def stated_and_counted(name: str, pictures: ImageSource, cache: FeatureCache) ->
             codes[different.kept],
             copies=copies,
             most_false_pairs=most,
-            n_items=different.n_items,
+            n_items=len(codes),
             pairs=different.pairs,
         )
         row = {"sample": name, "edits": edits, "most_false_pairs": most, "images": len(codes)}

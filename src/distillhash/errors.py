@@ -37,3 +37,8 @@ class MissingDependencyError(DistillHashError, ImportError):
 
 class SkippedItemsWarning(UserWarning):
     """Some items of a source could not be read and are absent from the result."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -35,9 +35,8 @@ from distillhash.sources.decode import MAX_PIXELS, damage_of, decode_resized, de
 CHUNK = 16  # images read and looked up together, and rows of one FeatureBatch
 WINDOW = 64  # chunks that may wait for features: cached rows run ahead this far of a pass that is not full yet
 VECTOR_BLOCK = 4096
-PIXELS_VERSION = (
-    3  # of decoding, resizing and augmentation: whoever changes them raises it, so cached features are made anew
-)
+# Of decoding, resizing and augmentation: whoever changes them raises it, so cached features are made anew.
+PIXELS_VERSION = 3
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 
 Known = Callable[[Sequence[str], Sequence[bytes]], Sequence[bool]]

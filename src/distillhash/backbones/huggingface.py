@@ -13,7 +13,7 @@ A model's folder is data: weights are read from safetensors alone, and code that
 """
 
 import json
-import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from distillhash.backbones.base import MAX_SIZE, Backbone
-from distillhash.errors import DataError, FormatError, MissingDependencyError, ParameterError
+from distillhash.errors import DataError, FormatError, MissingDependencyError, ParameterError, first_line
 from distillhash.files import MAX_FILE_SIZE, open_regular, read_file
 
 _TEXT_PARTS = ("text_model", "text_projection", "logit_scale", "logit_bias")
@@ -150,10 +150,8 @@ def find_model(place: str, name: str, *, allow_download: bool) -> str:
         if not Path(place).is_dir() and not allow_download:
             found = try_to_load_from_cache(place, "config.json")
             if not isinstance(found, str):
-                raise DataError(
-                    f"{name} is not on this machine; add --allow-download (Python: allow_download=True) to fetch it from the hub, "
-                    "or give a folder"
-                )
+                remedy = "add --allow-download (Python: allow_download=True) to fetch it from the hub, or give a folder"
+                raise DataError(f"{name} is not on this machine; {remedy}")
             place = str(Path(found).parent)
         for file in sorted(Path(place).iterdir()) if Path(place).is_dir() else ():
             if not file.is_dir():
@@ -164,10 +162,8 @@ def find_model(place: str, name: str, *, allow_download: bool) -> str:
     except DataError:
         raise
     except (OSError, ValueError) as error:  # ValueError: no possible name
-        reason = getattr(error, "strerror", None) or first_line(error)
-        raise DataError(
-            f"{name}: {getattr(error, 'filename', None) or place} cannot be read ({reason}); give another folder"
-        ) from error
+        reason, which = getattr(error, "strerror", None) or first_line(error), getattr(error, "filename", None) or place
+        raise DataError(f"{name}: {which} cannot be read ({reason}); give another folder") from error
     return place
 
 
@@ -208,31 +204,19 @@ def _read_config(place: str, name: str, file: str, allow_download: bool) -> dict
 def _check_depth(described: Any, name: str) -> None:
     """Raise :class:`DataError` where a configuration asks for so many layers that making them would not end."""
     for key, value in described.items():
-        numbers = value if isinstance(value, list) else [value]
-        if any(word in key for word in ("layer", "depth", "block")) and any(
-            isinstance(number, int) and number > _MAX_LAYERS for number in numbers
-        ):
-            raise DataError(
-                f"{name}: config.json asks for {key} = {value!r:.80}; the limit is {_MAX_LAYERS}, give another model"
-            )
+        numbers = [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, int)]
+        if max(numbers, default=0) > _MAX_LAYERS and re.search("layer|depth|block", key):
+            asked = f"{key} = {value!r:.80}; the limit is {_MAX_LAYERS}"
+            raise DataError(f"{name}: config.json asks for {asked}, give another model")
         if isinstance(value, dict):
             _check_depth(value, name)
 
 
 def _three_numbers(name: str, values: Any) -> list[float]:
-    if not isinstance(values, list | tuple) or len(values) != 3:
-        raise DataError(
-            f"{name}: preprocessor_config.json must give three numbers for three channels, got {values!r:.80}"
-        )
-    numbers = [float(value) if isinstance(value, int | float) and abs(value) < 1e9 else math.nan for value in values]
-    if not all(map(math.isfinite, numbers)):
-        raise DataError(f"{name}: preprocessor_config.json must give finite numbers, got {values!r:.80}")
-    return numbers
-
-
-def first_line(error: Exception) -> str:
-    """The first line of a message, or the error's name."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    numbers = values if isinstance(values, list | tuple) else []
+    if len(numbers) != 3 or not all(isinstance(one, int | float) and abs(one) < 1e9 for one in numbers):
+        raise DataError(f"{name}: preprocessor_config.json must give a number for each channel, got {values!r:.80}")
+    return [float(one) for one in numbers]
 
 
 def _size(config: dict[str, Any]) -> int | None:

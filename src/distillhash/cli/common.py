@@ -31,13 +31,9 @@ INDEX_HELP = "an index folder, postgresql://host/database?table=NAME or milvus:/
 def add_compute_options(parser: argparse.ArgumentParser) -> None:
     """Where features are computed and kept."""
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
-    parser.add_argument(
-        "--cache", metavar="DIR", help="where features are kept between runs (default: the user's cache)"
-    )
+    parser.add_argument("--cache", metavar="DIR", help="where features are kept (default: the user's cache)")
     parser.add_argument("--no-cache", action="store_true", help="keep no features")
-    parser.add_argument(
-        "--allow-download", action="store_true", help="fetch weights that a model folder names and this machine lacks"
-    )
+    parser.add_argument("--allow-download", action="store_true", help="fetch weights that a model folder only names")
 
 
 def add_reading_options(parser: argparse.ArgumentParser, *, columns: bool = True) -> None:
@@ -58,9 +54,7 @@ def add_reading_options(parser: argparse.ArgumentParser, *, columns: bool = True
 
 def add_column_options(parser: argparse.ArgumentParser) -> None:
     """Options that choose columns of a table."""
-    parser.add_argument(
-        "--image-column", metavar="NAME", help="the column of images in a table (a.b: b in the struct a)"
-    )
+    parser.add_argument("--image-column", metavar="NAME", help="column of images in a table (a.b: b in the struct a)")
     parser.add_argument("--embedding-column", metavar="NAME", help="the column of embeddings in a table or .npz")
     parser.add_argument("--label-column", metavar="NAME", help="the column of labels in a table or .npz")
 
@@ -75,9 +69,7 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", help="see `distillhash ls backbones` (default: efficientnet-lite0 for images)")
     parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels images are resized to")
     parser.add_argument("--weights", metavar="FILE", help="weights for backbones that do not carry theirs")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a hyper-parameter of the method"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="hyper-parameter of a method")
 
 
 def backbone_name(arguments: argparse.Namespace, source: Source) -> str:
@@ -145,9 +137,7 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not name:
             raise ParameterError(f"--set takes name=value, got {pair!r}")
         if name in ("method", "n_bits", "seed"):
-            raise ParameterError(
-                f"--set takes hyper-parameters, got {pair!r}; method, bits and seed have their own option"
-            )
+            raise ParameterError(f"--set takes hyper-parameters, got {pair!r}; method, bits and seed have own options")
         try:
             settings[name] = json.loads(text)
         except (ValueError, RecursionError):
@@ -169,26 +159,24 @@ def report_skipped(arguments: argparse.Namespace, skipped: Sequence[Skipped], pa
     found = {key: reason for source in getattr(arguments, "opened", []) for key, reason in source.damaged.items()}
     beside = path.with_name(path.name.replace("skipped", "damaged"))
     damaged, text = _listed("damaged", sorted(found.items()), "are damaged and were used", beside)
-    if text:
-        say(arguments, text)
-    summary, text = _listed("skipped", [(item.key, item.reason) for item in skipped], "could not be used", path)
-    if text and arguments.strict:
-        raise DataError(f"{text}; --strict makes that an error")
-    if text:
-        say(arguments, text)
+    summary, more = _listed("skipped", [(item.key, item.reason) for item in skipped], "could not be used", path)
+    say(arguments, *text)
+    if more and arguments.strict:
+        raise DataError(f"{more[0]}; --strict makes that an error")
+    say(arguments, *more)
     return summary | damaged
 
 
-def _listed(kind: str, items: Sequence[tuple[str, str]], what: str, path: Path) -> tuple[dict[str, Any], str]:
+def _listed(kind: str, items: Sequence[tuple[str, str]], what: str, path: Path) -> tuple[dict[str, Any], list[str]]:
     """Write the list; keys of the summary, and what to say of it."""
     if not items:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
-        return {f"n_{kind}": 0}, ""
+        return {f"n_{kind}": 0}, []
     text = f"{len(items)} items {what} (first: {items[0][0]}: {items[0][1]})"
     listed = json.dumps([{"key": key, "reason": reason} for key, reason in items], indent=1) + "\n"
     try:
         write_atomic(path, listed.encode())
     except OSError as error:  # the list is a service, not the job
-        return {f"n_{kind}": len(items)}, f"{text}; they cannot be listed in {path} ({error.strerror})"
-    return {f"n_{kind}": len(items), kind: str(path)}, f"{text}; all are listed in {path}"
+        return {f"n_{kind}": len(items)}, [f"{text}; they cannot be listed in {path} ({error.strerror})"]
+    return {f"n_{kind}": len(items), kind: str(path)}, [f"{text}; all are listed in {path}"]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from distillhash.files import user_folder
 
 if TYPE_CHECKING:
     from distillhash.dedup.codes import Settings
-    from distillhash.dedup.job import Report, Verdicts
+    from distillhash.dedup.job import Verdicts
     from distillhash.dedup.journal import Move
     from distillhash.dedup.trash import Outcome
 
@@ -49,9 +50,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--first-frame", action="store_true", help="animations and documents with the same first frame are duplicates")
     add("--keep", metavar="LIST", help="what makes the better image (default: resolution,size,sharpness,format)")
     moving = parser.add_mutually_exclusive_group()
-    moving.add_argument(
-        "--dry-run", action="store_true", help="move nothing (the default), and list what --apply would move"
-    )
+    text = "move nothing (the default), and list what --apply would move"
+    moving.add_argument("--dry-run", action="store_true", help=text)
     moving.add_argument("--apply", action="store_true", help="move all but the keeper of each group to the trash")
     moving.add_argument("--undo", action="store_true", help="bring back everything that is in the trash")
     moving.add_argument(
@@ -78,9 +78,7 @@ def add_radius_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="accept about N false pairs (default: 1 per 100 found or 1000 images)",
     )
-    parser.add_argument(
-        "--mirror", action="store_true", help="mirrored copies as well, by the features without the hash"
-    )
+    parser.add_argument("--mirror", action="store_true", help="mirrored copies as well, by features without the hash")
 
 
 def settings(arguments: argparse.Namespace) -> Settings:
@@ -113,6 +111,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.source is None:
         raise ParameterError("dedup needs a SOURCE, or --undo with --trash DIR, or --not-duplicate A B")
     from distillhash.dedup.job import find_duplicates
+    from distillhash.dedup.journal import Move
     from distillhash.dedup.keep import CRITERIA, parse_policy
     from distillhash.dedup.review import report_csv, report_json, review_page, write_text
 
@@ -136,22 +135,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     summary |= report_skipped(arguments, report.skipped, listed)
     say(arguments, report.calibration.sentence())
     say(arguments, f"{report.n_duplicates:,} duplicates in {len(report.groups):,} groups, by {report.codes}")
-    if report.first_frames:
-        n_items = sum(map(len, report.first_frames))
-        say(
-            arguments,
-            f"{n_items:,} items agree in their first frame alone and stay; --first-frame makes them duplicates",
-        )
-    if arguments.out:
-        write_text(Path(arguments.out), json.dumps(summary, indent=1) + "\n")
-        say(arguments, f"out: {arguments.out}")
-    if arguments.csv:
-        write_text(Path(arguments.csv), report_csv(report))
-        say(arguments, f"csv: {arguments.csv}")
-    if arguments.html:
-        write_text(Path(arguments.html), review_page(report, command_line(arguments), arguments.source))
-        say(arguments, f"html: {arguments.html}")
-    moves = _moves(report)
+    if n_items := sum(map(len, report.first_frames)):
+        remedy = "--first-frame makes them duplicates"
+        say(arguments, f"{n_items:,} items agree in their first frame alone and stay; {remedy}")
+    written: dict[str, Callable[[], str]] = {
+        "out": lambda: json.dumps(summary, indent=1) + "\n",
+        "csv": lambda: report_csv(report),
+        "html": lambda: review_page(report, command_line(arguments), arguments.source),
+    }
+    for name, text in written.items():
+        if file := getattr(arguments, name):
+            write_text(Path(file), text())
+            say(arguments, f"{name}: {file}")
+    moves = [
+        Move(item.path, item.facts.digest, group[0].path, item.distance)
+        for group in report.groups
+        for item in group[1:]
+        if item.facts is not None
+    ]
     if arguments.dry_run:
         for move in moves:
             say(arguments, f"would move: {move.path} (kept: {move.keeper})")
@@ -159,10 +160,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if trash is None:
         say(arguments, "nothing was moved; --apply moves all but the keepers to the trash, --undo brings them back")
         return summary
-    if report.calibration.unknown is not None and arguments.radius is None:
-        raise DataError(
-            f"nothing was moved: no radius can be chosen, for {report.calibration.unknown}; give --radius BITS"
-        )
+    if (why := report.calibration.unknown) is not None and arguments.radius is None:
+        raise DataError(f"nothing was moved: no radius can be chosen, for {why}; give --radius BITS")
     return summary | _apply(arguments, moves, report.n_duplicates, trash)
 
 
@@ -179,27 +178,13 @@ def _verdicts(arguments: argparse.Namespace) -> Verdicts:
         return Verdicts()
 
 
-def _moves(report: Report) -> list[Move]:
-    """All but the keepers."""
-    from distillhash.dedup.journal import Move
-
-    return [
-        Move(item.path, item.facts.digest, group[0].path, item.distance)
-        for group in report.groups
-        for item in group[1:]
-        if item.facts is not None
-    ]
-
-
 def _apply(arguments: argparse.Namespace, moves: list[Move], n_duplicates: int, trash: Path) -> dict[str, Any]:
     from distillhash.dedup.trash import move
 
     outcome = move(moves, trash, _collection(arguments), progress=not arguments.quiet)
-    place = f"{shlex.quote(arguments.source)} --undo" + (
-        f" --trash {shlex.quote(str(trash))}" if arguments.trash else ""
-    )
-    remedy = f"`distillhash dedup {place}` brings them back"
-    say(arguments, f"{len(outcome.done):,} files moved to {trash}" + (f"; {remedy}" if outcome.done else ""))
+    words = [arguments.source, "--undo", *(["--trash", str(trash)] if arguments.trash else [])]
+    remedy = f"; `distillhash dedup {shlex.join(words)}` brings them back" if outcome.done else ""
+    say(arguments, f"{len(outcome.done):,} files moved to {trash}{remedy}")
     _say_left(arguments, outcome, "left in its place")
     less = outcome.left or (n_duplicates and not outcome.done)
     left = [list(pair) for pair in outcome.left]
@@ -217,10 +202,8 @@ def _undo(arguments: argparse.Namespace) -> dict[str, Any]:
     if outcome.n_other:
         say(arguments, f"{outcome.n_other:,} files of other collections stay in {trash}")
     if outcome.n_gone:
-        say(
-            arguments,
-            f"{outcome.n_gone:,} files are neither in the trash nor in their place: deleted, moved or renamed",
-        )
+        text = "files are neither in the trash nor in their place: deleted, moved or renamed"
+        say(arguments, f"{outcome.n_gone:,} {text}")
     less = outcome.left or (outcome.n_other and not outcome.done)
     return {
         "trash": str(trash),

@@ -51,9 +51,7 @@ FALSE_AT_LEAST = 0.5
 
 FEWEST_COPIES = 0.5  # expected pairs of copies at the next distance; with fewer, the radius does not grow
 EDITED = 200  # images edited to calibrate, at most
-ENOUGH_EDITED = (
-    100  # with fewer, the largest distances are one picture's: they are drawn towards what a smooth law makes of all
-)
+ENOUGH_EDITED = 100  # with fewer, the largest distances are one picture's: a smooth law is drawn upon
 FEWEST_PAIRS = 28  # pairs of different pictures, those of 8; with fewer, nothing is said of false pairs
 TAIL = 0.01  # share of random pairs that are counted
 FEWEST = 300  # pairs in the tail, where there are as many
@@ -62,24 +60,19 @@ CROWD = 10  # pairs of one item that count for the number of copies: a thousand 
 MOST_KEPT = 2000  # pairs at one distance kept for the bootstrap, about
 REPLICATES = 50
 LEVEL = 0.9
-USUAL_POWER, POWER_SPREAD = (
-    10.0,
-    3.0,
-)  # with few pairs, the density is assumed to rise with this power of the distance, or a higher one
+USUAL_POWER, POWER_SPREAD = 10.0, 3.0  # with few pairs, the density is assumed to rise with this power or a higher one
 BEND_SPREAD = 0.3  # how far the logarithm of the power is assumed to change
 KNOTS, WARP_SPREAD = (
     8,
     0.1,
-)  # known copies are few, so their shape may be warped by about this much at each of these places
+)  # known copies are few: their shape may be warped by about this much at each of these places
 CERTAINLY = 10  # where copies are this many times as frequent as false pairs, two near items count as one picture for the bootstrap
 ENOUGH = 100.0  # most weight of one distance, in pairs: else a million at the upper end would bend the curve away from the few below
 _QUERIES = 64
 _SMOOTHING = 0.08  # width of the kernel over distances of edits, relative to the distance
 
 QUALITY = 90  # of the JPEG file of an edit
-LONGEST_SIDE = (
-    1024  # larger originals are reduced to this first: features need fewer pixels, and edits of 50 megapixels are slow
-)
+LONGEST_SIDE = 1024  # larger originals are reduced first: features need fewer pixels, and edits of many are slow
 
 _ORIENTATION_TAG = 0x0112
 _TURNS = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
@@ -132,27 +125,22 @@ class Calibration:
         if self.expected_false_pairs is None or self.false_pairs_interval is None:
             text += f"how many false pairs to expect cannot be told, for {self.unknown}"
         else:
-            low, high = self.false_pairs_interval
-            text += (
-                f"about {_count(self.expected_false_pairs)} false pairs expected ({_count(low)} to {_count(max(high, 0.1))}) "
-                f"among {self.n_items:,} images"
-            )
+            low, high = _count(self.false_pairs_interval[0]), _count(max(self.false_pairs_interval[1], 0.1))
+            text += f"about {_count(self.expected_false_pairs)} false pairs expected ({low} to {high})"
+            text += f" among {self.n_items:,} images"
         if self.recall is None or self.recall_interval is None:
-            return (
-                text
-                + "; how many copies it finds is not known, for vectors and pictures without structure cannot be edited"
-            )
+            why = "for vectors and pictures without structure cannot be edited"
+            return f"{text}; how many copies it finds is not known, {why}"
         worst, best = self.recall_interval
         return text + f", finds {self.recall:.0%} of light edits ({worst:.0%} to {best:.0%})"
 
 
-def measure_copies(encoder: Encoder, source: ImageSource, coded: Coded, pictures: Pictures) -> Copies:
+def measure_copies(encoder: Encoder, source: ImageSource, coded: Coded, pictures: Pictures) -> Copies | None:
     """Edit some of the images that ``encoder`` coded, one of each picture, and measure how far the edits lie from them."""
     edits = LIGHT | (MIRRORED if encoder.settings.mirror else {})
     chosen = np.sort(pictures.one[:EDITED])
-    between = len(edits) * (len(edits) - 1) // 2
     if not len(chosen):
-        return Copies(list(edits), np.zeros((0, len(edits)), np.int64), np.zeros((0, between), np.int64))
+        return None
     edited = EditedImages(source.select(coded.rows[chosen]), edits, max_pixels=encoder.settings.max_pixels)
     made = encoder.encode(edited)
     complete = np.flatnonzero(np.bincount(made.rows // len(edits), minlength=len(chosen)) == len(edits))
@@ -193,7 +181,8 @@ def calibrate(
     n_pictures = len(codes) + (0 if others is None else len(others))
     copies = None if copies is None or not copies.to_original.size else copies
     known = [] if copies is None else [copies.to_original.ravel(), copies.between.ravel()]
-    reach = 2 * (needed_radius(copies) if copies is not None else codes.n_bits // 16)
+    needed = None if copies is None else needed_radius(copies)
+    reach = 2 * (codes.n_bits // 16 if needed is None else needed)
     n_pairs = len(codes) * (len(codes) - 1) // 2 if others is None else len(codes) * len(others)
     unknown = None if n_pairs >= FEWEST_PAIRS else f"there are too few different pictures with structure ({n_pictures})"
     if not n_pairs:
@@ -208,16 +197,12 @@ def calibrate(
     if radius is None:
         rule = max(FALSE_PER_ITEM * n_pictures, FALSE_AT_LEAST)
         allowed = np.maximum(FALSE_PER_FOUND * (nearest - false), rule)
-        chosen = int(
-            np.flatnonzero(false <= allowed if most_false_pairs is None else pairs * false <= most_false_pairs).max(
-                initial=0
-            )
-        )
-        if copies is not None and needed_radius(copies) < len(false):
-            enough = needed_radius(copies)
-            added, copied = tail.false[enough + 1 :], tail.duplicates[enough + 1 :]
+        is_allowed = false <= allowed if most_false_pairs is None else pairs * false <= most_false_pairs
+        chosen = int(np.flatnonzero(is_allowed).max(initial=0))
+        if needed is not None and needed < len(false):
+            added, copied = tail.false[needed + 1 :], tail.duplicates[needed + 1 :]
             grows = np.cumprod((copied >= FEWEST_COPIES) & (added <= FALSE_PER_FOUND * copied))
-            chosen = min(chosen, enough + int(grows.sum()))
+            chosen = min(chosen, needed + int(grows.sum()))
         if unknown is not None:
             chosen = min(chosen, codes.n_bits // 8)
     else:
@@ -256,20 +241,15 @@ def needed_radius(copies: Copies) -> int:
     share = min(1.0, len(copies.to_original) / ENOUGH_EDITED)
     if share == 1:
         return measured
+    from scipy.special import ndtr
+
     logs = np.log1p(copies.to_original)
     middle = np.median(logs, axis=0)
     spread = np.maximum(1.4826 * np.median(np.abs(logs - middle), axis=0), 0.05)
     radii = np.arange(2 * int(counted[-1]) + 2)
-    found = _normal((np.log1p(radii)[:, None] - middle) / spread).mean(axis=1)
+    found = ndtr((np.log1p(radii)[:, None] - middle) / spread).mean(axis=1)
     smooth = int(radii[found >= WANTED_RECALL].min(initial=radii[-1]))
     return round(share * measured + (1 - share) * smooth)
-
-
-def _normal(values: Floats) -> Floats:
-    """Distribution function of the normal law."""
-    from scipy.special import ndtr
-
-    return np.asarray(ndtr(values))
 
 
 def _interval(samples: Floats) -> tuple[float, float]:

@@ -146,7 +146,9 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
     given = f"{model.backbone_name} at {IMAGE_SIZE} pixels" if vectors is None else "the vectors"
     width = model.backbone.dim if vectors is None else vectors.shape[1]
     hashed = vectors is None and not settings.mirror
-    learned = np.zeros(0, np.intp)
+    learned = different = np.zeros(0, np.intp)
+    # Planes through the origin: drawn, not learned.
+    planes = make_hasher("lsh", RANDOM_BITS, centre=False).fit(np.eye(2, width))
     with _hashed(source, settings) as images:
         if len(source) >= FEWEST_TO_LEARN and width >= LEARNED_BITS:
             learned = sample_rows(len(source), LEARN_FROM, np.random.default_rng(model.hasher.seed))
@@ -155,13 +157,13 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
             usable = np.ones(len(sample.rows), bool)
             if isinstance(images, HashedImages):
                 usable = ~images.flat[learned[sample.rows]]
-            different = _different(sample.features, np.flatnonzero(usable))
-        if len(learned) and len(different) >= FEWEST_TO_LEARN:
+            # A few of a crowd of nearly equal ones, so that no picture is all there is.
+            different = different_pictures(planes.encode(sample.features), usable=np.flatnonzero(usable)).kept
+        if len(different) >= FEWEST_TO_LEARN:
             model.hasher.fit(sample.features[different])
             text = f"ITQ codes of {LEARNED_BITS} bits over {given}, fitted on {len(different):,} of the items"
         else:
-            model.hasher = make_hasher("lsh", RANDOM_BITS, centre=False)
-            model.hasher.fit(np.eye(2, width))  # planes through the origin: drawn, not learned
+            model.hasher = planes
             text = f"{RANDOM_BITS} random hyperplanes over {given} (too few items or dimensions to fit ITQ codes)"
         n_hash_bits = model.n_bits // 2 if hashed else 0
         text += f", and {n_hash_bits} bits of perceptual hash" if hashed else ""
@@ -170,12 +172,6 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
             return encoder, encoder._encode(images)
         first = _coded(model.hasher.encode(sample.features), learned[sample.rows], sample.skipped, sample.digests)
         return encoder, encoder._encode(images, first, learned)
-
-
-def _different(features: NDArray[np.float32], usable: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Those of the rows ``usable`` to learn from: a few of a crowd of nearly equal ones, so that no picture is all there is."""
-    planes = make_hasher("lsh", RANDOM_BITS, centre=False).fit(np.eye(2, features.shape[1]))
-    return different_pictures(planes.encode(features), usable=usable).kept
 
 
 @contextmanager

@@ -71,7 +71,6 @@ class Pictures:
     one: Rows  # a row of each picture, in an order that depends on the codes alone
     kept: Rows  # rows with the copies left out that are too many, ascending
     pairs: float  # pairs of items of different pictures, for each such pair of ``kept``
-    n_items: int  # rows there were
 
 
 @dataclass(frozen=True)
@@ -126,16 +125,14 @@ def different_pictures(
     key = np.zeros((len(usable), 32), np.uint8)
     key[:, 32 - min(32, packed.shape[1]) :] = packed[:, -32:]
     mixed = key.view(np.uint64) @ _MIX
-    order = np.argsort((mixed ^ (mixed >> np.uint64(29))) * _MIX[0], kind="stable")
+    mixed = (mixed ^ (mixed >> np.uint64(29))) * _MIX[0]
     telling = codes.n_bits >= TELLING
-    content = packed.view(f"V{packed.shape[1]}").ravel() if telling or same is None or not len(same) else same[usable]
-    if not telling and (same is None or not len(same)):
-        content = np.arange(len(usable))
-    _, first, number = np.unique(content[order], return_index=True, return_inverse=True)
-    once = order[np.sort(first)]  # one row for each content, in order
-    place = np.empty(len(first), np.int64)
-    place[np.argsort(first)] = np.arange(len(first))
-    times = np.bincount(place[number], minlength=len(once))  # items of each
+    content = np.arange(len(usable)) if same is None or telling else same[usable]
+    if telling:
+        content = packed.view(f"V{packed.shape[1]}").ravel()
+    _, once, times = np.unique(content, return_index=True, return_counts=True)  # a row and the number of each content
+    order = np.lexsort((once, mixed[once]))
+    once, times = once[order], times[order]
     lowest = np.arange(len(once))
     if telling and 0 < len(once) <= _MOST_CHAINED:
         lowest = connected_parts(codes[usable[once]], int(codes.n_bits * nearly)).astype(np.int64)
@@ -145,13 +142,10 @@ def different_pictures(
     by_picture = np.argsort(picture, kind="stable")
     starts = np.searchsorted(picture[by_picture], np.arange(n_pictures))
     kept = by_picture[np.arange(len(once)) - starts[picture[by_picture]] < limit]
-    sizes, left = (
-        np.bincount(picture, times, n_pictures),
-        np.bincount(picture[kept], minlength=n_pictures).astype(float),
-    )
-    among = [float(count.sum() ** 2 - (count**2).sum()) for count in (sizes, left)]
+    sizes = np.bincount(picture, times, n_pictures), np.bincount(picture[kept], np.ones(len(kept)), n_pictures)
+    among = [float(count.sum() ** 2 - (count**2).sum()) for count in sizes]
     pairs = among[0] / among[1] if among[1] else 1.0
-    return Pictures(usable[once[np.unique(lowest)]], np.sort(usable[once[kept]]), pairs, len(usable))
+    return Pictures(usable[once[np.unique(lowest)]], np.sort(usable[once[kept]]), pairs)
 
 
 def linked_rows(parts: NDArray[np.int32], places: Rows | None = None) -> Rows:

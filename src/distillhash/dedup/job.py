@@ -22,9 +22,7 @@ from distillhash.files import digest, read_file
 from distillhash.sources import ImageSource, Skipped, Source
 
 FIRST_FRAME = "same first frame"
-MOST_CANDIDATES = (
-    1000  # items of the other collection that are looked at where the nearest shows the same in the first frame at most
-)
+MOST_CANDIDATES = 1000  # items of the other collection that are looked at where the nearest shows something else
 AGREES = 8  # perceptual hashes of 64 bits that differ in at most this many bits show the same picture
 _HEAD = "# pairs that are not duplicates: two content digests, then the two files when it was said\n"
 
@@ -118,9 +116,7 @@ class Report:
     skipped: list[Skipped]  # items that could not be used
     n_items: int  # items compared
     n_aliases: int = 0  # items left out as other names of a file that is compared
-    first_frames: list[list[Item]] = field(
-        default_factory=list
-    )  # like groups, by the first frame alone; all items stay
+    first_frames: list[list[Item]] = field(default_factory=list)  # like groups, by the first frame alone; all stay
 
     @property
     def n_duplicates(self) -> int:
@@ -130,7 +126,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Leak:
-    """A test item that the training set holds: both, and how many training items are within the radius."""
+    """A test item that the training set holds: both, and how many training items are within the radius. Also of a reference."""
 
     test: Item
     train: Item
@@ -188,22 +184,14 @@ def find_duplicates(
     if isinstance(source, ImageSource):
         near = near[[row in facts for row in coded.rows[near].tolist()]]  # what can still be read
     rows = coded.rows[near].tolist()
-    order = preference([facts[row] for row in rows], [_path(source, row) for row in rows], policy) if facts else None
-    linked: dict[str, Any] = {
-        "places": None if places is None else places[near],
-        "apart": _apart([facts[row].digest for row in rows], verdicts) if facts else None,
-        "parts": parts[near],
-    }
-    by_first, by_all = (
-        kinds([facts[row] for row in rows], parts[near], first_frame=first) if facts else None
-        for first in (True, first_frame)
-    )
-    stars = star_groups(coded.codes[near], calibration.radius, order=order, kinds=by_all, **linked)
-    # Keepers and what is alone, by their first frames: groups of what would be one but for the others.
-    alone = stars.keeper == np.arange(len(near))
-    if by_first is not None:
-        by_first = np.where(alone, by_first, -1 - np.arange(len(near)))
-    again = star_groups(coded.codes[near], calibration.radius, order=order, kinds=by_first, **linked) if facts else None
+    linked: dict[str, Any] = {"places": None if places is None else places[near], "parts": parts[near]}
+    by_first = by_all = None
+    if facts:
+        known = [facts[row] for row in rows]
+        linked["order"] = preference(known, [_path(source, row) for row in rows], policy)
+        linked["apart"] = _apart([fact.digest for fact in known], verdicts)
+        by_first, by_all = (kinds(known, parts[near], first_frame=first) for first in (True, first_frame))
+    stars = star_groups(coded.codes[near], calibration.radius, kinds=by_all, **linked)
 
     def items(found: Stars, match: str | None) -> list[list[Item]]:
         made = []
@@ -216,7 +204,13 @@ def find_duplicates(
                 made[-1].append(_item(source, row, distance, facts.get(row), kept, label))
         return made
 
-    groups, first_frames = items(stars, None), [] if again is None else items(again, FIRST_FRAME)
+    groups, first_frames = items(stars, None), []
+    if by_first is not None:
+        # Keepers and what is alone, by their first frames: groups of what would be one but for the others.
+        own = np.arange(len(near))
+        by_first = np.where(stars.keeper == own, by_first, -1 - own)
+        again = star_groups(coded.codes[near], calibration.radius, kinds=by_first, **linked)
+        first_frames = items(again, FIRST_FRAME)
     return Report(calibration, encoder.description, groups, coded.skipped, len(coded.rows), n_aliases, first_frames)
 
 
@@ -229,14 +223,7 @@ def find_leaks(train: Source, test: Source, settings: Settings | None = None) ->
     """
     settings = settings or Settings()
     encoder, kept, coded, calibration = _across(train, test, settings)
-    places = np.arange(len(coded.rows))
-    matched = _matched(test, coded, places, train, kept, calibration.radius, settings)
-    leaks = []
-    for pair in matched:
-        leaked = _item(test, pair.row, pair.distance, pair.facts, pair.kept_facts, pair.match)
-        leaks.append(
-            Leak(leaked, _item(train, pair.kept_row, 0, pair.kept_facts, pair.kept_facts, "keeper"), pair.count)
-        )
+    leaks = list(_matched(test, coded, np.arange(len(coded.rows)), train, kept, calibration.radius, settings))
     leaks.sort(key=lambda leak: (leak.test.distance, leak.test.path))
     skipped = kept.skipped + coded.skipped
     return LeakReport(calibration, encoder.description, leaks, skipped, len(kept.rows), len(coded.rows))
@@ -253,29 +240,15 @@ def _against(source: Source, reference: Source, settings: Settings, first_frame:
     held = np.isin(ours, theirs[theirs >= 0])  # a file of the reference, reached through the source as well
     matched = _matched(source, coded, np.flatnonzero(~held), reference, kept, calibration.radius, settings)
     groups: dict[tuple[bool, int], list[Item]] = {}
-    for pair in sorted(matched, key=lambda pair: (pair.kept_row, pair.distance, pair.row)):
-        ours_facts, kept_facts = pair.facts, pair.kept_facts
-        if ours_facts is None or kept_facts is None or not verdicts.apart(ours_facts.digest, kept_facts.digest):
-            stays = pair.match is not None and not first_frame
-            keeper = _item(reference, pair.kept_row, 0, kept_facts, kept_facts, "keeper")
-            group = groups.setdefault((stays, pair.kept_row), [keeper])
-            group.append(_item(source, pair.row, pair.distance, ours_facts, kept_facts, pair.match))
+    for pair in sorted(matched, key=lambda pair: (pair.train.row, pair.test.distance, pair.test.row)):
+        item, keeper = pair.test, pair.train
+        if item.facts and keeper.facts and verdicts.apart(item.facts.digest, keeper.facts.digest):
+            continue
+        stays = item.match == FIRST_FRAME and not first_frame
+        groups.setdefault((stays, keeper.row), [keeper]).append(item)
     found, first_frames = ([group for (stays, _), group in groups.items() if stays == kind] for kind in (False, True))
     skipped, n_items = kept.skipped + coded.skipped, len(kept.rows) + len(coded.rows)
     return Report(calibration, encoder.description, found, skipped, n_items, int(held.sum()), first_frames)
-
-
-@dataclass(frozen=True)
-class _Matched:
-    """An item and the nearest of another collection that it may be linked to."""
-
-    row: int
-    facts: Facts | None
-    kept_row: int
-    kept_facts: Facts | None
-    distance: int
-    count: int  # items of the other collection within the radius
-    match: str | None  # ``FIRST_FRAME`` where no more than that agrees
 
 
 def _matched(
@@ -286,7 +259,7 @@ def _matched(
     kept: Coded,
     radius: int,
     settings: Settings,
-) -> Iterator[_Matched]:
+) -> Iterator[Leak]:
     """Items of ``coded`` at ``places`` with a match in ``kept``: the nearest that shows the same in all frames, or in the first."""
     found = match(coded.codes[places], kept.codes, radius)
     hits = np.flatnonzero(found.row >= 0)
@@ -302,14 +275,16 @@ def _matched(
             unknown = [one for one in kept.rows[candidates].tolist() if one not in kept_facts]
             kept_facts |= gather_facts(other, np.array(unknown, np.intp), settings)
             known = [(one, kept_facts.get(int(kept.rows[one]))) for one in candidates.tolist()]
-            whole = next((one for one, fact in known if fact and agree(ours, fact)), None)
-            first = next((one for one, fact in known if fact and agree(ours, fact, first_frame=True)), -1)
-            if whole is None and first < 0:
+            whole, first = (
+                next((one for one, fact in known if fact and agree(ours, fact, first_frame=by_first)), -1)
+                for by_first in (False, True)
+            )
+            if first < 0 and whole < 0:
                 continue
-            label = FIRST_FRAME if whole is None else None
-            near = whole if whole is not None else first
+            near, label = (first, FIRST_FRAME) if whole < 0 else (whole, None)
             distance, theirs = int(away[near]), kept_facts[int(kept.rows[near])]
-        yield _Matched(row, ours, int(kept.rows[near]), theirs, distance, int(found.count[hit]), label)
+        keeper = _item(other, int(kept.rows[near]), 0, theirs, theirs, "keeper")
+        yield Leak(_item(source, row, distance, ours, theirs, label), keeper, int(found.count[hit]))
 
 
 def _across(kept: Source, other: Source, settings: Settings) -> tuple[Encoder, Coded, Coded, Calibration]:
@@ -329,16 +304,14 @@ def _calibrated(encoder: Encoder, source: Source, coded: Coded, one: Coded, othe
     nearly = 1 / 8 if encoder.hashes else 1 / 16  # features alone are near for scenes of one kind as well
     pictures = [different_pictures(s.codes, s.digests, np.flatnonzero(~s.flat), nearly=nearly) for s in sides]
     edited = pictures[0] if coded is one else pictures[-1]
-    across = [side.codes[found.kept] for side, found in zip(sides, pictures, strict=True)]
-    n_items = [len(side.rows) for side in sides]
-    compared = [len(codes) for codes in across]
+    n_items, n_compared = [len(side.rows) for side in sides], [len(found.kept) for found in pictures]
     return calibrate(
-        *across,
+        *(side.codes[found.kept] for side, found in zip(sides, pictures, strict=True)),
         copies=measure_copies(encoder, source, coded, edited) if isinstance(source, ImageSource) else None,
         radius=settings.radius,
         most_false_pairs=settings.most_false_pairs,
         n_items=sum(n_items),
-        pairs=pictures[0].pairs if other is None else math.prod(n_items) / max(1, math.prod(compared)),
+        pairs=pictures[0].pairs if other is None else math.prod(n_items) / max(1, math.prod(n_compared)),
     )
 
 

@@ -75,6 +75,8 @@ class Journal:
         Raises:
             OSError: it is a link (``ELOOP``), no file of its own (``EMLINK``), cannot be opened, or is in use (``BlockingIOError``).
         """
+        import fcntl
+
         flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_APPEND
         try:
             handle = os.open(JOURNAL, flags | os.O_RDWR | (os.O_CREAT if write else 0), 0o666, dir_fd=folder)
@@ -89,24 +91,16 @@ class Journal:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
                 raise OSError(errno.EMLINK, "its journal is no plain file of its own")
-            self._lock(handle)
-        except BaseException:
-            self._file.close()
-            raise
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError) or error.errno == errno.EMLINK:
+                self._file.close()
+                raise
+            self.unlocked = error.strerror
 
     def close(self) -> None:
         """Close and unlock."""
         self._file.close()
-
-    def _lock(self, handle: int) -> None:
-        import fcntl
-
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            self.unlocked = error.strerror
 
     def read(self, damaged: list[tuple[str, str]]) -> Iterator[Entry]:
         """The entries, oldest first; damaged lines are listed. A last line without its end was never followed by a move."""

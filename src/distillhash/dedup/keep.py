@@ -32,8 +32,6 @@ FRAME_BOUNDS: dict[str, Any] = {"mean": 8, "most": 48}
 
 _FORMATS = {"TIFF": 5, "PNG": 4, "BMP": 4, "PPM": 4, "WEBP": 2, "JPEG": 2, "AVIF": 2, "GIF": 1}
 _SHARPNESS_SIDE = 256
-
-
 Looks = bytes  # for a class that has a field of that name
 
 
@@ -47,9 +45,7 @@ class Facts:
     format: str  # ``JPEG``, ``PNG`` ... by content; ``PIXELS`` where the source holds arrays
     sharpness: float  # see :func:`sharpness`
     digest: str  # of the content, 32 hex digits
-    pixels_digest: (
-        str  # of all that is shown, see distillhash.sources.whole; equal for the same picture in two lossless files
-    )
+    pixels_digest: str  # of all that is shown, see distillhash.sources.whole
     phash: str  # perceptual hash of 64 bits of the first frame, 16 hex digits
     n_frames: int = 1  # frames or pages; 0 where there are more than are looked at
     flat: bool = False  # without structure
@@ -69,8 +65,7 @@ def read_facts(source: ImageSource, row: int, *, max_pixels: int | None = None) 
             whole = Whole(pixels, "PIXELS", digest(pixels), 1, look(pixels), None)
         else:
             whole = whole_picture(data, max_pixels=limit)
-            pixels = whole.pixels
-        height, width = pixels.shape[:2]
+        pixels, (height, width, _) = whole.pixels, whole.pixels.shape
         image = Image.fromarray(pixels)
         return Facts(
             width,

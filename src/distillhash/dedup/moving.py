@@ -13,7 +13,6 @@ import errno
 import hashlib
 import os
 import shutil
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -178,14 +177,12 @@ def _copy(data: BinaryIO, target: Place, part: str, digest: str, mtime_ns: int) 
             data.seek(0)
             shutil.copyfileobj(data, out, 1 << 20)
             out.flush()
-            status, handle = os.fstat(data.fileno()), out.fileno()
+            handle = out.fileno()
             # What the other file system cannot hold is lost: permissions and attributes on exFAT, say.
-            with contextlib.suppress(OSError):
-                shutil.copystat(data.fileno(), handle)  # type: ignore[arg-type]  # it takes what os.stat takes
-            with contextlib.suppress(OSError):
-                os.fchmod(handle, stat.S_IMODE(status.st_mode))
             with contextlib.suppress(OSError, OverflowError):
-                os.utime(handle, ns=(status.st_atime_ns, mtime_ns))
+                shutil.copystat(data.fileno(), handle)  # type: ignore[arg-type]  # it takes what os.stat takes
+            with contextlib.suppress(OSError, OverflowError):
+                os.utime(handle, ns=(mtime_ns, mtime_ns))
             sync_file(handle)
             if content_digest(out) != digest:
                 raise OSError(errno.EBUSY, "it changed meanwhile")

@@ -118,16 +118,19 @@ def review_page(report: Report, command: str, source: str) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     ordered = sorted(report.groups, key=_doubt)
     near = [row for row in report.calibration.curve if row["radius"] <= 2 * report.calibration.radius + 8]
-    return environment.from_string(
-        template
-    ).render(
+    groups, first_frames = (
+        [_group(group, report.calibration.radius) for group in found[:GROUPS_SHOWN]]
+        for found in (ordered, report.first_frames)
+    )
+    page = environment.from_string(template)
+    return page.render(
         report=report,
         calibration=report.calibration,
         curve=near[:: max(1, len(near) // 12)],  # about a dozen radii around the chosen one
-        groups=[_group(group, report.calibration.radius) for group in ordered[:GROUPS_SHOWN]],
-        n_hidden=max(0, len(ordered) - GROUPS_SHOWN),
-        first_frames=[_group(group, report.calibration.radius) for group in report.first_frames[:GROUPS_SHOWN]],
-        n_first_hidden=max(0, len(report.first_frames) - GROUPS_SHOWN),
+        groups=groups,
+        n_hidden=len(ordered) - len(groups),
+        first_frames=first_frames,
+        n_first_hidden=len(report.first_frames) - len(first_frames),
         freed=size_text(sum(item.facts.bytes for group in report.groups for item in group[1:] if item.facts)),
         command=escaped(command),
         source=escaped(source),

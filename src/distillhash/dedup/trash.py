@@ -16,7 +16,6 @@ import errno
 import os
 import re
 import stat
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -49,11 +48,11 @@ class Outcome:
     n_other: int = 0  # files in the trash that belong to another collection than the one asked for
 
 
-class _Refused(Exception):  # noqa: N818  # not an error: a reason, caught where the file is listed
+class _Refused(ValueError):  # noqa: N818  # not an error: a reason, caught where the file is listed
     """Why a file is left where it is."""
 
 
-class _OtherCollection(Exception):  # noqa: N818
+class _OtherCollection(_Refused):
     """The file belongs to another collection than the one asked for."""
 
 
@@ -75,7 +74,7 @@ def move(moves: Sequence[Move], trash: Path, root: Path | None, *, progress: boo
                 shown.advance(1)
                 try:
                     bin_.take(one, number, leaving)
-                except (OSError, ValueError, _Refused) as error:
+                except (OSError, ValueError) as error:
                     outcome.left.append((one.path, _reason(error)))
                 else:
                     outcome.done.append(one.path)
@@ -104,9 +103,9 @@ def undo(trash: Path, root: Path | None = None, *, anywhere: bool = False, progr
                     bin_.bring_back(entry)
                 except _OtherCollection:
                     outcome.n_other += 1
-                except (OSError, ValueError, _Refused) as error:
-                    reason = f"{_reason(error)}; it is {trash / entry.trash}"
-                    outcome.left.append((bin_.place(entry) or entry.path, reason))
+                except (OSError, ValueError) as error:
+                    where = bin_.place(entry) or entry.path
+                    outcome.left.append((where, f"{_reason(error)}; it is {trash / entry.trash}"))
     return outcome
 
 
@@ -159,7 +158,7 @@ class _Trash:
     def finish_moves(self) -> None:
         """Finish moves that were killed between the two names, and cut off a last line without its end."""
         for entry in self.held([]):  # what is damaged concerns an undo
-            with contextlib.suppress(OSError, ValueError, _Refused, _OtherCollection):
+            with contextlib.suppress(OSError, ValueError):
                 base, parts, _ = self._home(entry)
                 with open_folder(base, parts[:-1]) as near:
                     self._finish(entry, Place(near, parts[-1]))
@@ -286,7 +285,7 @@ class _Trash:
 
     def place(self, entry: Entry) -> str | None:
         """Where an entry goes back, if it does."""
-        with contextlib.suppress(OSError, ValueError, _Refused, _OtherCollection):
+        with contextlib.suppress(OSError, ValueError):
             base, parts, _ = self._home(entry)
             return os.path.join(base, *parts)
         return None
@@ -318,17 +317,16 @@ class _Trash:
             if not self._is_default(entry):
                 if not self.anywhere and not entry.is_sealed():
                     raise self._outside()
-                known = [] if os.path.isabs(entry.keeper) else [entry.keeper]
-                if not there or (known and not any(_holds(own, one) for one in (*known, os.path.dirname(entry.path)))):
+                known = os.path.isabs(entry.keeper) or _holds(own, entry.keeper)
+                if not there or not (known or _holds(own, os.path.dirname(entry.path))):
                     reason = f"its collection is not at {own}, or lost what it duplicates"
                     raise _Refused(f"{reason}; say where it is: {self._remedy('')}")
             return own, place
         moved = f"{asked}/{entry.path}"
-        if _same(asked, own) or (not there and (len(self.gone) < 2 or _holds(asked, entry.keeper))):
-            return asked, moved
         if there and _below(_settled(place), asked):
             return asked, place
-        if _holds(asked, entry.keeper) and not _holds(own, entry.keeper):
+        same = asked == own or (there and os.path.samefile(asked, own)) or (not there and len(self.gone) < 2)
+        if same or (_holds(asked, entry.keeper) and not _holds(own, entry.keeper)):
             return asked, moved
         if self.anywhere:
             return own, place
@@ -341,12 +339,10 @@ class _Trash:
         return entry.up == 1 and os.path.basename(self.real) == FOLDER_NAME
 
     def _outside(self) -> _Refused:
-        collection = self.collection
-        if collection is None:
-            return _Refused(
-                f"the journal was not written by you here; name the collection: {self._remedy('')}, or say --anywhere"
-            )
-        return _Refused(f"its place is outside of {collection}; {self._remedy(' --anywhere')} puts it there")
+        if self.collection is None:
+            remedy = f"name the collection: {self._remedy('')}, or say --anywhere"
+            return _Refused(f"the journal was not written by you here; {remedy}")
+        return _Refused(f"its place is outside of {self.collection}; {self._remedy(' --anywhere')} puts it there")
 
     def _remedy(self, option: str) -> str:
         return f"`distillhash dedup SOURCE --undo --trash {self.path}{option}`"
@@ -358,9 +354,7 @@ def _opened(
 ) -> Iterator[_Trash]:
     """The trash, for this process alone. No part of its path below the collection is a link, nor are the folder itself and the journal."""
     if os.open not in os.supports_dir_fd:  # Windows
-        raise DistillHashError(
-            "this system has no folder descriptors, without which files cannot be moved safely; use the list of --csv"
-        )
+        raise DistillHashError("this system has no folder descriptors to move files safely by; use the list of --csv")
     with contextlib.ExitStack() as stack:
         base, parts = _split(trash, root)
         try:
@@ -379,9 +373,8 @@ def _opened(
                 reason = "it, a folder above it or its journal is a link, or no folder"
             raise DistillHashError(f"the trash {trash} cannot be used ({reason}); give --trash DIR") from error
         if journal.unlocked:
-            outcome.notes.append(
-                f"{trash} cannot be locked ({journal.unlocked}); let no other process use it meanwhile"
-            )
+            reason = journal.unlocked
+            outcome.notes.append(f"{trash} cannot be locked ({reason}); let no other process use it meanwhile")
         asked = None if root is None else os.path.realpath(root)
         yield _Trash(trash, folder, journal, outcome, asked, anywhere, os.path.realpath(trash))
 
@@ -390,7 +383,7 @@ def _no_journal(trash: Path, root: Path | None) -> str:
     text = f"there is no journal of moved files in {trash}; give the trash folder of an earlier --apply"
     for folder in () if root is None else Path(os.path.realpath(root)).parents:
         if (folder / FOLDER_NAME / JOURNAL).is_file():
-            return f"{text}, or undo that of the folder above: `distillhash dedup {folder} --undo`"
+            text += f", or undo that of the folder above: `distillhash dedup {folder} --undo`"
     return text
 
 
@@ -425,14 +418,7 @@ def _new_batch(folder: int) -> str:
 
 def _trash_name(number: int, name: str) -> str:
     """A name that every file system takes: short, ASCII, and unlike any other of the batch; it still tells what the file was."""
-
-    def plain(text: str) -> str:
-        ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-        return re.sub("[^A-Za-z0-9_-]+", "_", ascii_text)
-
-    stem, suffix = os.path.splitext(name)
-    suffix = plain(suffix[1:])[:10]
-    return f"{number:06}-{plain(stem)[:40]}" + (f".{suffix}" if suffix else "")
+    return f"{number:06}-{re.sub('[^A-Za-z0-9.-]+', '_', name)[-48:]}".rstrip(".")
 
 
 def _part_name(entry: Entry) -> str:
@@ -455,12 +441,6 @@ def _old_roots(known: str, collection: str) -> list[str]:
 
 def _holds(collection: str, path: str) -> bool:
     return bool(path) and not os.path.isabs(path) and os.path.exists(f"{collection}/{path}")
-
-
-def _same(a: str, b: str) -> bool:
-    with contextlib.suppress(OSError):
-        return os.path.samefile(a, b)
-    return False
 
 
 def _is_collection(folder: str) -> bool:
@@ -486,7 +466,7 @@ def _parts(path: str, folder: str) -> list[str]:
     return path[len(folder.rstrip("/")) + 1 :].split("/")
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: OSError | ValueError) -> str:
     return (
         str(error)
         if isinstance(error, _Refused)

@@ -24,7 +24,7 @@ from annotated_types import Interval
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes
-from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
+from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError, first_line
 from distillhash.files import read_file, write_atomic
 from distillhash.sources.vectors import LARGEST
 
@@ -199,9 +199,7 @@ class Hasher(ABC):
         if labels is not None and not self.needs_labels:
             raise ParameterError(f"{self.method} learns without labels; leave them out")
         if labels is not None and (labels.ndim not in (1, 2) or len(labels) != len(features)):
-            raise DataError(
-                f"labels must be ({len(features)},) or ({len(features)}, n_labels), got shape {labels.shape}"
-            )
+            raise DataError(f"labels must be ({len(features)},) or ({len(features)}, n_labels), got {labels.shape}")
         if views is not None and np.shape(views)[1:] != features.shape:
             raise DataError(f"views must be (n_views, {len(features)}, {features.shape[1]}), got {np.shape(views)}")
         if teacher is not None and np.shape(teacher) != features.shape:
@@ -303,7 +301,7 @@ class Hasher(ABC):
         except Exception as error:  # whatever the numbers in the file lead to, in the code of any package
             self.n_features_ = None
             raise FormatError(
-                f"the model folder does not hold a {self.method} of {self.n_bits} bits ({_first_line(error)}); train it again"
+                f"the model folder does not hold a {self.method} of {self.n_bits} bits ({first_line(error)}); train it again"
             ) from error
         return self
 
@@ -430,9 +428,7 @@ _LIMITS: dict[str, tuple[str, Callable[[Any, Any], bool]]] = {
 
 def _check_bounds(name: str, value: Any, bounds: list[Any]) -> None:
     if isinstance(value, int) and abs(value) >= 2**63:
-        raise ParameterError(
-            f"{name} must lie within 2**63 of 0, got {'-' if value < 0 else ''}2**{abs(value).bit_length() - 1} or more"
-        )
+        raise ParameterError(f"{name} must lie within 2**63 of 0, got one of {value.bit_length()} bits")
     if isinstance(value, Real) and not np.isfinite(float(value)):
         raise ParameterError(f"{name} must be a finite number, got {value!r}")
     for bound in bounds:
@@ -469,25 +465,21 @@ def read_model_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArr
         data = read_file(folder / "model.safetensors", limit=MAX_WEIGHTS)
     except (OSError, ValueError, RecursionError) as error:
         raise FormatError(
-            f"{folder} is not a model folder, or is damaged ({_first_line(error)}); give a folder that train wrote"
+            f"{folder} is not a model folder, or is damaged ({first_line(error)}); give a folder that train wrote"
         ) from error
     version = config.get("format_version") if isinstance(config, dict) else None
     if type(version) is not int or version < 1:
         raise FormatError(f"{folder}/config.json is not that of a model; give a folder that train wrote")
     if version > FORMAT_VERSION:
-        raise FormatError(
-            f"{folder} has format {version}, this version reads up to {FORMAT_VERSION}; upgrade distillhash"
-        )
+        raise FormatError(f"{folder} has format {version}, this one reads up to {FORMAT_VERSION}; upgrade distillhash")
     if blake2b(data, digest_size=16).hexdigest() != config.get("fingerprint"):
         raise FormatError(
-            f"{folder}/model.safetensors is damaged or does not belong to its config.json; train the model again"
+            f"{folder}/model.safetensors is damaged or does not belong to its config.json; train it again"
         )
     try:
         return config, load(data)
     except Exception as error:  # safetensors raises its own error, and KeyError for types that NumPy lacks
-        raise FormatError(
-            f"{folder}/model.safetensors is damaged ({_first_line(error)}); train the model again"
-        ) from error
+        raise FormatError(f"{folder}/model.safetensors is damaged ({first_line(error)}); train it again") from error
 
 
 def shapes_of(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -497,10 +489,6 @@ def shapes_of(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no number")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def project_blocks(

@@ -226,9 +226,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     try:
         body = orjson.dumps(content)
-    except (
-        orjson.JSONEncodeError
-    ):  # metadata may hold what JSON has and orjson has not: large integers, deep nesting, half characters
+    except orjson.JSONEncodeError:  # large integers, deep nesting, half characters, which JSON can hold
         body = json.dumps(json.loads(json.dumps(content), parse_constant=lambda _: None)).encode()
     return Response(body, status, headers, "application/json")
 

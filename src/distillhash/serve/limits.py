@@ -41,14 +41,12 @@ _PORT = re.compile(r":\d+$")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _INLINE = re.search(rb"<script>(.*?)</script>", (PAGE / "index.html").read_bytes())
 _HASH = b64encode(sha256(_INLINE[1] if _INLINE else b"").digest())  # of the page's one script that is not a file
+_POLICY = (
+    b"default-src 'none'; script-src 'self' 'sha256-%b'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _HEADERS = [
-    (
-        b"content-security-policy",
-        b"default-src 'none'; script-src 'self' 'sha256-"
-        + _HASH
-        + b"'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
-        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    ),
+    (b"content-security-policy", _POLICY % _HASH),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),
@@ -152,8 +150,8 @@ class Limits:
             if asks_upgrade and body.is_unread:  # the parsers read no further than the head
                 raise Problem(400, "a request with a body must not ask for an upgrade (curl: leave out --http2)")
             if is_root:  # the page's addresses are relative to a path that ends in a slash
-                where = (root + "/").encode() + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-                moved = [(b"location", where), (b"content-length", b"0")]
+                query = b"?" + scope["query_string"] if scope["query_string"] else b""
+                moved = [(b"location", root.encode() + b"/" + query), (b"content-length", b"0")]
                 await answer({"type": "http.response.start", "status": 308, "headers": moved})
                 await answer({"type": "http.response.body"})
             else:
@@ -229,9 +227,8 @@ class _Body:
         self._deadline: float | None = None
         self._has_ended = self._is_late = False
         self.is_unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
-        self.waits_for_continue = (
-            headers.get(b"expect", b"").lower() == b"100-continue"
-        )  # the client sends the body only when it is asked for
+        # Such a client sends the body only when it is asked for.
+        self.waits_for_continue = headers.get(b"expect", b"").lower() == b"100-continue"
 
     @property
     def is_awaited(self) -> bool:
@@ -298,7 +295,6 @@ class _Reader:
 
     def __init__(self, connection: "Connection", transport: asyncio.Transport) -> None:
         self._connection, self._transport = connection, transport
-        self.write, self.close, self.is_closing = transport.write, transport.close, transport.is_closing
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)

@@ -13,6 +13,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,12 @@ from distillhash.sources.vectors import open_array
 _UPLOAD = re.compile("upload:([0-9a-f]{32})")  # the key of an upload: the digest of its content
 _MOST_SOURCES = 8  # open at one time
 _MOST_ENTRIES = 10_000  # of a folder of tables
-_MOST_ROWS = 10_000_000  # of a source whose keys are looked up in a dictionary, about 100 bytes each
+_MOST_ROWS = 10_000_000  # of a source; its keys are kept in a dictionary, about 100 bytes each
 _SIDE = 400  # pixels of a thumbnail; rows of the page are about 200 high, and screens have two pixels a point
 _MEMORY = 64 * 2**20  # bytes of thumbnails kept
 _SHOWN_AS_THEY_ARE = {format: f"image/{format.lower()}" for format in ("JPEG", "PNG", "WEBP", "GIF", "AVIF")}
 Picture = tuple[bytes, str]  # a file that browsers show, and its media type
+_Rows = tuple[ImageSource | None, dict[str, int]]  # a source of images, and the row of each key
 _HEADER = 1 << 17  # bytes of a file that hold its size
 
 log = logging.getLogger("distillhash.serve")
@@ -56,7 +58,7 @@ class Pictures:
         self._max_pixels = max_pixels
         self._thumbnails: OrderedDict[bytes, Picture] = OrderedDict()
         self._held = 0
-        self._sources: OrderedDict[str, _Rows | None] = OrderedDict()
+        self._sources: OrderedDict[str, _Rows] = OrderedDict()
         self._lock, self._opening = threading.Lock(), threading.Lock()
 
     def original(self, item: Item) -> Picture:
@@ -174,35 +176,16 @@ class Pictures:
             self._sources.move_to_end(place)
             if len(self._sources) > _MOST_SOURCES:
                 self._sources.popitem(last=False)
-            rows = self._sources[place]
-        row = None if rows is None else rows.find(key)
-        if rows is None or row is None:
+            source, rows = self._sources[place]
+        if source is None or key not in rows:
             raise NoPictureError(f"the source of item {item.id} is not where it was indexed from")
         try:
-            return rows.source.read(row)
+            return source.read(rows[key])
         except Exception as error:  # a damaged table raises anything
             raise NoPictureError(f"the picture of item {item.id} cannot be read any more: {error}") from error
 
 
-class _Rows:
-    """A source of images and the places of its keys."""
-
-    def __init__(self, source: ImageSource) -> None:
-        self.source = source
-        self._places: dict[str, int] | None = None
-
-    def find(self, key: str) -> int | None:
-        """The row of a key."""
-        keys = self.source.keys
-        number = re.search("[0-9]{1,18}$", key)  # most sources number their rows
-        if number is not None and (row := int(number[0])) < len(keys) and keys[row] == key:
-            return row
-        if self._places is None:
-            self._places = {key: row for row, key in enumerate(keys)} if len(keys) <= _MOST_ROWS else {}
-        return self._places.get(key)
-
-
-def _open_rows(place: str) -> _Rows | None:
+def _open_rows(place: str) -> _Rows:
     """The source of an item, where it is one whose opening reads local data of a known kind, and little of it, and is still there."""
     source: Source | None = None
     try:
@@ -218,25 +201,19 @@ def _open_rows(place: str) -> _Rows | None:
             source = open_source(place)
     except Exception as error:  # whatever a damaged file does to those who read it, it is no more than a picture less
         log.warning("pictures of %s are not shown: %s", escaped(place), escaped(str(error)))
-    return _Rows(source) if isinstance(source, ImageSource) else None
+    if not isinstance(source, ImageSource) or len(source) > _MOST_ROWS:
+        return None, {}
+    return source, {key: row for row, key in enumerate(source.keys)}
 
 
 def _tables(path: Path) -> list[Path]:
     """The table at a path, or those in a folder; none where one is no regular file. No more than some names are looked at."""
     if not path.is_dir():
         return [path] if path.suffix.lower() == ".parquet" and path.is_file() else []
-    folders, n_entries, tables = [path], 0, list[Path]()
-    while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                n_entries += 1
-                if n_entries > _MOST_ENTRIES:
-                    return []
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(Path(entry.path))
-                elif entry.name.lower().endswith(".parquet"):
-                    tables.append(Path(entry.path))
-    return tables if all(table.is_file() for table in tables) else []
+    entries = list(islice(path.rglob("*"), _MOST_ENTRIES + 1))
+    named = [entry for entry in entries if entry.suffix.lower() == ".parquet"]
+    tables = [table for table in named if table.is_symlink() or not table.is_dir()]
+    return tables if len(entries) <= _MOST_ENTRIES and all(table.is_file() for table in tables) else []
 
 
 def _holds_images(tables: list[Path]) -> bool:

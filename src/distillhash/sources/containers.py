@@ -24,9 +24,7 @@ _KEPT_SEGMENTS = {  # application segments that bear on the pixels; an empty pre
     0xE1: (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"),
     0xEE: (b"Adobe",),
 }
-_LEAST_SHARE = (
-    1000  # a JPEG that is cut has a byte for this many pixels at least: fewer hold less than about 1% of a picture
-)
+_LEAST_SHARE = 1000  # a JPEG that is cut has a byte for so many pixels: fewer hold less than about 1% of a picture
 
 
 @dataclass(frozen=True)
@@ -56,24 +54,22 @@ def contents(data: bytes, *, frames: bool = False) -> Contents:
 def _png(data: bytes, frames: bool) -> Contents:
     """As browsers read it: an ancillary chunk with a wrong checksum is left out, and pixels with one are shown."""
     chunks: list[tuple[bytes, bytes]] = []
-    place, damage = len(_SIGNATURE), "the PNG data end early"
-    wrong = set[bytes]()
+    place, damage, wrong = len(_SIGNATURE), "the PNG data end early", set[bytes]()
     while place + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, place)
-        body = data[place + 8 : place + 8 + length]
-        checksum = data[place + 8 + length : place + 12 + length]
-        whole = len(checksum) == 4
+        body, checksum = data[place + 8 : place + 8 + length], data[place + 8 + length : place + 12 + length]
+        is_critical = kind[0] & 32 == 0
         if not kind.isalpha():
             break
-        sound = whole and struct.unpack(">I", checksum)[0] == zlib.crc32(body, zlib.crc32(kind))
-        if whole and not sound:
+        sound = checksum == _checksum(kind, body)
+        if not sound and len(checksum) == 4:
             wrong.add(kind)
-            if kind not in (b"IDAT", b"fdAT") and kind[0] & 32 == 0:
+            if kind != b"IDAT" and is_critical:
                 return Contents(data)  # the header or the palette: the decoder refuses it
         if kind == b"IEND":
             damage = ""
             break
-        if kind[0] & 32 == 0 or kind in _PNG_ANIMATION or (sound and _kept(kind, body)):
+        if is_critical or kind in _PNG_ANIMATION or (sound and _kept(kind, body)):
             chunks.append((kind, body))
         place += 12 + length
     if not frames or wrong & _PNG_ANIMATION:  # the still picture is left
@@ -83,13 +79,16 @@ def _png(data: bytes, frames: bool) -> Contents:
     if not chunks or chunks[0][0] != b"IHDR" or len(chunks[0][1]) < 13:
         return Contents(data)
     first, *others = chunks
-    others.sort(
-        key=lambda chunk: chunk[0] not in _PNG_TEXT and chunk[0] != b"eXIf"
-    )  # the orientation is known before the pixels
+    # The orientation is known before the pixels.
+    others.sort(key=lambda chunk: chunk[0] not in _PNG_TEXT and chunk[0] != b"eXIf")
     parts = [_SIGNATURE]
     for kind, body in (first, *others, (b"IEND", b"")):
-        parts += struct.pack(">I", len(body)), kind, body, struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
+        parts += struct.pack(">I", len(body)), kind, body, _checksum(kind, body)
     return Contents(b"".join(parts), damage or None, _too_little(chunks))
+
+
+def _checksum(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))
 
 
 def _kept(kind: bytes, body: bytes) -> bool:
@@ -145,15 +144,12 @@ def _jpeg(data: bytes, frames: bool) -> Contents:
         place = body + length
         if code == 0xDA:
             scan = scan or place
-            if not frames and data.endswith(
-                b"\xff\xd9"
-            ):  # as nearly all do; looking for the marker takes as long as decoding
+            # As nearly all do; looking for the marker takes as long as decoding.
+            if not frames and data.endswith(b"\xff\xd9"):
                 place = len(data) - 2
         if not scan and (0xE0 <= code <= 0xEF or code == 0xFE):
-            kept = _KEPT_SEGMENTS.get(code, ())
-            if not any(data.startswith(prefix, body + 2) for prefix in kept):
-                if frames and data.startswith(b"MPF\0", body + 2):
-                    continue
+            kept = _KEPT_SEGMENTS.get(code, ()) + ((b"MPF\0",) if frames else ())
+            if not data.startswith(kept, body + 2):
                 parts.append(data[copied:start])
                 copied = place
                 if frames:  # a comment of the same length, for the places of other pictures are counted from here
@@ -171,12 +167,11 @@ def _gif(data: bytes) -> Contents:
     place = 13 + (3 << (data[10] & 7) + 1 if data[10] & 0x80 else 0)
     parts, copied, pictures = [], 0, 0
     while place < len(data) and data[place] in (0x21, 0x2C, 0):
-        start, dropped = place, False
+        start, dropped = place, data[place] == 0x21 and data[place + 1 : place + 2] != b"\xf9"
         if data[place] == 0:  # an empty block too many
             place += 1
             continue
         if data[place] == 0x21:
-            dropped = data[place + 1 : place + 2] != b"\xf9"
             place += 2
         else:
             packed = data[place + 9] if place + 9 < len(data) else 0

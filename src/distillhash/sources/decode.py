@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
-from distillhash.errors import ParameterError
+from distillhash.errors import ParameterError, first_line
 from distillhash.sources.base import BadItemError, item_memory
 from distillhash.sources.containers import Contents, contents
 
@@ -57,12 +57,7 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 _ALPHA_MODES = {"LA", "PA", "RGBA", "RGBa"}
-_GROUNDS = (
-    (255, 255, 255),
-    (0, 0, 0),
-    (128, 128, 128),
-    (255, 0, 255),
-)  # what transparency is composited over, in order of preference
+_GROUNDS = ((255, 255, 255), (0, 0, 0), (128, 128, 128), (255, 0, 255))  # what is composited over, the first best
 _RESEMBLES = 64  # levels in every channel, below which a colour is not seen on a ground
 _BAND = 2**20  # pixels looked at together
 _UNSEEN = 0.01  # share of the visible that may resemble the ground
@@ -231,7 +226,7 @@ class Encoded:
         try:
             yield
         except Exception as error:
-            raise BadItemError(f"the {self.name} data cannot be decoded: {_reason(error)}") from error
+            raise BadItemError(f"the {self.name} data cannot be decoded: {first_line(error)}") from error
 
 
 def open_encoded(data: bytes, max_pixels: int | None = None, *, frames: bool = False) -> Encoded:
@@ -247,7 +242,7 @@ def open_encoded(data: bytes, max_pixels: int | None = None, *, frames: bool = F
             parts = contents(data, frames=frames)
             image = factory(BytesIO(parts.data), "")
         except Exception as error:  # a damaged header raises anything
-            raise BadItemError(f"the {name} header cannot be read: {_reason(error)}") from error
+            raise BadItemError(f"the {name} header cannot be read: {first_line(error)}") from error
         if max_pixels is not None:
             _check_pixel_count(*image.size, max_pixels)
             _check_claim(image, len(data))
@@ -280,16 +275,11 @@ def _composited(layer: Image.Image) -> Image.Image:
     """An RGBA image over the ground on which what is visible of it is seen."""
     alpha = layer.getchannel("A")
     low, high = cast("tuple[int, int]", alpha.getextrema())
-    if low == 255 or (high == 0 and not _is_plain(layer)):
+    if low == 255 or (high == 0 and layer.getcolors(1) is None):  # more than one colour
         return layer.convert("RGB")
     canvas = Image.new("RGB", layer.size, _ground(layer))
     canvas.paste(layer, mask=alpha)
     return canvas
-
-
-def _is_plain(image: Image.Image) -> bool:
-    """Whether all pixels of an image of several bands are equal."""
-    return all(band.getextrema()[0] == band.getextrema()[1] for band in image.split())
 
 
 def _ground(layer: Image.Image) -> tuple[int, int, int]:
@@ -297,13 +287,11 @@ def _ground(layer: Image.Image) -> tuple[int, int, int]:
     visible, unseen = 0, np.zeros(len(_GROUNDS), np.int64)
     rows = max(1, _BAND // layer.width)
     for top in range(0, layer.height, rows):
-        rgba = np.asarray(layer.crop((0, top, layer.width, min(top + rows, layer.height))))
-        alpha = rgba[..., 3]
+        rgba = np.asarray(layer.crop((0, top, layer.width, top + rows)), np.int16)  # transparent beyond the last row
+        colours, alpha = rgba[..., :3], rgba[..., 3]
         visible += int(alpha.sum(dtype=np.int64))
-        for place, ground in enumerate(_GROUNDS):
-            low, high = (np.clip(np.add(ground, side * (_RESEMBLES - 1)), 0, 255).astype(np.uint8) for side in (-1, 1))
-            near = ((rgba[..., :3] >= low) & (rgba[..., :3] <= high)).all(axis=2)
-            unseen[place] += alpha[near].sum(dtype=np.int64)
+        near = [(np.abs(colours - np.array(ground, np.int16)) < _RESEMBLES).all(axis=2) for ground in _GROUNDS]
+        unseen += [alpha[one].sum(dtype=np.int64) for one in near]
     enough = np.flatnonzero(unseen <= _UNSEEN * visible)
     return _GROUNDS[int(enough[0]) if len(enough) else int(unseen.argmin())]
 
@@ -341,15 +329,9 @@ def _check_claim(image: Image.Image, n_bytes: int) -> None:
     """Refuse a header that announces what takes much memory and hardly can be in a file of its size."""
     needed = image.width * image.height * (2 if image.mode == "1" else 4)  # blank pages of a fax are large and small
     if needed > max(_LARGE, _MOST_FOLDED * n_bytes):
-        raise BadItemError(
-            f"{n_bytes} bytes hardly hold the {image.width} x {image.height} pixels that the header announces"
-        )
+        raise BadItemError(f"{n_bytes} bytes hardly hold the {image.width} x {image.height} pixels of the header")
 
 
 def _check_size(size: int) -> None:
     if size < 1:
         raise ParameterError(f"the target size must be at least 1 pixel, got {size}")
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -47,19 +47,10 @@ def whole_picture(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Whole:
         return _whole(data, max_pixels, frames=False)
 
 
-def alike(a: bytes, b: bytes, *, mean: float, most: int) -> bool:
-    """Whether two pictures' ``looks`` agree: as many, and each within ``mean`` levels on average and ``most`` levels anywhere."""
-    return len(a) == len(b) and bool(alike_rows(_levels(a)[None], _levels(b), mean=mean, most=most)[0])
-
-
 def alike_rows(rows: NDArray[np.int16], one: NDArray[np.int16], *, mean: float, most: int) -> NDArray[np.bool_]:
-    """:func:`alike` of every one of ``rows``, ``(n, m) int16`` levels, with ``one``."""
+    """Which of ``rows``, ``(n, m) int16`` levels of looks, agree with ``one``: within ``mean`` on average and ``most`` anywhere."""
     away = np.abs(rows - one).reshape(len(rows), -1, LOOK_BYTES)
     return np.asarray((away.max(axis=(1, 2)) <= most) & (away.mean(axis=2).max(axis=1) <= mean))
-
-
-def _levels(looks: bytes) -> NDArray[np.int16]:
-    return np.frombuffer(looks, np.uint8).astype(np.int16)
 
 
 def _whole(data: bytes, max_pixels: int, *, frames: bool) -> Whole:
@@ -76,7 +67,7 @@ def _whole(data: bytes, max_pixels: int, *, frames: bool) -> Whole:
         complete = _follow(opened, max_pixels, digests, looks)
     if opaque or not complete:
         digests.append(digest(data))
-    chosen = looks if len(looks) <= LOOKS else [looks[i] for i in np.linspace(0, len(looks) - 1, LOOKS).astype(int)]
+    chosen = [looks[i] for i in np.linspace(0, len(looks) - 1, min(len(looks), LOOKS)).astype(int)]
     whole = digests[0] if len(digests) == 1 else digest(b"".join(digests))
     return Whole(pixels, opened.name, whole, len(looks) if complete else 0, b"".join(chosen), opened.contents.damage)
 

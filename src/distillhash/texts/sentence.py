@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 
 from distillhash.backbones.base import choose_device
-from distillhash.backbones.huggingface import find_model, first_line, load_transformer, quietly, reading_options
-from distillhash.errors import DataError, FormatError, MissingDependencyError
+from distillhash.backbones.huggingface import find_model, load_transformer, quietly, reading_options
+from distillhash.errors import DataError, FormatError, MissingDependencyError, first_line
 from distillhash.sources.download import check_file
 from distillhash.texts.base import TextEncoder
 
