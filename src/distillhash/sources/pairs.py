@@ -8,7 +8,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,8 +103,8 @@ def pair_texts(name: str, images: Source, given: Any) -> PairSource:
     owners: list[int] = []
     dropped: list[tuple[int, Skipped]] = []
     for row, entry in enumerate(given):
-        several = not isinstance(entry, str)
-        for number, text in enumerate((entry or []) if several else [entry], 1):
+        several = entry is None or (isinstance(entry, Iterable) and not isinstance(entry, str | bytes | dict))
+        for number, text in enumerate(([] if entry is None else entry) if several else [entry], 1):
             if isinstance(text, str) and text.strip():
                 texts.append(" ".join(text.split()))
                 owners.append(row)
