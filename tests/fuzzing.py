@@ -205,24 +205,23 @@ STATEMENTS = [
 
 def mutate_sql(path: Path, rng: random.Random) -> None:
     """Change rows or the schema of an SQLite file."""
-    connection = sqlite3.connect(path)
-    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
-    statements = [*STATEMENTS]
-    for table in tables:
-        columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
-        statements += [f"DELETE FROM {table}", f"DROP TABLE {table}"]
-        for column in columns:
-            statements += [
-                f"UPDATE {table} SET {column} = {odd}"
-                for odd in ("NULL", "-1", "'x'", "x'00'", "1e300", "9223372036854775807")
-            ]
-    try:
-        connection.executescript(rng.choice(statements))
-        connection.commit()
-    except sqlite3.Error:
-        pass
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    connection.close()
+    with contextlib.closing(sqlite3.connect(path)) as connection:  # one left open would keep its lock
+        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+        statements = [*STATEMENTS]
+        for table in tables:
+            columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+            statements += [f"DELETE FROM {table}", f"DROP TABLE {table}"]
+            for column in columns:
+                statements += [
+                    f"UPDATE {table} SET {column} = {odd}"
+                    for odd in ("NULL", "-1", "'x'", "x'00'", "1e300", "9223372036854775807")
+                ]
+        try:
+            connection.executescript(rng.choice(statements))
+            connection.commit()
+        except sqlite3.Error:
+            connection.rollback()
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def mutate_csv(path: Path, rng: random.Random) -> None:

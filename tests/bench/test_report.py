@@ -113,7 +113,7 @@ def test_the_page_holds_the_numbers(tmp_path: Path, data: ReportData) -> None:
         "numpy 2.4",
         "2026-01-02T03:04:05Z",
         "1 file was left out",
-        "bad\\udcff.png",
+        "bad\\xff.png",
         "folder of 77 <files>",
         "33 bits (5 bytes)",
     ):
@@ -158,6 +158,12 @@ def test_names_are_text_never_markup(tmp_path: Path, data: ReportData) -> None:
     page = Page(html)
     assert EVIL in [image["alt"].removeprefix("Result 1: ") for image in page.all("img")]
     assert "$x_i$ <b>" in page.text  # in the legend, where mathematics would be drawn instead
+
+
+def test_names_are_escaped_as_on_a_terminal(tmp_path: Path, data: ReportData) -> None:
+    name = "a\x1b[31m\nb\u202egnp.png"
+    html = render(tmp_path, replace(data, title=name, skipped=[Skipped(name, name)]))
+    assert not {"\x1b", "\u202e"} & set(html) and html.count(r"a\x1b[31m\x0ab\u202egnp.png") >= 3
 
 
 def test_empty_sections_are_absent(tmp_path: Path, data: ReportData) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import distillhash
+from distillhash.hamming import compilation
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "getuid"), reason="owners and modes are those of Unix")
 MODULE = """
@@ -145,6 +146,24 @@ def test_files_that_others_may_have_written_are_not_read(place: Path) -> None:
     (place / "numba").symlink_to(cache)  # numba's default where the home is a relative path, as `~` is without one
     assert run(place, XDG_CACHE_HOME=".") == (0, "None")
     assert not marker.exists()
+
+
+@pytest.mark.skipif(not AS_STRANGER, reason="only root can give a folder to a group")
+def test_a_folder_of_a_group_is_not_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    folder, members = tmp_path / "cache", list[str]()
+    monkeypatch.setattr("grp.getgrgid", lambda _: SimpleNamespace(gr_name="me", gr_mem=members))
+    monkeypatch.setattr("pwd.getpwuid", lambda _: SimpleNamespace(pw_name="me"))
+    folder.mkdir(mode=0o700)
+    os.chown(folder, -1, STRANGER)
+    assert compilation.private(str(folder))
+    folder.chmod(0o775)
+    assert compilation.private(str(folder))  # many systems give each user a group
+    members.append("another")
+    assert not compilation.private(str(folder)) and not compilation.private(str(folder / "new"))
+    folder.chmod(0o755)
+    assert compilation.private(str(folder))
 
 
 @pytest.mark.long

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from distillhash.errors import ParameterError
+from distillhash.errors import DistillHashError, ParameterError
 from distillhash.index import open_index
-from distillhash.index.address import folder_of, refuse_options, shown, split_options
+from distillhash.index.address import check_address, folder_of, refuse_options, shown, split_options
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,25 @@ def test_engines_that_are_not_there_are_refused_by_name() -> None:
             open_index(place, n_bits=8, create=True)
     with pytest.raises(ParameterError, match="no durability levels"):
         open_index("memory://", n_bits=8, create=True, durability="full")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "postgresql://me:s3cr/et@host/db", "postgresql://me:s3cr?et@host/db", "postgresql://me:s3cr@et@host/db", "postgresql://me:s3cret%zz@host/db",
+        "POSTGRESQL://me:s3cr/et@host:5432/db", "postgresql:/me:s3cret@host/db", "Milvus:me:s3cret@host", "milvus://root:s3cr/et@host/c",
+        "milvus://host/c?token=s3cret", "milvus://host/c?apikey=secret:s3cret", "postgresql://host/db?table=-&user=me;password=s3cret",
+    ],
+)  # fmt: skip
+def test_a_password_in_the_wrong_place_is_not_shown(place: str) -> None:
+    with pytest.raises(DistillHashError) as caught:
+        open_index(place + ("&" if "?" in place else "?") + "patience=0")
+    assert "s3cr" not in str(caught.value) and "et@" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["photos", "a:b/c%", "memory://", "postgresql://me:p%2Fw@[::1]:5432,other:1/db?host=/tmp", "postgresql:///db", "milvus://root:p@ss@host:1/c"],
+)  # fmt: skip
+def test_addresses_that_can_be_read(place: str) -> None:
+    check_address(place)

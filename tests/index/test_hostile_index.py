@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -242,6 +244,71 @@ SCHEMAS = {
     "other types": ["DROP TABLE items", f"CREATE TABLE items ({COLUMNS.replace('INTEGER', 'TEXT').replace('AUTOINCREMENT', '')})"],
     "no generations": ["DROP TABLE generations"],
 }  # fmt: skip
+
+
+TRIGGER = "CREATE TRIGGER {} AFTER INSERT ON items BEGIN DELETE FROM items WHERE id < 9; END"
+INSERT = "INSERT INTO sqlite_schema VALUES ('trigger', '{0}', 'items', 0, '{1}')"
+HIDDEN = {
+    "a trigger with a name of SQLite's": [INSERT.format("sqlite_t", TRIGGER.format("sqlite_t"))],
+    "a trigger behind many": [INSERT.format(name, TRIGGER.format(name)) for name in (*(f"sqlite_t{i}" for i in range(20)), "t")],
+    "a trigger with the name of an index": [
+        "CREATE TEMP TABLE kept AS SELECT * FROM sqlite_schema WHERE name = 'changes_by_generation'",
+        f"UPDATE sqlite_schema SET type = 'trigger', tbl_name = 'items', rootpage = 0, sql = '{TRIGGER.format('changes_by_generation')}' "
+        "WHERE name = 'changes_by_generation'",
+        "INSERT INTO sqlite_schema SELECT * FROM kept",
+    ],
+    "a view with a name of SQLite's": [
+        "INSERT INTO sqlite_schema VALUES ('view', 'sqlite_v', 'sqlite_v', 0, 'CREATE VIEW sqlite_v AS SELECT 1')",
+    ],
+    "an index on an expression": [
+        "CREATE INDEX slow ON items (length(hex(zeroblob(1000))))",
+        "UPDATE sqlite_schema SET name = 'sqlite_slow', sql = replace(sql, 'slow', 'sqlite_slow') WHERE name = 'slow'",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_schemas_that_hide_what_they_hold(folder: Path, name: str) -> None:
+    run_sql(folder, "PRAGMA writable_schema = ON", *HIDDEN[name])
+    assert "is not the database of an index" in refuses(folder)
+    with pytest.raises(FormatError):
+        open_index(folder, n_bits=N_BITS, create=True)
+
+
+def test_statistics_of_sqlite_are_no_harm(folder: Path) -> None:
+    run_sql(folder, "ANALYZE", "UPDATE sqlite_stat1 SET stat = '1 1'")
+    search(folder)
+
+
+@pytest.mark.parametrize("table", ["changes", "items"])
+def test_rows_without_end_in_a_small_file(folder: Path, monkeypatch: pytest.MonkeyPatch, table: str) -> None:
+    """Every page of the tree has one page below it, 400 times."""
+    monkeypatch.setattr(embedded, "_LEAST_STEPS", 500_000)
+    (folder / "codes.cache").unlink()
+    database, depth = folder / "items.sqlite", 6
+    with open_index(folder, n_bits=N_BITS, create=True) as index:
+        index.remove(ids=[3])
+    run_sql(folder, "PRAGMA wal_checkpoint(TRUNCATE)", "PRAGMA journal_mode = DELETE")
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        (root,) = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = ?", [table]).fetchone()
+        ((size,), (n_pages,)) = (
+            connection.execute(f"PRAGMA {name}").fetchone() for name in ("page_size", "page_count")
+        )
+    data = bytearray(database.read_bytes())
+    places = [root, *range(n_pages + 1, n_pages + 1 + depth)]
+    data += bytes(depth * size)
+    data[-size:] = data[(root - 1) * size : root * size]
+    for place, below in itertools.pairwise(places):
+        page, end = bytearray(size), size
+        for cell in range(400):
+            end -= 5
+            page[end : end + 5] = struct.pack(">IB", below, 1 + min(cell, 100))
+            struct.pack_into(">H", page, 12 + 2 * cell, end)
+        struct.pack_into(">BHHHBI", page, 0, 5, 0, 400, end, 0, below)
+        data[(place - 1) * size : place * size] = page
+    struct.pack_into(">I", data, 28, n_pages + depth)
+    database.write_bytes(data)
+    assert "items.sqlite is damaged" in refuses(folder)
 
 
 @pytest.mark.parametrize("schema", SCHEMAS)

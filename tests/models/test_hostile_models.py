@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from degenerate import quick
 from distillhash import Hasher, load_hasher, load_model, method_names
 from distillhash.cli import main
-from distillhash.errors import DistillHashError, FormatError
+from distillhash.errors import DataError, DistillHashError, FormatError
 from distillhash.methods.image_text import CrossModalHasher
 from distillhash.methods.registry import hasher_from
 
@@ -421,6 +421,26 @@ def test_folders_of_transformers_are_data(
         with pytest.raises(DistillHashError, match=r"preprocessor_config\.json cannot be read"):
             make_backbone(name)
     assert not no_network
+
+
+@pytest.mark.parametrize("weights", ["sub/pipe", "/dev/zero", "../other.safetensors", "..", "", 3, None])
+@pytest.mark.parametrize("place", ["index", "config"])
+def test_weights_are_files_of_the_folder_itself(transformer: Path, weights: Any, place: str) -> None:
+    from distillhash.backbones import make_backbone
+
+    (transformer / "sub").mkdir()
+    os.mkfifo(transformer / "sub" / "pipe")
+    if place == "index":
+        (transformer / "model.safetensors").unlink()
+        (transformer / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": {"x": weights}})
+        )
+    elif weights is not None:
+        damage(transformer / "config.json", transformers_weights=weights)
+    else:
+        damage(transformer / "config.json", transformers_weights=["x"])
+    with pytest.raises(DataError, match=r"files of weights that are not in its folder|as its weights"):
+        make_backbone(f"hf:{transformer}", allow_download=False)
 
 
 def test_a_folder_named_by_a_model_must_hold_the_weights_of_the_training(transformer: Path, folder: Path) -> None:

@@ -129,6 +129,7 @@ BODIES = [b"a" * 65536] * 400
 RAW: dict[str, tuple[int, list[bytes]]] = {
     "not HTTP": (400, [b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 hello\r\n\r\n"]),
     "no host": (421, [b"GET /stats HTTP/1.1\r\n\r\n"]),
+    "two hosts": (400, [b"GET /stats HTTP/1.1\r\nhost: evil\r\nhost: localhost\r\n\r\n"]),
     "content-length that is no number": (400, [post("/search", "content-length: ten")]),
     "negative content-length": (400, [post("/search", "content-length: -5")]),
     "two content-lengths": (400, [post("/search", "content-length: 5", "content-length: 6", body=b"abcde")]),

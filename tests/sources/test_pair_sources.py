@@ -23,6 +23,14 @@ def table(path: Path, **columns: Any) -> str:
     return str(path)
 
 
+def test_entries_that_are_no_texts(tmp_path: Path) -> None:
+    source = open_source(table(tmp_path / "p.parquet", label=[0] * 6))
+    pairs = pair_texts("x", source, [5, 0.5, b"bytes", {"a": "b"}, ("a cat", 7), None])
+    assert pairs.texts == ["a cat"]
+    reasons = [f"the text is no string but {name}" for name in ("int", "float", "bytes", "dict", "int")]
+    assert sorted(item.reason for item in pairs.unusable() if "no string" in item.reason) == sorted(reasons)
+
+
 def test_a_table_with_lists_of_captions(tmp_path: Path) -> None:
     spec = table(tmp_path / "p.parquet", captions=[["a  cat", "one cat "], [], ["", "a dog", None]], label=[3, 4, 5])
     pairs = open_pairs(spec)

@@ -93,6 +93,11 @@ def load_transformer(place: str, name: str, kind: str, other_parts: tuple[str, .
     if described is None:
         raise DataError(f"{name} is neither a folder with a model nor one of the hub; give its folder or name")
     _check_depth(described, name)
+    weights = described.get("transformers_weights")
+    if weights is not None and (not isinstance(weights, str) or Path(weights).name != weights):
+        raise DataError(
+            f"{name}: config.json names {weights!r:.80} as its weights; give a model that holds them directly"
+        )
     try:
         with quietly(place):
             config = AutoConfig.from_pretrained(place, **reading_options(allow_download))
@@ -159,12 +164,25 @@ def find_model(place: str, name: str, *, allow_download: bool) -> str:
                     size = opened.seek(0, 2)
                 if size > MAX_FILE_SIZE and file.suffix != ".safetensors":
                     raise OSError(None, f"it has {size:,} bytes, over the limit of {MAX_FILE_SIZE:,}", str(file))
+                if file.name.endswith(".index.json"):
+                    _check_parts(file)
     except DataError:
         raise
     except (OSError, ValueError) as error:  # ValueError: no possible name
         reason, which = getattr(error, "strerror", None) or first_line(error), getattr(error, "filename", None) or place
         raise DataError(f"{name}: {which} cannot be read ({reason}); give another folder") from error
     return place
+
+
+def _check_parts(file: Path) -> None:
+    """Raise :class:`OSError` where a list of the files of weights names any that are not files of its own folder, which were checked."""
+    try:
+        parts = set(json.loads(read_file(file, limit=_MAX_CONFIG))["weight_map"].values())
+        is_sound = all((file.parent / part).parent == file.parent and part not in ("", ".", "..") for part in parts)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        is_sound = False
+    if not is_sound:
+        raise OSError(None, "it names files of weights that are not in its folder", str(file))
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from distillhash.files import write_atomic
 from distillhash.methods import method_class
 from distillhash.metrics import bit_statistics, neighbour_recall
 from distillhash.models import HashModel
+from distillhash.output import escaped
 from distillhash.sources import ImageSource, Skipped, Source, encode_thumbnail, open_source
 from distillhash.supervision.similarity import judge_pairs
 
@@ -104,12 +105,19 @@ class ReportData:
     comparison: Mapping[str, Any] = field(default_factory=dict)  # tables and figures of a benchmark
 
 
+def _plain(value: Any) -> Any:
+    """A value of the page: text of a file name or a label may hold escape sequences and what reverses the direction of writing."""
+    return escaped(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
 def write_report(path: str | Path, data: ReportData) -> None:
     """Write the report as one HTML file, which appears whole or not at all; the same data give the same bytes."""
     from jinja2 import Environment, StrictUndefined
 
     figures.load_matplotlib(Path(path).parent)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_plain
+    )
     environment.filters |= {"data_uri": _data_uri, "count": "{:,}".format, "bytes": format_bytes}
     environment.filters |= {"percent": percent, "decimal": decimal}
     environment.globals |= {"method_class": method_class, "skipped_shown": SKIPPED_SHOWN}

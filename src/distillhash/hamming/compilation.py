@@ -39,15 +39,32 @@ def private(folder: str) -> bool:
         return False
     if not hasattr(os, "getuid"):  # Windows: the user's folders are the user's by default
         return True
-    place = Path(folder).resolve()
+    own, place = os.getuid(), Path(folder).resolve()
     while not place.exists():
         place = place.parent
-    for parent in (place, *place.parents):
+    if place.stat().st_uid != own or _is_shared(place.stat()):
+        return False
+    for parent in place.parents:
         status = parent.stat()
-        others_may_write = status.st_mode & stat.S_IWOTH and (parent == place or not status.st_mode & stat.S_ISVTX)
-        if others_may_write or status.st_uid not in ({os.getuid()} if parent == place else {os.getuid(), 0}):
+        if status.st_uid not in (0, own) or (_is_shared(status) and not status.st_mode & stat.S_ISVTX):
             return False
     return True
+
+
+def _is_shared(status: os.stat_result) -> bool:
+    """Whether a folder can be written by all, or by a group other than root's and the user's own, which has the user's name."""
+    import grp
+    import pwd
+
+    if status.st_mode & stat.S_IWOTH:
+        return True
+    if not status.st_mode & stat.S_IWGRP or status.st_gid == 0:
+        return False
+    try:
+        group, user = grp.getgrgid(status.st_gid), pwd.getpwuid(os.getuid())
+    except KeyError:
+        return True
+    return group.gr_name != user.pw_name or not set(group.gr_mem) <= {user.pw_name}
 
 
 class _Private:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distillhash.errors import FormatError, ParameterError
-from distillhash.index.address import folder_of, scheme_of, shown
+from distillhash.index.address import check_address, folder_of, scheme_of, shown
 from distillhash.index.base import Index, Item, RangeResult, SearchResult
 from distillhash.index.embedded import Durability, EmbeddedIndex
 
@@ -41,6 +41,7 @@ def open_index(
         MissingDependencyError: the engine's client is not installed; the message names the extra.
         DistillHashError: a server that does not answer or refuses.
     """
+    check_address(uri_or_dir)
     scheme = scheme_of(uri_or_dir)
     uri = str(uri_or_dir)
     if scheme in ("memory", "milvus") and durability != "normal":
@@ -48,6 +49,7 @@ def open_index(
     if scheme in ("postgresql", "postgres"):
         from distillhash.index.postgres import PostgresIndex
 
+        uri = f"{scheme}://{uri.partition('://')[2]}"  # libpq knows it in lower case alone, and quotes what it does not know
         return PostgresIndex(uri, n_bits, create, model_fingerprint, durability == "full")
     if scheme == "milvus":
         from distillhash.index.milvus import MilvusIndex

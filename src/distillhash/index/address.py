@@ -5,11 +5,39 @@ Unknown options are refused by name, so that a mistyped one is noticed. Messages
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode
 
 from distillhash.errors import ParameterError
+
+_SECRET = re.compile(
+    "pass|pwd|token|secret|cred", re.IGNORECASE
+)  # in the name of an option, or in its value by mistake
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]*\]|[^:\[\]@]*)(:[0-9]*)?")
+_ONE_SLASH = re.compile("(postgres|postgresql|milvus):(?!//)", re.IGNORECASE)
+
+
+def check_address(place: str | Path) -> None:
+    """Raise :class:`ParameterError` where a password may stand in a place that messages show, ours or a client library's.
+
+    That is so where the parts of a URI cannot be told apart, because a password has a character of a separator.
+    """
+    scheme, text = scheme_of(place), str(place)
+    if _ONE_SLASH.match(text):
+        raise ParameterError(
+            f"an address of a server is written {text.partition(':')[0].lower()}://HOST/...; write two slashes"
+        )
+    if not scheme:
+        return
+    userinfo, _, hosts = re.split("[/?]", text.partition("://")[2], maxsplit=1)[0].rpartition("@")
+    is_odd = ("@" in userinfo and scheme != "milvus") or not all(map(_HOST.fullmatch, hosts.split(",")))
+    if is_odd or re.search("%(?![0-9A-Fa-f]{2})", text):
+        raise ParameterError(
+            f"the {scheme}:// address cannot be read: between its // and the next / must be USER:PASSWORD@HOST:PORT; write the characters "
+            "/ ? # @ : % of a password as %2F %3F %23 %40 %3A %25"
+        )
 
 
 def scheme_of(place: str | Path) -> str:
@@ -59,6 +87,6 @@ def shown(place: str | Path) -> str:
     rest, question, query = rest.partition("?")
     host, slash, path = rest.partition("/")
     user, at, host = host.rpartition("@")
-    pairs = [pair for pair in parse_qsl(query, keep_blank_values=True) if pair[0] not in ("password", "sslpassword")]
+    pairs = [pair for pair in parse_qsl(query, keep_blank_values=True) if not _SECRET.search(" ".join(pair))]
     options = urlencode(pairs, safe="/:", quote_via=quote)
     return f"{scheme}://{user.partition(':')[0]}{at}{host}{slash}{path}{question if options else ''}{options}"

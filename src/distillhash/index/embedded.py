@@ -28,7 +28,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 from urllib.parse import quote
@@ -525,6 +525,12 @@ _TABLES = (
     "CREATE INDEX IF NOT EXISTS changes_by_generation ON changes (generation)",
     "CREATE TABLE IF NOT EXISTS generations (number INTEGER PRIMARY KEY, name TEXT NOT NULL, items INTEGER NOT NULL)",
 )
+_OF_SQLITE = {  # what SQLite itself adds: for AUTOINCREMENT, for UNIQUE, and when somebody runs ANALYZE; None is the text of its own
+    ("table", "sqlite_sequence", "CREATE TABLE sqlite_sequence(name,seq)"),
+    ("index", "sqlite_autoindex_items_1", "None"),
+    ("table", "sqlite_stat1", "CREATE TABLE sqlite_stat1(tbl,idx,stat)"),
+    ("table", "sqlite_stat4", "CREATE TABLE sqlite_stat4(tbl,idx,neq,nlt,ndlt,sample)"),
+}
 _MOST_VARIABLES = 500  # of one SQL statement; SQLite allows 999 at least
 _MEMBERS_AT_ONCE = 10_000
 _ROWS_AT_ONCE = 65536  # read into Python objects, which are many times larger than the codes
@@ -542,6 +548,11 @@ _LIMITS = {
 }
 _CONDITION_SECONDS = 10.0  # for a condition, and as much again for a million items
 _JOURNAL_SECONDS = 2.0
+_LEAST_STEPS, _STEPS_PER_BYTE, _STEPS_AT_ONCE = (
+    10_000_000,
+    50,
+    10_000,
+)  # a row takes 10 bytes or more, and some 10 to 40 steps
 _STEPS = 1000  # of SQLite between two looks at the clock
 
 
@@ -616,11 +627,13 @@ class ItemTable:
 
     def check(self) -> None:
         """Raise :class:`FormatError` unless these are the tables of an index, and nothing else is there that could run or act."""
-        found = self._run("SELECT name, sql FROM sqlite_master LIMIT 20")
+        found = self._run(f"SELECT type, name, sql FROM sqlite_master LIMIT {len(_TABLES) + len(_OF_SQLITE) + 1}")
+        made = [(kind, name, " ".join(str(sql).split())) for kind, name, sql in found]
         ours = {" ".join(table.replace("IF NOT EXISTS ", "").split()) for table in _TABLES}
-        made = {name: " ".join(str(sql).split()) for name, sql in found if not str(name).startswith("sqlite_")}
-        foreign = [name for name, sql in made.items() if sql not in ours]
-        if foreign or len(made) != len(ours):
+        allowed = _OF_SQLITE | {(text.split()[1].lower(), text.split()[2], text) for text in ours}
+        # A name proves nothing: a trigger may be called sqlite_x, or as a table of ours is.
+        foreign = [name for kind, name, sql in made if (kind, name, sql) not in allowed]
+        if foreign or len(made) != len(set(made)) or ours - {sql for _, _, sql in made}:
             what = f" (it has {foreign[0]!r:.60})" if foreign else ""
             raise FormatError(f"{self.name} is not the database of an index{what}; restore it or build the index again")
 
@@ -705,6 +718,8 @@ class ItemTable:
             WHERE id > ?1 AND (instr(metadata, ?2) > 0 {"OR " + same if below else ""}) ORDER BY id LIMIT {_MEMBERS_AT_ONCE}"""
         last = -1
         while rows := self._run(query, last, text, *([start] if below else [])):
+            if rows[-1][0] <= last:
+                raise damaged(self.name, f"id {last} is not before id {rows[-1][0]}")
             yield from rows
             last = rows[-1][0]
 
@@ -762,6 +777,7 @@ class ItemTable:
 
     def _stream(self, statement: str, *values: Any) -> Iterator[list[tuple[Any, ...]]]:
         """The rows of a statement in lists of bounded length."""
+        self._limit_steps()
         try:
             cursor = self._connection.execute(statement, values)
             while rows := cursor.fetchmany(_ROWS_AT_ONCE):
@@ -769,7 +785,23 @@ class ItemTable:
         except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
             raise self._explained(error) from error
 
+    def _limit_steps(self) -> None:
+        """Let the next statement take no more steps than a database of this size can need.
+
+        In a damaged file pages may be children of several others, so that a few of them hold rows without end. What counts the steps is no
+        Python code: that would be interrupted in the place of a Ctrl-C.
+        """
+        if self._database is None:
+            return
+        size = 0
+        for ending in ("", "-wal"):
+            with suppress(OSError):
+                size += os.stat(f"{self._database}{ending}").st_size  # noqa: PTH116  # for each statement; a Path is slower
+        calls = (_LEAST_STEPS + _STEPS_PER_BYTE * size) // _STEPS_AT_ONCE
+        self._connection.set_progress_handler(partial(next, repeat(0, calls), 1), _STEPS_AT_ONCE)
+
     def _run_many(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
+        self._connection.set_progress_handler(None, 0)  # as many steps as there are rows
         try:
             self._connection.executemany(statement, rows)
         except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
@@ -790,6 +822,8 @@ class ItemTable:
             return DistillHashError(
                 f"another process has been writing to {self.name} for {_WAIT_SECONDS:g} s; try again when it is done"
             )
+        if text == "interrupted":
+            return damaged(self.name, "a statement finds more in it than it can hold")
         if isinstance(error, sqlite3.OperationalError) and "decode" not in text:
             return DistillHashError(f"{self.name} cannot be used now ({text}); check the disk and the permissions")
         return damaged(self.name, text)

@@ -198,6 +198,8 @@ class Limits:
             raise Problem(400, "the content-length is not a number", _CLOSE)
         if int(length) > settings.max_upload:
             raise _too_large(settings.max_upload, f"{int(length)} bytes")
+        if sum(name == b"host" for name, _ in given) > 1:  # a proxy may have looked at the other
+            raise Problem(400, "the request has more than one host", _CLOSE)
         host = headers.get(b"host", b"").decode("latin-1").lower()
         if self._names is not None and _PORT.sub("", host) not in self._names:
             detail = "this server answers to localhost only; open it under the address it printed, or give it a token"
