@@ -280,6 +280,15 @@ def test_statistics_of_sqlite_are_no_harm(folder: Path) -> None:
     search(folder)
 
 
+def test_more_metadata_than_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "_BYTES_AT_ONCE", 1 << 20)
+    run_sql(folder, "UPDATE items SET metadata = json_object('a', hex(zeroblob(100000)))")
+    with open_index(folder) as index:
+        assert len(index.get(range(5))) == 5
+        with pytest.raises(FormatError, match="300 items have more than 19 MiB of keys and metadata"):
+            index.get(range(300))
+
+
 @pytest.mark.parametrize("table", ["changes", "items"])
 def test_rows_without_end_in_a_small_file(folder: Path, monkeypatch: pytest.MonkeyPatch, table: str) -> None:
     """Every page of the tree has one page below it, 400 times."""

@@ -24,8 +24,8 @@ import sqlite3
 import stat
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, repeat
@@ -534,6 +534,7 @@ _OF_SQLITE = {  # what SQLite itself adds: for AUTOINCREMENT, for UNIQUE, and wh
 _MOST_VARIABLES = 500  # of one SQL statement; SQLite allows 999 at least
 _MEMBERS_AT_ONCE = 10_000
 _ROWS_AT_ONCE = 65536  # read into Python objects, which are many times larger than the codes
+_BYTES_AT_ONCE, _BYTES_OF_AN_ITEM = 256 << 20, 64 << 10  # of keys and metadata in one answer
 _WAIT_SECONDS = 60.0
 # Keys come in any order: with SQLite's default cache of 2 MB their index is read from the disk again and again. The log is transferred to
 # the table every 16384 pages of 4 KiB.
@@ -697,9 +698,18 @@ class ItemTable:
                 raise damaged(self.name, f"the code of id {wrong[0]} has {what}, not {width} bytes")
             yield rows
 
-    def rows(self, ids: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+    def rows(self, ids: Sequence[int]) -> list[tuple[Any, ...]]:
         """Id, code, key, digest and metadata of those items that are there."""
-        return self._select_in("SELECT id, code, key, digest, metadata FROM items WHERE id IN ({})", ids)
+        n_bytes, most = 0, _BYTES_AT_ONCE + _BYTES_OF_AN_ITEM * len(ids)
+        query = "SELECT id, code, key, digest, metadata FROM items WHERE id IN ({})"
+        found = []
+        with closing(self._select_in(query, ids, at_once=16)) as rows:
+            for row in rows:
+                n_bytes += sum(len(value) for value in row[1:] if isinstance(value, str | bytes))
+                if n_bytes > most:
+                    raise damaged(self.name, f"{len(ids)} items have more than {most >> 20} MiB of keys and metadata")
+                found.append(row)
+        return found
 
     def known(self, keys: Sequence[str]) -> Known:
         """Id and content digest of those keys that are there."""
@@ -775,13 +785,15 @@ class ItemTable:
         """All rows of a statement."""
         return list(chain.from_iterable(self._stream(statement, *values)))
 
-    def _stream(self, statement: str, *values: Any) -> Iterator[list[tuple[Any, ...]]]:
+    def _stream(
+        self, statement: str, *values: Any, at_once: int = _ROWS_AT_ONCE
+    ) -> Generator[list[tuple[Any, ...]], None, None]:
         """The rows of a statement in lists of bounded length."""
         self._limit_steps()
         try:
-            cursor = self._connection.execute(statement, values)
-            while rows := cursor.fetchmany(_ROWS_AT_ONCE):
-                yield rows
+            with closing(self._connection.execute(statement, values)) as cursor:
+                while rows := cursor.fetchmany(at_once):
+                    yield rows
         except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
             raise self._explained(error) from error
 
@@ -807,12 +819,15 @@ class ItemTable:
         except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
             raise self._explained(error) from error
 
-    def _select_in(self, query: str, values: Sequence[Any]) -> Iterator[Any]:
+    def _select_in(
+        self, query: str, values: Sequence[Any], *, at_once: int = _ROWS_AT_ONCE
+    ) -> Generator[Any, None, None]:
         """Rows of a query whose ``{}`` takes the placeholders of the values, a bounded number of values at a time."""
         self._run("SELECT 1")  # raises on a closed index even where there are no values
         for start in range(0, len(values), _MOST_VARIABLES):
             part = values[start : start + _MOST_VARIABLES]
-            yield from self._run(query.format(",".join("?" * len(part))), *part)
+            with closing(self._stream(query.format(",".join("?" * len(part))), *part, at_once=at_once)) as batches:
+                yield from chain.from_iterable(batches)
 
     def _explained(self, error: Exception) -> DistillHashError:
         text = " ".join(str(error).split())[:200]
