@@ -24,6 +24,10 @@ _KEPT_SEGMENTS = {  # application segments that bear on the pixels; an empty pre
     0xE1: (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"),
     0xEE: (b"Adobe",),
 }
+_LEAST_SEGMENT = {
+    0xE0: 16,
+    0xEE: 14,
+}  # bytes with the length: what is shorter says nothing, and the decoder would read behind it
 _LEAST_SHARE = (
     1000  # a JPEG that is cut has a byte for this many pixels at least: fewer hold less than about 1% of a picture
 )
@@ -50,6 +54,8 @@ def contents(data: bytes, *, frames: bool = False) -> Contents:
         return _jpeg(data, frames)
     if data.startswith((b"GIF87a", b"GIF89a")):
         return _gif(data)
+    if data.startswith(b"RIFF") and data[8:16] in (b"WEBPVP8 ", b"WEBPVP8L"):
+        return _webp(data)
     return Contents(data)
 
 
@@ -83,6 +89,8 @@ def _png(data: bytes, frames: bool) -> Contents:
     if not chunks or chunks[0][0] != b"IHDR" or len(chunks[0][1]) < 13:
         return Contents(data)
     first, *others = chunks
+    colour = first[1][9]
+    others = [one for one in others if one[0] != b"tRNS" or colour not in (0, 2) or len(one[1]) == (2, 0, 6)[colour]]
     others.sort(
         key=lambda chunk: chunk[0] not in _PNG_TEXT and chunk[0] != b"eXIf"
     )  # the orientation is known before the pixels
@@ -96,7 +104,7 @@ def _kept(kind: bytes, body: bytes) -> bool:
     """Whether an ancillary chunk bears on how the picture is shown."""
     if kind in (b"tRNS", b"eXIf"):
         return True
-    if not body.startswith(_PNG_TEXT.get(kind, b"\0")) or len(body) > _MOST_TEXT:
+    if kind not in _PNG_TEXT or not body.startswith(_PNG_TEXT[kind]) or len(body) > _MOST_TEXT:
         return False
     if kind == b"tEXt" or (kind == b"iTXt" and body[18:19] == b"\0"):
         return True
@@ -151,7 +159,8 @@ def _jpeg(data: bytes, frames: bool) -> Contents:
                 place = len(data) - 2
         if not scan and (0xE0 <= code <= 0xEF or code == 0xFE):
             kept = _KEPT_SEGMENTS.get(code, ())
-            if not any(data.startswith(prefix, body + 2) for prefix in kept):
+            told = length >= _LEAST_SEGMENT.get(code, 0)
+            if not (told and any(data.startswith(prefix, body + 2) for prefix in kept)):
                 if frames and data.startswith(b"MPF\0", body + 2):
                     continue
                 parts.append(data[copied:start])
@@ -162,6 +171,14 @@ def _jpeg(data: bytes, frames: bool) -> Contents:
         return Contents(data, lacking=True)
     parts += data[copied:end], b"\xff\xd9"
     return Contents(b"".join(parts), "the JPEG data end early")
+
+
+def _webp(data: bytes) -> Contents:
+    """A still picture; a wrong length of the whole file is mended, for the picture has its own."""
+    chunk = int.from_bytes(data[16:20], "little")
+    if int.from_bytes(data[4:8], "little") + 8 <= len(data) or 20 + chunk > len(data):
+        return Contents(data)
+    return Contents(data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8:])
 
 
 def _gif(data: bytes) -> Contents:
