@@ -86,6 +86,19 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
 
 
+def test_no_file_takes_the_place_of_a_device_or_a_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    (tmp_path / "stdout").symlink_to("file")
+    (tmp_path / "file").write_bytes(b"old")
+    monkeypatch.setattr("distillhash.files._in_system", lambda path: True)  # as /dev/stdout; never tried there
+    for name in ("pipe", "link", "stdout"):
+        with pytest.raises(OSError, match="it is a device or a pipe"):
+            write_atomic(tmp_path / name, b"data")
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "stdout").is_symlink()
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
 def test_a_folder_of_that_name_is_refused_and_nothing_stays(tmp_path: Path) -> None:
     (tmp_path / "name").mkdir()
     with pytest.raises(OSError, match="name"):

@@ -74,14 +74,25 @@ def read_file(path: str | Path, *, limit: int = MAX_FILE_SIZE, follow_links: boo
         return data
 
 
+def _in_system(path: Path) -> bool:
+    """Whether a path lies in a folder of the system's own links, such as /dev/stdout."""
+    return path.parent.resolve().parts[1:2] in (("dev",), ("proc",))
+
+
 def write_atomic(path: str | Path, data: bytes, *, durable: bool = False) -> None:
     """Write a file that appears whole or not at all, whatever process or power fails meanwhile.
 
     The data goes to a hidden temporary file in the same folder, which is renamed at the end and removed after an error. An existing
     file is replaced, and missing folders are made. Of several writers of one path the last one wins. ``durable`` waits until data and
-    name are on the disk, so that the file also survives a power failure after the return.
+    name are on the disk, so that the file also survives a power failure after the return. A device or a pipe (``/dev/stdout`` too) is an
+    :class:`OSError`: a file would take its place.
     """
     path = Path(path)
+    for status in (os.lstat, os.stat):
+        with contextlib.suppress(FileNotFoundError):
+            mode = status(path).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and not _in_system(path))):
+                raise OSError(errno.EINVAL, "it is a device or a pipe, not a regular file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:

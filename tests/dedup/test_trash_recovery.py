@@ -308,7 +308,21 @@ def test_damaged_lines_are_reported_and_the_others_go_on(root: Path) -> None:
     assert move(moves_of(root), trash, root).done == [str(root / "c.jpg")]
     outcome = undo(trash, root)
     assert [place for place, _ in outcome.left] == [f"line {2 * n + 1} of its journal" for n in range(len(bad))]
+    assert not [reason for _, reason in outcome.left if "__init__" in reason or "column" in reason]
     assert len(outcome.done) == 6 and snapshot(root) == before | {"c.jpg": (b"a" * 2000, TIME)}
+
+
+@pytest.mark.parametrize("lost", [slice(1, 3), slice(0, None)])
+def test_files_whose_lines_are_lost_are_named(root: Path, lost: slice) -> None:
+    trash = root / FOLDER_NAME
+    move(moves_of(root), trash, root)
+    lines = (trash / JOURNAL).read_bytes().splitlines(keepends=True)
+    places = {str(trash / json.loads(line)["trash"]) for line in lines[lost]}
+    (trash / JOURNAL).write_bytes(b"".join(line for line in lines if line not in lines[lost]))
+    write(trash / "2024" / "own.jpg", b"of somebody else")
+    outcome = undo(trash, root)
+    assert {place for place, _ in outcome.left} == places and len(outcome.done) == len(lines) - len(places)
+    assert all("no line of the journal" in reason for _, reason in outcome.left)
 
 
 def test_a_flood_of_damaged_lines_is_counted(root: Path) -> None:

@@ -36,24 +36,31 @@ def before_pixels(extra: bytes) -> bytes:
     return PNG[:33] + extra + PNG[33:]
 
 
-SOUND_PNGS = {
-    "compressed text that unfolds to 256 MiB": before_pixels(
-        chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 28), 9))
-    ),
-    "100 MB of text": before_pixels(chunk(b"tEXt", b"k\0" + b"a" * 1_000_000) * 100),
-    "international text": before_pixels(chunk(b"iTXt", b"parameters\0\1\0\0\0" + zlib.compress(bytes(3_000_000)))),
-    "text that is no text": before_pixels(chunk(b"iTXt", b"\xff" * 30) + chunk(b"zTXt", b"") + chunk(b"tEXt", b"")),
-    "a profile of 32 MiB": before_pixels(chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(1 << 25)))),
-    "a profile packed in an unknown way": before_pixels(chunk(b"iCCP", b"k\0\7xx")),
-    "an orientation block of rubbish": before_pixels(chunk(b"eXIf", b"\xff" * 3_000_000)),
-    "text behind the pixels": PNG[:-12] + chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 24))) + PNG[-12:],
-    "a wrong checksum behind the pixels": PNG[:-12] + chunk(b"tEXt", b"k\0x", right=False) + PNG[-12:],
-    "an animation of no frames": before_pixels(chunk(b"acTL", b"") + chunk(b"fcTL", bytes(3))),
-    "rubbish at the end": PNG + bytes(99) + b"rubbish",
-} | {
-    f"a wrong checksum in {kind.decode()}": before_pixels(chunk(kind, bytes(9), right=False))
-    for kind in (b"tIME", b"gAMA", b"cHRM", b"pHYs", b"tEXt", b"zTXt", b"iCCP", b"eXIf", b"abCd")
-}
+SOUND_PNGS = (
+    {
+        "compressed text that unfolds to 256 MiB": before_pixels(
+            chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 28), 9))
+        ),
+        "100 MB of text": before_pixels(chunk(b"tEXt", b"k\0" + b"a" * 1_000_000) * 100),
+        "international text": before_pixels(chunk(b"iTXt", b"parameters\0\1\0\0\0" + zlib.compress(bytes(3_000_000)))),
+        "text that is no text": before_pixels(chunk(b"iTXt", b"\xff" * 30) + chunk(b"zTXt", b"") + chunk(b"tEXt", b"")),
+        "a profile of 32 MiB": before_pixels(chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(1 << 25)))),
+        "a profile packed in an unknown way": before_pixels(chunk(b"iCCP", b"k\0\7xx")),
+        "an orientation block of rubbish": before_pixels(chunk(b"eXIf", b"\xff" * 3_000_000)),
+        "text behind the pixels": PNG[:-12] + chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 24))) + PNG[-12:],
+        "a wrong checksum behind the pixels": PNG[:-12] + chunk(b"tEXt", b"k\0x", right=False) + PNG[-12:],
+        "an animation of no frames": before_pixels(chunk(b"acTL", b"") + chunk(b"fcTL", bytes(3))),
+        "rubbish at the end": PNG + bytes(99) + b"rubbish",
+    }
+    | {
+        f"a wrong checksum in {kind.decode()}": before_pixels(chunk(kind, bytes(9), right=False))
+        for kind in (b"tIME", b"gAMA", b"cHRM", b"pHYs", b"tEXt", b"zTXt", b"iCCP", b"eXIf", b"abCd")
+    }
+    | {
+        f"a {kind.decode()} of two bytes": before_pixels(chunk(kind, bytes(2)))
+        for kind in (b"tIME", b"gAMA", b"cHRM", b"pHYs", b"sRGB", b"sBIT", b"bKGD", b"tRNS")
+    }
+)
 
 
 @pytest.mark.parametrize("kind", sorted(SOUND_PNGS))
@@ -88,6 +95,8 @@ SOUND_JPEGS = {
     "an end marker in a thumbnail": JPEG[:2] + segment(0xE1, b"Exif\0\0" + factory.make_jpeg(8, 8)) + JPEG[2:],
     "rubbish at the end": JPEG + b"rubbish" * 1000,
     "another picture at the end": JPEG + factory.make_jpeg(90, 70, 1),
+    "a short mark of Adobe": JPEG[:2] + segment(0xEE, b"Adobe") + JPEG[2:],
+    "a short mark of JFIF": JPEG[:2] + segment(0xE0, b"JFIF\0") + JPEG[2:],
     "a filled-up marker": JPEG[:SCAN] + b"\xff\xff\xff" + JPEG[SCAN:],
 }  # fmt: skip
 
@@ -155,9 +164,11 @@ def test_gifs_at_their_end() -> None:
 def test_other_formats_with_large_metadata_and_wrong_sizes() -> None:
     bmp, rubbish = factory.encode(PIXELS, "BMP"), bytes(3_000_000)
     webp = factory.encode(PIXELS, "WEBP", lossless=True, exif=b"Exif\0\0" + rubbish, icc_profile=rubbish, xmp=rubbish)
+    still = factory.encode(PIXELS, "WEBP", lossless=True)
     for data in (
         webp,
         webp + b"rubbish",
+        still[:4] + struct.pack("<I", len(still) + 1000) + still[8:],
         bmp[:2] + bytes(4) + bmp[6:],
         bmp[:2] + b"\xff" * 4 + bmp[6:],
         factory.encode(PIXELS, "TIFF", icc_profile=rubbish),

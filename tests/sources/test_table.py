@@ -228,6 +228,19 @@ def test_damaged(tmp_path: Path) -> None:
             open_source(tmp_path / "cut.parquet")
 
 
+def test_the_file_of_a_folder_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet")
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n"
+    for content, said in (
+        (b"", "b.parquet"),
+        (b"nonsense" * 99, "b.parquet"),
+        (pointer, "b.parquet is .* `git lfs pull`"),
+    ):
+        (tmp_path / "b.parquet").write_bytes(content)
+        with pytest.raises(DataError, match=said):
+            open_source(tmp_path)
+
+
 def test_a_damaged_row_group_costs_its_rows_only(tmp_path: Path) -> None:
     write(tmp_path / "t.parquet", n=8, row_group_size=4)
     path = tmp_path / "t.parquet"

@@ -152,9 +152,14 @@ class Journal:
 
 def parse(line: bytes) -> Entry:
     """The entry of a line; a ValueError or TypeError where it is none, or names a place that no trash or collection has."""
-    found = json.loads(line.decode("utf-8-sig", "surrogateescape"))
+    try:
+        found = json.loads(line.decode("utf-8-sig", "surrogateescape"))
+    except ValueError as error:
+        raise ValueError("it is no JSON") from error
     if not isinstance(found, dict):
         raise TypeError("it is no object")
+    if missing := [name for name in _KINDS if name not in found]:
+        raise ValueError(f"it has no {missing[0]}")
     entry = Entry(**{one.name: found[one.name] for one in fields(Entry) if one.name in found})
     for name, kind in (_KINDS | _OPTIONAL).items():
         value = getattr(entry, name)

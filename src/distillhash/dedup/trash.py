@@ -33,6 +33,7 @@ FOLDER_NAME = ".distillhash-trash"
 """Default trash inside a folder of images: hidden, so that sources do not see it, and on the same disk, so that moving copies nothing."""
 
 _FILES_IN_BATCH = 5000  # FAT holds few long names in one folder
+_BATCH = "[0-9]{4,8}"
 _TIME_STEP = 2 * 10**9  # ns in which FAT counts
 
 
@@ -106,6 +107,8 @@ def undo(trash: Path, root: Path | None = None, *, anywhere: bool = False, progr
                 except (OSError, ValueError) as error:
                     where = bin_.place(entry) or entry.path
                     outcome.left.append((where, f"{_reason(error)}; it is {trash / entry.trash}"))
+        unnamed = "it is in the trash, and no line of the journal that can be read says where it belongs"
+        outcome.left += [(str(trash / name), unnamed) for name in bin_.unnamed()]
     return outcome
 
 
@@ -125,6 +128,7 @@ class _Trash:
     absent: set[str] = field(default_factory=set)  # places of entries whose file is neither there nor in the trash
     roots: Counter[str] = field(default_factory=Counter)  # where collections of old entries may have been
     gone: set[str] = field(default_factory=set)  # recorded collections that are not there
+    named: set[str] = field(default_factory=set)  # what the journal names in the trash
 
     @property
     def collection(self) -> str | None:
@@ -136,6 +140,7 @@ class _Trash:
         """Entries whose file is in the trash, oldest first; damaged lines are listed, and partial copies removed."""
         held = []
         for entry in self.journal.read(damaged):
+            self.named.add(entry.trash)
             try:
                 with self._away(entry) as away:
                     _remove_part(Place(away.folder, f"{away.name}.part"))
@@ -154,6 +159,14 @@ class _Trash:
                 if place is not None and not os.path.lexists(place):
                     self.absent.add(place)
         return held
+
+    def unnamed(self) -> list[str]:
+        """Files with names of ours, relative to the trash, that no entry names: their lines are damaged, or lost."""
+        found = []
+        for batch in _names(self.folder, _BATCH):
+            with contextlib.suppress(OSError), open_folder(self.folder, [batch]) as folder:
+                found += [f"{batch}/{name}" for name in _names(folder, "[0-9]{6,}-.*")]
+        return sorted(set(found) - self.named)
 
     def finish_moves(self) -> None:
         """Finish moves that were killed between the two names, and cut off a last line without its end."""
@@ -401,13 +414,18 @@ def _split(trash: Path, root: Path | None) -> tuple[str, list[str]]:
     return os.path.dirname(whole), [os.path.basename(whole)]
 
 
-def _new_batch(folder: int) -> str:
-    """A folder in the trash that nothing is in."""
+def _names(folder: int, pattern: str) -> list[str]:
+    """The names in a folder that match."""
     handle = os.open(".", os.O_RDONLY, dir_fd=folder)
     try:
-        number = 1 + max((int(name) for name in os.listdir(handle) if re.fullmatch("[0-9]{4,8}", name)), default=0)
+        return [name for name in os.listdir(handle) if re.fullmatch(pattern, name)]
     finally:
         os.close(handle)
+
+
+def _new_batch(folder: int) -> str:
+    """A folder in the trash that nothing is in."""
+    number = 1 + max(map(int, _names(folder, _BATCH)), default=0)
     while True:
         with contextlib.suppress(FileExistsError):
             os.mkdir(f"{number:04}", dir_fd=folder)

@@ -24,6 +24,7 @@ _KEPT_SEGMENTS = {  # application segments that bear on the pixels; an empty pre
     0xE1: (b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"),
     0xEE: (b"Adobe",),
 }
+_LEAST_SEGMENT = {0xE0: 16, 0xEE: 14}  # bytes: shorter ones say nothing, and the decoder would read behind them
 _LEAST_SHARE = 1000  # a JPEG that is cut has a byte for so many pixels: fewer hold less than about 1% of a picture
 
 
@@ -48,6 +49,8 @@ def contents(data: bytes, *, frames: bool = False) -> Contents:
         return _jpeg(data, frames)
     if data.startswith((b"GIF87a", b"GIF89a")):
         return _gif(data)
+    if data.startswith(b"RIFF") and data[8:16] in (b"WEBPVP8 ", b"WEBPVP8L"):
+        return _webp(data)
     return Contents(data)
 
 
@@ -79,6 +82,8 @@ def _png(data: bytes, frames: bool) -> Contents:
     if not chunks or chunks[0][0] != b"IHDR" or len(chunks[0][1]) < 13:
         return Contents(data)
     first, *others = chunks
+    colour = first[1][9]
+    others = [one for one in others if one[0] != b"tRNS" or colour not in (0, 2) or len(one[1]) == (2, 0, 6)[colour]]
     # The orientation is known before the pixels.
     others.sort(key=lambda chunk: chunk[0] not in _PNG_TEXT and chunk[0] != b"eXIf")
     parts = [_SIGNATURE]
@@ -95,7 +100,7 @@ def _kept(kind: bytes, body: bytes) -> bool:
     """Whether an ancillary chunk bears on how the picture is shown."""
     if kind in (b"tRNS", b"eXIf"):
         return True
-    if not body.startswith(_PNG_TEXT.get(kind, b"\0")) or len(body) > _MOST_TEXT:
+    if kind not in _PNG_TEXT or not body.startswith(_PNG_TEXT[kind]) or len(body) > _MOST_TEXT:
         return False
     if kind == b"tEXt" or (kind == b"iTXt" and body[18:19] == b"\0"):
         return True
@@ -148,8 +153,8 @@ def _jpeg(data: bytes, frames: bool) -> Contents:
             if not frames and data.endswith(b"\xff\xd9"):
                 place = len(data) - 2
         if not scan and (0xE0 <= code <= 0xEF or code == 0xFE):
-            kept = _KEPT_SEGMENTS.get(code, ()) + ((b"MPF\0",) if frames else ())
-            if not data.startswith(kept, body + 2):
+            kept = _KEPT_SEGMENTS.get(code, ()) if length >= _LEAST_SEGMENT.get(code, 0) else ()
+            if not data.startswith(kept + ((b"MPF\0",) if frames else ()), body + 2):
                 parts.append(data[copied:start])
                 copied = place
                 if frames:  # a comment of the same length, for the places of other pictures are counted from here
@@ -158,6 +163,14 @@ def _jpeg(data: bytes, frames: bool) -> Contents:
         return Contents(data, lacking=True)
     parts += data[copied:end], b"\xff\xd9"
     return Contents(b"".join(parts), "the JPEG data end early")
+
+
+def _webp(data: bytes) -> Contents:
+    """A still picture; a wrong length of the whole file is mended, for the picture has its own."""
+    chunk = int.from_bytes(data[16:20], "little")
+    if int.from_bytes(data[4:8], "little") + 8 <= len(data) or 20 + chunk > len(data):
+        return Contents(data)
+    return Contents(data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8:])
 
 
 def _gif(data: bytes) -> Contents:

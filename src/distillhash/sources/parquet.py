@@ -30,6 +30,8 @@ _MAX_HEADER_BYTES = 1 << 24
 _PLAIN, _DICTIONARY_ENCODINGS, _DELTA_BYTE_ARRAY = 0, {2, 8}, 7  # numbers of parquet.thrift
 _DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
 
+_LFS = b"version https://git-lfs.github.com/spec/"
+
 Names = tuple[str, ...]  # of a column, and of the fields in it
 
 
@@ -50,16 +52,22 @@ def readable_table(name: str) -> Iterator[None]:
 @contextmanager
 def open_parquet(path: Path, **options: Any) -> Iterator[Any]:
     """A regular file as a ``pyarrow.parquet.ParquetFile``."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with open_regular(path) as file:
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - 8))
+        if file.read(len(_LFS)) == _LFS:
+            raise OSError(errno.EINVAL, f"{path} is a pointer of Git LFS; fetch the file itself with `git lfs pull`")
+        file.seek(max(0, file.seek(0, 2) - 8))
         length = int.from_bytes(file.read(4), "little")
         if file.read() == b"PAR1" and length > MAX_FILE_SIZE:
             raise OSError(errno.EFBIG, f"its footer has {length:,} bytes, over the limit of {MAX_FILE_SIZE:,}")
         file.seek(0)
-        with pq.ParquetFile(file, **options) as table:
+        try:
+            opened = pq.ParquetFile(file, **options)
+        except pa.ArrowException as error:  # which of the files of a folder it is
+            raise pa.ArrowInvalid(f"{path}: {error}") from error
+        with opened as table:
             yield table
 
 
