@@ -29,7 +29,7 @@ from distillhash.methods.base import MAX_WEIGHTS, read_model_folder
 from distillhash.models import CrossModalModel, Encoded, HashModel, load_model
 from distillhash.progress import Progress
 from distillhash.sources import EmbeddingSource, Skipped, Source, open_source
-from distillhash.sources.base import RowKeys
+from distillhash.sources.base import RowKeys, nothing_usable
 from distillhash.sources.parquet import open_parquet
 from distillhash.sources.vectors import Archive
 from distillhash.texts import unfamiliar_texts
@@ -292,7 +292,7 @@ class Searcher:
 
         Every item is read once; one that the index holds unchanged is neither decoded nor embedded. Each batch is committed before the next
         one is computed, so after a crash, running again goes on where it stopped. ``prune`` removes what is gone from the source.
-        :class:`DataError` where the index stays empty, :class:`ParameterError` where a part of a source is to be pruned.
+        :class:`DataError` where no item can be used, :class:`ParameterError` where a part of a source is to be pruned.
         """
         opened = open_source(source)
         identity = identity_of(opened.name)
@@ -309,8 +309,8 @@ class Searcher:
             skipped += batch.skipped
             update.store(Batch(batch.rows, batch.codes, batch.digests, batch.known))
         added = update.finish(skipped, prune=prune)
-        if skipped and not len(self.index):
-            raise DataError(f"nothing usable in {opened.name}: {skipped[0].key}: {skipped[0].reason}")
+        if len(skipped) == len(opened):
+            raise nothing_usable(opened.name, skipped)
         return added
 
     def add_codes(self, path: str, *, prune: bool = False, replace: bool = False, progress: bool = False) -> Added:

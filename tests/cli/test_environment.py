@@ -1,6 +1,7 @@
 """Homes, temporary folders, encodings, terminals and closed pipes that a user may have."""
 
 import contextlib
+import io
 import json
 import os
 import shutil
@@ -165,6 +166,24 @@ def test_output_that_cannot_be_written(stream: str, tmp_path: Path) -> None:
         expected = {("stdout", "/dev/full"): (1,), ("stdout", "closed"): (0,)}.get((stream, target), (2,))
         assert done.returncode in expected
         assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr
+
+
+def test_a_source_without_a_usable_item_fails_in_every_verb(named: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"")
+    os.mkfifo(tmp_path / "bad" / "b.png")
+    for words in (
+        ["train", "bad", "--method", "lsh", "--bits", "8", "--out", "m"],
+        ["encode", "bad", "--model", f"{named}/m", "--out", "c.npz"],
+        ["index", "bad", "--index", f"{named}/i"],
+        ["search", "bad", "--index", f"{named}/i"],
+        ["search", "bad/a.png", "--index", f"{named}/i"],
+        ["dedup", "bad"],
+    ):
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as said:
+            patch.chdir(tmp_path)
+            assert main([*words, "--quiet"]) == 1
+        assert "a.png: the file is empty" in said.getvalue(), words
 
 
 def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:

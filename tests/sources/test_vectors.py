@@ -127,16 +127,20 @@ def test_npz_labels_of_other_kinds(tmp_path: Path) -> None:
     assert source.label_names == ["x", "y", "z"]
 
 
+def test_labels_that_do_not_fit_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    np.savez(tmp_path / "v.npz", features=np.eye(2), labels=np.zeros(3))
+    assert open_source(tmp_path / "v.npz").labels is None
+    assert "has shape (3,); labels are (2,) classes" in caplog.text
+    with pytest.raises(DataError, match=r"has shape \(3,\)"):
+        open_source(tmp_path / "v.npz", label_column="labels")
+
+
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
         ({"a": np.zeros((2, 2)), "b": np.zeros((2, 2))}, "has 2 candidate arrays of embeddings; name one 'features'"),
         ({"packed": np.zeros((2, 2), np.uint8)}, r"has 0 candidate arrays .* \(it holds: packed uint8 \(2, 2\)\)"),
         ({}, "it holds: nothing"),
-        (
-            {"features": np.zeros((2, 2)), "labels": np.zeros(3)},
-            r"the array 'labels' has shape \(3,\); labels are \(2,\) classes",
-        ),
         ({"features": np.zeros((2, 2)), "keys": np.array(["a"])}, "2 embeddings need 2 keys"),
         ({"features": np.array([[None, 1]], object)}, "is not a readable NumPy file .*without objects"),
     ],

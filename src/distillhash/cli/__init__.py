@@ -117,6 +117,7 @@ def _prepare_output() -> None:
     handler.setFormatter(Escaping())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     warnings.simplefilter("ignore", SkippedItemsWarning)  # verbs count and list skipped items themselves
+    warnings.filterwarnings("ignore", module="PIL")  # of odd metadata
 
 
 def _exists_here() -> bool:

@@ -23,9 +23,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Encode and write."""
     from distillhash.codes import Codes
-    from distillhash.errors import DataError, ParameterError
+    from distillhash.errors import ParameterError
     from distillhash.models import load_model
     from distillhash.search import origin_of
+    from distillhash.sources.base import nothing_usable
 
     out = Path(arguments.out)
     if out.suffix not in (".npz", ".parquet"):
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         skipped += batch.skipped
     summary = report_skipped(arguments, skipped, out.with_name(out.stem + ".skipped.json"))
     if not keys:
-        raise DataError(f"nothing usable in {arguments.source}: all {len(skipped)} items were skipped")
+        raise nothing_usable(arguments.source, skipped)
     out.parent.mkdir(parents=True, exist_ok=True)
     Codes.concatenate(codes, model.n_bits).save(out, keys=keys, origin=origin_of(source))
     say(arguments, f"{len(keys)} codes of {model.n_bits} bits: {out}")

@@ -60,7 +60,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for item in skipped:
         say(arguments, f"{item['query']}: {item['reason']}")
     if skipped and (arguments.strict or not results):
-        raise DataError(f"{len(skipped)} of {len(skipped) + len(results)} queries could not be read")
+        first = f"first {skipped[0]['query']}: {skipped[0]['reason']}"
+        raise DataError(f"{len(skipped)} of {len(skipped) + len(results)} queries could not be read; {first}")
     if not arguments.json:
         for result in results:
             rows = [f"  {n['distance']:>4}  {n['id']:>8}  {escaped(n['key'] or '')}" for n in result["neighbours"]]

@@ -194,12 +194,10 @@ def labelled_vectors(
     if label_column is not None and label_column not in arrays:
         raise no_column("--label-column", label_column, name, arrays.contents())
     if column in arrays:
-        stored = np.zeros(n)
         try:
-            stored = arrays[column]
-            labels, label_names = class_labels(stored, n, f"{name}: the array {column!r}")
+            labels, label_names = class_labels(arrays[column], n, f"{name}: the array {column!r}")
         except DataError as error:
-            if label_column is not None or (stored.ndim and len(stored) != n):  # rows and labels do not belong together
+            if label_column is not None:
                 raise
             _logger.warning("%s; the labels are ignored", error)
     if labels is not None and "label_names" in arrays and arrays["label_names"].ndim == 1:
