@@ -789,8 +789,8 @@ class ItemTable:
         self, statement: str, *values: Any, at_once: int = _ROWS_AT_ONCE
     ) -> Generator[list[tuple[Any, ...]], None, None]:
         """The rows of a statement in lists of bounded length."""
-        self._limit_steps()
         try:
+            self._limit_steps()
             with closing(self._connection.execute(statement, values)) as cursor:
                 while rows := cursor.fetchmany(at_once):
                     yield rows
@@ -813,8 +813,8 @@ class ItemTable:
         self._connection.set_progress_handler(partial(next, repeat(0, calls), 1), _STEPS_AT_ONCE)
 
     def _run_many(self, statement: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        self._connection.set_progress_handler(None, 0)  # as many steps as there are rows
         try:
+            self._connection.set_progress_handler(None, 0)  # as many steps as there are rows
             self._connection.executemany(statement, rows)
         except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
             raise self._explained(error) from error
