@@ -202,7 +202,7 @@ def drawing(shapes: list[tuple[int, int]], colours: list[Colour], alpha: int = 2
     return factory.encode(image, "PNG")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(COLOURS, min_size=1, max_size=3),
     st.integers(100, 255),

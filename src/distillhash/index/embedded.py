@@ -789,13 +789,18 @@ class ItemTable:
         self, statement: str, *values: Any, at_once: int = _ROWS_AT_ONCE
     ) -> Generator[list[tuple[Any, ...]], None, None]:
         """The rows of a statement in lists of bounded length."""
+        cursor = None
         try:
             self._limit_steps()
-            with closing(self._connection.execute(statement, values)) as cursor:
-                while rows := cursor.fetchmany(at_once):
-                    yield rows
+            cursor = self._connection.execute(statement, values)
+            while rows := cursor.fetchmany(at_once):
+                yield rows
         except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
             raise self._explained(error) from error
+        finally:
+            if cursor is not None:
+                with suppress(sqlite3.ProgrammingError):  # the index was closed meanwhile
+                    cursor.close()
 
     def _limit_steps(self) -> None:
         """Let the next statement take no more steps than a database of this size can need.
