@@ -439,7 +439,9 @@ def test_weights_are_files_of_the_folder_itself(transformer: Path, weights: Any,
         damage(transformer / "config.json", transformers_weights=weights)
     else:
         damage(transformer / "config.json", transformers_weights=["x"])
-    with pytest.raises(DataError, match=r"files of weights that are not in its folder|as its weights|seems to be incorrect"):
+    with pytest.raises(
+        DataError, match=r"files of weights that are not in its folder|as its weights|seems to be incorrect"
+    ):
         make_backbone(f"hf:{transformer}", allow_download=False)
 
 
