@@ -41,7 +41,14 @@ def moves_of(root: Path) -> list[Move]:
     ]
 
 
-@pytest.fixture(params=["links", "numbers", "rename", "check", "copy", "copy, rename", "disk"])
+@pytest.fixture(
+    params=[
+        "links",
+        "rename",
+        "copy",
+        *(pytest.param(kind, marks=pytest.mark.long) for kind in ("numbers", "check", "copy, rename", "disk")),
+    ]
+)
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """What the file systems can: hard links, exclusive renames, neither; two disks; two without links; really two disks."""
     kind: str = request.param

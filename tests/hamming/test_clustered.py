@@ -43,7 +43,7 @@ def same(found: tuple[NDArray[Any], ...], expected: tuple[NDArray[Any], ...]) ->
     effort=st.sampled_from([0.0, 0.05, 2.0]),
     data=st.data(),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_answers_are_those_of_the_scan(
     shape: str, layout: Any, n: int, q: int, seed: int, share: float | None, effort: float, data: Any
 ) -> None:

@@ -65,6 +65,7 @@ def test_arrays_and_views(vectors: Path, photos: Path) -> None:
     assert HashModel("embeddings", make_hasher("distillhash-contrast", 4)).fit(x).training["n_views"] == 0
 
 
+@pytest.mark.long
 def test_views_bring_a_teacher_for_the_method_that_has_one(photos: Path) -> None:
     from distillhash.backbones import extract_features, make_backbone
     from distillhash.sources import open_source

@@ -311,6 +311,7 @@ class OwnConfig(PretrainedConfig): model_type = 'own'
 """
 
 
+@pytest.mark.long
 def test_code_beside_a_model_is_neither_run_nor_asked_about(transformer: Path, tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     (transformer / "own.py").write_text(CODE.format(str(marker)))

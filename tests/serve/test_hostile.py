@@ -235,6 +235,7 @@ def test_connections_are_counted(photo_index: Path) -> None:
         assert httpx.get(url + "healthz").status_code == 200
 
 
+@pytest.mark.long
 def test_slow_clients_are_dropped(photo_index: Path) -> None:
     with in_thread(photo_index, head_seconds=1.0, body_seconds=1.0) as url:
         port = int(url.rstrip("/").rpartition(":")[2])

@@ -28,7 +28,7 @@ long = pytest.mark.long
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; apt-get install chromium")
 
 
-@pytest.fixture(params=["python", "nginx"])
+@pytest.fixture(params=[pytest.param("python", marks=[] if NGINX is None else long), "nginx"])
 def proxy(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Proxy]:
     """Starts proxies; gives the address at which one shows a server under a path."""
     if request.param == "nginx" and NGINX is None:

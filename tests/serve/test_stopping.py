@@ -30,6 +30,7 @@ def ended(server: Running, *signals: int) -> tuple[int, str]:
     return status, server.process.stderr.read()
 
 
+@pytest.mark.long
 def test_clients_that_hang_do_not_keep_it(photo_index: Path) -> None:
     """Clients that wait, stopped in a head or a body, do not read, or have closed their side."""
     with starting(photo_index, "--encoders", "1", stopped=False) as server, contextlib.ExitStack() as stack:

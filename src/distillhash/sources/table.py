@@ -415,7 +415,8 @@ def _splits(
         return {}
     owners = np.repeat(np.arange(len(files)), counts)
     found = np.array([_split_of(path, root, number, partitions) for number, path in enumerate(files)])
-    return {split: np.flatnonzero(found[owners] == split) for split in np.unique(found).tolist() if split}
+    names = sorted(set(found.tolist()) - {""}, key=[*_SPLITS.values(), *np.unique(found).tolist()].index)
+    return {split: np.flatnonzero(found[owners] == split) for split in names}
 
 
 def _split_of(path: Path, root: Path | None, number: int, partitions: dict[str, list[str | None]]) -> str:
