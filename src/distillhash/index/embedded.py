@@ -549,12 +549,9 @@ _LIMITS = {
 }
 _CONDITION_SECONDS = 10.0  # for a condition, and as much again for a million items
 _JOURNAL_SECONDS = 2.0
-_LEAST_STEPS, _STEPS_PER_BYTE, _STEPS_AT_ONCE = (
-    10_000_000,
-    50,
-    10_000,
-)  # a row takes 10 bytes or more, and some 10 to 40 steps
-_STEPS = 1000  # of SQLite between two looks at the clock
+_LEAST_STEPS, _STEPS_PER_BYTE = 10_000_000, 50  # a row takes 10 bytes or more, and some 10 to 40 steps of SQLite
+_STEPS_AT_ONCE = 10_000  # steps between two counts
+_STEPS_BETWEEN_LOOKS = 1000  # steps between two looks at the clock
 
 
 class State(NamedTuple):
@@ -738,7 +735,7 @@ class ItemTable:
         seconds = _CONDITION_SECONDS * (1 + self.state().items / 1e6)
         give_up = time.monotonic() + seconds
         self._connection.set_authorizer(_only_reads)
-        self._connection.set_progress_handler(lambda: time.monotonic() > give_up, _STEPS)
+        self._connection.set_progress_handler(lambda: time.monotonic() > give_up, _STEPS_BETWEEN_LOOKS)
         try:
             rows = self._connection.execute(f"SELECT id FROM items WHERE (\n{condition}\n) ORDER BY id")
             return np.fromiter((row[0] for row in rows), np.int64)
