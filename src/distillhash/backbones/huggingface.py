@@ -148,7 +148,7 @@ def find_model(place: str, name: str, *, allow_download: bool) -> str:
     """
     try:
         from huggingface_hub import try_to_load_from_cache
-        from transformers import AutoModel as _  # noqa: F401
+        from transformers import AutoModel as _  # noqa: F401  # only whether it is installed
     except ImportError as error:
         raise MissingDependencyError(f"{name} needs transformers; pip install 'distillhash[hf]'") from error
     try:

@@ -57,7 +57,7 @@ def load_matplotlib(folder: Path) -> None:
     with contextlib.suppress(OSError), tempfile.TemporaryDirectory(dir=folder) as place:
         os.environ["MPLCONFIGDIR"] = place
         try:
-            import matplotlib.font_manager  # noqa: F401
+            import matplotlib.font_manager  # noqa: F401  # it lists the fonts when it is imported
         finally:
             del os.environ["MPLCONFIGDIR"]
 

@@ -122,7 +122,7 @@ def _prepare_output() -> None:
 
 def _exists_here() -> bool:
     try:
-        return bool(os.getcwd())  # noqa: PTH109
+        return bool(os.getcwd())  # noqa: PTH109  # Path.cwd() is the same call
     except OSError:
         return False
 
