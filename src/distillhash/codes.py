@@ -2,18 +2,24 @@
 
 A code of ``n_bits`` bits is stored as ``ceil(n_bits / 8)`` bytes in the order of :func:`numpy.packbits` (bit 0 is the
 highest bit of byte 0; 1 stands for the sign +1). Pad bits at the end of the last byte are zero, so they cancel in XOR.
+
+Codes may have two parts: the first ``class_bits`` bits tell kinds apart, the others tell near neighbours apart. Such codes are ranked by
+both parts (:mod:`distillhash.hamming.ranking`); to whoever knows only Hamming distance they are codes like any others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, FormatError, ParameterError
+
+if TYPE_CHECKING:
+    from distillhash.sources.vectors import Archive
 
 _MAX_BITS = 1 << 20  # of a code in a file
 
@@ -24,21 +30,22 @@ class Codes:
     Attributes:
         packed: ``(n, ceil(n_bits / 8)) uint8``, big-endian bits in each byte, pad bits zero; read-only.
         n_bits: Code length K.
+        class_bits: Bits of the first part, from 0 to n_bits - 1; 0 where there is one part.
     """
 
-    __slots__ = ("n_bits", "packed")
+    __slots__ = ("class_bits", "n_bits", "packed")
 
-    def __init__(self, packed: NDArray[np.uint8], n_bits: int) -> None:
+    def __init__(self, packed: NDArray[np.uint8], n_bits: int, class_bits: int = 0) -> None:
         """Wrap packed codes; use :meth:`from_packed`, which copies and checks, for data from outside."""
-        self.packed, self.n_bits = packed.view(), n_bits
+        self.packed, self.n_bits, self.class_bits = packed.view(), n_bits, class_bits
         self.packed.flags.writeable = False
 
     @classmethod
-    def from_packed(cls, packed: NDArray[Any], n_bits: int) -> Codes:
+    def from_packed(cls, packed: NDArray[Any], n_bits: int, class_bits: int = 0) -> Codes:
         """Codes of ``n_bits`` bits, at least 1, from packed bytes ``(n, ceil(n_bits / 8)) uint8``.
 
         Raises:
-            ParameterError: ``n_bits`` is not a positive integer.
+            ParameterError: ``n_bits`` is not a positive integer, or ``class_bits`` does not lie in 0..n_bits - 1.
             DataError: the array has another dtype or shape, or a pad bit is set.
         """
         if isinstance(n_bits, bool) or not isinstance(n_bits, int | np.integer) or n_bits < 1:
@@ -52,10 +59,10 @@ class Codes:
         pad = 8 * n_bytes - n_bits
         if pad and len(array) and np.any(array[:, -1] & ((1 << pad) - 1)):
             raise DataError(f"the last {pad} pad bits of {n_bits}-bit codes must be zero; is the length right?")
-        return cls(np.array(array, order="C"), n_bits)
+        return cls(np.array(array, order="C"), n_bits, _check_class_bits(class_bits, n_bits))
 
     @classmethod
-    def from_signs(cls, signs: NDArray[Any]) -> Codes:
+    def from_signs(cls, signs: NDArray[Any], class_bits: int = 0) -> Codes:
         """Codes from ``(n, n_bits)`` signs, only -1 and +1, of any numeric dtype.
 
         Raises:
@@ -67,10 +74,10 @@ class Codes:
         positive = array == 1
         if not np.all(positive | (array == -1)):
             raise DataError("signs must be -1 or +1; use Codes.from_projection for real values")
-        return cls(np.packbits(positive, axis=1), array.shape[1])
+        return cls(np.packbits(positive, axis=1), array.shape[1], _check_class_bits(class_bits, array.shape[1]))
 
     @classmethod
-    def from_projection(cls, projection: NDArray[Any]) -> Codes:
+    def from_projection(cls, projection: NDArray[Any], class_bits: int = 0) -> Codes:
         """Codes from real outputs ``(n, n_bits)`` by the sign rule x >= 0 -> +1 (DistillHash, Eq. 12); -0.0 counts as 0.
 
         Raises:
@@ -81,15 +88,17 @@ class Codes:
             raise DataError(f"a projection must be a 2-d array with at least one column, got shape {array.shape}")
         if np.isnan(array).any():
             raise DataError("the projection holds NaN, which has no sign")
-        return cls(np.packbits(array >= 0, axis=1), array.shape[1])
+        return cls(np.packbits(array >= 0, axis=1), array.shape[1], _check_class_bits(class_bits, array.shape[1]))
 
     @classmethod
     def concatenate(cls, parts: Sequence[Codes], n_bits: int) -> Codes:
-        """All codes of ``parts``, one after another; each has length ``n_bits``."""
+        """All codes of ``parts``, one after another; each has length ``n_bits``, and all have the same ``class_bits``."""
         if any(part.n_bits != n_bits for part in parts):
             raise DataError(f"codes of {n_bits} bits cannot be joined with codes of other lengths")
+        for part in parts[1:]:
+            check_same_length(parts[0], part)
         packed = [part.packed for part in parts] or [np.zeros((0, bytes_per_code(n_bits)), np.uint8)]
-        return cls(np.concatenate(packed), n_bits)
+        return cls(np.concatenate(packed), n_bits, parts[0].class_bits if parts else 0)
 
     def signs(self) -> NDArray[np.int8]:
         """The codes as ``(n, n_bits) int8`` in {-1, +1}."""
@@ -115,20 +124,24 @@ class Codes:
         selected = self.packed[rows]
         if selected.ndim != 2:
             raise IndexError("codes take one index: rows")
-        return Codes(selected, self.n_bits)
+        return Codes(selected, self.n_bits, self.class_bits)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Codes):
             return NotImplemented
-        return self.n_bits == other.n_bits and np.array_equal(self.packed, other.packed)
+        alike = (self.n_bits, self.class_bits) == (other.n_bits, other.class_bits)
+        return alike and np.array_equal(self.packed, other.packed)
 
     __hash__ = None  # type: ignore[assignment]  # arrays are not hashable
 
     def __repr__(self) -> str:
-        return f"Codes(n={len(self)}, n_bits={self.n_bits})"
+        parts = f", class_bits={self.class_bits}" if self.class_bits else ""
+        return f"Codes(n={len(self)}, n_bits={self.n_bits}{parts})"
 
     def save(self, path: str | Path, *, keys: Sequence[str] | None = None, origin: str | None = None) -> None:
-        """Write an ``.npz`` (arrays ``packed``, ``n_bits`` and, if given, ``keys``) or a ``.parquet`` (columns ``key``, ``code``).
+        """Write an ``.npz`` (arrays ``packed``, ``n_bits``, and ``class_bits`` and ``keys`` where there are) or a ``.parquet``.
+
+        The table has columns ``key`` and ``code``, and the lengths as metadata.
 
         The suffix of ``path`` decides; ``keys`` are one string per code. Another suffix or number of keys is a :class:`ParameterError`.
         ``origin`` says where the codes come from; :func:`distillhash.search.origin_of` makes and reads it.
@@ -138,6 +151,8 @@ class Codes:
             raise ParameterError(f"{len(keys)} keys for {len(self)} codes")
         if path.suffix == ".npz":
             arrays: dict[str, Any] = {"packed": self.packed, "n_bits": np.int64(self.n_bits)}
+            if self.class_bits:
+                arrays["class_bits"] = np.int64(self.class_bits)
             if keys is not None:
                 arrays["keys"] = np.asarray(keys, dtype=np.str_)
             if origin is not None:
@@ -151,6 +166,8 @@ class Codes:
             column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(self.packed.shape[1]), len(self), buffers)
             names = pa.array(list(keys) if keys is not None else [str(i) for i in range(len(self))])
             metadata = {b"distillhash.n_bits": str(self.n_bits).encode()}
+            if self.class_bits:
+                metadata[b"distillhash.class_bits"] = str(self.class_bits).encode()
             if origin is not None:
                 metadata[b"distillhash.origin"] = origin.encode()
             pq.write_table(pa.table({"key": names, "code": column}).replace_schema_metadata(metadata), path)
@@ -177,10 +194,8 @@ class Codes:
         from distillhash.sources.vectors import Archive
 
         arrays = Archive(path, "codes")
-        n_bits = arrays["n_bits"]
-        if n_bits.size != 1 or n_bits.dtype.kind not in "iu":
-            raise DataError(f"n_bits must be one integer, got {n_bits.dtype} of shape {n_bits.shape}")
-        codes = cls.from_packed(arrays["packed"], _stored_length(int(n_bits.reshape(())[()])))
+        class_bits = _stored_integer(arrays, "class_bits") if "class_bits" in arrays else 0
+        codes = cls.from_packed(arrays["packed"], _stored_length(_stored_integer(arrays, "n_bits")), class_bits)
         if "keys" not in arrays:
             return codes, None
         keys = arrays["keys"]
@@ -193,7 +208,9 @@ class Codes:
         from distillhash.sources.parquet import open_parquet, read_column
 
         with open_parquet(path) as table:
-            n_bits = _stored_length(int((table.schema_arrow.metadata or {})[b"distillhash.n_bits"]))
+            metadata = table.schema_arrow.metadata or {}
+            n_bits = _stored_length(int(metadata[b"distillhash.n_bits"]))
+            class_bits = int(metadata.get(b"distillhash.class_bits", 0))
         n_bytes = bytes_per_code(n_bits)
         codes, keys = (read_column([path], (name,)).to_pylist() for name in ("code", "key"))
         if any(type(code) is not bytes or len(code) != n_bytes for code in codes):
@@ -201,7 +218,20 @@ class Codes:
         if len(keys) != len(codes) or any(isinstance(key, bytes | list | dict) for key in keys):
             raise DataError(f"{len(codes)} codes need as many strings as keys")
         packed = np.frombuffer(b"".join(codes), np.uint8).reshape(-1, n_bytes)
-        return cls.from_packed(packed, n_bits), [str(key) for key in keys]
+        return cls.from_packed(packed, n_bits, class_bits), [str(key) for key in keys]
+
+
+def _check_class_bits(class_bits: Any, n_bits: int) -> int:
+    if isinstance(class_bits, bool) or not isinstance(class_bits, int | np.integer) or not 0 <= class_bits < n_bits:
+        raise ParameterError(f"class_bits must be an integer in 0..{n_bits - 1} for {n_bits} bits, got {class_bits!r}")
+    return int(class_bits)
+
+
+def _stored_integer(arrays: Archive, name: str) -> int:
+    value = arrays[name]
+    if value.size != 1 or value.dtype.kind not in "iu":
+        raise DataError(f"{name} must be one integer, got {value.dtype} of shape {value.shape}")
+    return int(value.reshape(())[()])
 
 
 def _stored_length(n_bits: int) -> int:
@@ -232,6 +262,10 @@ def hamming_distances(a: Codes, b: Codes) -> NDArray[np.uint16]:
 
 
 def check_same_length(a: Codes, b: Codes) -> None:
-    """Raise :class:`DataError` unless both sets of codes have the same ``n_bits``."""
+    """Raise :class:`DataError` unless both sets of codes have the same ``n_bits`` and ``class_bits``."""
     if a.n_bits != b.n_bits:
         raise DataError(f"codes of {a.n_bits} and {b.n_bits} bits cannot be compared; encode both with one model")
+    if a.class_bits != b.class_bits:
+        raise DataError(
+            f"codes with {a.class_bits} and {b.class_bits} class bits cannot be compared; encode both with one model"
+        )

@@ -266,7 +266,12 @@ class Hasher(ABC):
 
     def encode(self, features: NDArray[Any]) -> Codes:
         """Codes of features: the sign of :meth:`project`, x >= 0 -> +1 (DistillHash Eq. 12). Row i is feature row i."""
-        return Codes.from_projection(self.project(features))
+        return Codes.from_projection(self.project(features), self.class_bits)
+
+    @property
+    def class_bits(self) -> int:
+        """Bits of the part of a code that tells kinds apart, see :class:`~distillhash.codes.Codes`; 0 for codes of one part."""
+        return 0
 
     def save(self, path: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` into the folder ``path`` (created if absent)."""
