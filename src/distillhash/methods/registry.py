@@ -21,7 +21,7 @@ from distillhash.errors import FormatError, ParameterError
 from distillhash.methods.base import Hasher, read_model_folder
 
 GROUP = "distillhash.methods"
-DEFAULT_METHOD = "distillhash-contrast"
+DEFAULT_METHOD = "distillhash-nested"
 DEFAULT_IMAGE_TEXT_METHOD = "cross-contrast"
 
 BUILT_IN = {
@@ -37,6 +37,7 @@ BUILT_IN = {
     "distillhash": "distillhash:DistillHash",
     "distillhash-contrast": "distillhash_contrast:DistillHashContrast",
     "distillhash-initial": "distillhash:DistillHashInitial",
+    "distillhash-nested": "distillhash_nested:DistillHashNested",
     "dmuh": "dmuh:DMUH",
     "dsg": "dsg:DSG",
     "dsh": "dsh:DSH",
