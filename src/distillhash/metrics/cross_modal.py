@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes, hamming_distances
 from distillhash.errors import DataError
-from distillhash.metrics.retrieval import Floats, Ints, Ranking, check_same_kind, positive_integers
+from distillhash.metrics.neighbours import positive_integers
+from distillhash.metrics.retrieval import Floats, Ints, Ranking, check_same_kind
 
 Rows = NDArray[np.intp]
 Relevance = Callable[[Rows], Floats]
