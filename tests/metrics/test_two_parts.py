@@ -130,7 +130,11 @@ def test_metrics_of_larger_codes_agree_with_random_tie_orders(
     assert report["map"] != one_part["map"] and "class_bits" not in one_part
     monkeypatch.setattr(retrieval, "_PAIR_BLOCK", 1)  # one query at a time
     monkeypatch.setattr(ranking, "_CELL_BLOCK", 1)
-    assert evaluate_codes(queries, database, *labels, (60,), (10, 60)) == pytest.approx(report)
+    again = evaluate_codes(queries, database, *labels, (60,), (10, 60))
+    for key, value in report.items():
+        if isinstance(value, float):
+            assert again[key] == pytest.approx(value), key
+    assert again["topn"]["precision"] == pytest.approx(report["topn"]["precision"])
 
 
 @pytest.mark.parametrize("class_bits", [1, 8, 13, 64, 70])
