@@ -94,13 +94,13 @@ def test_metrics_of_larger_codes_agree_with_random_tie_orders(
 ) -> None:
     rng = np.random.default_rng(0)
     queries, database = two_parts(rng, 6, 12, 5), two_parts(rng, 150, 12, 5)
-    labels: list[Array] = [rng.integers(0, 3, len(side)) for side in (queries, database)]
+    labels: Any = [rng.integers(0, 3, len(side)) for side in (queries, database)]
     relevant = labels[0][:, None] == labels[1]
     if multi_label:
         labels = [rng.random((len(side), 4)) < 0.3 for side in (queries, database)]
         labels[0][2] = False  # nothing is relevant to this query
         relevant = (labels[0][:, None] & labels[1][None]).any(axis=2)
-    report, values = evaluate_queries(queries, database, *labels, (60,), (10, 60))
+    report, values = evaluate_queries(queries, database, labels[0], labels[1], (60,), (10, 60))
     assert report["class_bits"] == 5
     found: dict[str, list[Array]] = {"map": [], "map@60": [], "precision@10": [], "precision@60": []}
     d, c = distances(queries, database)
@@ -123,14 +123,14 @@ def test_metrics_of_larger_codes_agree_with_random_tie_orders(
         assert abs(report[key] - np.mean(means)) < 5 * np.std(means) / 20 + 1e-9, key
     np.testing.assert_allclose(values[asked], np.mean(found["map"], axis=0), atol=0.01)
     # Lookups count all bits, as those of the same codes of one part.
-    plain = [Codes(side.packed, 12) for side in (queries, database)]
+    plain = Codes(queries.packed, 12), Codes(database.packed, 12)
     one_part = evaluate_codes(*plain, *labels)
     for key in ("pr_radius", "precision_radius2", "empty_radius2", "map_random", "queries_without_relevant"):
         assert report[key] == one_part[key]
     assert report["map"] != one_part["map"] and "class_bits" not in one_part
     monkeypatch.setattr(retrieval, "_PAIR_BLOCK", 1)  # one query at a time
     monkeypatch.setattr(ranking, "_CELL_BLOCK", 1)
-    again = evaluate_codes(queries, database, *labels, (60,), (10, 60))
+    again = evaluate_codes(queries, database, labels[0], labels[1], (60,), (10, 60))
     for key, value in report.items():
         if isinstance(value, float):
             assert again[key] == pytest.approx(value), key
@@ -202,7 +202,8 @@ def test_reports_hold_the_recall_of_neighbours(class_bits: int) -> None:
     rng = np.random.default_rng(0)
     codes, features = two_parts(rng, 130, 16, class_bits), rng.standard_normal((130, 6)).astype(np.float32)
     labels = np.arange(130) % 3
-    sides, given = (codes[:30], codes[30:]), {"query_features": features[:30], "database_features": features[30:]}
+    sides = codes[:30], codes[30:]
+    given: dict[str, Any] = {"query_features": features[:30], "database_features": features[30:]}
     full = neighbour_recall(*sides, features[:30], features[30:], (10,), (10, 40, 100))
     wanted = {f"neighbour_recall@{depth}": full[f"recall10@{depth}"] for depth in (10, 40, 100)}
     assert wanted["neighbour_recall@100"] == pytest.approx(1)
@@ -211,16 +212,16 @@ def test_reports_hold_the_recall_of_neighbours(class_bits: int) -> None:
     sizes = {"n_bits": 16, "n_queries": 30, "n_database": 100} | ({"class_bits": 5} if class_bits else {})
     assert evaluate_codes(*sides, None, None, **given) == sizes | wanted
     assert recall_measures(*sides, find_neighbours(features[:30], features[30:])) == wanted
-    both = {"query_features": features, "database_features": features}
+    both: dict[str, Any] = {"query_features": features, "database_features": features}
     own = evaluate_codes(codes, codes, None, None, **both, same_items=True)
     with_itself = evaluate_codes(codes, codes, None, None, **both)
     assert own["neighbour_recall@10"] < with_itself["neighbour_recall@10"]
     rows = np.arange(50, 60)
-    part = {"query_features": features[rows], "database_features": features}
+    part: dict[str, Any] = {"query_features": features[rows], "database_features": features}
     left_out = evaluate_codes(codes[rows], codes, None, None, **part, same_items=rows)
     expected = [
         evaluate_codes(
-            codes[row], codes[np.delete(np.arange(130), row)], None, None,
+            codes[int(row)], codes[np.delete(np.arange(130), row)], None, None,
             query_features=features[row : row + 1], database_features=np.delete(features, row, axis=0),
         )["neighbour_recall@10"]
         for row in rows

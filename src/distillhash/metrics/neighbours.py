@@ -247,7 +247,8 @@ def _nearest_rows(queries: Floats32, features: NDArray[Any], k: int, own: NDArra
         cosines, rows = np.hstack([cosines, cosine]), np.hstack([rows, block])
         if cosines.shape[1] > k:
             kept = np.argpartition(cosines, -k, axis=1)[:, -k:]
-            cosines, rows = (np.take_along_axis(found, kept, axis=1) for found in (cosines, rows))
+            cosines = np.take_along_axis(cosines, kept, axis=1)
+            rows = np.take_along_axis(rows, kept, axis=1)
     order = np.argsort(-cosines, axis=1, kind="stable")
     return np.take_along_axis(rows, order, axis=1)
 
