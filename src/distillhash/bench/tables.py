@@ -14,11 +14,11 @@ from distillhash.files import write_atomic
 from distillhash.methods import method_class, method_names
 
 RESAMPLES, LEVEL = 2000, 0.95
-MEASURES = {"map": "MAP", "precision@10": "P@10", "neighbour_recall@10": "recall@10"}
+MEASURES = {"map": "MAP", "precision@10": "P@10", "neighbour_recall@10": "neighbour recall@10"}
 """The keys of a record that are shown side by side, with their names in tables."""
 MEASURES_LEGEND = (
-    "MAP and P@10, the share of the first 10 that is relevant, judge by labels. Recall@10 needs none: it is the share of the 10 nearest by "
-    "cosine of the features that are among the first 10, over at most 1,000 queries."
+    "MAP and P@10, the share of the first 10 that is relevant, judge by labels. Neighbour recall@10 needs none: it is the share of the 10 "
+    "nearest by cosine of the features that are among the first 10, over at most 1,000 queries."
 )
 
 
@@ -116,9 +116,12 @@ def make_rows(runs: Sequence[Run]) -> list[Row]:
 
 def best_measures(rows: Sequence[Row]) -> dict[int, dict[str, str]]:
     """Per code length the highest mean of every measure among the methods without labels, as :meth:`Row.measure` writes it."""
-    fair = [row for row in rows if not row.uses_labels]
-    lengths = fair[0].measures if fair else {}
-    return {n: {key: max(row.measure(n, key) for row in fair) for key in MEASURES} for n in lengths}
+    found = [row.measures for row in rows if not row.uses_labels]
+    lengths = found[0] if found else {}
+    return {
+        n: {key: decimal(max((np.mean(one[n][key]) for one in found if one[n][key]), default=None)) for key in MEASURES}
+        for n in lengths
+    }
 
 
 def decimal(value: float | None, digits: int = 3) -> str:
@@ -162,9 +165,9 @@ def _markdown(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, prov
             table.append(["*printed in the paper*", *cells, "", ""])
     lines = [f"# {protocol.name}: MAP over the whole database", "", *_lines(table), ""]
     lines += [*_conditions(runs, protocol, provenance), ""]
-    table = [["method", *(f"{n} bits: {name}" for n in lengths for name in MEASURES.values())]]
-    table += [[row.method, *(row.measure(n, key) for n in lengths for key in MEASURES)] for row in rows]
-    lines += ["## Classes and neighbours", "", MEASURES_LEGEND, "", *_lines(table), ""]
+    both = [[row.method, *(" / ".join(row.measure(n, key) for key in MEASURES) for n in lengths)] for row in rows]
+    lines += ["## Classes and neighbours", "", f"{' / '.join(MEASURES.values())}. {MEASURES_LEGEND}", ""]
+    lines += [*_lines([["method", *header], *both]), ""]
     if any(row.differences for row in rows):
         table = [["method", *header], *([row.method, *(_difference(row, n) for n in lengths)] for row in rows)]
         legend = (
