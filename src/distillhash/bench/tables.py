@@ -117,11 +117,12 @@ def make_rows(runs: Sequence[Run]) -> list[Row]:
 def best_measures(rows: Sequence[Row]) -> dict[int, dict[str, str]]:
     """Per code length the highest mean of every measure among the methods without labels, as :meth:`Row.measure` writes it."""
     found = [row.measures for row in rows if not row.uses_labels]
-    lengths = found[0] if found else {}
-    return {
-        n: {key: decimal(max((np.mean(one[n][key]) for one in found if one[n][key]), default=None)) for key in MEASURES}
-        for n in lengths
-    }
+
+    def best(n_bits: int, key: str) -> str:
+        means = [float(np.mean(values)) for one in found if (values := one[n_bits][key])]
+        return decimal(max(means, default=None))
+
+    return {n: {key: best(n, key) for key in MEASURES} for n in (found[0] if found else ())}
 
 
 def decimal(value: float | None, digits: int = 3) -> str:

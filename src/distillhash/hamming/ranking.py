@@ -112,7 +112,7 @@ def cell_levels(counts: Ints, class_bits: int) -> Ints:
 
 
 def by_level(levels: Ints, counts: Ints) -> Ints:
-    """``(q, L)`` numbers at every level of :func:`cell_levels`, in its order, from ``(q, cells)``; those without items hold 0."""
+    """Numbers of items at every level of :func:`cell_levels`, in order, ``(q, L)``, from those in every cell; 0 past the last level."""
     ordered = np.zeros((len(levels), int(levels.max()) + 1), np.int64)
     np.put_along_axis(ordered, levels, counts, axis=1)
     return ordered

@@ -44,6 +44,8 @@ def evaluate_cross_modal(
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Both directions under every relevance: the query's images search the database's texts, and its texts the database's images.
 
+    Codes are ranked by Hamming distance over all bits, those of two parts too.
+
     The result is ``{"image_to_text": {name: metrics}, "text_to_image": {name: metrics}}``. Metrics are the means of :func:`query_metrics`
     over the queries with a relevant item; ``n_queries`` is their number, and ``queries_without_relevant`` that of the others.
     """
