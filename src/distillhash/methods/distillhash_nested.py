@@ -12,8 +12,8 @@ No step sees a label.
    k = 8, 16, 32, ..., 2% of the items with A(k) >= A(2%). Where kinds are large (ten classes of images) A rises with k, and it is 2%.
    Where items come in small groups (captions of one picture, products) it is 8: the scale is *fine*.
 2. **Fine scale.** Views are left out. Where neighbours count too, features are used as they are and half of the neighbours are those by
-   plain cosine. With the temperature .2, else .1, all bits are those of `distillhash-contrast` if such a code of a part of the rows keeps the neighbours of the
-   other rows as well as the neighbour part alone would, to .01: kinds and neighbourhoods are then the same thing.
+   plain cosine. With the temperature .2, else .1, all bits are those of `distillhash-contrast` if such a code of a part of the rows keeps
+   the neighbours of the other rows as well as the neighbour part alone would, to .01: kinds and neighbourhoods are then the same thing.
 3. **Two parts.** Otherwise the class part has 2 sqrt(n_bits) bits, rounded to a multiple of 16, and the neighbour part has the others.
    Codes below 32 bits, or with more bits than features, have the class part alone.
 """
@@ -25,7 +25,6 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.errors import ParameterError
 from distillhash.methods.base import Floats, Hasher, TrainingSet, sample_rows
 from distillhash.methods.distillhash_contrast import DistillHashContrast
 from distillhash.methods.urph import URPH
@@ -56,7 +55,6 @@ class DistillHashNested(Hasher):
     kind = "contrastive"
     uses_views = True
     uses_teacher = True
-    fine_tunes = True
 
     preserve: Literal["both", "neighbours", "classes"] = "both"
 
@@ -72,11 +70,6 @@ class DistillHashNested(Hasher):
         return 0 if self.class_part_ is None or self.neighbour_part_ is None else self.class_part_.n_bits
 
     def _fit(self, given: TrainingSet) -> None:
-        if given.images is not None and self.preserve != "classes":
-            raise ParameterError(
-                f"fine-tuning changes the features whose neighbours preserve={self.preserve!r} is to keep; "
-                "use preserve='classes', or leave fine-tuning out"
-            )
         self.class_part_ = self.neighbour_part_ = None
         features = given.features
         if self.preserve == "neighbours":
@@ -95,7 +88,7 @@ class DistillHashNested(Hasher):
             self.class_part_ = part.fit(features)
         else:
             part = DistillHashContrast(bits, seed=self.seed)
-            self.class_part_ = part.fit(features, views=given.views, images=given.images, teacher=given.teacher)
+            self.class_part_ = part.fit(features, views=given.views, teacher=given.teacher)
         if bits < self.n_bits:
             self.neighbour_part_ = self._neighbour_part(self.n_bits - bits).fit(features)
             sample = features[sample_rows(n, TESTED, np.random.default_rng(self.seed))]
@@ -117,7 +110,12 @@ class DistillHashNested(Hasher):
         if self.preserve == "classes":
             return DistillHashContrast(n_bits, seed=self.seed, neighbourhood=share)
         return DistillHashContrast(
-            n_bits, seed=self.seed, neighbourhood=share, temperature=temperature, root=False, plain_share=0.5
+            n_bits,
+            seed=self.seed,
+            neighbourhood=share,
+            temperature=temperature,
+            root=False,
+            plain_share=0.5,
         )
 
     def _temperature(self, features: NDArray[Any], k: int) -> tuple[float, bool, dict[str, float]]:

@@ -22,6 +22,7 @@ from distillhash.methods.base import Hasher, read_model_folder
 
 GROUP = "distillhash.methods"
 DEFAULT_METHOD = "distillhash-nested"
+DEFAULT_FINE_TUNING_METHOD = "distillhash-contrast"
 DEFAULT_IMAGE_TEXT_METHOD = "cross-contrast"
 
 BUILT_IN = {
