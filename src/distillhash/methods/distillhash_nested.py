@@ -11,8 +11,8 @@ No step sees a label.
    (:func:`~distillhash.supervision.agreement.half_agreement`). The neighbourhood that `distillhash-contrast` learns from is the smallest of
    k = 8, 16, 32, ..., 2% of the items with A(k) >= A(2%). Where kinds are large (ten classes of images) A rises with k, and it is 2%.
    Where items come in small groups (captions of one picture, products) it is 8: the scale is *fine*.
-2. **Fine scale.** Views are left out. Where neighbours count too, features are used as they are and half of the neighbours are those by
-   plain cosine. With the temperature .2, else .1, all bits are those of `distillhash-contrast` if such a code of a part of the rows keeps
+2. **Fine scale.** Views are left out. Where neighbours count too, features are used as they are, and some of the neighbours are those by
+   plain cosine. With the temperature .2 and a quarter of such neighbours, or else .1 and three quarters, all bits are those of `distillhash-contrast` if such a code of a part of the rows keeps
    the neighbours of the other rows as well as the neighbour part alone would, to .01: kinds and neighbourhoods are then the same thing.
 3. **Two parts.** Otherwise the class part has 2 sqrt(n_bits) bits, rounded to a multiple of 16, and the neighbour part has the others.
    Codes below 32 bits, or with more bits than features, have the class part alone.
@@ -32,7 +32,7 @@ from distillhash.metrics import neighbour_recall
 from distillhash.supervision.agreement import half_agreement
 
 SMALLEST = 8  # neighbours at the fine scale
-FINE_TEMPERATURES = (0.2, 0.1)  # the first keeps kinds better, the second neighbours
+FINE = ((0.2, 0.25), (0.1, 0.75))  # temperature and plain share: the first keeps kinds better, the second neighbours
 TOLERANCE = 0.01  # of neighbour recall
 TESTED = 6000  # rows that decide, at most; a fifth of them is held out
 CLASS_WEIGHT = 0.5  # of a class bit in the projection, relative to a neighbour bit
@@ -79,12 +79,12 @@ class DistillHashNested(Hasher):
         k = neighbourhood_of(features, self.seed)
         is_fine = k < _default_neighbourhood(n)
         chosen: dict[str, Any] = {"neighbourhood": k, "fine": is_fine}
-        temperature, bits = FINE_TEMPERATURES[0], self._class_bits(features.shape[1])
+        fine, bits = FINE[0], self._class_bits(features.shape[1])
         if is_fine and bits < self.n_bits:
-            temperature, serves_both, chosen["recalls"] = self._temperature(features, k)
+            fine, serves_both, chosen["recalls"] = self._choose_fine(features, k)
             bits = self.n_bits if serves_both else bits
         if is_fine:
-            part = self._fine_part(bits, n, k, temperature)
+            part = self._fine_part(bits, n, k, fine)
             self.class_part_ = part.fit(features)
         else:
             part = DistillHashContrast(bits, seed=self.seed)
@@ -105,8 +105,8 @@ class DistillHashNested(Hasher):
     def _neighbour_part(self, n_bits: int) -> URPH:
         return URPH(n_bits, seed=self.seed)
 
-    def _fine_part(self, n_bits: int, n: int, k: int, temperature: float) -> DistillHashContrast:
-        share = k / _part_size(n)
+    def _fine_part(self, n_bits: int, n: int, k: int, fine: tuple[float, float]) -> DistillHashContrast:
+        share, (temperature, plain_share) = k / _part_size(n), fine
         if self.preserve == "classes":
             return DistillHashContrast(n_bits, seed=self.seed, neighbourhood=share)
         return DistillHashContrast(
@@ -115,11 +115,11 @@ class DistillHashNested(Hasher):
             neighbourhood=share,
             temperature=temperature,
             root=False,
-            plain_share=0.5,
+            plain_share=plain_share,
         )
 
-    def _temperature(self, features: NDArray[Any], k: int) -> tuple[float, bool, dict[str, float]]:
-        """A temperature, whether a class part of all bits keeps neighbours as well, and the recalls that say so.
+    def _choose_fine(self, features: NDArray[Any], k: int) -> tuple[tuple[float, float], bool, dict[str, float]]:
+        """One of ``FINE``, whether a class part of all bits then keeps neighbours as well, and the recalls that say so.
 
         Codes are learned from four fifths of the rows. The others are the queries and the database.
         """
@@ -132,12 +132,11 @@ class DistillHashNested(Hasher):
             return float(found["recall10@10"])
 
         recalls = {"neighbours": recall(self._neighbour_part(self.n_bits))}
-        for temperature in FINE_TEMPERATURES:
-            part = self._fine_part(self.n_bits, len(seen), k, temperature)
-            recalls[f"temperature {temperature}"] = recall(part)
-            if recalls[f"temperature {temperature}"] >= recalls["neighbours"] - TOLERANCE:
-                return temperature, True, recalls
-        return FINE_TEMPERATURES[-1], False, recalls
+        for fine in FINE:
+            found = recalls[f"temperature {fine[0]}"] = recall(self._fine_part(self.n_bits, len(seen), k, fine))
+            if found >= recalls["neighbours"] - TOLERANCE:
+                return fine, True, recalls
+        return FINE[-1], False, recalls
 
     def _parts(self) -> dict[str, Hasher]:
         parts: dict[str, Hasher | None] = {"class": self.class_part_, "neighbour": self.neighbour_part_}
