@@ -12,8 +12,9 @@ No step sees a label.
    k = 8, 16, 32, ..., 2% of the items with A(k) >= A(2%). Where kinds are large (ten classes of images) A rises with k, and it is 2%.
    Where items come in small groups (captions of one picture, products) it is 8: the scale is *fine*.
 2. **Fine scale.** Views are left out. Where neighbours count too, features are used as they are, and some of the neighbours are those by
-   plain cosine. With the temperature .2 and a quarter of such neighbours, or else .1 and three quarters, all bits are those of `distillhash-contrast` if such a code of a part of the rows keeps
-   the neighbours of the other rows as well as the neighbour part alone would, to .01: kinds and neighbourhoods are then the same thing.
+   plain cosine. Two settings are tried: the temperature .2 and a quarter of such neighbours, then .1 and three quarters. All bits are those
+   of `distillhash-contrast` if such a code of a part of the rows keeps the neighbours of the other rows as well as the neighbour part alone
+   would, to .01: kinds and neighbourhoods are then the same thing.
 3. **Two parts.** Otherwise the class part has 2 sqrt(n_bits) bits, rounded to a multiple of 16, and the neighbour part has the others.
    Codes below 32 bits, or with more bits than features, have the class part alone.
 """
