@@ -45,8 +45,7 @@ from distillhash.sources.pairs import open_pairs
 from distillhash.texts import make_text_encoder
 
 Floats = NDArray[np.float32]
-METHODS = ("itq", "urph", "distillhash-contrast", "distillhash-nested")
-SETTINGS: dict[str, dict[str, Any]] = {"urph": {"preset": "nearest"}}
+METHODS = "itq;urph preset=nearest;distillhash-contrast;distillhash-nested"
 RECALL_ROWS, PICTURES, LEARNED = 10_000, 1000, 800
 
 
@@ -117,9 +116,15 @@ def folded(data: Data) -> Data:
     """The training rows alone: four fifths are learned from, the others are queries, of the others and of the first 10,000."""
     order = np.random.default_rng(7).permutation(len(data.train))
     learned, held = (np.sort(part) for part in np.split(order, [len(order) * 4 // 5]))
-    views = None if data.views is None else data.views[:, learned]
-    teacher = None if data.teacher is None else data.teacher[learned]
+    views, teacher = (None if part is None else part[..., learned, :] for part in (data.views, data.teacher))
     return Data(data.train[learned], data.train[held], data.train[held], same=True, views=views, teacher=teacher)
+
+
+def sampled(data: Data, n: int) -> Data:
+    """Only ``n`` of the training rows."""
+    rows = np.sort(np.random.default_rng(7).permutation(len(data.train))[:n])
+    views, teacher = (None if part is None else part[..., rows, :] for part in (data.views, data.teacher))
+    return data._replace(train=data.train[rows], views=views, teacher=teacher)
 
 
 def measure(hasher: Any, data: Data) -> dict[str, float]:
@@ -144,20 +149,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=DATA)
     parser.add_argument("--data", default="", help="where it is")
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default=METHODS, help="separated by ';', each with its settings after it")
     parser.add_argument("--bits", default="32,64,128,256")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--folds", action="store_true", help="measure on training rows that were held out")
+    parser.add_argument("--learned", type=int, help="learn from so many of the training rows, drawn at random")
+    parser.add_argument("--no-views", action="store_true", help="learn from plain features alone")
+    parser.add_argument("--name", dest="name_of_table", help="of the table (default: the data's)")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     data = DATA[arguments.name](arguments.data)
     data = folded(data) if arguments.folds else data
-    name = f"{arguments.name}-folds" if arguments.folds else arguments.name
+    data = data._replace(views=None, teacher=None) if arguments.no_views else data
+    data = data if arguments.learned is None else sampled(data, arguments.learned)
+    name = arguments.name + arguments.folds * "-folds" if arguments.name_of_table is None else arguments.name_of_table
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / f"{name}.json"
     records: list[dict[str, Any]] = json.loads(file.read_text())["records"] if file.exists() else []
     for n_bits in map(int, arguments.bits.split(",")):
-        for method in arguments.methods.split(","):
+        for method in arguments.methods.split(";"):
+            method_name, *pairs = method.split()
             for seed in map(int, arguments.seeds.split(",")):
                 key = {"method": method, "n_bits": n_bits, "seed": seed}
                 if n_bits > data.train.shape[1] or any(key.items() <= record.items() for record in records):

@@ -3,7 +3,7 @@
 Not in a paper. A code is judged by two measures: whether what it finds is of the query's kind (MAP of classes), and whether it finds what
 was nearest before (recall of the float neighbours). `distillhash-contrast` wins the first and loses the second, `itq` the other way round.
 Here the first bits of a code are those of the one and the rest those of a method that keeps neighbours; searches use both parts
-(:mod:`distillhash.hamming.ranking`). docs/neighbours-and-classes.md has the measurements behind every choice.
+(:mod:`distillhash.hamming.ranking`). docs/distillhash-nested.md has the measurements behind every choice.
 
 No step sees a label.
 
