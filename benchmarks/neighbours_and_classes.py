@@ -173,10 +173,8 @@ def main() -> None:
                 key = {"method": method, "n_bits": n_bits, "seed": seed}
                 if n_bits > data.train.shape[1] or any(key.items() <= record.items() for record in records):
                     continue
-                hasher, started = (
-                    make_hasher(method, n_bits, seed=seed, **SETTINGS.get(method, {})),
-                    time.perf_counter(),
-                )
+                hasher = make_hasher(method_name, n_bits, seed=seed, **parse_settings(pairs))
+                started = time.perf_counter()
                 hasher.fit(
                     data.train,
                     views=data.views if hasher.uses_views else None,
