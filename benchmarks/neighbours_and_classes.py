@@ -39,6 +39,7 @@ from distillhash import make_hasher
 from distillhash.backbones import FeatureCache, extract_features, make_backbone
 from distillhash.bench.protocols import load_protocol
 from distillhash.bench.runs import prepare, versions
+from distillhash.cli.common import parse_settings
 from distillhash.metrics import evaluate_codes, neighbour_recall
 from distillhash.sources import open_source
 from distillhash.sources.pairs import open_pairs
