@@ -157,8 +157,8 @@ def test_what_cannot_be_re_ranked_is_refused(client: httpx.Client) -> None:
     upload = {"file": ("a.png", make_png(90, 70, 3))}
     cases: list[tuple[dict[str, Any], Any, str]] = [
         ({"rerank": "projection", "id": 1}, None, "an id, a code or a text does not have"),
-        ({"rerank": "decoder"}, upload, "lsh trains no decoder"),
-        ({"rerank": "features"}, upload, "'projection' or 'decoder'"),
+        ({"rerank": "vectors"}, upload, "keeps no vectors"),
+        ({"rerank": "features"}, upload, "'projection', 'decoder' or 'vectors'"),
         ({"candidates": 20}, upload, "give rerank"),
         ({"candidates": 20, "rerank": "projection", "radius": 4}, upload, "no radius"),
         ({"candidates": 4, "rerank": "projection", "k": 5}, upload, "4 candidates cannot give 5"),
