@@ -92,11 +92,11 @@ def test_what_cannot_be_done_is_said(file: Path, tmp_path: Path) -> None:
                 searcher.find(x[:1], **options)
         with pytest.raises(ParameterError, match="takes embeddings"):
             searcher.find(x[:1], rerank="features")
-        with pytest.raises(ParameterError, match="keeps no vectors; .* --keep-vectors int8, or re-rank by decoder"):
+        with pytest.raises(ParameterError, match=r"keeps no vectors; .* --keep-vectors int8, or re-rank by decoder"):
             searcher.find(x[:1], rerank="vectors")
         hasher = load_hasher(file.parent)
         old = Searcher(searcher.index, HashModel("embeddings", hasher_from(hasher.config(), hasher.state())))
-        with pytest.raises(ParameterError, match="itq model has no decoder; .* train it again"):
+        with pytest.raises(ParameterError, match=r"itq model has no decoder; .* train it again"):
             old.find(x[:1], rerank="decoder")
 
 

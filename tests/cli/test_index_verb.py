@@ -133,7 +133,9 @@ def test_vectors_are_kept_and_re_ranked_by(place: Path, run: Run) -> None:
     run("index", "x.npy#:50", *words)
     assert run("index", "x.npy", "--index", "i")["added"] == 10  # it keeps vectors from then on
     found = run("search", "x.npy", "--index", "i", "-k", 3, "--rerank", "vectors", "--candidates", "all")["results"]
-    assert found == run("search", "x.npy", "--index", "i", "-k", 3, "--rerank", "vectors", "--candidates", 60)["results"]
+    assert (
+        found == run("search", "x.npy", "--index", "i", "-k", 3, "--rerank", "vectors", "--candidates", 60)["results"]
+    )
     kept = np.rint(127 * x / np.abs(x).max(axis=1, keepdims=True)).astype(float)
     cosines = x @ kept.T / np.linalg.norm(x, axis=1)[:, None] / np.linalg.norm(kept, axis=1)
     for row, result in enumerate(found):

@@ -102,7 +102,7 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
             ({"codes": CODES[:1], "vectors": np.full((1, 7), np.nan)}, "row 0 holds NaN"),
         ):
             with pytest.raises(DataError, match=sentence):
-                index.add(**arguments)  # type: ignore[arg-type]
+                index.add(**arguments)
         assert len(index) == 50
         with pytest.raises(FormatError, match=r"no vector of id 0 that has 6 bytes"):
             index.vectors([0], 6)
@@ -116,7 +116,7 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
         for call in (lambda: index.vectors([0], 7), lambda: index.add(CODES, vectors=X)):
             with pytest.raises(ParameterError, match="keeps no vectors; index its sources into a new folder"):
                 call()
-    with pytest.raises(ParameterError, match="made to keep no vectors, which cannot become int8; leave .* new folder"):
+    with pytest.raises(ParameterError, match=r"made to keep no vectors, which cannot become int8; leave .* new folder"):
         open_index(tmp_path / "plain", keep_vectors="int8")
     for uri in ("postgresql://localhost/x", "milvus://localhost:1/x"):
         with pytest.raises(ParameterError, match=r"keeps codes alone, no int8 vectors; use an index folder"):
@@ -218,7 +218,9 @@ def test_vectors_follow_a_source_that_changes(tmp_path: Path) -> None:
         x[[a, b]] = x[[b, a]]  # contents are exchanged
         names[c] = f"new{turn}"  # a row gets another name
         x[d] = rng.normal(size=6)  # another content
-        x = np.concatenate([x[1:], x[5:6], rng.normal(size=(1, 6))]).astype(np.float32)  # one goes, a copy and another come
+        x = np.concatenate([x[1:], x[5:6], rng.normal(size=(1, 6))]).astype(
+            np.float32
+        )  # one goes, a copy and another come
         names = [*names[1:], f"copy{turn}", f"more{turn}"]
 
 

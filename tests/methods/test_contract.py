@@ -154,7 +154,7 @@ def test_a_model_without_a_decoder_encodes_and_says_what_to_do() -> None:
     hasher = make_hasher("itq", 8).fit(clustered())
     old = hasher_from(hasher.config(), hasher.state())
     assert old.encode(clustered()) == hasher.encode(clustered()) and old.tensors().keys() == hasher.state().keys()
-    with pytest.raises(ParameterError, match="itq model has no decoder; call fit_decoder.*, or train it again"):
+    with pytest.raises(ParameterError, match=r"itq model has no decoder; call fit_decoder.*, or train it again"):
         old.reconstruct(old.encode(clustered()))
     with pytest.raises(NotFittedError):
         _ = make_hasher("itq", 8).decoder

@@ -352,7 +352,7 @@ def test_embeddings_are_searched_too(vectors: Path, tmp_path: Path) -> None:
         problem(client.post("/search", files={"file": make_png()}), 422)
         added = client.post("/items", json={"embedding": (-x[0]).tolist(), "name": "minus"})
         assert added.status_code == 201 and added.json()["name"] == "minus"
-        options = {"k": 1, "rerank": "vectors", "candidates": 201}  # an added item has its vector, too
+        options: dict[str, Any] = {"k": 1, "rerank": "vectors", "candidates": 201}  # an added item has its vector, too
         (best,) = client.post("/search", params=options, json={"embedding": (-2 * x[0]).tolist()}).json()["results"]
         assert (best["id"], round(best["score"], 4)) == (added.json()["id"], 1)
         problem(client.get(f"/items/{added.json()['id']}/image"), 404)
