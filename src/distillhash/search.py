@@ -261,7 +261,9 @@ class Searcher:
             try:
                 return cosines(query.feature, self.index.vectors(ids, hasher.n_features_))
             except DataError as error:
-                raise error if len(self.index.present(ids)) == len(ids) else _ItemsGoneError from error
+                if len(self.index.present(ids)) < len(ids):
+                    raise _ItemsGoneError from error
+                raise
         codes = Codes.concatenate([item.code for item in items], self.index.n_bits)
         if query.rerank == "decoder":
             return np.asarray(hasher.decoder.cosines(query.feature[None], codes)[0])

@@ -19,6 +19,7 @@ from distillhash.hamming.search import MOST_PADDED, cut_k
 from distillhash.index.manifest import damaged
 
 LARGEST_ID = 2**63 - 1
+_BLOCK = 4096
 VectorType = Literal["int8", "float16"]
 """How an index keeps vectors: 1 or 2 bytes a value."""
 Row = tuple[int, bytes, str | None, bytes | None, str | None]  # id, packed code, key, digest, metadata as JSON
@@ -233,8 +234,8 @@ class Index(ABC):
             metadata: ``m`` JSON-able dictionaries (None for none).
             keys: ``m`` distinct names, unique in the index.
             digests: ``m`` content digests, to see later whether an item changed.
-            vectors: ``(m, d)`` finite numbers, for an index that keeps vectors; see :func:`quantise`. Only there already stored items may
-                go without, which keep their code and their vector.
+            vectors: ``(m, d)`` finite numbers, for an index that keeps vectors; see :func:`quantise`. Without them, items that are there
+                and whose code stays keep theirs.
             upsert: Replace whole items whose id or key is there already; a known key keeps its id.
 
         Returns:
@@ -446,12 +447,16 @@ def quantise(vectors: NDArray[Any], kind: VectorType) -> NDArray[Any]:
     array = np.asarray(vectors)
     if array.ndim != 2 or array.shape[1] == 0 or array.dtype.kind not in "fiu":
         raise DataError(f"vectors must be (m, d) numbers, got {array.dtype} of shape {array.shape}")
-    wide = array.astype(np.float64)
-    largest = np.abs(wide).max(axis=1, keepdims=True, initial=0)
-    if not np.isfinite(largest).all():
-        raise DataError(f"vectors must be finite; row {int(np.argmin(np.isfinite(largest)))} holds NaN or infinity")
-    scaled = np.divide(wide, largest, out=np.zeros_like(wide), where=largest > 0)
-    return np.asarray(np.rint(127 * scaled), np.int8) if kind == "int8" else np.asarray(scaled, "<f2")
+    quantised = np.empty(array.shape, "i1" if kind == "int8" else "<f2")
+    for start in range(0, len(array), _BLOCK):
+        block = array[start : start + _BLOCK].astype(np.float64)
+        largest = np.abs(block).max(axis=1, keepdims=True)
+        if not np.isfinite(largest).all():
+            row = start + int(np.argmin(np.isfinite(largest)))
+            raise DataError(f"vectors must be finite; row {row} holds NaN or infinity")
+        scaled = np.divide(block, largest, out=np.zeros_like(block), where=largest > 0)
+        quantised[start : start + _BLOCK] = np.rint(127 * scaled) if kind == "int8" else scaled
+    return quantised
 
 
 def check_ids(ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:

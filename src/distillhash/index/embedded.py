@@ -560,9 +560,8 @@ _TABLES = (
     "CREATE INDEX IF NOT EXISTS changes_by_generation ON changes (generation)",
     "CREATE TABLE IF NOT EXISTS generations (number INTEGER PRIMARY KEY, name TEXT NOT NULL, items INTEGER NOT NULL)",
 )
-_VECTORS: dict[
-    str, VectorType
-] = {  # where vectors are kept, if at all: away from the items, so that reading those is not slowed
+# Where vectors are kept, if at all: away from the items, so that reading those is not slowed.
+_VECTORS: dict[str, VectorType] = {
     f"CREATE TABLE vectors (id INTEGER PRIMARY KEY, {kind} BLOB NOT NULL)": kind for kind in get_args(VectorType)
 }
 _OF_SQLITE = {  # what SQLite itself adds: for AUTOINCREMENT, for UNIQUE, and when somebody runs ANALYZE; None is the text of its own
