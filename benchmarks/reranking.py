@@ -23,7 +23,7 @@ from distillhash.backbones import FeatureCache, make_backbone
 from distillhash.bench.protocols import load_protocol
 from distillhash.bench.runs import prepare
 from distillhash.hamming import nearest, planes_of
-from distillhash.search import cosines, decoder_scores, projection_scores
+from distillhash.search import cosines, projection_scores
 from distillhash.sources import open_source
 
 METHODS = ("itq", "urph", "distillhash-contrast")
@@ -77,10 +77,9 @@ def measured(prepared: Any, method: str, n_bits: int, seed: int, n_candidates: i
         scores = {
             "distance": -np.arange(len(rows)),
             "projection": projection_scores(projections[place], codes[rows]),
+            "decoder": hasher.decoder.cosines(query[place][None], codes[rows])[0],
             "features": cosines(query[place], database[rows]),
         }
-        if hasattr(hasher, "reconstruct"):
-            scores["decoder"] = decoder_scores(query[place], hasher.reconstruct(codes[rows]))
         own = labels[split.database[rows]] == labels[split.query[::10]][place]
         for order, values in scores.items():
             hits.setdefault(order, []).append(own[np.argsort(-values, kind="stable")])

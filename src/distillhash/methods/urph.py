@@ -56,7 +56,6 @@ class URPH(HeadHasher):
     title = "Unsupervised Rank-Preserving Hashing for Large-Scale Image Retrieval"
     venue, year = "ICMR", 2019
     kind = "similarity preserving"
-    has_decoder = True
     batch_size: Annotated[int, Ge(2)] = 256
     rank_loss: Literal["listwise", "pairwise"] = "listwise"
     feature_temperature: Annotated[float, Gt(0)] = 0.1
