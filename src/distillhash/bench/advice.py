@@ -16,7 +16,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from importlib import import_module
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes, bytes_per_code, hamming_distances
 from distillhash.errors import DataError, DistillHashError, first_line
 from distillhash.hamming import nearest, planes_of, ranking, warm_up
+from distillhash.index.base import quantise
 from distillhash.methods import make_hasher
 from distillhash.methods.base import Hasher, TrainingSet
 from distillhash.methods.registry import DEFAULT_METHOD
@@ -72,7 +74,7 @@ class Cell:
 
     def record(self) -> dict[str, Any]:
         """JSON-able."""
-        named = {"method": self.method, "form": self.form, "n_bits": self.n_bits, "bytes": self.n_bytes}
+        named: dict[str, Any] = {"method": self.method, "form": self.form, "n_bits": self.n_bits, "bytes": self.n_bytes}
         named |= {f"recall@{depth}": value for depth, value in zip(DEPTHS, self.recalls, strict=True)}
         named |= {"recall@10_std": self.spread, "fit_seconds": self.fit_seconds}
         return named | {"encode_us": self.encode_us, "search_ms": self.search_ms}
@@ -114,10 +116,10 @@ def measure(parts: Parts, *, seed: int = 0, progress: bool = False) -> tuple[lis
     hashers: list[Hasher] = [Sign(d, raw=raw) for raw in (False, True) if d <= 4096]
     hashers += [make_hasher(method, n, seed=seed) for method in METHODS for n in lengths]
     notes = []
+    faiss: Any = None
     try:
-        import faiss
+        faiss = import_module("faiss")
     except ImportError:
-        faiss = None
         notes.append(NO_FAISS)
     kinds = [] if faiss is None else list(_faiss_kinds(d, len(parts.train)))
     truth = _Truth(parts)
@@ -162,14 +164,14 @@ class Sign(Hasher):
     """One bit a dimension: the sign of the centred embedding, or of the ``raw`` one, as sentence-transformers quantises to binary."""
 
     method = "sign"
-    ARRAYS = {"mean": "d"}
+    ARRAYS: ClassVar[dict[str, str]] = {"mean": "d"}
     raw: bool = False
 
     def _fit(self, given: TrainingSet) -> None:
         self.mean_ = given.features.mean(axis=0, dtype=np.float64) * (not self.raw)
 
     def _project(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
-        return features - self.mean_
+        return np.asarray(features - self.mean_)
 
 
 class _Truth:
@@ -180,6 +182,8 @@ class _Truth:
         self.n, self.k = len(self.database), min(K, len(self.database))
         found = [np.argpartition(-self.cosines(block), self.k - 1, axis=1)[:, : self.k] for block in self.blocks()]
         self.nearest = np.concatenate(found)
+        self.kept = quantise(parts.database, "int8")  # as an index keeps them
+        self.kept_unit = unit_rows(self.kept.astype(np.float32))
 
     def blocks(self) -> Iterator[slice]:
         for start in range(0, len(self.query), _QUERIES_AT_ONCE):
@@ -208,15 +212,10 @@ class _Truth:
 
 def unit_rows(rows: NDArray[Any]) -> Floats32:
     """Rows of length 1; a row of zeros stays one."""
-    wide = np.asarray(rows, np.float64)
-    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
-    return np.ascontiguousarray(wide / np.where(lengths > 0, lengths, 1), np.float32)
-
-
-def kept_int8(rows: NDArray[Any]) -> NDArray[np.int8]:
-    """Rows as one byte a dimension, the largest of each at 127: a cosine needs no scale."""
-    largest = np.abs(rows).max(axis=1, keepdims=True)
-    return np.rint(127 * (np.asarray(rows, np.float64) / np.where(largest > 0, largest, 1))).astype(np.int8)
+    lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))[:, None]
+    unit = np.zeros(rows.shape, np.float32)
+    np.divide(rows, lengths, out=unit, where=lengths > 0, casting="same_kind")
+    return unit
 
 
 def _pair(values: Any) -> tuple[float, float]:
@@ -257,12 +256,11 @@ def _measure_codes(hasher: Hasher, parts: Parts, truth: _Truth) -> list[Cell]:
     database = hasher.encode(parts.database)
     encoded = time.perf_counter()
     query, projections = hasher.encode(parts.query), hasher.project(parts.query)
-    signs, kept = database.signs().astype(np.float32), kept_int8(parts.database)
-    rebuilt, kept_unit = unit_rows(hasher.reconstruct(database)), unit_rows(kept)
+    signs, rebuilt = database.signs().astype(np.float32), unit_rows(hasher.reconstruct(database))
     scores: dict[str, Callable[[slice], Floats32]] = {
         ASYMMETRIC: lambda block: projections[block] @ signs.T,
         DECODER: lambda block: truth.query[block] @ rebuilt.T,
-        KEPT: lambda block: truth.query[block] @ kept_unit.T,
+        KEPT: lambda block: truth.query[block] @ truth.kept_unit.T,
     }
     totals = {form: np.zeros(len(DEPTHS)) for form in (SYMMETRIC, *scores)}
     for block in truth.blocks():
@@ -280,13 +278,13 @@ def _measure_codes(hasher: Hasher, parts: Parts, truth: _Truth) -> list[Cell]:
 
     def candidates(i: int, form: str) -> NDArray[Any]:
         wanted = min(CANDIDATES.get(form, DEPTHS[1]), truth.n)
-        return nearest(planes_of(query[i]), planes, wanted)[0][0]
+        return np.asarray(nearest(planes_of(query[i]), planes, wanted)[0][0])
 
     searches: dict[str, Callable[[int, NDArray[Any]], Any]] = {
         SYMMETRIC: lambda _, rows: rows,
         ASYMMETRIC: lambda i, rows: _first(projection_scores(projections[i], database[rows])),
-        DECODER: lambda i, rows: _first(cosines(parts.query[i], hasher.reconstruct(database[rows]))),
-        KEPT: lambda i, rows: _first(cosines(parts.query[i], kept[rows].astype(np.float32))),
+        DECODER: lambda i, rows: _first(hasher.decoder.cosines(parts.query[i : i + 1], database[rows])[0]),
+        KEPT: lambda i, rows: _first(cosines(parts.query[i], truth.kept[rows].astype(np.float32))),
     }
     name = "sign, raw" if getattr(hasher, "raw", False) else hasher.method
     size, width = bytes_per_code(hasher.n_bits), parts.train.shape[1]
@@ -404,7 +402,7 @@ def advise(cells: Sequence[Cell], *, recall: float | None = None, n_bytes: int |
         better = [o for o in others if o.n_bytes <= n_bytes and (not fits or o.recalls[0] > cell.recalls[0])]
         best = min(better, key=_by_recall, default=None)
         claim = "finds more in as many bytes" if fits else "is that small"
-    share = 4 * next(c.n_bytes for c in cells if c.method == FLOATS) / (4 * cell.n_bytes)
+    share = next(c.n_bytes for c in cells if c.method == FLOATS) / cell.n_bytes
     sentence = (
         f"{target}{',' if fits else ''} {cell.method} with {cell.n_bits} bits, {_searched(cell)}: {cell.n_bytes} bytes a vector "
         f"({share:.3g} times less than float32), neighbour recall@10 {cell.recalls[0]:.3f}; {cell.encode_us:.3g} us to encode a vector, "
@@ -452,7 +450,8 @@ def commands(cell: Cell, source: str, options: str = "") -> list[str]:
 def versus(cells: Sequence[Cell]) -> list[tuple[Cell, Cell | None]]:
     """Every compressor that is not ours, with the best of ours in at most as many bytes."""
     ours = [cell for cell in cells if cell.is_ours]
-    pairs = []
-    for cell in sorted((c for c in cells if not c.is_ours and c.method != FLOATS), key=_by_bytes):
-        pairs.append((cell, min((own for own in ours if own.n_bytes <= cell.n_bytes), key=_by_recall, default=None)))
-    return pairs
+    others = sorted((cell for cell in cells if not cell.is_ours and cell.method != FLOATS), key=_by_bytes)
+    return [
+        (cell, min((own for own in ours if own.n_bytes <= cell.n_bytes), key=_by_recall, default=None))
+        for cell in others
+    ]

@@ -343,7 +343,13 @@ def write_advice(
     record |= {"cells": [cell.record() for cell in cells]}
     write_atomic(folder / "table.json", (json.dumps(record, indent=1) + "\n").encode())
     write_atomic(folder / "table.md", _advice_markdown(rows, compared, found, record).encode())
-    advice = {"sentence": found.sentence, "others": found.others, "commands": steps, "sizes": sizes, "notes": notes}
+    advice: dict[str, Any] = {
+        "sentence": found.sentence,
+        "others": found.others,
+        "commands": steps,
+        "sizes": sizes,
+        "notes": notes,
+    }
     figures.load_matplotlib(folder)
     advice |= {"columns": _ADVICE_COLUMNS, "rows": rows, "versus": compared, "figures": _advice_figures(cells)}
     title, subtitle = "Bytes a vector, and the neighbours kept", source
@@ -417,11 +423,10 @@ def _advice_figures(cells: Sequence[Cell]) -> list[BenchFigure]:
             others.setdefault(cell.method, []).append(point)
     colours = {"PQ": "5", "OPQ": "4", "RaBitQ": "3", "int8": "7", "sign": "muted", "sign, raw": "ink"}
     styles |= {name: (colours[name], "-") for name in others}
-    best, frontier = 0.0, []
-    for size, recall in sorted(point for points in ours.values() for point in points):
-        if recall > best:
-            best = recall
-            frontier.append((size, recall))
+    points = [point for own in ours.values() for point in own]
+    frontier = [
+        (size, max(recall for other, recall in points if other <= size)) for size in {size for size, _ in points}
+    ]
     frontiers = {"best of ours": frontier, **others}
     styles["best of ours"] = ("1", "-")
     drawings = [figures.bytes_and_recall(series, styles, "Neighbour recall@10") for series in (ours, frontiers)]

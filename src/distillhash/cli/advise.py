@@ -93,12 +93,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         words.append(" --views 0")  # as it was measured
     steps = advice.commands(found.cell, arguments.source, "".join(words))
     say(arguments, *_lines(cells), *notes, "", f"{found.sentence} {found.others}", *(f"    {step}" for step in steps))
-    summary = {"advice": found.sentence, "others": found.others, "choice": found.cell.record(), "commands": steps}
+    summary: dict[str, Any] = {
+        "advice": found.sentence,
+        "others": found.others,
+        "choice": found.cell.record(),
+        "commands": steps,
+    }
     summary |= {**sizes, "seeds": seeds, "notes": notes, "cells": [cell.record() for cell in cells]}
     summary["n_skipped"] = len(table.skipped)
     if arguments.out is not None:
-        out, context = Path(arguments.out), {"source": source.name, "sizes": sizes, "seeds": seeds}
-        report.write_advice(out, cells, found, **context, steps=steps, notes=notes, command=command_line(arguments))
+        out = Path(arguments.out)
+        context: dict[str, Any] = {"source": source.name, "sizes": sizes, "seeds": seeds, "notes": notes}
+        report.write_advice(out, cells, found, **context, steps=steps, command=command_line(arguments))
         say(arguments, f"report: {out / 'report.html'}")
         summary["report"] = str(out / "report.html")
     return summary
