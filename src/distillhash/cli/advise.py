@@ -24,7 +24,7 @@ from distillhash.cli.common import (
     refuse_skipped,
     say,
 )
-from distillhash.errors import ParameterError
+from distillhash.errors import DataError, ParameterError
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +64,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     source = open_argument(arguments, arguments.source)
     name, progress = backbone_name(arguments, source), not arguments.quiet
+    if isinstance(source, EmbeddingSource) != (name == "embeddings"):
+        kind = "embeddings" if isinstance(source, EmbeddingSource) else "images"
+        raise DataError(f"{source.name} holds {kind}, which --backbone {name} does not take; leave it out")
     chosen = sample_rows(len(source), arguments.max_images, np.random.default_rng(seeds[0]))
     sample = source if len(chosen) == len(source) else source.select(chosen)
     options = {"image_size": arguments.image_size, "weights": arguments.weights, "device": arguments.device}
