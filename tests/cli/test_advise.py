@@ -48,7 +48,7 @@ def brute_recall(
             for j in near:
                 before, tied = sum(s > scores[j] for s in scores), sum(s == scores[j] for s in scores)
                 hits[place] += min(max((depth - before) / tied, 0), 1)
-    return (hits / (10 * len(parts.query))).tolist()
+    return [float(value) for value in hits / (10 * len(parts.query))]
 
 
 def test_the_split_is_disjoint_and_each_row_stands_once(features: NDArray[np.float32], parts: advice.Parts) -> None:
@@ -91,8 +91,8 @@ def test_recalls_are_those_of_a_loop(parts: advice.Parts, table: tuple[list[Cell
         ("float32", ""): [1, 1],
     }
     for name, origin in (("sign", mean), ("sign, raw", 0)):
-        signs = [np.where(part >= origin, 1, -1) for part in (parts.query, parts.database)]
-        expected[name, "symmetric"] = brute_recall(parts, *signs)
+        query, database = (np.where(part >= origin, 1, -1) for part in (parts.query, parts.database))
+        expected[name, "symmetric"] = brute_recall(parts, query, database)
     for (method, form), recalls in expected.items():
         assert found(cells, method, form).recalls == pytest.approx(recalls, abs=2e-3), (method, form)
     sizes = [found(cells, "itq", form).n_bytes for form in ("symmetric", "asymmetric", "decoder", "int8 kept")]

@@ -430,7 +430,7 @@ def _searched(cell: Cell) -> str:
         ASYMMETRIC: "re-ranked by projection",
         DECODER: "re-ranked by the decoder",
     }
-    return words.get(cell.form, "re-ranked by kept int8 vectors")
+    return words.get(cell.form, "re-ranked by int8 vectors kept beside the codes")
 
 
 def commands(cell: Cell, source: str, options: str = "") -> list[str]:
