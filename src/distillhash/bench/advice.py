@@ -338,7 +338,7 @@ def _make_faiss(faiss: Any, kind: _FaissKind, d: int) -> tuple[Any, int, Any]:
         if kind.method == "PQ":
             return index, kind.size, None
         rotation = faiss.OPQMatrix(d, kind.size, inner)
-        rotation.niter = 10  # more changed recall by less than .002, at five times the time
+        rotation.niter, rotation.niter_pq = 10, 1  # more changed recall by less than .01, at up to 15 times the time
         quantiser = faiss.ProductQuantizer(inner, kind.size, 8)
         quantiser.cp.min_points_per_centroid = 1
         rotation.pq = quantiser
