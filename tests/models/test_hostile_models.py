@@ -120,6 +120,30 @@ def test_every_value_of_a_saved_hasher_may_be_odd(method: str) -> None:
         assert not sound_or_refused({**config, "n_features": n_features}, tensors)
 
 
+@pytest.mark.filterwarnings("error")
+def test_every_value_of_a_decoder_may_be_odd() -> None:
+    hasher = fitted("pcah")
+    config, tensors = hasher.config(), hasher.tensors()
+    names = sorted(tensors.keys() - hasher.state().keys())
+    assert names == ["ridge_decoder.mean", "ridge_decoder.weight"] and sound_or_refused(config, tensors)
+    huge = [np.full(tensors[names[1]].shape, value, np.float32) for value in (3e38, -3e38)]
+    for name in names:
+        for odd in [*odd_arrays(tensors[name]), *huge]:
+            loaded = sound_or_refused(config, {**tensors, name: odd})
+            assert loaded == (odd.dtype == np.float32 and odd.shape == tensors[name].shape and np.isfinite(odd).all())
+            if loaded:
+                other, codes = hasher_from(config, {**tensors, name: odd}), hasher.encode(X)
+                assert np.isfinite(other.decoder.cosines(X, codes)).all()
+                try:
+                    assert np.isfinite(other.reconstruct(codes)).all()
+                except DataError as error:
+                    assert "no finite features" in str(error)
+        assert not sound_or_refused(config, {key: value for key, value in tensors.items() if key != name})
+        assert not sound_or_refused(config, {**tensors, name + "x": tensors[name]})
+    small = {name: array for name, array in tensors.items() if name not in names}
+    assert sound_or_refused(config, small)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A model of vectors, as train writes it."""

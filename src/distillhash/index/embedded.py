@@ -742,12 +742,12 @@ class ItemTable:
     def vectors(self, ids: Sequence[int], n_bytes: int) -> dict[int, bytes]:
         """The vectors of those items that are there; each must have so many bytes."""
         kind = self.vector_type
-        query = f"""SELECT items.id, CASE WHEN typeof({kind}) = 'blob' AND length({kind}) = {n_bytes} THEN {kind} END
-            FROM items LEFT JOIN vectors ON vectors.id = items.id WHERE items.id IN ({{}})"""
-        found = dict(self._select_in(query, ids, at_once=1024))
-        if wrong := [identifier for identifier, vector in found.items() if vector is None]:
-            raise damaged(self.name, f"there is no vector of id {wrong[0]} that has {n_bytes} bytes")
-        return found
+        of_size = f"CASE WHEN typeof({kind}) = 'blob' AND length({kind}) = {n_bytes} THEN {kind} END"
+        found = dict(self._select_in(f"SELECT id, {of_size} FROM vectors WHERE id IN ({{}})", ids, at_once=1024))
+        lacking = [identifier for identifier in ids if found.get(identifier) is None]
+        if lacking and (wrong := self.present(lacking)):
+            raise damaged(self.name, f"there is no vector of id {min(wrong)} that has {n_bytes} bytes")
+        return {identifier: vector for identifier, vector in found.items() if vector is not None}
 
     def delete(self, ids: Collection[int]) -> None:
         """Remove the items with these ids, all of which are there; within a transaction."""

@@ -289,7 +289,7 @@ class Hasher(ABC):
         self._check_fitted()
         if self._decoder is None:
             raise ParameterError(
-                f"this {self.method} model has no decoder, as it was trained by an earlier version; train it again"
+                f"this {self.method} model has no decoder; call fit_decoder(features), or train it again"
             )
         return self._decoder
 

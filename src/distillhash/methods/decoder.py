@@ -81,7 +81,7 @@ class Decoder:
             found[:, start : start + _BLOCK] = np.divide(
                 products, lengths, out=np.zeros_like(products), where=lengths > 0
             )
-        return np.clip(found, -1, 1)
+        return np.clip(found, -1, 1, out=found)
 
     @cached_property
     def _wide(self) -> Floats:
@@ -121,4 +121,4 @@ def _blocks(features: NDArray[Any]) -> Iterator[Floats]:
 def _directions(rows: Floats) -> Floats:
     """Rows ``(n, d)`` divided by their lengths; rows of zeros stay."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    return np.asarray(np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0))
