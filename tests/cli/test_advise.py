@@ -164,12 +164,12 @@ def test_advice(target: dict[str, Any], n_bytes: int, form: str, words: str, oth
 
 def test_commands_and_comparison() -> None:
     kept, plain = CELLS[4], CELLS[1]
-    assert advice.commands(kept, "my vectors.npy") == [
-        "distillhash train 'my vectors.npy' --method itq --bits 8 --out model",
-        "distillhash index 'my vectors.npy' --model model --index my.index --keep-vectors int8",
+    assert advice.commands(kept, ["my x.npz", "--embedding-column", "e"], ["--views", "0"]) == [
+        "distillhash train 'my x.npz' --embedding-column e --method itq --bits 8 --views 0 --out model",
+        "distillhash index 'my x.npz' --embedding-column e --model model --index my.index --keep-vectors int8",
         "distillhash search QUERIES --index my.index -k 10 --rerank vectors --candidates 100",
     ]
-    assert "--rerank" not in advice.commands(plain, "x")[2]
+    assert "--rerank" not in advice.commands(plain, ["x"])[2]
     assert advice.versus(CELLS) == [(CELLS[5], CELLS[3]), (CELLS[6], CELLS[3])]
     first, second = cell("itq", "decoder", 4, 0.5), cell("itq", "decoder", 4, 0.7)
     (mean,) = advice.mean_of([[first, cell("sign", "", 2, 0.1)], [second]])
@@ -213,6 +213,8 @@ def test_the_verb_without_faiss(
         (lambda x: x, ["--seeds", "-1"], 2, "--seeds must be at least 0"),
         (lambda x: x, ["--max-images", "0"], 2, "--max-images must be at least 1"),
         (lambda x: x, ["--backbone", "vgg16"], 1, "holds embeddings"),
+        (lambda x: x, ["--out", "/dev/null/x"], 1, "Not a directory"),
+        (lambda x: x, ["--embedding-column", "gone"], 2, "gone"),
     ],
 )
 def test_what_it_refuses(

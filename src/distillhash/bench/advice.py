@@ -115,7 +115,7 @@ def measure(parts: Parts, *, seed: int = 0, progress: bool = False) -> tuple[lis
     lengths = sorted({n for n in LENGTHS if n <= d} | ({d} if d < LENGTHS[-1] else set()))
     hashers: list[Hasher] = [Sign(d, raw=raw) for raw in (False, True) if d <= 4096]
     hashers += [make_hasher(method, n, seed=seed) for method in METHODS for n in lengths]
-    notes = []
+    refused, notes = list[str](), list[str]()
     faiss: Any = None
     try:
         faiss = import_module("faiss")
@@ -126,11 +126,10 @@ def measure(parts: Parts, *, seed: int = 0, progress: bool = False) -> tuple[lis
     cells = [truth.floats()]
     with Progress("measuring", len(hashers) + len(kinds), unit="compressors", quiet=not progress) as shown:
         for hasher in hashers:
-            name = f"{hasher.method} with {hasher.n_bits} bits"
             try:
                 cells += _measure_codes(hasher, parts, truth)
             except DistillHashError as error:
-                notes.append(f"{name} is left out: {error}")
+                refused.append(f"{hasher.method} with {hasher.n_bits} bits is left out: {error}")
             shown.advance(1)
         for kind in kinds:
             try:
@@ -139,8 +138,8 @@ def measure(parts: Parts, *, seed: int = 0, progress: bool = False) -> tuple[lis
                 notes.append(f"FAISS's {kind.name} is left out: {first_line(error)}")
             shown.advance(1)
     if not any(cell.is_ours for cell in cells):
-        raise DataError(f"no method can learn from these items; {notes[-1]}")
-    return cells, notes
+        raise DataError(f"no method can learn from these items; {refused[-1]}")
+    return cells, refused + notes
 
 
 def mean_of(tables: Sequence[Sequence[Cell]]) -> list[Cell]:
@@ -433,15 +432,15 @@ def _searched(cell: Cell) -> str:
     return words.get(cell.form, "re-ranked by int8 vectors kept beside the codes")
 
 
-def commands(cell: Cell, source: str, options: str = "") -> list[str]:
-    """The command lines that give a cell of ours; ``options`` go to ``train``."""
-    place = shlex.quote(source)
+def commands(cell: Cell, source: Sequence[str], options: Sequence[str] = ()) -> list[str]:
+    """The command lines that give a cell of ours. ``source`` is a SOURCE and the options that read it, ``options`` go to ``train``."""
+    place, more = shlex.join(source), f" {shlex.join(options)}" if options else ""
     method = "" if cell.method == DEFAULT_METHOD else f" --method {cell.method}"
     keep = " --keep-vectors int8" if cell.form == KEPT else ""
     by = {ASYMMETRIC: "projection", DECODER: "decoder", KEPT: "vectors"}.get(cell.form)
     rerank = f" --rerank {by} --candidates {CANDIDATES[cell.form]}" if by else ""
     return [
-        f"distillhash train {place}{method} --bits {cell.n_bits}{options} --out model",
+        f"distillhash train {place}{method} --bits {cell.n_bits}{more} --out model",
         f"distillhash index {place} --model model --index my.index{keep}",
         f"distillhash search QUERIES --index my.index -k 10{rerank}",
     ]

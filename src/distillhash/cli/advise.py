@@ -8,7 +8,6 @@ distillhash advise photos/ --max-images 5000 --out advice
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from distillhash.cli.common import (
     add_backbone_options,
     add_reading_options,
     backbone_name,
+    chosen_columns,
     command_line,
     integers,
     open_argument,
@@ -62,6 +62,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.methods.registry import method_class
     from distillhash.sources import EmbeddingSource
 
+    if arguments.out is not None:  # where it cannot be made, this fails now and not after minutes
+        Path(arguments.out).mkdir(parents=True, exist_ok=True)
     source = open_argument(arguments, arguments.source)
     name, progress = backbone_name(arguments, source), not arguments.quiet
     if isinstance(source, EmbeddingSource) != (name == "embeddings"):
@@ -91,10 +93,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     cells, notes, sizes = advice.mean_of(tables), list(dict.fromkeys(notes)), parts.sizes()
     found = advice.advise(cells, recall=recall, n_bytes=n_bytes, n_items=sizes["n_database"])
     given = {"--backbone": arguments.backbone, "--image-size": arguments.image_size, "--weights": arguments.weights}
-    words = [f" {option} {shlex.quote(str(value))}" for option, value in given.items() if value is not None]
     if not isinstance(source, EmbeddingSource) and method_class(found.cell.method).uses_views:
-        words.append(" --views 0")  # as it was measured
-    steps = advice.commands(found.cell, arguments.source, "".join(words))
+        given["--views"] = 0  # as it was measured
+    columns = {f"--{name.replace('_', '-')}": value for name, value in chosen_columns(arguments).items()}
+    steps = advice.commands(found.cell, [arguments.source, *_words(columns)], _words(given))
     say(arguments, *_lines(cells), *notes, "", f"{found.sentence} {found.others}", *(f"    {step}" for step in steps))
     summary: dict[str, Any] = {
         "advice": found.sentence,
@@ -111,6 +113,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         say(arguments, f"report: {out / 'report.html'}")
         summary["report"] = str(out / "report.html")
     return summary
+
+
+def _words(options: dict[str, Any]) -> list[str]:
+    """The options that were given, as words of a command line."""
+    return [word for name, value in options.items() if value is not None for word in (name, str(value))]
 
 
 def _lines(cells: list[Any]) -> list[str]:
