@@ -265,3 +265,55 @@ def method_comparison(
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
     return drawing
+
+
+def bytes_and_recall(
+    series: Mapping[str, Sequence[tuple[float, float]]], styles: Mapping[str, tuple[str, str]], metric: str
+) -> Drawing:
+    """A metric against bytes a vector; ``series`` is label -> points ``(bytes, value)``, ``styles`` its colour of :data:`COLOURS` and line.
+
+    Labels stand at the right end of their line.
+    """
+    with _drawing(f"{metric} against bytes a vector") as (drawing, axes):
+        drawing.figure.set_size_inches(5.6, 4.2)
+        ends = []
+        for label, points in series.items():
+            x, y = np.array(sorted(points)).T
+            colour, line = COLOURS[styles[label][0]], styles[label][1]
+            axes.plot(x, y, color=colour, linestyle=line, marker="o", markersize=3.6)
+            ends.append((float(y[-1]), float(x[-1]), label, colour))
+        sizes = sorted({size for points in series.values() for size, _ in points})
+        low, gap = min(y for points in series.values() for _, y in points), 0.047
+        bottom = max(0.0, math.floor(10 * low) / 10 - 0.05)
+        gap *= 1.03 - bottom
+        height = -math.inf
+        heights = []
+        for y, *_ in sorted(ends):  # from below: each label at its line's end, or a line of text above the one before
+            height = max(y, height + gap)
+            heights.append(height)
+        over = max(0.0, heights[-1] - 1.0)
+        for place in range(len(heights) - 1, -1, -1):  # and from above where they have passed the top
+            heights[place] = min(heights[place], 1.0 - gap * (len(heights) - 1 - place)) if over else heights[place]
+        right = max(sizes) * 1.25
+        for height, (y, x, label, colour) in zip(heights, sorted(ends), strict=True):
+            axes.plot([x, right], [y, height], color=colour, linewidth=0.6, linestyle=(0, (1, 2)))
+            axes.annotate(
+                label,
+                (right, height),
+                (3, 0),
+                textcoords="offset points",
+                va="center",
+                color=colour,
+                annotation_clip=False,
+            )
+        ticks = [
+            size
+            for size in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+            if min(sizes) <= size <= max(sizes)
+        ]
+        axes.set(xlabel="Bytes a vector (logarithmic)", ylabel=metric, ylim=(bottom, 1.03))
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(min(sizes) / 1.1, right)
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.minorticks_off()
+    return drawing
