@@ -168,7 +168,7 @@ def _markdown(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, prov
     lines += [*_conditions(runs, protocol, provenance), ""]
     both = [[row.method, *(" / ".join(row.measure(n, key) for key in MEASURES) for n in lengths)] for row in rows]
     lines += ["## Classes and neighbours", "", f"{' / '.join(MEASURES.values())}. {MEASURES_LEGEND}", ""]
-    lines += [*_lines([["method", *header], *both]), ""]
+    lines += [*markdown_lines([["method", *header], *both]), ""]
     if any(row.differences for row in rows):
         table = [["method", *header], *([row.method, *(_difference(row, n) for n in lengths)] for row in rows)]
         legend = (
