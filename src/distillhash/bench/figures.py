@@ -283,17 +283,12 @@ def bytes_and_recall(
             axes.plot(x, y, color=colour, linestyle=line, marker="o", markersize=3.6)
             ends.append((float(y[-1]), float(x[-1]), label, colour))
         sizes = sorted({size for points in series.values() for size, _ in points})
-        low, gap = min(y for points in series.values() for _, y in points), 0.047
-        bottom = max(0.0, math.floor(10 * low) / 10 - 0.05)
-        gap *= 1.03 - bottom
-        height = -math.inf
-        heights = []
-        for y, *_ in sorted(ends):  # from below: each label at its line's end, or a line of text above the one before
-            height = max(y, height + gap)
-            heights.append(height)
-        over = max(0.0, heights[-1] - 1.0)
-        for place in range(len(heights) - 1, -1, -1):  # and from above where they have passed the top
-            heights[place] = min(heights[place], 1.0 - gap * (len(heights) - 1 - place)) if over else heights[place]
+        bottom = max(0.0, math.floor(10 * min(y for points in series.values() for _, y in points)) / 10 - 0.05)
+        gap, heights = 0.047 * (1.03 - bottom), list[float]()
+        for y, *_ in sorted(ends):  # from below: at the end of the line, or a line of text above the label before
+            heights.append(max(y, heights[-1] + gap) if heights else y)
+        for place in reversed(range(len(heights))):  # from above: none passes the top
+            heights[place] = min([heights[place], *(height - gap for height in heights[place + 1 : place + 2]), 1.0])
         right = max(sizes) * 1.25
         for height, (y, x, label, colour) in zip(heights, sorted(ends), strict=True):
             axes.plot([x, right], [y, height], color=colour, linewidth=0.6, linestyle=(0, (1, 2)))
@@ -306,11 +301,8 @@ def bytes_and_recall(
                 color=colour,
                 annotation_clip=False,
             )
-        ticks = [
-            size
-            for size in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-            if min(sizes) <= size <= max(sizes)
-        ]
+        ticks = [2**power for power in range(14) if min(sizes) <= 2**power <= max(sizes)]
+        ticks = ticks[:: 1 + len(ticks) // 7]
         axes.set(xlabel="Bytes a vector (logarithmic)", ylabel=metric, ylim=(bottom, 1.03))
         axes.set_xscale("log", base=2)
         axes.set_xlim(min(sizes) / 1.1, right)
