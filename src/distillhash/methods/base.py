@@ -84,6 +84,7 @@ class Hasher(ABC):
         needs_texts: Whether ``fit`` needs image-text pairs.
         fine_tunes: Whether ``fit`` can train the backbone below its head as well.
         PRESETS: Named sets of hyper-parameters.
+        RETIRED: Hyper-parameters of earlier versions; model folders may name them.
         ARRAYS: Learned arrays by name and shape, such as ``{"weight": "dk"}`` for ``weight_``, ``(n_features_, n_bits)``.
         n_features_: Width d of the features seen in ``fit``.
         history_: What training recorded (losses per epoch, pair diagnosis); empty for methods without training. Not saved.
@@ -100,6 +101,7 @@ class Hasher(ABC):
     needs_texts: ClassVar[bool] = False
     fine_tunes: ClassVar[bool] = False
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    RETIRED: ClassVar[frozenset[str]] = frozenset()
     ARRAYS: ClassVar[dict[str, str]] = {}
 
     n_bits: Annotated[int, Interval(ge=1, le=4096)]
