@@ -5,7 +5,7 @@ was nearest before (recall of the float neighbours). `distillhash-contrast` wins
 Here the first bits of a code are those of the one and the rest those of a method that keeps neighbours; searches use both parts
 (:mod:`distillhash.hamming.ranking`). docs/distillhash-nested.md has the measurements behind every choice.
 
-No step sees a label.
+No step sees a label. Rows are scaled to length 1 first, so that codes of x and of 3 x are equal.
 
 1. **Scale.** A(k) is the agreement of two random halves of the dimensions about an item's k nearest
    (:func:`~distillhash.supervision.agreement.half_agreement`). The neighbourhood that `distillhash-contrast` learns from is the smallest of
@@ -16,7 +16,7 @@ No step sees a label.
    of `distillhash-contrast` if such a code of a part of the rows keeps the neighbours of the other rows as well as the neighbour part alone
    would, to .01: kinds and neighbourhoods are then the same thing.
 3. **Two parts.** Otherwise the class part has 2 sqrt(n_bits) bits, rounded to a multiple of 16, and the neighbour part has the others.
-   Codes below 32 bits, or with more bits than features, have the class part alone.
+   Codes below 32 bits have the class part alone.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class DistillHashNested(Hasher):
 
     def _fit(self, given: TrainingSet) -> None:
         self.class_part_ = self.neighbour_part_ = None
-        features = given.features
+        features = _unit_rows(given.features)
         if self.preserve == "neighbours":
             self.neighbour_part_ = self._neighbour_part(self.n_bits).fit(features)
             return
@@ -80,7 +80,7 @@ class DistillHashNested(Hasher):
         k = neighbourhood_of(features, self.seed)
         is_fine = k < _default_neighbourhood(n)
         chosen: dict[str, Any] = {"neighbourhood": k, "fine": is_fine}
-        fine, bits = FINE[0], self._class_bits(features.shape[1])
+        fine, bits = FINE[0], self._class_bits()
         if is_fine and bits < self.n_bits:
             fine, serves_both, chosen["recalls"] = self._choose_fine(features, k)
             bits = self.n_bits if serves_both else bits
@@ -97,14 +97,14 @@ class DistillHashNested(Hasher):
             self.scales_ = np.array([CLASS_WEIGHT, 1.0]) / sizes
         self.history_ = self.class_part_.history_ | {"chosen": chosen | {"class_bits": self.class_bits}}
 
-    def _class_bits(self, n_features: int) -> int:
+    def _class_bits(self) -> int:
         """Bits of the class part in a code of two parts, or all of them."""
         bits = max(16, 16 * round(2 * self.n_bits**0.5 / 16))
-        one = self.preserve == "classes" or self.n_bits < SHORTEST or self.n_bits - bits > n_features
+        one = self.preserve == "classes" or self.n_bits < SHORTEST
         return self.n_bits if one else bits
 
     def _neighbour_part(self, n_bits: int) -> URPH:
-        return URPH(n_bits, seed=self.seed)
+        return URPH(n_bits, seed=self.seed, **URPH.preset("nearest"))
 
     def _fine_part(self, n_bits: int, n: int, k: int, fine: tuple[float, float]) -> DistillHashContrast:
         share, (temperature, plain_share) = k / _part_size(n), fine
@@ -144,7 +144,8 @@ class DistillHashNested(Hasher):
         return {name: part for name, part in parts.items() if part is not None}
 
     def _project(self, features: Floats) -> Floats:
-        outputs = [part._project(features) for part in self._parts().values()]
+        rows = _unit_rows(features)
+        outputs = [part._project(rows) for part in self._parts().values()]
         return np.hstack([scale * output for scale, output in zip(self.scales_, outputs, strict=False)])
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -175,6 +176,13 @@ class DistillHashNested(Hasher):
             raise ValueError(f"scales {state['scales']}")
         self.class_part_, self.neighbour_part_ = parts.get("class"), parts.get("neighbour")
         self.scales_ = state["scales"]
+
+
+def _unit_rows(features: NDArray[Any]) -> Floats:
+    """Rows of length 1, since the neighbours to keep are those by cosine; a row of zeros stays zero."""
+    values = np.asarray(features, np.float64)
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    return np.asarray(values / np.where(lengths > 0, lengths, 1))
 
 
 def neighbourhood_of(features: NDArray[Any], seed: int) -> int:
