@@ -18,13 +18,15 @@ Nothing that is measured was trained on.
 
 With ``--folds`` only training rows are used, four fifths to learn from and the others in the place of what is measured: the numbers that
 the defaults were chosen by. Mean and sample standard deviation over the seeds. ``decoder@10`` is the neighbour recall where the whole
-database is ordered by the cosine of the query's features and those decoded from the codes.
+database is ordered by the cosine of the query's features and those decoded from the codes. ``graph@10``, of `urph`, is that of the first 10
+in the graph that ``export --to faiss-hnsw`` writes (extra ``faiss``), which its paper proposes to search by.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +42,10 @@ from distillhash.backbones import FeatureCache, extract_features, make_backbone
 from distillhash.bench.protocols import load_protocol
 from distillhash.bench.runs import prepare, versions
 from distillhash.cli.common import parse_settings
+from distillhash.codes import Codes
+from distillhash.export import export_codes
 from distillhash.metrics import evaluate_codes, neighbour_recall
+from distillhash.metrics.neighbours import Neighbours, find_neighbours
 from distillhash.sources import open_source
 from distillhash.sources.pairs import open_pairs
 from distillhash.texts import make_text_encoder
@@ -128,12 +133,37 @@ def sampled(data: Data, n: int) -> Data:
     return data._replace(train=data.train[rows], views=views, teacher=teacher)
 
 
+def shared(rows: NDArray[np.intp], neighbours: Neighbours) -> float:
+    """Share of the nearest that are among the first 10 of ``rows (q, 11)``, without the query itself."""
+    lists = zip(rows.tolist(), neighbours.nearest.tolist(), neighbours.own.tolist(), strict=True)
+    found = [len(set([row for row in given if row != own][:10]) & set(near)) / 10 for given, near, own in lists]
+    return float(np.mean(found))
+
+
+def by_graph(query: Codes, database: Codes, k: int) -> NDArray[np.intp]:
+    """Rows that FAISS finds in the exported graph of codes."""
+    import faiss
+
+    with tempfile.TemporaryDirectory() as folder:
+        (file, *_) = export_codes(database, None, "faiss-hnsw", Path(folder) / "codes.faiss")
+        graph = faiss.read_index_binary(str(file))
+    packed = np.zeros((len(query), graph.d // 8), np.uint8)
+    packed[:, : query.packed.shape[1]] = query.packed
+    return np.asarray(graph.search(packed, k)[1], np.intp)
+
+
 def measure(hasher: Any, data: Data) -> dict[str, float]:
     query, database = hasher.encode(data.query), hasher.encode(data.database)
     near = slice(None) if data.near is None else data.near
     sides = query, database[near], data.query, data.database[near]
     recall = neighbour_recall(*sides, (10,), (10, 40, 100), same_items=data.same)
     found = {f"neighbour recall@{depth}": recall[f"recall10@{depth}"] for depth in (10, 40, 100)}
+    neighbours = find_neighbours(data.query, data.database[near], 10, same_items=data.same)
+    asked = neighbours.queries
+    cosines = hasher.decoder.cosines(data.query[asked], database[near])
+    found["decoder@10"] = shared(np.argsort(-cosines, axis=1)[:, :11], neighbours)
+    if hasher.method == "urph":
+        found["graph@10"] = shared(by_graph(query[asked], database[near], 11), neighbours)
     for name, of_query, of_database in data.labels:
         if name == "picture":  # the nearest by these features are the other captions of the picture
             pictures = np.equal.outer(of_query, np.unique(of_query)).astype(np.float32)
@@ -194,14 +224,18 @@ def main() -> None:
 
 def table(records: list[dict[str, Any]]) -> str:
     """Markdown: a row for each length and method, mean (sample standard deviation) over seeds."""
-    measures = [key for key, value in records[0].items() if isinstance(value, float) and key != "seconds to fit"]
+    measures = [key for record in records for key, value in record.items() if isinstance(value, float)]
+    measures = [key for key in dict.fromkeys(measures) if key != "seconds to fit"]
     measures += ["class bits", "seconds to fit"]
     lines = [f"| bits | method | {' | '.join(measures)} |", "|" + "---|" * (len(measures) + 2)]
     for n_bits, method in dict.fromkeys((record["n_bits"], record["method"]) for record in records):
         runs = [record for record in records if (record["n_bits"], record["method"]) == (n_bits, method)]
         cells = []
         for key in measures:
-            values = [run[key] for run in runs]
+            values = [run[key] for run in runs if key in run]
+            if not values:
+                cells.append("")
+                continue
             spread = f" ({np.std(values, ddof=1):.3f})" if len(values) > 1 else ""
             digits = (
                 f"{np.mean(values):.3f}{spread}"
