@@ -7,6 +7,10 @@ unit since 2008 has it as one instruction. Where the processor cannot count the 
 and a product adds them up in the highest byte of each lane; then minima are over 32-bit lanes (``_Rows.shift``). After a block of rows, one
 comparison tells whether any row is nearer than the query's bound. Few blocks hold one, and only those are examined row by row.
 
+Codes of two parts are searched by two rankings at once (:mod:`distillhash.hamming.ranking`). ``parts`` says which bits are the class part and
+how the rankings weigh both; it is None for codes of one part. Where the text says distance, a row then has two keys of 16 bits in one
+number, and so has the bound of a query: one minimum over 16-bit lanes serves both.
+
 A tile of rows stays in cache while all queries of a call pass over it. The database is passed as addresses, so that arrays of any origin
 (read-only, memory-mapped) share compiled code; callers keep the memory alive. Importing this module imports numba. numba keeps compiled
 kernels on disk and does not notice a change of the LLVM code here: delete ``__pycache__`` after one.
@@ -14,6 +18,7 @@ kernels on disk and does not notice a change of the LLVM code here: delete ``__p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +37,9 @@ TILE_WORDS = 4096  # of the database, which all queries pass over while they are
 HALF_ROWS = 4096  # rows that one query tests by half of the planes at a time
 MOST_BY_HALF = 48  # of these rows may pass the test; if more do, it does not pay
 ROW_BITS = 47  # a candidate is one integer: its distance, then its row
+_CLASS_BITS = 13  # of two parts: its key, its class distance, then its row
+_RANK_SHIFT = ROW_BITS - _CLASS_BITS
+LARGEST_KEY = 2**16 - 2
 ROW_MASK = 2**ROW_BITS - 1
 _PREFETCH_BYTES = 4096  # one query alone runs a fifth faster when memory is prefetched this far ahead
 
@@ -47,6 +55,7 @@ def _counts_words() -> bool:
 _COUNTS_WORDS = _counts_words()
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
+_KEYS = ir.VectorType(_I16, 32)
 
 
 @intrinsic
@@ -78,14 +87,14 @@ class _Rows:
 
     def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any, half: bool = False) -> None:
         # With ``half``, distances are over the first half of the planes, which is a lower bound.
-        query_type, _, addresses_type, allowed_type, *_ = signature.args
-        query, self.first, addresses, self.allowed, self.start, *_ = arguments
+        query_type, _, addresses_type, allowed_type, parts_type, *_ = signature.args
+        query, self.first, addresses, self.allowed, parts, self.start, *_ = arguments
         self.builder = builder
         self.n_planes = addresses_type.count
         self.bits = query_type.dtype.bitwidth
         self.lanes = 512 // self.bits
         # The bytes of a lane are added in one byte, which must hold the distance.
-        self.shift = 24 if self.bits == 32 and self.n_planes < 8 and not _COUNTS_WORDS else 0
+        self.sum_at = 24 if self.bits == 32 and self.n_planes < 8 and not _COUNTS_WORDS else 0
         self.word = ir.IntType(self.bits)
         self.vector = ir.VectorType(self.word, self.lanes)
         self.masked = not isinstance(allowed_type, types.NoneType)
@@ -93,11 +102,23 @@ class _Rows:
         if half:
             self.addresses = self.addresses[: self.n_planes // 2]
         self.query = context.make_array(query_type)(context, builder, query).data
+        self.parts: tuple[list[Any], Any, Any] | None = None
+        if not isinstance(parts_type, types.NoneType):
+            masks, *weights = cgutils.unpack_tuple(builder, parts, 3)
+            kinds = parts_type.types[0].types
+            of_planes = zip(kinds, cgutils.unpack_tuple(builder, masks, len(kinds)), strict=True)
+            all_masks = [None if isinstance(kind, types.NoneType) else self.narrow(mask) for kind, mask in of_planes]
+            self.parts = all_masks, self.narrow(weights[0]), self.narrow(weights[1])
+        self.shift = 0 if self.parts else self.sum_at
 
     def call(self, name: str, result: Any, arguments: list[Any]) -> Any:
         """Call an LLVM intrinsic."""
         signature = ir.FunctionType(result, [argument.type for argument in arguments])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, signature, name), arguments)
+
+    def narrow(self, value: Any) -> Any:
+        """A 64-bit number as a word."""
+        return value if self.bits == 64 else self.builder.trunc(value, self.word)
 
     def splat(self, value: Any) -> Any:
         """A vector with ``value`` in all lanes."""
@@ -128,21 +149,49 @@ class _Rows:
             place = self.builder.add(place, ir.Constant(_I64, ahead))
             self.call("llvm.prefetch.p0", ir.VoidType(), [self.builder.inttoptr(place, _I8.as_pointer()), *how])
 
-    def count(self, words: list[Any], query: list[Any], kind: Any, suffix: str) -> Any:
-        """Bits that differ, as lanes of ``kind``."""
-        total = None
-        for word, other in zip(words, query, strict=True):
-            differing = self.builder.bitcast(self.builder.xor(word, other), kind)
-            counts = self.call(f"llvm.ctpop.{suffix}", kind, [differing])
-            total = counts if total is None else self.builder.add(total, counts)
-        return total
+    def splat_parts(self) -> Any:
+        """The parts for vectors."""
+        if self.parts is None:
+            return None
+        masks, *weights = self.parts
+        return [None if mask is None else self.splat(mask) for mask in masks], *map(self.splat, weights)
 
-    def distances(self, words: list[Any], query: list[Any]) -> Any:
-        """Of all lanes, shifted to the left by ``self.shift`` bits; the bits below mean nothing."""
-        if not self.shift:
-            return self.count(words, query, self.vector, f"v{self.lanes}i{self.bits}")
-        total = self.builder.bitcast(self.count(words, query, ir.VectorType(_I8, 64), "v64i8"), self.vector)
+    def count(self, words: list[Any], kind: Any, suffix: str) -> Any:
+        """Bits that are set in any of the words, as lanes of ``kind``."""
+        total = None
+        for word in words:
+            counts = self.call(f"llvm.ctpop.{suffix}", kind, [self.builder.bitcast(word, kind)])
+            total = counts if total is None else self.builder.add(total, counts)
+        return ir.Constant(kind, None) if total is None else total
+
+    def sums(self, words: list[Any]) -> Any:
+        """Bits that are set in any of the words, of all lanes, shifted to the left by ``self.sum_at``; the bits below mean nothing."""
+        if not self.sum_at:
+            return self.count(words, self.vector, f"v{self.lanes}i{self.bits}")
+        total = self.builder.bitcast(self.count(words, ir.VectorType(_I8, 64), "v64i8"), self.vector)
         return self.builder.mul(total, ir.Constant(self.vector, [0x01010101] * 16))  # highest byte: sum of all four
+
+    def differing(self, words: list[Any], query: list[Any], masks: list[Any]) -> tuple[list[Any], list[Any]]:
+        """The bits that differ: those of the second part (or of the only one), and those of the class part, which ``masks`` select."""
+        ones = ir.Constant(words[0].type, [2**self.bits - 1] * self.lanes if words[0].type == self.vector else -1)
+        neighbour, of_class = [], []
+        for plane, (word, other) in enumerate(zip(words, query, strict=True)):
+            bits, mask = self.builder.xor(word, other), masks[plane] if plane < len(masks) else ones
+            if mask is not ones:
+                of_class.append(bits if mask is None else self.builder.and_(bits, mask))
+            if mask is not None:
+                neighbour.append(bits if mask is ones else self.builder.and_(bits, self.builder.xor(mask, ones)))
+        return neighbour, of_class
+
+    def distances(self, words: list[Any], query: list[Any], parts: Any) -> Any:
+        """Of all lanes, shifted to the left by ``self.shift`` bits; the bits below mean nothing. ``parts`` are :meth:`splat_parts`."""
+        if parts is None:
+            return self.sums(self.differing(words, query, [])[0])
+        counts = map(self.sums, self.differing(words, query, parts[0]))
+        if self.sum_at:
+            counts = (self.builder.lshr(count, ir.Constant(self.vector, [self.sum_at] * 16)) for count in counts)
+        neighbour, of_class = map(self.builder.mul, counts, parts[1:])
+        return self.builder.add(neighbour, of_class)
 
     def forbidden(self, row: Any) -> Any:
         """Lanes of ones where a row is not allowed, and of zeros elsewhere."""
@@ -151,10 +200,14 @@ class _Rows:
         return self.builder.sext(none, self.vector)
 
     def below(self, distances: Any, bound: Any) -> Any:
-        """One bit per lane: whether its distance is below ``bound``, a small int64."""
-        narrow = bound if self.bits == 64 else self.builder.trunc(bound, self.word)
-        narrow = self.builder.shl(narrow, ir.Constant(self.word, self.shift))
-        found = self.builder.icmp_unsigned("<", distances, self.splat(narrow))
+        """One bit per lane: whether its distance is below ``bound``, an int64 below 2**32."""
+        narrow = self.builder.shl(self.narrow(bound), ir.Constant(self.word, self.shift))
+        bounds = self.splat(narrow)
+        if self.parts is not None:  # either key is below its bound
+            distances, bounds = (self.builder.bitcast(value, _KEYS) for value in (distances, bounds))
+            found = self.builder.sext(self.builder.icmp_unsigned("<", distances, bounds), _KEYS)
+            distances, bounds = ir.Constant(self.vector, None), self.builder.bitcast(found, self.vector)
+        found = self.builder.icmp_unsigned("<", distances, bounds)
         return self.builder.zext(self.builder.bitcast(found, ir.IntType(self.lanes)), _I64)
 
 
@@ -163,16 +216,17 @@ def _any_nearer(group: int, steps: int, block: int = BLOCK, half: bool = False) 
 
     @intrinsic
     def any_nearer(
-        typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, start: Any, bounds: Any
+        typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, parts: Any, start: Any, bounds: Any
     ) -> Any:
         del typing_context, first, start
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             rows = _Rows(context, builder, signature, arguments, half)
             kind, umin = (
-                (rows.vector, "llvm.umin.v16i32") if rows.shift else (ir.VectorType(_I16, 32), "llvm.umin.v32i16")
+                (rows.vector, "llvm.umin.v16i32") if rows.shift else (_KEYS, "llvm.umin.v32i16")
             )
             farthest = ir.Constant(kind, [2**kind.element.width - 1] * kind.count)
+            parts = rows.splat_parts()
             queries = [[rows.splat(word) for word in rows.query_words(g)] for g in range(group)]
             n_vectors = block // rows.lanes
             unrolled = min(steps, n_vectors)
@@ -192,7 +246,7 @@ def _any_nearer(group: int, steps: int, block: int = BLOCK, half: bool = False) 
                     rows.prefetch(row, _PREFETCH_BYTES)
                 forbidden = rows.forbidden(row) if rows.masked else None
                 for g in range(group):
-                    distances = rows.distances(words, queries[g])
+                    distances = rows.distances(words, queries[g], parts)
                     if forbidden is not None:
                         distances = builder.or_(distances, forbidden)
                     m = g if group > 1 else step % n_minima
@@ -206,7 +260,7 @@ def _any_nearer(group: int, steps: int, block: int = BLOCK, half: bool = False) 
             builder.position_at_end(after)
             if group == 1:
                 minima = [rows.call(umin, kind, minima)]
-            all_bounds = context.make_array(signature.args[5])(context, builder, arguments[5]).data
+            all_bounds = context.make_array(signature.args[6])(context, builder, arguments[6]).data
             found = ir.Constant(_I64, 0)
             for g in range(group):
                 bound = builder.load(builder.gep(all_bounds, [builder.add(rows.first, ir.Constant(_I64, g))]))
@@ -215,7 +269,7 @@ def _any_nearer(group: int, steps: int, block: int = BLOCK, half: bool = False) 
                 found = builder.or_(found, builder.shl(hit, ir.Constant(_I64, g)))
             return found
 
-        return types.uint64(query, types.int64, addresses, allowed, types.int64, bounds), codegen
+        return types.uint64(query, types.int64, addresses, allowed, parts, types.int64, bounds), codegen
 
     return any_nearer
 
@@ -230,24 +284,24 @@ def _nearer(half: bool) -> Any:
 
     @intrinsic
     def nearer(
-        typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, start: Any, bound: Any
+        typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, parts: Any, start: Any, bound: Any
     ) -> Any:
         del typing_context, first, start, bound
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             rows = _Rows(context, builder, signature, arguments, half)
-            words = [rows.splat(word) for word in rows.query_words(0)]
+            words, parts = [rows.splat(word) for word in rows.query_words(0)], rows.splat_parts()
             found = ir.Constant(_I64, 0)
             for at in range(0, CHUNK, rows.lanes):
                 row = builder.add(rows.start, ir.Constant(_I64, at))
-                distances = rows.distances(rows.words(row, rows.vector), words)
+                distances = rows.distances(rows.words(row, rows.vector), words, parts)
                 if rows.masked:
                     distances = builder.or_(distances, rows.forbidden(row))
-                lanes = rows.below(distances, arguments[5])
+                lanes = rows.below(distances, arguments[6])
                 found = builder.or_(found, builder.shl(lanes, ir.Constant(_I64, at)))
             return found
 
-        return types.uint64(query, types.int64, addresses, allowed, types.int64, types.int64), codegen
+        return types.uint64(query, types.int64, addresses, allowed, parts, types.int64, types.int64), codegen
 
     return nearer
 
@@ -257,28 +311,39 @@ nearer_by_half = _nearer(half=True)
 
 
 @intrinsic
-def distance_of(typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, row: Any) -> Any:
-    """Distance of one row to query ``first``; 2**16 if it is not allowed."""
+def distance_of(
+    typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, parts: Any, row: Any
+) -> Any:
+    """Distance of one row to query ``first``; 2**16 if it is not allowed. Of two parts: both keys, and 32 bits higher the class distance."""
     del typing_context, first, row
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         rows = _Rows(context, builder, signature, arguments)
-        distance = rows.count(rows.words(rows.start, rows.word), rows.query_words(0), rows.word, f"i{rows.bits}")
-        distance = distance if rows.bits == 64 else builder.zext(distance, _I64)
+        masks, *weights = rows.parts or ([],)
+        both = rows.differing(rows.words(rows.start, rows.word), rows.query_words(0), masks)
+        distance, of_class = (rows.count(words, rows.word, f"i{rows.bits}") for words in both)
+        if weights:
+            distance = builder.add(builder.mul(distance, weights[0]), builder.mul(of_class, weights[1]))
+        if rows.bits < 64:
+            distance, of_class = (builder.zext(number, _I64) for number in (distance, of_class))
+        if weights:
+            distance = builder.or_(distance, builder.shl(of_class, ir.Constant(_I64, 32)))
         if rows.masked:
             flag = rows.load(rows.allowed, rows.start, _I8, 1)
             allowed = builder.icmp_unsigned("!=", flag, ir.Constant(_I8, 0))
-            distance = builder.select(allowed, distance, ir.Constant(_I64, 2**16))
+            distance = builder.select(allowed, distance, ir.Constant(_I64, 2**32 - 1 if weights else 2**16))
         return distance
 
-    return types.int64(query, types.int64, addresses, allowed, types.int64), codegen
+    return types.int64(query, types.int64, addresses, allowed, parts, types.int64), codegen
 
 
 def _prefetch(n_rows: int) -> Any:
     """Makes the prefetch of ``n_rows`` rows from ``start``, which are read soon."""
 
     @intrinsic
-    def prefetch(typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, start: Any) -> Any:
+    def prefetch(
+        typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, parts: Any, start: Any
+    ) -> Any:
         del typing_context, first, start
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -287,7 +352,7 @@ def _prefetch(n_rows: int) -> Any:
                 rows.prefetch(rows.start, ahead)
             return context.get_dummy_value()
 
-        return types.void(query, types.int64, addresses, allowed, types.int64), codegen
+        return types.void(query, types.int64, addresses, allowed, parts, types.int64), codegen
 
     return prefetch
 
@@ -300,62 +365,151 @@ part = njit(nogil=True, forceinline=True)  # of a kernel; a call would pass ever
 
 
 @part
-def _mask(query: Any, i: int, addresses: Any, allowed: Any, n: int, start: int, bound: int) -> Any:
+def _is_nearer(parts: Any, distance: int, bound: int) -> bool:
+    if parts is None:
+        return distance < bound
+    return distance & 0xFFFF < bound & 0xFFFF or distance >> 16 & 0xFFFF < bound >> 16
+
+
+@part
+def _mask(query: Any, i: int, addresses: Any, allowed: Any, parts: Any, n: int, start: int, bound: int) -> Any:
     """:func:`nearer`, also for the last rows."""
     if start + CHUNK <= n:
-        return nearer(query, i, addresses, allowed, start, bound)
+        return nearer(query, i, addresses, allowed, parts, start, bound)
     found = np.uint64(0)
     for row in range(start, n):
-        if distance_of(query, i, addresses, allowed, row) < bound:
+        if _is_nearer(parts, distance_of(query, i, addresses, allowed, parts, row), bound):
             found |= np.uint64(1) << np.uint64(row - start)
     return found
 
 
+@part
+def _find_last(counts: Any, k: int) -> Any:
+    """The distance of the k-th of those that are counted, and how many at this distance are among the k."""
+    last, nearer = 0, 0
+    while nearer + counts[last] < k and last < len(counts) - 1:
+        nearer += counts[last]
+        last += 1
+    return last, k - nearer
+
+
 @compiled
-def _keep_nearest(kept: Any, n_kept: int, k: int, counts: Any) -> Any:
-    """Keep the k nearest of the candidates ``kept[:n_kept]`` in their order: how many are kept, and the distance of the k-th."""
+def _keep_nearest(kept: Any, n_kept: int, k: int, counts: Any, n_class: int) -> Any:
+    """Keep the k nearest of the candidates ``kept[:n_kept]`` in their order: how many are kept, and the distance of the k-th.
+
+    Of two parts with ``n_class`` class distances, that is a rank: the key and the class distance.
+    """
     counts[:] = 0
     for c in range(n_kept):
         counts[kept[c] >> ROW_BITS] += 1
-    farthest, nearer = 0, 0
-    while nearer + counts[farthest] < k and farthest < len(counts) - 1:
-        nearer += counts[farthest]
-        farthest += 1
-    ties, place = k - nearer, 0
+    last, ties = _find_last(counts, k)
+    shift = ROW_BITS
+    if n_class:
+        counts[:n_class] = 0
+        for c in range(n_kept):
+            if kept[c] >> ROW_BITS == last:
+                counts[kept[c] >> _RANK_SHIFT & (2**_CLASS_BITS - 1)] += 1
+        class_distance, ties = _find_last(counts[:n_class], ties)
+        last, shift = last << _CLASS_BITS | class_distance, _RANK_SHIFT
+    place = 0
     for c in range(n_kept):
-        distance = kept[c] >> ROW_BITS
+        distance = kept[c] >> shift
         kept[place] = kept[c]
-        place += distance < farthest or (distance == farthest and ties > 0)
-        ties -= distance == farthest
-    return place, farthest
+        place += distance < last or (distance == last and ties > 0)
+        ties -= distance == last
+    return place, last
+
+
+@part
+def _append(parts: Any, i: int, distance: int, row: int, lasts: Any, n_kept: Any, kept: Any) -> None:
+    """Append a row to the candidates of query i; of two parts, by each ranking for which it is near enough."""
+    if parts is None:
+        kept[i, n_kept[i]] = distance << ROW_BITS | row
+        n_kept[i] += 1
+    else:
+        for at, key in ((2 * i, distance & 0xFFFF), (2 * i + 1, distance >> 16 & 0xFFFF)):
+            rank = key << _CLASS_BITS | distance >> 32
+            if rank < lasts[at]:
+                kept[at, n_kept[at]] = rank << _RANK_SHIFT | row
+                n_kept[at] += 1
+
+
+@part
+def _make_room(
+    parts: Any, i: int, k: int, n_class: int, bounds: Any, lasts: Any, n_kept: Any, kept: Any, counts: Any
+) -> None:
+    """Where there is no room for the candidates of another block, keep the k nearest and lower the bound.
+
+    Of rows as far as the k-th the earlier ones are in the answer, so later rows must be nearer.
+    """
+    full = kept.shape[1] - BLOCK
+    if parts is None:
+        if n_kept[i] > full:
+            n_kept[i], bounds[i] = _keep_nearest(kept[i], n_kept[i], k, counts, n_class)
+    elif n_kept[2 * i] > full or n_kept[2 * i + 1] > full:
+        for at in (2 * i, 2 * i + 1):
+            if n_kept[at] > full:
+                n_kept[at], lasts[at] = _keep_nearest(kept[at], n_kept[at], k, counts, n_class)
+        bounds[i] = _bound_of(lasts[2 * i]) | _bound_of(lasts[2 * i + 1]) << 16
+
+
+@part
+def _bound_of(last: int) -> int:
+    """A row of a lower rank than ``last`` has a lower key than this."""
+    return last + 2**_CLASS_BITS - 1 >> _CLASS_BITS
 
 
 @part
 def _take_block(
-    query: Any, i: int, addresses: Any, allowed: Any, n: int, start: int, k: int,
-    bounds: Any, n_kept: Any, kept: Any, counts: Any,
+    query: Any, i: int, addresses: Any, allowed: Any, parts: Any, n: int, start: int, k: int, n_class: int,
+    bounds: Any, lasts: Any, n_kept: Any, kept: Any, counts: Any,
 ) -> None:  # fmt: skip
     """Append the rows of a block that are nearer than the bound to the candidates of query i, which are by ascending row."""
-    place = n_kept[i]
     for chunk in range(start, min(start + BLOCK, n), CHUNK):
-        found = _mask(query, i, addresses, allowed, n, chunk, bounds[i])
+        found = _mask(query, i, addresses, allowed, parts, n, chunk, bounds[i])
         while found:
             row = chunk + lowest_bit(found)
             found &= found - np.uint64(1)
-            kept[i, place] = distance_of(query, i, addresses, None, row) << ROW_BITS | row
-            place += 1
-    if place > kept.shape[1] - BLOCK:
-        # Of rows as far as the k-th the earlier ones are in the answer, so later rows must be nearer.
-        place, bounds[i] = _keep_nearest(kept[i], place, k, counts)
-    n_kept[i] = place
+            distance = distance_of(query, i, addresses, None, parts, row)
+            _append(parts, i, distance, row, lasts, n_kept, kept)
+    _make_room(parts, i, k, n_class, bounds, lasts, n_kept, kept, counts)
+
+
+@part
+def _write_answer(kept: Any, n_kept: int, k: int, counts: Any, rows: Any, distances: Any) -> None:
+    """The k nearest candidates by (distance, row): a counting sort, for they are by ascending row."""
+    place, _ = _keep_nearest(kept, n_kept, k, counts, 0)
+    counts[:] = 0
+    for c in range(place):
+        counts[kept[c] >> ROW_BITS] += 1
+    before = 0  # from here on, counts hold where each distance starts in the answer
+    for distance in range(len(counts)):
+        before, counts[distance] = before + counts[distance], before
+    for c in range(place):
+        distance = kept[c] >> ROW_BITS
+        rows[counts[distance]], distances[counts[distance]] = kept[c] & ROW_MASK, distance
+        counts[distance] += 1
+
+
+@part
+def _finish(
+    parts: Any, q: int, k: int, n_class: int, n_kept: Any, kept: Any, counts: Any, rows: Any, distances: Any
+) -> None:
+    """Write the answers; of two parts, leave the k nearest candidates of each ranking where they are."""
+    if parts is None:
+        for i in range(q):
+            _write_answer(kept[i], n_kept[i], k, counts, rows[i], distances[i])
+    else:
+        for at in range(2 * q):
+            n_kept[at], _ = _keep_nearest(kept[at], n_kept[at], k, counts, n_class)
 
 
 @compiled
 def _nearest_rows(
-    query: Any, q: int, addresses: Any, allowed: Any, n: int, k: int,
-    bounds: Any, n_kept: Any, kept: Any, counts: Any, rows: Any, distances: Any,
+    query: Any, q: int, addresses: Any, allowed: Any, parts: Any, n: int, k: int, n_class: int,
+    bounds: Any, lasts: Any, n_kept: Any, kept: Any, counts: Any, rows: Any, distances: Any,
 ) -> None:  # fmt: skip
-    """The arguments are those of :func:`nearest_rows` and its arrays."""
+    """The arguments are those of :func:`nearest_rows` or :func:`candidate_rows`, and their arrays."""
     tile_rows = max(TILE_WORDS // query.shape[1] // BLOCK, 1) * BLOCK
     for tile in range(0, n, tile_rows):
         going = False
@@ -371,46 +525,33 @@ def _nearest_rows(
                 if start + BLOCK > n:
                     hits = np.uint64(2**size - 1)
                 elif q == 1:
-                    hits = any_nearer_to_one(query, 0, addresses, allowed, start, bounds)
+                    hits = any_nearer_to_one(query, 0, addresses, allowed, parts, start, bounds)
                 else:
-                    hits = any_nearer_to_group(query, i, addresses, allowed, start, bounds)
+                    hits = any_nearer_to_group(query, i, addresses, allowed, parts, start, bounds)
                 while hits:
                     g = i + lowest_bit(hits)
-                    _take_block(query, g, addresses, allowed, n, start, k, bounds, n_kept, kept, counts)
+                    _take_block(
+                        query, g, addresses, allowed, parts, n, start, k, n_class, bounds, lasts, n_kept, kept, counts
+                    )
                     hits &= hits - np.uint64(1)
         if not going:
             break
-    for i in range(q):
-        _write_answer(kept[i], n_kept[i], k, counts, rows[i], distances[i])
+    _finish(parts, q, k, n_class, n_kept, kept, counts, rows, distances)
 
 
 @part
-def _write_answer(kept: Any, n_kept: int, k: int, counts: Any, rows: Any, distances: Any) -> None:
-    """The k nearest candidates by (distance, row): a counting sort, for they are by ascending row."""
-    place, _ = _keep_nearest(kept, n_kept, k, counts)
-    counts[:] = 0
-    for c in range(place):
-        counts[kept[c] >> ROW_BITS] += 1
-    before = 0  # from here on, counts hold where each distance starts in the answer
-    for distance in range(len(counts)):
-        before, counts[distance] = before + counts[distance], before
-    for c in range(place):
-        distance = kept[c] >> ROW_BITS
-        rows[counts[distance]], distances[counts[distance]] = kept[c] & ROW_MASK, distance
-        counts[distance] += 1
-
-
-@part
-def _near_by_half(query: Any, addresses: Any, allowed: Any, start: int, stop: int, bounds: Any, found: Any) -> Any:
+def _near_by_half(
+    query: Any, addresses: Any, allowed: Any, parts: Any, start: int, stop: int, bounds: Any, found: Any
+) -> Any:
     """Write rows nearer by half of their planes to ``found``: how many, and where the test stopped (before ``stop`` if too many)."""
     n_found = 0
     for chunk in range(start, stop, CHUNK):
-        if any_nearer_by_half(query, 0, addresses, allowed, chunk, bounds):
-            mask = nearer_by_half(query, 0, addresses, allowed, chunk, bounds[0])
+        if any_nearer_by_half(query, 0, addresses, allowed, parts, chunk, bounds):
+            mask = nearer_by_half(query, 0, addresses, allowed, parts, chunk, bounds[0])
             while mask:
                 row = chunk + lowest_bit(mask)
                 mask &= mask - np.uint64(1)
-                prefetch_row(query, 0, addresses, None, row)
+                prefetch_row(query, 0, addresses, None, parts, row)
                 found[n_found] = row
                 n_found += 1
             if n_found > len(found) - CHUNK:
@@ -420,34 +561,32 @@ def _near_by_half(query: Any, addresses: Any, allowed: Any, start: int, stop: in
 
 @compiled
 def _nearest_by_halves(
-    query: Any, addresses: Any, allowed: Any, n: int, k: int,
-    bounds: Any, n_kept: Any, kept: Any, counts: Any, found: Any, rows: Any, distances: Any,
+    query: Any, addresses: Any, allowed: Any, parts: Any, n: int, k: int, n_class: int,
+    bounds: Any, lasts: Any, n_kept: Any, kept: Any, counts: Any, rows: Any, distances: Any, found: Any,
 ) -> None:  # fmt: skip
     """:func:`_nearest_rows` for one query over two or more planes: it reads half of the planes while that rejects enough rows."""
     start, next_try, wait = 0, 0, HALF_ROWS
     while start < n and bounds[0] > 0:
         if start < next_try or start + HALF_ROWS > n:
-            if start + BLOCK > n or any_nearer_to_one(query, 0, addresses, allowed, start, bounds):
-                _take_block(query, 0, addresses, allowed, n, start, k, bounds, n_kept, kept, counts)
+            if start + BLOCK > n or any_nearer_to_one(query, 0, addresses, allowed, parts, start, bounds):
+                _take_block(
+                    query, 0, addresses, allowed, parts, n, start, k, n_class, bounds, lasts, n_kept, kept, counts
+                )
             start += BLOCK
             continue
-        n_found, reached = _near_by_half(query, addresses, allowed, start, start + HALF_ROWS, bounds, found)
+        n_found, reached = _near_by_half(query, addresses, allowed, parts, start, start + HALF_ROWS, bounds, found)
         if reached < start + HALF_ROWS:
             wait *= 2
             next_try = reached + wait
         else:
             wait = HALF_ROWS
         start = reached
-        place = n_kept[0]
         for c in range(n_found):
-            distance = distance_of(query, 0, addresses, None, found[c])
-            if distance < bounds[0]:
-                kept[0, place] = distance << ROW_BITS | found[c]
-                place += 1
-        if place > kept.shape[1] - BLOCK:
-            place, bounds[0] = _keep_nearest(kept[0], place, k, counts)
-        n_kept[0] = place
-    _write_answer(kept[0], n_kept[0], k, counts, rows[0], distances[0])
+            distance = distance_of(query, 0, addresses, None, parts, found[c])
+            if _is_nearer(parts, distance, bounds[0]):
+                _append(parts, 0, distance, found[c], lasts, n_kept, kept)
+        _make_room(parts, 0, k, n_class, bounds, lasts, n_kept, kept, counts)
+    _finish(parts, 1, k, n_class, n_kept, kept, counts, rows, distances)
 
 
 def nearest_rows(
@@ -459,21 +598,73 @@ def nearest_rows(
     the last group. ``addresses`` are those of ``n_planes`` planes of ``n`` words of its dtype. ``allowed`` is the address of ``n`` bytes, 0
     for a row that may not be in the answer. ``k`` is from 1 to ``n``.
     """
-    # Arrays are made here because numba takes seconds to compile code that makes them.
     counts = np.empty(8 * query.itemsize * query.shape[1] + 1, np.int64)  # one per distance
     bounds = np.zeros(len(query), np.int64)  # a row must be nearer than this: never for a query that does not count
     bounds[:q] = len(counts)
-    n_kept = np.zeros(q, np.int64)
+    rows, distances = np.full((q, k), -1, np.int64), np.full((q, k), -1, np.int32)
+    _run(query, q, addresses, allowed, None, n, k, 0, bounds, bounds, counts, rows, distances)
+    return rows, distances
+
+
+def candidate_rows(
+    query: NDArray[Any], q: int, addresses: tuple[int, ...], allowed: int | None, n: int, k: int,
+    masks: tuple[Any, ...], weights: Sequence[tuple[int, int]], n_class: int, wanted: tuple[bool, bool],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
+    """The k nearest allowed rows of the first ``q`` queries by each of two rankings of codes of two parts, in no order.
+
+    The first arguments are those of :func:`nearest_rows`. ``masks`` select the class bits of the first planes: a uint64, or None for a
+    plane that has nothing else; there are ``n_class`` class distances. ``weights`` are those of a differing bit of the second part and of
+    the class part, for each ranking; times the number of bits, they must not exceed ``LARGEST_KEY``. A ranking that is not ``wanted`` gets
+    no rows. Words have 32 or 64 bits, and there are less than 2**34 rows.
+
+    Returns:
+        Rows, distances and class distances, ``(q, k)`` or with both rankings ``(q, 2 k) int64`` each; -1 where there is no row. No row
+        comes twice.
+    """
+    n_bits = 8 * query.itemsize * query.shape[1]
+    counts = np.empty(max(map(max, weights)) * n_bits + 1, np.int64)  # one per key
+    lasts = np.zeros((q, 2), np.int64)
+    lasts[:, list(wanted)] = len(counts) << _CLASS_BITS
+    bounds = np.zeros(len(query), np.int64)
+    bounds[:q] = (lasts >> _CLASS_BITS) @ (1, 1 << 16)
+    parts = masks, *(np.uint64(one | other << 16) for one, other in zip(*weights, strict=True))
+    no_answer = np.zeros((0, 0), np.int64), np.zeros((0, 0), np.int32)
+    kept, n_kept = _run(
+        query, q, addresses, allowed, parts, n, k, n_class, bounds, lasts.reshape(-1), counts, *no_answer
+    )
+    answers = []
+    first_last = np.full((q, 1), -1, np.int64)
+    for at in np.flatnonzero(wanted).tolist():
+        found, missing = kept[at::2, :k], np.arange(k) >= n_kept[at::2, None]
+        of_class = found >> _RANK_SHIFT & 2**_CLASS_BITS - 1
+        neighbour = ((found >> ROW_BITS) - weights[at][1] * of_class) // weights[at][0]
+        # As candidates of the first ranking; those up to its last one are in its list.
+        found = (weights[0][0] * neighbour + weights[0][1] * of_class) << ROW_BITS | found & ROW_MASK
+        missing |= found <= first_last
+        first_last = np.where(missing, ROW_MASK << 16, found).max(axis=1, keepdims=True)
+        arrays = found & 2**_RANK_SHIFT - 1, neighbour + of_class, of_class
+        answers.append([np.where(missing, -1, array) for array in arrays])
+    rows, distances, class_distances = (np.concatenate(arrays, axis=1) for arrays in zip(*answers, strict=True))
+    return rows, distances, class_distances
+
+
+def _run(
+    query: NDArray[Any], q: int, addresses: tuple[int, ...], allowed: int | None, parts: Any, n: int, k: int, n_class: int,
+    bounds: NDArray[np.int64], lasts: NDArray[np.int64], counts: NDArray[np.int64], rows: NDArray[Any], distances: NDArray[Any],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
+    """Run a kernel; the candidates of every query (of two parts: by one ranking, then by the other), and how many."""
+    # Arrays are made here because numba takes seconds to compile code that makes them.
+    n_lists = q if parts is None else 2 * q
+    n_kept = np.zeros(n_lists, np.int64)
     # With a larger candidate buffer, bounds would be lowered too late.
-    kept = np.empty((q, min(k + min(k, max(16, k // 4)), n) + BLOCK), np.int64)
-    rows = np.full((q, k), -1, np.int64)
-    distances = np.full((q, k), -1, np.int32)
+    kept = np.empty((n_lists, min(k + min(k, max(16, k // 4)), n) + BLOCK), np.int64)
+    arrays = bounds, lasts, n_kept, kept, counts, rows, distances
     if q == 1 and len(addresses) > 1:
         found = np.empty(MOST_BY_HALF + CHUNK, np.int64)
-        _nearest_by_halves(query, addresses, allowed, n, k, bounds, n_kept, kept, counts, found, rows, distances)
+        _nearest_by_halves(query, addresses, allowed, parts, n, k, n_class, *arrays, found)
     else:
-        _nearest_rows(query, q, addresses, allowed, n, k, bounds, n_kept, kept, counts, rows, distances)
-    return rows, distances
+        _nearest_rows(query, q, addresses, allowed, parts, n, k, n_class, *arrays)
+    return kept, n_kept
 
 
 @compiled
@@ -493,17 +684,18 @@ def count_within(
                 if start + BLOCK > n:
                     hits = np.uint64(2 ** min(GROUP, q - i) - 1)
                 elif q == 1:
-                    hits = any_nearer_to_one(query, 0, addresses, allowed, start, bounds)
+                    hits = any_nearer_to_one(query, 0, addresses, allowed, None, start, bounds)
                 else:
-                    hits = any_nearer_to_group(query, i, addresses, allowed, start, bounds)
+                    hits = any_nearer_to_group(query, i, addresses, allowed, None, start, bounds)
                 while hits:
                     g = i + lowest_bit(hits)
                     hits &= hits - np.uint64(1)
                     holds[g, start // BLOCK] = 1
                     for chunk in range(start, min(start + BLOCK, n), CHUNK):
-                        found = _mask(query, g, addresses, allowed, n, chunk, radius + 1)
+                        found = _mask(query, g, addresses, allowed, None, n, chunk, radius + 1)
                         while found:
-                            counts[g, distance_of(query, g, addresses, None, chunk + lowest_bit(found))] += 1
+                            distance = distance_of(query, g, addresses, None, None, chunk + lowest_bit(found))
+                            counts[g, distance] += 1
                             found &= found - np.uint64(1)
 
 
@@ -518,10 +710,10 @@ def fill_within(
             if holds[i, block] == 0:
                 continue
             for chunk in range(block * BLOCK, min((block + 1) * BLOCK, n), CHUNK):
-                found = _mask(query, i, addresses, allowed, n, chunk, radius + 1)
+                found = _mask(query, i, addresses, allowed, None, n, chunk, radius + 1)
                 while found:
                     row = chunk + lowest_bit(found)
                     found &= found - np.uint64(1)
-                    distance = distance_of(query, i, addresses, None, row)
+                    distance = distance_of(query, i, addresses, None, None, row)
                     rows[places[i, distance]], distances[places[i, distance]] = row, distance
                     places[i, distance] += 1
