@@ -40,6 +40,9 @@ ROW_BITS = 47  # a candidate is one integer: its distance, then its row
 _CLASS_BITS = 13  # of two parts: its key, its class distance, then its row
 _RANK_SHIFT = ROW_BITS - _CLASS_BITS
 LARGEST_KEY = 2**16 - 2
+_STEP = 32  # one of so many tiles is in the sample that gives the first bounds for two parts
+_SAMPLED_FROM = 1 << 18  # rows
+_NO_ANSWER = np.zeros((0, 0), np.int64), np.zeros((0, 0), np.int32)
 ROW_MASK = 2**ROW_BITS - 1
 _PREFETCH_BYTES = 4096  # one query alone runs a fifth faster when memory is prefetched this far ahead
 
@@ -56,6 +59,7 @@ _COUNTS_WORDS = _counts_words()
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
 _KEYS = ir.VectorType(_I16, 32)
+Masks = tuple[tuple[int, ...], np.uint64 | None]
 
 
 @intrinsic
@@ -102,21 +106,19 @@ class _Rows:
         if half:
             self.addresses = self.addresses[: self.n_planes // 2]
         self.query = context.make_array(query_type)(context, builder, query).data
-        self.parts: tuple[list[Any], Any, Any] | None = None
-        if not isinstance(parts_type, types.NoneType):
-            masks, *weights = cgutils.unpack_tuple(builder, parts, 3)
-            kinds = parts_type.types[0].types
-            of_planes = zip(kinds, cgutils.unpack_tuple(builder, masks, len(kinds)), strict=True)
-            all_masks = [None if isinstance(kind, types.NoneType) else self.narrow(mask) for kind, mask in of_planes]
-            self.parts = all_masks, self.narrow(weights[0]), self.narrow(weights[1])
-        self.shift = 0 if self.parts else self.sum_at
+        self.parts = None if isinstance(parts_type, types.NoneType) else cgutils.unpack_tuple(builder, parts, 4)
+        self.shift = self.sum_at if self.parts is None else 0
+        if self.parts is not None:
+            self.n_class = len(parts_type.types[0].types)  # planes of class bits alone; the next one may have some
+            self.mask = None if isinstance(parts_type.types[1], types.NoneType) else self.fit(self.parts[1])
+            self.weights = self.parts[2:]
 
     def call(self, name: str, result: Any, arguments: list[Any]) -> Any:
         """Call an LLVM intrinsic."""
         signature = ir.FunctionType(result, [argument.type for argument in arguments])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, signature, name), arguments)
 
-    def narrow(self, value: Any) -> Any:
+    def fit(self, value: Any) -> Any:
         """A 64-bit number as a word."""
         return value if self.bits == 64 else self.builder.trunc(value, self.word)
 
@@ -149,13 +151,6 @@ class _Rows:
             place = self.builder.add(place, ir.Constant(_I64, ahead))
             self.call("llvm.prefetch.p0", ir.VoidType(), [self.builder.inttoptr(place, _I8.as_pointer()), *how])
 
-    def splat_parts(self) -> Any:
-        """The parts for vectors."""
-        if self.parts is None:
-            return None
-        masks, *weights = self.parts
-        return [None if mask is None else self.splat(mask) for mask in masks], *map(self.splat, weights)
-
     def count(self, words: list[Any], kind: Any, suffix: str) -> Any:
         """Bits that are set in any of the words, as lanes of ``kind``."""
         total = None
@@ -165,33 +160,42 @@ class _Rows:
         return ir.Constant(kind, None) if total is None else total
 
     def sums(self, words: list[Any]) -> Any:
-        """Bits that are set in any of the words, of all lanes, shifted to the left by ``self.sum_at``; the bits below mean nothing."""
+        """Bits that are set in any of the words, of all lanes, shifted to the left by ``self.sum_at`` bits; those below mean nothing."""
         if not self.sum_at:
             return self.count(words, self.vector, f"v{self.lanes}i{self.bits}")
         total = self.builder.bitcast(self.count(words, ir.VectorType(_I8, 64), "v64i8"), self.vector)
         return self.builder.mul(total, ir.Constant(self.vector, [0x01010101] * 16))  # highest byte: sum of all four
 
-    def differing(self, words: list[Any], query: list[Any], masks: list[Any]) -> tuple[list[Any], list[Any]]:
-        """The bits that differ: those of the second part (or of the only one), and those of the class part, which ``masks`` select."""
-        ones = ir.Constant(words[0].type, [2**self.bits - 1] * self.lanes if words[0].type == self.vector else -1)
-        neighbour, of_class = [], []
-        for plane, (word, other) in enumerate(zip(words, query, strict=True)):
-            bits, mask = self.builder.xor(word, other), masks[plane] if plane < len(masks) else ones
-            if mask is not ones:
-                of_class.append(bits if mask is None else self.builder.and_(bits, mask))
-            if mask is not None:
-                neighbour.append(bits if mask is ones else self.builder.and_(bits, self.builder.xor(mask, ones)))
-        return neighbour, of_class
+    def differing(self, words: list[Any], query: list[Any]) -> list[Any]:
+        return [self.builder.xor(word, other) for word, other in zip(words, query, strict=True)]
 
-    def distances(self, words: list[Any], query: list[Any], parts: Any) -> Any:
-        """Of all lanes, shifted to the left by ``self.shift`` bits; the bits below mean nothing. ``parts`` are :meth:`splat_parts`."""
-        if parts is None:
-            return self.sums(self.differing(words, query, [])[0])
-        counts = map(self.sums, self.differing(words, query, parts[0]))
+    def split(self, differing: list[Any], mask: Any) -> tuple[list[Any], list[Any]]:
+        """What the two weights count: bits of the second part, or all bits if there is a mask, and bits of the class part."""
+        of_class, others = differing[: self.n_class], differing[self.n_class :]
+        if mask is None:
+            return others, of_class
+        return differing, of_class + [self.builder.and_(bits, mask) for bits in others[:1]]
+
+    def splat_parts(self) -> list[Any]:
+        """What :meth:`distances` needs of the parts, made once for all rows: the mask and the weights."""
+        if self.parts is None:
+            return []
+        low = ir.Constant(self.vector, [2**32 - 1] * self.lanes)  # tells LLVM that products of 32 bits will do
+        weights = (self.builder.and_(self.splat(self.fit(weight)), low) for weight in self.weights)
+        return [None if self.mask is None else self.splat(self.mask), *weights]
+
+    def distances(self, words: list[Any], query: list[Any], parts: list[Any]) -> Any:
+        """Of all lanes, shifted to the left by ``self.shift`` bits; the bits below mean nothing. ``parts`` are :meth:`splat_parts`.
+
+        Of two parts: both keys, in the lower 32 bits; those above mean nothing.
+        """
+        differing = self.differing(words, query)
+        if self.parts is None:
+            return self.sums(differing)
+        counts = map(self.sums, self.split(differing, parts[0]))
         if self.sum_at:
-            counts = (self.builder.lshr(count, ir.Constant(self.vector, [self.sum_at] * 16)) for count in counts)
-        neighbour, of_class = map(self.builder.mul, counts, parts[1:])
-        return self.builder.add(neighbour, of_class)
+            counts = (self.builder.lshr(count, ir.Constant(self.vector, [self.sum_at] * self.lanes)) for count in counts)
+        return self.builder.add(*map(self.builder.mul, counts, parts[1:]))
 
     def forbidden(self, row: Any) -> Any:
         """Lanes of ones where a row is not allowed, and of zeros elsewhere."""
@@ -201,14 +205,22 @@ class _Rows:
 
     def below(self, distances: Any, bound: Any) -> Any:
         """One bit per lane: whether its distance is below ``bound``, an int64 below 2**32."""
-        narrow = self.builder.shl(self.narrow(bound), ir.Constant(self.word, self.shift))
-        bounds = self.splat(narrow)
-        if self.parts is not None:  # either key is below its bound
-            distances, bounds = (self.builder.bitcast(value, _KEYS) for value in (distances, bounds))
-            found = self.builder.sext(self.builder.icmp_unsigned("<", distances, bounds), _KEYS)
-            distances, bounds = ir.Constant(self.vector, None), self.builder.bitcast(found, self.vector)
-        found = self.builder.icmp_unsigned("<", distances, bounds)
+        found = self.are_below(distances, bound)
+        if self.parts is not None:  # any of the lane's keys
+            lanes = self.builder.bitcast(self.builder.sext(found, _KEYS), self.vector)
+            found = self.builder.icmp_unsigned("!=", lanes, ir.Constant(self.vector, None))
         return self.builder.zext(self.builder.bitcast(found, ir.IntType(self.lanes)), _I64)
+
+    def any_below(self, distances: Any, bound: Any) -> Any:
+        """1 if any distance is below ``bound``, else 0."""
+        found = self.are_below(distances, bound)
+        bits = self.builder.bitcast(found, ir.IntType(found.type.count))
+        return self.builder.zext(self.builder.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0)), _I64)
+
+    def are_below(self, distances: Any, bound: Any) -> Any:
+        bounds = self.splat(self.builder.shl(self.fit(bound), ir.Constant(self.word, self.shift)))
+        kind = self.vector if self.parts is None else _KEYS
+        return self.builder.icmp_unsigned("<", self.builder.bitcast(distances, kind), self.builder.bitcast(bounds, kind))
 
 
 def _any_nearer(group: int, steps: int, block: int = BLOCK, half: bool = False) -> Any:
@@ -264,8 +276,7 @@ def _any_nearer(group: int, steps: int, block: int = BLOCK, half: bool = False) 
             found = ir.Constant(_I64, 0)
             for g in range(group):
                 bound = builder.load(builder.gep(all_bounds, [builder.add(rows.first, ir.Constant(_I64, g))]))
-                lanes = rows.below(builder.bitcast(minima[g], rows.vector), bound)
-                hit = builder.zext(builder.icmp_unsigned("!=", lanes, ir.Constant(_I64, 0)), _I64)
+                hit = rows.any_below(builder.bitcast(minima[g], rows.vector), bound)
                 found = builder.or_(found, builder.shl(hit, ir.Constant(_I64, g)))
             return found
 
@@ -319,19 +330,21 @@ def distance_of(
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         rows = _Rows(context, builder, signature, arguments)
-        masks, *weights = rows.parts or ([],)
-        both = rows.differing(rows.words(rows.start, rows.word), rows.query_words(0), masks)
-        distance, of_class = (rows.count(words, rows.word, f"i{rows.bits}") for words in both)
-        if weights:
-            distance = builder.add(builder.mul(distance, weights[0]), builder.mul(of_class, weights[1]))
-        if rows.bits < 64:
-            distance, of_class = (builder.zext(number, _I64) for number in (distance, of_class))
-        if weights:
-            distance = builder.or_(distance, builder.shl(of_class, ir.Constant(_I64, 32)))
+        differing, kind = rows.differing(rows.words(rows.start, rows.word), rows.query_words(0)), f"i{rows.bits}"
+        if rows.parts is None:
+            distance = rows.count(differing, rows.word, kind)
+            distance = distance if rows.bits == 64 else builder.zext(distance, _I64)
+        else:
+            neighbour, of_class = (rows.count(words, rows.word, kind) for words in rows.split(differing, rows.mask))
+            if rows.bits < 64:
+                neighbour, of_class = builder.zext(neighbour, _I64), builder.zext(of_class, _I64)
+            keys = builder.add(*map(builder.mul, (neighbour, of_class), rows.weights))
+            keys = builder.and_(keys, ir.Constant(_I64, 2**32 - 1))
+            distance = builder.or_(keys, builder.shl(of_class, ir.Constant(_I64, 32)))
         if rows.masked:
             flag = rows.load(rows.allowed, rows.start, _I8, 1)
             allowed = builder.icmp_unsigned("!=", flag, ir.Constant(_I8, 0))
-            distance = builder.select(allowed, distance, ir.Constant(_I64, 2**32 - 1 if weights else 2**16))
+            distance = builder.select(allowed, distance, ir.Constant(_I64, 2**16 if rows.parts is None else 2**32 - 1))
         return distance
 
     return types.int64(query, types.int64, addresses, allowed, parts, types.int64), codegen
@@ -361,7 +374,7 @@ prefetch_chunk = _prefetch(CHUNK)
 prefetch_row = _prefetch(1)
 
 
-part = njit(nogil=True, forceinline=True)  # of a kernel; a call would pass every field of every array
+part = njit(nogil=True, forceinline=True, _nrt=False)  # of a kernel; a call would pass every field of every array
 
 
 @part
@@ -384,34 +397,37 @@ def _mask(query: Any, i: int, addresses: Any, allowed: Any, parts: Any, n: int, 
 
 
 @part
-def _find_last(counts: Any, k: int) -> Any:
-    """The distance of the k-th of those that are counted, and how many at this distance are among the k."""
-    last, nearer = 0, 0
-    while nearer + counts[last] < k and last < len(counts) - 1:
-        nearer += counts[last]
-        last += 1
+def _find_last(counts: Any, n: int, k: int) -> Any:
+    """The distance of the k-th of the ``n`` that are counted (the largest if there are fewer), and how many there are among the k."""
+    last, nearer = len(counts) - 1, n - counts[-1]
+    while nearer >= k and last > 0:
+        last -= 1
+        nearer -= counts[last]
     return last, k - nearer
 
 
-@compiled
-def _keep_nearest(kept: Any, n_kept: int, k: int, counts: Any, n_class: int) -> Any:
-    """Keep the k nearest of the candidates ``kept[:n_kept]`` in their order: how many are kept, and the distance of the k-th.
+@compiled(makes_arrays=False)
+def _keep_nearest(kept: Any, n_kept: int, k: int, most: int, counts: Any, n_class: int) -> Any:
+    """Keep the k nearest of the candidates ``kept[:n_kept]`` in their order, and those tied with the k-th, up to ``most`` in all.
 
-    Of two parts with ``n_class`` class distances, that is a rank: the key and the class distance.
+    Returns how many are kept, and the distance of the k-th. Of two parts with ``n_class`` class distances, that is a rank: the key and the
+    class distance.
     """
     counts[:] = 0
     for c in range(n_kept):
         counts[kept[c] >> ROW_BITS] += 1
-    last, ties = _find_last(counts, k)
+    last, ties = _find_last(counts, n_kept, k)
     shift = ROW_BITS
     if n_class:
-        counts[:n_class] = 0
+        n_tied = counts[last]
+        of_class = counts[:n_class]
+        of_class[:] = 0
         for c in range(n_kept):
             if kept[c] >> ROW_BITS == last:
-                counts[kept[c] >> _RANK_SHIFT & (2**_CLASS_BITS - 1)] += 1
-        class_distance, ties = _find_last(counts[:n_class], ties)
+                of_class[kept[c] >> _RANK_SHIFT & (2**_CLASS_BITS - 1)] += 1
+        class_distance, ties = _find_last(of_class, n_tied, ties)
         last, shift = last << _CLASS_BITS | class_distance, _RANK_SHIFT
-    place = 0
+    place, ties = 0, ties + most - k
     for c in range(n_kept):
         distance = kept[c] >> shift
         kept[place] = kept[c]
@@ -435,22 +451,30 @@ def _append(parts: Any, i: int, distance: int, row: int, lasts: Any, n_kept: Any
 
 
 @part
-def _make_room(
-    parts: Any, i: int, k: int, n_class: int, bounds: Any, lasts: Any, n_kept: Any, kept: Any, counts: Any
-) -> None:
-    """Where there is no room for the candidates of another block, keep the k nearest and lower the bound.
+def _keep(parts: Any, at: int, plan: Any, n_class: int, lasts: Any, n_kept: Any, kept: Any, counts: Any) -> int:
+    """Keep the nearest candidates of a list; the distance of the last of them."""
+    k, most, _ = plan[0 if parts is None else at % 2]
+    largest = lasts[at] >> _CLASS_BITS if n_class else lasts[at]
+    possible = counts[: max(min(largest + 1, len(counts)), n_class)]
+    n_kept[at], last = _keep_nearest(kept[at], n_kept[at], k, most, possible, n_class)
+    return last
 
-    Of rows as far as the k-th the earlier ones are in the answer, so later rows must be nearer.
-    """
-    full = kept.shape[1] - BLOCK
-    if parts is None:
-        if n_kept[i] > full:
-            n_kept[i], bounds[i] = _keep_nearest(kept[i], n_kept[i], k, counts, n_class)
-    elif n_kept[2 * i] > full or n_kept[2 * i + 1] > full:
-        for at in (2 * i, 2 * i + 1):
-            if n_kept[at] > full:
-                n_kept[at], lasts[at] = _keep_nearest(kept[at], n_kept[at], k, counts, n_class)
-        bounds[i] = _bound_of(lasts[2 * i]) | _bound_of(lasts[2 * i + 1]) << 16
+
+@part
+def _make_room(
+    parts: Any, i: int, plan: Any, n_class: int, bounds: Any, lasts: Any, rooms: Any, n_kept: Any, kept: Any, counts: Any
+) -> None:
+    """Where there is no room for the candidates of another block, keep the nearest and lower the bound."""
+    n_lists = 1 if parts is None else 2
+    for at in range(n_lists * i, n_lists * (i + 1)):
+        if n_kept[at] > rooms[at]:
+            last = _keep(parts, at, plan, n_class, lasts, n_kept, kept, counts)
+            _, most, more = plan[at - n_lists * i]
+            # Of rows as far as the last the earlier ones are in the answer. If there are enough, later rows must be nearer.
+            lasts[at] = last + (n_kept[at] < most)
+            rooms[at] = n_kept[at] + more
+            if parts is not None:
+                bounds[i] = _bound_of(lasts[2 * i]) | _bound_of(lasts[2 * i + 1]) << 16
 
 
 @part
@@ -461,8 +485,8 @@ def _bound_of(last: int) -> int:
 
 @part
 def _take_block(
-    query: Any, i: int, addresses: Any, allowed: Any, parts: Any, n: int, start: int, k: int, n_class: int,
-    bounds: Any, lasts: Any, n_kept: Any, kept: Any, counts: Any,
+    query: Any, i: int, addresses: Any, allowed: Any, parts: Any, n: int, start: int, plan: Any, n_class: int,
+    bounds: Any, lasts: Any, rooms: Any, n_kept: Any, kept: Any, counts: Any,
 ) -> None:  # fmt: skip
     """Append the rows of a block that are nearer than the bound to the candidates of query i, which are by ascending row."""
     for chunk in range(start, min(start + BLOCK, n), CHUNK):
@@ -472,46 +496,67 @@ def _take_block(
             found &= found - np.uint64(1)
             distance = distance_of(query, i, addresses, None, parts, row)
             _append(parts, i, distance, row, lasts, n_kept, kept)
-    _make_room(parts, i, k, n_class, bounds, lasts, n_kept, kept, counts)
+    _make_room(parts, i, plan, n_class, bounds, lasts, rooms, n_kept, kept, counts)
 
 
 @part
-def _write_answer(kept: Any, n_kept: int, k: int, counts: Any, rows: Any, distances: Any) -> None:
-    """The k nearest candidates by (distance, row): a counting sort, for they are by ascending row."""
-    place, _ = _keep_nearest(kept, n_kept, k, counts, 0)
+def _write_answer(kept: Any, n_kept: int, counts: Any, rows: Any, distances: Any) -> None:
+    """The candidates by (distance, row): a counting sort, for they are by ascending row."""
     counts[:] = 0
-    for c in range(place):
+    for c in range(n_kept):
         counts[kept[c] >> ROW_BITS] += 1
     before = 0  # from here on, counts hold where each distance starts in the answer
     for distance in range(len(counts)):
         before, counts[distance] = before + counts[distance], before
-    for c in range(place):
+    for c in range(n_kept):
         distance = kept[c] >> ROW_BITS
         rows[counts[distance]], distances[counts[distance]] = kept[c] & ROW_MASK, distance
         counts[distance] += 1
 
 
+@compiled(makes_arrays=False)
+def _write_ranked(kept: Any, n_kept: Any, weights: Any, rows: Any, distances: Any, class_distances: Any) -> None:
+    """Of two parts: the rows of the first ranking, then those of the second that are not among them. ``kept`` are in order."""
+    for i in range(len(rows)):
+        place, last = 0, np.int64(-1)
+        for ranking in range(2):
+            at = 2 * i + ranking
+            neighbour_weight, class_weight = weights[ranking]
+            for c in range(n_kept[at]):
+                of_class = kept[at, c] >> _RANK_SHIFT & 2**_CLASS_BITS - 1
+                neighbour = ((kept[at, c] >> ROW_BITS) - class_weight * of_class) // neighbour_weight
+                # The first ranking has all rows up to its last one.
+                key = weights[0][0] * neighbour + weights[0][1] * of_class
+                if ranking == 0 or key << ROW_BITS | kept[at, c] & ROW_MASK > last:
+                    rows[i, place] = kept[at, c] & 2**_RANK_SHIFT - 1
+                    distances[i, place] = neighbour + of_class
+                    class_distances[i, place] = of_class
+                    place += 1
+            if ranking == 0 and n_kept[at] > 0:
+                last = kept[at, n_kept[at] - 1]
+
+
 @part
 def _finish(
-    parts: Any, q: int, k: int, n_class: int, n_kept: Any, kept: Any, counts: Any, rows: Any, distances: Any
+    parts: Any, plan: Any, n_class: int, lasts: Any, n_kept: Any, kept: Any, counts: Any, rows: Any, distances: Any
 ) -> None:
-    """Write the answers; of two parts, leave the k nearest candidates of each ranking where they are."""
-    if parts is None:
-        for i in range(q):
-            _write_answer(kept[i], n_kept[i], k, counts, rows[i], distances[i])
-    else:
-        for at in range(2 * q):
-            n_kept[at], _ = _keep_nearest(kept[at], n_kept[at], k, counts, n_class)
+    """Write the answers; of two parts, leave the nearest candidates of each ranking where they are, and what ranks before the next."""
+    for at in range(len(n_kept)):
+        last = _keep(parts, at, plan, n_class, lasts, n_kept, kept, counts)
+        if parts is None:
+            _write_answer(kept[at], n_kept[at], counts, rows[at], distances[at])
+        elif n_kept[at] > 0:
+            lasts[at] = last + 1
 
 
-@compiled
+@compiled(makes_arrays=False)
 def _nearest_rows(
-    query: Any, q: int, addresses: Any, allowed: Any, parts: Any, n: int, k: int, n_class: int,
-    bounds: Any, lasts: Any, n_kept: Any, kept: Any, counts: Any, rows: Any, distances: Any,
+    query: Any, q: int, addresses: Any, allowed: Any, parts: Any, n: int, step: int, plan: Any, n_class: int,
+    bounds: Any, lasts: Any, rooms: Any, n_kept: Any, kept: Any, counts: Any, rows: Any, distances: Any,
 ) -> None:  # fmt: skip
     """The arguments are those of :func:`nearest_rows` or :func:`candidate_rows`, and their arrays."""
     tile_rows = max(TILE_WORDS // query.shape[1] // BLOCK, 1) * BLOCK
-    for tile in range(0, n, tile_rows):
+    for tile in range(0, n, tile_rows * step):
         going = False
         for i in range(0, q, GROUP):
             size = min(GROUP, q - i)
@@ -530,13 +575,12 @@ def _nearest_rows(
                     hits = any_nearer_to_group(query, i, addresses, allowed, parts, start, bounds)
                 while hits:
                     g = i + lowest_bit(hits)
-                    _take_block(
-                        query, g, addresses, allowed, parts, n, start, k, n_class, bounds, lasts, n_kept, kept, counts
-                    )
+                    _take_block(query, g, addresses, allowed, parts, n, start, plan, n_class,
+                                bounds, lasts, rooms, n_kept, kept, counts)  # fmt: skip
                     hits &= hits - np.uint64(1)
         if not going:
             break
-    _finish(parts, q, k, n_class, n_kept, kept, counts, rows, distances)
+    _finish(parts, plan, n_class, lasts, n_kept, kept, counts, rows, distances)
 
 
 @part
@@ -559,19 +603,18 @@ def _near_by_half(
     return n_found, stop
 
 
-@compiled
+@compiled(makes_arrays=False)
 def _nearest_by_halves(
-    query: Any, addresses: Any, allowed: Any, parts: Any, n: int, k: int, n_class: int,
-    bounds: Any, lasts: Any, n_kept: Any, kept: Any, counts: Any, rows: Any, distances: Any, found: Any,
+    query: Any, addresses: Any, allowed: Any, parts: Any, n: int, plan: Any, n_class: int,
+    bounds: Any, lasts: Any, rooms: Any, n_kept: Any, kept: Any, counts: Any, rows: Any, distances: Any, found: Any,
 ) -> None:  # fmt: skip
     """:func:`_nearest_rows` for one query over two or more planes: it reads half of the planes while that rejects enough rows."""
     start, next_try, wait = 0, 0, HALF_ROWS
     while start < n and bounds[0] > 0:
         if start < next_try or start + HALF_ROWS > n:
             if start + BLOCK > n or any_nearer_to_one(query, 0, addresses, allowed, parts, start, bounds):
-                _take_block(
-                    query, 0, addresses, allowed, parts, n, start, k, n_class, bounds, lasts, n_kept, kept, counts
-                )
+                _take_block(query, 0, addresses, allowed, parts, n, start, plan, n_class,
+                            bounds, lasts, rooms, n_kept, kept, counts)  # fmt: skip
             start += BLOCK
             continue
         n_found, reached = _near_by_half(query, addresses, allowed, parts, start, start + HALF_ROWS, bounds, found)
@@ -585,8 +628,8 @@ def _nearest_by_halves(
             distance = distance_of(query, 0, addresses, None, parts, found[c])
             if _is_nearer(parts, distance, bounds[0]):
                 _append(parts, 0, distance, found[c], lasts, n_kept, kept)
-        _make_room(parts, 0, k, n_class, bounds, lasts, n_kept, kept, counts)
-    _finish(parts, 1, k, n_class, n_kept, kept, counts, rows, distances)
+        _make_room(parts, 0, plan, n_class, bounds, lasts, rooms, n_kept, kept, counts)
+    _finish(parts, plan, n_class, lasts, n_kept, kept, counts, rows, distances)
 
 
 def nearest_rows(
@@ -602,20 +645,21 @@ def nearest_rows(
     bounds = np.zeros(len(query), np.int64)  # a row must be nearer than this: never for a query that does not count
     bounds[:q] = len(counts)
     rows, distances = np.full((q, k), -1, np.int64), np.full((q, k), -1, np.int32)
-    _run(query, q, addresses, allowed, None, n, k, 0, bounds, bounds, counts, rows, distances)
+    _run(query, q, addresses, allowed, None, n, 1, k, (k,), 0, bounds, bounds, counts, rows, distances)
     return rows, distances
 
 
 def candidate_rows(
     query: NDArray[Any], q: int, addresses: tuple[int, ...], allowed: int | None, n: int, k: int,
-    masks: tuple[Any, ...], weights: Sequence[tuple[int, int]], n_class: int, wanted: tuple[bool, bool],
+    masks: Masks, weights: Sequence[tuple[int, int]], n_class: int, least: tuple[int, int],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
-    """The k nearest allowed rows of the first ``q`` queries by each of two rankings of codes of two parts, in no order.
+    """The nearest allowed rows of the first ``q`` queries by two rankings of codes of two parts: by the first, then others by the second.
 
-    The first arguments are those of :func:`nearest_rows`. ``masks`` select the class bits of the first planes: a uint64, or None for a
-    plane that has nothing else; there are ``n_class`` class distances. ``weights`` are those of a differing bit of the second part and of
-    the class part, for each ranking; times the number of bits, they must not exceed ``LARGEST_KEY``. A ranking that is not ``wanted`` gets
-    no rows. Words have 32 or 64 bits, and there are less than 2**34 rows.
+    The first arguments are those of :func:`nearest_rows`. ``masks`` are a zero for every plane of class bits alone, and the class bits of
+    the next one, or None; there are ``n_class`` class distances. ``weights`` are those of a differing bit of the second part and of
+    the class part, for each ranking; times the number of bits, they must not exceed ``LARGEST_KEY``. ``least`` is how many of each ranking
+    are found at least, up to k, with all that are tied with the last of them as far as k allows; of 0 there are none. Words have 32 or 64
+    bits, and there are less than 2**34 rows.
 
     Returns:
         Rows, distances and class distances, ``(q, k)`` or with both rankings ``(q, 2 k) int64`` each; -1 where there is no row. No row
@@ -623,51 +667,58 @@ def candidate_rows(
     """
     n_bits = 8 * query.itemsize * query.shape[1]
     counts = np.empty(max(map(max, weights)) * n_bits + 1, np.int64)  # one per key
-    lasts = np.zeros((q, 2), np.int64)
-    lasts[:, list(wanted)] = len(counts) << _CLASS_BITS
-    bounds = np.zeros(len(query), np.int64)
-    bounds[:q] = (lasts >> _CLASS_BITS) @ (1, 1 << 16)
-    parts = masks, *(np.uint64(one | other << 16) for one, other in zip(*weights, strict=True))
-    no_answer = np.zeros((0, 0), np.int64), np.zeros((0, 0), np.int32)
-    kept, n_kept = _run(
-        query, q, addresses, allowed, parts, n, k, n_class, bounds, lasts.reshape(-1), counts, *no_answer
-    )
-    answers = []
-    first_last = np.full((q, 1), -1, np.int64)
-    for at in np.flatnonzero(wanted).tolist():
-        found, missing = kept[at::2, :k], np.arange(k) >= n_kept[at::2, None]
-        of_class = found >> _RANK_SHIFT & 2**_CLASS_BITS - 1
-        neighbour = ((found >> ROW_BITS) - weights[at][1] * of_class) // weights[at][0]
-        # As candidates of the first ranking; those up to its last one are in its list.
-        found = (weights[0][0] * neighbour + weights[0][1] * of_class) << ROW_BITS | found & ROW_MASK
-        missing |= found <= first_last
-        first_last = np.where(missing, ROW_MASK << 16, found).max(axis=1, keepdims=True)
-        arrays = found & 2**_RANK_SHIFT - 1, neighbour + of_class, of_class
-        answers.append([np.where(missing, -1, array) for array in arrays])
-    rows, distances, class_distances = (np.concatenate(arrays, axis=1) for arrays in zip(*answers, strict=True))
-    return rows, distances, class_distances
+    neighbour, of_class = (one + (other << 16) for one, other in zip(*weights, strict=True))
+    if masks[1] is not None:  # with a mask, the first weight is that of all bits
+        of_class -= neighbour
+    parts = *masks, neighbour, of_class
+    anything = np.where(np.array(least) > 0, len(counts) << _CLASS_BITS, 0)
+
+    def run(lasts: NDArray[np.int64], least: NDArray[np.int64], step: int) -> Any:
+        bounds = np.zeros(len(query), np.int64)
+        bounds[:q] = (lasts + 2**_CLASS_BITS - 1 >> _CLASS_BITS).reshape(q, 2) @ (1, 1 << 16)
+        return _run(query, q, addresses, allowed, parts, n, step, k, least, n_class, bounds, lasts, counts, *_NO_ANSWER)
+
+    wanted, lasts = np.array(least), np.tile(anything, q)
+    if n >= _SAMPLED_FROM and (few := _of_sample(wanted)).max() * 4 * _STEP < n:
+        run(lasts, few, _STEP)
+    kept, n_kept = run(lasts.copy(), wanted, 1)
+    if np.any((n_kept.reshape(q, 2) < wanted) & (lasts.reshape(q, 2) < anything)):
+        kept, n_kept = run(np.tile(anything, q), wanted, 1)
+    missing = np.arange(k) >= n_kept[:, None]
+    kept = np.sort(np.where(missing, np.iinfo(np.int64).max, kept[:, :k]), axis=1)
+    found = np.full((3, q, k * np.count_nonzero(least)), -1, np.int64)
+    _write_ranked(kept, n_kept, tuple(map(tuple, weights)), *found)
+    return found[0], found[1], found[2]
+
+
+def _of_sample(n: NDArray[np.int64]) -> NDArray[np.int64]:
+    """How many rows of a sample rank before the n-th of all rows, at most, but for one case in ten thousand."""
+    share = n / _STEP
+    return np.where(n > 0, np.minimum(n, share + 4 * np.sqrt(share) + 4), 0).astype(np.int64)
 
 
 def _run(
-    query: NDArray[Any], q: int, addresses: tuple[int, ...], allowed: int | None, parts: Any, n: int, k: int, n_class: int,
-    bounds: NDArray[np.int64], lasts: NDArray[np.int64], counts: NDArray[np.int64], rows: NDArray[Any], distances: NDArray[Any],
+    query: NDArray[Any], q: int, addresses: tuple[int, ...], allowed: int | None, parts: Any, n: int, step: int, k: int,
+    least: Sequence[int] | NDArray[np.int64], n_class: int, bounds: NDArray[np.int64], lasts: NDArray[np.int64],
+    counts: NDArray[np.int64], rows: NDArray[Any], distances: NDArray[Any],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
     """Run a kernel; the candidates of every query (of two parts: by one ranking, then by the other), and how many."""
     # Arrays are made here because numba takes seconds to compile code that makes them.
-    n_lists = q if parts is None else 2 * q
-    n_kept = np.zeros(n_lists, np.int64)
-    # With a larger candidate buffer, bounds would be lowered too late.
-    kept = np.empty((n_lists, min(k + min(k, max(16, k // 4)), n) + BLOCK), np.int64)
-    arrays = bounds, lasts, n_kept, kept, counts, rows, distances
-    if q == 1 and len(addresses) > 1:
+    # With more room for candidates, bounds would be lowered too late.
+    plan = np.array([(few, k if few else 0, min(few, max(16, few // 4))) for few in least], np.int64)
+    rooms = np.tile(plan[:, 0] + plan[:, 2], q)
+    n_kept = np.zeros(len(rooms), np.int64)
+    kept = np.empty((len(rooms), min(k + min(k, max(16, k // 4)), n) + BLOCK), np.int64)
+    arrays = bounds, lasts, rooms, n_kept, kept, counts, rows, distances
+    if q == 1 and len(addresses) > 1 and step == 1:
         found = np.empty(MOST_BY_HALF + CHUNK, np.int64)
-        _nearest_by_halves(query, addresses, allowed, parts, n, k, n_class, *arrays, found)
+        _nearest_by_halves(query, addresses, allowed, parts, n, plan, n_class, *arrays, found)
     else:
-        _nearest_rows(query, q, addresses, allowed, parts, n, k, n_class, *arrays)
+        _nearest_rows(query, q, addresses, allowed, parts, n, step, plan, n_class, *arrays)
     return kept, n_kept
 
 
-@compiled
+@compiled(makes_arrays=False)
 def count_within(
     query: Any, q: int, addresses: Any, allowed: Any, n: int, bounds: Any, counts: Any, holds: Any
 ) -> None:
@@ -699,7 +750,7 @@ def count_within(
                             found &= found - np.uint64(1)
 
 
-@compiled
+@compiled(makes_arrays=False)
 def fill_within(
     query: Any, q: int, addresses: Any, allowed: Any, n: int, holds: Any, places: Any, rows: Any, distances: Any
 ) -> None:

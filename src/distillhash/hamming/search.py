@@ -28,8 +28,6 @@ Distances = NDArray[np.int32]
 Progress = Callable[[int], object]
 T = TypeVar("T")
 
-QUERIES_AT_ONCE = 1024
-"""Queries of codes of two parts whose candidates are held at a time."""
 MOST_PADDED = 1024
 """An answer is as wide as the k that was asked for up to this width, and no wider than the database beyond it."""
 
@@ -110,82 +108,80 @@ def nearest(
     rows = np.full((q, k), -1, np.int64)
     distances = np.full((q, k), -1, np.int32)
     if class_bits:
-        for start in range(0, q, QUERIES_AT_ONCE):
-            some = slice(start, start + QUERIES_AT_ONCE)
-            found = candidates(query[:, some], database, k, class_bits, by, allowed=allowed, threads=threads)
-            rows[some], distances[some] = first_of(*found, k, by)
-            if progress is not None:
-                progress(min(some.stop, q))
-        return rows, distances
+        query, database, search = _search_of_two_parts(query, database, k, class_bits, by, allowed)
+    else:
 
-    def search(query: Planes, first: int, stop: int) -> tuple[Ints, Distances]:
-        from distillhash.hamming.kernel import nearest_rows
+        def search(query: Planes, first: int, stop: int) -> tuple[NDArray[Any], ...]:
+            from distillhash.hamming.kernel import nearest_rows
 
-        arguments = _kernel_arguments(query, database, allowed, first)
-        rows, distances = nearest_rows(*arguments, stop - first, min(k, stop - first))
-        return np.where(rows < 0, rows, rows + first) if first else rows, distances
+            arguments = _kernel_arguments(query, database, allowed, first)
+            found, far = nearest_rows(*arguments, stop - first, min(k, stop - first))
+            return np.where(found < 0, found, found + first) if first else found, far
 
     for group, parts in _searched(search, query, database, k, threads, progress):
-        found_rows, far = parts[0] if len(parts) == 1 else _side_by_side(parts)
-        if len(parts) > 1:
+        found = parts[0]
+        if len(parts) > 1 and class_bits:
+            found = first_of(*_side_by_side(parts), k, by)
+        elif len(parts) > 1:
+            found = _side_by_side(parts)
             # Parts are by ascending row, so a stable sort leaves ties in order. As uint32, the -1 of no row is the largest.
-            order = np.argsort(far.astype(np.uint32), axis=1, kind="stable")[:, :k]
-            found_rows, far = np.take_along_axis(found_rows, order, axis=1), np.take_along_axis(far, order, axis=1)
-        rows[group, : far.shape[1]], distances[group, : far.shape[1]] = found_rows, far
+            order = np.argsort(found[1].astype(np.uint32), axis=1, kind="stable")
+            found = [np.take_along_axis(array, order, axis=1) for array in found]
+        width = min(k, found[0].shape[1])
+        rows[group, :width], distances[group, :width] = found[0][:, :width], found[1][:, :width]
     return rows, distances
 
 
 def candidates(
-    query: Planes,
-    database: Planes,
-    k: int,
-    class_bits: int,
-    by: By,
-    *,
-    allowed: NDArray[Any] | None = None,
-    threads: int | None = None,
-) -> tuple[Ints, Ints, Ints]:
-    """Rows of codes of two parts, with distances and class distances, of which :func:`~distillhash.hamming.ranking.first_of` makes the answer.
+    query: Planes, database: Planes, k: int, class_bits: int, by: By, allowed: NDArray[Any] | None = None
+) -> list[NDArray[Any]]:
+    """Rows, distances and class distances ``(q, m) int64`` of codes of two parts, for an answer over several databases.
 
-    From the candidates of several databases side by side it makes the answer over all of them. The arguments are those of :func:`nearest`.
-
-    Returns:
-        ``(q, m) int64`` each, in no order. No row comes twice. Places without a row hold -1.
+    :func:`~distillhash.hamming.ranking.first_of` makes it from the candidates of all, side by side. The arguments are those of
+    :func:`nearest`. No row comes twice; places without a row hold -1.
     """
     query, database, allowed = check_arrays(query, database, allowed)
+    query, database, search = _search_of_two_parts(query, database, k, class_bits, by, allowed)
+    none = np.zeros((query.shape[1] if not min(k, database.shape[1]) else 0, 0), np.int64)
+    found = [_side_by_side(parts) for _, parts in _searched(search, query, database, k, cores(), None)]
+    return [np.concatenate(arrays) for arrays in zip(*found, strict=True)] or [none] * 3
+
+
+def _search_of_two_parts(
+    query: Planes, database: Planes, k: int, class_bits: int, by: By, allowed: Mask | None
+) -> tuple[Planes, Planes, Callable[[Planes, int, int], tuple[NDArray[Any], ...]]]:
+    """Planes of a word that the kernels take, and their search over some of the rows."""
+    from distillhash.hamming.kernel import LARGEST_KEY, candidate_rows
+
     n_bits = 8 * database.itemsize * len(database)
     if not 0 < class_bits < n_bits:
         raise ParameterError(f"class_bits must be in 0..{n_bits - 1} for {n_bits} bits, got {class_bits}")
+    weights = HEAD_WEIGHTS, TAIL_WEIGHTS
+    if max(map(max, weights)) * n_bits > LARGEST_KEY:
+        most = LARGEST_KEY // max(map(max, weights))
+        raise ParameterError(f"codes of two parts have at most {most} bits, got {n_bits}; search them as codes of one")
     masks = _class_masks(class_bits, database)
     if database.itemsize == 2:  # two keys take 32 bits
         query, database = query.astype(np.uint32), database.astype(np.uint32)
-    # Up to HEAD rows there is the head alone; beyond, it may hold more of them by ties.
-    wanted = by != "kind", by == "kind" or (by == "both" and k > HEAD)
 
-    def search(query: Planes, first: int, stop: int) -> tuple[Ints, Ints, Ints]:
-        from distillhash.hamming.kernel import candidate_rows
-
+    def search(query: Planes, first: int, stop: int) -> tuple[NDArray[Any], ...]:
+        most = min(k, stop - first)
+        least = (0 if by == "kind" else most, 0 if by == "nearest" else most)
+        if by == "both":  # of no more than HEAD rows, all are in the head
+            least = min(most, HEAD), most if most > HEAD else 0
         arguments = _kernel_arguments(query, database, allowed, first)
-        weights = (HEAD_WEIGHTS, TAIL_WEIGHTS)
-        n = stop - first
-        found = candidate_rows(*arguments, n, min(k, n), masks, weights, class_bits + 1, wanted)
-        return np.where(found[0] < 0, found[0], found[0] + first), *found[1:]
+        rows, *others = candidate_rows(*arguments, stop - first, most, masks, weights, class_bits + 1, least)
+        return np.where(rows < 0, rows, rows + first) if first else rows, *others
 
-    if not (query.shape[1] and min(k, database.shape[1])):
-        rows = np.zeros((query.shape[1], 0), np.int64)
-        return rows, rows, rows
-    searched = _searched(search, query, database, k, _check_threads(threads), None)
-    found = [tuple(_side_by_side(parts)) for _, parts in searched]
-    rows, distances, class_distances = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
-    return rows, distances, class_distances
+    return query, database, search
 
 
-def _class_masks(class_bits: int, database: Planes) -> tuple[Any, ...]:
-    """The class bits of the first planes: a uint64 each, or None where all bits of the plane are."""
+def _class_masks(class_bits: int, database: Planes) -> tuple[tuple[int, ...], np.uint64 | None]:
+    """The class bits of the planes, see :func:`~distillhash.hamming.kernel.candidate_rows`."""
     words = np.packbits(np.arange(8 * database.itemsize * len(database)) < class_bits).view(database.dtype)
-    full = np.iinfo(database.dtype).max
-    is_full = database.itemsize > 2  # words of 16 bits are searched as longer ones
-    return tuple(None if is_full and word == full else np.uint64(word) for word in words[words > 0])
+    n_full = int((words == np.iinfo(database.dtype).max).sum())
+    mask = np.uint64(words[n_full])
+    return (0,) * n_full, mask if mask else None
 
 
 def within(
@@ -278,8 +274,8 @@ def _searched(
     yield from _run_groups(lambda some: (some, [search(query[:, some], 0, n)]), q, group_size, threads, progress)
 
 
-def _side_by_side(parts: Sequence[tuple[NDArray[Any], ...]]) -> Iterator[NDArray[Any]]:
-    return (np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True))
+def _side_by_side(parts: Sequence[tuple[NDArray[Any], ...]]) -> list[NDArray[Any]]:
+    return [np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)]
 
 
 def _kernel_arguments(
