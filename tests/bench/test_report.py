@@ -17,17 +17,20 @@ from PIL import Image
 from distillhash.bench import figures
 from distillhash.bench.report import (
     SKIPPED_SHOWN,
+    EncodedSource,
     ReportData,
     SampleNeighbour,
     SampleQuery,
+    _sample_queries,
     metric_groups,
     percent,
     write_report,
 )
 from distillhash.codes import Codes
 from distillhash.errors import DataError, DistillHashError
+from distillhash.hamming import ranking
 from distillhash.metrics import bit_statistics, evaluate_codes, neighbour_recall
-from distillhash.sources.base import Skipped
+from distillhash.sources import Skipped, open_source
 
 EVIL = '<script>alert("1")</script>&\'.png'
 VOID = {"meta", "link", "img", "br"}
@@ -203,6 +206,22 @@ def test_several_runs_show_the_best_and_name_the_focus(tmp_path: Path, data: Rep
     assert "describes worse" in re.sub(r"\s+", " ", page.text)
     many = {f"run {i}": first for i in range(9)}
     assert "What the metrics say" in Page(render(tmp_path, replace(data, runs=many))).text
+
+
+def test_codes_of_two_parts_are_shown_in_their_ranking(tmp_path: Path, data: ReportData) -> None:
+    rng = np.random.default_rng(0)
+    codes, source = Codes.from_projection(rng.standard_normal((60, 16)), 6), open_source("digits:#0:60")
+    side = EncodedSource(source, np.arange(60), codes, rng.standard_normal((60, 3)).astype(np.float32), None, [])
+    for sample in _sample_queries(side, side, 0):
+        row = source.keys.index(sample.caption)
+        differ = codes.signs() != codes.signs()[row]
+        order = ranking.order(differ.sum(axis=1), differ[:, :6].sum(axis=1))
+        wanted = [source.keys[place] for place in order if place != row][:10]
+        assert [neighbour.caption for neighbour in sample.neighbours] == wanted
+    runs = {"itq": {**data.runs["itq, 33 bits"], "class_bits": 6, "neighbour_recall@40": 0.7654}}
+    text = re.sub(r"\s+", " ", Page(render(tmp_path, replace(data, runs=runs, trained_on=True))).text)
+    assert "are ranked by both parts of their codes" in text and "each is left out of its own results" in text
+    assert "Neighbour recall@40" in text and "0.765" in text
 
 
 def test_writing_is_atomic_deterministic_and_explained(tmp_path: Path, data: ReportData) -> None:

@@ -16,10 +16,11 @@ from distillhash.bench import runs as runs_module
 from distillhash.bench.protocols import load_protocol
 from distillhash.bench.report import bench_figures
 from distillhash.bench.runs import Prepared, Run, add_kept_runs, run_matrix
-from distillhash.bench.tables import bootstrap_difference, make_rows
+from distillhash.bench.tables import MEASURES, best_measures, bootstrap_difference, make_rows
 from distillhash.cli import main
 from distillhash.errors import DataError
 from distillhash.methods import make_hasher
+from distillhash.metrics import neighbour_recall
 from distillhash.metrics.retrieval import evaluate_codes, evaluate_queries
 from distillhash.sources import open_source
 from distillhash.sources.flickr25k import LABEL_NAMES
@@ -82,6 +83,28 @@ def test_kept_runs_of_another_experiment_are_not_taken_up(tmp_path: Path, monkey
     (tmp_path / "itq-8-0.json").write_text("{damaged")
     run_all(prepared(240), ["itq"], [8], [0], tmp_path, iterations=3)
     assert len(fitted) == 4
+
+
+def test_records_hold_the_recall_of_neighbours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = prepared()
+    (run,) = run_all(data, ["itq"], [8], [0], tmp_path)
+    query, database = data.features[data.split.query], data.features[data.split.database]
+    hasher = make_hasher("itq", 8, seed=0).fit(data.features[data.split.train])
+    expected = neighbour_recall(hasher.encode(query), hasher.encode(database), query, database, depths=(10, 40, 100))
+    for depth in (10, 40, 100):
+        assert run.record[f"neighbour_recall@{depth}"] == expected[f"recall10@{depth}"]
+    (row,) = make_rows([run])
+    measures = [f"{run.record[key]:.3f}" for key in ("map", "precision@10", "neighbour_recall@10")]
+    assert [row.measure(8, key) for key in MEASURES] == measures
+    assert best_measures([row]) == {8: dict(zip(MEASURES, measures, strict=True))}
+    older = Run({key: value for key, value in run.record.items() if "neighbour" not in key}, run.average_precision)
+    (row,) = make_rows([older])
+    assert [row.measure(8, key) for key in MEASURES] == [*measures[:2], "\N{EN DASH}"]
+    assert best_measures([row, *make_rows([run])]) == {8: dict(zip(MEASURES, measures, strict=True))}
+    fitted = count_fits(monkeypatch)
+    monkeypatch.setattr(runs_module, "DEPTHS", (10,))  # a record of other measures counts as none
+    run_all(data, ["itq"], [8], [0], tmp_path)
+    assert fitted == ["itq"]
 
 
 def test_a_failing_method_is_recorded_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +173,7 @@ def test_rows_are_ordered_and_compared_with_the_best(tmp_path: Path) -> None:
 def test_figures_of_a_page(tmp_path: Path) -> None:
     runs = run_all(prepared(), ["lsh", "ssdh", "distillhash-initial"], [4, 8], [0], tmp_path)
     names = [figure.name for figure in bench_figures(runs, make_rows(runs), load_protocol("folder"))]
-    assert names == ["map", "topn-4", "pr-4", "topn-8", "pr-8", "loss-distillhash-initial"]
+    assert names == ["map", "neighbour-recall", "topn-4", "pr-4", "topn-8", "pr-8", "loss-distillhash-initial"]
     some = runs[:1] + runs[-3:]
     split = [figure.name for figure in bench_figures(some, make_rows(some), load_protocol("cifar10-distillhash"))]
     assert "map" in split and "map-others" not in split
@@ -181,6 +204,11 @@ def test_bench_on_any_folder_of_classes(photos: Path, tmp_path: Path, capsys: py
     assert ET.parse(tmp_path / "out" / "figures" / "pr-8.svg").getroot().tag.endswith("svg")
     markdown = (tmp_path / "out" / "table.md").read_text()
     assert "| lsh |" in markdown and "2 augmented views" in markdown and "Differences from the best" in markdown
+    record = summary["records"][0]
+    both = " / ".join(
+        f"{np.mean([one[key] for one in summary['records'] if one['method'] == 'lsh']):.3f}" for key in MEASURES
+    )
+    assert f"| lsh | {both} |" in markdown and "neighbour_recall@100" in record and "Classes and neighbours" in html
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert provenance["n_views"] == 2 and provenance["teacher"] is True
     assert "at the size that the backbone was trained with, for distillhash-contrast" in markdown

@@ -86,9 +86,9 @@ def bad_query(tmp: Path, photos: Path, vectors: Path) -> list[str]:
     return ["search", str(tmp / "q.jpg"), "--index", str(tmp / "i")]
 
 
-def no_labels(tmp: Path, photos: Path, vectors: Path) -> list[str]:
+def nothing_to_rank(tmp: Path, photos: Path, vectors: Path) -> list[str]:
     main([*train(vectors)[:6], "--out", str(tmp / "a"), "--quiet"])
-    return ["evaluate", "--model", str(tmp / "a"), "--query", str(vectors), "--database", str(vectors)]
+    return ["evaluate", "--model", str(tmp / "a"), "--query", f"{vectors}#0:1", "--database", f"{vectors}#0:1"]
 
 
 def codes_of_other_length(tmp: Path, photos: Path, vectors: Path) -> list[str]:
@@ -150,7 +150,7 @@ CASES: dict[str, tuple[Build, int, str]] = {
     "nothing to index": (lambda t, p, v: ["index", "--index", str(t / "i")], 2, "nothing to do"),
     "search without an index": (lambda t, p, v: ["search", str(v), "--index", str(t / "i")], 1, "there is no index"),
     "unreadable query": (bad_query, 1, "could not be read"),
-    "evaluation without labels": (no_labels, 1, "carries no labels"),
+    "evaluation of one item, without labels": (nothing_to_rank, 1, "got 1 queries and 0 items"),
     "unknown protocol": (
         lambda t, p, v: [
             "bench", "--data", str(v), "--protocol", "mine", "--methods", "lsh", "--bits", "8", "--out", str(t),

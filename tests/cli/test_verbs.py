@@ -172,7 +172,37 @@ def test_evaluate_reports_the_metrics(
     labels = np.repeat([0, 1], 12)
     expected = evaluate_codes(codes, codes, labels, labels)
     assert {name: summary[name] for name in expected} == expected
-    assert "Sample queries" in (tmp_path / "r.html").read_text()
+    assert "neighbour_recall@40" in summary and "Sample queries" in (tmp_path / "r.html").read_text()
+
+
+def test_evaluate_needs_no_labels(
+    vectors: Path, vector_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from distillhash.metrics import neighbour_recall
+
+    features, model = np.load(vectors), load_model(vector_model)
+    codes = model.encode(str(vectors))
+    for query, rows in (("", np.arange(200)), ("#20:60", np.arange(20, 60))):
+        summary = run_json(
+            capsys, "evaluate", "--model", vector_model, "--query", f"{vectors}{query}", "--database", vectors,
+            "--report", tmp_path / "r.html",
+        )  # fmt: skip
+        sides = codes[rows], codes, features[rows], features
+        expected = neighbour_recall(*sides, depths=(10, 40, 100), same_items=rows)  # without the query itself
+        for depth in (10, 40, 100):
+            assert summary[f"neighbour_recall@{depth}"] == pytest.approx(expected[f"recall10@{depth}"])
+        assert "map" not in summary and summary["n_queries"] == len(rows)
+    page = (tmp_path / "r.html").read_text()
+    assert "Neighbours kept, without labels" in page and "precision" not in page
+    again = tmp_path / "again.npy"
+    np.save(again, features)  # another file: its items are not those of the first
+    summary = run_json(capsys, "evaluate", "--model", vector_model, "--query", again, "--database", vectors)
+    assert summary["neighbour_recall@100"] == pytest.approx(
+        neighbour_recall(codes, codes, features, features, depths=(100,))["recall10@100"]
+    )
+    main(["evaluate", "--model", str(vector_model), "--query", str(again), "--database", str(vectors)])
+    shown = capsys.readouterr().err
+    assert "carries no labels: only the recall of neighbours is measured" in shown and "neighbour_recall@10 " in shown
 
 
 def test_bench_writes_the_tables(vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ It can be mailed, archived, or opened years later. File names are untrusted text
 """
 
 import base64
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,15 +21,30 @@ from numpy.typing import NDArray
 from distillhash.bench import figures
 from distillhash.bench.protocols import Protocol
 from distillhash.bench.runs import Provenance, Run, by_cell, versions
-from distillhash.bench.tables import LEVEL, RESAMPLES, Row, describe_features, make_rows, mean_random, write_tables
+from distillhash.bench.tables import (
+    LEVEL,
+    MEASURES,
+    MEASURES_LEGEND,
+    RESAMPLES,
+    Row,
+    best_measures,
+    decimal,
+    describe_features,
+    make_rows,
+    mean_random,
+    write_tables,
+)
 from distillhash.codes import Codes, hamming_distances
 from distillhash.errors import DataError, DistillHashError
 from distillhash.files import write_atomic
+from distillhash.hamming import ranking
 from distillhash.methods import method_class
 from distillhash.metrics import bit_statistics, neighbour_recall
+from distillhash.metrics.neighbours import DEPTHS
 from distillhash.models import HashModel
 from distillhash.output import escaped
 from distillhash.sources import ImageSource, Skipped, Source, encode_thumbnail, open_source
+from distillhash.sources.registry import split_selections
 from distillhash.supervision.similarity import judge_pairs
 
 REPORT_ITEMS = 1000
@@ -98,7 +114,8 @@ class ReportData:
     focus: str | None = None  # the run that everything else describes, by its label; None: the one with the best MAP
     losses: Mapping[str, Sequence[float]] = field(default_factory=dict)  # one value an epoch
     bits: Mapping[str, Any] | None = None  # of code_statistics.bit_statistics
-    recall: Mapping[str, Any] | None = None  # of code_statistics.neighbour_recall
+    recall: Mapping[str, Any] | None = None  # of neighbours.neighbour_recall
+    trained_on: bool = False  # the queries are items of the source that the model was trained on
     pairs: Sequence[Mapping[str, Any]] = ()  # of similarity.describe_pairs and judge_pairs
     samples: Sequence[SampleQuery] = ()
     skipped: Sequence[Skipped] | None = None
@@ -126,9 +143,9 @@ def write_report(path: str | Path, data: ReportData) -> None:
     run = data.runs[focus] if focus else None
     main_recall = None
     if data.recall:
-        # The neighbourhood nearest to 10, and the smallest depth that can hold ten times that, else the largest.
+        # The neighbourhood nearest to 10, and the smallest depth that can hold it, else the largest.
         k, depths = min(data.recall["ks"], key=lambda k: abs(k - 10)), data.recall["depths"]
-        main_recall = k, min((depth for depth in depths if depth >= 10 * k), default=max(depths))
+        main_recall = k, min((depth for depth in depths if depth >= k), default=max(depths))
     folder = files("distillhash.bench")
     html = environment.from_string(folder.joinpath("report.html.j2").read_text(encoding="utf-8")).render(
         style=folder.joinpath("page.css").read_text(encoding="utf-8"),
@@ -176,6 +193,17 @@ def encode_source(
     return EncodedSource(opened, rows, codes, features, labels, skipped)
 
 
+def shared_items(
+    query_spec: str, database_spec: str, query: EncodedSource, database: EncodedSource
+) -> NDArray[np.intp]:
+    """The row of every query in the database, -1 where it is not there: items with one key, where both are selected from one source."""
+    if len({os.path.realpath(split_selections(spec)[0]) for spec in (query_spec, database_spec)}) > 1:
+        return np.full(len(query.codes), -1)
+    keys, others = ([side.source.keys[row] for row in side.rows] for side in (query, database))
+    rows = {key: row for row, key in enumerate(others)}
+    return np.array([rows.get(key, -1) for key in keys], np.intp)
+
+
 def write_training_report(path: Path, model: HashModel, source: Source, *, command: str) -> None:
     """Report of a training run, from at most 1,000 of its items; labels are not read."""
     rng = np.random.default_rng(model.hasher.seed)
@@ -183,6 +211,7 @@ def write_training_report(path: Path, model: HashModel, source: Source, *, comma
     shown = encode_source(model, source.select(rows))
     items = f"{model.training['n_used']} items of {source.name}; shown: {len(shown.codes)} of them"
     fields: dict[str, Any] = {"title": f"{model.n_bits}-bit codes", "command": command, "skipped": model.skipped_}
+    fields |= {"trained_on": True, "same_items": True}
     _write_model_report(path, model, shown, shown, items, None, **fields)
 
 
@@ -196,12 +225,18 @@ def write_evaluation_report(
     command: str,
     others: Mapping[str, Mapping[str, Any]] | None = None,
     train_labels: NDArray[Any] | None = None,
+    same_items: bool | NDArray[np.intp] = False,
 ) -> None:
-    """Report of an evaluation, with ``others`` to compare with, by label; ``train_labels`` judge the pair labels, as a diagnosis."""
+    """Report of an evaluation, with ``others`` to compare with, by label; ``train_labels`` judge the pair labels, as a diagnosis.
+
+    ``metrics`` without a MAP, as of sources without labels, are not shown. ``same_items`` is that of ``neighbour_recall``.
+    """
     label = f"{model.hasher.method}, {model.n_bits} bits"
     sizes = f"{len(query.codes)} queries of {query.source.name} against {len(database.codes)} items of {database.source.name}"
-    fields: dict[str, Any] = {"title": f"Quality of {model.n_bits}-bit codes", "command": command, "focus": label}
-    fields |= {"runs": {label: metrics, **(others or {})}, "skipped": [*query.skipped, *database.skipped]}
+    fields: dict[str, Any] = {"title": f"Quality of {model.n_bits}-bit codes", "command": command}
+    fields |= {"same_items": same_items, "skipped": [*query.skipped, *database.skipped]}
+    if "map" in metrics:
+        fields |= {"runs": {label: metrics, **(others or {})}, "focus": label}
     _write_model_report(path, model, query, database, sizes, train_labels, **fields)
 
 
@@ -212,6 +247,7 @@ def _write_model_report(
     database: EncodedSource,
     data: str,
     train_labels: NDArray[Any] | None,
+    same_items: bool | NDArray[np.intp],
     **fields: Any,
 ) -> None:
     """Fill in the fields that every report of a model has alike."""
@@ -221,9 +257,9 @@ def _write_model_report(
         losses[f"pair probabilities {number}"] = values
     recall, n = None, len(database.codes)
     if len(query.codes) >= 2 and n >= 2:
-        depths = [depth for depth in (10, 100, 1000) if depth < n] or [n]
+        depths = [depth for depth in (*DEPTHS, 1000) if depth < n] or [n]
         sides = query.codes, database.codes, query.features, database.features
-        recall = neighbour_recall(*sides, depths=depths, same_items=query is database)
+        recall = neighbour_recall(*sides, depths=depths, same_items=same_items)
     pairs = history.get("diagnosis", [])
     if train_labels is not None and pairs:
         # The first set is the initial one, the last the one trained on; with one set they are the same.
@@ -252,7 +288,12 @@ def _sample_queries(query: EncodedSource, database: EncodedSource, seed: int) ->
     samples = []
     for position in np.random.default_rng(seed).permutation(len(query.codes))[:SAMPLE_QUERIES]:
         distances = hamming_distances(query.codes[int(position)], database.codes)[0].astype(np.int64)
-        order = np.argsort(distances, kind="stable")
+        if database.codes.class_bits:
+            asked_part = ranking.class_part(query.codes[int(position)])
+            class_distances = hamming_distances(asked_part, ranking.class_part(database.codes))[0]
+            order = ranking.order(distances, class_distances)
+        else:
+            order = np.argsort(distances, kind="stable")
         if query is database:
             order = order[order != position]
         neighbours = [
@@ -292,6 +333,7 @@ def write_results(folder: Path, runs: Sequence[Run], protocol: Protocol, provena
     facts |= {"Made": datetime.now(UTC).isoformat(timespec="seconds")}
     lengths = sorted({run.record["n_bits"] for run in runs})
     comparison = {"rows": rows, "lengths": lengths, "protocol": protocol, "figures": drawn}
+    comparison |= {"measures": MEASURES, "legend": MEASURES_LEGEND, "best": best_measures(rows)}
     comparison |= {"seeds": provenance.seeds, "random": mean_random(runs)}
     data = ReportData(
         title=protocol.name,
@@ -318,16 +360,27 @@ def bench_figures(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol) 
             continue
         suffix = "-others" if found else ""
         title = f", {name}" if compared and others else ""
-        maps = {row.method: [(n, float(np.mean(v)), min(v), max(v)) for n, v in row.maps.items() if v] for row in part}
-        drawing = figures.method_comparison(maps, "MAP", baseline=("random ranking", mean_random(runs)))
-        caption = "Mean over seeds; the band spans them."
-        found.append(BenchFigure(f"map{suffix}", f"MAP by code length{title}", caption, drawing))
+        for key, shown, random in (
+            ("map", "MAP", mean_random(runs)),
+            ("neighbour_recall@10", "Neighbour recall@10", None),
+        ):
+            points = {
+                row.method: [
+                    (n, float(np.mean(v)), min(v), max(v)) for n, one in row.measures.items() if (v := one[key])
+                ]
+                for row in part
+            }
+            if points := {method: line for method, line in points.items() if line}:
+                drawing = figures.method_comparison(points, shown, baseline=("random ranking", random))
+                caption = "Mean over seeds; the band spans them."
+                name = f"{key.partition('@')[0].replace('_', '-')}{suffix}"
+                found.append(BenchFigure(name, f"{shown} by code length{title}", caption, drawing))
         for n in sorted({n for _, n in cells}):
             finished = {row.method: cells[row.method, n] for row in part if (row.method, n) in cells}
             if not finished:
                 continue
             drawing = figures.topn_precision({method: _mean_curve(mine, "topn") for method, mine in finished.items()})
-            caption = "Hamming ranking, ties in expectation, mean over queries and seeds."
+            caption = "Ties in expectation, mean over queries and seeds."
             found.append(BenchFigure(f"topn-{n}{suffix}", f"Top-N precision, {n} bits{title}", caption, drawing))
             drawing = figures.pr_by_radius({name: _mean_curve(mine, "pr_radius") for name, mine in finished.items()})
             caption = "One point per radius; an empty lookup has precision 0."
@@ -359,6 +412,9 @@ _METRICS = {
     "First results": [
         (r"precision@(\d+)", "Precision@{}", "Share of the top {} that is relevant."),
         (r"recall@(\d+)", "Recall@{}", "Share of all relevant images found in the top {}."),
+    ],
+    "Neighbours by features, without labels": [
+        (r"neighbour_recall@(\d+)", "Neighbour recall@{}", "Share of the 10 nearest by cosine of the features that are in the top {}."),
     ],
     "Lookup within a radius": [
         ("precision_radius2", "Precision, radius 2", "Share of relevant images within 2 bits of the query; 0 if none are there."),
@@ -423,11 +479,6 @@ def _figures(data: ReportData) -> dict[str, ReportFigure]:
         rows = [[str(epoch), *(decimal(value, 4) for value in values)] for epoch, values in epochs]
         found["loss"] = ReportFigure(figures.training_loss(data.losses), ["Epoch", *data.losses], rows)
     return found
-
-
-def decimal(value: float | None, digits: int = 3) -> str:
-    """A fixed number of digits; a dash for a value that is not known."""
-    return _DASH if value is None else f"{value:.{digits}f}"
 
 
 def percent(value: float) -> str:

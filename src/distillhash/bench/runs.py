@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from itertools import product
@@ -31,7 +31,8 @@ from distillhash.bench.protocols import Protocol, Split
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import write_atomic
 from distillhash.methods import make_hasher, method_class
-from distillhash.metrics import evaluate_queries
+from distillhash.metrics import evaluate_queries, find_neighbours, recall_measures
+from distillhash.metrics.neighbours import DEPTHS, NEAREST, Neighbours
 
 if TYPE_CHECKING:
     from distillhash.backbones import Backbone, FeatureCache
@@ -53,6 +54,11 @@ class Prepared:
     backbone: dict[str, Any]
     views: NDArray[np.float32] | None = None
     teacher: NDArray[np.float32] | None = None
+
+    @cached_property
+    def neighbours(self) -> Neighbours:
+        """The nearest of at most 1,000 queries, drawn by a fixed seed, in the database; found once for all runs."""
+        return find_neighbours(self.features[self.split.query], self.features[self.split.database])
 
     def given(self, method: str) -> dict[str, NDArray[np.float32] | None]:
         """What ``fit`` gets besides features and labels: ``views`` and ``teacher``, None where the method does not use them."""
@@ -136,8 +142,8 @@ def run_matrix(
     """One run per method, code length and seed, and whether it was found in ``folder``, where finished runs are kept.
 
     ``settings`` are hyper-parameters given to every method. The last epoch is what is measured. A record holds the keys of
-    :func:`distillhash.metrics.evaluate_codes`, those of the results (contract), ``loss`` per epoch and ``identity``; where a method
-    failed, ``error`` and what identifies the run.
+    :func:`distillhash.metrics.evaluate_codes` with features, those of the results (contract), ``loss`` per epoch and ``identity``;
+    where a method failed, ``error`` and what identifies the run.
     """
     for n_bits, method, seed in product(bits, methods, seeds):
         identity = _identity(prepared, method, n_bits, seed, settings)
@@ -190,6 +196,7 @@ def _run(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict
         encoded = time.perf_counter()
         depths: dict[str, Any] = {"cutoffs": prepared.protocol.cutoffs, "topn": prepared.protocol.topn}
         metrics, average_precision = evaluate_queries(*codes, labels[split.query], labels[split.database], **depths)
+        metrics |= recall_measures(*codes, prepared.neighbours)
     except Exception as error:  # one failing method must not lose the others; its reason is shown in the table
         return Run({**record, "error": f"{type(error).__name__}: {error}"}, None)
     record |= metrics | {"fit_seconds": fitted - started, "encode_seconds": encoded - fitted, "peak_rss_mb": peak}
@@ -211,6 +218,7 @@ def _identity(prepared: Prepared, method: str, n_bits: int, seed: int, settings:
         "parameters": make_hasher(method, n_bits, seed=seed, **settings).get_params(),
         "cutoffs": prepared.protocol.cutoffs,
         "topn": prepared.protocol.topn,
+        "neighbour_recall": (NEAREST, DEPTHS),
     }
     return sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 

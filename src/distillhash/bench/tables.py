@@ -14,6 +14,12 @@ from distillhash.files import write_atomic
 from distillhash.methods import method_class, method_names
 
 RESAMPLES, LEVEL = 2000, 0.95
+MEASURES = {"map": "MAP", "precision@10": "P@10", "neighbour_recall@10": "neighbour recall@10"}
+"""The keys of a record that are shown side by side, with their names in tables."""
+MEASURES_LEGEND = (
+    "MAP and P@10, the share of the first 10 that is relevant, judge by labels. Neighbour recall@10 needs none: it is the share of the 10 "
+    "nearest by cosine of the features that are among the first 10, over at most 1,000 queries."
+)
 
 
 @dataclass(frozen=True)
@@ -27,10 +33,11 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """One method: per code length the MAP of each seed, and the difference from the best; costs; errors."""
+    """One method: per code length the MAP and all :data:`MEASURES` of each seed, and the difference from the best; costs; errors."""
 
     method: str
     maps: dict[int, list[float]]
+    measures: dict[int, dict[str, list[float]]]  # no value where a record lacks the measure
     differences: dict[int, Difference]
     fit_seconds: float
     peak_rss_mb: float
@@ -54,6 +61,11 @@ class Row:
         """Sample standard deviation over seeds as text; empty for one seed."""
         values = self.maps[n_bits]
         return f"{np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+
+    def measure(self, n_bits: int, key: str) -> str:
+        """Mean over seeds of one of :data:`MEASURES`, three digits."""
+        values = self.measures[n_bits][key]
+        return decimal(float(np.mean(values)) if values else None)
 
     def cell(self, n_bits: int) -> str:
         """Mean, and the sample standard deviation in parentheses."""
@@ -82,6 +94,9 @@ def make_rows(runs: Sequence[Run]) -> list[Row]:
         records = [run.record for run in runs if run.record["method"] == method]
         good = [record for record in records if "error" not in record]
         maps = {n: [r["map"] for r in good if r["n_bits"] == n] for n in lengths}
+        measures = {
+            n: {key: [r[key] for r in good if r["n_bits"] == n and key in r] for key in MEASURES} for n in lengths
+        }
         differences = {
             n: bootstrap_difference(per_query[method, n], per_query[best[n], n])
             for n in lengths
@@ -90,13 +105,29 @@ def make_rows(runs: Sequence[Run]) -> list[Row]:
         seconds = float(np.median([r["fit_seconds"] for r in good])) if good else float("nan")
         memory = max((r["peak_rss_mb"] for r in good), default=float("nan"))
         errors = sorted({f"{r['n_bits']} bits: {r['error']}" for r in records if "error" in r})
-        rows.append(Row(method, maps, differences, seconds, memory, errors))
+        rows.append(Row(method, maps, measures, differences, seconds, memory, errors))
 
     def order(row: Row) -> tuple[bool, float]:
         means = [np.mean(values) for values in row.maps.values() if values]
         return row.uses_labels, -float(np.mean(means)) if means else 1.0
 
     return sorted(rows, key=order)
+
+
+def best_measures(rows: Sequence[Row]) -> dict[int, dict[str, str]]:
+    """Per code length the highest mean of every measure among the methods without labels, as :meth:`Row.measure` writes it."""
+    found = [row.measures for row in rows if not row.uses_labels]
+
+    def best(n_bits: int, key: str) -> str:
+        means = [float(np.mean(values)) for one in found if (values := one[n_bits][key])]
+        return decimal(max(means, default=None))
+
+    return {n: {key: best(n, key) for key in MEASURES} for n in (found[0] if found else ())}
+
+
+def decimal(value: float | None, digits: int = 3) -> str:
+    """A fixed number of digits; a dash for a value that is not known."""
+    return "\N{EN DASH}" if value is None else f"{value:.{digits}f}"
 
 
 def bootstrap_difference(mine: NDArray[np.float64], others: NDArray[np.float64]) -> Difference:
@@ -135,6 +166,9 @@ def _markdown(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, prov
             table.append(["*printed in the paper*", *cells, "", ""])
     lines = [f"# {protocol.name}: MAP over the whole database", "", *_lines(table), ""]
     lines += [*_conditions(runs, protocol, provenance), ""]
+    both = [[row.method, *(" / ".join(row.measure(n, key) for key in MEASURES) for n in lengths)] for row in rows]
+    lines += ["## Classes and neighbours", "", f"{' / '.join(MEASURES.values())}. {MEASURES_LEGEND}", ""]
+    lines += [*_lines([["method", *header], *both]), ""]
     if any(row.differences for row in rows):
         table = [["method", *header], *([row.method, *(_difference(row, n) for n in lengths)] for row in rows)]
         legend = (

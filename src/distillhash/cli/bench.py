@@ -79,7 +79,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     for number, (done, kept) in enumerate(run_matrix(prepared, methods, bits, seeds, settings, out / "runs"), start=1):
         record = done.record
         cell = f"{record['method']:<20} {record['n_bits']:>4} bits  seed {record['seed']}"
-        result = record["error"] if done.failed else f"MAP {record['map']:.4f}  fit {record['fit_seconds']:.1f} s"
+        measured = "MAP {map:.4f}  neighbour recall@10 {neighbour_recall@10:.4f}  fit {fit_seconds:.1f} s"
+        result = record["error"] if done.failed else measured.format(**record)
         say(arguments, f"[{number}/{n_runs}] {cell}  {result}{'  (kept from before)' if kept else ''}")
         runs.append(done)
     runs = add_kept_runs(runs, out / "runs", prepared, settings)

@@ -58,14 +58,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     say(arguments, "4. measuring against the labels, and against other methods")
     query, database = encode_source(model, QUERY, progress=progress), encode_source(model, DATABASE)
     assert query.labels is not None and database.labels is not None  # digits carry labels
-    metrics = evaluate_codes(query.codes, database.codes, query.labels, database.labels)
-    say(arguments, f"   {hasher.method}: MAP {metrics['map']:.3f}; a random ranking has {metrics['map_random']:.3f}")
+    sides = query.labels, database.labels
+    features: dict[str, Any] = {"query_features": query.features, "database_features": database.features}
+    metrics = evaluate_codes(query.codes, database.codes, *sides, **features)
+    measured = "{}: MAP {map:.3f}, recall of the 10 nearest {neighbour_recall@10:.3f}"
+    say(
+        arguments,
+        f"   {measured.format(hasher.method, **metrics)}; a random ranking has MAP {metrics['map_random']:.3f}",
+    )
     others = {}
     for method in METHODS[1:]:
         other = make_hasher(method, arguments.bits, seed=arguments.seed).fit(database.features)
         codes = other.encode(query.features), other.encode(database.features)
-        row = others[f"{method}, {arguments.bits} bits"] = evaluate_codes(*codes, query.labels, database.labels)
-        say(arguments, f"   {method}: MAP {row['map']:.3f}")
+        row = others[f"{method}, {arguments.bits} bits"] = evaluate_codes(*codes, *sides, **features)
+        say(arguments, f"   {measured.format(method, **row)}")
     report, command = out / "report.html", command_line(arguments)
     compared: dict[str, Any] = {"others": others, "train_labels": database.labels}
     write_evaluation_report(report, model, query, database, metrics, command=command, **compared)

@@ -1,7 +1,8 @@
-"""Measure how well a model retrieves, by the labels a source carries or by its image-text pairs.
+"""Measure how well a model retrieves: by labels, by the nearest neighbours of the features, or by image-text pairs.
 
 distillhash evaluate --model model --query digits:#test --database digits:#train
 distillhash evaluate --model model --query cifar10:data#test --database cifar10:data#train --report eval.html
+distillhash evaluate --model model --query new.npy --database embeddings.npy
 distillhash evaluate --model crossmodal --query pairs.parquet#800: --database pairs.parquet#800:
 """
 
@@ -21,12 +22,15 @@ from distillhash.cli.common import (
     refuse_skipped,
     say,
 )
-from distillhash.errors import DataError, ParameterError
+from distillhash.errors import ParameterError
 
 if TYPE_CHECKING:
     from distillhash.models import CrossModalModel, HashModel
 
-SHOWN = ("map", "map@1000", "map@5000", "precision@100", "recall@1000", "precision_radius2", "map_random")
+SHOWN = (
+    *("map", "map@1000", "map@5000", "precision@10", "precision@100", "recall@1000", "precision_radius2", "map_random"),
+    *("neighbour_recall@10", "neighbour_recall@40", "neighbour_recall@100"),
+)
 SHOWN_OF_PAIRS = ("map", "hit@1", "hit@5", "hit@10", "ndcg@10")
 
 
@@ -46,40 +50,40 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.models import CrossModalModel, load_model
 
     model = load_model(arguments.model, **model_options(arguments))
-    found = _by_pairs(arguments, model) if isinstance(model, CrossModalModel) else _by_labels(arguments, model)
+    found = _by_pairs(arguments, model) if isinstance(model, CrossModalModel) else _by_codes(arguments, model)
     return {**found, "method": model.hasher.method, "backbone": model.backbone_name}
 
 
-def _by_labels(arguments: argparse.Namespace, model: HashModel) -> dict[str, Any]:
-    from distillhash.bench.report import encode_source, write_evaluation_report
+def _by_codes(arguments: argparse.Namespace, model: HashModel) -> dict[str, Any]:
+    from distillhash.bench.report import encode_source, shared_items, write_evaluation_report
     from distillhash.metrics import evaluate_codes
 
     if arguments.caption_column is not None:
         raise ParameterError("--caption-column is for models of images and texts; leave it out")
-    sides = []
-    for source in (arguments.query, arguments.database):
-        side = encode_source(
-            model, open_argument(arguments, source), progress=not arguments.quiet, max_pixels=arguments.max_pixels
-        )
-        if side.labels is None:
-            raise DataError(
-                f"{side.source.name} carries no labels, which evaluation needs; give class sub-folders, a label column, or a "
-                "list file with labels"
-            )
-        sides.append(side)
-    query, database = sides
+    specs, options = (arguments.query, arguments.database), {"max_pixels": arguments.max_pixels}
+    query, database = (
+        encode_source(model, open_argument(arguments, spec), progress=not arguments.quiet, **options) for spec in specs
+    )
     skipped = [*query.skipped, *database.skipped]
     refuse_skipped(arguments, skipped)
-    assert query.labels is not None and database.labels is not None
-    metrics = evaluate_codes(query.codes, database.codes, query.labels, database.labels)
+    labels: Any = query.labels, database.labels
+    without = [side.source.name for side in (query, database) if side.labels is None]
+    if without:
+        labels = None, None
+        say(arguments, f"{without[0]} carries no labels: only the recall of neighbours is measured")
+    same_items = shared_items(*specs, query, database)
+    features: dict[str, Any] = {"query_features": query.features, "database_features": database.features}
+    if not without and len(database.codes) == 1:  # perhaps the query itself: there is nothing to rank
+        features = {}
+    metrics = evaluate_codes(query.codes, database.codes, *labels, **features, same_items=same_items)
     sizes = f"{len(query.codes)} queries, {len(database.codes)} in the database"
     say(arguments, f"{model.hasher.method}, {model.n_bits} bits: {sizes}")
-    for name in SHOWN:
-        say(arguments, f"  {name:<18} {metrics[name]:.4f}")
+    for name in filter(metrics.__contains__, SHOWN):
+        say(arguments, f"  {name:<20} {metrics[name]:.4f}")
     summary = {**metrics, "n_skipped": len(skipped)}
     if arguments.report:
-        command = command_line(arguments)
-        write_evaluation_report(Path(arguments.report), model, query, database, metrics, command=command)
+        shown: dict[str, Any] = {"command": command_line(arguments), "same_items": same_items}
+        write_evaluation_report(Path(arguments.report), model, query, database, metrics, **shown)
         say(arguments, f"report: {arguments.report}")
         summary["report"] = arguments.report
     return summary

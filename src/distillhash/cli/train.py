@@ -1,7 +1,8 @@
 """Learn a hash model from unlabelled images or embeddings.
 
-distillhash train photos/ --method distillhash --bits 64 --out model
-distillhash train embeddings.npy --method itq --bits 128 --out model --set iterations=100
+distillhash train photos/ --bits 64 --out model
+distillhash train embeddings.npy --bits 256 --preserve neighbours --out model
+distillhash train photos/ --method distillhash --bits 64 --out model --set hidden=1024
 distillhash train --pairs captions.csv --method ugach --bits 64 --out model
 """
 
@@ -43,7 +44,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="SOURCE holds image-text pairs (see `distillhash ls pairs`); learn codes for both",
     )
-    add("--method", help="see `distillhash ls methods` (default: distillhash-contrast; with --pairs: cross-contrast)")
+    add(
+        "--preserve",
+        choices=("both", "neighbours", "classes"),
+        help="what codes are to keep: the nearest neighbours of the features, the kinds of the items, or both (default: both)",
+    )
+    add(
+        "--method",
+        help="overrides --preserve; see `distillhash ls methods` (default: distillhash-nested; with --fine-tune: "
+        "distillhash-contrast; with --pairs: cross-contrast)",
+    )
     add("--text-encoder", metavar="NAME", help="with --pairs: see `distillhash ls text-encoders` (default: minilm)")
     add("--bits", type=int, default=64, help="code length (default: 64)")
     add("--out", required=True, metavar="DIR", help="model folder to write")
@@ -79,6 +89,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model.save(out)
     report = out / "report.html"
     write_training_report(report, model, images, command=command_line(arguments))
+    if chosen := hasher.history_.get("chosen"):
+        say(arguments, _in_words(chosen, hasher.n_bits))
     trained = f"trained {hasher.method}, {hasher.n_bits} bits, on {model.training['n_used']} items in {seconds:.1f} s"
     say(arguments, trained, f"model: {out}   report: {report}")
     return {
@@ -94,13 +106,22 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         **skipped,
         "loss": hasher.history_.get("loss"),
         "diagnosis": hasher.history_.get("diagnosis"),
+        "chosen": hasher.history_.get("chosen"),
     }
+
+
+def _in_words(chosen: dict[str, Any], n_bits: int) -> str:
+    """What the default method chose from the features."""
+    scale = "small groups" if chosen["fine"] else "large kinds"
+    parts = f"{chosen['class_bits']} class bits and {n_bits - chosen['class_bits']} neighbour bits"
+    form = parts if chosen["class_bits"] else f"{n_bits} bits in one part"
+    return f"the items form {scale} (neighbourhoods of {chosen['neighbourhood']}): {form}"
 
 
 def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     """The model to train, what it learns from, and the images (or vectors) among that."""
     from distillhash.methods import make_hasher, method_class, method_names
-    from distillhash.methods.registry import DEFAULT_IMAGE_TEXT_METHOD, DEFAULT_METHOD
+    from distillhash.methods.registry import DEFAULT_FINE_TUNING_METHOD, DEFAULT_IMAGE_TEXT_METHOD, DEFAULT_METHOD
     from distillhash.models import CrossModalModel, HashModel
     from distillhash.sources.pairs import PairSource
     from distillhash.texts import DEFAULT_TEXT_ENCODER
@@ -108,13 +129,20 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     pairs, encoder = arguments.pairs, arguments.text_encoder
     if encoder is not None and not pairs:
         raise ParameterError(f"--text-encoder {encoder} needs texts; add --pairs, or leave it out")
-    method = arguments.method or (DEFAULT_IMAGE_TEXT_METHOD if pairs else DEFAULT_METHOD)
+    default = DEFAULT_FINE_TUNING_METHOD if arguments.fine_tune else DEFAULT_METHOD
+    method = arguments.method or (DEFAULT_IMAGE_TEXT_METHOD if pairs else default)
     if method_class(method).needs_texts and not pairs:
         raise ParameterError(f"{method} learns from image-text pairs; add --pairs")
     if pairs and not method_class(method).needs_texts:
         choices = ", ".join(method_names(image_text=True))
         raise ParameterError(f"{method} learns from images alone; leave out --pairs, or choose one of {choices}")
     settings = parse_settings(arguments.set)
+    if method == DEFAULT_METHOD and arguments.preserve:
+        settings.setdefault("preserve", arguments.preserve)
+    if arguments.preserve and pairs:
+        raise ParameterError(
+            f"--preserve {arguments.preserve} is for images or embeddings alone; leave out --pairs or it"
+        )
     if not pairs and method_class(method).fine_tunes and arguments.device != "auto":
         settings.setdefault("device", arguments.device)
     hasher = make_hasher(method, arguments.bits, seed=arguments.seed, **settings)

@@ -254,7 +254,7 @@ def _grouped(centre: Ints, distance: Distances, n_centres: int, n_distances: int
 #   far        (n_centres,) scratch buffer
 
 
-@compiled
+@compiled(makes_arrays=False)
 def _count_ones(planes: Any, centre_of: Any, ones: Any) -> None:
     """Count, for every centre and bit, the rows that have the bit: ``ones`` is ``(n_centres, bits of all planes)``."""
     bits = ones.shape[1] // len(planes)
@@ -316,7 +316,7 @@ def _replace_top(heap: Any, k: int, key: int) -> None:
     heap[place] = key
 
 
-@compiled
+@compiled(makes_arrays=False)
 def _nearest_clustered(
     query: Any, centres: Any, rings: Any, reach: Any, addresses: Any, row_of: Any, allowed: Any, effort: int, far: Any,
     k: int, order: Any, counts: Any, runs: Any, heap: Any,
@@ -366,7 +366,7 @@ def _nearest_clustered(
     return True
 
 
-@compiled
+@compiled(makes_arrays=False)
 def _within_clustered(
     query: Any, centres: Any, rings: Any, reach: Any, addresses: Any, row_of: Any, allowed: Any, effort: int, far: Any,
     radius: int, keys: Any,

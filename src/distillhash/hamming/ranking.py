@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from distillhash.codes import Codes, bytes_per_code, hamming_distances
 from distillhash.errors import ParameterError
 
 By = Literal["both", "nearest", "kind"]
@@ -28,6 +29,8 @@ HEAD = 40
 HEAD_WEIGHTS = (4, 2)
 TAIL_WEIGHTS = (1, 8)
 _NO_KEY = 1 << 60
+
+_CELL_BLOCK = 1 << 22  # cells ordered at once: about 200 MB
 
 
 def check_by(by: str, class_bits: int) -> None:
@@ -83,3 +86,58 @@ def first_of(
     answer[0, :, : places.shape[1]] = np.take_along_axis(ids, places, 1)
     answer[1, :, : places.shape[1]] = np.take_along_axis(distances, places, 1)
     return answer[0], answer[1].astype(np.int32)
+
+
+def cell_count(codes: Codes) -> int:
+    """Number of values that :func:`cells` can take."""
+    return (codes.n_bits - codes.class_bits + 1) * (codes.class_bits + 1)
+
+
+def cells(queries: Codes, database: Codes) -> Ints:
+    """``(q, n)`` cell of every pair: one integer (d - c) (s + 1) + c for d and c; codes of one part (s = 0) have the distance d."""
+    distances = hamming_distances(queries, database).astype(np.int64)
+    if not queries.class_bits:
+        return distances
+    class_distances = hamming_distances(class_part(queries), class_part(database))
+    return (distances - class_distances) * (queries.class_bits + 1) + class_distances
+
+
+def class_part(codes: Codes) -> Codes:
+    """The class bits alone, at least one, as codes of one part."""
+    packed = codes.packed[:, : bytes_per_code(codes.class_bits)].copy()
+    packed[:, -1] &= 0xFF << (-codes.class_bits % 8) & 0xFF
+    return Codes(packed, codes.class_bits)
+
+
+def cell_levels(counts: Ints, class_bits: int) -> Ints:
+    """The place of every cell among the occupied ones in the ranking by ``both``, ``(q, cells)``, from the number of items in each.
+
+    Places count from 0, each query for itself; a cell without items has one more than the last of all.
+    """
+    neighbour_distances, class_distances = divmod(np.arange(counts.shape[1]), class_bits + 1)
+    distances = neighbour_distances + class_distances
+    by_nearest, by_kind = (
+        np.lexsort((class_distances, weighted(distances, class_distances, weights)))
+        for weights in (HEAD_WEIGHTS, TAIL_WEIGHTS)
+    )
+    sequence = np.concatenate([by_nearest, by_kind])
+    levels, step = np.full(counts.shape, -1, np.int64), max(1, _CELL_BLOCK // counts.shape[1])
+    for start in range(0, len(counts), step):
+        items = counts[start : start + step]
+        sorted_items = items[:, by_nearest]
+        is_head = np.empty(items.shape, bool)
+        is_head[:, by_nearest] = np.cumsum(sorted_items, axis=1) - sorted_items < HEAD
+        occupied = items > 0
+        chosen = np.hstack([(occupied & is_head)[:, by_nearest], (occupied & ~is_head)[:, by_kind]])
+        rows, columns = np.nonzero(chosen)
+        sums = chosen.sum(axis=1)
+        levels[start + rows, sequence[columns]] = np.arange(len(rows)) - (np.cumsum(sums) - sums)[rows]
+    levels[levels < 0] = levels.max() + 1
+    return levels
+
+
+def by_level(levels: Ints, counts: Ints) -> Ints:
+    """Numbers of items at every level of :func:`cell_levels`, in order, ``(q, L)``, from those in every cell; 0 past the last level."""
+    ordered = np.zeros((len(levels), int(levels.max()) + 1), np.int64)
+    np.put_along_axis(ordered, levels, counts, axis=1)
+    return ordered

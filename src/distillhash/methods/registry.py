@@ -21,7 +21,8 @@ from distillhash.errors import FormatError, ParameterError
 from distillhash.methods.base import Hasher, read_model_folder
 
 GROUP = "distillhash.methods"
-DEFAULT_METHOD = "distillhash-contrast"
+DEFAULT_METHOD = "distillhash-nested"
+DEFAULT_FINE_TUNING_METHOD = "distillhash-contrast"
 DEFAULT_IMAGE_TEXT_METHOD = "cross-contrast"
 
 BUILT_IN = {
@@ -37,6 +38,7 @@ BUILT_IN = {
     "distillhash": "distillhash:DistillHash",
     "distillhash-contrast": "distillhash_contrast:DistillHashContrast",
     "distillhash-initial": "distillhash:DistillHashInitial",
+    "distillhash-nested": "distillhash_nested:DistillHashNested",
     "dmuh": "dmuh:DMUH",
     "dsg": "dsg:DSG",
     "dsh": "dsh:DSH",

@@ -9,7 +9,7 @@ from distillhash.metrics.cross_modal import (
     shared_labels,
     word_overlap,
 )
-from distillhash.metrics.neighbours import neighbour_recall, replicated_neighbours
+from distillhash.metrics.neighbours import find_neighbours, neighbour_recall, recall_measures, replicated_neighbours
 from distillhash.metrics.retrieval import evaluate_codes, evaluate_queries
 
 __all__ = [
@@ -18,9 +18,11 @@ __all__ = [
     "evaluate_codes",
     "evaluate_cross_modal",
     "evaluate_queries",
+    "find_neighbours",
     "neighbour_recall",
     "own_items",
     "query_metrics",
+    "recall_measures",
     "replicated_neighbours",
     "shared_labels",
     "word_overlap",

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes, hamming_distances
 from distillhash.errors import DataError
-from distillhash.metrics.retrieval import Floats, Ints, Ranking, check_same_kind, positive_integers
+from distillhash.metrics.neighbours import positive_integers
+from distillhash.metrics.retrieval import Floats, Ints, Ranking, check_same_kind
 
 Rows = NDArray[np.intp]
 Relevance = Callable[[Rows], Floats]
@@ -42,6 +43,8 @@ def evaluate_cross_modal(
     query: CodedPairs, database: CodedPairs, relevances: dict[str, Relevance]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Both directions under every relevance: the query's images search the database's texts, and its texts the database's images.
+
+    Codes are ranked by Hamming distance over all bits, those of two parts too.
 
     The result is ``{"image_to_text": {name: metrics}, "text_to_image": {name: metrics}}``. Metrics are the means of :func:`query_metrics`
     over the queries with a relevant item; ``n_queries`` is their number, and ``queries_without_relevant`` that of the others.

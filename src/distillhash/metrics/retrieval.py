@@ -3,7 +3,8 @@
 Hamming distance takes K + 1 values, so most of a ranking is ties, and their order is arbitrary. Every metric here is the exact expectation
 over all orders of every tie, in closed form (McSherry and Najork, "Computing information retrieval performance measures efficiently in the
 presence of tied scores", ECIR 2008). The best and the worst order are reported as well. Nothing is sorted: two histograms over distance
-determine the metrics of a query.
+determine the metrics of a query. Codes of two parts are ranked by ``both`` (:mod:`distillhash.hamming.ranking`): their levels are the
+pairs of distances (d, c) in the order of that ranking, and the rest is the same.
 
 Notation, per query: level d = 0..K holds ``n`` items of which ``r`` are relevant; ``N`` and ``C`` items and relevant items
 come before it; ``T`` items are relevant in all; ``H`` are harmonic numbers.
@@ -11,8 +12,7 @@ come before it; ``T`` items are relevant in all; ``H`` are harmonic numbers.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,36 +21,48 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes, check_same_length
 from distillhash.errors import DataError, ParameterError
+from distillhash.hamming import ranking as two_parts
 from distillhash.hamming.compilation import compiled
 from distillhash.hamming.kernel import popcount64
+from distillhash.metrics.neighbours import DEPTHS, NEAREST, neighbour_recall, positive_integers
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _CURVE_POINTS = 50
+_PAIR_BLOCK = 1 << 22  # (query, database) pairs or cells held at once: about 200 MB
 
 
 def evaluate_codes(
     query_codes: Codes,
     database_codes: Codes,
-    query_labels: NDArray[Any],
-    database_labels: NDArray[Any],
+    query_labels: NDArray[Any] | None,
+    database_labels: NDArray[Any] | None,
     cutoffs: Sequence[int] = (1000, 5000),
     topn: Sequence[int] = (1, 10, 100, 1000),
+    *,
+    query_features: NDArray[Any] | None = None,
+    database_features: NDArray[Any] | None = None,
+    same_items: bool | NDArray[np.intp] = False,
 ) -> dict[str, Any]:
     """Retrieval metrics of a set of codes, as a JSON-able dictionary.
 
-    An item is relevant to a query when it has the same class, or shares at least one label. Queries with no relevant item
-    in the database are left out of every mean and counted in ``queries_without_relevant``.
+    By labels: an item is relevant to a query when it has the same class, or shares at least one label. Queries with no relevant item
+    in the database are left out of every mean and counted in ``queries_without_relevant``. By features: the share of the 10 nearest by
+    cosine that are among the first N by code. Either may be left out.
 
     Args:
         query_codes: ``q`` codes.
         database_codes: ``n`` codes of the same length K.
-        query_labels: ``(q,) int`` classes, or ``(q, n_labels)`` 0/1 indicators.
+        query_labels: ``(q,) int`` classes, or ``(q, n_labels)`` 0/1 indicators; None for both sides where there are none.
         database_labels: The same for the database.
         cutoffs: Depths R for ``map@R`` (divisor ``min(R, T)``) and ``map@R_hits`` (divisor: hits within R, a common variant; 0 where
             there are none).
         topn: Depths N for ``precision@N`` and ``recall@N``.
+        query_features: ``(q, d)`` floats, the features of the queries; may be a memory map.
+        database_features: ``(n, d)`` floats of the database.
+        same_items: For the recall of neighbours, what :func:`~distillhash.metrics.neighbour_recall` takes: whether the queries are the
+            database, or the row of each query in it, which is then left out. Labels judge such items as any others.
 
     Returns:
         - ``map`` (whole database), ``map_worst`` and ``map_best`` (over tie orders), ``map_random`` (of a random ranking);
@@ -59,13 +71,33 @@ def evaluate_codes(
         - ``pr_radius``: Hamming lookup, ``precision`` and ``recall``, K + 1 points each, means over queries; an empty lookup has
           precision 0;
         - ``precision_radius2``, and ``empty_radius2``, the share of queries with nothing within 2 bits;
-        - ``n_bits``, ``n_queries``, ``n_database``, ``queries_without_relevant``.
+        - ``n_bits``, ``n_queries``, ``n_database``, ``queries_without_relevant``; ``class_bits`` where codes have two parts;
+        - with features ``neighbour_recall@10``, ``@40``, ``@100``, of at most 1,000 queries drawn by a fixed seed.
+
+        Lookups within a radius count all bits; everything else follows the ranking. Without labels there are only the sizes and the recall.
 
     Raises:
-        DataError: lengths or shapes do not match, or no query has a relevant item.
-        ParameterError: a cutoff or depth below 1.
+        DataError: lengths or shapes do not match, features are not finite, or no query has a relevant item.
+        ParameterError: a cutoff or depth below 1, or neither labels nor features of both sides.
     """
-    return evaluate_queries(query_codes, database_codes, query_labels, database_labels, cutoffs, topn)[0]
+    for what, one, other in (
+        ("labels", query_labels, database_labels),
+        ("features", query_features, database_features),
+    ):
+        if (one is None) != (other is None):
+            raise ParameterError(f"metrics take {what} of queries and database both; one of them is None")
+    if query_labels is None and query_features is None:
+        raise ParameterError("metrics need labels, or query_features and database_features; all of them are None")
+    if query_labels is None or database_labels is None:
+        check_same_length(query_codes, database_codes)
+        report = _sizes(query_codes, database_codes)
+    else:
+        report = evaluate_queries(query_codes, database_codes, query_labels, database_labels, cutoffs, topn)[0]
+    if query_features is not None and database_features is not None:
+        sides = query_codes, database_codes, query_features, database_features
+        found = neighbour_recall(*sides, (NEAREST,), DEPTHS, same_items=same_items)
+        report |= {f"neighbour_recall@{depth}": found[f"recall{NEAREST}@{depth}"] for depth in DEPTHS}
+    return report
 
 
 def evaluate_queries(
@@ -79,6 +111,9 @@ def evaluate_queries(
     """:func:`evaluate_codes`, and the average precision of every query, ``(q,) float64``, NaN where nothing is relevant."""
     check_same_length(query_codes, database_codes)
     cutoffs, topn = (positive_integers(values, "cutoffs and depths") for values in (cutoffs, topn))
+    query_labels = _check_labels(query_labels, len(query_codes), "query")
+    database_labels = _check_labels(database_labels, len(database_codes), "database")
+    check_same_kind(query_labels, database_labels)
     counts, hits = _distance_histograms(query_codes, database_codes, query_labels, database_labels)
     total_hits = hits.sum(axis=1)
     answerable = total_hits > 0
@@ -86,57 +121,96 @@ def evaluate_queries(
         raise DataError("no query has a relevant item in the database; do both sides carry the same kind of labels?")
     counts, hits, relevant = counts[answerable], hits[answerable], total_hits[answerable]
     n_database = len(database_codes)
+    deepest = min(max(topn, default=1), n_database)
+    curve = np.unique(np.linspace(1, deepest, min(_CURVE_POINTS, deepest)).round().astype(int)).tolist()
+    depths = dict.fromkeys([*(min(depth, n_database) for depth in topn), *curve])
 
-    ranking = Ranking(counts, hits)
+    parts: Iterable[tuple[Ints, Ints]] = [(counts, hits)]
+    if query_codes.class_bits:
+        sides = query_codes[answerable], database_codes, query_labels[answerable], database_labels
+        parts = _two_part_histograms(*sides)
+    blocks = [_query_sums(Ranking(*part), n_database, cutoffs, depths) for part in parts]
+    sums = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
     at_random = Ranking(np.full((len(relevant), 1), n_database), relevant[:, None])  # one level that holds everything
     average_precision = np.full(len(total_hits), np.nan)
-    average_precision[answerable] = ranking.precision_sum(n_database) / relevant
+    average_precision[answerable] = sums["all"] / relevant
     report: dict[str, Any] = {
         "map": float(np.mean(average_precision[answerable])),
-        "map_worst": float(np.mean(ranking.precision_sum_extreme(relevant_first=False) / relevant)),
-        "map_best": float(np.mean(ranking.precision_sum_extreme(relevant_first=True) / relevant)),
+        "map_worst": float(np.mean(sums["worst"] / relevant)),
+        "map_best": float(np.mean(sums["best"] / relevant)),
         "map_random": float(np.mean(at_random.precision_sum(n_database) / relevant)),
     }
     for cutoff in cutoffs:
-        depth = min(cutoff, n_database)
-        report[f"map@{cutoff}"] = float(np.mean(ranking.precision_sum(depth) / np.minimum(depth, relevant)))
-        report[f"map@{cutoff}_hits"] = float(np.mean(ranking.hits_average_precision(depth)))
+        divisors = np.minimum(min(cutoff, n_database), relevant)
+        report[f"map@{cutoff}"] = float(np.mean(sums[f"sum@{cutoff}"] / divisors))
+        report[f"map@{cutoff}_hits"] = float(np.mean(sums[f"hits@{cutoff}"]))
     for depth in topn:
-        found = ranking.expected_hits(min(depth, n_database))
+        found = sums[f"found@{min(depth, n_database)}"]
         # A database smaller than N cannot fill the list; the empty places count as misses.
         report[f"precision@{depth}"] = float(np.mean(found / depth))
         report[f"recall@{depth}"] = float(np.mean(found / relevant))
-    deepest = min(max(topn, default=1), n_database)
-    depths = np.unique(np.linspace(1, deepest, min(_CURVE_POINTS, deepest)).round().astype(int)).tolist()
-    curve = [ranking.expected_hits(depth) for depth in depths]
     within, found = np.cumsum(counts, axis=1), np.cumsum(hits, axis=1)
     precision = np.mean(found / np.maximum(within, 1), axis=0)  # an empty lookup counts as precision 0
     recall = np.mean(found / relevant[:, None], axis=0)
     two = min(2, query_codes.n_bits)
     report |= {
         "topn": {
-            "n": depths,
-            "precision": [float(np.mean(hits / depth)) for hits, depth in zip(curve, depths, strict=True)],
-            "recall": [float(np.mean(hits / relevant)) for hits in curve],
+            "n": curve,
+            "precision": [float(np.mean(sums[f"found@{depth}"] / depth)) for depth in curve],
+            "recall": [float(np.mean(sums[f"found@{depth}"] / relevant)) for depth in curve],
         },
         "pr_radius": {"precision": precision.tolist(), "recall": recall.tolist()},
         "precision_radius2": float(precision[two]),
         "empty_radius2": float(np.mean(within[:, two] == 0)),
-        "n_bits": query_codes.n_bits,
-        "n_queries": len(query_codes),
-        "n_database": n_database,
+        **_sizes(query_codes, database_codes),
         "queries_without_relevant": int(np.sum(~answerable)),
     }
     return report, average_precision
+
+
+def _sizes(query_codes: Codes, database_codes: Codes) -> dict[str, Any]:
+    parts = {"class_bits": query_codes.class_bits} if query_codes.class_bits else {}
+    return {"n_bits": query_codes.n_bits, **parts, "n_queries": len(query_codes), "n_database": len(database_codes)}
+
+
+def _query_sums(ranking: Ranking, n: int, cutoffs: Iterable[int], depths: Iterable[int]) -> dict[str, Floats]:
+    """What the metrics are means of, one value per query: sums of precision over hits, and hits among the first N."""
+    sums = {f"found@{depth}": ranking.expected_hits(depth) for depth in depths}
+    for cutoff in cutoffs:
+        sums[f"sum@{cutoff}"] = ranking.precision_sum(min(cutoff, n))
+        sums[f"hits@{cutoff}"] = ranking.hits_average_precision(min(cutoff, n))
+    sums["all"] = ranking.precision_sum(n)
+    sums["worst"] = ranking.precision_sum_extreme(relevant_first=False)
+    sums["best"] = ranking.precision_sum_extreme(relevant_first=True)
+    return sums
+
+
+def _two_part_histograms(
+    query_codes: Codes, database_codes: Codes, query_labels: NDArray[Any], database_labels: NDArray[Any]
+) -> Iterator[tuple[Ints, Ints]]:
+    """Items and relevant items at every level of the ranking by ``both``, ``(b, L)`` each, of blocks of the queries in turn."""
+    n_cells = two_parts.cell_count(query_codes)
+    step = max(1, _PAIR_BLOCK // max(n_cells, len(database_codes)))
+    for start in range(0, len(query_codes), step):
+        labels = query_labels[start : start + step]
+        if labels.ndim == 2:
+            relevant = labels.astype(np.float32) @ database_labels.T.astype(np.float32) > 0
+        else:
+            relevant = labels[:, None] == database_labels
+        cells = two_parts.cells(query_codes[start : start + step], database_codes)
+        cells += n_cells * np.arange(len(labels))[:, None]
+        counts, hits = (
+            np.bincount(found.ravel(), minlength=len(labels) * n_cells).reshape(-1, n_cells)
+            for found in (cells, cells[relevant])
+        )
+        levels = two_parts.cell_levels(counts, query_codes.class_bits)
+        yield two_parts.by_level(levels, counts), two_parts.by_level(levels, hits)
 
 
 def _distance_histograms(
     query_codes: Codes, database_codes: Codes, query_labels: NDArray[Any], database_labels: NDArray[Any]
 ) -> tuple[Ints, Ints]:
     """Items and relevant items at every Hamming distance, each ``(q, K + 1) int64``; time one XOR and popcount per pair."""
-    query_labels = _check_labels(query_labels, len(query_codes), "query")
-    database_labels = _check_labels(database_labels, len(database_codes), "database")
-    check_same_kind(query_labels, database_labels)
     if not len(query_codes) or not len(database_codes):
         raise DataError(
             f"metrics need at least one query and one database code, got {len(query_codes)} and {len(database_codes)}"
@@ -208,17 +282,6 @@ class Ranking:
         before = self._level_sums(np.where(np.arange(self.n.shape[1]) < cut[:, None], m, 0)).sum(axis=1)
         at_cut = [array[rows, cut] for array in (self.n, self.r, self.N, self.C, m)]
         return np.asarray(_hits_expectation(before, *at_cut, self.H))
-
-
-def positive_integers(values: Iterable[Any], name: str) -> list[int]:
-    """``values`` as integers of at least 1, or else a :class:`ParameterError`."""
-    try:
-        numbers = [operator.index(value) for value in values]
-    except TypeError as error:
-        raise ParameterError(f"{name} must be integers of at least 1, got {values!r:.80}") from error
-    if numbers and min(numbers) < 1:
-        raise ParameterError(f"{name} must be at least 1, got {min(numbers)}")
-    return numbers
 
 
 def check_same_kind(query_labels: NDArray[Any], database_labels: NDArray[Any]) -> None:

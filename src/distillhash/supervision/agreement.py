@@ -6,7 +6,7 @@ augmentation. Two items count as near when their lists of nearest neighbours ove
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -120,3 +120,29 @@ def centred_unit(features: NDArray[Any]) -> Floats:
     """Rows of length 1 after the mean is removed."""
     values = np.asarray(features, np.float64)
     return unit_rows(values - values.mean(axis=0))
+
+
+def half_agreement(features: NDArray[Any], sizes: Sequence[int], seed: int, *, most_queries: int = 1000) -> list[float]:
+    """How far two random halves of the dimensions agree about the ``k`` nearest rows, for every k of ``sizes``.
+
+    For at most ``most_queries`` random rows of ``features (n, d)``, d >= 2: the overlap of the lists of the k largest cosines (of centred
+    halves) under one half and the other, as a share of k, less what chance gives: 0 for unrelated lists, 1 for equal ones. Neighbours that
+    both halves name belong to the data rather than to single dimensions. ``seed`` draws halves and rows.
+    """
+    n, d = features.shape
+    rng = np.random.default_rng(seed)
+    dimensions, queries = rng.permutation(d), np.sort(rng.permutation(n)[:most_queries])
+    near = []
+    for half in (dimensions[: d // 2], dimensions[d // 2 :]):
+        rows = centred_unit(features[:, half])
+        cosines = rows[queries] @ rows.T
+        cosines[np.arange(len(queries)), queries] = -np.inf
+        near.append(np.argsort(-cosines, axis=1, kind="stable")[:, : max(sizes)])
+    found = []
+    for k in sizes:
+        first, second = (np.zeros((len(queries), n), bool) for _ in near)
+        np.put_along_axis(first, near[0][:, :k], True, axis=1)
+        np.put_along_axis(second, near[1][:, :k], True, axis=1)
+        overlap, chance = float((first & second).sum()) / (k * len(queries)), k / (n - 1)
+        found.append((overlap - chance) / (1 - chance))
+    return found

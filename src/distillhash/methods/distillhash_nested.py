@@ -1,0 +1,203 @@
+"""DistillHash-nested: one code for kinds and for neighbours, at the scale that the data have. This project's own method, and the default.
+
+Not in a paper. A code is judged by two measures: whether what it finds is of the query's kind (MAP of classes), and whether it finds what
+was nearest before (recall of the float neighbours). `distillhash-contrast` wins the first and loses the second, `itq` the other way round.
+Here the first bits of a code are those of the one and the rest those of a method that keeps neighbours; searches use both parts
+(:mod:`distillhash.hamming.ranking`). docs/neighbours-and-classes.md has the measurements behind every choice.
+
+No step sees a label.
+
+1. **Scale.** A(k) is the agreement of two random halves of the dimensions about an item's k nearest
+   (:func:`~distillhash.supervision.agreement.half_agreement`). The neighbourhood that `distillhash-contrast` learns from is the smallest of
+   k = 8, 16, 32, ..., 2% of the items with A(k) >= A(2%). Where kinds are large (ten classes of images) A rises with k, and it is 2%.
+   Where items come in small groups (captions of one picture, products) it is 8: the scale is *fine*.
+2. **Fine scale.** Views are left out. Where neighbours count too, features are used as they are and half of the neighbours are those by
+   plain cosine. With the temperature .2, else .1, all bits are those of `distillhash-contrast` if such a code of a part of the rows keeps
+   the neighbours of the other rows as well as the neighbour part alone would, to .01: kinds and neighbourhoods are then the same thing.
+3. **Two parts.** Otherwise the class part has 2 sqrt(n_bits) bits, rounded to a multiple of 16, and the neighbour part has the others.
+   Codes below 32 bits, or with more bits than features, have the class part alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distillhash.methods.base import Floats, Hasher, TrainingSet, sample_rows
+from distillhash.methods.distillhash_contrast import DistillHashContrast
+from distillhash.methods.urph import URPH
+from distillhash.metrics import neighbour_recall
+from distillhash.supervision.agreement import half_agreement
+
+SMALLEST = 8  # neighbours at the fine scale
+FINE_TEMPERATURES = (0.2, 0.1)  # the first keeps kinds better, the second neighbours
+TOLERANCE = 0.01  # of neighbour recall
+TESTED = 6000  # rows that decide, at most; a fifth of them is held out
+CLASS_WEIGHT = 0.5  # of a class bit in the projection, relative to a neighbour bit
+SHORTEST = 32  # bits of a code of two parts
+
+
+class DistillHashNested(Hasher):
+    """Class bits of `distillhash-contrast` and neighbour bits of `urph`, at a scale chosen from the features.
+
+    ``class_part_`` and ``neighbour_part_`` are the two hashers; one of them may be None. ``history_["chosen"]`` says what was chosen:
+    ``neighbourhood`` (items), ``fine`` (bool), ``class_bits``, and the neighbour recalls compared where some were.
+
+    Attributes:
+        preserve: ``both``, or only ``classes`` or ``neighbours``: then all bits are of one part.
+    """
+
+    method = "distillhash-nested"
+    title = "Nested codes for kinds and neighbours"
+    venue, year = "this project", 2026
+    kind = "contrastive"
+    uses_views = True
+    uses_teacher = True
+
+    preserve: Literal["both", "neighbours", "classes"] = "both"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.class_part_: DistillHashContrast | None = None
+        self.neighbour_part_: URPH | None = None
+        self.scales_: Floats = np.ones(2)
+
+    @property
+    def class_bits(self) -> int:
+        """Bits of the class part; 0 where there is one part."""
+        return 0 if self.class_part_ is None or self.neighbour_part_ is None else self.class_part_.n_bits
+
+    def _fit(self, given: TrainingSet) -> None:
+        self.class_part_ = self.neighbour_part_ = None
+        features = given.features
+        if self.preserve == "neighbours":
+            self.neighbour_part_ = self._neighbour_part(self.n_bits).fit(features)
+            return
+        n = len(features)
+        k = neighbourhood_of(features, self.seed)
+        is_fine = k < _default_neighbourhood(n)
+        chosen: dict[str, Any] = {"neighbourhood": k, "fine": is_fine}
+        temperature, bits = FINE_TEMPERATURES[0], self._class_bits(features.shape[1])
+        if is_fine and bits < self.n_bits:
+            temperature, serves_both, chosen["recalls"] = self._temperature(features, k)
+            bits = self.n_bits if serves_both else bits
+        if is_fine:
+            part = self._fine_part(bits, n, k, temperature)
+            self.class_part_ = part.fit(features)
+        else:
+            part = DistillHashContrast(bits, seed=self.seed)
+            self.class_part_ = part.fit(features, views=given.views, teacher=given.teacher)
+        if bits < self.n_bits:
+            self.neighbour_part_ = self._neighbour_part(self.n_bits - bits).fit(features)
+            sample = features[sample_rows(n, TESTED, np.random.default_rng(self.seed))]
+            sizes = [float(np.abs(part.project(sample)).mean()) or 1.0 for part in self._parts().values()]
+            self.scales_ = np.array([CLASS_WEIGHT, 1.0]) / sizes
+        self.history_ = self.class_part_.history_ | {"chosen": chosen | {"class_bits": self.class_bits}}
+
+    def _class_bits(self, n_features: int) -> int:
+        """Bits of the class part in a code of two parts, or all of them."""
+        bits = max(16, 16 * round(2 * self.n_bits**0.5 / 16))
+        one = self.preserve == "classes" or self.n_bits < SHORTEST or self.n_bits - bits > n_features
+        return self.n_bits if one else bits
+
+    def _neighbour_part(self, n_bits: int) -> URPH:
+        return URPH(n_bits, seed=self.seed)
+
+    def _fine_part(self, n_bits: int, n: int, k: int, temperature: float) -> DistillHashContrast:
+        share = k / _part_size(n)
+        if self.preserve == "classes":
+            return DistillHashContrast(n_bits, seed=self.seed, neighbourhood=share)
+        return DistillHashContrast(
+            n_bits,
+            seed=self.seed,
+            neighbourhood=share,
+            temperature=temperature,
+            root=False,
+            plain_share=0.5,
+        )
+
+    def _temperature(self, features: NDArray[Any], k: int) -> tuple[float, bool, dict[str, float]]:
+        """A temperature, whether a class part of all bits keeps neighbours as well, and the recalls that say so.
+
+        Codes are learned from four fifths of the rows. The others are the queries and the database.
+        """
+        rows = np.random.default_rng(self.seed).permutation(len(features))[:TESTED]
+        seen, new = (features[np.sort(part)] for part in np.split(rows, [len(rows) * 4 // 5]))
+
+        def recall(hasher: Hasher) -> float:
+            codes = hasher.fit(seen).encode(new)
+            found = neighbour_recall(codes, codes, new, new, ks=(10,), depths=(10,), same_items=True)
+            return float(found["recall10@10"])
+
+        recalls = {"neighbours": recall(self._neighbour_part(self.n_bits))}
+        for temperature in FINE_TEMPERATURES:
+            part = self._fine_part(self.n_bits, len(seen), k, temperature)
+            recalls[f"temperature {temperature}"] = recall(part)
+            if recalls[f"temperature {temperature}"] >= recalls["neighbours"] - TOLERANCE:
+                return temperature, True, recalls
+        return FINE_TEMPERATURES[-1], False, recalls
+
+    def _parts(self) -> dict[str, Hasher]:
+        parts: dict[str, Hasher | None] = {"class": self.class_part_, "neighbour": self.neighbour_part_}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _project(self, features: Floats) -> Floats:
+        outputs = [part._project(features) for part in self._parts().values()]
+        return np.hstack([scale * output for scale, output in zip(self.scales_, outputs, strict=False)])
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The arrays of the parts, each name after the part's, and ``scales`` (2,) of their outputs."""
+        arrays = {f"{name}.{key}": array for name, part in self._parts().items() for key, array in part.state().items()}
+        return arrays | {"scales": self.scales_}
+
+    def config(self) -> dict[str, Any]:
+        """What ``config.json`` says, with the parts' hyper-parameters."""
+        return super().config() | {"parts": {name: part.get_params() for name, part in self._parts().items()}}
+
+    def restore(self, config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Self:
+        """See :meth:`Hasher.restore`."""
+        self._stored_parts = config.get("parts")
+        return super().restore(config, tensors)
+
+    def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
+        kinds: dict[str, type[DistillHashContrast | URPH]] = {"class": DistillHashContrast, "neighbour": URPH}
+        if not isinstance(self._stored_parts, dict) or not 1 <= len(self._stored_parts) <= 2:
+            raise ValueError(f"parts are {self._stored_parts!r:.80}")
+        parts: dict[str, Any] = {}
+        for name, parameters in self._stored_parts.items():
+            own = {key.removeprefix(f"{name}."): array for key, array in state.items() if key.startswith(f"{name}.")}
+            parts[name] = kinds[name](**parameters).restore({"n_features": self.n_features_}, own)
+        if sum(part.n_bits for part in parts.values()) != self.n_bits or state["scales"].shape != (2,):
+            raise ValueError(f"parts of {[part.n_bits for part in parts.values()]} bits")
+        if not (state["scales"] > 0).all():
+            raise ValueError(f"scales {state['scales']}")
+        self.class_part_, self.neighbour_part_ = parts.get("class"), parts.get("neighbour")
+        self.scales_ = state["scales"]
+
+
+def neighbourhood_of(features: NDArray[Any], seed: int) -> int:
+    """The neighbourhood, in items, of the scale that ``features (n, d)`` have; see step 1 of the module."""
+    n = len(features)
+    default = _default_neighbourhood(n)
+    sizes = []
+    size = SMALLEST
+    while size < default:
+        sizes.append(size)
+        size *= 2
+    if not sizes or features.shape[1] < 2:
+        return default
+    rows = features[np.sort(np.random.default_rng(seed).permutation(n)[: _part_size(n)])]
+    *agreements, wanted = half_agreement(rows, [*sizes, default], seed)
+    return next((k for k, agreement in zip(sizes, agreements, strict=True) if agreement >= wanted), default)
+
+
+def _part_size(n: int) -> int:
+    """Rows of the smallest part that `distillhash-contrast` finds neighbours in."""
+    n = min(n, DistillHashContrast.max_train)
+    return n // -(-n // DistillHashContrast.part)
+
+
+def _default_neighbourhood(n: int) -> int:
+    return round(DistillHashContrast.neighbourhood * _part_size(n))
