@@ -21,9 +21,7 @@ from numba.core import caching
 _logger = logging.getLogger(__name__)
 
 
-def compiled(
-    function: Callable[..., Any] | None = None, *, parallel: bool = False, makes_arrays: bool = True
-) -> Any:
+def compiled(function: Callable[..., Any] | None = None, *, parallel: bool = False, makes_arrays: bool = True) -> Any:
     """``njit`` without the interpreter lock, kept on disk where there is a safe place for it. Decorates with and without arguments.
 
     Code that makes no arrays runs up to a tenth faster when numba does not count the references to those that it is given.

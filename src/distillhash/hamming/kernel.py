@@ -192,9 +192,10 @@ class _Rows:
         differing = self.differing(words, query)
         if self.parts is None:
             return self.sums(differing)
-        counts = map(self.sums, self.split(differing, parts[0]))
+        counts = [self.sums(words) for words in self.split(differing, parts[0])]
         if self.sum_at:
-            counts = (self.builder.lshr(count, ir.Constant(self.vector, [self.sum_at] * self.lanes)) for count in counts)
+            places = ir.Constant(self.vector, [self.sum_at] * self.lanes)
+            counts = [self.builder.lshr(count, places) for count in counts]
         return self.builder.add(*map(self.builder.mul, counts, parts[1:]))
 
     def forbidden(self, row: Any) -> Any:
@@ -220,7 +221,9 @@ class _Rows:
     def are_below(self, distances: Any, bound: Any) -> Any:
         bounds = self.splat(self.builder.shl(self.fit(bound), ir.Constant(self.word, self.shift)))
         kind = self.vector if self.parts is None else _KEYS
-        return self.builder.icmp_unsigned("<", self.builder.bitcast(distances, kind), self.builder.bitcast(bounds, kind))
+        return self.builder.icmp_unsigned(
+            "<", self.builder.bitcast(distances, kind), self.builder.bitcast(bounds, kind)
+        )
 
 
 def _any_nearer(group: int, steps: int, block: int = BLOCK, half: bool = False) -> Any:
@@ -234,9 +237,7 @@ def _any_nearer(group: int, steps: int, block: int = BLOCK, half: bool = False) 
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             rows = _Rows(context, builder, signature, arguments, half)
-            kind, umin = (
-                (rows.vector, "llvm.umin.v16i32") if rows.shift else (_KEYS, "llvm.umin.v32i16")
-            )
+            kind, umin = (rows.vector, "llvm.umin.v16i32") if rows.shift else (_KEYS, "llvm.umin.v32i16")
             farthest = ir.Constant(kind, [2**kind.element.width - 1] * kind.count)
             parts = rows.splat_parts()
             queries = [[rows.splat(word) for word in rows.query_words(g)] for g in range(group)]
@@ -322,9 +323,7 @@ nearer_by_half = _nearer(half=True)
 
 
 @intrinsic
-def distance_of(
-    typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, parts: Any, row: Any
-) -> Any:
+def distance_of(typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, parts: Any, row: Any) -> Any:
     """Distance of one row to query ``first``; 2**16 if it is not allowed. Of two parts: both keys, and 32 bits higher the class distance."""
     del typing_context, first, row
 
@@ -451,7 +450,7 @@ def _append(parts: Any, i: int, distance: int, row: int, lasts: Any, n_kept: Any
 
 
 @part
-def _keep(parts: Any, at: int, plan: Any, n_class: int, lasts: Any, n_kept: Any, kept: Any, counts: Any) -> int:
+def _keep(parts: Any, at: int, plan: Any, n_class: int, lasts: Any, n_kept: Any, kept: Any, counts: Any) -> Any:
     """Keep the nearest candidates of a list; the distance of the last of them."""
     k, most, _ = plan[0 if parts is None else at % 2]
     largest = lasts[at] >> _CLASS_BITS if n_class else lasts[at]
@@ -462,7 +461,16 @@ def _keep(parts: Any, at: int, plan: Any, n_class: int, lasts: Any, n_kept: Any,
 
 @part
 def _make_room(
-    parts: Any, i: int, plan: Any, n_class: int, bounds: Any, lasts: Any, rooms: Any, n_kept: Any, kept: Any, counts: Any
+    parts: Any,
+    i: int,
+    plan: Any,
+    n_class: int,
+    bounds: Any,
+    lasts: Any,
+    rooms: Any,
+    n_kept: Any,
+    kept: Any,
+    counts: Any,
 ) -> None:
     """Where there is no room for the candidates of another block, keep the nearest and lower the bound."""
     n_lists = 1 if parts is None else 2
@@ -478,7 +486,7 @@ def _make_room(
 
 
 @part
-def _bound_of(last: int) -> int:
+def _bound_of(last: int) -> Any:
     """A row of a lower rank than ``last`` has a lower key than this."""
     return last + 2**_CLASS_BITS - 1 >> _CLASS_BITS
 

@@ -119,16 +119,15 @@ def nearest(
             return np.where(found < 0, found, found + first) if first else found, far
 
     for group, parts in _searched(search, query, database, k, threads, progress):
-        found = parts[0]
+        found, far, *of_class = parts[0] if len(parts) == 1 else _side_by_side(parts)
         if len(parts) > 1 and class_bits:
-            found = first_of(*_side_by_side(parts), k, by)
+            found, far = first_of(found, far, of_class[0], k, by)
         elif len(parts) > 1:
-            found = _side_by_side(parts)
             # Parts are by ascending row, so a stable sort leaves ties in order. As uint32, the -1 of no row is the largest.
-            order = np.argsort(found[1].astype(np.uint32), axis=1, kind="stable")
-            found = [np.take_along_axis(array, order, axis=1) for array in found]
-        width = min(k, found[0].shape[1])
-        rows[group, :width], distances[group, :width] = found[0][:, :width], found[1][:, :width]
+            order = np.argsort(far.astype(np.uint32), axis=1, kind="stable")
+            found, far = np.take_along_axis(found, order, axis=1), np.take_along_axis(far, order, axis=1)
+        width = min(k, found.shape[1])
+        rows[group, :width], distances[group, :width] = found[:, :width], far[:, :width]
     return rows, distances
 
 
