@@ -2,7 +2,7 @@
 
     taskset -c 0 python benchmarks/two_part_search.py --out results/two-part-search/table.json
 
-All ways take turns, 20 queries in a row, then a batch each. Times are CPU microseconds a query, medians over the turns. Answers of the first
+All ways take turns, 20 queries in a row, then a batch each. Times are CPU microseconds a query, medians over the turns. Answers of a few
 queries are compared with the definition in :mod:`distillhash.hamming.ranking`.
 
 uniform     independent fair bits
@@ -60,7 +60,6 @@ def two_part_codes(shape: str, n: int, n_bits: int, class_bits: int, n_queries: 
     """A database of ``n`` codes, and queries."""
     if shape != "kinds":
         return made_codes(shape, n, n_bits, n_queries)
-    rng = np.random.default_rng(1)
     parts = []
     for codes, seed in zip(made_codes("clustered", n, n_bits, n_queries), (2, 3), strict=True):
         signs = codes.signs()
@@ -71,7 +70,6 @@ def two_part_codes(shape: str, n: int, n_bits: int, class_bits: int, n_queries: 
         flips = np.random.default_rng(seed).random((len(codes), class_bits), np.float32) < 0.03
         signs[:, :class_bits] = 2 * (centres[kind] ^ flips) - 1
         parts.append(Codes.from_signs(signs))
-    del rng
     return parts[0], parts[1]
 
 

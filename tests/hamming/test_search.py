@@ -155,7 +155,8 @@ def check_two_parts(
     planes = planes_of(query), planes_of(database)
     rows, distances = nearest(*planes, k, class_bits=class_bits, by=by, allowed=allowed, threads=threads)
     assert rows.shape == distances.shape == (q, k)
-    assert (rows.dtype, distances.dtype) == (np.int64, np.int32)
+    assert rows.dtype == np.int64
+    assert distances.dtype == np.int32
     for i in range(q):
         pairs = ranked_by_loop(Codes(query.packed[i : i + 1], n_bits, class_bits), database, by, allowed)
         padded = [*pairs[:k], *[(-1, -1)] * (k - len(pairs))]

@@ -155,17 +155,18 @@ def test_codes_of_two_parts_are_ranked_by_both(engine: Engine) -> None:
     index.add(Codes(to_codes(values[100:], 64).packed, 64, 16), ids=ids[100:], metadata=[{"year": 2021}] * 50)
     stored = dict(zip(ids, values, strict=True))
     later = {identifier: stored[identifier] for i, identifier in enumerate(ids) if i >= 100 or i % 2}
+    wanted = [*pool[:2], values[3]]
     for by in ("both", "nearest", "kind"):
+        expected = [two_part_order(stored, query, 16, by) for query in wanted]
         for k in (1, 40, 60, 200):
             found = index.search(queries, k, by=by)
             assert found.ids.shape == (3, k)
-            expected = [two_part_order(stored, query, 16, by) for query in (*pool[:2], values[3])]
             assert list(found) == [pairs[:k] for pairs in expected]
         found = index.search(queries, 60, where=engine.where, by=by)
-        assert list(found) == [two_part_order(later, query, 16, by)[:60] for query in (*pool[:2], values[3])]
-        near = index.range_search(queries, 24, by=by)
-        within = [{i: value for i, value in stored.items() if bin(query ^ value).count("1") <= 24} for query in (*pool[:2], values[3])]  # fmt: skip
-        assert list(near) == [two_part_order(part, query, 16, by) for part, query in zip(within, (*pool[:2], values[3]), strict=True)]  # fmt: skip
+        assert list(found) == [two_part_order(later, query, 16, by)[:60] for query in wanted]
+        for query, near in zip(wanted, index.range_search(queries, 24, by=by), strict=True):
+            inside = {identifier: value for identifier, value in stored.items() if bin(query ^ value).count("1") <= 24}
+            assert near == two_part_order(inside, query, 16, by)
     with pytest.raises(ParameterError, match="one ranking, got by='kind'"):
         index.search(to_codes(pool, 64), 3, by="kind")
     with pytest.raises(ParameterError, match="by must be one of both, nearest, kind"):

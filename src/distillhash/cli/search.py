@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--by",
         choices=("both", "nearest", "kind"),
         default="both",
-        help="order of codes of two parts: the nearest, those of the same kind, or first the nearest and then the same kind (default: both)",
+        help="order of codes of two parts: the nearest, the same kind, or first the nearest and then the same kind (default: both)",
     )
     add("--where", metavar="CONDITION", help="search only items for which this holds: SQL over id, key and metadata")
     add(

@@ -7,9 +7,9 @@ unit since 2008 has it as one instruction. Where the processor cannot count the 
 and a product adds them up in the highest byte of each lane; then minima are over 32-bit lanes (``_Rows.shift``). After a block of rows, one
 comparison tells whether any row is nearer than the query's bound. Few blocks hold one, and only those are examined row by row.
 
-Codes of two parts are searched by two rankings at once (:mod:`distillhash.hamming.ranking`). ``parts`` says which bits are the class part and
-how the rankings weigh both; it is None for codes of one part. Where the text says distance, a row then has two keys of 16 bits in one
-number, and so has the bound of a query: one minimum over 16-bit lanes serves both.
+Codes of two parts are searched by two rankings at once (:mod:`distillhash.hamming.ranking`). ``parts`` says which bits are the class
+part, and how the rankings weigh both; it is None for codes of one part. Where the text says distance, a row then has two keys of 16 bits
+in one number, and so has the bound of a query: one minimum over 16-bit lanes serves both. A sample of the rows gives the first bounds.
 
 A tile of rows stays in cache while all queries of a call pass over it. The database is passed as addresses, so that arrays of any origin
 (read-only, memory-mapped) share compiled code; callers keep the memory alive. Importing this module imports numba. numba keeps compiled
@@ -324,7 +324,10 @@ nearer_by_half = _nearer(half=True)
 
 @intrinsic
 def distance_of(typing_context: Any, query: Any, first: Any, addresses: Any, allowed: Any, parts: Any, row: Any) -> Any:
-    """Distance of one row to query ``first``; 2**16 if it is not allowed. Of two parts: both keys, and 32 bits higher the class distance."""
+    """Distance of one row to query ``first``; 2**16 if it is not allowed.
+
+    Of two parts: both keys, and 32 bits higher the class distance.
+    """
     del typing_context, first, row
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -1,7 +1,8 @@
 """The two exact searches over planes of codes: the k nearest rows, and all rows within a radius.
 
-Answers are ordered by distance, those of codes of two parts by their ranking (:mod:`distillhash.hamming.ranking`); ties by ascending row. They do not depend on the number of threads. The compiled kernels
-are in :mod:`distillhash.hamming.kernel`, which imports numba and is therefore imported when something is searched.
+Answers are ordered by distance, those of codes of two parts by their ranking (:mod:`distillhash.hamming.ranking`); ties by ascending row.
+They do not depend on the number of threads. The compiled kernels are in :mod:`distillhash.hamming.kernel`, which imports numba and is
+therefore imported when something is searched.
 """
 
 from __future__ import annotations
