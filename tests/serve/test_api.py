@@ -409,6 +409,7 @@ def test_a_changed_file_is_not_shown(own_index: Path, tmp_path: Path) -> None:
         problem(client.get(f"/items/{identifier}/thumbnail"), 404)
 
 
+@pytest.mark.long
 def test_codes_of_two_parts_are_ranked_as_asked(vectors: Path, tmp_path: Path) -> None:
     model, index = tmp_path / "m", tmp_path / "i"
     options = ["--method", "distillhash-nested", "--bits", "32", "--quiet"]

@@ -262,7 +262,8 @@ class Index(ABC):
         Args:
             codes: ``q`` codes of the index's length. With two parts, the answer is the beginning of their ranking
                 (:mod:`distillhash.hamming.ranking`). Milvus and Postgres know Hamming distance alone: there, the nearest
-                max(10 k, 400) items by it are put in the order of the ranking, and items beyond are not found.
+                max(10 k, 400) items by it are put in the order of the ranking, and items beyond are not found
+                (docs/index.md has the share that is missed).
             k: How many, at least 1. Above 1,024 it is cut to the number of items (but not below 1,024). Milvus gives at most 16,384 (the
                 option ``largest``) unless it holds fewer.
             where: Search only items for which this condition over ``id``, ``key`` and ``metadata`` holds, in the engine's own
