@@ -13,7 +13,6 @@ _SMALL = {
     "epochs": 1,
     "hidden": 8,
     "latent": 4,
-    "decoder_epochs": 1,
     "estimate_epochs": 1,
     "iterations": 3,
     "max_iterations": 5,

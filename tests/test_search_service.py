@@ -12,7 +12,8 @@ from distillhash.errors import ParameterError
 from distillhash.files import read_file
 from distillhash.hamming.ranking import order
 from distillhash.index import Index, open_index
-from distillhash.search import NoItemError, Query, Searcher, cosines, decoder_scores, open_searcher, projection_scores
+from distillhash.methods.registry import hasher_from
+from distillhash.search import NoItemError, Query, Searcher, cosines, open_searcher, projection_scores
 from distillhash.sources.decode import decode_sizes
 from image_factory import make_jpeg
 
@@ -29,16 +30,13 @@ def test_scores() -> None:
     expected = [0 if i == 3 else row @ x[0] / np.sqrt(row @ row) / np.sqrt(x[0] @ x[0]) for i, row in enumerate(x)]
     np.testing.assert_allclose(cosines(x[0], x), expected, rtol=1e-5)
     assert cosines(x[3], x).tolist() == [0] * 40
-    np.testing.assert_allclose(
-        decoder_scores(x[0], x), [-sum((a - b) ** 2 for a, b in zip(x[0], y, strict=True)) for y in x], rtol=1e-5
-    )
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of vectors of two kinds, in the folder of a model of them."""
     x = np.concatenate([RNG.normal(-1, 1, (60, 6)), RNG.normal(1, 1, (60, 6))]).astype(np.float32)
-    model = HashModel(hasher=make_hasher("urph", 4, epochs=5, decoder_epochs=20, batch_size=32), backbone="embeddings")
+    model = HashModel(hasher=make_hasher("itq", 4), backbone="embeddings")
     model.fit(x)
     folder = tmp_path_factory.mktemp("model")
     model.save(folder)
@@ -46,23 +44,30 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "x.npy"
 
 
-@pytest.mark.parametrize("by", ["projection", "decoder"])
+@pytest.mark.parametrize("by", ["projection", "decoder", "vectors"])
 def test_the_candidates_are_put_in_order(file: Path, tmp_path: Path, by: Any) -> None:
     x = np.load(file)
     hasher: Any = load_hasher(file.parent)
-    with open_searcher(tmp_path / "index", str(file.parent), create=True) as searcher:
+    with open_searcher(tmp_path / "index", str(file.parent), create=True, keep_vectors="int8") as searcher:
         searcher.add(str(file))
         plain = searcher.find(x[:2], k=30).results
         found = searcher.find(x[:2], k=7, rerank=by, candidates=30).results
         inside = searcher.find(x[:2], radius=1, rerank=by).results
         default = searcher.find(x[:2], k=3, rerank=by).results
+        everything = searcher.find(x[:2], k=3, rerank=by, candidates=10**12).results
     codes, projections = hasher.encode(x), hasher.project(x)
     for query in range(2):
         ids = [neighbour["id"] for neighbour in plain[query]["neighbours"]]
         if by == "projection":
             scores = codes[ids].signs() @ projections[query]
         else:
-            scores = -np.square(hasher.reconstruct(codes[ids]) - x[query]).sum(axis=1)
+            others = hasher.reconstruct(codes) if by == "decoder" else np.rint(127 * x / np.abs(x).max(1)[:, None])
+            everyone = [row @ x[query] / np.sqrt((row @ row) * (x[query] @ x[query])) for row in others]
+            best = np.argsort(-np.array(everyone), kind="stable")[:3]
+            assert [neighbour["score"] for neighbour in everything[query]["neighbours"]] == pytest.approx(
+                [everyone[row] for row in best]
+            )
+            scores = np.array(everyone)[ids]
         expected = [ids[place] for place in np.argsort(-scores, kind="stable")]
         neighbours = found[query]["neighbours"]
         assert [neighbour["id"] for neighbour in neighbours] == expected[:7]
@@ -79,7 +84,7 @@ def test_what_cannot_be_done_is_said(file: Path, tmp_path: Path) -> None:
     with open_searcher(tmp_path / "index", str(file.parent), create=True) as searcher:
         searcher.add(str(file))
         for options, sentence in (
-            ({"rerank": "magic"}, "one of projection, decoder, features, got 'magic'"),
+            ({"rerank": "magic"}, "one of projection, decoder, vectors, features, got 'magic'"),
             ({"candidates": 20}, "give rerank"),
             ({"candidates": 20, "rerank": "decoder", "radius": 2}, "no radius"),
             ({"candidates": 4, "rerank": "decoder", "k": 5}, "4 candidates cannot give 5"),
@@ -88,9 +93,12 @@ def test_what_cannot_be_done_is_said(file: Path, tmp_path: Path) -> None:
                 searcher.find(x[:1], **options)
         with pytest.raises(ParameterError, match="takes embeddings"):
             searcher.find(x[:1], rerank="features")
-        itq = Searcher(searcher.index, HashModel("embeddings", make_hasher("itq", 4)))
-        with pytest.raises(ParameterError, match="itq trains no decoder"):
-            itq.find(x[:1], rerank="decoder")
+        with pytest.raises(ParameterError, match=r"keeps no vectors; .* --keep-vectors int8, or re-rank by decoder"):
+            searcher.find(x[:1], rerank="vectors")
+        hasher = load_hasher(file.parent)
+        old = Searcher(searcher.index, HashModel("embeddings", hasher_from(hasher.config(), hasher.state())))
+        with pytest.raises(ParameterError, match=r"itq model has no decoder; .* train it again"):
+            old.find(x[:1], rerank="decoder")
 
 
 def test_items_are_fetched_once_for_all_queries(file: Path, tmp_path: Path) -> None:

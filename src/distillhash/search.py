@@ -24,7 +24,7 @@ from distillhash.files import digest, read_file, write_atomic
 from distillhash.hamming.ranking import By, check_by
 from distillhash.index import Index, Item, open_index
 from distillhash.index.address import folder_of, shown
-from distillhash.index.base import check_keys
+from distillhash.index.base import VectorType, check_keys
 from distillhash.index.sync import CODES_OF, Added, Batch, Rows, Update, identity_of, is_row, row_key, rows_of
 from distillhash.methods.base import MAX_WEIGHTS, read_model_folder
 from distillhash.models import CrossModalModel, Encoded, HashModel, load_model
@@ -38,7 +38,7 @@ from distillhash.texts import unfamiliar_texts
 if TYPE_CHECKING:
     from distillhash.backbones import FeatureCache
 
-Rerank = Literal["projection", "decoder", "features"]
+Rerank = Literal["projection", "decoder", "vectors", "features"]
 
 __all__ = ["Added", "is_row"]  # made below the index, and known from here
 
@@ -57,6 +57,10 @@ class NoItemError(DataError):
     """There is no item with this id."""
 
 
+class _ItemsGoneError(Exception):
+    """Another process removed items meanwhile."""
+
+
 class Results(NamedTuple):
     """What :meth:`Searcher.find` found."""
 
@@ -69,9 +73,9 @@ class Results(NamedTuple):
 class Query:
     """One search; options that exclude each other raise :class:`ParameterError`.
 
-    Candidates are re-ranked by ``projection`` (inner product of the query's real projection and the candidate's signs), ``decoder``
-    (distance of the query's feature to the feature that the method decodes from the candidate's code) or ``features`` (cosine to the
-    feature of the candidate's image file, read again unless cached).
+    Candidates are re-ranked by ``projection`` (inner product of the query's real projection and the candidate's signs), or by the cosine
+    of the query's feature to another one: ``decoder`` (rebuilt from the candidate's code), ``vectors`` (kept in the index) or
+    ``features`` (of the candidate's image file, read again unless cached).
     """
 
     item: int | bytes  # the id of an item, or a packed code
@@ -216,12 +220,13 @@ class Searcher:
             wanted = {identifier for hit in hits for identifier, _ in hit}
             items = self._items(wanted)
             if len(items) == len(wanted):  # else another process removed what the search had found
-                return [
-                    NoItemError(f"there is no item with id {query.item!r}")
-                    if code is None
-                    else self._ranked(query, code, hit, [items[identifier] for identifier, _ in hit])
-                    for query, code, hit in zip(queries, codes, hits, strict=True)
-                ]
+                with contextlib.suppress(_ItemsGoneError):
+                    return [
+                        NoItemError(f"there is no item with id {query.item!r}")
+                        if code is None
+                        else self._ranked(query, code, hit, [items[identifier] for identifier, _ in hit])
+                        for query, code, hit in zip(queries, codes, hits, strict=True)
+                    ]
         raise DataError("the index changes faster than it can be read; try again")
 
     def _hits(self, queries: list[Query], codes: list[bytes | None]) -> list[list[tuple[int, int]]]:
@@ -262,20 +267,32 @@ class Searcher:
                 reason = f"cannot be read as an image file ({bad.reason})"
                 raise DataError(f"the candidate {bad.key!r} {reason}; re-rank by projection")
             return cosines(query.feature, np.concatenate([batch.features for batch in batches]))
+        if query.rerank == "vectors":
+            ids = [item.id for item in items]
+            try:
+                return cosines(query.feature, self.index.vectors(ids, hasher.n_features_))
+            except DataError as error:
+                if len(self.index.present(ids)) < len(ids):
+                    raise _ItemsGoneError from error
+                raise
         codes = Codes.concatenate([item.code for item in items], self.index.n_bits)
         if query.rerank == "decoder":
-            return decoder_scores(query.feature, hasher.reconstruct(codes))
+            return np.asarray(hasher.decoder.cosines(query.feature[None], codes)[0])
         return projection_scores(hasher.project(query.feature[None])[0], codes)
 
     def check_rerank(self, rerank: Rerank) -> None:
         """Raise :class:`ParameterError` where the model cannot be re-ranked by."""
         model = self._known_model()
-        if rerank == "decoder" and not model.hasher.has_decoder:
-            remedy = "re-rank by projection, or train with --method urph"
-            raise ParameterError(f"the method {model.hasher.method} trains no decoder; {remedy}")
+        if rerank == "decoder":
+            _ = model.hasher.decoder  # raises where there is none
+        if rerank == "vectors" and self.index.vector_type is None:
+            raise ParameterError(
+                "this index keeps no vectors; index its sources into a new folder with --keep-vectors int8, or re-rank by decoder"
+            )
         if rerank == "features" and model.backbone_name == "embeddings":
             raise ParameterError(
-                "this model takes embeddings, of which an index keeps codes alone; re-rank by projection"
+                "this model takes embeddings, which are no image files to read again; re-rank by decoder, or by vectors where the index "
+                "keeps them"
             )
 
     def _items(self, ids: set[int]) -> dict[int, Item]:
@@ -318,7 +335,7 @@ class Searcher:
         skipped: list[Skipped] = []
         for batch in self._encode(opened, known=update.recognise, progress=progress):
             skipped += batch.skipped
-            update.store(Batch(batch.rows, batch.codes, batch.digests, batch.known))
+            update.store(Batch(batch.rows, batch.codes, batch.digests, batch.known, batch.features))
         added = update.finish(skipped, prune=prune)
         if len(skipped) == len(opened):
             raise nothing_usable(opened.name, skipped)
@@ -330,8 +347,12 @@ class Searcher:
         Names are the keys of their items. Row numbers are not: those items are known by what was encoded and the row. Codes are stored in
         batches, and those that the index holds already are not sent again: after a crash, running again goes on where it stopped.
         :class:`DataError` where the code lengths differ, or where a name is that of another source's item with another code and ``replace``
-        is not set.
+        is not set; :class:`ParameterError` for an index that keeps vectors.
         """
+        if self.index.vector_type is not None:
+            raise ParameterError(
+                f"this index keeps the vector of every item, and {path} holds codes alone; index the images or embeddings"
+            )
         codes, given = Codes.load(path)
         own = given or [str(row) for row in range(len(codes))]
         origin = _read_origin(path)
@@ -367,12 +388,14 @@ def open_searcher(
     cache: FeatureCache | None = None,
     max_pixels: int | None = None,
     allow_download: bool = False,
+    keep_vectors: VectorType | None = None,
 ) -> Searcher:
     """Open an index, a folder or a URI, and its model.
 
     With ``create``, a model folder that is given is copied into an index folder that has none. From then on :class:`FormatError` refuses
     another model. :class:`ParameterError` where a new index, or one on a server, comes without a model, :class:`DataError` where there is
-    no index and none is to be made. Images above ``max_pixels`` are skipped. ``allow_download``: see :func:`distillhash.load_model`.
+    no index and none is to be made. Images above ``max_pixels`` are skipped. ``allow_download``: see :func:`distillhash.load_model`,
+    ``keep_vectors``: see :func:`distillhash.index.open_index`.
     """
     folder, keeps_model = folder_of(place), has_model(place)
     own = None if folder is None else folder / _MODEL_FOLDER
@@ -382,7 +405,8 @@ def open_searcher(
         remedy = f"make one with `distillhash index SOURCE --model DIR --index {folder}`"
         raise (ParameterError if create else DataError)(f"there is no index at {folder}; {remedy}")
     model = load_model(model_folder or str(own), device=device, cache=cache, allow_download=allow_download)
-    index = open_index(place, n_bits=model.n_bits, create=create, model_fingerprint=model.fingerprint)
+    options: dict[str, Any] = {"model_fingerprint": model.fingerprint, "keep_vectors": keep_vectors}
+    index = open_index(place, n_bits=model.n_bits, create=create, **options)
     try:
         if own is not None and keeps_model:
             if model_folder is not None and (kept := read_model_folder(own)[0]["fingerprint"]) != model.fingerprint:
@@ -465,11 +489,6 @@ def _cannot_prune(name: str) -> ParameterError:
 def projection_scores(projection: NDArray[np.float32], codes: Codes) -> NDArray[np.float64]:
     """Inner products of a query's projection ``(n_bits,)`` and the signs of ``m`` codes, ``(m,)``."""
     return np.asarray(codes.signs().astype(np.float64) @ projection)
-
-
-def decoder_scores(feature: NDArray[np.float32], rebuilt: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Negative squared distances of a feature ``(d,)`` and ``m`` rebuilt ones ``(m, d)``."""
-    return np.asarray(-np.square(rebuilt.astype(np.float64) - feature).sum(axis=1))
 
 
 def cosines(feature: NDArray[np.float32], others: NDArray[np.float32]) -> NDArray[np.float64]:

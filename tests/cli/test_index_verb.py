@@ -126,6 +126,35 @@ def test_numbers_beyond_what_there_is(place: Path, run: Run, k: str) -> None:
         assert "positive integer" in run("search", "x.npy", "--index", "i", "-k", wrong, exit_code=2)["error"]
 
 
+def test_vectors_are_kept_and_re_ranked_by(place: Path, run: Run) -> None:
+    vectors("x.npy", 60)
+    x = np.load("x.npy")
+    words = ["--model", "m", "--index", "i", "--keep-vectors", "int8"]
+    run("index", "x.npy#:50", *words)
+    assert run("index", "x.npy", "--index", "i")["added"] == 10  # it keeps vectors from then on
+    found = run("search", "x.npy", "--index", "i", "-k", 3, "--rerank", "vectors", "--candidates", "all")["results"]
+    assert (
+        found == run("search", "x.npy", "--index", "i", "-k", 3, "--rerank", "vectors", "--candidates", 60)["results"]
+    )
+    kept = np.rint(127 * x / np.abs(x).max(axis=1, keepdims=True)).astype(float)
+    cosines = x @ kept.T / np.linalg.norm(x, axis=1)[:, None] / np.linalg.norm(kept, axis=1)
+    for row, result in enumerate(found):
+        assert [n["id"] for n in result["neighbours"]] == np.argsort(-cosines[row])[:3].tolist()
+        assert [n["score"] for n in result["neighbours"]] == pytest.approx(np.sort(cosines[row])[:-4:-1])
+    run("encode", "x.npy", "--model", "m", "--out", "c.npz")
+    assert "holds codes alone" in run("index", "c.npz", "--index", "i", exit_code=2)["error"]
+    run("index", "x.npy", "--model", "m", "--index", "plain")
+    for line, sentence in (
+        ("index x.npy --index plain --keep-vectors int8", "made to keep no vectors"),
+        ("index x.npy --index i --keep-vectors float16", "made to keep int8 vectors"),
+        ("index x.npy --model m --index postgresql://localhost/x --keep-vectors int8", "keeps codes alone"),
+        ("search x.npy --index plain --rerank vectors", "keeps no vectors"),
+    ):
+        assert sentence in run(*line.split(), exit_code=2)["error"]
+    with pytest.raises(SystemExit):
+        run("search", "x.npy", "--index", "i", "--rerank", "vectors", "--candidates", "many")
+
+
 MISSING = {
     "index gone --model m --index i": 1,
     "index gone.npy --model m --index i": 1,
@@ -176,7 +205,7 @@ def test_files_above_the_limit_are_skipped(photo_index: Path, tmp_path: Path, ru
     assert run("search", tmp_path / "new" / "large.jpg", "--index", index, "--max-file-size", limit, exit_code=1)
 
 
-@pytest.mark.parametrize("n_bytes", [500, 5_000, 30_000, 45_000, 60_000, 200_000])
+@pytest.mark.parametrize("n_bytes", [500, 5_000, 30_000, 45_000, 60_000, 230_000])
 def test_a_full_disk_is_named_and_left_clean(place: Path, run: Run, n_bytes: int) -> None:
     vectors("x.npy", 3000)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -187,7 +216,7 @@ def test_a_full_disk_is_named_and_left_clean(place: Path, run: Run, n_bytes: int
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, handler)
-    named = "i/model/model.safetensors" if 30_000 < n_bytes < 200_000 else "i/items.sqlite"
+    named = "i/model/model.safetensors" if 30_000 < n_bytes < 230_000 else "i/items.sqlite"
     assert error.startswith((named, f"{place}/{named}")) and "check the disk" in error
     assert not [file.name for file in Path("i").rglob("*") if file.name.endswith(".partial")]
     assert run("index", "x.npy", "--model", "m", "--index", "i")["n_items"] == 3000

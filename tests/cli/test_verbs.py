@@ -280,6 +280,10 @@ def test_views_and_fine_tuning(photos: Path, tmp_path: Path, capsys: pytest.Capt
     model, plain = load_model(tmp_path / "tuned"), load_model(tmp_path / "views")
     assert model.backbone.fingerprint != plain.backbone.fingerprint
     assert len(model.encode(photos)) == 24  # the tuned weights came back from the folder
+    features = np.concatenate([batch.features for batch in model.encode_batches(photos)])
+    codes, rebuilt = model.encode(photos), model.hasher.reconstruct(model.encode(photos))
+    again = model.hasher.fit_decoder(features)  # the decoder is that of the tuned backbone's features
+    np.testing.assert_allclose(again.reconstruct(codes), rebuilt, atol=1e-5)
 
 
 def test_killed_training_and_indexing_go_on_to_the_same_result(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,27 @@ def test_faiss_reads_the_file_and_finds_the_same(tmp_path: Path, n_bits: int) ->
     own = faiss.IndexBinaryFlat(index.d)
     own.add(codes.packed)
     assert faiss.serialize_index_binary(own).tobytes() == out.read_bytes()
+
+
+def test_faiss_searches_the_graph(tmp_path: Path) -> None:
+    faiss = pytest.importorskip("faiss", reason="faiss is not installed")
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((20, 60))
+    codes = Codes.from_projection(centres[rng.integers(20, size=1000)] + rng.standard_normal((1000, 60)))
+    index = faiss.read_index_binary(str(write(tmp_path, "faiss-hnsw", codes, None)))
+    assert isinstance(index, faiss.IndexBinaryHNSW)
+    assert (index.ntotal, index.d, index.hnsw.efSearch) == (1000, 64, 128)
+    distances, ids = index.search(codes.packed[:50], 10)
+    expected = hamming_distances(codes[:50], codes)
+    assert np.array_equal(distances, np.take_along_axis(expected, ids, 1))
+    assert np.mean(distances == np.sort(expected, axis=1)[:, :10]) > 0.98
+
+
+def test_the_graph_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(DistillHashError, match=r"pip install 'distillhash\[faiss\]'"):
+        write(tmp_path, "faiss-hnsw")
+    assert not list(tmp_path.iterdir())
 
 
 def test_milvus_json_and_parquet(tmp_path: Path) -> None:

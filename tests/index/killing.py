@@ -56,14 +56,15 @@ def keys_of(group: int) -> list[str]:
 
 def write(folder: Path, stored: Stored, step: int, acknowledge: int) -> None:
     """Change the index for ever."""
-    index = open_index(folder, n_bits=32, create=True)
+    index = open_index(folder, n_bits=32, create=True, keep_vectors="int8")
     while True:
         kind, group = change(stored, step)
         stored = after(stored, step)
         if kind == "remove":
             index.remove(keys=keys_of(group))
         else:
-            index.add(codes_of(group, stored[group]), keys=keys_of(group), upsert=True)
+            codes = codes_of(group, stored[group])
+            index.add(codes, keys=keys_of(group), vectors=codes.signs(), upsert=True)
         os.write(acknowledge, b".")
         step += 1
         if step % 5 == 0:
@@ -92,6 +93,9 @@ def stored_in(index: Index) -> Stored:
     distances = np.bitwise_count(values).sum(axis=1, dtype=np.int32)
     if not np.array_equal(distances, found.distances) or len(index) != len(values):
         raise SystemExit("the codes that are searched are not those of the rows")
+    signs = Codes.from_packed(values, 32).signs()
+    if not np.array_equal(index.vectors(found.ids.tolist(), 32), 127 * signs.astype(np.float32)):
+        raise SystemExit("the vectors are not those of the codes")
     return groups_of(values.view(">u4").ravel())
 
 
@@ -151,7 +155,7 @@ def kill_again_and_again(folder: Path, rounds: int, rng: random.Random) -> str:
 def main() -> None:
     folder, rounds, rng = Path(sys.argv[1]), int(sys.argv[2]), random.Random(int(sys.argv[3]))
     warm_up(32)  # once, not in every child
-    open_index(folder, n_bits=32, create=True).close()
+    open_index(folder, n_bits=32, create=True, keep_vectors="int8").close()
     reader = os.fork()
     if not reader:
         read(folder)

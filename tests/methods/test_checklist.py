@@ -13,6 +13,7 @@ from distillhash.methods.registry import BUILT_IN
 ROOT = Path(__file__).parents[2]
 README, CONTENTS = ((ROOT / name).read_text() for name in ("README.md", "docs/README.md"))
 CIFAR10: list[dict[str, Any]] = json.loads((ROOT / "results/cifar10/table.json").read_text())
+BOTH: list[dict[str, Any]] = json.loads((ROOT / "results/neighbours-and-classes/cifar10.json").read_text())["records"]
 IMAGE_TEXT = [json.loads(line) for line in (ROOT / "results/cross-modal/rows.jsonl").read_text().splitlines()]
 TESTS = {path.name: path.read_text() for path in Path(__file__).parent.glob("test_*.py")}
 SHARED_TESTS = {"test_contract.py", "test_image_text_contract.py", "test_checklist.py", "test_heads.py"}
@@ -36,8 +37,8 @@ def test_results_have_its_numbers(method: str) -> None:
     cls = method_class(method)
     if cls.needs_labels:
         return  # the tables compare methods that learn without labels
-    rows = IMAGE_TEXT if cls.needs_texts else CIFAR10
-    assert any(row["method"] == method for row in rows), f"measure {method} by bench, and add its rows to results/"
+    rows = IMAGE_TEXT if cls.needs_texts else [*CIFAR10, *BOTH]
+    assert any(row["method"] == method for row in rows), f"measure {method}, and add its rows to results/"
 
 
 @pytest.mark.parametrize("method", BUILT_IN)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from degenerate import INPUTS, quick
-from distillhash import Hasher, load_hasher, make_hasher, method_names
+from distillhash import Codes, Hasher, load_hasher, make_hasher, method_names
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
 from distillhash.methods import method_class, registry
 from distillhash.methods.registry import hasher_from
@@ -113,6 +113,51 @@ def test_save_and_load(fitted: Hasher, tmp_path: Path) -> None:
     assert loaded.get_params() == fitted.get_params()
     x = clustered(77, seed=4)
     np.testing.assert_array_equal(loaded.project(x), fitted.project(x))
+
+
+def test_codes_are_decoded(fitted: Hasher, tmp_path: Path) -> None:
+    x = clustered(77, seed=4)
+    codes = fitted.encode(x)
+    rebuilt = fitted.reconstruct(codes)
+    assert rebuilt.shape == (77, 40) and rebuilt.dtype == np.float32 and np.isfinite(rebuilt).all()
+    assert fitted.reconstruct(codes[:0]).shape == (0, 40)
+    for row in (0, 7, 76):  # sums round apart
+        np.testing.assert_allclose(fitted.reconstruct(codes[row]), rebuilt[row : row + 1], rtol=1e-4, atol=1e-5)
+    fitted.save(tmp_path / "hasher")
+    for other in (load_hasher(tmp_path / "hasher"), load_hasher(tmp_path / "hasher").fit_decoder(clustered())):
+        np.testing.assert_array_equal(other.reconstruct(codes), rebuilt)
+        np.testing.assert_array_equal(other.decoder.cosines(x, codes), fitted.decoder.cosines(x, codes))
+    with pytest.raises(DataError, match="takes codes of 33 bits, got 32"):
+        fitted.reconstruct(Codes.from_signs(codes.signs()[:, 1:]))
+
+
+def test_the_decoder_is_ridge_regression_from_signs_to_directions() -> None:
+    x, new = clustered(9000, 20).astype(np.float64), clustered(30, 20, seed=5)
+    x[5] = 0
+    for n_bits in (1, 12, 33):
+        hasher = make_hasher("lsh", n_bits, seed=0).fit(x)
+        signs = hasher.encode(x).signs().astype(float)
+        units = np.stack([row / max(np.sqrt(row @ row), 1e-9) for row in x])
+        # Ridge regression as plain least squares, with a row sqrt(K / 4) for each weight.
+        rows = np.concatenate([signs, np.sqrt(n_bits / 4) * np.eye(n_bits)])
+        wanted = np.concatenate([units - units.mean(axis=0), np.zeros((n_bits, 20))])
+        weight = np.linalg.lstsq(rows, wanted, rcond=None)[0]
+        codes = hasher.encode(new)
+        rebuilt = units.mean(axis=0) + codes.signs() @ weight
+        np.testing.assert_allclose(hasher.reconstruct(codes), rebuilt, atol=1e-5)
+        cosines = [[a @ b / np.sqrt((a @ a) * (b @ b)) for b in rebuilt] for a in new.astype(float)]
+        np.testing.assert_allclose(hasher.decoder.cosines(new, codes), cosines, atol=1e-5)
+        assert hasher.decoder.cosines(np.zeros((1, 20)), codes).tolist() == [[0] * 30]
+
+
+def test_a_model_without_a_decoder_encodes_and_says_what_to_do() -> None:
+    hasher = make_hasher("itq", 8).fit(clustered())
+    old = hasher_from(hasher.config(), hasher.state())
+    assert old.encode(clustered()) == hasher.encode(clustered()) and old.tensors().keys() == hasher.state().keys()
+    with pytest.raises(ParameterError, match=r"itq model has no decoder; call fit_decoder.*, or train it again"):
+        old.reconstruct(old.encode(clustered()))
+    with pytest.raises(NotFittedError):
+        _ = make_hasher("itq", 8).decoder
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -219,6 +264,9 @@ def test_fine_tuning_trains_the_backbone_or_is_refused(method: str) -> None:
     hasher = fit(make_hasher(method, 8, epochs=1, fine_tune_epochs=1), x, images=images)
     assert not torch.equal(trunk.weight.detach(), torch.eye(40, 80))
     assert len(hasher.history_["loss"]) == 2 and len(hasher.encode(x)) == 120
+    with pytest.raises(ParameterError, match="no decoder"):  # the features of the trained backbone are not known here
+        _ = hasher.decoder
+    assert hasher.fit_decoder(x).reconstruct(hasher.encode(x)).shape == x.shape
 
 
 @pytest.mark.parametrize("n_bits", [64, 127])
@@ -257,7 +305,12 @@ def test_degenerate_inputs_are_learned_from_or_refused_in_one_sentence(method: s
         projection, codes = hasher.project(x), hasher.encode(x)
         assert projection.shape == (len(x), n_bits) and np.isfinite(projection).all()
         assert fit(quick(method, n_bits), x).encode(x) == codes
-        np.testing.assert_array_equal(hasher_from(hasher.config(), hasher.state()).project(x), projection)
+        loaded = hasher_from(hasher.config(), hasher.tensors())
+        np.testing.assert_array_equal(loaded.project(x), projection)
+        rebuilt = hasher.reconstruct(codes)
+        assert rebuilt.shape == x.shape and np.isfinite(rebuilt).all()
+        np.testing.assert_array_equal(loaded.reconstruct(codes), rebuilt)
+        assert np.isfinite(hasher.decoder.cosines(x, codes)).all()
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -15,9 +15,10 @@ from distillhash.errors import DataError, ParameterError
 from distillhash.methods import load_hasher, make_hasher
 from distillhash.methods.deepbit import even_loss, quantisation_loss
 from distillhash.methods.dmuh import _WithMomentum, attention_weights, shared_labels, uncertain_loss
+from distillhash.methods.registry import hasher_from
 from distillhash.methods.sgh import Generative, bit_differences, description_length
 from distillhash.methods.tbh import TwinBottleneck, code_graph
-from distillhash.methods.urph import listwise_loss, pairwise_loss
+from distillhash.methods.urph import listwise_loss, nearest_loss, pairwise_loss
 
 
 def clustered(n: int = 120, d: int = 24, seed: int = 0) -> NDArray[Any]:
@@ -206,19 +207,69 @@ def test_urph_pairwise_loss() -> None:
     assert float(pairwise_loss(wanted, wanted * 100, 0.01)) == 0
 
 
-def test_urph_reconstructs(tmp_path: Path) -> None:
-    x = clustered(240)
-    hasher: Any = make_hasher("urph", 16, epochs=20, decoder_epochs=60, batch_size=32).fit(x)
-    codes = hasher.encode(x)
-    rebuilt = hasher.reconstruct(codes)
-    assert rebuilt.shape == x.shape and rebuilt.dtype == np.float32
-    assert np.mean((rebuilt - x) ** 2) < 0.7 * np.mean((x - x.mean(axis=0)) ** 2)
-    assert hasher.history_["decoder_loss"][-1] < hasher.history_["decoder_loss"][0]
+def test_urph_nearest_loss() -> None:
+    wanted, found = draw(3, 5), draw(3, 5, seed=1)
+    expected = []
+    for q in range(3):
+        others = [i for i in range(5) if i != q]
+        nearest = sorted(others, key=lambda i: -float(wanted[q, i]))[:2]
+        total = sum(np.exp(float(found[q, i])) for i in others)
+        expected += [-np.log(np.exp(float(found[q, i])) / total) for i in nearest]
+    assert float(nearest_loss(wanted, found, 2)) == pytest.approx(np.mean(expected), rel=1e-4)
+    assert np.isfinite(float(nearest_loss(wanted, found, 100)))  # no more than there are
+
+
+def nearest_kept(hasher: Any, x: NDArray[Any]) -> float:
+    """Of each row's 10 nearest by cosine, the share among the first 10 by Hamming distance (ties by row)."""
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    signs = hasher.encode(x).signs().astype(int)
+    kept = []
+    for i in range(len(x)):
+        others = np.delete(np.arange(len(x)), i)
+        wanted = others[np.argsort(-(unit[others] @ unit[i]))[:10]]
+        found = others[np.argsort(-(signs[others] @ signs[i]), kind="stable")[:10]]
+        kept.append(np.isin(wanted, found).mean())
+    return float(np.mean(kept))
+
+
+def test_urph_nearest_keeps_more_neighbours_than_itq(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    mixing = rng.standard_normal((48, 48)) * 0.9 ** np.arange(48)[:, None]
+    x = (rng.standard_normal((800, 48)) @ mixing + 3).astype(np.float32)
+    hasher: Any = make_hasher("urph", 40, preset="nearest", epochs=5).fit(x[:500])
+    assert nearest_kept(hasher, x[500:]) > nearest_kept(make_hasher("itq", 40).fit(x[:500]), x[500:])
+    assert {"width", "power", "share", "trained"} == set(hasher.history_["choice"])
+    assert hasher.encode(5 * x) == hasher.encode(x)  # lengths do not count
     hasher.save(tmp_path / "urph")
-    loaded: Any = load_hasher(tmp_path / "urph")
-    np.testing.assert_array_equal(loaded.reconstruct(codes), rebuilt)
-    with pytest.raises(DataError, match="takes codes of 16 bits, got 8"):
-        hasher.reconstruct(make_hasher("lsh", 8).fit(x).encode(x))
+    assert load_hasher(tmp_path / "urph").encode(x) == hasher.encode(x)
+
+
+@pytest.mark.parametrize(("n", "n_bits"), [(2, 4), (30, 64)])
+def test_urph_nearest_of_few_rows_and_more_bits_than_features(n: int, n_bits: int) -> None:
+    x = np.random.default_rng(0).standard_normal((n, 12))
+    assert make_hasher("urph", n_bits, preset="nearest").fit(x).encode(x).n_bits == n_bits
+
+
+def test_urph_refuses_what_does_not_go_together() -> None:
+    with pytest.raises(ParameterError, match="start='itq' does not go with rank_loss='listwise'"):
+        make_hasher("urph", 8, start="itq")
+    with pytest.raises(ParameterError, match="leave out hidden=4"):
+        make_hasher("urph", 8, preset="nearest", hidden=4)
+    with pytest.raises(DataError, match="all features point the same way"):
+        make_hasher("urph", 8, preset="nearest").fit(np.ones((20, 16)))
+
+
+def test_urph_models_with_a_trained_decoder_load() -> None:
+    x = clustered(240)
+    hasher = make_hasher("urph", 8, epochs=2).fit(x)
+    config, tensors = hasher.config(), hasher.state()
+    config["parameters"] |= {"decoder_hidden": 4, "decoder_epochs": 10}
+    for name in ("start", "neighbours"):
+        del config["parameters"][name]
+    shapes = {"weight_0": (8, 32), "bias_0": (32,), "weight_1": (32, x.shape[1]), "bias_1": (x.shape[1],)}
+    old = hasher_from(config, tensors | {f"decoder_{name}": np.zeros(shape) for name, shape in shapes.items()})
+    assert old.encode(x) == hasher.encode(x)
+    assert old.fit_decoder(x).reconstruct(old.encode(x)).shape == x.shape
 
 
 # DMUH
@@ -316,10 +367,8 @@ def test_every_option_changes_what_is_learned(method: str, options: dict[str, An
     assert not np.array_equal(plain.project(x), changed.project(x))
 
 
-def test_urph_margin_and_decoder_options() -> None:
+def test_urph_margin() -> None:
     x = clustered()
-    wide: Any = make_hasher("urph", 8, epochs=2, decoder_hidden=2, decoder_epochs=3).fit(x)
-    assert wide.decoder_.layers[0][0].shape == (8, 16) and len(wide.history_["decoder_loss"]) == 3
     plain, changed = (
         make_hasher("urph", 8, epochs=5, rank_loss="pairwise", margin=margin).fit(x).project(x) for margin in (0.1, 0.5)
     )
@@ -333,8 +382,8 @@ def test_urph_margin_and_decoder_options() -> None:
         ("deepbit", {"even": -1}, "even must be at least 0, got -1"),
         ("tbh", {"hidden": 0}, "hidden must be at least 1, got 0"),
         ("tbh", {"exponent": 0}, "exponent must be above 0"),
-        ("urph", {"rank_loss": "odd"}, "rank_loss must be one of listwise, pairwise"),
-        ("urph", {"decoder_epochs": 0}, "decoder_epochs must be at least 1"),
+        ("urph", {"rank_loss": "odd"}, "rank_loss must be one of listwise, pairwise, nearest"),
+        ("urph", {"neighbours": 0}, "neighbours must be at least 1"),
         ("dmuh", {"momentum": 1.0}, "momentum must be at least 0 and below 1, got 1.0"),
     ],
 )

@@ -158,8 +158,8 @@ def test_what_cannot_be_re_ranked_is_refused(client: httpx.Client) -> None:
     upload = {"file": ("a.png", make_png(90, 70, 3))}
     cases: list[tuple[dict[str, Any], Any, str]] = [
         ({"rerank": "projection", "id": 1}, None, "an id, a code or a text does not have"),
-        ({"rerank": "decoder"}, upload, "lsh trains no decoder"),
-        ({"rerank": "features"}, upload, "'projection' or 'decoder'"),
+        ({"rerank": "vectors"}, upload, "keeps no vectors"),
+        ({"rerank": "features"}, upload, "'projection', 'decoder' or 'vectors'"),
         ({"candidates": 20}, upload, "give rerank"),
         ({"candidates": 20, "rerank": "projection", "radius": 4}, upload, "no radius"),
         ({"candidates": 4, "rerank": "projection", "k": 5}, upload, "4 candidates cannot give 5"),
@@ -336,7 +336,8 @@ def test_a_server_that_is_not_ready_yet_says_so_and_can_be_stopped(photo_index: 
 def test_embeddings_are_searched_too(vectors: Path, tmp_path: Path) -> None:
     model, index = tmp_path / "m", tmp_path / "i"
     assert main(["train", str(vectors), "--method", "itq", "--bits", "12", "--out", str(model), "--quiet"]) == 0
-    assert main(["index", str(vectors), "--model", str(model), "--index", str(index), "--quiet"]) == 0
+    words = ["--model", str(model), "--index", str(index), "--keep-vectors", "float16", "--quiet"]
+    assert main(["index", str(vectors), *words]) == 0
     x = np.load(vectors)
     with in_thread(index) as url, httpx.Client(base_url=url, timeout=30) as client:
         assert client.get("/stats").json()["accepts"] == "embedding"
@@ -352,6 +353,9 @@ def test_embeddings_are_searched_too(vectors: Path, tmp_path: Path) -> None:
         problem(client.post("/search", files={"file": make_png()}), 422)
         added = client.post("/items", json={"embedding": (-x[0]).tolist(), "name": "minus"})
         assert added.status_code == 201 and added.json()["name"] == "minus"
+        options: dict[str, Any] = {"k": 1, "rerank": "vectors", "candidates": 201}  # an added item has its vector, too
+        (best,) = client.post("/search", params=options, json={"embedding": (-2 * x[0]).tolist()}).json()["results"]
+        assert (best["id"], round(best["score"], 4)) == (added.json()["id"], 1)
         problem(client.get(f"/items/{added.json()['id']}/image"), 404)
 
 

@@ -265,3 +265,47 @@ def method_comparison(
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
     return drawing
+
+
+def bytes_and_recall(
+    series: Mapping[str, Sequence[tuple[float, float]]], styles: Mapping[str, tuple[str, str]], metric: str
+) -> Drawing:
+    """A metric against bytes a vector; ``series`` is label -> points ``(bytes, value)``, ``styles`` its colour of :data:`COLOURS` and line.
+
+    Labels stand at the right end of their line.
+    """
+    with _drawing(f"{metric} against bytes a vector") as (drawing, axes):
+        drawing.figure.set_size_inches(5.6, 4.2)
+        ends = []
+        for label, points in series.items():
+            x, y = np.array(sorted(points)).T
+            colour, line = COLOURS[styles[label][0]], styles[label][1]
+            axes.plot(x, y, color=colour, linestyle=line, marker="o", markersize=3.6)
+            ends.append((float(y[-1]), float(x[-1]), label, colour))
+        sizes = sorted({size for points in series.values() for size, _ in points})
+        bottom = max(0.0, math.floor(10 * min(y for points in series.values() for _, y in points)) / 10 - 0.05)
+        gap, heights = 0.047 * (1.03 - bottom), list[float]()
+        for y, *_ in sorted(ends):  # from below: at the end of the line, or a line of text above the label before
+            heights.append(max(y, heights[-1] + gap) if heights else y)
+        for place in reversed(range(len(heights))):  # from above: none passes the top
+            heights[place] = min([heights[place], *(height - gap for height in heights[place + 1 : place + 2]), 1.0])
+        right = max(sizes) * 1.25
+        for height, (y, x, label, colour) in zip(heights, sorted(ends), strict=True):
+            axes.plot([x, right], [y, height], color=colour, linewidth=0.6, linestyle=(0, (1, 2)))
+            axes.annotate(
+                label,
+                (right, height),
+                (3, 0),
+                textcoords="offset points",
+                va="center",
+                color=colour,
+                annotation_clip=False,
+            )
+        ticks = [2**power for power in range(14) if min(sizes) <= 2**power <= max(sizes)]
+        ticks = ticks[:: 1 + len(ticks) // 7]
+        axes.set(xlabel="Bytes a vector (logarithmic)", ylabel=metric, ylim=(bottom, 1.03))
+        axes.set_xscale("log", base=2)
+        axes.set_xlim(min(sizes) / 1.1, right)
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+        axes.minorticks_off()
+    return drawing

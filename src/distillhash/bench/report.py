@@ -5,11 +5,14 @@ It can be mailed, archived, or opened years later. File names are untrusted text
 """
 
 import base64
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
@@ -19,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.bench import figures
+from distillhash.bench.advice import ASYMMETRIC, DECODER, FLOATS, KEPT, METHODS, SYMMETRIC, Advice, Cell, versus
 from distillhash.bench.protocols import Protocol
 from distillhash.bench.runs import Provenance, Run, by_cell, versions
 from distillhash.bench.tables import (
@@ -31,6 +35,7 @@ from distillhash.bench.tables import (
     decimal,
     describe_features,
     make_rows,
+    markdown_lines,
     mean_random,
     write_tables,
 )
@@ -120,6 +125,7 @@ class ReportData:
     samples: Sequence[SampleQuery] = ()
     skipped: Sequence[Skipped] | None = None
     comparison: Mapping[str, Any] = field(default_factory=dict)  # tables and figures of a benchmark
+    advice: Mapping[str, Any] = field(default_factory=dict)  # of bytes and recall, see write_advice
 
 
 def _plain(value: Any) -> Any:
@@ -344,6 +350,126 @@ def write_results(folder: Path, runs: Sequence[Run], protocol: Protocol, provena
         comparison=comparison,
     )
     write_report(folder / "report.html", data)
+
+
+_ADVICE_COLUMNS = ("Compressor", "Bytes", "Recall@10", "Recall@100", "Fit, s", "Encode, us", "Search, ms")
+
+
+def write_advice(
+    folder: Path,
+    cells: Sequence[Cell],
+    found: Advice,
+    *,
+    source: str,
+    sizes: Mapping[str, int],
+    seeds: Sequence[int],
+    steps: Sequence[str],
+    notes: Sequence[str],
+    command: str,
+) -> None:
+    """``report.html``, ``table.md`` and ``table.json``: what ``advise`` measured, and the commands (``steps``) for what it found."""
+    made = datetime.now(UTC).isoformat(timespec="seconds")
+    facts: dict[str, Any] = {"Data": source, "Seeds": ", ".join(map(str, seeds)), "Made": made}
+    rows, compared, used = [_advice_row(cell) for cell in cells], versus(cells), versions()
+    with suppress(PackageNotFoundError):
+        used["faiss-cpu"] = version("faiss-cpu")
+    record = {"command": command, "versions": used, **facts, **sizes, "notes": list(notes)}
+    record |= {"cells": [cell.record() for cell in cells]}
+    write_atomic(folder / "table.json", (json.dumps(record, indent=1) + "\n").encode())
+    write_atomic(folder / "table.md", _advice_markdown(rows, compared, found, record).encode())
+    advice: dict[str, Any] = {
+        "sentence": found.sentence,
+        "others": found.others,
+        "commands": steps,
+        "sizes": sizes,
+        "notes": notes,
+    }
+    figures.load_matplotlib(folder)
+    advice |= {"columns": _ADVICE_COLUMNS, "rows": rows, "versus": compared, "figures": _advice_figures(cells)}
+    title, subtitle = "Bytes a vector, and the neighbours kept", source
+    data = ReportData(title, subtitle, command, used, facts, advice=advice)
+    write_report(folder / "report.html", data)
+
+
+def _advice_row(cell: Cell) -> list[str]:
+    recall = f"{decimal(cell.recalls[0])} ({cell.spread:.3f})" if cell.spread else decimal(cell.recalls[0])
+    times = (
+        f"{value:.2g}" if value < 10 else f"{value:,.0f}"
+        for value in (cell.fit_seconds, cell.encode_us, cell.search_ms)
+    )
+    name = f"{cell.method}, {cell.n_bits} bits, {cell.form}" if cell.n_bits else cell.name
+    return [name, f"{cell.n_bytes:,}", recall, decimal(cell.recalls[1]), *times]
+
+
+def _advice_markdown(
+    rows: Sequence[Sequence[str]],
+    compared: Sequence[tuple[Cell, Cell | None]],
+    found: Advice,
+    record: Mapping[str, Any],
+) -> str:
+    used = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    sizes = f"{record['n_train']:,} training rows, {record['n_queries']:,} queries, {record['n_database']:,} in the database"
+    lines = [
+        f"# Bytes a vector against neighbour recall: {escaped(record['Data'])}",
+        "",
+        f"{found.sentence} {found.others}",
+        "",
+    ]
+    lines += [
+        f"{sizes}, {record['dimensions']:,} dimensions; seeds {record['Seeds']} (in parentheses the sample standard deviation).",
+        "",
+    ]
+    lines += [
+        f"Command: `{record['command']}`. Versions: {used}.",
+        "",
+        *(f"- {escaped(note)}" for note in record["notes"]),
+        "",
+    ]
+    lines += [*markdown_lines([_ADVICE_COLUMNS, *rows]), ""]
+    if compared:
+        table = [["compressor", "bytes", "recall@10", "ours", "bytes", "best of ours"]]
+        for cell, own in compared:
+            ours = ["", "", ""] if own is None else [decimal(own.recalls[0]), str(own.n_bytes), own.name]
+            winner = 3 if own is not None and own.recalls[0] >= cell.recalls[0] else 2
+            row = [cell.name, str(cell.n_bytes), decimal(cell.recalls[0]), *ours]
+            table.append([f"**{text}**" if place == winner else text for place, text in enumerate(row)])
+        lines += [
+            "## At the same bytes",
+            "",
+            "The best of ours in at most as many bytes; the better recall is bold.",
+            "",
+        ]
+        lines += [*markdown_lines(table), ""]
+    return "\n".join(lines)
+
+
+def _advice_figures(cells: Sequence[Cell]) -> list[BenchFigure]:
+    """Our codes in all forms; the best of ours against the others."""
+    forms = {SYMMETRIC: ":", ASYMMETRIC: "--", DECODER: "-", KEPT: "-."}
+    ours, others = dict[str, list[tuple[float, float]]](), dict[str, list[tuple[float, float]]]()
+    styles: dict[str, tuple[str, str]] = {}
+    for cell in cells:
+        point = float(cell.n_bytes), cell.recalls[0]
+        if cell.is_ours:
+            ours.setdefault(cell.name, []).append(point)
+            styles[cell.name] = ("1" if cell.method == METHODS[0] else "2", forms[cell.form])
+        elif (cell.method != FLOATS and cell.form in ("", SYMMETRIC)) or cell.method == "RaBitQ":
+            others.setdefault(cell.method, []).append(point)
+    colours = {"PQ": "5", "OPQ": "4", "RaBitQ": "3", "int8": "7", "sign": "muted", "sign, raw": "ink"}
+    styles |= {name: (colours[name], "-") for name in others}
+    points = [point for own in ours.values() for point in own]
+    frontier = [
+        (size, max(recall for other, recall in points if other <= size)) for size in {size for size, _ in points}
+    ]
+    frontiers = {"best of ours": frontier, **others}
+    styles["best of ours"] = ("1", "-")
+    drawings = [figures.bytes_and_recall(series, styles, "Neighbour recall@10") for series in (ours, frontiers)]
+    captions = (
+        "Hamming distance (symmetric), re-ranked by the query's projection (asymmetric), by the decoder, by kept int8 vectors.",
+        "Ours: the largest recall of any method and form in at most so many bytes.",
+    )
+    titles = "Codes, and what re-ranking adds", "Against other compressors"
+    return [BenchFigure(f"advice-{i}", *texts) for i, texts in enumerate(zip(titles, captions, drawings, strict=True))]
 
 
 def bench_figures(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol) -> list[BenchFigure]:

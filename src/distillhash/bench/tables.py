@@ -164,24 +164,24 @@ def _markdown(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, prov
         if printed := protocol.published.get(row.method):
             cells = [f"*{printed[str(n)]:.4f}*" if str(n) in printed else "" for n in lengths]
             table.append(["*printed in the paper*", *cells, "", ""])
-    lines = [f"# {protocol.name}: MAP over the whole database", "", *_lines(table), ""]
+    lines = [f"# {protocol.name}: MAP over the whole database", "", *markdown_lines(table), ""]
     lines += [*_conditions(runs, protocol, provenance), ""]
     both = [[row.method, *(" / ".join(row.measure(n, key) for key in MEASURES) for n in lengths)] for row in rows]
     lines += ["## Classes and neighbours", "", f"{' / '.join(MEASURES.values())}. {MEASURES_LEGEND}", ""]
-    lines += [*_lines([["method", *header], *both]), ""]
+    lines += [*markdown_lines([["method", *header], *both]), ""]
     if any(row.differences for row in rows):
         table = [["method", *header], *([row.method, *(_difference(row, n) for n in lengths)] for row in rows)]
         legend = (
             f"MAP minus that of the best method without labels at that length, and the {LEVEL:.0%} interval of a paired bootstrap over "
             f"queries ({RESAMPLES} resamples). A star marks an interval without 0."
         )
-        lines += ["## Differences from the best", "", legend, "", *_lines(table), ""]
+        lines += ["## Differences from the best", "", legend, "", *markdown_lines(table), ""]
     lines += _second_table(rows, lengths, protocol)
     failures = [f"- {row.method}, {error}" for row in rows for error in row.errors]
     return "\n".join([*lines, "## Failed", "", *failures, ""] if failures else lines)
 
 
-def _lines(table: Sequence[Sequence[str]]) -> list[str]:
+def markdown_lines(table: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table; its first row is the header."""
     header, *rows = ("|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|" for cells in table)
     return [header, "|" + "---|" * len(table[0]), *rows]
@@ -208,7 +208,7 @@ def _second_table(rows: Sequence[Row], lengths: Sequence[int], protocol: Protoco
         full, ablated = (protocol.published[name] for name in both)
         printed = [f"{full[str(n)] - ablated[str(n)]:+.4f}" if str(n) in full else "" for n in lengths]
         table.append(["*gain printed in the paper*", *printed])
-    return ["## DistillHash and its ablation (Table 2)", "", *_lines(table), ""]
+    return ["## DistillHash and its ablation (Table 2)", "", *markdown_lines(table), ""]
 
 
 def _conditions(runs: Sequence[Run], protocol: Protocol, provenance: Provenance) -> list[str]:

@@ -18,7 +18,21 @@ from typing import NoReturn
 from distillhash.errors import DataError, DistillHashError, SkippedItemsWarning
 from distillhash.output import escaped
 
-VERBS = ("demo", "train", "encode", "index", "search", "serve", "dedup", "leaks", "export", "evaluate", "bench", "ls")
+VERBS = (
+    "demo",
+    "train",
+    "encode",
+    "index",
+    "search",
+    "serve",
+    "dedup",
+    "leaks",
+    "export",
+    "evaluate",
+    "advise",
+    "bench",
+    "ls",
+)
 
 
 class _Parser(argparse.ArgumentParser):

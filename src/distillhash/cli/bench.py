@@ -16,6 +16,7 @@ from distillhash.cli.common import (
     backbone_name,
     chosen_columns,
     command_line,
+    integers,
     open_cache,
     parse_settings,
     say,
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     methods = arguments.methods.split(",")
     if methods == ["all"]:
         methods = [name for name in method_names() if not method_class(name).needs_labels]
-    bits, seeds = _integers("--bits", arguments.bits), _integers("--seeds", arguments.seeds)
+    bits, seeds = integers("--bits", arguments.bits), integers("--seeds", arguments.seeds)
     settings = parse_settings(arguments.set)
     for method in methods:  # wrong names fail before hours of work, not after
         for n_bits in bits:
@@ -100,11 +101,3 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     say(arguments, f"tables: {out / 'table.md'}, page: {out / 'report.html'}")
     records, n_failed = [run.record for run in runs], sum(run.failed for run in runs)
     return {"out": str(out), "n_records": len(runs), "n_failed": n_failed, "records": records}
-
-
-def _integers(option: str, text: str) -> list[int]:
-    """Comma-separated integers of an option."""
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError as error:
-        raise ParameterError(f"{option} takes integers separated by commas, got {text!r}") from error

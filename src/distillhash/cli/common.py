@@ -66,10 +66,15 @@ def chosen_columns(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def add_method_options(parser: argparse.ArgumentParser) -> None:
     """Options that choose a feature extractor, and ``--set``, which :func:`parse_settings` reads."""
+    add_backbone_options(parser)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="hyper-parameter of a method")
+
+
+def add_backbone_options(parser: argparse.ArgumentParser) -> None:
+    """Options that choose a feature extractor."""
     parser.add_argument("--backbone", help="see `distillhash ls backbones` (default: efficientnet-lite0 for images)")
     parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels images are resized to")
     parser.add_argument("--weights", metavar="FILE", help="weights for backbones that do not carry theirs")
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="hyper-parameter of a method")
 
 
 def backbone_name(arguments: argparse.Namespace, source: Source) -> str:
@@ -126,6 +131,14 @@ def say(arguments: argparse.Namespace, *lines: str) -> None:
 def command_line(arguments: argparse.Namespace) -> str:
     """The command as it was typed, for provenance."""
     return escaped(shlex.join(["distillhash", *arguments.words]))
+
+
+def integers(option: str, text: str) -> list[int]:
+    """Comma-separated integers of an option."""
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError as error:
+        raise ParameterError(f"{option} takes integers separated by commas, got {text!r}") from error
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from distillhash.cli.common import say
 
-FORMAT_NAMES = ("parquet", "npy", "faiss", "milvus", "pgvector", "opensearch", "elasticsearch", "vespa")
+FORMAT_NAMES = ("parquet", "npy", "faiss", "faiss-hnsw", "milvus", "pgvector", "opensearch", "elasticsearch", "vespa")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

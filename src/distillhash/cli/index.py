@@ -2,6 +2,7 @@
 
 distillhash index photos/ --model model --index photos.index
 distillhash index photos/ --index photos.index --prune
+distillhash index vectors.npy --model model --index vectors.index --keep-vectors int8
 distillhash index codes.parquet --model model --index milvus://localhost:19530/photos
 distillhash index --index photos.index --remove 17 42 --compact
 """
@@ -28,6 +29,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("source", nargs="?", metavar="SOURCE", help=SOURCE_HELP + "; or codes.npz/.parquet from encode")
     add("--model", metavar="DIR", help="model folder; an index folder keeps it, so it is needed the first time only")
     add("--index", required=True, metavar="DIR|URI", help=f"{INDEX_HELP}, made if absent")
+    add(
+        "--keep-vectors",
+        choices=("int8", "float16"),
+        help="with a new index folder: keep every item's features beside its code from now on, for search --rerank vectors",
+    )
     add("--prune", action="store_true", help="remove the items that are gone from SOURCE")
     add("--replace", action="store_true", help="let codes replace items of the same name that come from another source")
     add("--remove", nargs="+", type=int, metavar="ID", default=[], help="ids to remove")
@@ -45,6 +51,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.search import is_codes_file, open_searcher
 
     compute = model_options(arguments) | {"max_pixels": arguments.max_pixels}
+    compute["keep_vectors"] = arguments.keep_vectors
     with open_searcher(arguments.index, arguments.model, create=arguments.source is not None, **compute) as searcher:
         index = searcher.index
         removed = index.remove(arguments.remove) if arguments.remove else 0

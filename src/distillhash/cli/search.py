@@ -3,13 +3,14 @@
 distillhash search cat.jpg --index photos.index -k 5
 distillhash search queries/ --index photos.index --radius 6 --json
 distillhash search cat.jpg --index photos.index --where "key LIKE '%/2021/%'"
-distillhash search cat.jpg --index photos.index --rerank projection --candidates 500
+distillhash search cat.jpg --index photos.index --rerank decoder --candidates 500
 distillhash search cat.jpg --index photos.index --by kind -k 100
 distillhash search cat.jpg --index postgresql://localhost/photos --model model
 distillhash search --text 'a dog on a beach' --index photos.index
 """
 
 import argparse
+import sys
 from typing import Any
 
 from distillhash.cli.common import INDEX_HELP, add_reading_options, model_options, open_argument, say
@@ -35,11 +36,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--where", metavar="CONDITION", help="search only items for which this holds: SQL over id, key and metadata")
     add(
         "--rerank",
-        choices=("projection", "decoder", "features"),
-        help="order the nearest codes by the query's real projection, by decoded features (urph), or by the features of image files",
+        choices=("projection", "decoder", "vectors", "features"),
+        help="order the nearest codes by the query's real projection, or by the cosine of its features to those that are decoded from the "
+        "codes, were kept by index --keep-vectors, or are read from image files again",
     )
-    add("--candidates", type=int, metavar="N", help="how many codes to re-rank (default: 10 k)")
+    add("--candidates", type=_candidates, metavar="N|all", help="how many codes to re-rank (default: 10 k)")
     add_reading_options(parser, columns=False)
+
+
+def _candidates(text: str) -> int:
+    if not (text == "all" or text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be a number or all, got {text!r}")
+    return sys.maxsize if text == "all" else int(text)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -31,6 +31,7 @@ FORMATS = {
     "parquet": Format((".words.parquet", ".parquet"), formats.write_parquet),
     "npy": Format((".npy",), formats.write_npy),
     "faiss": Format((".faiss",), formats.write_faiss),
+    "faiss-hnsw": Format((".hnsw.faiss", ".faiss"), formats.write_faiss_hnsw),
     "milvus": Format((".milvus.parquet", ".parquet", ".json"), formats.write_milvus),
     "pgvector": Format((".pgvector.sql", ".sql"), formats.write_pgvector, has_name=True),
     "opensearch": Format((".opensearch.ndjson", ".ndjson"), formats.write_opensearch, has_name=True),

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes, bytes_per_code, words_per_code
+from distillhash.errors import MissingDependencyError
 from distillhash.files import write_atomic
 from distillhash.index.manifest import Manifest
 from distillhash.index.milvus import HAS_KEY
@@ -27,6 +28,7 @@ from distillhash.index.remote import to_plain
 
 _ROWS_AT_ONCE = 65536
 _FAISS_METRIC_L2 = 1
+_GRAPH_LINKS, _GRAPH_BUILD, _GRAPH_SEARCH = 32, 200, 128
 _VESPA_SCHEMA = """schema {name} {{
     document {name} {{
         field key type string {{
@@ -145,6 +147,24 @@ def write_faiss(content: Content, out: Path) -> list[Path]:
         stream.write(struct.pack("<4siiqBiQ", b"IBxF", 8 * n_bytes, n_bytes, n, 1, _FAISS_METRIC_L2, n * n_bytes))
         for _, packed, _ in content.blocks():
             stream.write(packed.tobytes())
+    return [out]
+
+
+def write_faiss_hnsw(content: Content, out: Path) -> list[Path]:
+    """A FAISS ``IndexBinaryHNSW``, a graph of codes, made by FAISS (extra ``faiss``); ``faiss.read_index_binary`` reads it.
+
+    32 links a code, ``efConstruction`` 200, ``efSearch`` 128, which ``index.hnsw.efSearch`` changes. Search is approximate.
+    :class:`MissingDependencyError` without FAISS. With several threads, two graphs of the same codes can differ in their links.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingDependencyError("faiss-hnsw needs FAISS; pip install 'distillhash[faiss]'") from error
+    index = faiss.IndexBinaryHNSW(8 * content.n_bytes, _GRAPH_LINKS)
+    index.hnsw.efConstruction, index.hnsw.efSearch = _GRAPH_BUILD, _GRAPH_SEARCH
+    index.add(content.codes.packed)
+    with _replacing(out) as temporary, temporary.open("wb") as stream:
+        stream.write(faiss.serialize_index_binary(index).tobytes())
     return [out]
 
 

@@ -8,7 +8,7 @@ all bits and c the distance over the class bits alone. Two keys order the items,
 
 The ranking by ``both`` begins with the head: the :data:`HEAD` smallest by ``nearest``, and all others with the same d and c as the last of
 them. The rest follow by ``kind``. Items with equal d and c are tied. Both keys are Hamming distances that count the bits of the two parts
-differently; docs/neighbours-and-classes.md has the measurements behind the weights.
+differently; docs/distillhash-nested.md has the measurements behind the weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Ints = NDArray[np.int64]
 
 HEAD = 40
 """Items that the ranking by both takes by ``nearest``, at least."""
-HEAD_WEIGHTS = (4, 2)
+HEAD_WEIGHTS = (2, 1)
 TAIL_WEIGHTS = (1, 8)
 _NO_KEY = 1 << 60
 

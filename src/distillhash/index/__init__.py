@@ -6,7 +6,7 @@ from pathlib import Path
 
 from distillhash.errors import FormatError, ParameterError
 from distillhash.index.address import check_address, folder_of, scheme_of, shown
-from distillhash.index.base import Index, Item, RangeResult, SearchResult
+from distillhash.index.base import Index, Item, RangeResult, SearchResult, VectorType
 from distillhash.index.embedded import Durability, EmbeddedIndex
 
 __all__ = ["Index", "Item", "RangeResult", "SearchResult", "open_index"]
@@ -21,6 +21,7 @@ def open_index(
     *,
     model_fingerprint: str | None = None,
     durability: Durability = "normal",
+    keep_vectors: VectorType | None = None,
 ) -> Index:
     """Open an index.
 
@@ -32,6 +33,8 @@ def open_index(
         model_fingerprint: The model the codes come from; an index built with another is refused.
         durability: ``normal`` survives the death of the process (on Postgres: the server's setting), ``full`` a power failure as well,
             at the cost of a disk flush per ``add``. Milvus and memory take only ``normal``.
+        keep_vectors: Keep the vector of every item beside its code, as ``int8`` or ``float16``, to re-rank by. It is said when the index
+            is made, and holds from then on. A folder and ``memory://`` alone can.
 
     Raises:
         DataError: no index there, and ``create`` is not set.
@@ -46,6 +49,8 @@ def open_index(
     uri = str(uri_or_dir)
     if scheme in ("memory", "milvus") and durability != "normal":
         raise ParameterError(f"{scheme}:// has no durability levels, got {durability!r}; leave durability out")
+    if keep_vectors is not None and scheme not in ("", "memory"):
+        raise ParameterError(f"{scheme}:// keeps codes alone, no {keep_vectors} vectors; use an index folder")
     if scheme in ("postgresql", "postgres"):
         from distillhash.index.postgres import PostgresIndex
 
@@ -58,7 +63,7 @@ def open_index(
     if scheme == "memory":
         if uri != "memory://":
             raise ParameterError(f"memory:// takes no name and no options, got {shown(uri)!r}")
-        return EmbeddedIndex(None, n_bits, True, model_fingerprint)
+        return EmbeddedIndex(None, n_bits, True, model_fingerprint, keep_vectors=keep_vectors)
     folder = folder_of(uri_or_dir)
     if folder is None:
         raise ParameterError(f"{scheme}:// is not an engine of this version; choose from {', '.join(ENGINES)}")
@@ -67,4 +72,4 @@ def open_index(
             f"{folder} is a sharded index, which this version does not open; export its codes with distillhash 0.1 and "
             "index them again into a folder, Postgres or Milvus"
         )
-    return EmbeddedIndex(folder, n_bits, create, model_fingerprint, durability)
+    return EmbeddedIndex(folder, n_bits, create, model_fingerprint, durability, keep_vectors)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise, repeat
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,15 @@ from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError, ParameterError
 from distillhash.hamming.ranking import By, check_by, class_part, first_of, order
 from distillhash.hamming.search import MOST_PADDED, cut_k
+from distillhash.index.manifest import damaged
 
 LARGEST_ID = 2**63 - 1
 LEAST_CANDIDATES = 400
 """Codes of two parts that an engine of Hamming distance puts in order, at least."""
 _QUERIES_AT_ONCE = 64  # whose candidates are read together
+_BLOCK = 4096
+VectorType = Literal["int8", "float16"]
+"""How an index keeps vectors: 1 or 2 bytes a value."""
 Row = tuple[int, bytes, str | None, bytes | None, str | None]  # id, packed code, key, digest, metadata as JSON
 Known = dict[str, tuple[int, bytes | None]]  # key -> id, digest
 
@@ -152,6 +156,7 @@ class Incoming:
     metadata: Sequence[str | None] | None
     keys: list[str] | None
     digests: Sequence[bytes] | None
+    vectors: Sequence[bytes] | None  # as they are kept
     upsert: bool
 
     def choose_ids(self, *, known: Known, present: Set[int], following: int) -> NDArray[np.int64]:
@@ -207,6 +212,11 @@ class Index(ABC):
     n_bits: int
     model_fingerprint: str | None
 
+    @property
+    def vector_type(self) -> VectorType | None:
+        """How the vector of every item is kept; None where vectors are not kept."""
+        return None
+
     def add(
         self,
         codes: Codes,
@@ -215,6 +225,7 @@ class Index(ABC):
         *,
         keys: Sequence[str] | None = None,
         digests: Sequence[bytes] | None = None,
+        vectors: NDArray[Any] | None = None,
         upsert: bool = False,
     ) -> NDArray[np.int64]:
         """Store codes in one transaction; when this returns they are stored.
@@ -228,16 +239,21 @@ class Index(ABC):
             metadata: ``m`` JSON-able dictionaries (None for none).
             keys: ``m`` distinct names, unique in the index.
             digests: ``m`` content digests, to see later whether an item changed.
+            vectors: ``(m, d)`` finite numbers, for an index that keeps vectors; see :func:`quantise`. Without them, items that are there
+                and whose code stays keep theirs.
             upsert: Replace whole items whose id or key is there already; a known key keeps its id.
 
         Returns:
             ``(m,)`` ids.
 
         Raises:
-            DataError: another code length, counts that differ, repeated ids or keys, or known ones without ``upsert``.
+            DataError: another code length, counts that differ, repeated ids or keys, or known ones without ``upsert``; no vectors where
+                they are kept, or of another width.
+            ParameterError: vectors for an index that keeps none.
         """
         self.check_codes(codes)
-        for name, values in (("ids", ids), ("metadata", metadata), ("keys", keys), ("digests", digests)):
+        given = {"ids": ids, "metadata": metadata, "keys": keys, "digests": digests, "vectors": vectors}
+        for name, values in given.items():
             if values is not None and len(values) != len(codes):
                 raise DataError(f"{len(values)} {name} for {len(codes)} codes; give one for each code")
         checked_ids = None if ids is None else check_ids(ids)
@@ -246,7 +262,8 @@ class Index(ABC):
         for digest in () if digests is None else digests:
             if not isinstance(digest, bytes):
                 raise DataError(f"digests must be bytes, got {digest!r}")
-        return self._add(Incoming(codes, checked_ids, texts, checked_keys, digests, upsert))
+        kept = None if vectors is None else [row.tobytes() for row in quantise(vectors, self._kept_type())]
+        return self._add(Incoming(codes, checked_ids, texts, checked_keys, digests, kept, upsert))
 
     def remove(self, ids: Sequence[int] | NDArray[np.int64] = (), *, keys: Sequence[str] = ()) -> int:
         """Remove items by id, by key, or both, in one transaction (on Milvus in batches); returns how many.
@@ -356,10 +373,38 @@ class Index(ABC):
             DataError: an id is not there.
         """
         found = self._get([int(identifier) for identifier in ids if _is_id(identifier)])
+        self._check_found(ids, found)
+        return [found[identifier] for identifier in ids]
+
+    def vectors(self, ids: Sequence[int], width: int) -> NDArray[np.float32]:
+        """The vectors that are kept of the items with these ids, ``(m, width)``; only their directions mean something.
+
+        Raises:
+            ParameterError: the index keeps none.
+            DataError: an id is not there.
+            FormatError: an item has no vector, or none of this width: the index is damaged.
+        """
+        dtype = np.dtype(self._kept_type()).newbyteorder("<")
+        found = self._vectors([int(identifier) for identifier in ids if _is_id(identifier)], width * dtype.itemsize)
+        self._check_found(ids, found)
+        kept = np.frombuffer(b"".join(found[identifier] for identifier in ids), dtype).reshape(-1, width)
+        vectors = kept.astype(np.float32)
+        if not np.isfinite(vectors).all():
+            wrong = ids[int(np.argmin(np.isfinite(vectors).all(axis=1)))]
+            raise damaged(self._place, f"the vector of id {wrong} holds NaN or infinity")
+        return vectors
+
+    def _check_found(self, ids: Sequence[int], found: Mapping[int, object]) -> None:
         for identifier in ids:
             if identifier not in found:
                 raise DataError(f"there is no item with id {identifier} in {self._place}; search gives ids that are")
-        return [found[identifier] for identifier in ids]
+
+    def _kept_type(self) -> VectorType:
+        if self.vector_type is None:
+            raise ParameterError(
+                f"{self._place} keeps no vectors; index its sources into a new folder with --keep-vectors int8"
+            )
+        return self.vector_type
 
     @abstractmethod
     def known(self, keys: Sequence[str]) -> Known:
@@ -424,6 +469,9 @@ class Index(ABC):
     @abstractmethod
     def _get(self, ids: list[int]) -> Mapping[int, Item]: ...
 
+    def _vectors(self, ids: list[int], n_bytes: int) -> Mapping[int, bytes]:
+        raise NotImplementedError("this engine keeps no vectors")
+
     @abstractmethod
     def _present(self, ids: list[int]) -> set[int]: ...
 
@@ -451,6 +499,26 @@ class Index(ABC):
             if key not in known:
                 raise DataError(f"there is no item with key {key!r} in {self._place}; nothing was removed")
         return ids | {identifier for identifier, _ in known.values()}
+
+
+def quantise(vectors: NDArray[Any], kind: VectorType) -> NDArray[Any]:
+    """Vectors ``(m, d)`` as an index keeps them: round(127 x / max|x|) as int8, or x / max|x| as float16; zeros stay.
+
+    Doing it twice changes nothing. :class:`DataError` where they are not finite numbers in rows.
+    """
+    array = np.asarray(vectors)
+    if array.ndim != 2 or array.shape[1] == 0 or array.dtype.kind not in "fiu":
+        raise DataError(f"vectors must be (m, d) numbers, got {array.dtype} of shape {array.shape}")
+    quantised = np.empty(array.shape, "i1" if kind == "int8" else "<f2")
+    for start in range(0, len(array), _BLOCK):
+        block = array[start : start + _BLOCK].astype(np.float64)
+        largest = np.abs(block).max(axis=1, keepdims=True)
+        if not np.isfinite(largest).all():
+            row = start + int(np.argmin(np.isfinite(largest)))
+            raise DataError(f"vectors must be finite; row {row} holds NaN or infinity")
+        scaled = np.divide(block, largest, out=np.zeros_like(block), where=largest > 0)
+        quantised[start : start + _BLOCK] = np.rint(127 * scaled) if kind == "int8" else scaled
+    return quantised
 
 
 def check_ids(ids: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int64]:

@@ -42,7 +42,17 @@ from distillhash.files import open_regular, write_ahead
 from distillhash.hamming import nearest, planes_of, warm_up, within
 from distillhash.hamming.ranking import By, first_of
 from distillhash.hamming.search import Planes, candidates
-from distillhash.index.base import LARGEST_ID, Incoming, Index, Item, Known, RangeResult, Row, SearchResult
+from distillhash.index.base import (
+    LARGEST_ID,
+    Incoming,
+    Index,
+    Item,
+    Known,
+    RangeResult,
+    Row,
+    SearchResult,
+    VectorType,
+)
 from distillhash.index.manifest import Manifest, damaged
 
 if TYPE_CHECKING:
@@ -68,8 +78,11 @@ class EmbeddedIndex(Index):
         create: bool,
         model_fingerprint: str | None,
         durability: Durability = "normal",
+        keep_vectors: VectorType | None = None,
     ) -> None:
         """Open or make the folder; None keeps everything in memory."""
+        if keep_vectors is not None and keep_vectors not in get_args(VectorType):
+            raise ParameterError(f"keep_vectors must be one of {', '.join(get_args(VectorType))}, got {keep_vectors!r}")
         self.folder = folder
         self._snapshot: Snapshot | None = None
         self._may_write = create  # cache files; a reader leaves the folder as it is
@@ -78,13 +91,22 @@ class EmbeddedIndex(Index):
             manifest = Manifest.new(n_bits, model_fingerprint)
             self._items = ItemTable(None)
             self._items.make()
+            if keep_vectors is not None:
+                self._items.keep_vectors(keep_vectors)
         else:
-            manifest = self._open(folder, n_bits, create, model_fingerprint, durability)
+            manifest = self._open(folder, n_bits, create, model_fingerprint, durability, keep_vectors)
+        self._vector_type = self._items.vector_type
         self.n_bits = manifest.n_bits
         self.model_fingerprint = manifest.model_fingerprint
 
     def _open(
-        self, folder: Path, n_bits: int | None, create: bool, model_fingerprint: str | None, durability: Durability
+        self,
+        folder: Path,
+        n_bits: int | None,
+        create: bool,
+        model_fingerprint: str | None,
+        durability: Durability,
+        keep_vectors: VectorType | None,
     ) -> Manifest:
         file, database = folder / "manifest.json", folder / "items.sqlite"
         is_new = not os.path.lexists(file)
@@ -114,6 +136,8 @@ class EmbeddedIndex(Index):
                         held.write(file)
             held.check_fits(folder, n_bits, model_fingerprint)
             self._items.check()
+            if keep_vectors not in (None, self._items.vector_type):
+                self._items.keep_vectors(keep_vectors)
         except BaseException:
             self._items.close()
             raise
@@ -125,6 +149,9 @@ class EmbeddedIndex(Index):
             present = self._items.present([] if incoming.ids is None else incoming.ids.tolist())
             chosen = incoming.choose_ids(known=known, present=present, following=self._items.state().last_id + 1)
             replaced = present | {identifier for identifier, _ in known.values()}
+            self._vector_type = self._items.vector_type  # another process may have made the table
+            if self._vector_type is not None:  # before the items, as it looks at those that are there
+                self._items.put_vectors(incoming, chosen)
             self._items.put(incoming.rows(chosen), chosen, replaced)
         self._may_write = True
         return chosen
@@ -154,6 +181,14 @@ class EmbeddedIndex(Index):
 
     def _get(self, ids: list[int]) -> dict[int, Item]:
         return {row[0]: self._item(*row) for row in self._items.rows(ids)}
+
+    @property
+    def vector_type(self) -> VectorType | None:
+        """See :class:`Index`."""
+        return self._vector_type
+
+    def _vectors(self, ids: list[int], n_bytes: int) -> dict[int, bytes]:
+        return self._items.vectors(ids, n_bytes)
 
     def _item(self, identifier: int, code: bytes, key: Any, digest: bytes | None, metadata: str | None) -> Item:
         try:
@@ -566,6 +601,10 @@ _TABLES = (
     "CREATE INDEX IF NOT EXISTS changes_by_generation ON changes (generation)",
     "CREATE TABLE IF NOT EXISTS generations (number INTEGER PRIMARY KEY, name TEXT NOT NULL, items INTEGER NOT NULL)",
 )
+# Where vectors are kept, if at all: away from the items, so that reading those is not slowed.
+_VECTORS: dict[str, VectorType] = {
+    f"CREATE TABLE vectors (id INTEGER PRIMARY KEY, {kind} BLOB NOT NULL)": kind for kind in get_args(VectorType)
+}
 _OF_SQLITE = {  # what SQLite itself adds: for AUTOINCREMENT, for UNIQUE, and when somebody runs ANALYZE; None is the text of its own
     ("table", "sqlite_sequence", "CREATE TABLE sqlite_sequence(name,seq)"),
     ("index", "sqlite_autoindex_items_1", "None"),
@@ -666,10 +705,10 @@ class ItemTable:
 
     def check(self) -> None:
         """Raise :class:`FormatError` unless these are the tables of an index, and nothing else is there that could run or act."""
-        found = self._run(f"SELECT type, name, sql FROM sqlite_master LIMIT {len(_TABLES) + len(_OF_SQLITE) + 1}")
+        found = self._run(f"SELECT type, name, sql FROM sqlite_master LIMIT {len(_TABLES) + len(_OF_SQLITE) + 2}")
         made = [(kind, name, " ".join(str(sql).split())) for kind, name, sql in found]
         ours = {" ".join(table.replace("IF NOT EXISTS ", "").split()) for table in _TABLES}
-        allowed = _OF_SQLITE | {(text.split()[1].lower(), text.split()[2], text) for text in ours}
+        allowed = _OF_SQLITE | {(text.split()[1].lower(), text.split()[2], text) for text in (*ours, *_VECTORS)}
         # A name proves nothing: a trigger may be called sqlite_x, or as a table of ours is.
         foreign = [name for kind, name, sql in made if (kind, name, sql) not in allowed]
         if foreign or len(made) != len(set(made)) or ours - {sql for _, _, sql in made}:
@@ -704,9 +743,57 @@ class ItemTable:
         self._run_many("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?)", encoded)
         self._note({*replaced, *ids[ids <= last_id].tolist()}, len(ids) - len(replaced))
 
+    @property
+    def vector_type(self) -> VectorType | None:
+        """How vectors are kept; None where they are not."""
+        found = self._run("SELECT sql FROM sqlite_master WHERE name = 'vectors'")
+        return _VECTORS[found[0][0]] if found else None
+
+    def keep_vectors(self, kind: VectorType) -> None:
+        """Keep vectors from now on; :class:`ParameterError` where there are items, which have none of this kind."""
+        with self.transaction():
+            kept = self.vector_type
+            if kept is None and not self.state().items:
+                self._run(next(table for table, made in _VECTORS.items() if made == kind))
+            elif kept != kind:
+                raise ParameterError(
+                    f"{self.name} was made to keep {f'{kept} vectors' if kept else 'no vectors'}, which cannot become {kind}; "
+                    "leave the option out, or index the sources into a new folder"
+                )
+
+    def put_vectors(self, incoming: Incoming, ids: NDArray[np.int64]) -> None:
+        """Keep the vectors of items that are about to be stored; within a transaction."""
+        if incoming.vectors is None:
+            query = "SELECT id, code FROM items WHERE id IN ({})"
+            held = dict(self._select_in(query, ids.tolist()))
+            for identifier, code in zip(ids.tolist(), incoming.codes.packed, strict=True):
+                if held.get(identifier) != code.tobytes():
+                    raise DataError(
+                        f"{self.name} keeps a vector of every item; give vectors, as indexing images or embeddings does"
+                    )
+            return
+        for (n_bytes,) in self._run(f"SELECT length({self.vector_type}) FROM vectors LIMIT 1"):
+            if incoming.vectors and len(incoming.vectors[0]) != n_bytes:
+                raise DataError(
+                    f"{self.name} keeps vectors of {n_bytes} bytes, got {len(incoming.vectors[0])}; give those of the same model"
+                )
+        self._run_many("INSERT OR REPLACE INTO vectors VALUES (?, ?)", zip(ids.tolist(), incoming.vectors, strict=True))
+
+    def vectors(self, ids: Sequence[int], n_bytes: int) -> dict[int, bytes]:
+        """The vectors of those items that are there; each must have so many bytes."""
+        kind = self.vector_type
+        of_size = f"CASE WHEN typeof({kind}) = 'blob' AND length({kind}) = {n_bytes} THEN {kind} END"
+        found = dict(self._select_in(f"SELECT id, {of_size} FROM vectors WHERE id IN ({{}})", ids, at_once=1024))
+        lacking = [identifier for identifier in ids if found.get(identifier) is None]
+        if lacking and (wrong := self.present(lacking)):
+            raise damaged(self.name, f"there is no vector of id {min(wrong)} that has {n_bytes} bytes")
+        return {identifier: vector for identifier, vector in found.items() if vector is not None}
+
     def delete(self, ids: Collection[int]) -> None:
         """Remove the items with these ids, all of which are there; within a transaction."""
         self._run_many("DELETE FROM items WHERE id = ?", ((identifier,) for identifier in ids))
+        if self.vector_type is not None:
+            self._run_many("DELETE FROM vectors WHERE id = ?", ((identifier,) for identifier in ids))
         self._note(ids, -len(ids))
 
     def _note(self, changed: Collection[int], more: int) -> None:

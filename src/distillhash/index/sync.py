@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError
-from distillhash.index.base import Index, Item, Member
+from distillhash.index.base import Index, Item, Member, quantise
 from distillhash.sources import Skipped, Source
 from distillhash.sources.registry import split_selections
 
@@ -56,6 +56,7 @@ class Batch(NamedTuple):
     codes: Codes
     digests: Sequence[bytes]
     known: NDArray[np.intp]  # that :meth:`Update.recognise` recognised
+    features: NDArray[np.float32] | None = None  # for an index that keeps vectors
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,8 @@ class Update:
         # By row: id and content of the item of version 0.1 that is the row's if the content is.
         self._old: dict[int, tuple[int, bytes | None]] = {}
         self._moves: dict[int, tuple[int, bool]] = {}  # by row: the id of its item, and whether it was renamed
-        self._waiting: list[tuple[int, bytes, NDArray[np.uint8]]] = []  # row, digest, packed code
+        # Row, digest, packed code, and the vector where those are kept.
+        self._waiting: list[tuple[int, bytes, NDArray[np.uint8], NDArray[Any] | None]] = []
         self._identity = cache(identity_of)
         self.added = self.updated = self.unchanged = self.renamed = self.pruned = 0
         self._find_held()
@@ -175,16 +177,20 @@ class Update:
         self.unchanged += len(batch.known) - n_renamed
         self.renamed += n_renamed
         self._rename([(row, identifier) for row, identifier, _ in moved])
+        kind = self._index.vector_type
+        vectors = None if kind is None or batch.features is None else quantise(batch.features, kind)
         new = []
         for place, (row, digest) in enumerate(zip(batch.rows.tolist(), batch.digests, strict=True)):
             if self._rows.keys[row] in self._held or digest in self._contents:
-                self._waiting.append((row, digest, batch.codes.packed[place]))
+                vector = None if vectors is None else vectors[place].copy()
+                self._waiting.append((row, digest, batch.codes.packed[place], vector))
             else:
                 new.append(place)
         if new:
             rows, digests = batch.rows[new].tolist(), [batch.digests[place] for place in new]
             metadata = [self._metadata(row, None) for row in rows]
-            self._index.add(batch.codes[new], metadata=metadata, keys=self._keys(rows), digests=digests, upsert=True)
+            more: dict[str, Any] = {"digests": digests, "vectors": None if vectors is None else vectors[new]}
+            self._index.add(batch.codes[new], metadata=metadata, keys=self._keys(rows), upsert=True, **more)
             self.added += len(new)
         if len(self._waiting) > (_MOST_DEFERRED if self._rows.by_content else 0):
             self._settle()
@@ -339,13 +345,13 @@ class Update:
         waiting, self._waiting = self._waiting, []
         if not waiting:
             return
-        owners = [self._held.get(self._rows.keys[row]) for row, _, _ in waiting]
+        owners = [self._held.get(self._rows.keys[row]) for row, *_ in waiting]
         chosen: list[int | None] = [None] * len(waiting)
         if self._rows.by_content:
             displaced: dict[bytes | None, list[int]] = defaultdict(list)
             for identifier, content in filter(None, owners):
                 displaced[content].append(identifier)
-            chosen = [_pop(digest, displaced, self._gone) for _, digest, _ in waiting]
+            chosen = [_pop(digest, displaced, self._gone) for _, digest, *_ in waiting]
         moved = set(chosen)
         self.renamed += len(moved - {None})
         for place, owner in enumerate(owners):
@@ -362,7 +368,7 @@ class Update:
                 continue
             ids = [identifier for identifier in chosen if identifier is not None]
             olds = [None] * len(places) if is_new else [items.get(identifier) for identifier in ids]
-            rows, digests, packed = zip(*(waiting[place] for place in places), strict=True)
+            rows, digests, packed, vectors = zip(*(waiting[place] for place in places), strict=True)
             stored = self._index.add(
                 Codes(np.stack(packed), self._index.n_bits),
                 None if is_new else ids,
@@ -372,6 +378,7 @@ class Update:
                 ],
                 keys=self._keys(rows),
                 digests=digests,
+                vectors=None if vectors[0] is None else np.stack(vectors),
                 upsert=True,
             )
             self._held |= dict(zip(self._keys(rows), zip(stored.tolist(), digests, strict=True), strict=True))

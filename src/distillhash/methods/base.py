@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError, first_line
 from distillhash.files import read_file, write_atomic
+from distillhash.methods.decoder import PREFIX, Decoder
 from distillhash.sources.vectors import LARGEST
 
 if TYPE_CHECKING:
@@ -82,8 +83,8 @@ class Hasher(ABC):
         needs_labels: Whether ``fit`` needs class labels; all but the supervised methods refuse them.
         needs_texts: Whether ``fit`` needs image-text pairs.
         fine_tunes: Whether ``fit`` can train the backbone below its head as well.
-        has_decoder: Whether codes can be turned back into features (``reconstruct``).
         PRESETS: Named sets of hyper-parameters.
+        RETIRED: Hyper-parameters of earlier versions; model folders may name them.
         ARRAYS: Learned arrays by name and shape, such as ``{"weight": "dk"}`` for ``weight_``, ``(n_features_, n_bits)``.
         n_features_: Width d of the features seen in ``fit``.
         history_: What training recorded (losses per epoch, pair diagnosis); empty for methods without training. Not saved.
@@ -99,8 +100,8 @@ class Hasher(ABC):
     needs_labels: ClassVar[bool] = False
     needs_texts: ClassVar[bool] = False
     fine_tunes: ClassVar[bool] = False
-    has_decoder: ClassVar[bool] = False
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    RETIRED: ClassVar[frozenset[str]] = frozenset()
     ARRAYS: ClassVar[dict[str, str]] = {}
 
     n_bits: Annotated[int, Interval(ge=1, le=4096)]
@@ -115,6 +116,7 @@ class Hasher(ABC):
             _check_parameter(name, getattr(self, name), declared)
         self.history_: dict[str, Any] = {}
         self.n_features_: int | None = None
+        self._decoder: Decoder | None = None
 
     @classmethod
     def preset(cls, name: str) -> dict[str, Any]:
@@ -210,11 +212,13 @@ class Hasher(ABC):
             check_features(teacher, "teacher's features")
         self.history_ = {}
         self._learn(lambda: self._fit(TrainingSet(features, views, images, labels, teacher)), features.shape[1])
+        if images is None:  # else these are not the features of the trained backbone
+            self.fit_decoder(features)
         return self
 
     def _learn(self, fit: Callable[[], None], n_features: int) -> None:
         """Run ``fit``; fitted afterwards, unless what it learned is not finite or it cannot compute it: :class:`DataError`."""
-        self.n_features_ = None
+        self.n_features_ = self._decoder = None
         try:
             with np.errstate(all="ignore"):
                 fit()
@@ -268,6 +272,36 @@ class Hasher(ABC):
         """Codes of features: the sign of :meth:`project`, x >= 0 -> +1 (DistillHash Eq. 12). Row i is feature row i."""
         return Codes.from_projection(self.project(features), self.class_bits)
 
+    def fit_decoder(self, features: NDArray[Any]) -> Self:
+        """Fit the decoder of a fitted hasher to ``(n, d)`` finite features, in closed form: see :mod:`distillhash.methods.decoder`.
+
+        ``fit`` does so itself, except with ``images``: call this with the features of the trained backbone then.
+        """
+        self._check_fitted()
+        try:
+            self._decoder = Decoder.fit(self.encode, check_features(features), self.n_bits)
+        except DataError:  # among others from outputs that are not finite
+            self.n_features_ = None
+            raise
+        return self
+
+    @property
+    def decoder(self) -> Decoder:
+        """From codes to features; :class:`ParameterError` for a model that was trained by a version without decoders."""
+        self._check_fitted()
+        if self._decoder is None:
+            raise ParameterError(
+                f"this {self.method} model has no decoder; call fit_decoder(features), or train it again"
+            )
+        return self._decoder
+
+    def reconstruct(self, codes: Codes) -> NDArray[np.float32]:
+        """Features that the codes stand for, ``(n, d) float32``, scaled to a length of about 1: see :class:`Decoder`.
+
+        :class:`DataError` for codes of another length; other errors are those of :attr:`decoder`.
+        """
+        return self.decoder.reconstruct(codes)
+
     @property
     def class_bits(self) -> int:
         """Bits of the part of a code that tells kinds apart, see :class:`~distillhash.codes.Codes`; 0 for codes of one part."""
@@ -275,7 +309,11 @@ class Hasher(ABC):
 
     def save(self, path: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` into the folder ``path`` (created if absent)."""
-        write_model_folder(path, self.config(), self.state())
+        write_model_folder(path, self.config(), self.tensors())
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """What ``model.safetensors`` holds of a fitted hasher: the state and the decoder."""
+        return self.state() | ({} if self._decoder is None else self._decoder.tensors())
 
     def config(self) -> dict[str, Any]:
         """What ``config.json`` says of a fitted hasher; :class:`NotFittedError` before ``fit``."""
@@ -290,6 +328,8 @@ class Hasher(ABC):
     def restore(self, config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Self:
         """Take what was learned from the contents of a model folder, which somebody else may have made up."""
         width = config.get("n_features")
+        decoder = {name: array for name, array in tensors.items() if name.startswith(PREFIX)}
+        tensors = {name: array for name, array in tensors.items() if name not in decoder}
         try:
             if type(width) is not int or not any(width in array.shape for array in tensors.values()):
                 raise ValueError(f"no array is {width!r} wide")
@@ -302,6 +342,7 @@ class Hasher(ABC):
             self._set_state(tensors)
             if shapes_of(self.state()) != shapes_of(tensors):
                 raise ValueError(f"it holds {', '.join(sorted(tensors))}")
+            self._decoder = Decoder.from_tensors(decoder, self.n_bits, width)
             self._try_out()
         except Exception as error:  # whatever the numbers in the file lead to, in the code of any package
             self.n_features_ = None

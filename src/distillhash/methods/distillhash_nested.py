@@ -3,19 +3,20 @@
 Not in a paper. A code is judged by two measures: whether what it finds is of the query's kind (MAP of classes), and whether it finds what
 was nearest before (recall of the float neighbours). `distillhash-contrast` wins the first and loses the second, `itq` the other way round.
 Here the first bits of a code are those of the one and the rest those of a method that keeps neighbours; searches use both parts
-(:mod:`distillhash.hamming.ranking`). docs/neighbours-and-classes.md has the measurements behind every choice.
+(:mod:`distillhash.hamming.ranking`). docs/distillhash-nested.md has the measurements behind every choice.
 
-No step sees a label.
+No step sees a label. Rows are scaled to length 1 first, so that codes of x and of 3 x are equal.
 
 1. **Scale.** A(k) is the agreement of two random halves of the dimensions about an item's k nearest
    (:func:`~distillhash.supervision.agreement.half_agreement`). The neighbourhood that `distillhash-contrast` learns from is the smallest of
    k = 8, 16, 32, ..., 2% of the items with A(k) >= A(2%). Where kinds are large (ten classes of images) A rises with k, and it is 2%.
    Where items come in small groups (captions of one picture, products) it is 8: the scale is *fine*.
-2. **Fine scale.** Views are left out. Where neighbours count too, features are used as they are and half of the neighbours are those by
-   plain cosine. With the temperature .2, else .1, all bits are those of `distillhash-contrast` if such a code of a part of the rows keeps
-   the neighbours of the other rows as well as the neighbour part alone would, to .01: kinds and neighbourhoods are then the same thing.
+2. **Fine scale.** Views are left out. Where neighbours count too, features are used as they are, and some of the neighbours are those by
+   plain cosine. Two settings are tried: the temperature .2 and a quarter of such neighbours, then .1 and three quarters. All bits are those
+   of `distillhash-contrast` if such a code of a part of the rows keeps the neighbours of the other rows as well as the neighbour part alone
+   would, to .01: kinds and neighbourhoods are then the same thing.
 3. **Two parts.** Otherwise the class part has 2 sqrt(n_bits) bits, rounded to a multiple of 16, and the neighbour part has the others.
-   Codes below 32 bits, or with more bits than features, have the class part alone.
+   Codes below 32 bits have the class part alone.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from distillhash.metrics import neighbour_recall
 from distillhash.supervision.agreement import half_agreement
 
 SMALLEST = 8  # neighbours at the fine scale
-FINE_TEMPERATURES = (0.2, 0.1)  # the first keeps kinds better, the second neighbours
+FINE = ((0.2, 0.25), (0.1, 0.75))  # temperature and plain share: the first keeps kinds better, the second neighbours
 TOLERANCE = 0.01  # of neighbour recall
 TESTED = 6000  # rows that decide, at most; a fifth of them is held out
 CLASS_WEIGHT = 0.5  # of a class bit in the projection, relative to a neighbour bit
@@ -71,7 +72,7 @@ class DistillHashNested(Hasher):
 
     def _fit(self, given: TrainingSet) -> None:
         self.class_part_ = self.neighbour_part_ = None
-        features = given.features
+        features = _unit_rows(given.features)
         if self.preserve == "neighbours":
             self.neighbour_part_ = self._neighbour_part(self.n_bits).fit(features)
             return
@@ -79,12 +80,12 @@ class DistillHashNested(Hasher):
         k = neighbourhood_of(features, self.seed)
         is_fine = k < _default_neighbourhood(n)
         chosen: dict[str, Any] = {"neighbourhood": k, "fine": is_fine}
-        temperature, bits = FINE_TEMPERATURES[0], self._class_bits(features.shape[1])
+        fine, bits = FINE[0], self._class_bits()
         if is_fine and bits < self.n_bits:
-            temperature, serves_both, chosen["recalls"] = self._temperature(features, k)
+            fine, serves_both, chosen["recalls"] = self._choose_fine(features, k)
             bits = self.n_bits if serves_both else bits
         if is_fine:
-            part = self._fine_part(bits, n, k, temperature)
+            part = self._fine_part(bits, n, k, fine)
             self.class_part_ = part.fit(features)
         else:
             part = DistillHashContrast(bits, seed=self.seed)
@@ -96,17 +97,17 @@ class DistillHashNested(Hasher):
             self.scales_ = np.array([CLASS_WEIGHT, 1.0]) / sizes
         self.history_ = self.class_part_.history_ | {"chosen": chosen | {"class_bits": self.class_bits}}
 
-    def _class_bits(self, n_features: int) -> int:
+    def _class_bits(self) -> int:
         """Bits of the class part in a code of two parts, or all of them."""
         bits = max(16, 16 * round(2 * self.n_bits**0.5 / 16))
-        one = self.preserve == "classes" or self.n_bits < SHORTEST or self.n_bits - bits > n_features
+        one = self.preserve == "classes" or self.n_bits < SHORTEST
         return self.n_bits if one else bits
 
     def _neighbour_part(self, n_bits: int) -> URPH:
-        return URPH(n_bits, seed=self.seed)
+        return URPH(n_bits, seed=self.seed, **URPH.preset("nearest"))
 
-    def _fine_part(self, n_bits: int, n: int, k: int, temperature: float) -> DistillHashContrast:
-        share = k / _part_size(n)
+    def _fine_part(self, n_bits: int, n: int, k: int, fine: tuple[float, float]) -> DistillHashContrast:
+        share, (temperature, plain_share) = k / _part_size(n), fine
         if self.preserve == "classes":
             return DistillHashContrast(n_bits, seed=self.seed, neighbourhood=share)
         return DistillHashContrast(
@@ -115,11 +116,11 @@ class DistillHashNested(Hasher):
             neighbourhood=share,
             temperature=temperature,
             root=False,
-            plain_share=0.5,
+            plain_share=plain_share,
         )
 
-    def _temperature(self, features: NDArray[Any], k: int) -> tuple[float, bool, dict[str, float]]:
-        """A temperature, whether a class part of all bits keeps neighbours as well, and the recalls that say so.
+    def _choose_fine(self, features: NDArray[Any], k: int) -> tuple[tuple[float, float], bool, dict[str, float]]:
+        """One of ``FINE``, whether a class part of all bits then keeps neighbours as well, and the recalls that say so.
 
         Codes are learned from four fifths of the rows. The others are the queries and the database.
         """
@@ -132,19 +133,19 @@ class DistillHashNested(Hasher):
             return float(found["recall10@10"])
 
         recalls = {"neighbours": recall(self._neighbour_part(self.n_bits))}
-        for temperature in FINE_TEMPERATURES:
-            part = self._fine_part(self.n_bits, len(seen), k, temperature)
-            recalls[f"temperature {temperature}"] = recall(part)
-            if recalls[f"temperature {temperature}"] >= recalls["neighbours"] - TOLERANCE:
-                return temperature, True, recalls
-        return FINE_TEMPERATURES[-1], False, recalls
+        for fine in FINE:
+            found = recalls[f"temperature {fine[0]}"] = recall(self._fine_part(self.n_bits, len(seen), k, fine))
+            if found >= recalls["neighbours"] - TOLERANCE:
+                return fine, True, recalls
+        return FINE[-1], False, recalls
 
     def _parts(self) -> dict[str, Hasher]:
         parts: dict[str, Hasher | None] = {"class": self.class_part_, "neighbour": self.neighbour_part_}
         return {name: part for name, part in parts.items() if part is not None}
 
     def _project(self, features: Floats) -> Floats:
-        outputs = [part._project(features) for part in self._parts().values()]
+        rows = _unit_rows(features)
+        outputs = [part._project(rows) for part in self._parts().values()]
         return np.hstack([scale * output for scale, output in zip(self.scales_, outputs, strict=False)])
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -175,6 +176,13 @@ class DistillHashNested(Hasher):
             raise ValueError(f"scales {state['scales']}")
         self.class_part_, self.neighbour_part_ = parts.get("class"), parts.get("neighbour")
         self.scales_ = state["scales"]
+
+
+def _unit_rows(features: NDArray[Any]) -> Floats:
+    """Rows of length 1, since the neighbours to keep are those by cosine; a row of zeros stays zero."""
+    values = np.asarray(features, np.float64)
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    return np.asarray(values / np.where(lengths > 0, lengths, 1))
 
 
 def neighbourhood_of(features: NDArray[Any], seed: int) -> int:

@@ -123,7 +123,7 @@ class CrossModalHasher(Hasher):
             self.n_text_features_ = texts.shape[1]
 
         self._learn(learn, images.shape[1])
-        return self
+        return self.fit_decoder(images)
 
     @abstractmethod
     def _fit_pairs(self, pairs: TrainingPairs) -> tuple[AffineLayers, AffineLayers]:

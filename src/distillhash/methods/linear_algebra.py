@@ -65,6 +65,21 @@ def procrustes_rotation(rows: Floats, iterations: int, rng: np.random.Generator)
     return R, losses
 
 
+def orthonormal_projection(rows: NDArray[Any], n_bits: int, iterations: int, rng: np.random.Generator) -> Floats:
+    """As :func:`procrustes_rotation`, for any number of bits: ``R (k, n_bits)`` with R^T R = I, or R R^T = I where k < n_bits.
+
+    With more columns than bits the alternation chooses the subspace too, as the one with the largest sum of ``abs(rows @ R)``.
+    """
+    k = rows.shape[1]
+    R, _ = np.linalg.qr(rng.standard_normal((max(k, n_bits), min(k, n_bits))))
+    R = R if k >= n_bits else R.T
+    for _ in range(iterations):
+        signs = np.where(rows @ R.astype(rows.dtype) >= 0, 1, -1).astype(rows.dtype)
+        S, _, T = np.linalg.svd((rows.T @ signs).astype(np.float64), full_matrices=False)
+        R = S @ T
+    return np.asarray(R)
+
+
 def canonical_directions(
     X: Floats, Y: Floats, k: int, regularisation: float, within: Floats | None = None
 ) -> tuple[Floats, Floats, Floats]:

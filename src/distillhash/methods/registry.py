@@ -132,8 +132,10 @@ def load_hasher(path: str | Path) -> Hasher:
 def hasher_from(config: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> Hasher:
     """The fitted hasher described by the contents of a model folder."""
     try:
-        parameters = {**config["parameters"]}
-        hasher = make_hasher(config["method"], parameters.pop("n_bits"), seed=parameters.pop("seed"), **parameters)
+        method, parameters = config["method"], {**config["parameters"]}
+        for name in method_class(method).RETIRED:
+            parameters.pop(name, None)
+        hasher = make_hasher(method, parameters.pop("n_bits"), seed=parameters.pop("seed"), **parameters)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise FormatError(f"the model's config.json does not describe a usable hasher: {error}") from error
     return hasher.restore(config, tensors)

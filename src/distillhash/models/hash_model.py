@@ -186,6 +186,7 @@ class HashModel:
         self.hasher.fit(table.features, views=table.views, images=images, teacher=table.teacher)
         if fine_tune:
             self.backbone.refresh()
+            self.hasher.fit_decoder(self._extract(sample, **options).features)
         return {"n_used": len(table.rows)}
 
     def _extract(self, source: Source, **options: Any) -> FeatureBatch:
@@ -248,7 +249,7 @@ class HashModel:
 
     def save(self, path: str | Path) -> None:
         """Write the model folder (created if absent): ``config.json`` and ``model.safetensors``."""
-        tensors = dict(self.hasher.state())
+        tensors = self.hasher.tensors()
         if self.training.get("fine_tuned"):
             tensors |= {_BACKBONE_PREFIX + name: array for name, array in self.backbone.tensors().items()}
         write_model_folder(path, self.model_config(), tensors)

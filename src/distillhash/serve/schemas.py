@@ -116,8 +116,10 @@ class SearchParameters(BaseModel):
         description="Only items for which this condition over id, key and metadata holds, in the index's language: "
         "`metadata->>'label' = 'cat'`, on Milvus `metadata[\"label\"] == \"cat\"`.",
     )
-    rerank: Literal["projection", "decoder"] | None = Field(
-        None, description="For an upload: order the nearest codes by its real projection, or by decoded features."
+    rerank: Literal["projection", "decoder", "vectors"] | None = Field(
+        None,
+        description="For an upload: order the nearest codes by its real projection, or by the cosine of its features to those decoded "
+        "from the codes or kept in the index.",
     )
     candidates: int | None = Field(
         None, ge=1, le=MOST_RESULTS, description="How many nearest codes to re-rank; 10 k by default."

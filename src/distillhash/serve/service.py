@@ -197,7 +197,7 @@ class Service:
 
     async def add(self, body: Body) -> tuple[Item, bool]:
         """Store an upload; returns the item and whether it is new. The same file again is the same item."""
-        code, _ = await self.encode(body)
+        code, feature = await self.encode(body)
         content, key = body.upload, None
         codes = Codes(np.frombuffer(code, np.uint8)[None], self.n_bits)
         more: dict[str, Any] = {"metadata": [{"name": body.name}] if body.name else None}
@@ -207,6 +207,8 @@ class Service:
 
         def store(index: Index) -> tuple[Item, bool]:
             is_new = key is None or not index.known([key])
+            if index.vector_type is not None:
+                more["vectors"] = feature[None]
             return index.get(index.add(codes, **more).tolist())[0], is_new
 
         item, is_new = await self.run(store)

@@ -1,0 +1,217 @@
+"""What codes keep of kinds and of near neighbours, by method and length.
+
+    python benchmarks/neighbours_and_classes.py cifar10 --data cifar10:DIR --out results/neighbours-and-classes
+    python benchmarks/neighbours_and_classes.py grocery --data DIR --out results/neighbours-and-classes
+    python benchmarks/neighbours_and_classes.py captions --data pairs.parquet --out results/neighbours-and-classes
+    python benchmarks/neighbours_and_classes.py photos --data pairs.parquet --out results/neighbours-and-classes
+    python benchmarks/neighbours_and_classes.py digits --out results/neighbours-and-classes
+
+Nothing that is measured was trained on.
+
+- cifar10: protocol cifar10-distillhash, default backbone, six views and teacher; 1,000 of its queries. MAP and precision over the whole
+  database of 50,000, neighbour recall in 10,000 rows of it; both drawn by the protocol's seed.
+- grocery: photographs at 224 pixels, vectors only; learned from the train part, which is also the database, searched by the test part.
+- captions: ``minilm`` embeddings of the captions; learned from those of the first 800 pictures, each of the other 1,000 searched among the
+  rest of them. ``same picture@10`` is the share of the four other captions of a picture among the first 10.
+- photos: the pictures of the same file at 224 pixels, without classes; learned from 800, each of the other 200 searched among the rest.
+- digits: scikit-learn's digits, learned from the train part, which is also the database, searched by the test part.
+
+With ``--folds`` only training rows are used, four fifths to learn from and the others in the place of what is measured: the numbers that
+the defaults were chosen by. Mean and sample standard deviation over the seeds. ``decoder@10`` is the neighbour recall where the whole
+database is ordered by the cosine of the query's features and those decoded from the codes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+
+from distillhash import make_hasher
+from distillhash.backbones import FeatureCache, extract_features, make_backbone
+from distillhash.bench.protocols import load_protocol
+from distillhash.bench.runs import prepare, versions
+from distillhash.cli.common import parse_settings
+from distillhash.metrics import evaluate_codes, neighbour_recall
+from distillhash.sources import open_source
+from distillhash.sources.pairs import open_pairs
+from distillhash.texts import make_text_encoder
+
+Floats = NDArray[np.float32]
+METHODS = "itq;urph preset=nearest;distillhash-contrast;distillhash-nested"
+RECALL_ROWS, PICTURES, LEARNED = 10_000, 1000, 800
+
+
+class Data(NamedTuple):
+    """What is learned from and what is measured; ``labels`` are (name, of the queries, of the database)."""
+
+    train: Floats
+    query: Floats
+    database: Floats
+    labels: Sequence[tuple[str, NDArray[Any], NDArray[Any]]] = ()
+    same: bool = False  # the queries are the database
+    near: NDArray[np.intp] | None = None  # rows of the database that neighbour recall is measured in; None: all
+    views: Floats | None = None
+    teacher: Floats | None = None
+
+
+def cifar10(source: str) -> Data:
+    protocol = load_protocol("cifar10-distillhash")
+    options: dict[str, Any] = {"cache": FeatureCache(), "n_views": 6, "teacher": True, "progress": True}
+    found = prepare(open_source(source), protocol, make_backbone("efficientnet-lite0"), **options)
+    split, rng = found.split, np.random.default_rng(protocol.rule.seed)
+    query = np.sort(rng.choice(split.query, 1000, replace=False))
+    near = np.sort(rng.choice(len(split.database), RECALL_ROWS, replace=False))
+    train, features = found.features[split.train], found.features
+    labels = [("class", found.labels[query], found.labels[split.database])]
+    sides = train, features[query], features[split.database]
+    return Data(*sides, labels, near=near, views=found.views, teacher=found.teacher)
+
+
+def grocery(folder: str) -> Data:
+    files = [Path(folder) / f"{part}.parquet" for part in ("test", "train")]
+    backbone = make_backbone("efficientnet-lite0", image_size=224)
+    query, train = (
+        extract_features(open_source(file), backbone, cache=FeatureCache(), progress=True).features for file in files
+    )
+    columns = [pq.read_table(file, columns=["label", "fine_label"]) for file in files]
+    labels = [(name, *(table[name].to_numpy() for table in columns)) for name in ("label", "fine_label")]
+    return Data(train, query, train, [("coarse", *labels[0][1:]), ("fine", *labels[1][1:])])
+
+
+def captions(file: str) -> Data:
+    pairs, encoder = open_pairs(file), make_text_encoder("minilm")
+    assert isinstance(pairs.texts, list)
+    features = np.concatenate([encoder.encode(pairs.texts[i : i + 256]) for i in range(0, len(pairs.texts), 256)])
+    new = pairs.owners >= LEARNED
+    rows = features[new]
+    return Data(features[~new], rows, rows, [("picture", pairs.owners[new], pairs.owners[new])], same=True)
+
+
+def photos(file: str) -> Data:
+    images, backbone = open_pairs(file).images, make_backbone("efficientnet-lite0", image_size=224)
+    features = extract_features(images, backbone, cache=FeatureCache(), progress=True).features
+    return Data(features[:LEARNED], features[LEARNED:], features[LEARNED:], same=True)
+
+
+def digits(_: str) -> Data:
+    images, labels = load_digits(return_X_y=True)
+    splits = open_source("digits:").splits
+    (query, of_query), (train, of_train) = ((images[splits[part]], labels[splits[part]]) for part in ("test", "train"))
+    train, query = (np.asarray(part, np.float32) for part in (train, query))
+    return Data(train, query, train, (("class", of_query, of_train),))
+
+
+DATA = {"cifar10": cifar10, "grocery": grocery, "captions": captions, "photos": photos, "digits": digits}
+
+
+def folded(data: Data) -> Data:
+    """The training rows alone: four fifths are learned from, the others are queries, of the others and of the first 10,000."""
+    order = np.random.default_rng(7).permutation(len(data.train))
+    learned, held = (np.sort(part) for part in np.split(order, [len(order) * 4 // 5]))
+    views, teacher = (None if part is None else part[..., learned, :] for part in (data.views, data.teacher))
+    return Data(data.train[learned], data.train[held], data.train[held], same=True, views=views, teacher=teacher)
+
+
+def sampled(data: Data, n: int) -> Data:
+    """Only ``n`` of the training rows."""
+    rows = np.sort(np.random.default_rng(7).permutation(len(data.train))[:n])
+    views, teacher = (None if part is None else part[..., rows, :] for part in (data.views, data.teacher))
+    return data._replace(train=data.train[rows], views=views, teacher=teacher)
+
+
+def measure(hasher: Any, data: Data) -> dict[str, float]:
+    query, database = hasher.encode(data.query), hasher.encode(data.database)
+    near = slice(None) if data.near is None else data.near
+    sides = query, database[near], data.query, data.database[near]
+    recall = neighbour_recall(*sides, (10,), (10, 40, 100), same_items=data.same)
+    found = {f"neighbour recall@{depth}": recall[f"recall10@{depth}"] for depth in (10, 40, 100)}
+    for name, of_query, of_database in data.labels:
+        if name == "picture":  # the nearest by these features are the other captions of the picture
+            pictures = np.equal.outer(of_query, np.unique(of_query)).astype(np.float32)
+            same = neighbour_recall(query, database, pictures, pictures, (4,), (10,), same_items=True)
+            found["same picture@10"] = same["recall4@10"]
+            continue
+        metrics = evaluate_codes(query, database, of_query, of_database, cutoffs=(), topn=(10, 100))
+        found |= {f"{name} MAP": metrics["map"]}
+        found |= {f"{name} P@{depth}": metrics[f"precision@{depth}"] for depth in (10, 100)}
+    return found | {"class bits": hasher.class_bits}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=DATA)
+    parser.add_argument("--data", default="", help="where it is")
+    parser.add_argument("--methods", default=METHODS, help="separated by ';', each with its settings after it")
+    parser.add_argument("--bits", default="32,64,128,256")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--folds", action="store_true", help="measure on training rows that were held out")
+    parser.add_argument("--learned", type=int, help="learn from so many of the training rows, drawn at random")
+    parser.add_argument("--no-views", action="store_true", help="learn from plain features alone")
+    parser.add_argument("--name", dest="name_of_table", help="of the table (default: the data's)")
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    data = DATA[arguments.name](arguments.data)
+    data = folded(data) if arguments.folds else data
+    data = data._replace(views=None, teacher=None) if arguments.no_views else data
+    data = data if arguments.learned is None else sampled(data, arguments.learned)
+    name = arguments.name + arguments.folds * "-folds" if arguments.name_of_table is None else arguments.name_of_table
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    file = arguments.out / f"{name}.json"
+    records: list[dict[str, Any]] = json.loads(file.read_text())["records"] if file.exists() else []
+    for n_bits in map(int, arguments.bits.split(",")):
+        for method in arguments.methods.split(";"):
+            method_name, *pairs = method.split()
+            for seed in map(int, arguments.seeds.split(",")):
+                key = {"method": method, "n_bits": n_bits, "seed": seed}
+                if n_bits > data.train.shape[1] or any(key.items() <= record.items() for record in records):
+                    continue
+                hasher = make_hasher(method_name, n_bits, seed=seed, **parse_settings(pairs))
+                started = time.perf_counter()
+                hasher.fit(
+                    data.train,
+                    views=data.views if hasher.uses_views else None,
+                    teacher=data.teacher if hasher.uses_teacher else None,
+                )
+                seconds = time.perf_counter() - started
+                record = {**key, "seconds to fit": seconds, **measure(hasher, data)}
+                chosen = hasher.history_.get("chosen")
+                records.append({**record, "chosen": chosen} if chosen else record)
+                print(records[-1], flush=True)
+                file.write_text(json.dumps({"versions": versions(), "records": records}, indent=1) + "\n")
+    text = table(records)
+    file.with_suffix(".md").write_text(text)
+    print(text)
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Markdown: a row for each length and method, mean (sample standard deviation) over seeds."""
+    measures = [key for key, value in records[0].items() if isinstance(value, float) and key != "seconds to fit"]
+    measures += ["class bits", "seconds to fit"]
+    lines = [f"| bits | method | {' | '.join(measures)} |", "|" + "---|" * (len(measures) + 2)]
+    for n_bits, method in dict.fromkeys((record["n_bits"], record["method"]) for record in records):
+        runs = [record for record in records if (record["n_bits"], record["method"]) == (n_bits, method)]
+        cells = []
+        for key in measures:
+            values = [run[key] for run in runs]
+            spread = f" ({np.std(values, ddof=1):.3f})" if len(values) > 1 else ""
+            digits = (
+                f"{np.mean(values):.3f}{spread}"
+                if isinstance(values[0], float)
+                else "/".join(map(str, sorted(set(values))))
+            )
+            cells.append(f"{np.mean(values):.0f}" if key == "seconds to fit" else digits)
+        lines.append(f"| {n_bits} | {method} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
