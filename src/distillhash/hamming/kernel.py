@@ -717,9 +717,7 @@ def _run(
     # Arrays are made here because numba takes seconds to compile code that makes them.
     # With more room for candidates, bounds would be lowered too late.
     plan = np.array([(few, k if few else 0, min(few, max(16, few // 4))) for few in least], np.int64)
-    rooms = np.empty((q, len(plan)), np.int64)
-    rooms[:] = plan[:, 0] + plan[:, 2]
-    rooms = rooms.reshape(-1)
+    rooms = np.full((q, len(plan)), plan[:, 0] + plan[:, 2]).reshape(-1)
     n_kept = np.zeros(len(rooms), np.int64)
     kept = np.empty((len(rooms), min(k + min(k, max(16, k // 4)), n) + BLOCK), np.int64)
     arrays = bounds, lasts, rooms, n_kept, kept, counts, rows, distances
