@@ -10,6 +10,7 @@ import pytest
 from distillhash import Codes, HashModel, load_hasher, make_hasher
 from distillhash.errors import ParameterError
 from distillhash.files import read_file
+from distillhash.hamming.ranking import order
 from distillhash.index import Index, open_index
 from distillhash.methods.registry import hasher_from
 from distillhash.search import NoItemError, Query, Searcher, cosines, open_searcher, projection_scores
@@ -206,3 +207,33 @@ def test_the_state_of_an_index_moves_with_every_change(tmp_path: Path) -> None:
         index.remove([identifier])
         states.append(index.state())
         assert len(set(states)) == len(states)
+
+
+class _TwoParts:
+    """As much of a model as a searcher needs of one with codes of two parts."""
+
+    class hasher:  # noqa: N801
+        class_bits = 16
+
+
+def test_codes_of_two_parts_are_searched_by_their_ranking() -> None:
+    codes = Codes.from_signs(np.sign(np.random.default_rng(5).normal(size=(90, 64))), 16)
+    searcher = Searcher(open_index("memory://", 64, create=True), _TwoParts())  # type: ignore[arg-type]
+    searcher.index.add(codes)
+    differing = codes.signs()[3] != codes.signs()
+    far, of_class = differing.sum(axis=1), differing[:, :16].sum(axis=1)
+    queries = [
+        Query(3, 60, by="both"),
+        Query(codes.packed[3].tobytes(), 60, by="kind"),
+        Query(3, 60, by="nearest"),
+        Query(3, None, 28, by="kind"),
+        Query(3, 60, 28, by="nearest"),
+    ]
+    answers = [[item.id for item in answer.items] for answer in searcher.answer(queries)]  # type: ignore[union-attr]
+    for query, answer in zip(queries, answers, strict=True):
+        ranked = order(far, of_class, query.by)[: query.k].tolist()
+        assert answer == [row for row in ranked if query.radius is None or far[row] <= query.radius]
+    assert len({tuple(answer[:60]) for answer in answers[:3]}) == 3
+    one_part = Searcher(searcher.index)
+    refused = one_part.answer([Query(3, 10, by="kind"), Query(3, 10)])
+    assert isinstance(refused[0], ParameterError) and not isinstance(refused[1], Exception)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
 from distillhash.files import digest, read_file, write_atomic
+from distillhash.hamming.ranking import By, check_by
 from distillhash.index import Index, Item, open_index
 from distillhash.index.address import folder_of, shown
 from distillhash.index.base import VectorType, check_keys
@@ -84,6 +85,7 @@ class Query:
     rerank: Rerank | None = None  # None: by distance
     candidates: int | None = None  # how many nearest codes are re-ranked; None takes 10 k, or all within the radius
     feature: NDArray[np.float32] | None = None  # (d,) of the query, for re-ranking
+    by: By = "both"  # the ranking of codes of two parts
 
     def __post_init__(self) -> None:
         if self.rerank is not None and self.rerank not in get_args(Rerank):
@@ -112,10 +114,10 @@ class Found(NamedTuple):
     """The answer to a query."""
 
     code: bytes  # packed, of the query
-    items: list[Item]  # nearest first with equal distances by ascending id, or by descending score
+    items: list[Item]  # nearest first with ties by ascending id, or by descending score
     distances: list[int]  # in bits
     scores: list[float] | None  # what was re-ranked by, larger is nearer; None without re-ranking
-    is_cut: bool  # more items lie within the radius than were asked for
+    is_cut: bool  # more items lie within the radius than were asked for, or may do so with codes of two parts
 
 
 class Searcher:
@@ -126,6 +128,11 @@ class Searcher:
         self.index, self.model, self._max_pixels = index, model, max_pixels
         self._held: dict[int, Item] = {}
         self._state: Hashable | None = None
+
+    @property
+    def class_bits(self) -> int:
+        """Leading bits of the model's codes that are their class part; 0 where they have one part, or there is no model."""
+        return 0 if self.model is None else self.model.hasher.class_bits
 
     def __enter__(self) -> Self:
         return self
@@ -142,6 +149,7 @@ class Searcher:
         where: str | None = None,
         rerank: Rerank | None = None,
         candidates: int | None = None,
+        by: By = "both",
     ) -> Results:
         """The neighbours of every item of ``sources``, and of every text where the model was trained with texts.
 
@@ -151,6 +159,7 @@ class Searcher:
         """
         if rerank is not None:
             self.check_rerank(rerank)
+        check_by(by, self.class_bits)
         k = self.index.cut(k)
         candidates = None if candidates is None else self.index.cut(candidates)
         near = k if radius is None else None, radius, where
@@ -164,7 +173,7 @@ class Searcher:
                 names += [source.path(row) or source.keys[row] for row in batch.rows.tolist()]
                 features = batch.features if rerank is not None else [None] * len(batch.rows)
                 for code, feature in zip(batch.codes.packed, features, strict=True):
-                    queries.append(Query(code.tobytes(), *near, rerank, candidates, feature))
+                    queries.append(Query(code.tobytes(), *near, rerank, candidates, feature, by))
         if texts:
             model = self._known_model()
             if not isinstance(model, CrossModalModel):
@@ -173,7 +182,7 @@ class Searcher:
                     "search by text needs one trained with --pairs"
                 )
             names += texts
-            queries += [Query(code.tobytes(), *near) for code in model.encode_texts(texts).packed]
+            queries += [Query(code.tobytes(), *near, by=by) for code in model.encode_texts(texts).packed]
             results.notes.extend(odd.reason for odd in unfamiliar_texts(model.text_encoder, texts))
         for name, found in zip(names, self.answer(queries), strict=True):
             if isinstance(found, Exception):
@@ -190,9 +199,9 @@ class Searcher:
     def answer(self, queries: Sequence[Query]) -> list[Found | DistillHashError]:
         """The answers, or what prevents one (:class:`NoItemError`: no such id). Queries with the same options share one engine call."""
         answers: dict[int, Found | DistillHashError] = {}
-        alike: dict[tuple[int | None, int | None, str | None], list[int]] = defaultdict(list)
+        alike: dict[tuple[int | None, int | None, str | None, By], list[int]] = defaultdict(list)
         for place, query in enumerate(queries):
-            alike[query.limit, query.radius if query.k is None else None, query.where].append(place)
+            alike[query.limit, query.radius if query.k is None else None, query.where, query.by].append(place)
         for places in alike.values():
             try:
                 found = self._search([queries[place] for place in places])
@@ -202,7 +211,7 @@ class Searcher:
         return [answers[place] for place in range(len(queries))]
 
     def _search(self, queries: list[Query]) -> list[Found | DistillHashError]:
-        """The answers to queries with the same limit, radius and condition."""
+        """The answers to queries with the same limit, radius, condition and ranking."""
         for _ in range(_TRIES):
             held = self._items({query.item for query in queries if isinstance(query.item, int)})
             known = {identifier: item.code.packed.tobytes() for identifier, item in held.items()}
@@ -224,12 +233,12 @@ class Searcher:
         """(id, distance) pairs for every query, nearest first; none for a query without a code."""
         first, known = queries[0], [code for code in codes if code is not None]
         packed = np.frombuffer(b"".join(known), np.uint8).reshape(len(known), bytes_per_code(self.index.n_bits))
-        wanted = Codes(packed, self.index.n_bits)
+        wanted = Codes(packed, self.index.n_bits, self.class_bits)
         if first.limit is None:
             assert first.radius is not None
-            rows = iter(self.index.range_search(wanted, first.radius, where=first.where))
+            rows = iter(self.index.range_search(wanted, first.radius, where=first.where, by=first.by))
         else:
-            rows = iter(self.index.search(wanted, first.limit, where=first.where))
+            rows = iter(self.index.search(wanted, first.limit, where=first.where, by=first.by))
         hits = [[] if code is None else next(rows) for code in codes]
         return [
             hit if query.radius is None else [pair for pair in hit if pair[1] <= query.radius]
@@ -239,6 +248,8 @@ class Searcher:
     def _ranked(self, query: Query, code: bytes, hit: list[tuple[int, int]], items: list[Item]) -> Found:
         distances = [distance for _, distance in hit]
         is_cut = query.k is not None and query.radius is not None and (len(hit) == query.limit or len(hit) > query.k)
+        if self.class_bits and query.k is not None and query.radius is not None:  # near ones may be late in the ranking
+            is_cut = len(self.index) > (query.limit or 0)
         if query.rerank is None:
             return Found(code, items, distances, None, is_cut)
         scores = self._scores(query, items) if items else np.zeros(0)

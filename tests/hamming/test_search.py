@@ -5,9 +5,10 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import hypothesis.strategies as st
 import numpy as np
@@ -19,6 +20,7 @@ from distillhash import Codes
 from distillhash.errors import DataError, ParameterError
 from distillhash.hamming import nearest, plane_dtype, planes_of, search, warm_up, within
 from distillhash.hamming.kernel import BLOCK, HALF_ROWS
+from distillhash.hamming.ranking import HEAD, HEAD_WEIGHTS, TAIL_WEIGHTS, By, order
 
 WIDTHS = (1, 12, 16, 17, 32, 33, 64, 127, 128, 192, 256, 300, 512)
 Pairs = list[tuple[int, int]]
@@ -96,6 +98,107 @@ def test_any_search_is_a_cut_of_the_full_sort(
     found = within(*planes, radius, allowed=allowed, threads=threads)
     assert [array.dtype for array in found] == [np.int64, np.int64, np.int32]
     assert as_lists(*found) == [[pair for pair in pairs if pair[0] <= radius] for pairs in expected]
+
+
+def ranked_by_loop(query: Codes, database: Codes, by: str, allowed: NDArray[Any] | None) -> Pairs:
+    """All (distance, row) of one query in the order of a ranking of codes of two parts, pair by pair."""
+    found = []
+    for row, signs in enumerate(database.signs()):
+        differing = (signs != query.signs()[0]).tolist()
+        if allowed is None or allowed[row]:
+            found.append((sum(differing), sum(differing[: query.class_bits]), row))
+
+    def key(weights: tuple[int, int]) -> Callable[[tuple[int, int, int]], tuple[int, int, int]]:
+        return lambda item: (weights[0] * (item[0] - item[1]) + weights[1] * item[1], item[1], item[2])
+
+    if by != "both":
+        return [(d, row) for d, _, row in sorted(found, key=key(HEAD_WEIGHTS if by == "nearest" else TAIL_WEIGHTS))]
+    head = sorted(found, key=key(HEAD_WEIGHTS))
+    n_head = min(HEAD, len(head))
+    while n_head < len(head) and head[n_head][:2] == head[n_head - 1][:2]:
+        n_head += 1
+    tail = sorted(head[n_head:], key=key(TAIL_WEIGHTS))
+    return [(d, row) for d, _, row in head[:n_head] + tail]
+
+
+TWO_PARTS = {
+    "n": st.sampled_from([0, 1, HEAD - 1, HEAD, HEAD + 1, 90, 255, 300, 600]),
+    "q": st.sampled_from([0, 1, 5]),
+    "seed": st.integers(0, 2**32 - 1),
+    "share": st.sampled_from([None, 0.0, 0.1, 0.7]),
+    "by": st.sampled_from(["both", "nearest", "kind"]),
+    "threads": st.sampled_from([1, 2]),
+}
+
+
+@given(n_bits=st.integers(66, 128), data=st.data(), **TWO_PARTS)
+@settings(deadline=None, max_examples=40)
+def test_any_search_of_two_parts_is_a_cut_of_the_ranking(n_bits: int, data: st.DataObject, **options: Any) -> None:
+    check_two_parts(n_bits, data.draw(st.integers(1, 63), label="class_bits"), data, **options)
+
+
+@pytest.mark.long  # each width is compiled
+@given(n_bits=st.sampled_from([8, 16, 24, 40, 64, 96, 128, 256, 1024]), data=st.data(), **TWO_PARTS)
+@settings(deadline=None, max_examples=300)
+def test_any_search_of_two_parts_at_many_widths(n_bits: int, data: st.DataObject, **options: Any) -> None:
+    aligned = [bits for bits in (8, 16, 32, 48, 64, 128) if bits < n_bits] or [1]
+    class_bits = st.sampled_from(aligned) | st.integers(1, n_bits - 1)
+    check_two_parts(n_bits, data.draw(class_bits, label="class_bits"), data, **options)
+
+
+def check_two_parts(
+    n_bits: int, class_bits: int, data: st.DataObject, n: int, q: int, seed: int, share: float | None, by: Any, threads: int
+) -> None:  # fmt: skip
+    k = data.draw(st.sampled_from([0, 1, HEAD - 1, HEAD, HEAD + 1, 60, 100, n, n + 3]), label="k")
+    query, database = random_codes(q, n_bits, seed), random_codes(n, n_bits, seed + 1)
+    allowed = None if share is None else np.random.default_rng(seed).random(n) < share
+    planes = planes_of(query), planes_of(database)
+    rows, distances = nearest(*planes, k, class_bits=class_bits, by=by, allowed=allowed, threads=threads)
+    assert rows.shape == distances.shape == (q, k)
+    assert rows.dtype == np.int64
+    assert distances.dtype == np.int32
+    for i in range(q):
+        pairs = ranked_by_loop(Codes(query.packed[i : i + 1], n_bits, class_bits), database, by, allowed)
+        padded = [*pairs[:k], *[(-1, -1)] * (k - len(pairs))]
+        assert list(zip(distances[i].tolist(), rows[i].tolist(), strict=True)) == padded
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("order_of_rows", ["random", "sorted", "equal"])
+def test_two_parts_over_many_rows_in_any_order(
+    order_of_rows: str, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts for each thread, a sample for the first bounds, and rows in an order that the sample does not foresee."""
+    monkeypatch.setattr(search, "_BYTES_PER_THREAD", 4096)
+    monkeypatch.setattr("distillhash.hamming.kernel._SAMPLED_FROM", 1 << 14)
+    n, class_bits = 100_003, 40
+    query, codes = random_codes(5, 128, 1), random_codes(n, 128)
+    if order_of_rows == "sorted":
+        codes = codes[np.argsort(np.bitwise_count(codes.packed ^ query.packed[0]).sum(axis=1))]
+    elif order_of_rows == "equal":
+        codes = codes[np.zeros(n, int)]
+    allowed = np.random.default_rng(0).random(n) < 0.01 if masked else None
+    kept = np.arange(n) if allowed is None else np.flatnonzero(allowed)
+    for q, threads in ((1, 1), (1, 2), (5, 1)):
+        for by in get_args(By):
+            options: Any = {"class_bits": class_bits, "by": by, "allowed": allowed, "threads": threads}
+            found = nearest(planes_of(query[:q]), planes_of(codes), 100, **options)
+            for i in range(q):
+                differing = np.unpackbits(codes.packed[kept] ^ query.packed[i], axis=1)
+                far, of_class = differing.sum(axis=1, dtype=np.int64), differing[:, :class_bits].sum(axis=1, dtype=int)
+                expected = order(far, of_class, by)[:100]
+                assert same((found[0][i], found[1][i]), (kept[expected], far[expected].astype(np.int32)))
+
+
+def test_what_does_not_fit_two_parts_is_refused() -> None:
+    words = np.zeros((1, 5), np.uint64)
+    with pytest.raises(ParameterError, match=r"class_bits must be in 0..63 for 64 bits, got 64"):
+        nearest(words, words, 1, class_bits=64)
+    with pytest.raises(ParameterError, match="one ranking, got by='kind'"):
+        nearest(words, words, 1, by="kind")
+    long = np.zeros((128, 5), np.uint64)
+    with pytest.raises(ParameterError, match="at most 8191 bits, got 8192"):
+        nearest(long, long, 1, class_bits=16)
 
 
 @pytest.mark.parametrize("n_bits", [1000, pytest.param(4096, marks=pytest.mark.long)])
@@ -306,12 +409,13 @@ def test_after_warm_up_nothing_is_compiled() -> None:
         "import numpy as np\n"
         "from numba.core import event\n"
         "from distillhash.hamming import nearest, warm_up, within\n"
-        "warm_up(128)\n"
+        "warm_up(128, 48)\n"
         "planes = np.random.default_rng(0).integers(0, 2**64, (2, 5000), np.uint64)\n"
         "with event.install_recorder('numba:compile') as recorder:\n"
         "    for q in (1, 9):\n"
         "        for allowed in (None, np.ones(5000, bool)):\n"
         "            nearest(planes[:, :q], planes, 5, allowed=allowed)\n"
+        "            nearest(planes[:, :q], planes, 50, class_bits=48, allowed=allowed)\n"
         "            within(planes[:, :q], planes, 5, allowed=allowed)\n"
         "print(len(recorder.buffer))"
     )

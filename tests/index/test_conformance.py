@@ -15,6 +15,7 @@ import pytest
 
 from distillhash import Codes
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
+from distillhash.hamming.ranking import order
 from distillhash.index import Index, open_index
 from distillhash.index.sync import Added, Batch, Rows, Update
 
@@ -131,6 +132,45 @@ def test_answers_equal_a_loop(searcher: Engine, n_bits: int) -> None:
         near = index.range_search(codes, radius)
         assert list(near) == [[row for row in rows if row[1] <= radius] for rows in expected]
         assert near.limits[0] == 0 and near.limits[-1] == len(near.ids) == len(near.distances)
+
+
+def two_part_order(stored: dict[int, int], query: int, class_bits: int, by: Any) -> list[tuple[int, int]]:
+    """All (id, distance) in the order of the ranking, from integers whose lowest bits are the class part."""
+    ids = sorted(stored)
+    far = [bin(query ^ stored[identifier]).count("1") for identifier in ids]
+    of_class = [bin((query ^ stored[identifier]) & 2**class_bits - 1).count("1") for identifier in ids]
+    return [(ids[place], far[place]) for place in order(np.array(far), np.array(of_class), by)]
+
+
+def test_codes_of_two_parts_are_ranked_by_both(engine: Engine) -> None:
+    """The index was filled with codes of one part, and with others; all of it is among the candidates of every engine."""
+    rng = np.random.default_rng(0)
+    pool = [int.from_bytes(rng.bytes(8)) for _ in range(6)]
+    values = [pool[i] ^ int.from_bytes(rng.bytes(8)) & int.from_bytes(rng.bytes(8)) for i in rng.integers(6, size=150)]
+    ids = rng.permutation(1000)[:150].tolist()
+    index = engine.open(64, create=True)
+    index.add(to_codes(values[:100], 64), ids=ids[:100], metadata=[{"year": 2020 + i % 2} for i in range(100)])
+    queries = Codes(to_codes([*pool[:2], values[3]], 64).packed, 64, 16)
+    assert len(index.search(queries, 1)) == 3  # an engine may keep what it read
+    index.add(Codes(to_codes(values[100:], 64).packed, 64, 16), ids=ids[100:], metadata=[{"year": 2021}] * 50)
+    stored = dict(zip(ids, values, strict=True))
+    later = {identifier: stored[identifier] for i, identifier in enumerate(ids) if i >= 100 or i % 2}
+    wanted = [*pool[:2], values[3]]
+    for by in ("both", "nearest", "kind"):
+        expected = [two_part_order(stored, query, 16, by) for query in wanted]
+        for k in (1, 40, 60, 200):
+            found = index.search(queries, k, by=by)
+            assert found.ids.shape == (3, k)
+            assert list(found) == [pairs[:k] for pairs in expected]
+        found = index.search(queries, 60, where=engine.where, by=by)
+        assert list(found) == [two_part_order(later, query, 16, by)[:60] for query in wanted]
+        for query, near in zip(wanted, index.range_search(queries, 24, by=by), strict=True):
+            inside = {identifier: value for identifier, value in stored.items() if bin(query ^ value).count("1") <= 24}
+            assert near == two_part_order(inside, query, 16, by)
+    with pytest.raises(ParameterError, match="one ranking, got by='kind'"):
+        index.search(to_codes(pool, 64), 3, by="kind")
+    with pytest.raises(ParameterError, match="by must be one of both, nearest, kind"):
+        index.range_search(queries, 3, by="near")
 
 
 def test_ties_at_the_cut_go_by_ascending_id(searcher: Engine) -> None:

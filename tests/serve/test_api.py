@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from distillhash import Codes, load_model
 from distillhash.cli import main
 from distillhash.codes import hamming_distances
+from distillhash.hamming.ranking import order
 from distillhash.index import open_index
 from distillhash.metrics.code_statistics import bit_statistics
 from distillhash.sources import decode_image
@@ -410,3 +411,25 @@ def test_a_changed_file_is_not_shown(own_index: Path, tmp_path: Path) -> None:
         assert "changed since" in problem(client.get(f"/items/{identifier}/image"), 404)
         copy.unlink()
         problem(client.get(f"/items/{identifier}/thumbnail"), 404)
+
+
+@pytest.mark.long
+def test_codes_of_two_parts_are_ranked_as_asked(vectors: Path, tmp_path: Path) -> None:
+    model, index = tmp_path / "m", tmp_path / "i"
+    options = ["--method", "distillhash-nested", "--bits", "32", "--quiet"]
+    assert main(["train", str(vectors), "--out", str(model), *options]) == 0
+    assert main(["index", str(vectors), "--model", str(model), "--index", str(index), "--quiet"]) == 0
+    codes = load_model(model).encode(str(vectors))
+    differing = codes.signs()[5] != codes.signs()
+    far, of_class = differing.sum(axis=1), differing[:, : codes.class_bits].sum(axis=1)
+    with in_thread(index) as url, httpx.Client(base_url=url, timeout=30) as client:
+        assert client.get("/stats").json()["class_bits"] == codes.class_bits > 0
+        for by in ("both", "nearest", "kind"):
+            found = client.post("/search", params={"id": 5, "k": 90, "by": by})
+            assert pairs(found) == [(row, far[row]) for row in order(far, of_class, by)[:90]]
+        problem(client.post("/search", params={"id": 5, "by": "near"}), 422)
+
+
+def test_codes_of_one_part_have_one_ranking(client: httpx.Client) -> None:
+    assert client.get("/stats").json()["class_bits"] == 0
+    assert "one ranking" in problem(client.post("/search", params={"id": 1, "by": "kind"}), 422)

@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 summary |= report_skipped(arguments, skipped, (folder_of(arguments.index) or Path()) / "skipped.json")
         if arguments.compact:
             index.compact()
-        index.prepare()  # so that the first search need not
+        index.prepare(searcher.class_bits)  # so that the first search need not
         summary["n_items"] = len(index)
     done = ("added", "updated", "renamed", "unchanged", "pruned", "removed")
     always = {"added", "updated", "unchanged", "removed"}

@@ -4,6 +4,7 @@ distillhash search cat.jpg --index photos.index -k 5
 distillhash search queries/ --index photos.index --radius 6 --json
 distillhash search cat.jpg --index photos.index --where "key LIKE '%/2021/%'"
 distillhash search cat.jpg --index photos.index --rerank decoder --candidates 500
+distillhash search cat.jpg --index photos.index --by kind -k 100
 distillhash search cat.jpg --index postgresql://localhost/photos --model model
 distillhash search --text 'a dog on a beach' --index photos.index
 """
@@ -26,6 +27,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--model", metavar="DIR", help="model folder; needed where the index is on a server")
     add("-k", type=int, default=10, help="neighbours per query (default: 10)")
     add("--radius", type=int, metavar="R", help="all items within R bits instead of the k nearest")
+    add(
+        "--by",
+        choices=("both", "nearest", "kind"),
+        default="both",
+        help="order of codes of two parts: the nearest, the same kind, or first the nearest and then the same kind (default: both)",
+    )
     add("--where", metavar="CONDITION", help="search only items for which this holds: SQL over id, key and metadata")
     add(
         "--rerank",
@@ -61,6 +68,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             where=arguments.where,
             rerank=arguments.rerank,
             candidates=arguments.candidates,
+            by=arguments.by,
         )
     results, skipped = found.results, [{"query": item.key, "reason": item.reason} for item in found.skipped]
     for note in found.notes:

@@ -254,7 +254,7 @@ def _grouped(centre: Ints, distance: Distances, n_centres: int, n_distances: int
 #   far        (n_centres,) scratch buffer
 
 
-@compiled
+@compiled(makes_arrays=False)
 def _count_ones(planes: Any, centre_of: Any, ones: Any) -> None:
     """Count, for every centre and bit, the rows that have the bit: ``ones`` is ``(n_centres, bits of all planes)``."""
     bits = ones.shape[1] // len(planes)
@@ -293,7 +293,7 @@ def _order_by_distance(far: Any, order: Any, counts: Any) -> None:
 @part
 def _mask_until(query: Any, addresses: Any, start: int, stop: int, bound: int) -> Any:
     """Bit b is set if row ``start + b`` is before ``stop`` and nearer than ``bound``; it reads ``CHUNK`` rows."""
-    found = nearer(query, 0, addresses, None, start, bound)
+    found = nearer(query, 0, addresses, None, None, start, bound)
     if stop - start < CHUNK:
         found &= (np.uint64(1) << np.uint64(stop - start)) - np.uint64(1)
     return found
@@ -316,7 +316,7 @@ def _replace_top(heap: Any, k: int, key: int) -> None:
     heap[place] = key
 
 
-@compiled
+@compiled(makes_arrays=False)
 def _nearest_clustered(
     query: Any, centres: Any, rings: Any, reach: Any, addresses: Any, row_of: Any, allowed: Any, effort: int, far: Any,
     k: int, order: Any, counts: Any, runs: Any, heap: Any,
@@ -346,7 +346,7 @@ def _nearest_clustered(
                 break
         for run in range(n_runs):
             spent += runs[run, 1] - runs[run, 0] + _VISIT
-            prefetch_chunk(query, 0, addresses, None, runs[run, 0])
+            prefetch_chunk(query, 0, addresses, None, None, runs[run, 0])
         if spent > effort:
             return False
         at_once = min(2 * at_once, len(runs))
@@ -360,13 +360,13 @@ def _nearest_clustered(
                     row = np.int64(row_of[at])
                     if allowed is not None and allowed[row] == 0:
                         continue
-                    key = distance_of(query, 0, addresses, None, at) << ROW_BITS | row
+                    key = distance_of(query, 0, addresses, None, None, at) << ROW_BITS | row
                     if key < heap[0]:
                         _replace_top(heap, k, key)
     return True
 
 
-@compiled
+@compiled(makes_arrays=False)
 def _within_clustered(
     query: Any, centres: Any, rings: Any, reach: Any, addresses: Any, row_of: Any, allowed: Any, effort: int, far: Any,
     radius: int, keys: Any,
@@ -391,6 +391,6 @@ def _within_clustered(
                 if allowed is not None and allowed[row] == 0:
                     continue
                 if n_found < len(keys):
-                    keys[n_found] = distance_of(query, 0, addresses, None, at) << ROW_BITS | row
+                    keys[n_found] = distance_of(query, 0, addresses, None, None, at) << ROW_BITS | row
                 n_found += 1
     return n_found

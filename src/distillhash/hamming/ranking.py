@@ -28,6 +28,7 @@ HEAD = 40
 """Items that the ranking by both takes by ``nearest``, at least."""
 HEAD_WEIGHTS = (2, 1)
 TAIL_WEIGHTS = (1, 8)
+_NO_KEY = 1 << 60
 
 _CELL_BLOCK = 1 << 22  # cells ordered at once: about 200 MB
 
@@ -61,6 +62,30 @@ def order(distances: NDArray[Any], class_distances: NDArray[Any], by: By = "both
     is_nearer = nearest < nearest[last]
     is_head = is_nearer | ((nearest == nearest[last]) & (np.asarray(class_distances) <= class_distances[last]))
     return np.concatenate([by_nearest[: is_head.sum()], by_kind[~is_head[by_kind]]])
+
+
+def first_of(
+    ids: NDArray[Any], distances: NDArray[Any], class_distances: NDArray[Any], k: int, by: By = "both"
+) -> tuple[Ints, NDArray[np.int32]]:
+    """The ``k`` first of the ranking among candidates of each query: ids and distances ``(q, k)``, tied ones by ascending id.
+
+    Arrays are ``(q, m)``. A distance of -1 marks a place without a candidate, here and at the end of the answer. No candidate comes twice.
+    Candidates that hold the max(k, HEAD) smallest by ``nearest`` and the k smallest by ``kind`` give the answer over all items.
+    """
+    absent = np.asarray(distances) < 0
+    nearest, kind = (
+        np.where(absent, _NO_KEY, weighted(distances, class_distances, weights) << 20 | class_distances)
+        for weights in (HEAD_WEIGHTS, TAIL_WEIGHTS)
+    )
+    keys = kind if by == "kind" else nearest
+    if by == "both" and min(k, nearest.shape[1]) > HEAD:
+        last = np.partition(nearest, HEAD - 1, axis=1)[:, HEAD - 1 : HEAD]
+        keys = np.where(nearest <= last, nearest - _NO_KEY, kind)  # the head is before all others
+    places = np.lexsort((ids, keys), axis=1)[:, :k]
+    answer = np.full((2, len(places), k), -1, np.int64)
+    answer[0, :, : places.shape[1]] = np.take_along_axis(ids, places, 1)
+    answer[1, :, : places.shape[1]] = np.take_along_axis(distances, places, 1)
+    return answer[0], answer[1].astype(np.int32)
 
 
 def cell_count(codes: Codes) -> int:

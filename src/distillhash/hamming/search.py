@@ -1,7 +1,8 @@
 """The two exact searches over planes of codes: the k nearest rows, and all rows within a radius.
 
-Answers are ordered by distance, equal distances by ascending row. They do not depend on the number of threads. The compiled kernels
-are in :mod:`distillhash.hamming.kernel`, which imports numba and is therefore imported when something is searched.
+Answers are ordered by distance, those of codes of two parts by their ranking (:mod:`distillhash.hamming.ranking`); ties by ascending row.
+They do not depend on the number of threads. The compiled kernels are in :mod:`distillhash.hamming.kernel`, which imports numba and is
+therefore imported when something is searched.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import cores
+from distillhash.hamming.ranking import HEAD, HEAD_WEIGHTS, TAIL_WEIGHTS, By, check_by, first_of
 
 Planes = NDArray[Any]  # (n_planes, n) uint16, uint32 or uint64
 Mask = NDArray[np.uint8]
@@ -70,6 +72,8 @@ def nearest(
     database: Planes,
     k: int,
     *,
+    class_bits: int = 0,
+    by: By = "both",
     allowed: NDArray[Any] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -79,21 +83,23 @@ def nearest(
     Args:
         query: ``(n_planes, q)`` words, as :func:`planes_of` gives them.
         database: ``(n_planes, n)`` words of the same dtype. In C order (a read-only memory map too) it is searched in place, otherwise it
-            is copied once a call. It must not change during the call.
+            is copied once a call. Codes of two parts with up to 16 bits are copied too. It must not change during the call.
         k: Number of rows, at least 0; see :func:`cut_k`.
+        class_bits: Leading bits that are the class part of codes of two parts; 0 for codes of one part.
+        by: The ranking of codes of two parts, see :mod:`distillhash.hamming.ranking`.
         allowed: ``(n,)`` bool or uint8. Rows where it is 0 are left out. None allows all.
         threads: Maximum number of threads, at least 1. None takes all processors of this process.
         progress: Called in the caller's thread with the number of queries done so far, after every part of a batch.
 
     Returns:
-        Rows ``(q, k) int64`` and distances ``(q, k) int32`` in bits, by (distance, row). Places after the last allowed row hold -1.
+        Rows ``(q, k) int64`` and distances ``(q, k) int32`` in bits, by (distance, row); of two parts, in the order of the ranking. Places
+        after the last allowed row hold -1.
 
     Raises:
         DataError: arrays of shapes or dtypes that do not fit.
-        ParameterError: ``k`` is negative, or ``threads`` is below 1.
+        ParameterError: ``k`` is negative, ``threads`` is below 1, or ``class_bits`` or ``by`` does not fit such codes.
     """
-    from distillhash.hamming.kernel import nearest_rows
-
+    check_by(by, class_bits)
     query, database, allowed = check_arrays(query, database, allowed)
     if k < 0:
         raise ParameterError(f"k must be at least 0, got {k}")
@@ -102,24 +108,80 @@ def nearest(
     k = cut_k(k, n)
     rows = np.full((q, k), -1, np.int64)
     distances = np.full((q, k), -1, np.int32)
-    k_held = min(k, n)
-    if not q or not k_held:
-        return rows, distances
-    parts = max(1, min(threads, database.nbytes // _BYTES_PER_THREAD))
-    if q <= 2 * threads and parts > 1:
-        _nearest_by_parts(query, database, allowed, parts, rows, distances)
-        if progress is not None:
-            progress(q)
-        return rows, distances
+    if class_bits:
+        query, database, search = _search_of_two_parts(query, database, k, class_bits, by, allowed)
+    else:
 
-    def search(group: slice) -> None:
-        arguments = _kernel_arguments(query[:, group], database, allowed, 0)
-        rows[group, :k_held], distances[group, :k_held] = nearest_rows(*arguments, n, k_held)
+        def search(query: Planes, first: int, stop: int) -> tuple[NDArray[Any], ...]:
+            from distillhash.hamming.kernel import nearest_rows
 
-    group_size = max(1, min(_group_size(n), _GROUP_CANDIDATES // k_held))
-    for _ in _run_groups(search, q, group_size, threads, progress):
-        pass
+            arguments = _kernel_arguments(query, database, allowed, first)
+            found, far = nearest_rows(*arguments, stop - first, min(k, stop - first))
+            return np.where(found < 0, found, found + first) if first else found, far
+
+    for group, parts in _searched(search, query, database, k, threads, progress):
+        found, far, *of_class = parts[0] if len(parts) == 1 else _side_by_side(parts)
+        if len(parts) > 1 and class_bits:
+            found, far = first_of(found, far, of_class[0], k, by)
+        elif len(parts) > 1:
+            # Parts are by ascending row, so a stable sort leaves ties in order. As uint32, the -1 of no row is the largest.
+            order = np.argsort(far.astype(np.uint32), axis=1, kind="stable")
+            found, far = np.take_along_axis(found, order, axis=1), np.take_along_axis(far, order, axis=1)
+        width = min(k, found.shape[1])
+        rows[group, :width], distances[group, :width] = found[:, :width], far[:, :width]
     return rows, distances
+
+
+def candidates(
+    query: Planes, database: Planes, k: int, class_bits: int, by: By, allowed: NDArray[Any] | None = None
+) -> list[NDArray[Any]]:
+    """Rows, distances and class distances ``(q, m) int64`` of codes of two parts, for an answer over several databases.
+
+    :func:`~distillhash.hamming.ranking.first_of` makes it from the candidates of all, side by side. The arguments are those of
+    :func:`nearest`. No row comes twice; places without a row hold -1.
+    """
+    query, database, allowed = check_arrays(query, database, allowed)
+    query, database, search = _search_of_two_parts(query, database, k, class_bits, by, allowed)
+    none = np.zeros((query.shape[1] if not min(k, database.shape[1]) else 0, 0), np.int64)
+    found = [_side_by_side(parts) for _, parts in _searched(search, query, database, k, cores(), None)]
+    return [np.concatenate(arrays) for arrays in zip(*found, strict=True)] or [none] * 3
+
+
+def _search_of_two_parts(
+    query: Planes, database: Planes, k: int, class_bits: int, by: By, allowed: Mask | None
+) -> tuple[Planes, Planes, Callable[[Planes, int, int], tuple[NDArray[Any], ...]]]:
+    """Planes of a word that the kernels take, and their search over some of the rows."""
+    from distillhash.hamming.kernel import LARGEST_KEY, candidate_rows
+
+    n_bits = 8 * database.itemsize * len(database)
+    if not 0 < class_bits < n_bits:
+        raise ParameterError(f"class_bits must be in 0..{n_bits - 1} for {n_bits} bits, got {class_bits}")
+    weights = HEAD_WEIGHTS, TAIL_WEIGHTS
+    if max(map(max, weights)) * n_bits > LARGEST_KEY:
+        most = LARGEST_KEY // max(map(max, weights))
+        raise ParameterError(f"codes of two parts have at most {most} bits, got {n_bits}; search them as codes of one")
+    masks = _class_masks(class_bits, database)
+    if database.itemsize == 2:  # two keys take 32 bits
+        query, database = query.astype(np.uint32), database.astype(np.uint32)
+
+    def search(query: Planes, first: int, stop: int) -> tuple[NDArray[Any], ...]:
+        most = min(k, stop - first)
+        least = (0 if by == "kind" else most, 0 if by == "nearest" else most)
+        if by == "both":  # of no more than HEAD rows, all are in the head
+            least = min(most, HEAD), most if most > HEAD else 0
+        arguments = _kernel_arguments(query, database, allowed, first)
+        rows, *others = candidate_rows(*arguments, stop - first, most, masks, weights, class_bits + 1, least)
+        return np.where(rows < 0, rows, rows + first) if first else rows, *others
+
+    return query, database, search
+
+
+def _class_masks(class_bits: int, database: Planes) -> tuple[tuple[int, ...], np.uint64 | None]:
+    """The class bits of the planes, see :func:`~distillhash.hamming.kernel.candidate_rows`."""
+    words = np.packbits(np.arange(8 * database.itemsize * len(database)) < class_bits).view(database.dtype)
+    n_full = int((words == np.iinfo(database.dtype).max).sum())
+    mask = np.uint64(words[n_full])
+    return (0,) * n_full, mask if mask else None
 
 
 def within(
@@ -171,8 +233,10 @@ def within(
     return np.cumsum(counts), rows, distances
 
 
-def warm_up(n_bits: int) -> None:
+def warm_up(n_bits: int, class_bits: int = 0) -> None:
     """Compile, or load from disk, all that searches over codes of ``n_bits`` need, so that the first search is as fast as the next.
+
+    With ``class_bits`` that includes searches over codes of two parts.
 
     It takes seconds the first time on a machine, and tenths of a second later.
     """
@@ -182,31 +246,36 @@ def warm_up(n_bits: int) -> None:
     planes = np.zeros((-(-n_bits // (8 * dtype.itemsize)), 2), dtype)
     for allowed in (None, np.ones(2, np.uint8)):
         for query in (planes[:, :1], planes):  # one query has its own kernel
-            nearest(query, planes, 1, allowed=allowed, threads=1)
+            for bits in {0, class_bits}:
+                nearest(query, planes, 1, class_bits=bits, allowed=allowed, threads=1)
         within(planes, planes, 0, allowed=allowed, threads=1)
 
 
-def _nearest_by_parts(
-    query: Planes, database: Planes, allowed: Mask | None, parts: int, rows: Ints, distances: Distances
-) -> None:
-    """A few queries over a large database: every thread takes a part of the rows."""
-    from distillhash.hamming.kernel import nearest_rows
+def _searched(
+    search: Callable[[Planes, int, int], T],
+    query: Planes,
+    database: Planes,
+    k: int,
+    threads: int,
+    progress: Progress | None,
+) -> Iterator[tuple[slice, list[T]]]:
+    """Groups of queries with what ``search(queries, first row, last row + 1)`` gave: one answer, or one of each part of the rows."""
+    q, n = query.shape[1], database.shape[1]
+    if not q or not min(k, n):
+        return
+    parts = max(1, min(threads, database.nbytes // _BYTES_PER_THREAD))
+    if q <= 2 * threads and parts > 1:  # a few queries over a large database: every thread takes a part of the rows
+        edges = pairwise(n * part // parts for part in range(parts + 1))
+        yield slice(0, q), list(_run(lambda edge: search(query, *edge), list(edges), parts))
+        if progress is not None:
+            progress(q)
+        return
+    group_size = max(1, min(_group_size(n), _GROUP_CANDIDATES // min(k, n)))
+    yield from _run_groups(lambda some: (some, [search(query[:, some], 0, n)]), q, group_size, threads, progress)
 
-    k, n = rows.shape[1], database.shape[1]
 
-    def search(part: tuple[int, int]) -> tuple[Ints, Distances]:
-        first, stop = part
-        arguments = _kernel_arguments(query, database, allowed, first)
-        found, far = nearest_rows(*arguments, stop - first, min(k, stop - first))
-        return np.where(found < 0, found, found + first), far
-
-    found = list(_run(search, list(pairwise(n * part // parts for part in range(parts + 1))), parts))
-    all_rows = np.concatenate([part[0] for part in found], axis=1)
-    all_distances = np.concatenate([part[1] for part in found], axis=1)
-    # Parts are by ascending row, so a stable sort leaves ties in order. As uint32, the -1 of no row is the largest.
-    order = np.argsort(all_distances.astype(np.uint32), axis=1, kind="stable")[:, :k]
-    rows[:, : order.shape[1]] = np.take_along_axis(all_rows, order, axis=1)
-    distances[:, : order.shape[1]] = np.take_along_axis(all_distances, order, axis=1)
+def _side_by_side(parts: Sequence[tuple[NDArray[Any], ...]]) -> list[NDArray[Any]]:
+    return [np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)]
 
 
 def _kernel_arguments(

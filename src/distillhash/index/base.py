@@ -7,18 +7,22 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import pairwise, repeat
 from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.codes import Codes
+from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError, ParameterError
+from distillhash.hamming.ranking import By, check_by, class_part, first_of, order
 from distillhash.hamming.search import MOST_PADDED, cut_k
 from distillhash.index.manifest import damaged
 
 LARGEST_ID = 2**63 - 1
+LEAST_CANDIDATES = 400
+"""Codes of two parts that an engine of Hamming distance puts in order, at least."""
+_QUERIES_AT_ONCE = 64  # whose candidates are read together
 _BLOCK = 4096
 VectorType = Literal["int8", "float16"]
 """How an index keeps vectors: 1 or 2 bytes a value."""
@@ -31,7 +35,7 @@ class SearchResult:
     """The k nearest items of every query.
 
     Attributes:
-        ids: ``(q, k) int64``, nearest first, equal distances by ascending id; -1 where the index holds fewer than k items.
+        ids: ``(q, k) int64``, nearest first, ties by ascending id; -1 where the index holds fewer than k items.
         distances: ``(q, k) int32`` in bits; -1 in the same places.
     """
 
@@ -76,7 +80,7 @@ class RangeResult:
 
     Attributes:
         limits: ``(q + 1,) int64``: query i owns places ``limits[i]:limits[i + 1]`` of the other two.
-        ids: Ids, by (distance, id) within a query.
+        ids: Ids, nearest first within a query, ties by ascending id.
         distances: Distances in bits.
     """
 
@@ -197,7 +201,8 @@ class Incoming:
 class Index(ABC):
     """Codes with ids, searched exactly by Hamming distance; a context manager.
 
-    The public methods check their arguments; an engine implements the methods with an underscore.
+    The public methods check their arguments; an engine implements the methods with an underscore. An index does not know whether its codes
+    have two parts: that is a property of the codes that are searched for.
 
     Attributes:
         n_bits: Code length.
@@ -268,41 +273,98 @@ class Index(ABC):
         """
         return self._remove(set(check_ids(ids).tolist()), keys)
 
-    def search(self, codes: Codes, k: int = 10, *, where: str | None = None) -> SearchResult:
+    def search(self, codes: Codes, k: int = 10, *, where: str | None = None, by: By = "both") -> SearchResult:
         """The ``k`` nearest items of every code; fewer where the index holds fewer.
 
         Args:
-            codes: ``q`` codes of the index's length.
+            codes: ``q`` codes of the index's length. With two parts, the answer is the beginning of their ranking
+                (:mod:`distillhash.hamming.ranking`). Milvus and Postgres know Hamming distance alone: there, the nearest
+                max(10 k, 400) items by it are put in the order of the ranking, and items beyond are not found
+                (docs/index.md has the share that is missed).
             k: How many, at least 1. Above 1,024 it is cut to the number of items (but not below 1,024). Milvus gives at most 16,384 (the
                 option ``largest``) unless it holds fewer.
             where: Search only items for which this condition over ``id``, ``key`` and ``metadata`` holds, in the engine's own
                 language: SQL as in ``metadata->>'label' = 'cat'``, on Milvus ``metadata["label"] == "cat"``. On Postgres the
                 condition becomes part of a statement, so it must come from a trusted user.
+            by: The ranking of codes of two parts; ``both`` for codes of one.
 
         Raises:
-            ParameterError: ``k`` is not a positive integer, or the engine does not understand the condition.
+            ParameterError: ``k`` is not a positive integer, codes of one part have no ranking ``by``, or the engine does not understand
+                the condition.
             DataError: another code length.
         """
         self.check_codes(codes)
         if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
             raise ParameterError(f"k must be a positive integer, got {k!r}")
-        return self._search(codes, self.cut(int(k)), where)
+        check_by(by, codes.class_bits)
+        k = self.cut(int(k))
+        return self._search_two_parts(codes, k, where, by) if codes.class_bits else self._search(codes, k, where)
 
     def cut(self, k: int) -> int:
         """``k``, or less where it is both large and more than the number of items."""
         return k if k <= MOST_PADDED else cut_k(k, len(self))
 
-    def range_search(self, codes: Codes, radius: int = 3, *, where: str | None = None) -> RangeResult:
+    def range_search(self, codes: Codes, radius: int = 3, *, where: str | None = None, by: By = "both") -> RangeResult:
         """All items within ``radius`` bits of every code; memory grows with the number of answers. ``where`` as in :meth:`search`.
 
+        The radius counts all bits alike, also with two parts; then the hits of a query come in the order of the ranking ``by``.
+
         Raises:
-            ParameterError: ``radius`` is not an integer of at least 0, or the engine does not understand the condition.
+            ParameterError: ``radius`` is not an integer of at least 0, codes of one part have no ranking ``by``, or the engine does not
+                understand the condition.
             DataError: another code length.
         """
         self.check_codes(codes)
         if isinstance(radius, bool) or not isinstance(radius, int | np.integer) or radius < 0:
             raise ParameterError(f"the radius must be an integer of at least 0 bits, got {radius!r}")
-        return self._range_search(codes, min(int(radius), self.n_bits), where)
+        check_by(by, codes.class_bits)
+        found = self._range_search(codes, min(int(radius), self.n_bits), where)
+        return self._in_order(found, codes, by) if codes.class_bits else found
+
+    def _search_two_parts(self, codes: Codes, k: int, where: str | None, by: By) -> SearchResult:
+        """The search of an engine that knows Hamming distance alone."""
+        answers = [(np.zeros((0, k), np.int64), np.zeros((0, k), np.int32))]
+        for start in range(0, len(codes), _QUERIES_AT_ONCE):
+            some = codes[start : start + _QUERIES_AT_ONCE]
+            found = self._search(some, self._n_candidates(k), where)
+            query_of = np.repeat(np.arange(len(some)), found.ids.shape[1])
+            class_distances = self._class_distances(some, query_of, found.ids.ravel()).reshape(found.ids.shape)
+            distances = np.where(class_distances < 0, -1, found.distances)
+            answers.append(first_of(found.ids, distances, class_distances, k, by))
+        ids, distances = (np.concatenate(arrays) for arrays in zip(*answers, strict=True))
+        return SearchResult(ids, distances)
+
+    def _n_candidates(self, k: int) -> int:
+        """How many of the nearest items are put in the order of a ranking for its ``k`` first."""
+        return self.cut(max(10 * k, LEAST_CANDIDATES))
+
+    def _in_order(self, found: RangeResult, codes: Codes, by: By) -> RangeResult:
+        """The same hits in the order of the ranking."""
+        query_of = np.repeat(np.arange(len(codes)), np.diff(found.limits))
+        by_id = np.lexsort((found.ids, query_of))
+        ids, distances = found.ids[by_id], found.distances[by_id]
+        class_distances = self._class_distances(codes, query_of, ids)
+        for start, stop in pairwise(found.limits.tolist()):
+            ranked = start + order(distances[start:stop], class_distances[start:stop], by)
+            ids[start:stop], distances[start:stop] = ids[ranked], distances[ranked]
+        return RangeResult(found.limits, ids, distances)
+
+    def _class_distances(self, codes: Codes, query_of: NDArray[np.intp], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``(m,)``: differing bits in the class parts of codes and items; -1 for the id -1, and for items that are gone by now."""
+        known, places = np.unique(ids, return_inverse=True)
+        packed, is_there = self._packed(known)
+        items = class_part(Codes(packed, self.n_bits, codes.class_bits)).packed[places]
+        differing = np.bitwise_count(items ^ class_part(codes).packed[query_of]).sum(axis=1, dtype=np.int64)
+        return np.where(is_there[places], differing, -1)
+
+    def _packed(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """The packed codes of items, ``(n, bytes)``, and whether they are there; -1 is no item."""
+        found = self._get(ids[ids >= 0].tolist())
+        packed = np.zeros((len(ids), bytes_per_code(self.n_bits)), np.uint8)
+        for place, identifier in enumerate(ids.tolist()):
+            if identifier in found:
+                packed[place] = found[identifier].code.packed[0]
+        return packed, np.array([identifier in found for identifier in ids.tolist()], np.bool_)
 
     def get(self, ids: Sequence[int]) -> list[Item]:
         """The items with these ids, in this order.
@@ -368,8 +430,8 @@ class Index(ABC):
                 if source in member.sources or (below and key.startswith(below)):
                     yield member
 
-    def prepare(self) -> None:  # noqa: B027  # most engines have nothing to do
-        """Do now what the next search would have to do first, such as reading the codes; it changes no answer."""
+    def prepare(self, class_bits: int = 0) -> None:  # noqa: B027  # most engines have nothing to do
+        """Do now what the next search, for codes with ``class_bits``, would have to do first, such as reading the codes."""
 
     def compact(self) -> None:  # noqa: B027
         """Give back the space of removed and replaced items, where the engine does not do so by itself."""

@@ -40,7 +40,8 @@ from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
 from distillhash.files import open_regular, write_ahead
 from distillhash.hamming import nearest, planes_of, warm_up, within
-from distillhash.hamming.search import Planes
+from distillhash.hamming.ranking import By, first_of
+from distillhash.hamming.search import Planes, candidates
 from distillhash.index.base import (
     LARGEST_ID,
     Incoming,
@@ -62,6 +63,7 @@ Durability = Literal["normal", "full"]
 CLUSTERED_FROM = 1_000_000
 """Items from which ``compact`` groups the codes; a scan of fewer takes tenths of a millisecond."""
 
+_RANKED_AT_ONCE = 1024  # queries whose candidates are held at a time
 _CACHED_FROM = 65536  # changed items that are worth a new cache file; reading as many rows takes a tenth of a second
 _CACHED_SHARE = 64  # and no more often than each time a 64th of the codes changed
 
@@ -165,6 +167,14 @@ class EmbeddedIndex(Index):
         snapshot, among = self._committed(where)
         return snapshot.nearest(codes, k, among)
 
+    def _search_two_parts(self, codes: Codes, k: int, where: str | None, by: By) -> SearchResult:
+        snapshot, among = self._committed(where)
+        return snapshot.first_of_ranking(codes, k, among, by)
+
+    def _packed(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        assert self._snapshot is not None  # of the search that found them
+        return self._snapshot.packed(ids, bytes_per_code(self.n_bits))
+
     def _range_search(self, codes: Codes, radius: int, where: str | None) -> RangeResult:
         snapshot, among = self._committed(where)
         return snapshot.within(codes, radius, among)
@@ -210,9 +220,9 @@ class EmbeddedIndex(Index):
         """See :meth:`Index.ids`."""
         return self._committed(None)[0].ids()
 
-    def prepare(self) -> None:
+    def prepare(self, class_bits: int = 0) -> None:
         """See :meth:`Index.prepare`: read the codes, write the cache file if that is worth it, and load the compiled search."""
-        warm_up(self.n_bits)
+        warm_up(self.n_bits, class_bits)
         snapshot, _ = self._committed(None)
         if self._may_write and self._is_unwritten:
             self._snapshot = self._cached(snapshot)
@@ -348,6 +358,15 @@ class CodesInMemory:
             return SearchResult(rows, distances)  # all -1
         return SearchResult(np.where(rows < 0, -1, self.ids[rows]), distances)
 
+    def candidates(self, codes: Codes, k: int, allowed: NDArray[np.bool_] | None, by: By) -> tuple[NDArray[Any], ...]:
+        """Ids, distances and class distances, of which the ``k`` first of the ranking are made; of codes of two parts."""
+        rows, *others = candidates(planes_of(codes), self.planes, k, codes.class_bits, by, allowed)
+        return (np.where(rows < 0, -1, self.ids[rows]) if len(self.ids) else rows), *others
+
+    def packed(self, rows: NDArray[np.intp], n_bytes: int) -> NDArray[np.uint8]:
+        """The packed codes of rows, ``(n, n_bytes)``."""
+        return np.ascontiguousarray(self.planes[:, rows].T).view(np.uint8)[:, :n_bytes]
+
     def within(self, codes: Codes, radius: int, allowed: NDArray[np.bool_] | None) -> RangeResult:
         """The allowed rows within ``radius`` bits."""
         search = partial(within, database=self.planes) if self.clusters is None else self.clusters.within
@@ -407,6 +426,28 @@ class Snapshot:
     def nearest(self, codes: Codes, k: int, among: NDArray[np.int64] | None) -> SearchResult:
         """The ``k`` nearest items of every code; ``among`` are the ids that may be found, ascending (None: all)."""
         return SearchResult.merged([part.nearest(codes, k, allowed) for part, allowed in self._parts(among)], k)
+
+    def first_of_ranking(self, codes: Codes, k: int, among: NDArray[np.int64] | None, by: By) -> SearchResult:
+        """The ``k`` first items of the ranking for every code, which has two parts; ``among`` as in :meth:`nearest`."""
+        parts = list(self._parts(among))
+        answers = [(np.zeros((0, k), np.int64), np.zeros((0, k), np.int32))]
+        for start in range(0, len(codes), _RANKED_AT_ONCE):
+            some = codes[start : start + _RANKED_AT_ONCE]
+            found = [part.candidates(some, k, allowed, by) for part, allowed in parts]
+            found_ids, far, of_class = (np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True))
+            answers.append(first_of(found_ids, far, of_class, k, by))
+        ids, distances = (np.concatenate(arrays) for arrays in zip(*answers, strict=True))
+        return SearchResult(ids, distances)
+
+    def packed(self, ids: NDArray[np.int64], n_bytes: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """The packed codes of ids, ascending and unique, and whether they are there."""
+        packed, is_there = np.zeros((len(ids), n_bytes), np.uint8), np.zeros(len(ids), np.bool_)
+        for part in (self.base, self.fresh):  # the fresh ones last: what the base has of them is old
+            rows = np.searchsorted(part.ids, ids)
+            held = np.append(part.ids, -2)[rows] == ids
+            packed[held] = part.packed(rows[held], n_bytes)
+            is_there |= held
+        return packed, is_there
 
     def within(self, codes: Codes, radius: int, among: NDArray[np.int64] | None) -> RangeResult:
         """All items within ``radius`` bits of every code; ``among`` as in :meth:`nearest`."""

@@ -205,6 +205,9 @@ class MilvusIndex(Index):
         parts = (exact_nearest(fetch, queries[start : start + step], most, self._largest) for start in starts)
         return SearchResult.from_pairs(list(chain.from_iterable(parts)), k)
 
+    def _n_candidates(self, k: int) -> int:
+        return max(k, min(super()._n_candidates(k), self._largest))
+
     def _range_search(self, codes: Codes, radius: int, where: str | None) -> RangeResult:
         queries = [code.tobytes() for code in codes.packed]
         fetch, step = partial(self._fetch, where), max(1, _ANSWERS_AT_ONCE // self._largest)

@@ -104,7 +104,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
         if 3 - (asked.id, asked.code, asked.text).count(None) + has_body != 1:
             raise Problem(422, "give exactly one of: an image in the multipart field 'file', ?id=, ?code=, ?text=")
-        service.check_options(asked.k, asked.where, asked.rerank)
+        service.check_options(asked.k, asked.where, asked.rerank, asked.by)
         item: int | bytes
         feature = None
         if asked.id is not None:
@@ -118,7 +118,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             item = await service.encode_text(asked.text)
         else:
             item, feature = await service.encode(await schemas.read_body(request))
-        query = Search(item, asked.k, asked.radius, asked.where, asked.rerank, asked.candidates, feature)
+        query = Search(item, asked.k, asked.radius, asked.where, asked.rerank, asked.candidates, feature, asked.by)
         return _json(await service.search(query))
 
     @app.post("/encode", **_documented(schemas.Encoded, *_OF_UPLOADS), openapi_extra=upload)

@@ -10,6 +10,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from distillhash.hamming.ranking import By
 from distillhash.index.base import LARGEST_ID
 from distillhash.serve.encoding import Upload
 from distillhash.serve.limits import Problem
@@ -104,6 +105,10 @@ class SearchParameters(BaseModel):
     )
     k: int = Field(10, ge=1, le=MOST_RESULTS, description="How many neighbours at most.")
     radius: int | None = Field(None, ge=0, le=LARGEST_RADIUS, description="Only neighbours within this many bits.")
+    by: By = Field(
+        "both",
+        description="For codes of two parts: `nearest`, of the same `kind`, or `both`, the nearest first and then the kind.",
+    )
     where: str | None = Field(
         None,
         min_length=1,
@@ -156,13 +161,15 @@ class SearchedFor(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """Neighbours: exact, nearest first with equal distances by ascending id, or by descending score where they are re-ranked."""
+    """Neighbours: exact, nearest first (of two parts: by the ranking) with ties by ascending id, or by descending score if re-ranked."""
 
     query: SearchedFor
     n_bits: int
     k: int
     radius: int | None
-    truncated: bool = Field(description="Whether more items lie within the radius than k.")
+    truncated: bool = Field(
+        description="Whether more items lie within the radius than k, or may do so with codes of two parts."
+    )
     results: list[Neighbour]
 
 
@@ -182,6 +189,7 @@ class Statistics(BaseModel):
 
     n_items: int
     n_bits: int
+    class_bits: int = Field(description="How many of them are the class part; 0 for codes of one part.")
     method: str | None
     backbone: str | None
     model_fingerprint: str | None

@@ -13,6 +13,7 @@ import numpy as np
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, ParameterError
+from distillhash.hamming.ranking import By, check_by
 from distillhash.index import Index, Item
 from distillhash.models.image_text import CrossModalModel
 from distillhash.search import Found, NoItemError, Query, Rerank, Searcher
@@ -68,7 +69,7 @@ class Service:
         if self.texts is not None:
             await asyncio.to_thread(self.texts.text_encoder.encode, ["a"])
         ids = await self.run(lambda index: index.ids())
-        await self.run(lambda index: index.prepare())
+        await self.run(lambda index: index.prepare(self.searcher.class_bits))
         gc.freeze()  # what is loaded by now stays; looking through it for garbage would stop the server for half a second
         self.is_ready = True
         await self._measure(ids[:_MOST_SIZES].tolist())
@@ -125,8 +126,9 @@ class Service:
         codes = await asyncio.get_running_loop().run_in_executor(self._text_thread, self.texts.encode_texts, [text])
         return bytes(codes.packed[0])
 
-    def check_options(self, k: int, where: str | None, rerank: Rerank | None) -> None:
+    def check_options(self, k: int, where: str | None, rerank: Rerank | None, by: By) -> None:
         """Refuse what no search of this server may ask for, before anything is encoded."""
+        check_by(by, self.searcher.class_bits)
         if where is not None:
             check_condition(where)
         if rerank is not None:
@@ -247,6 +249,7 @@ class Service:
         return {
             "n_items": await self.run(len),
             "n_bits": self.n_bits,
+            "class_bits": self.searcher.class_bits,
             "method": None if model is None else model.hasher.method,
             "backbone": None if model is None else model.backbone_name,
             "model_fingerprint": self.searcher.index.model_fingerprint,

@@ -29,16 +29,18 @@ export const statistics = () => call("GET", "stats");
 export const quality = () => call("GET", "quality");
 export const item = (id, signal) => call("GET", `items/${id}`, { signal });
 export const sample = (n, seed) => call("GET", `items?sample=${n}&seed=${seed}`).then((found) => found.items);
-export const searchItem = (id, k, signal) => call("POST", `search?id=${id}&k=${k}`, { signal });
-export const searchCode = (code, k, signal) => call("POST", `search?code=${code}&k=${k}`, { signal });
-export const searchText = (text, k, signal) => call("POST", `search?text=${encodeURIComponent(text)}&k=${k}`, { signal });
+let by = ""; // the ranking, once it was chosen
+export const rankBy = (ranking) => { by = `&by=${ranking}`; };
+export const searchItem = (id, k, signal) => call("POST", `search?id=${id}&k=${k}${by}`, { signal });
+export const searchCode = (code, k, signal) => call("POST", `search?code=${code}&k=${k}${by}`, { signal });
+export const searchText = (text, k, signal) => call("POST", `search?text=${encodeURIComponent(text)}&k=${k}${by}`, { signal });
 export const access = () => call("GET", "session");
 export const signIn = (token) => call("POST", "session", { headers: { authorization: `Bearer ${token}` } });
 
 export function searchFile(file, k, signal) {
   const body = new FormData();
   body.append("file", file, file.name || "picture");
-  return call("POST", `search?k=${k}`, { body, signal });
+  return call("POST", `search?k=${k}${by}`, { body, signal });
 }
 
 export function duplicates(radius, offset, limit, signal) {

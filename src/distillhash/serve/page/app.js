@@ -56,6 +56,13 @@ async function route() {
   return start();
 }
 
+$("by").addEventListener("change", () => {
+  api.rankBy($("by").value);
+  for (const upload of uploads.values()) delete upload.answer;
+  if (query) query.results = null;
+  route();
+});
+
 async function start() {
   running?.abort();
   query = null;
@@ -154,6 +161,11 @@ function show(answer) {
   $("nothing").hidden = true; // what was said since the search began stays: it may be of something dropped meanwhile
   if (isFirst) showQuery();
   const distances = query.results.map((item) => item.distance);
+  if (facts.class_bits) { // a ranking, which is not by distance
+    grid.show(query.results, { query: query.bits });
+    if (isFirst) say(plural(query.results.length, "picture"));
+    return;
+  }
   // The grid takes the items before the slider says how many of them are seen.
   grid.items = query.results;
   grid.query = query.bits;
@@ -306,8 +318,8 @@ document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   if (event.target.closest("input:not([type=range])")) return;
   const keys = {
-    "[": () => query?.results && radius.step(-1),
-    "]": () => query?.results && radius.step(1),
+    "[": () => query?.results && !facts.class_bits && radius.step(-1),
+    "]": () => query?.results && !facts.class_bits && radius.step(1),
     o: choose,
     "?": () => $("keys").showModal(),
     Escape: () => query && go("#/"),
@@ -360,6 +372,8 @@ async function open() {
   $("facts").textContent = `${plural(facts.n_items, word)} · ${facts.n_bits} bits${facts.method ? ` · ${facts.method}` : ""}`;
   if (facts.accepts !== "image") $("drop").hidden = true;
   $("words-form").hidden = !facts.accepts_text;
+  $("ranking").hidden = !facts.class_bits;
+  $("radius-box").hidden = facts.class_bits > 0;
   if (!facts.n_items) {
     $("hero-heading").textContent = "This index is empty; add pictures with `distillhash index`";
     $("shuffle").hidden = true;
