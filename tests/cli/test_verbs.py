@@ -271,8 +271,11 @@ def test_views_and_fine_tuning(photos: Path, tmp_path: Path, capsys: pytest.Capt
     quick = ["--method", "ssdh", "--bits", 8, "--set", "epochs=1", *SMALL]
     with_views = run_json(capsys, "train", photos, *quick, "--views", 1, "--out", tmp_path / "views")
     assert with_views["n_views"] == 1
-    default = run_json(capsys, "train", photos, "--bits", 8, "--set", "epochs=1", *SMALL, "--out", tmp_path / "default")
-    assert (default["method"], default["n_views"]) == ("distillhash-contrast", 6)
+    default = run_json(capsys, "train", photos, "--bits", 32, *SMALL, "--out", tmp_path / "default")
+    assert (default["method"], default["n_views"]) == ("distillhash-nested", 6)
+    assert default["chosen"]["class_bits"] == load_model(tmp_path / "default").hasher.class_bits == 16
+    near = run_json(capsys, "train", photos, "--preserve", "neighbours", *SMALL, "--out", tmp_path / "near")
+    assert near["chosen"] is None and load_model(tmp_path / "near").hasher.get_params()["preserve"] == "neighbours"
     tuned = run_json(
         capsys, "train", photos, *quick, "--fine-tune", "--set", "learning_rate=0.001", "--out", tmp_path / "tuned"
     )

@@ -53,14 +53,14 @@ def test_the_scale_is_that_of_the_groups() -> None:
 
 
 def test_large_kinds_give_two_parts() -> None:
-    x = grouped(5, 90, 1.0, d=16)
+    x = grouped(5, 90, 1.0, d=24)
     hasher: Any = make_hasher("distillhash-nested", 40, seed=1).fit(x)
     codes = hasher.encode(x)
     assert codes.class_bits == hasher.class_bits == 16
     assert hasher.history_["chosen"] == {"neighbourhood": 9, "fine": False, "class_bits": 16}
     rows = unit(x)
     alone = DistillHashContrast(16, seed=1).fit(rows).encode(rows)
-    near = make_hasher("urph", 24, seed=1, preset="nearest").fit(rows).encode(rows)
+    near = make_hasher("itq", 24, seed=1).fit(rows).encode(rows)
     assert np.array_equal(codes.signs(), np.hstack([alone.signs(), near.signs()]))
     projection = np.abs(hasher.project(x))
     assert projection[:, :16].mean() == pytest.approx(0.5, rel=1e-3)  # a class bit counts half in a projection
@@ -71,8 +71,8 @@ def test_small_groups_give_one_part_where_it_keeps_the_neighbours() -> None:
     x = grouped(90, 5, 0.3, d=16)
     hasher: Any = make_hasher("distillhash-nested", 32).fit(x)
     chosen = hasher.history_["chosen"]
-    tried = [value for name, value in chosen["recalls"].items() if name != "neighbours"]
-    fits = max(tried) >= chosen["recalls"]["neighbours"] - 0.01
+    tried = [value for name, value in chosen["recalls"].items() if name != "itq"]
+    fits = max(tried) >= 0.965 * chosen["recalls"]["itq"]
     assert (
         chosen["fine"] and hasher.class_bits == (0 if fits else 16) and hasher.encode(x).class_bits == hasher.class_bits
     )
@@ -81,7 +81,7 @@ def test_small_groups_give_one_part_where_it_keeps_the_neighbours() -> None:
 
 def test_short_codes_have_one_part() -> None:
     x = grouped(4, 20, 1.0, d=8)
-    for n_bits, class_bits in ((16, 0), (64, 16)):  # 64: more bits than features
+    for n_bits, class_bits in ((16, 0), (64, 0)):  # 64: more bits than features
         hasher = make_hasher("distillhash-nested", n_bits).fit(x)
         assert (hasher.class_bits, hasher.encode(x).n_bits) == (class_bits, n_bits)
 
