@@ -61,6 +61,7 @@ class Cell:
     encode_us: float  # a vector
     search_ms: float  # a query, asked alone, the 100 nearest of the database
     spread: float = 0.0  # sample standard deviation of recall@10 over seeds
+    class_bits: int = 0  # of codes of two parts
 
     @property
     def name(self) -> str:
@@ -242,8 +243,7 @@ def _keys(query: Codes, database: Codes) -> NDArray[np.int64]:
     distances = hamming_distances(query, database).astype(np.int64)
     if not query.class_bits:
         return distances
-    parts = [Codes.from_signs(codes.signs()[:, : query.class_bits]) for codes in (query, database)]
-    kind = hamming_distances(*parts).astype(np.int64)
+    kind = hamming_distances(ranking.class_part(query), ranking.class_part(database)).astype(np.int64)
     return ranking.weighted(distances, kind, ranking.HEAD_WEIGHTS) * (query.n_bits + 1) + kind
 
 
@@ -273,11 +273,13 @@ def _measure_codes(hasher: Hasher, parts: Parts, truth: _Truth) -> list[Cell]:
                 np.put_along_axis(values, others, np.float32(-np.inf), axis=1)
             totals[form] += truth.found(values, block)
     planes = planes_of(database)
-    warm_up(database.n_bits)
+    class_bits: int = database.class_bits
+    warm_up(database.n_bits, class_bits=class_bits)
 
     def candidates(i: int, form: str) -> NDArray[Any]:
         wanted = min(CANDIDATES.get(form, DEPTHS[1]), truth.n)
-        return np.asarray(nearest(planes_of(query[i]), planes, wanted)[0][0])
+        by: ranking.By = "nearest" if class_bits else "both"
+        return np.asarray(nearest(planes_of(query[i]), planes, wanted, class_bits=class_bits, by=by)[0][0])
 
     searches: dict[str, Callable[[int, NDArray[Any]], Any]] = {
         SYMMETRIC: lambda _, rows: rows,
@@ -298,6 +300,7 @@ def _measure_codes(hasher: Hasher, parts: Parts, truth: _Truth) -> list[Cell]:
             fitted - started,
             encode_us,
             _search_ms(lambda i, form=form: searches[form](i, candidates(i, form)), truth),  # type: ignore[misc]
+            class_bits=class_bits,
         )
         for form, total in totals.items()
     ]
@@ -438,11 +441,12 @@ def commands(cell: Cell, source: Sequence[str], options: Sequence[str] = ()) -> 
     method = "" if cell.method == DEFAULT_METHOD else f" --method {cell.method}"
     keep = " --keep-vectors int8" if cell.form == KEPT else ""
     by = {ASYMMETRIC: "projection", DECODER: "decoder", KEPT: "vectors"}.get(cell.form)
+    ranked = " --by nearest" if cell.class_bits else ""
     rerank = f" --rerank {by} --candidates {CANDIDATES[cell.form]}" if by else ""
     return [
         f"distillhash train {place}{method} --bits {cell.n_bits}{more} --out model",
         f"distillhash index {place} --model model --index my.index{keep}",
-        f"distillhash search QUERIES --index my.index -k 10{rerank}",
+        f"distillhash search QUERIES --index my.index -k 10{ranked}{rerank}",
     ]
 
 
