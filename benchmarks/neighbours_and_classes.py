@@ -28,7 +28,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ from distillhash.bench.runs import prepare, versions
 from distillhash.cli.common import parse_settings
 from distillhash.codes import Codes
 from distillhash.export import export_codes
+from distillhash.hamming import ranking
 from distillhash.metrics import evaluate_codes, neighbour_recall
 from distillhash.metrics.neighbours import Neighbours, find_neighbours
 from distillhash.sources import open_source
@@ -52,6 +53,16 @@ from distillhash.texts import make_text_encoder
 
 Floats = NDArray[np.float32]
 METHODS = "itq;urph preset=nearest;distillhash-contrast;distillhash-nested"
+RANKINGS = {  # items of the head, then weights of a neighbour bit and a class bit in the head and in the tail
+    "one Hamming distance": (40, (1, 1), (1, 1)),
+    "head 1 : 0": (40, (1, 0), (1, 8)),
+    "head 4 : 1": (40, (4, 1), (1, 8)),
+    "head 1 : 1": (40, (1, 1), (1, 8)),
+    "tail 1 : 4": (40, (2, 1), (1, 4)),
+    "tail 0 : 1": (40, (2, 1), (1, 1000)),
+    "head of 20": (20, (2, 1), (1, 8)),
+    "head of 100": (100, (2, 1), (1, 8)),
+}
 RECALL_ROWS, PICTURES, LEARNED = 10_000, 1000, 800
 
 
@@ -176,6 +187,15 @@ def measure(hasher: Any, data: Data) -> dict[str, float]:
     return found | {"class bits": hasher.class_bits}
 
 
+def by_other_rankings(hasher: Any, data: Data, method: str) -> Iterator[dict[str, Any]]:
+    """The measures with each of ``RANKINGS`` in the place of the package's."""
+    own = ranking.HEAD, ranking.HEAD_WEIGHTS, ranking.TAIL_WEIGHTS
+    for name, setting in RANKINGS.items():
+        ranking.HEAD, ranking.HEAD_WEIGHTS, ranking.TAIL_WEIGHTS = setting
+        yield {"method": f"{method}, {name}", **measure(hasher, data)}
+    ranking.HEAD, ranking.HEAD_WEIGHTS, ranking.TAIL_WEIGHTS = own
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=DATA)
@@ -186,6 +206,7 @@ def main() -> None:
     parser.add_argument("--folds", action="store_true", help="measure on training rows that were held out")
     parser.add_argument("--learned", type=int, help="learn from so many of the training rows, drawn at random")
     parser.add_argument("--no-views", action="store_true", help="learn from plain features alone")
+    parser.add_argument("--rankings", action="store_true", help="measure codes of two parts by other rankings as well")
     parser.add_argument("--name", dest="name_of_table", help="of the table (default: the data's)")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
@@ -216,6 +237,8 @@ def main() -> None:
                 chosen = hasher.history_.get("chosen")
                 records.append({**record, "chosen": chosen} if chosen else record)
                 print(records[-1], flush=True)
+                if arguments.rankings and hasher.class_bits:
+                    records += [{**record, **found} for found in by_other_rankings(hasher, data, method)]
                 file.write_text(json.dumps({"versions": versions(), "records": records}, indent=1) + "\n")
     text = table(records)
     file.with_suffix(".md").write_text(text)
