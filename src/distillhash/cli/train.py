@@ -112,9 +112,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _in_words(chosen: dict[str, Any], n_bits: int) -> str:
     """What the default method chose from the features."""
-    scale = "small groups" if chosen["fine"] else "large kinds"
+    from distillhash.methods.distillhash_nested import SMALLEST
+
     parts = f"{chosen['class_bits']} class bits and {n_bits - chosen['class_bits']} neighbour bits"
     form = parts if chosen["class_bits"] else f"{n_bits} bits in one part"
+    if not chosen["fine"] and chosen["neighbourhood"] <= SMALLEST:
+        return f"too few items to tell their scale, so large kinds are assumed: {form}"
+    scale = "small groups" if chosen["fine"] else "large kinds"
     return f"the items form {scale} (neighbourhoods of {chosen['neighbourhood']}): {form}"
 
 
