@@ -352,8 +352,8 @@ class Searcher:
 
         Names are the keys of their items. Row numbers are not: those items are known by what was encoded and the row. Codes are stored in
         batches, and those that the index holds already are not sent again: after a crash, running again goes on where it stopped.
-        :class:`DataError` where the lengths of codes or class parts differ, or where a name is that of another source's item with another code and ``replace``
-        is not set; :class:`ParameterError` for an index that keeps vectors.
+        :class:`DataError` where the lengths of codes or class parts differ, or where a name is that of another source's item with another
+        code and ``replace`` is not set; :class:`ParameterError` for an index that keeps vectors.
         """
         if self.index.vector_type is not None:
             raise ParameterError(
