@@ -147,6 +147,10 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
         raise ParameterError(
             f"--preserve {arguments.preserve} is for images or embeddings alone; leave out --pairs or it"
         )
+    if arguments.fine_tune and arguments.method is None and arguments.preserve in ("both", "neighbours"):
+        raise ParameterError(
+            f"--fine-tune trains {method}, which learns classes alone; leave out --preserve {arguments.preserve}, or --fine-tune"
+        )
     if not pairs and method_class(method).fine_tunes and arguments.device != "auto":
         settings.setdefault("device", arguments.device)
     hasher = make_hasher(method, arguments.bits, seed=arguments.seed, **settings)
