@@ -234,6 +234,11 @@ def test_codes_of_two_parts_are_searched_by_their_ranking() -> None:
         ranked = order(far, of_class, query.by)[: query.k].tolist()
         assert answer == [row for row in ranked if query.radius is None or far[row] <= query.radius]
     assert len({tuple(answer[:60]) for answer in answers[:3]}) == 3
+    nearest = set(order(far, of_class, "nearest")[:50].tolist())
+    assert nearest != set(order(far, of_class, "both")[:50].tolist())
+    asked = Query(3, 50, rerank="projection", candidates=50, feature=np.zeros(64, np.float32))
+    candidates = searcher._hits([asked], [codes.packed[3].tobytes()])[0]
+    assert {identifier for identifier, _ in candidates} == nearest  # re-ranking looks for neighbours
     one_part = Searcher(searcher.index)
     refused = one_part.answer([Query(3, 10, by="kind"), Query(3, 10)])
     assert isinstance(refused[0], ParameterError) and not isinstance(refused[1], Exception)

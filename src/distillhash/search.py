@@ -85,7 +85,7 @@ class Query:
     rerank: Rerank | None = None  # None: by distance
     candidates: int | None = None  # how many nearest codes are re-ranked; None takes 10 k, or all within the radius
     feature: NDArray[np.float32] | None = None  # (d,) of the query, for re-ranking
-    by: By = "both"  # the ranking of codes of two parts
+    by: By = "both"  # the ranking of codes of two parts; the candidates of ``both`` are those of ``nearest``
 
     def __post_init__(self) -> None:
         if self.rerank is not None and self.rerank not in get_args(Rerank):
@@ -201,7 +201,9 @@ class Searcher:
         answers: dict[int, Found | DistillHashError] = {}
         alike: dict[tuple[int | None, int | None, str | None, By], list[int]] = defaultdict(list)
         for place, query in enumerate(queries):
-            alike[query.limit, query.radius if query.k is None else None, query.where, query.by].append(place)
+            alike[query.limit, query.radius if query.k is None else None, query.where, self._ranking(query)].append(
+                place
+            )
         for places in alike.values():
             try:
                 found = self._search([queries[place] for place in places])
@@ -233,17 +235,21 @@ class Searcher:
         """(id, distance) pairs for every query, nearest first; none for a query without a code."""
         first, known = queries[0], [code for code in codes if code is not None]
         packed = np.frombuffer(b"".join(known), np.uint8).reshape(len(known), bytes_per_code(self.index.n_bits))
-        wanted = Codes(packed, self.index.n_bits, self.class_bits)
+        wanted, by = Codes(packed, self.index.n_bits, self.class_bits), self._ranking(first)
         if first.limit is None:
             assert first.radius is not None
-            rows = iter(self.index.range_search(wanted, first.radius, where=first.where, by=first.by))
+            rows = iter(self.index.range_search(wanted, first.radius, where=first.where, by=by))
         else:
-            rows = iter(self.index.search(wanted, first.limit, where=first.where, by=first.by))
+            rows = iter(self.index.search(wanted, first.limit, where=first.where, by=by))
         hits = [[] if code is None else next(rows) for code in codes]
         return [
             hit if query.radius is None else [pair for pair in hit if pair[1] <= query.radius]
             for query, hit in zip(queries, hits, strict=True)
         ]
+
+    def _ranking(self, query: Query) -> By:
+        """What codes are looked up by: candidates of ``both`` are the nearest alone, since re-ranking looks for neighbours."""
+        return "nearest" if self.class_bits and query.rerank is not None and query.by == "both" else query.by
 
     def _ranked(self, query: Query, code: bytes, hit: list[tuple[int, int]], items: list[Item]) -> Found:
         distances = [distance for _, distance in hit]
@@ -346,8 +352,8 @@ class Searcher:
 
         Names are the keys of their items. Row numbers are not: those items are known by what was encoded and the row. Codes are stored in
         batches, and those that the index holds already are not sent again: after a crash, running again goes on where it stopped.
-        :class:`DataError` where the code lengths differ, or where a name is that of another source's item with another code and ``replace``
-        is not set; :class:`ParameterError` for an index that keeps vectors.
+        :class:`DataError` where the lengths of codes or class parts differ, or where a name is that of another source's item with another
+        code and ``replace`` is not set; :class:`ParameterError` for an index that keeps vectors.
         """
         if self.index.vector_type is not None:
             raise ParameterError(
@@ -365,6 +371,11 @@ class Searcher:
         if prune and origin.is_part:
             raise _cannot_prune(path)
         self.index.check_codes(codes)
+        if self.model is not None and codes.class_bits != self.class_bits:
+            raise DataError(
+                f"the codes of the index's model have {self.class_bits} class bits, those of {path} {codes.class_bits}; "
+                "encode with that model"
+            )
         digests = [digest(code) for code in codes.packed]
         update = Update(self.index, Rows(identity, own, keys, own, is_part=origin.is_part, by_content=False))
         update.refuse_other_codes(codes, digests, replace=replace)

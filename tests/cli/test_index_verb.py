@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from distillhash.cli import main
+from distillhash.codes import Codes
 from distillhash.index import open_index
 from image_factory import make_jpeg
 
@@ -144,7 +145,10 @@ def test_vectors_are_kept_and_re_ranked_by(place: Path, run: Run) -> None:
     run("encode", "x.npy", "--model", "m", "--out", "c.npz")
     assert "holds codes alone" in run("index", "c.npz", "--index", "i", exit_code=2)["error"]
     run("index", "x.npy", "--model", "m", "--index", "plain")
+    Codes.from_signs(np.ones((5, 32)), 4).save("parts.npz")
+    assert "0 class bits, those of parts.npz 4" in run("index", "parts.npz", "--index", "plain", exit_code=1)["error"]
     for line, sentence in (
+        ("index c.npz --model m --index new --keep-vectors int8", "no vectors to keep"),
         ("index x.npy --index plain --keep-vectors int8", "made to keep no vectors"),
         ("index x.npy --index i --keep-vectors float16", "made to keep int8 vectors"),
         ("index x.npy --model m --index postgresql://localhost/x --keep-vectors int8", "keeps codes alone"),
@@ -153,6 +157,7 @@ def test_vectors_are_kept_and_re_ranked_by(place: Path, run: Run) -> None:
         assert sentence in run(*line.split(), exit_code=2)["error"]
     with pytest.raises(SystemExit):
         run("search", "x.npy", "--index", "i", "--rerank", "vectors", "--candidates", "many")
+    assert not Path("new").exists()
 
 
 MISSING = {

@@ -276,6 +276,8 @@ def test_views_and_fine_tuning(photos: Path, tmp_path: Path, capsys: pytest.Capt
     assert default["chosen"]["class_bits"] == load_model(tmp_path / "default").hasher.class_bits == 16
     near = run_json(capsys, "train", photos, "--preserve", "neighbours", *SMALL, "--out", tmp_path / "near")
     assert near["chosen"] is None and load_model(tmp_path / "near").hasher.get_params()["preserve"] == "neighbours"
+    wanted = ["--fine-tune", "--preserve", "both", "--out", tmp_path / "no"]
+    assert "learns classes alone" in run_json(capsys, "train", photos, *wanted, exit_code=2)["error"]
     tuned = run_json(
         capsys, "train", photos, *quick, "--fine-tune", "--set", "learning_rate=0.001", "--out", tmp_path / "tuned"
     )

@@ -55,7 +55,7 @@ def test_parquet_words_give_distances_and_the_file_is_a_codes_file(tmp_path: Pat
     import pyarrow.parquet as pq
 
     rng = np.random.default_rng(0)
-    codes = Codes.from_signs(rng.choice([-1, 1], (70_000, 100)))  # more than one block
+    codes = Codes.from_signs(rng.choice([-1, 1], (70_000, 100)), 16)  # more than one block
     out = write(tmp_path, "parquet", codes, None)
     words = [pq.read_table(out).column(f"word_{word}").to_numpy() for word in range(2)]
     distances = sum(np.bitwise_count(column ^ column[3]).astype(int) for column in words)

@@ -61,7 +61,6 @@ class Cell:
     encode_us: float  # a vector
     search_ms: float  # a query, asked alone, the 100 nearest of the database
     spread: float = 0.0  # sample standard deviation of recall@10 over seeds
-    class_bits: int = 0  # of codes of two parts
 
     @property
     def name(self) -> str:
@@ -300,7 +299,6 @@ def _measure_codes(hasher: Hasher, parts: Parts, truth: _Truth) -> list[Cell]:
             fitted - started,
             encode_us,
             _search_ms(lambda i, form=form: searches[form](i, candidates(i, form)), truth),  # type: ignore[misc]
-            class_bits=class_bits,
         )
         for form, total in totals.items()
     ]
@@ -436,17 +434,19 @@ def _searched(cell: Cell) -> str:
 
 
 def commands(cell: Cell, source: Sequence[str], options: Sequence[str] = ()) -> list[str]:
-    """The command lines that give a cell of ours. ``source`` is a SOURCE and the options that read it, ``options`` go to ``train``."""
+    """The command lines that give a cell of ours, whether or not training on all items gives two parts: the first 10 are the same.
+
+    ``source`` is a SOURCE and the options that read it, ``options`` go to ``train``.
+    """
     place, more = shlex.join(source), f" {shlex.join(options)}" if options else ""
     method = "" if cell.method == DEFAULT_METHOD else f" --method {cell.method}"
     keep = " --keep-vectors int8" if cell.form == KEPT else ""
     by = {ASYMMETRIC: "projection", DECODER: "decoder", KEPT: "vectors"}.get(cell.form)
-    ranked = " --by nearest" if cell.class_bits else ""
     rerank = f" --rerank {by} --candidates {CANDIDATES[cell.form]}" if by else ""
     return [
         f"distillhash train {place}{method} --bits {cell.n_bits}{more} --out model",
         f"distillhash index {place} --model model --index my.index{keep}",
-        f"distillhash search QUERIES --index my.index -k 10{ranked}{rerank}",
+        f"distillhash search QUERIES --index my.index -k 10{rerank}",
     ]
 
 

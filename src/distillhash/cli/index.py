@@ -50,6 +50,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.index.address import folder_of, shown
     from distillhash.search import is_codes_file, open_searcher
 
+    codes = arguments.source is not None and is_codes_file(arguments.source)
+    if codes and arguments.keep_vectors is not None:  # before an index is made that could take no codes
+        raise ParameterError(f"{arguments.source} holds codes alone, no vectors to keep; leave out --keep-vectors")
     compute = model_options(arguments) | {"max_pixels": arguments.max_pixels}
     compute["keep_vectors"] = arguments.keep_vectors
     with open_searcher(arguments.index, arguments.model, create=arguments.source is not None, **compute) as searcher:
@@ -58,7 +61,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         summary: dict[str, Any] = {"index": shown(arguments.index), "removed": removed}
         if arguments.source is not None:
             options = {"prune": arguments.prune, "progress": not arguments.quiet}
-            if codes := is_codes_file(arguments.source):
+            if codes:
                 added = searcher.add_codes(arguments.source, replace=arguments.replace, **options)
             else:
                 added = searcher.add(open_argument(arguments, arguments.source), **options)

@@ -112,9 +112,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _in_words(chosen: dict[str, Any], n_bits: int) -> str:
     """What the default method chose from the features."""
-    scale = "small groups" if chosen["fine"] else "large kinds"
+    from distillhash.methods.distillhash_nested import SMALLEST
+
     parts = f"{chosen['class_bits']} class bits and {n_bits - chosen['class_bits']} neighbour bits"
     form = parts if chosen["class_bits"] else f"{n_bits} bits in one part"
+    if not chosen["fine"] and chosen["neighbourhood"] <= SMALLEST:
+        return f"too few items to tell their scale, so large kinds are assumed: {form}"
+    scale = "small groups" if chosen["fine"] else "large kinds"
     return f"the items form {scale} (neighbourhoods of {chosen['neighbourhood']}): {form}"
 
 
@@ -142,6 +146,10 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     if arguments.preserve and pairs:
         raise ParameterError(
             f"--preserve {arguments.preserve} is for images or embeddings alone; leave out --pairs or it"
+        )
+    if arguments.fine_tune and arguments.method is None and arguments.preserve in ("both", "neighbours"):
+        raise ParameterError(
+            f"--fine-tune trains {method}, which learns classes alone; leave out --preserve {arguments.preserve}, or --fine-tune"
         )
     if not pairs and method_class(method).fine_tunes and arguments.device != "auto":
         settings.setdefault("device", arguments.device)

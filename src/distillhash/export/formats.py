@@ -123,7 +123,10 @@ def write_parquet(content: Content, out: Path) -> list[Path]:
     code_type = pa.binary(content.n_bytes)
     fields = [("id", pa.int64()), ("key", pa.string()), ("code", code_type)]
     fields += [(f"word_{word}", pa.uint64()) for word in range(n_words)]
-    schema = pa.schema(fields, metadata={b"distillhash.n_bits": str(n_bits).encode()})
+    metadata = {b"distillhash.n_bits": str(n_bits).encode()}
+    if content.codes.class_bits:
+        metadata[b"distillhash.class_bits"] = str(content.codes.class_bits).encode()
+    schema = pa.schema(fields, metadata=metadata)
     with _replacing(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for first, packed, keys in content.blocks():
             ids = np.arange(first, first + len(packed))

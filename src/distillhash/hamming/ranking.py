@@ -39,7 +39,8 @@ def check_by(by: str, class_bits: int) -> None:
         raise ParameterError(f"by must be one of {', '.join(get_args(By))}, got {by!r}")
     if by != "both" and not class_bits:
         raise ParameterError(
-            f"codes of one part have one ranking, got by={by!r}; leave it out, or train with --preserve both"
+            f"these codes have one part, and so one ranking, got by={by!r}; leave it out (distillhash-nested gives two parts where it "
+            "finds large kinds)"
         )
 
 

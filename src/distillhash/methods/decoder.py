@@ -109,7 +109,7 @@ class Decoder:
             raise ValueError(f"its decoder is not one from {n_bits} bits to {n_features} features")
         for name, array in tensors.items():
             if array.dtype != np.float32 or not np.isfinite(array).all():
-                raise ValueError(f"{name} must hold finite float32, not {array.dtype}")
+                raise ValueError(f"{name} must hold float32, all of them finite")
         return cls(tensors[f"{PREFIX}mean"], tensors[f"{PREFIX}weight"])
 
 
