@@ -80,6 +80,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     started = time.perf_counter()
     limits = {"max_images": arguments.max_images, "max_pixels": arguments.max_pixels}
     views, progress = arguments.views, not arguments.quiet
+    if views is None and arguments.preserve == "neighbours" and arguments.method is None:
+        views = 0  # that part of the default method learns from plain features
     model.fit(source, n_views=views, fine_tune=arguments.fine_tune, progress=progress, **limits)
     seconds = time.perf_counter() - started
     out = Path(arguments.out)
