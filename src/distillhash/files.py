@@ -50,7 +50,8 @@ def open_regular(path: str | Path, *, follow_links: bool = True, inside: int | N
             raise OSError(errno.EINVAL, f"it is a {kind}, not a regular file", os.fspath(path))
         return os.fdopen(handle, "rb")
     except BaseException:
-        os.close(handle)
+        with contextlib.suppress(OSError):  # a signal in fdopen closes it
+            os.close(handle)
         raise
 
 
