@@ -13,8 +13,8 @@ No step sees a label. Rows are scaled to length 1 first, so that codes of x and 
    Where items come in small groups (captions of one picture, products) it is 8: the scale is *fine*.
 2. **Fine scale.** Views are left out. Where neighbours count too, features are used as they are, and some of the neighbours are those by
    plain cosine. Two settings are tried: the temperature .2 and a quarter of such neighbours, then .1 and three quarters. All bits are those
-   of `distillhash-contrast` if such a code of a part of the rows keeps the neighbours of the other rows, among all of them, as well as `itq` would, to 5%:
-   kinds and neighbourhoods are then the same thing.
+   of `distillhash-contrast` if such a code of a part of the rows keeps the neighbours of the other rows, among all of them, as well as
+   `itq` would, to 5%: kinds and neighbourhoods are then the same thing.
 3. **Two parts.** Otherwise the class part has 2 sqrt(n_bits) bits, rounded to a multiple of 16, and the neighbour part has the others.
    It is `itq` of the directions. Codes below 32 bits, or with more bits than features, have the class part alone.
 """
