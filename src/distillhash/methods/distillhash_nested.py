@@ -12,9 +12,9 @@ No step sees a label. Rows are scaled to length 1 first, so that codes of x and 
    k = 8, 16, 32, ..., 2% of the items with A(k) >= A(2%). Where kinds are large (ten classes of images) A rises with k, and it is 2%.
    Where items come in small groups (captions of one picture, products) it is 8: the scale is *fine*.
 2. **Fine scale.** Views are left out. Where neighbours count too, features are used as they are, and some of the neighbours are those by
-   plain cosine. Two settings are tried: the temperature .2 and a quarter of such neighbours, then .1 and three quarters. All bits are those
-   of `distillhash-contrast` if such a code of a part of the rows keeps the neighbours of the other rows, among all of them, as well as
-   `itq` would, to 5%: kinds and neighbourhoods are then the same thing.
+   plain cosine. Three settings are tried: the temperature .2 and a quarter of such neighbours; .1 and three quarters; .07, one half, and a
+   start that is sqrt(n_bits / 64) times as wide. All bits are those of `distillhash-contrast` if such a code of a part of the rows keeps
+   the neighbours of the other rows, among all of them, as well as `itq` would, to 4%: kinds and neighbourhoods are then the same thing.
 3. **Two parts.** Otherwise the class part has 2 sqrt(n_bits) bits, rounded to a multiple of 16, and the neighbour part has the others.
    It is `itq` of the directions. Codes below 32 bits, or with more bits than features, have the class part alone.
 """
@@ -27,15 +27,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.methods.base import Floats, Hasher, TrainingSet, sample_rows
-from distillhash.methods.distillhash_contrast import DistillHashContrast
+from distillhash.methods.distillhash_contrast import ENOUGH, SPREAD, DistillHashContrast
 from distillhash.methods.itq import ITQ
 from distillhash.methods.urph import URPH
 from distillhash.metrics import neighbour_recall
 from distillhash.supervision.agreement import half_agreement
 
 SMALLEST = 8  # neighbours at the fine scale
-FINE = ((0.2, 0.25), (0.1, 0.75))  # temperature and plain share: the first keeps kinds better, the second neighbours
-TOLERANCE = 0.05  # share of the neighbour recall that may be lost
+# Temperature, plain share, and how the start grows with (bits / 64): the first keeps kinds best, the last neighbours.
+FINE = ((0.2, 0.25, 0.0), (0.1, 0.75, 0.0), (0.07, 0.5, 0.5))
+TOLERANCE = 0.04  # share of the neighbour recall that may be lost
 TESTED = 6000  # rows that decide, at most; a fifth of them is held out
 CLASS_WEIGHT = 0.5  # of a class bit in the projection, relative to a neighbour bit
 SHORTEST = 32  # bits of a code of two parts
@@ -104,8 +105,8 @@ class DistillHashNested(Hasher):
         one = self.preserve == "classes" or self.n_bits < SHORTEST or self.n_bits - bits > n_features
         return self.n_bits if one else bits
 
-    def _fine_part(self, n_bits: int, n: int, k: int, fine: tuple[float, float]) -> DistillHashContrast:
-        share, (temperature, plain_share) = k / _part_size(n), fine
+    def _fine_part(self, n_bits: int, n: int, k: int, fine: tuple[float, float, float]) -> DistillHashContrast:
+        share, (temperature, plain_share, growth) = k / _part_size(n), fine
         if self.preserve == "classes":
             return DistillHashContrast(n_bits, seed=self.seed, neighbourhood=share)
         return DistillHashContrast(
@@ -115,9 +116,10 @@ class DistillHashNested(Hasher):
             temperature=temperature,
             root=False,
             plain_share=plain_share,
+            start=SPREAD * (n_bits / 64) ** growth if growth and n >= ENOUGH else None,
         )
 
-    def _choose_fine(self, features: NDArray[Any], k: int) -> tuple[tuple[float, float], bool, dict[str, float]]:
+    def _choose_fine(self, features: NDArray[Any], k: int) -> tuple[tuple[float, float, float], bool, dict[str, float]]:
         """One of ``FINE``, whether a class part of all bits then keeps neighbours as well as `itq`, and the recalls that say so.
 
         Codes are learned from four fifths of the rows. The others are the queries, and all are the database: among few rows neighbours
@@ -137,7 +139,7 @@ class DistillHashNested(Hasher):
             found = recalls[f"temperature {fine[0]}"] = recall(self._fine_part(self.n_bits, len(seen), k, fine))
             if found >= recalls["itq"] * (1 - TOLERANCE):
                 return fine, True, recalls
-        return FINE[-1], False, recalls
+        return FINE[1], False, recalls
 
     def _parts(self) -> dict[str, Hasher]:
         parts: dict[str, Hasher | None] = {"class": self.class_part_, "neighbour": self.neighbour_part_}
