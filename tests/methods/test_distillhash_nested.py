@@ -72,7 +72,7 @@ def test_small_groups_give_one_part_where_it_keeps_the_neighbours() -> None:
     hasher: Any = make_hasher("distillhash-nested", 32).fit(x)
     chosen = hasher.history_["chosen"]
     tried = [value for name, value in chosen["recalls"].items() if name != "itq"]
-    fits = max(tried) >= 0.96 * chosen["recalls"]["itq"]
+    fits = max(tried) >= 0.95 * chosen["recalls"]["itq"]
     assert (
         chosen["fine"] and hasher.class_bits == (0 if fits else 16) and hasher.encode(x).class_bits == hasher.class_bits
     )
