@@ -130,7 +130,7 @@ DATA = {"cifar10": cifar10, "grocery": grocery, "captions": captions, "photos": 
 
 
 def folded(data: Data) -> Data:
-    """The training rows alone: four fifths are learned from, the others are queries, of the others and of the first 10,000."""
+    """The training rows alone: four fifths are learned from, the others search each other. Labels are left out."""
     order = np.random.default_rng(7).permutation(len(data.train))
     learned, held = (np.sort(part) for part in np.split(order, [len(order) * 4 // 5]))
     views, teacher = (None if part is None else part[..., learned, :] for part in (data.views, data.teacher))

@@ -10,7 +10,7 @@ No step sees a label. Rows are scaled to length 1 first, so that codes of x and 
 1. **Scale.** A(k) is the agreement of two random halves of the dimensions about an item's k nearest
    (:func:`~distillhash.supervision.agreement.half_agreement`). The neighbourhood that `distillhash-contrast` learns from is the smallest of
    k = 8, 16, 32, ..., 2% of the items with A(k) >= A(2%). Where kinds are large (ten classes of images) A rises with k, and it is 2%.
-   Where items come in small groups (captions of one picture, products) it is 8: the scale is *fine*.
+   Where items come in small groups (captions of one picture, products) it is less: the scale is *fine*.
 2. **Fine scale.** Views are left out. Where neighbours count too, features are used as they are, and some of the neighbours are those by
    plain cosine. Three settings are tried: the temperature .2 and a quarter of such neighbours; .1 and three quarters; .07, one half, and a
    start that is sqrt(n_bits / 64) times as wide. All bits are those of `distillhash-contrast` if such a code of a part of the rows keeps
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from distillhash.methods.base import Floats, Hasher, TrainingSet, sample_rows
 from distillhash.methods.distillhash_contrast import ENOUGH, SPREAD, DistillHashContrast
 from distillhash.methods.itq import ITQ
+from distillhash.methods.linear_algebra import directions
 from distillhash.methods.urph import URPH
 from distillhash.metrics import neighbour_recall
 from distillhash.supervision.agreement import half_agreement
@@ -74,7 +75,7 @@ class DistillHashNested(Hasher):
 
     def _fit(self, given: TrainingSet) -> None:
         self.class_part_ = self.neighbour_part_ = None
-        features = _unit_rows(given.features)
+        features = directions(given.features)
         if self.preserve == "neighbours":
             self.neighbour_part_ = URPH(self.n_bits, seed=self.seed, **URPH.preset("nearest")).fit(features)
             return
@@ -146,7 +147,7 @@ class DistillHashNested(Hasher):
         return {name: part for name, part in parts.items() if part is not None}
 
     def _project(self, features: Floats) -> Floats:
-        rows = _unit_rows(features)
+        rows = directions(features)
         outputs = [part._project(rows) for part in self._parts().values()]
         return np.hstack([scale * output for scale, output in zip(self.scales_, outputs, strict=False)])
 
@@ -179,13 +180,6 @@ class DistillHashNested(Hasher):
             raise ValueError(f"scales {state['scales']}")
         self.class_part_, self.neighbour_part_ = parts.get("class"), parts.get("neighbour")
         self.scales_ = state["scales"]
-
-
-def _unit_rows(features: NDArray[Any]) -> Floats:
-    """Rows of length 1, since the neighbours to keep are those by cosine; a row of zeros stays zero."""
-    values = np.asarray(features, np.float64)
-    lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    return np.asarray(values / np.where(lengths > 0, lengths, 1))
 
 
 def neighbourhood_of(features: NDArray[Any], seed: int) -> int:

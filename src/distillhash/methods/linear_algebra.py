@@ -23,6 +23,13 @@ def row_blocks(features: NDArray[Any]) -> Iterator[Floats]:
         yield np.ascontiguousarray(features[start : start + _BLOCK], np.float64)
 
 
+def directions(features: NDArray[Any]) -> Floats:
+    """Rows of length 1 in float64; a row of zeros stays zero."""
+    values = np.asarray(features, np.float64)
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    return np.asarray(values / np.where(lengths > 0, lengths, 1))
+
+
 def principal_components(features: NDArray[Any], k: int) -> tuple[Floats, Floats]:
     """Mean and the ``k`` leading eigenvectors of the covariance, by an exact symmetric eigen-decomposition.
 

@@ -41,7 +41,7 @@ from distillhash.codes import Codes
 from distillhash.errors import DataError, ParameterError
 from distillhash.methods.base import TrainingSet, sample_rows
 from distillhash.methods.heads import Data, HeadHasher, tanh_through_sign, unit_features
-from distillhash.methods.linear_algebra import orthonormal_projection, principal_components
+from distillhash.methods.linear_algebra import directions, orthonormal_projection, principal_components
 from distillhash.methods.training import Batch, CachedFeatures, Targets, one_thread, row_targets, train
 from distillhash.metrics.neighbours import neighbour_recall
 
@@ -133,7 +133,7 @@ class URPH(HeadHasher):
             raise ParameterError(
                 "start='itq' learns from fixed features and cannot fine-tune a backbone; leave that out"
             )
-        unit = _unit_rows(self._data(given).features).astype(np.float32)
+        unit = directions(self._data(given).features).astype(np.float32)
         choice = self._choose(unit)
         self.history_["choice"] = choice._asdict()
         basis, rng = self._basis(unit), np.random.default_rng(self.seed)
@@ -223,7 +223,7 @@ class URPH(HeadHasher):
         return network.weight.detach().cpu().double().numpy() * size
 
     def _project(self, features: Floats) -> Floats:
-        return super()._project(_unit_rows(features) if self.start == "itq" else features)
+        return super()._project(directions(features) if self.start == "itq" else features)
 
     def targets(self, data: Data) -> Targets:
         """Directions of the centred features."""
@@ -271,13 +271,6 @@ class _Projection(nn.Module):
     def forward(self, rows: Tensor) -> Tensor:
         """``(b, m)`` to ``(b, n_bits)``."""
         return rows @ self.weight
-
-
-def _unit_rows(features: NDArray[Any]) -> Floats:
-    """Rows of length 1 in float64; a row of zeros stays zero."""
-    values = np.asarray(features, np.float64)
-    lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    return np.asarray(values / np.where(lengths > 0, lengths, 1))
 
 
 def nearest_loss(wanted: Tensor, found: Tensor, k: int) -> Tensor:
