@@ -55,11 +55,11 @@ def _counts_words() -> bool:
         return False
 
 
-_COUNTS_WORDS = _counts_words()
+COUNTS_WORDS = _counts_words()
 
 _I1, _I8, _I16, _I32, _I64 = (ir.IntType(width) for width in (1, 8, 16, 32, 64))
 _KEYS = ir.VectorType(_I16, 32)
-Masks = tuple[tuple[int, ...], np.uint64 | None]
+Masks = tuple[tuple[int, ...], np.uint64 | np.uint32 | None]
 
 
 @intrinsic
@@ -98,7 +98,7 @@ class _Rows:
         self.bits = query_type.dtype.bitwidth
         self.lanes = 512 // self.bits
         # The bytes of a lane are added in one byte, which must hold the distance.
-        self.sum_at = 24 if self.bits == 32 and self.n_planes < 8 and not _COUNTS_WORDS else 0
+        self.sum_at = 24 if self.bits == 32 and self.n_planes < 8 and not COUNTS_WORDS else 0
         self.word = ir.IntType(self.bits)
         self.vector = ir.VectorType(self.word, self.lanes)
         self.masked = not isinstance(allowed_type, types.NoneType)
@@ -108,9 +108,14 @@ class _Rows:
         self.query = context.make_array(query_type)(context, builder, query).data
         self.parts = None if isinstance(parts_type, types.NoneType) else cgutils.unpack_tuple(builder, parts, 4)
         self.shift = self.sum_at if self.parts is None else 0
+        self.class_half = False  # whether the class bits are the lower half of the first word
         if self.parts is not None:
             self.n_class = len(parts_type.types[0].types)  # planes of class bits alone; the next one may have some
-            self.mask = None if isinstance(parts_type.types[1], types.NoneType) else self.fit(self.parts[1])
+            self.mask = None if isinstance(parts_type.types[1], types.NoneType) else self.parts[1]
+            if self.mask is not None and parts_type.types[1].bitwidth == 32:
+                self.class_half, self.shift = True, 32
+                self.mask = builder.zext(self.mask, _I64)
+            self.mask = None if self.mask is None else self.fit(self.mask)
             self.weights = self.parts[2:]
 
     def call(self, name: str, result: Any, arguments: list[Any]) -> Any:
@@ -180,6 +185,11 @@ class _Rows:
         """What :meth:`distances` needs of the parts, made once for all rows: the mask and the weights."""
         if self.parts is None:
             return []
+        if self.class_half:
+            neighbour, others = self.weights
+            of_class = self.builder.add(neighbour, others)
+            both = self.builder.or_(self.builder.shl(neighbour, ir.Constant(_I64, 32)), of_class)
+            return [self.splat(both)]
         low = ir.Constant(self.vector, [2**32 - 1] * self.lanes)  # tells LLVM that products of 32 bits will do
         weights = (self.builder.and_(self.splat(self.fit(weight)), low) for weight in self.weights)
         return [None if self.mask is None else self.splat(self.mask), *weights]
@@ -187,11 +197,18 @@ class _Rows:
     def distances(self, words: list[Any], query: list[Any], parts: list[Any]) -> Any:
         """Of all lanes, shifted to the left by ``self.shift`` bits; the bits below mean nothing. ``parts`` are :meth:`splat_parts`.
 
-        Of two parts: both keys, in the lower 32 bits; those above mean nothing.
+        Of two parts: both keys, in the lower 32 bits; those above mean nothing. Where the class bits are half of a word: in the upper 32.
         """
         differing = self.differing(words, query)
         if self.parts is None:
             return self.sums(differing)
+        if self.class_half:
+            # The upper half of a lane counts class bits, the lower one all others, and one product weighs both.
+            halves = self.count(differing[:1], ir.VectorType(_I32, 16), "v16i32")
+            swapped = ir.Constant(ir.VectorType(_I32, 16), [place ^ 1 for place in range(16)])
+            halves = self.builder.bitcast(self.builder.shuffle_vector(halves, halves, swapped), self.vector)
+            total = self.builder.add(halves, self.count(differing[1:], self.vector, "v8i64"))
+            return self.builder.mul(total, parts[0])
         counts = [self.sums(words) for words in self.split(differing, parts[0])]
         if self.sum_at:
             places = ir.Constant(self.vector, [self.sum_at] * self.lanes)
@@ -237,7 +254,9 @@ def _any_nearer(group: int, steps: int, block: int = BLOCK, half: bool = False) 
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             rows = _Rows(context, builder, signature, arguments, half)
-            kind, umin = (rows.vector, "llvm.umin.v16i32") if rows.shift else (_KEYS, "llvm.umin.v32i16")
+            kind, umin = (
+                (rows.vector, "llvm.umin.v16i32") if rows.sum_at and rows.parts is None else (_KEYS, "llvm.umin.v32i16")
+            )
             farthest = ir.Constant(kind, [2**kind.element.width - 1] * kind.count)
             parts = rows.splat_parts()
             queries = [[rows.splat(word) for word in rows.query_words(g)] for g in range(group)]
@@ -667,7 +686,7 @@ def candidate_rows(
     """The nearest allowed rows of the first ``q`` queries by two rankings of codes of two parts: by the first, then others by the second.
 
     The first arguments are those of :func:`nearest_rows`. ``masks`` are a zero for every plane of class bits alone, and the class bits of
-    the next one, or None; there are ``n_class`` class distances. ``weights`` are those of a differing bit of the second part and of
+    the next one, or None, or as a uint32 those of the lower half of the first word if that is all; there are ``n_class`` class distances. ``weights`` are those of a differing bit of the second part and of
     the class part, for each ranking; times the number of bits, they must not exceed ``LARGEST_KEY``. ``least`` is how many of each ranking
     are found at least, up to k, with all that are tied with the last of them as far as k allows; of 0 there are none. Words have 32 or 64
     bits, and there are less than 2**34 rows.

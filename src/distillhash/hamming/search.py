@@ -176,12 +176,16 @@ def _search_of_two_parts(
     return query, database, search
 
 
-def _class_masks(class_bits: int, database: Planes) -> tuple[tuple[int, ...], np.uint64 | None]:
+def _class_masks(class_bits: int, database: Planes) -> tuple[tuple[int, ...], np.uint64 | np.uint32 | None]:
     """The class bits of the planes, see :func:`~distillhash.hamming.kernel.candidate_rows`."""
+    from distillhash.hamming.kernel import COUNTS_WORDS
+
     words = np.packbits(np.arange(8 * database.itemsize * len(database)) < class_bits).view(database.dtype)
     n_full = int((words == np.iinfo(database.dtype).max).sum())
-    mask = np.uint64(words[n_full])
-    return (0,) * n_full, mask if mask else None
+    mask = words[n_full]
+    if COUNTS_WORDS and n_full == 0 and mask == np.uint64(2**32 - 1):
+        return (), np.uint32(mask)
+    return (0,) * n_full, np.uint64(mask) if mask else None
 
 
 def within(
