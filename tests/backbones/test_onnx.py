@@ -174,7 +174,7 @@ def test_outputs_are_chosen_by_name_or_by_rule(tmp_path: Path) -> None:
     chosen = make_backbone(name, options={**HALVES, "output": "logits"})
     np.testing.assert_allclose(chosen.embed(images(2)), features(images(2)), atol=1e-5)
     with pytest.raises(
-        ParameterError, match="has no output 'z'; choose one with --backbone-set output=NAME: logits, pooler_output"
+        ParameterError, match="has no output 'z'; choose one with --backbone-set output=NAME: 'logits', 'pooler_output'"
     ):
         make_backbone(name, options={**HALVES, "output": "z"})
     flat = write(tmp_path / "b.onnx", [*POOL, node("Relu", "x", "z")], outputs=["z", "y"], m=MATRIX)
@@ -215,7 +215,7 @@ def bad_files(folder: Path) -> dict[str, tuple[str, dict[str, Any], str]]:
         "folder": (f"onnx:{folder}", {}, "is a folder, not a regular file"),
         "pipe": (f"onnx:{folder}/pipe.onnx", {}, "is a pipe, not a regular file"),
         "none": (graph("none", [node("RandomNormal", "y", shape=[1, 4])], inputs=[]), {}, "takes 0 inputs; export it with one"),
-        "two": (graph("two", [node("Add", "x", "z", "y")], inputs=["x", "z"]), {}, r"takes 2 inputs \(x, z\)"),
+        "two": (graph("two", [node("Add", "x", "z", "y")], inputs=["x", "z"]), {}, r"takes 2 inputs \('x', 'z'\)"),
         "rank": (graph("rank", shape=None), {}, "rank of its input 'x' is not fixed"),
         "tokens": (graph("tokens", cast, shape=("n", 77), dtype=integers), {}, "is no image but a tensor"),
         "grey": (graph("grey", shape=("n", 1, 16, 16)), {}, "which has no 3 channels"),
@@ -231,7 +231,7 @@ def bad_files(folder: Path) -> dict[str, tuple[str, dict[str, Any], str]]:
         "scalar": (graph("scalar", [node("ReduceMean", "x", "y", keepdims=0)]), options, r"has the shape \(\), not \(n, d\)"),
         "nan": (graph("nan", log), options, "makes NaN or infinity of an image"),
         "beside": (graph("beside", dependent, shape=(2, 3, 16, 16), m=MATRIX), options, "other features beside other images"),
-        "batch": (graph("batch", shape=(9999, 3, 16, 16)), options, "9999 images at a time; export it for 1024 or fewer"),
+        "batch": (graph("batch", shape=(99999, 3, 16, 16)), options, "99999 images at a time; export it for 65536 or fewer"),
         "option": (graph("option"), {"options": {"pool": "max"}}, "has no option 'pool'"),
     }  # fmt: skip
 

@@ -42,7 +42,7 @@ from distillhash.errors import DataError, FormatError, MissingDependencyError, P
 from distillhash.files import open_regular, read_file
 
 _MAX_BYTES = 2**31 - 1  # of a protocol buffer; larger networks keep their weights in files beside it
-_MAX_BATCH = 1024
+_MAX_PIXELS = 2**24  # of a pass
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 _OUTPUTS = ("image_embeds", "image_features", "pooler_output")
 _TO_LAYOUT = {"nchw": (0, 1, 2, 3), "nhwc": (0, 2, 3, 1)}
@@ -57,15 +57,16 @@ class OnnxFile(Backbone):
         name, path = f"onnx:{file}", Path(os.path.abspath(file))  # noqa: PTH100  # links stay: weights lie beside a link
         options = check_options(name, options or {}, (*PIXEL_OPTIONS, "layout", "output", "digest"))
         graph, self._digest = _read(name, path, options.get("digest"))
-        self._session = _session(name, path)
+        self._session, inputs, outputs = _session(name, path)
         processor = _processor(name, path)
-        self._input, self._dtype, shape = _image_input(name, self._session)
+        self._input, self._dtype, shape = _image_input(name, inputs)
         self._layout = _layout(name, shape, options, has_processor=bool(processor))
         size = _side(name, shape, self._layout, image_size, processor)
-        self._output = _output(name, self._session, options)
+        self._output = _output(name, outputs, options)
         batch = shape[0] if isinstance(shape[0], int) and shape[0] > 0 else 1
-        if batch > _MAX_BATCH:
-            raise DataError(f"{name} takes {batch} images at a time; export it for {_MAX_BATCH} or fewer")
+        most = max(1, _MAX_PIXELS // size**2)
+        if batch > most:
+            raise DataError(f"{name} takes {batch} images at a time; export it for {most} or fewer, or any number")
         self._path, self._per_pass = path, batch
         self._axes: tuple[int, ...] = ()  # of the output, over which the mean is taken
         self.name = name
@@ -236,15 +237,20 @@ def _refuse_outside(name: str, folder: Path, location: str) -> None:
         )
 
 
-def _session(name: str, path: Path) -> Any:
+def _session(name: str, path: Path) -> tuple[Any, list[tuple[str, str, Any]], dict[str, Any]]:
+    """The network in ONNX Runtime; its inputs as names, types and shapes; the shapes of its outputs by name."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # extraction runs one pass a core
     options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its errors have no common class
+        session = onnxruntime.InferenceSession(
+            str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+        )
+        inputs = [(one.name, one.type, one.shape) for one in session.get_inputs()]
+        return session, inputs, {one.name: one.shape for one in session.get_outputs()}
+    except Exception as error:  # its errors have no common class; names may not be text
         raise FormatError(
             f"{name} cannot be run by ONNX Runtime {onnxruntime.__version__} ({_reason(error)}); export it again for this version"
         ) from error
@@ -273,21 +279,20 @@ def _processor(name: str, path: Path) -> dict[str, Any]:
     return next(filter(None, found), {})
 
 
-def _image_input(name: str, session: Any) -> tuple[str, Any, list[Any]]:
+def _image_input(name: str, inputs: list[tuple[str, str, Any]]) -> tuple[str, Any, list[Any]]:
     """Name, dtype and shape (numbers, or anything else where they are free) of the input."""
-    inputs, wanted = session.get_inputs(), "export it with one input of images, (n, 3, h, w) or (n, h, w, 3)"
+    wanted = "export it with one input of images, (n, 3, h, w) or (n, h, w, 3)"
     if len(inputs) != 1:
-        names = f" ({', '.join(one.name for one in inputs)})" if inputs else ""
+        names = f" ({', '.join(repr(one) for one, _, _ in inputs)})" if inputs else ""
         raise DataError(f"{name} takes {len(inputs)} inputs{names:.200}; {wanted}")
-    (one,) = inputs
-    if not one.shape:
-        raise DataError(f"{name}: the rank of its input {one.name!r:.80} is not fixed; {wanted}")
-    if one.type not in _TYPES or len(one.shape) != 4:
-        kind = f"{one.type} of {len(one.shape)} axes"
+    ((image, kind, shape),) = inputs
+    if not shape:
+        raise DataError(f"{name}: the rank of its input {image!r:.80} is not fixed; {wanted}")
+    if kind not in _TYPES or len(shape) != 4:
         raise DataError(
-            f"{name}: its input {one.name!r:.80} is no image but a {kind:.80}; {wanted}, of float32, float16 or uint8"
+            f"{name}: its input {image!r:.80} is no image but a {kind:.80} of {len(shape)} axes; {wanted}, of float32, float16 or uint8"
         )
-    return one.name, _TYPES[one.type], one.shape
+    return image, _TYPES[kind], shape
 
 
 def _layout(name: str, shape: list[Any], options: dict[str, Any], *, has_processor: bool) -> str:
@@ -330,9 +335,8 @@ def _side(name: str, shape: list[Any], layout: str, asked: int | None, processor
     return size
 
 
-def _output(name: str, session: Any, options: dict[str, Any]) -> str:
+def _output(name: str, found: dict[str, Any], options: dict[str, Any]) -> str:
     """The output by the rule of the module's text."""
-    found = {one.name: one.shape for one in session.get_outputs()}
     names = list(found)
     flat = [output for output, shape in found.items() if len(shape or ()) == 2]
     wanted = str(options["output"]) if "output" in options else None
@@ -342,7 +346,9 @@ def _output(name: str, session: Any, options: dict[str, Any]) -> str:
         wanted = choice[0] if len(choice) == 1 else None
     if wanted is None or wanted not in found:
         asked = f"has no output {wanted!r:.80}" if wanted is not None else "has several outputs"
-        raise ParameterError(f"{name} {asked}; choose one with --backbone-set output=NAME: {', '.join(names):.300}")
+        raise ParameterError(
+            f"{name} {asked}; choose one with --backbone-set output=NAME: {', '.join(map(repr, names)):.300}"
+        )
     return wanted
 
 
