@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 from distillhash import HashModel, load_model, make_hasher
 from distillhash.backbones import backbone_from_config, make_backbone
 from distillhash.cli import main
-from distillhash.errors import DataError, DistillHashError, FormatError, ParameterError
+from distillhash.errors import DataError, DistillHashError, FormatError, MissingDependencyError, ParameterError
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -87,6 +88,7 @@ def test_features_are_those_of_the_formula(layout: str, batch: Any, dtype: int, 
     found = backbone.embed(pixels)
     assert found.dtype == np.float32 and backbone.image_size == 16 and backbone.dim == 5
     np.testing.assert_allclose(found, expected, atol=1e-5 if dtype == FLOAT else 2e-3)
+    np.testing.assert_array_equal(backbone.embed_floats(torch.from_numpy(pixels).permute(0, 3, 1, 2).float()), found)
     for n in (0, 1, 3, 5):
         np.testing.assert_array_equal(backbone.embed(pixels[:n]), found[:n])
     np.testing.assert_array_equal(backbone.embed(pixels[::-1].copy()), found[::-1])
@@ -123,6 +125,7 @@ def test_maps_and_tokens_are_pooled_by_their_mean(channels_last: bool, tmp_path:
         (["Mul", "Add"], [[2], [-1]], 1),
         (["Mul", "Sub", "Div"], [[255], [127], [128]], 1),
         (["Sub"], [[100, 110, 120]], 255),
+        (["Sub", "Div"], [[0.5, 0.5, 0.5], [0.25]], 1),
     ],
 )  # fmt: skip
 def test_normalisation_is_read_from_the_graph(ops: Any, constants: Any, largest: int, tmp_path: Path) -> None:
@@ -242,6 +245,13 @@ def test_bad_files_get_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture
             make_backbone(name, **options)
         assert "\n" not in str(caught.value), case
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxruntime"])
+def test_the_extra_is_named(package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingDependencyError, match=r"needs ONNX Runtime; pip install 'distillhash\[onnx\]'"):
+        make_backbone(f"onnx:{tmp_path}/a.onnx")
 
 
 def external(location: str) -> Any:
