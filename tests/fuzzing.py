@@ -562,7 +562,11 @@ class Network(Target):
         beside.data_location = TensorProto.EXTERNAL
         beside.external_data.add(key="location", value="weights.bin")
         (folder / "weights.bin").write_bytes(matrix.tobytes())
-        stored = [numpy_helper.from_array(kernel, "kernel"), numpy_helper.from_array(np.float32([128]), "half"), beside]
+        stored = [
+            numpy_helper.from_array(kernel, "kernel"),
+            numpy_helper.from_array(np.full(1, 128, np.float32), "half"),
+            beside,
+        ]
         nodes = [
             helper.make_node("Sub", ["image", "half"], ["centred"]),
             helper.make_node("Conv", ["centred", "kernel"], ["map"]),
