@@ -29,6 +29,8 @@ class Backbone:
     trained_size: ClassVar[int | None] = None  # of the weights, where that is known and larger than the default
     mean: Sequence[float] = (0.485, 0.456, 0.406)  # ImageNet's, of channels in 0..1
     std: Sequence[float] = (0.229, 0.224, 0.225)
+    channels: str = "rgb"  # or bgr: the order in which the network takes them; mean and std are of the same order
+    trainable: ClassVar[bool] = True  # whether ``network`` can be fine-tuned
 
     def __init__(self, name: str, network: nn.Module, dim: int, image_size: int, device: str) -> None:
         if not 16 <= image_size <= MAX_SIZE:
@@ -42,11 +44,16 @@ class Backbone:
         """The weights' own preprocessing: ``(n, 3, h, w)`` floats in 0..255 to what ``network`` takes."""
         mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
-        return (pixels / 255 - mean) / std
+        return (self.ordered(pixels) / 255 - mean) / std
+
+    def ordered(self, pixels: Tensor) -> Tensor:
+        """``(n, 3, h, w)`` RGB in the order of the network's channels."""
+        return pixels.flip(1) if self.channels == "bgr" else pixels
 
     def preprocessing(self) -> dict[str, Any]:
         """What :meth:`normalise` does and the size, as JSON-able data for model files and cache keys."""
-        return {"image_size": self.image_size, "mean": list(self.mean), "std": list(self.std)}
+        order = {} if self.channels == "rgb" else {"channels": self.channels}
+        return {"image_size": self.image_size, "mean": list(self.mean), "std": list(self.std), **order}
 
     def config(self) -> dict[str, Any]:
         """What :func:`distillhash.backbones.backbone_from_config` needs."""

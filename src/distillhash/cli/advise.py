@@ -16,6 +16,7 @@ from distillhash.cli.common import (
     add_backbone_options,
     add_reading_options,
     backbone_name,
+    backbone_options,
     chosen_columns,
     command_line,
     integers,
@@ -71,10 +72,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise DataError(f"{source.name} holds {kind}, which --backbone {name} does not take; leave it out")
     chosen = sample_rows(len(source), arguments.max_images, np.random.default_rng(seeds[0]))
     sample = source if len(chosen) == len(source) else source.select(chosen)
-    options = {"image_size": arguments.image_size, "weights": arguments.weights, "device": arguments.device}
     table = extract_features(
         sample,
-        make_backbone(name, **options),
+        make_backbone(name, device=arguments.device, **backbone_options(arguments)),
         cache=open_cache(arguments),
         progress=progress,
         max_pixels=arguments.max_pixels,
@@ -96,7 +96,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not isinstance(source, EmbeddingSource) and method_class(found.cell.method).uses_views:
         given["--views"] = 0  # as it was measured
     columns = {f"--{name.replace('_', '-')}": value for name, value in chosen_columns(arguments).items()}
-    steps = advice.commands(found.cell, [arguments.source, *_words(columns)], _words(given))
+    settings = [word for pair in arguments.backbone_set for word in ("--backbone-set", pair)]
+    steps = advice.commands(found.cell, [arguments.source, *_words(columns)], [*_words(given), *settings])
     say(arguments, *_lines(cells), *notes, "", f"{found.sentence} {found.others}", *(f"    {step}" for step in steps))
     summary: dict[str, Any] = {
         "advice": found.sentence,

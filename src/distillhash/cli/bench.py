@@ -14,6 +14,7 @@ from distillhash.cli.common import (
     add_compute_options,
     add_method_options,
     backbone_name,
+    backbone_options,
     chosen_columns,
     command_line,
     integers,
@@ -63,8 +64,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ParameterError(f"--views must be at least 0, got {n_views}")
     protocol = load_protocol(arguments.protocol)
     source = open_source(arguments.data, **chosen_columns(arguments))
-    options = {"image_size": arguments.image_size, "weights": arguments.weights, "device": arguments.device}
-    backbone = make_backbone(backbone_name(arguments, source), **options)
+    backbone = make_backbone(backbone_name(arguments, source), device=arguments.device, **backbone_options(arguments))
     use_views = not isinstance(source, EmbeddingSource) and any(method_class(method).uses_views for method in methods)
     prepared = prepare(
         source,

@@ -75,6 +75,19 @@ def add_backbone_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbone", help="see `distillhash ls backbones` (default: efficientnet-lite0 for images)")
     parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels images are resized to")
     parser.add_argument("--weights", metavar="FILE", help="weights for backbones that do not carry theirs")
+    parser.add_argument(
+        "--backbone-set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of hf: or onnx: (mean, std, rescale_factor, channels, pool, layout, output; see docs/backbones.md)",
+    )
+
+
+def backbone_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How the feature extractor is made, as ``make_backbone`` takes it."""
+    chosen = parse_settings(arguments.backbone_set, "--backbone-set")
+    return {"image_size": arguments.image_size, "weights": arguments.weights, "options": chosen}
 
 
 def backbone_name(arguments: argparse.Namespace, source: Source) -> str:
@@ -141,15 +154,15 @@ def integers(option: str, text: str) -> list[int]:
         raise ParameterError(f"{option} takes integers separated by commas, got {text!r}") from error
 
 
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """``--set name=value`` words as hyper-parameters; a value is JSON where it can be, else text."""
+def parse_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, Any]:
+    """``name=value`` words of ``--set`` or another option; a value is JSON where it can be, else text."""
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         name = name.replace("-", "_")
         if not equals or not name:
-            raise ParameterError(f"--set takes name=value, got {pair!r}")
-        if name in ("method", "n_bits", "seed"):
+            raise ParameterError(f"{option} takes name=value, got {pair!r}")
+        if option == "--set" and name in ("method", "n_bits", "seed"):
             raise ParameterError(f"--set takes hyper-parameters, got {pair!r}; method, bits and seed have own options")
         try:
             settings[name] = json.loads(text)

@@ -18,6 +18,7 @@ from distillhash.cli.common import (
     add_method_options,
     add_reading_options,
     backbone_name,
+    backbone_options,
     command_line,
     open_argument,
     open_cache,
@@ -161,8 +162,8 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     source = (open_pairs_argument if pairs else open_argument)(arguments, arguments.source)
     images = source.images if isinstance(source, PairSource) else source
     parts: dict[str, Any] = {"hasher": hasher, "device": arguments.device, "cache": open_cache(arguments)}
-    parts |= {"image_size": arguments.image_size, "weights": arguments.weights}
-    parts |= {"backbone": backbone_name(arguments, images)}
+    made = backbone_options(arguments)
+    parts |= {"backbone": backbone_name(arguments, images), "backbone_options": made.pop("options"), **made}
     if not isinstance(source, PairSource):
         return HashModel(**parts), source, source
     encoder = encoder or (DEFAULT_TEXT_ENCODER if isinstance(source.texts, list) else "embeddings")

@@ -7,7 +7,7 @@ fingerprint, what it was trained on) and ``model.safetensors`` (the hasher; afte
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +60,7 @@ class HashModel:
         *,
         image_size: int | None = None,
         weights: str | Path | None = None,
+        backbone_options: Mapping[str, Any] | None = None,
         device: str = "auto",
         cache: FeatureCache | None = None,
     ) -> None:
@@ -70,6 +71,7 @@ class HashModel:
             hasher: An unfitted or fitted method from :func:`distillhash.make_hasher`.
             image_size: Side in pixels that images are resized to; None takes the backbone's own.
             weights: Weights file for backbones that do not carry theirs.
+            backbone_options: Options of ``hf:`` and ``onnx:`` by name, see :func:`distillhash.backbones.make_backbone`.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             cache: Where features are kept between runs; None keeps none.
 
@@ -85,6 +87,7 @@ class HashModel:
         self.training: dict[str, Any] = {}
         self.skipped_: list[Skipped] = []
         self._image_size, self._weights, self._device = image_size, weights, device
+        self._backbone_options = backbone_options
         self._saved_backbone: tuple[dict[str, Any], dict[str, NDArray[Any]]] | None = None
         self._allow_download = False  # of what a model folder names; a name given to the constructor is consent
 
@@ -107,7 +110,11 @@ class HashModel:
 
         if self._saved_backbone is None:
             return make_backbone(
-                self.backbone_name, image_size=self._image_size, weights=self._weights, device=self._device
+                self.backbone_name,
+                image_size=self._image_size,
+                weights=self._weights,
+                device=self._device,
+                options=self._backbone_options,
             )
         config, tensors = self._saved_backbone
         backbone = backbone_from_config(config, device=self._device, allow_download=self._allow_download)
@@ -160,6 +167,10 @@ class HashModel:
             raise ParameterError("augmented views and fine-tuning need images; this source holds embeddings")
         if fine_tune and not self.hasher.fine_tunes:
             raise ParameterError(f"{self.hasher.method} cannot fine-tune a backbone; leave out fine-tuning")
+        if fine_tune and not self.backbone.trainable:
+            raise ParameterError(
+                f"{self.backbone_name} cannot be fine-tuned, because ONNX Runtime computes no gradients; leave out fine-tuning"
+            )
         chosen = sample_rows(len(opened), max_images, np.random.default_rng(self.hasher.seed))
         sample = opened if len(chosen) == len(opened) else opened.select(chosen)
         counts = self._learn(sample, fine_tune=fine_tune, n_views=n_views, progress=progress, max_pixels=max_pixels)

@@ -6,7 +6,7 @@ other. The ``config.json`` of its model folder also describes the text encoder, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +68,7 @@ class CrossModalModel(HashModel):
         text_encoder: str | TextEncoder = DEFAULT_TEXT_ENCODER,
         image_size: int | None = None,
         weights: str | Path | None = None,
+        backbone_options: Mapping[str, Any] | None = None,
         device: str = "auto",
         cache: FeatureCache | None = None,
     ) -> None:
@@ -79,7 +80,10 @@ class CrossModalModel(HashModel):
         if hasher is not None and not hasher.needs_texts:
             choices = ", ".join(method_names(image_text=True))
             raise ParameterError(f"{hasher.method} does not learn from image-text pairs; choose one of {choices}")
-        super().__init__(backbone, hasher, image_size=image_size, weights=weights, device=device, cache=cache)
+        where: dict[str, Any] = {"device": device, "cache": cache}
+        super().__init__(
+            backbone, hasher, image_size=image_size, weights=weights, backbone_options=backbone_options, **where
+        )
         self.notes_: list[str] = []
         self._saved_text_encoder: dict[str, Any] | None = None
         if isinstance(text_encoder, TextEncoder):
