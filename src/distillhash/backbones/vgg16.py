@@ -60,6 +60,8 @@ class VGG16(Backbone):
             raise FormatError(
                 f"{file} does not hold weights of VGG16 in torchvision's layout; give {URL.rsplit('/', 1)[1]}"
             ) from error
+        for weights_of_layer in network.parameters():  # a file may hold rows that overlap, which cannot be trained
+            weights_of_layer.data = weights_of_layer.data.contiguous()
         super().__init__("vgg16", network.float(), DIM, image_size or self.default_size, device)
         self._weights = None if weights is None else str(Path(weights).resolve())
 
