@@ -116,6 +116,7 @@ def test_vgg16_is_fc7_after_relu(vgg_weights: Path) -> None:
     assert found.shape == (2, 4096) and (found > 0).any()
     np.testing.assert_allclose(found, x.numpy(), rtol=1e-4, atol=1e-4 * float(x.max()))
     assert backbone.inference is backbone.network  # half a gigabyte once
+    assert backbone.network.get_parameter("classifier.0.weight").is_contiguous()  # else no optimiser could train it
     half = vgg_weights.with_name("elsewhere.safetensors")
     save_file({name: tensor.half() for name, tensor in state.items()}, half)
     again = backbone_from_config({**backbone.config(), "weights": str(half)}, device="cpu")
