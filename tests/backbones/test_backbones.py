@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from distillhash.backbones import backbone_from_config, backbone_names, make_backbone
 from distillhash.backbones import vgg16 as vgg16_module
@@ -78,14 +79,16 @@ def test_replaced_weights_change_features_and_fingerprint(lite: Any) -> None:
 
 @pytest.fixture(scope="module")
 def vgg_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of VGG16 in torchvision's layout, fc8 included; sparse in the large layers, which take long to draw."""
+    """Weights of VGG16 in torchvision's layout, fc8 included; the rows of the large layers overlap in the file, which keeps it small."""
     generator = torch.Generator().manual_seed(0)
     with torch.device("meta"):
         network = vgg16_module._network()
-    state = {name: torch.zeros(tensor.shape) for name, tensor in network.state_dict().items()}
-    for tensor in state.values():
-        drawn = tensor if tensor.ndim != 2 else tensor[::7, ::11]
-        drawn.copy_(0.1 * torch.randn(drawn.shape, generator=generator))
+    state = {}
+    for name, tensor in network.state_dict().items():
+        shape, step = tensor.shape, 3 if tensor.ndim == 2 else 1
+        drawn = 0.1 * torch.randn(shape.numel() if step == 1 else step * shape[0] + shape[1], generator=generator)
+        drawn = drawn.half().float()  # as a file of half precision has them
+        state[name] = drawn.view(shape) if step == 1 else drawn.as_strided(shape, (step, 1))
     state |= {"classifier.6.weight": torch.zeros(1000, 8), "classifier.6.bias": torch.zeros(1000)}
     file = tmp_path_factory.mktemp("vgg") / "mine.pth"
     torch.save(state, file)
@@ -113,9 +116,12 @@ def test_vgg16_is_fc7_after_relu(vgg_weights: Path) -> None:
     assert found.shape == (2, 4096) and (found > 0).any()
     np.testing.assert_allclose(found, x.numpy(), rtol=1e-4, atol=1e-4 * float(x.max()))
     assert backbone.inference is backbone.network  # half a gigabyte once
-    moved = vgg_weights.rename(vgg_weights.with_name("elsewhere.pth"))
-    again = backbone_from_config({**backbone.config(), "weights": str(moved)}, device="cpu")
+    assert backbone.network.get_parameter("classifier.0.weight").is_contiguous()  # else no optimiser could train it
+    half = vgg_weights.with_name("elsewhere.safetensors")
+    save_file({name: tensor.half() for name, tensor in state.items()}, half)
+    again = backbone_from_config({**backbone.config(), "weights": str(half)}, device="cpu")
     assert again.fingerprint == backbone.fingerprint
+    half.unlink()  # 277 MB
 
 
 def test_weights_files_are_checked(tmp_path: Path) -> None:
@@ -125,10 +131,21 @@ def test_weights_files_are_checked(tmp_path: Path) -> None:
     bad.write_bytes(b"not weights")
     with pytest.raises(FormatError, match=r"has SHA-256 .*, expected 00000000: it is cut short or another file"):
         make_backbone("vgg16", weights=bad)
+    named = tmp_path / "vgg16-397923af.pth"
+    named.write_bytes(b"not weights")
+    with pytest.raises(
+        FormatError, match=r"expected 397923af8e79[0-9a-f]{52}: it is cut short .*; delete it, and download"
+    ):
+        make_backbone("vgg16", weights=named)
     plain = tmp_path / "plain.pth"
     torch.save({"features.0.weight": torch.zeros(3)}, plain)
-    with pytest.raises(FormatError, match="does not hold weights of VGG16"):
-        make_backbone("vgg16", weights=plain)
+    safe = tmp_path / "plain.safetensors"
+    save_file({"features.0.weight": torch.zeros(3)}, safe)
+    short = tmp_path / "short.safetensors"
+    short.write_bytes(safe.read_bytes()[:-5])
+    for file in (plain, safe, short):
+        with pytest.raises(FormatError, match=f"{file.name} does not hold weights of VGG16"):
+            make_backbone("vgg16", weights=file)
 
 
 @pytest.fixture

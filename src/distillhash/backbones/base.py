@@ -124,8 +124,8 @@ class Backbone:
         self.refresh()
 
     def refresh(self) -> None:
-        """Forget what was derived from the weights; call after training ``network``."""
-        self.network.eval()
+        """Forget what was derived from the weights; call after training ``network``, wherever that was."""
+        self.network.to(self.device).eval()
         for name in ("fingerprint", "inference"):
             self.__dict__.pop(name, None)
 

@@ -127,6 +127,7 @@ def _in_words(chosen: dict[str, Any], n_bits: int) -> str:
 
 def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     """The model to train, what it learns from, and the images (or vectors) among that."""
+    from distillhash.backbones.base import choose_device
     from distillhash.methods import make_hasher, method_class, method_names
     from distillhash.methods.registry import DEFAULT_FINE_TUNING_METHOD, DEFAULT_IMAGE_TEXT_METHOD, DEFAULT_METHOD
     from distillhash.models import CrossModalModel, HashModel
@@ -154,8 +155,8 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
         raise ParameterError(
             f"--fine-tune trains {method}, which learns classes alone; leave out --preserve {arguments.preserve}, or --fine-tune"
         )
-    if not pairs and method_class(method).fine_tunes and arguments.device != "auto":
-        settings.setdefault("device", arguments.device)
+    if not pairs and method_class(method).fine_tunes and (arguments.device != "auto" or arguments.fine_tune):
+        settings.setdefault("device", choose_device(arguments.device))
     hasher = make_hasher(method, arguments.bits, seed=arguments.seed, **settings)
     if arguments.caption_column is not None and not pairs:
         raise ParameterError(f"--caption-column {arguments.caption_column} needs texts; add --pairs, or leave it out")
