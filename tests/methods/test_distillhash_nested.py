@@ -52,6 +52,14 @@ def test_the_scale_is_that_of_the_groups() -> None:
     assert neighbourhood_of(grouped(5, 20, 1.0), seed=0) == 2  # of so few rows there is no smaller one
 
 
+def test_views_are_wanted_at_the_coarse_scale_alone() -> None:
+    small, large = grouped(120, 5, 0.3), grouped(5, 120, 1.0)
+    assert make_hasher("distillhash-nested", 32).wants_views(large)
+    assert not make_hasher("distillhash-nested", 32).wants_views(small)
+    assert not make_hasher("distillhash-nested", 32, preserve="neighbours").wants_views(large)
+    assert make_hasher("distillhash-contrast", 32).wants_views(small) and not make_hasher("itq", 32).wants_views(large)
+
+
 def test_large_kinds_give_two_parts() -> None:
     x = grouped(5, 90, 1.0, d=24)
     hasher: Any = make_hasher("distillhash-nested", 40, seed=1).fit(x)

@@ -36,8 +36,10 @@ from distillhash.codes import Codes
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import write_atomic
 from distillhash.methods import make_hasher, method_class
+from distillhash.methods.base import sample_rows
 from distillhash.metrics import evaluate_queries, find_neighbours, recall_measures
 from distillhash.metrics.neighbours import DEPTHS, NEAREST, Neighbours
+from distillhash.supervision.agreement import ASKED, RECOGNISED, recognised_views
 
 if TYPE_CHECKING:
     from distillhash.backbones import Backbone, FeatureCache
@@ -52,7 +54,8 @@ class Prepared:
     """Features and labels of all rows of a source, split by a protocol; the identity of their backbone.
 
     ``views`` are ``(n_views, n_train, d)`` of the training rows, or None; ``teacher`` is ``(n_train, d)`` of the training rows at a
-    larger size, or None. ``trainable`` is the source and its pretrained backbone where runs fine-tune it.
+    larger size, or None. Where ``views_teach`` is False, methods that choose go without both. ``trainable`` is the source and its
+    pretrained backbone where runs fine-tune it.
     """
 
     protocol: Protocol
@@ -62,6 +65,7 @@ class Prepared:
     backbone: dict[str, Any]
     views: NDArray[np.float32] | None = None
     teacher: NDArray[np.float32] | None = None
+    views_teach: bool = True
     trainable: tuple[ImageSource, Backbone] | None = None
 
     @cached_property
@@ -69,11 +73,16 @@ class Prepared:
         """The nearest of at most 1,000 queries, drawn by a fixed seed, in the database; found once for all runs."""
         return find_neighbours(self.features[self.split.query], self.features[self.split.database])
 
+    def uses_views(self, method: str) -> bool:
+        """Whether a method is given the views."""
+        chosen = method_class(method)
+        return chosen.uses_views and (self.views_teach or not chosen.chooses_views)
+
     def given(self, method: str) -> dict[str, NDArray[np.float32] | None]:
         """What ``fit`` gets besides features and labels: ``views`` and ``teacher``, None where the method does not use them."""
         return {
-            "views": self.views if method_class(method).uses_views else None,
-            "teacher": self.teacher if method_class(method).uses_teacher else None,
+            "views": self.views if self.uses_views(method) else None,
+            "teacher": self.teacher if self.uses_views(method) and method_class(method).uses_teacher else None,
         }
 
 
@@ -90,6 +99,7 @@ class Provenance:
     versions: dict[str, str]
     n_views: int = 0
     teacher: bool = False
+    views_teach: bool = True
     fine_tuned: bool = False  # the backbone in some rows, which say so
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -129,6 +139,7 @@ def prepare(
     *,
     cache: FeatureCache | None,
     n_views: int = 0,
+    choose_views: bool = False,
     teacher: bool = False,
     shrink: bool = False,
     fine_tune: bool = False,
@@ -136,7 +147,8 @@ def prepare(
 ) -> Prepared:
     """Features of every item of the source, once for all runs, and ``n_views`` augmented views of the training images.
 
-    Where there are views, ``teacher`` asks for the training images at the size that the backbone was trained with as well. With
+    With ``choose_views`` methods that choose are given them only where they teach something, as in ``train``. Where there are views,
+    ``teacher`` asks for the training images at the size that the backbone was trained with as well. With
     ``fine_tune`` every run trains the backbone too.
     """
     from distillhash.backbones import extract_features
@@ -153,13 +165,17 @@ def prepare(
             f"a protocol needs every item, {len(table.skipped)} cannot be read (first {first.key}: {first.reason})"
         )
     views = guiding = None
+    views_teach = True
     if n_views:
         train = source.select(split.train)
         found = extract_features(train, backbone, cache=cache, n_views=n_views, teacher=teacher, progress=progress)
         views, guiding = found.views, found.teacher
+        if choose_views and views is not None:
+            rows = sample_rows(len(train), ASKED, np.random.default_rng(0))
+            views_teach = recognised_views(found.features[rows], views[:1, rows]) < RECOGNISED
     assert source.labels is not None  # protocol.split has checked
     identity = {**backbone.config(), "fingerprint": backbone.fingerprint}
-    return Prepared(protocol, split, table.features, source.labels, identity, views, guiding, trainable)
+    return Prepared(protocol, split, table.features, source.labels, identity, views, guiding, views_teach, trainable)
 
 
 def run_matrix(

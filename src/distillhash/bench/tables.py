@@ -255,6 +255,8 @@ def describe_features(provenance: Provenance) -> str:
         )
     if provenance.n_views:
         words += f"; {provenance.n_views} augmented views of the training images for the methods that use views"
+        choosing = ", ".join(name for name in method_names() if method_class(name).chooses_views)
+        words += "" if provenance.views_teach else f" (not {choosing}: the features hardly see the augmentation)"
     if provenance.teacher:
         guided = ", ".join(name for name in method_names() if method_class(name).uses_teacher)
         words += f"; the training images at the size that the backbone was trained with, for {guided}"

@@ -85,6 +85,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         backbone,
         cache=open_cache(arguments),
         n_views=n_views if use_views else 0,
+        choose_views=arguments.views is None,
         teacher=any(method_class(method).uses_teacher for method in methods),
         shrink=arguments.shrink,
         fine_tune=arguments.fine_tune,
@@ -109,6 +110,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         versions=versions(),
         n_views=0 if prepared.views is None else len(prepared.views),
         teacher=prepared.teacher is not None,
+        views_teach=prepared.views_teach,
         fine_tuned=any(run.fine_tuned for run in runs),
         settings=settings,
     )

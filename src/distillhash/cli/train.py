@@ -64,7 +64,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--views",
         type=int,
         metavar="N",
-        help="augmented copies of each image to train on (default: 6 for the methods that use them, see `distillhash ls methods`)",
+        help="augmented copies of each image to train on (default: 6 for the methods that use them, see `distillhash ls methods`; "
+        "the default method uses none where the features hardly see the augmentation)",
     )
     add("--fine-tune", action="store_true", help="train the backbone as well (slow without an accelerator)")
     add("--max-images", type=int, default=50_000, metavar="N", help="learn from at most N (default: 50000)")
@@ -80,10 +81,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     hasher = model.hasher
     started = time.perf_counter()
     limits = {"max_images": arguments.max_images, "max_pixels": arguments.max_pixels}
-    views, progress = arguments.views, not arguments.quiet
-    if views is None and arguments.preserve == "neighbours" and arguments.method is None:
-        views = 0  # that part of the default method learns from plain features
-    model.fit(source, n_views=views, fine_tune=arguments.fine_tune, progress=progress, **limits)
+    progress = not arguments.quiet
+    model.fit(source, n_views=arguments.views, fine_tune=arguments.fine_tune, progress=progress, **limits)
     seconds = time.perf_counter() - started
     out = Path(arguments.out)
     skipped = report_skipped(arguments, model.skipped_, out / "skipped.json")
@@ -92,6 +91,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model.save(out)
     report = out / "report.html"
     write_training_report(report, model, images, command=command_line(arguments))
+    if (share := model.training.get("views_recognised")) is not None:
+        use = (
+            f"{model.training['n_views']} views of each image are used"
+            if model.training["n_views"]
+            else "none are used"
+        )
+        say(arguments, f"the features recognise {share:.0%} of the augmented views: {use}")
     if chosen := hasher.history_.get("chosen"):
         say(arguments, _in_words(chosen, hasher.n_bits))
     trained = f"trained {hasher.method}, {hasher.n_bits} bits, on {model.training['n_used']} items in {seconds:.1f} s"

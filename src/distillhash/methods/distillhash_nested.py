@@ -27,7 +27,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.methods.base import Floats, Hasher, TrainingSet, sample_rows
+from distillhash.methods.base import Floats, Hasher, TrainingSet, check_features, sample_rows
 from distillhash.methods.distillhash_contrast import ENOUGH, SPREAD, DistillHashContrast
 from distillhash.methods.itq import ITQ
 from distillhash.methods.linear_algebra import directions
@@ -59,6 +59,7 @@ class DistillHashNested(Hasher):
     venue, year = "this project", 2026
     kind = "contrastive"
     uses_views = True
+    chooses_views = True
     uses_teacher = True
 
     preserve: Literal["both", "neighbours", "classes"] = "both"
@@ -68,6 +69,11 @@ class DistillHashNested(Hasher):
         self.class_part_: DistillHashContrast | None = None
         self.neighbour_part_: ITQ | URPH | None = None
         self.scales_: Floats = np.ones(2)
+
+    def wants_views(self, features: NDArray[Any]) -> bool:
+        """At the coarse scale alone."""
+        rows = directions(check_features(features))
+        return self.preserve != "neighbours" and neighbourhood_of(rows, self.seed) >= _default_neighbourhood(len(rows))
 
     @property
     def class_bits(self) -> int:

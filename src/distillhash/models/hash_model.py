@@ -142,7 +142,9 @@ class HashModel:
         Args:
             source: Whatever :func:`distillhash.sources.open_source` takes.
             n_views: Augmented copies of every image to train on as well; None takes six for the methods that use views, and none for
-                embeddings. With views, `distillhash-contrast` learns from larger images as well (its teacher).
+                embeddings. Methods that choose take six where the features of the images see the augmentation
+                (:func:`~distillhash.supervision.agreement.recognised_views`), and none elsewhere. With views, `distillhash-contrast`
+                learns from larger images as well (its teacher).
             fine_tune: Train the backbone together with the head (methods that train a head only).
             max_images: Items learned from at most, drawn by the hasher's seed; memory is ``4 d max_images`` bytes a view.
             max_pixels: Images above this are skipped; None takes the decoder's limit.
@@ -159,9 +161,9 @@ class HashModel:
         vectors = self.backbone_name == "embeddings"
         if max_images < 2:
             raise ParameterError(f"max_images must be at least 2, got {max_images}")
-        if n_views is None:
-            n_views = DEFAULT_VIEWS if self.hasher.uses_views and not vectors else 0
-        if n_views < 0:
+        if n_views is None and (vectors or not self.hasher.uses_views):
+            n_views = 0
+        if n_views is not None and n_views < 0:
             raise ParameterError(f"the number of views must be at least 0, got {n_views}")
         if vectors and (n_views or fine_tune):
             raise ParameterError("augmented views and fine-tuning need images; this source holds embeddings")
@@ -175,7 +177,7 @@ class HashModel:
         sample = opened if len(chosen) == len(opened) else opened.select(chosen)
         counts = self._learn(sample, fine_tune=fine_tune, n_views=n_views, progress=progress, max_pixels=max_pixels)
         facts = {"source": opened.name, "n_items": len(opened)}
-        self.training = {**facts, **counts, "n_views": n_views, "fine_tuned": fine_tune}
+        self.training = {**facts, **counts, "fine_tuned": fine_tune}
         self.fingerprint = None
         return self
 
@@ -183,10 +185,15 @@ class HashModel:
         """What :meth:`_learn` takes: it has a length, a name, and ``select(rows)``."""
         return self._open(source)
 
-    def _learn(self, sample: Any, *, fine_tune: bool, n_views: int, **options: Any) -> dict[str, int]:
+    def _learn(self, sample: Any, *, fine_tune: bool, n_views: int | None, **options: Any) -> dict[str, Any]:
         """Fit the hasher; how much was used, for :attr:`training`."""
-        teacher = bool(n_views) and self.hasher.uses_teacher
-        table = self._extract(sample, n_views=n_views, teacher=teacher, **options)
+        table, facts = None, dict[str, Any]()
+        if n_views is None:
+            table = self._extract(sample, **options)
+            n_views, facts = self._choose_views(sample, table, **options)
+        if table is None or n_views:
+            teacher = bool(n_views) and self.hasher.uses_teacher
+            table = self._extract(sample, n_views=n_views, teacher=teacher, **options)
         self.skipped_ = table.skipped
         images = None
         if fine_tune:
@@ -198,7 +205,21 @@ class HashModel:
         if fine_tune:
             self.backbone.refresh()
             self.hasher.fit_decoder(self._extract(sample, **options).features)
-        return {"n_used": len(table.rows)}
+        return {"n_used": len(table.rows), "n_views": n_views, **facts}
+
+    def _choose_views(self, sample: Source, table: FeatureBatch, **options: Any) -> tuple[int, dict[str, Any]]:
+        """How many views to train on, and what says so."""
+        if not self.hasher.wants_views(table.features):
+            return 0, {}
+        if not self.hasher.chooses_views:
+            return DEFAULT_VIEWS, {}
+        from distillhash.supervision.agreement import ASKED, RECOGNISED, recognised_views
+
+        rows = sample_rows(len(table.rows), ASKED, np.random.default_rng(self.hasher.seed))
+        seen = self._extract(sample.select(table.rows[rows]), n_views=1, **options)
+        assert seen.views is not None
+        share = recognised_views(seen.features, seen.views)
+        return 0 if share >= RECOGNISED else DEFAULT_VIEWS, {"views_recognised": share}
 
     def _extract(self, source: Source, **options: Any) -> FeatureBatch:
         from distillhash.backbones import extract_features

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
 from distillhash.methods import Hasher, method_names
-from distillhash.models.hash_model import HashModel
+from distillhash.models.hash_model import DEFAULT_VIEWS, HashModel
 from distillhash.sources import Skipped
 from distillhash.sources.pairs import PairSource, open_pairs, take_texts
 from distillhash.texts import (
@@ -111,16 +111,17 @@ class CrossModalModel(HashModel):
             )
         return pairs
 
-    def _learn(self, sample: PairSource, *, fine_tune: bool, **options: Any) -> dict[str, int]:
+    def _learn(self, sample: PairSource, *, fine_tune: bool, n_views: int | None, **options: Any) -> dict[str, Any]:
         assert not fine_tune  # no hasher of image-text pairs fine-tunes
+        n_views = DEFAULT_VIEWS if n_views is None else n_views
         if isinstance(sample.texts, list):
             self.text_encoder.fit(sample.texts)
-        pairs = self.pair_features(sample, **options)
+        pairs = self.pair_features(sample, n_views=n_views, **options)
         kept, owners = np.unique(pairs.owners, return_inverse=True)  # images that have a usable text
         views = None if pairs.views is None else pairs.views[:, kept]
         self.hasher.fit(pairs.images[kept], pairs.texts, owners=owners, views=views)
         self.skipped_, self.notes_ = pairs.skipped, pairs.notes
-        return {"n_used": len(kept), "n_texts": len(pairs.texts)}
+        return {"n_used": len(kept), "n_texts": len(pairs.texts), "n_views": n_views}
 
     def pair_features(
         self, source: Any, *, n_views: int = 0, progress: bool = False, max_pixels: int | None = None
