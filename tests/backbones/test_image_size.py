@@ -133,6 +133,9 @@ def test_train_says_what_it_chose_and_saves_it(
     assert "image size 224: half of the images have a shorter side of at least 130 pixels\n" in capsys.readouterr().err
     loaded = load_model(tmp_path, device="cpu")
     assert loaded.fit(folder / "small").backbone.image_size == 224  # a saved model keeps its own
+    with pytest.raises(SystemExit, match="2"):
+        main([*words, "--image-size", "big"])
+    assert "must be auto or a number of pixels such as 224, got 'big'" in capsys.readouterr().err
     assert main([*words, "--image-size", "48", "--json"]) == 0
     found = capsys.readouterr()
     assert "image size" not in found.err and json.loads(found.out)["image_size"] == 48

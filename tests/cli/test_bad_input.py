@@ -136,7 +136,6 @@ CASES: dict[str, tuple[Build, int, str]] = {
     "fine-tuning itq": (lambda t, p, v: train(p, "--fine-tune"), 2, "itq cannot fine-tune"),
     "image backbone for embeddings": (lambda t, p, v: train(v, "--backbone", "efficientnet-lite0"), 1, "holds embeddings"),
     "weights for the wrong backbone": (lambda t, p, v: train(p, "--weights", "w.pth"), 2, "carries its own weights"),
-    "size that is no number": (lambda t, p, v: train(p, "--image-size", "big"), 2, "auto or a number of pixels"),
     "absent weights": (lambda t, p, v: train(p, "--backbone", "vgg16", "--weights", "w.pth"), 1, "no weights file at w.pth"),
     "model that is not one": (
         lambda t, p, v: ["encode", str(v), "--model", str(t), "--out", "c.npz"], 1, "is not a model folder",
