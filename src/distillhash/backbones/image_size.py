@@ -41,7 +41,7 @@ def sized_for(backbone: Backbone, source: Source, *, quiet: bool = True) -> Back
         reason = f"half of the images have a shorter side of at {'least' if photographs else 'most'} {side} pixels"
     if not quiet:
         sys.stderr.write(escaped(f"image size {size}: {reason}") + "\n")
-    return backbone.at_size(size)
+    return backbone if size == backbone.image_size else backbone.at_size(size)
 
 
 def sampled_sides(source: ImageSource) -> list[int]:
