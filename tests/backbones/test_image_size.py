@@ -130,13 +130,15 @@ def test_train_says_what_it_chose_and_saves_it(
 ) -> None:
     words = ["train", str(folder / "large"), "--method", "lsh", "--bits", "8", "--out", str(tmp_path)]
     assert main([*words, "--image-size", "auto"]) == 0
-    assert "image size 224: half of the images have a shorter side of at least 130 pixels\n" in capsys.readouterr().err
+    assert "image size 260: half of the images have a shorter side of at least 130 pixels\n" in capsys.readouterr().err
     loaded = load_model(tmp_path, device="cpu")
-    assert loaded.fit(folder / "small").backbone.image_size == 224  # a saved model keeps its own
+    assert loaded.backbone_name == "efficientnet-lite2"
+    assert loaded.fit(folder / "small").backbone.image_size == 260  # a saved model keeps its own
     with pytest.raises(SystemExit, match="2"):
         main([*words, "--image-size", "big"])
     assert "must be auto or a number of pixels such as 224, got 'big'" in capsys.readouterr().err
     assert main([*words, "--image-size", "48", "--json"]) == 0
     found = capsys.readouterr()
     assert "image size" not in found.err and json.loads(found.out)["image_size"] == 48
-    assert load_model(tmp_path).backbone.image_size == 48
+    small = load_model(tmp_path)
+    assert (small.backbone_name, small.backbone.image_size) == ("efficientnet-lite0", 48)  # too small for lite2

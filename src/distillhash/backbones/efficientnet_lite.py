@@ -21,7 +21,7 @@ from distillhash.backbones.base import Backbone, channels_last
 from distillhash.errors import ParameterError
 
 TRAINED_SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
-_SMALLEST = {"efficientnet-lite0": 32, "efficientnet-lite1": 64, "efficientnet-lite2": 64}
+SMALLEST = {"efficientnet-lite0": 32, "efficientnet-lite1": 64, "efficientnet-lite2": 64}
 DIM = 1280
 _MEAN, _SCALE = 127.0, 128.0
 
@@ -35,9 +35,9 @@ class EfficientNetLite(Backbone):
         from efficientnet_lite_pytorch import EfficientNet
 
         size = image_size or self.default_size
-        if size < _SMALLEST[name]:
+        if size < SMALLEST[name]:
             raise ParameterError(
-                f"{name} takes images of at least {_SMALLEST[name]} pixels, got {size}; give a larger size, or efficientnet-lite0 (from 32)"
+                f"{name} takes images of at least {SMALLEST[name]} pixels, got {size}; give a larger size, or efficientnet-lite0 (from 32)"
             )
         model = EfficientNet.from_name(name)
         number = name[-1]

@@ -25,6 +25,7 @@ SOURCE_HELP = (
     "a folder of images, a list file, a .parquet image table, a .npy/.npz/.parquet of embeddings, or digits:, cifar10:DIR, "
     "flickr25k:DIR, nuswide:DIR; append #train, #test or #a:b to select"
 )
+DEFAULT_BACKBONE = "efficientnet-lite2"
 INDEX_HELP = "an index folder, postgresql://host/database?table=NAME or milvus://host:port/collection"
 
 
@@ -72,7 +73,10 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
 
 def add_backbone_options(parser: argparse.ArgumentParser) -> None:
     """Options that choose a feature extractor."""
-    parser.add_argument("--backbone", help="see `distillhash ls backbones` (default: efficientnet-lite0 for images)")
+    parser.add_argument(
+        "--backbone",
+        help=f"see `distillhash ls backbones` (default for images: {DEFAULT_BACKBONE}; below 64 pixels efficientnet-lite0)",
+    )
     parser.add_argument(
         "--image-size",
         type=_image_size,
@@ -104,10 +108,13 @@ def _image_size(text: str) -> int | None:
 
 def backbone_name(arguments: argparse.Namespace, source: Source) -> str:
     """The backbone asked for, else the default for the kind of source."""
+    from distillhash.backbones.efficientnet_lite import SMALLEST
     from distillhash.sources import EmbeddingSource
 
-    default = "embeddings" if isinstance(source, EmbeddingSource) else "efficientnet-lite0"
-    return arguments.backbone or default
+    if arguments.backbone or isinstance(source, EmbeddingSource):
+        return arguments.backbone or "embeddings"
+    is_small = arguments.image_size is not None and arguments.image_size < SMALLEST[DEFAULT_BACKBONE]
+    return "efficientnet-lite0" if is_small else DEFAULT_BACKBONE
 
 
 def make_sized_backbone(arguments: argparse.Namespace, source: Source) -> Backbone:
