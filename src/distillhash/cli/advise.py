@@ -16,10 +16,10 @@ from distillhash.cli.common import (
     add_backbone_options,
     add_reading_options,
     backbone_name,
-    backbone_options,
     chosen_columns,
     command_line,
     integers,
+    make_sized_backbone,
     open_argument,
     open_cache,
     refuse_skipped,
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ParameterError(f"--max-images must be at least 1, got {arguments.max_images}")
     import numpy as np
 
-    from distillhash.backbones import extract_features, make_backbone
+    from distillhash.backbones import extract_features
     from distillhash.bench import advice, report
     from distillhash.methods.base import check_features, sample_rows
     from distillhash.methods.registry import method_class
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     sample = source if len(chosen) == len(source) else source.select(chosen)
     table = extract_features(
         sample,
-        make_backbone(name, device=arguments.device, **backbone_options(arguments)),
+        make_sized_backbone(arguments, sample),
         cache=open_cache(arguments),
         progress=progress,
         max_pixels=arguments.max_pixels,

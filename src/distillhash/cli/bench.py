@@ -14,11 +14,10 @@ from distillhash.cli.common import (
     add_column_options,
     add_compute_options,
     add_method_options,
-    backbone_name,
-    backbone_options,
     chosen_columns,
     command_line,
     integers,
+    make_sized_backbone,
     open_cache,
     parse_settings,
     say,
@@ -49,7 +48,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the matrix and write the tables."""
-    from distillhash.backbones import make_backbone
     from distillhash.bench.protocols import load_protocol
     from distillhash.bench.report import write_results
     from distillhash.bench.runs import Provenance, add_kept_runs, prepare, run_matrix, versions
@@ -77,12 +75,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ParameterError(f"--views must be at least 0, got {n_views}")
     protocol = load_protocol(arguments.protocol)
     source = open_source(arguments.data, **chosen_columns(arguments))
-    backbone = make_backbone(backbone_name(arguments, source), device=arguments.device, **backbone_options(arguments))
     use_views = not isinstance(source, EmbeddingSource) and any(method_class(method).uses_views for method in methods)
     prepared = prepare(
         source,
         protocol,
-        backbone,
+        make_sized_backbone(arguments, source),
         cache=open_cache(arguments),
         n_views=n_views if use_views else 0,
         choose_views=arguments.views is None,

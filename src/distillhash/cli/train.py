@@ -108,6 +108,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "method": hasher.method,
         "n_bits": hasher.n_bits,
         "backbone": model.backbone_name,
+        "image_size": model.backbone.preprocessing().get("image_size"),
         "seed": hasher.seed,
         "fingerprint": model.fingerprint,
         "seconds": seconds,

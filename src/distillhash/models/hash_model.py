@@ -69,7 +69,8 @@ class HashModel:
         Args:
             backbone: A name of ``distillhash ls backbones``.
             hasher: An unfitted or fitted method from :func:`distillhash.make_hasher`.
-            image_size: Side in pixels that images are resized to; None takes the backbone's own.
+            image_size: Side in pixels that images are resized to. None lets :meth:`fit` choose it by the images, see
+                :func:`distillhash.backbones.sized_for`; before that it is the backbone's own.
             weights: Weights file for backbones that do not carry theirs.
             backbone_options: Options of ``hf:`` and ``onnx:`` by name, see :func:`distillhash.backbones.make_backbone`.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -187,6 +188,7 @@ class HashModel:
 
     def _learn(self, sample: Any, *, fine_tune: bool, n_views: int | None, **options: Any) -> dict[str, Any]:
         """Fit the hasher; how much was used, for :attr:`training`."""
+        self._choose_size(sample, quiet=not options["progress"])
         table, facts = None, dict[str, Any]()
         if n_views is None:
             table = self._extract(sample, **options)
@@ -220,6 +222,13 @@ class HashModel:
         assert seen.views is not None
         share = recognised_views(seen.features, seen.views)
         return 0 if share >= RECOGNISED else DEFAULT_VIEWS, {"views_recognised": share}
+
+    def _choose_size(self, images: Source, *, quiet: bool) -> None:
+        """Set the image size for what is learned from, unless the user or a saved model did."""
+        from distillhash.backbones import sized_for
+
+        if self._image_size is None and self._saved_backbone is None:
+            self.backbone = sized_for(self.backbone, images, quiet=quiet)
 
     def _extract(self, source: Source, **options: Any) -> FeatureBatch:
         from distillhash.backbones import extract_features
