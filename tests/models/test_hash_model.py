@@ -71,7 +71,12 @@ def test_views_are_used_where_features_see_them(
     share: float, n_views: int, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(agreement, "recognised_views", lambda *given: asked.append(given) or share)
+
+    def recognised(*given: Any) -> float:
+        asked.append(given)
+        return share
+
+    monkeypatch.setattr(agreement, "recognised_views", recognised)
     model = small(method="distillhash-contrast").fit(photos)
     assert (model.training["n_views"], model.training["views_recognised"]) == (n_views, share)
     ((features, views),) = asked
