@@ -30,8 +30,8 @@ from distillhash.supervision.agreement import ASKED, RECOGNISED, recognised_view
 N_BITS, N_VIEWS = 32, 6
 
 
-def digits(spec: str, most: int) -> Images:
-    source = open_source(spec)
+def digits() -> Images:
+    source = open_source("digits:")
     assert isinstance(source, ImageSource)
     return Images(source, {"digits": load_digits(return_X_y=True)[1]})
 
@@ -51,7 +51,7 @@ def records(name: str, images: Images, size: int | None) -> list[dict[str, Any]]
         for seed, (query, database) in enumerate(folds(len(found.rows))):
             hasher = make_hasher("distillhash-contrast", N_BITS, seed=seed)
             teacher = None if found.teacher is None else found.teacher[database]
-            given = {"views": found.views[:, database], "teacher": teacher} if with_views else {}
+            given: dict[str, Any] = {"views": found.views[:, database], "teacher": teacher} if with_views else {}
             hasher.fit(found.features[database], **given)
             codes = hasher.encode(found.features[query]), hasher.encode(found.features[database])
             near = neighbour_recall(*codes, found.features[query], found.features[database], (10,), (10,))
@@ -92,8 +92,8 @@ def main() -> None:
     parser.add_argument("--flickr8k", required=True, metavar="FILE")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    sets = {
-        "digits": (digits("digits:", 0), [None]),
+    sets: dict[str, tuple[Images, list[int | None]]] = {
+        "digits": (digits(), [None]),
         "flickr8k": (flickr8k(arguments.flickr8k, 1000), [None, 128]),
         "cifar10": (cifar10(arguments.cifar10, 4500), [None]),
         "cifar10, 1,500": (cifar10(arguments.cifar10, 1500), [None]),
