@@ -55,8 +55,8 @@ def records(name: str, images: Images, size: int | None) -> list[dict[str, Any]]
             hasher.fit(found.features[database], **given)
             codes = hasher.encode(found.features[query]), hasher.encode(found.features[database])
             near = neighbour_recall(*codes, found.features[query], found.features[database], (10,), (10,))
-            for truth, values in images.truths.items():
-                metrics = evaluate_codes(*codes, *labels_of(values, query, database), cutoffs=(), topn=(10,))
+            for truth, of_images in images.truths.items():
+                metrics = evaluate_codes(*codes, *labels_of(of_images, query, database), cutoffs=(), topn=(10,))
                 measured[truth].append([metrics["map"], metrics["precision@10"], near["recall10@10"]])
         for truth, values in measured.items():
             mean, spread = np.mean(values, axis=0).tolist(), np.std(values, axis=0, ddof=1).tolist()
