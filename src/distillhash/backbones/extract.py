@@ -363,9 +363,9 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed activations for the next batch instead of returning them to the system; other C libraries do as before.
 
     A forward pass frees and takes tens of megabytes a layer. By default each goes back to the kernel and is faulted in again page by
-    page, which costs a third of the time on two cores. There is one arena, because a thread's own is too small for such blocks.
+    page, which costs a third of the time on two cores.
     """
-    _mallopt((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1))
+    _mallopt((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def return_freed_memory() -> None:
@@ -383,6 +383,11 @@ def _mallopt(*settings: tuple[int, int]) -> None:
         libc = ctypes.CDLL(None)
         for parameter, value in settings:
             libc.mallopt(parameter, value)
+
+
+# One arena for all threads: a thread's own is too small for such blocks and keeps none. Set at the import, because workers would share
+# the arenas that earlier threads of other libraries, such as Parquet's readers, have made.
+_mallopt((_M_ARENA_MAX, 1))
 
 
 def _identity(backbone: Backbone, view: View | None) -> str:
