@@ -83,7 +83,9 @@ def _padded_inside(conv: Any) -> nn.Conv2d:
     """
     left, right, top, bottom = getattr(conv.static_padding, "padding", (0, 0, 0, 0))
     weight = nn.functional.pad(conv.weight, (right - left, 0, bottom - top, 0))
-    shape = conv.in_channels, conv.out_channels, tuple(weight.shape[2:])
-    inside = nn.Conv2d(*shape, conv.stride, (bottom, right), conv.dilation, conv.groups, device="meta")  # draws nothing
+    channels, kernel = (conv.in_channels, conv.out_channels), (weight.shape[2], weight.shape[3])
+    inside = nn.Conv2d(
+        *channels, kernel, conv.stride, (bottom, right), groups=conv.groups, device="meta"
+    )  # draws nothing
     inside.weight, inside.bias = nn.Parameter(weight), conv.bias
     return inside
