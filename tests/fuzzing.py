@@ -550,6 +550,43 @@ class Verdict(Target):
         list(Verdicts(folder / "verdicts.tsv"))
 
 
+class Network(Target):
+    """A network in an ONNX file, some of its weights in a file beside it."""
+
+    def build(self, folder: Path) -> None:
+        from onnx import TensorProto, helper, numpy_helper
+
+        rng = np.random.default_rng(0)
+        kernel, matrix = (rng.normal(size=size).astype(np.float32) for size in ((4, 3, 3, 3), (4, 5)))
+        beside = TensorProto(name="matrix", data_type=TensorProto.FLOAT, dims=[4, 5])
+        beside.data_location = TensorProto.EXTERNAL
+        beside.external_data.add(key="location", value="weights.bin")
+        (folder / "weights.bin").write_bytes(matrix.tobytes())
+        stored = [
+            numpy_helper.from_array(kernel, "kernel"),
+            numpy_helper.from_array(np.full(1, 128, np.float32), "half"),
+            beside,
+        ]
+        nodes = [
+            helper.make_node("Sub", ["image", "half"], ["centred"]),
+            helper.make_node("Conv", ["centred", "kernel"], ["map"]),
+            helper.make_node("ReduceMean", ["map"], ["pooled"], axes=[2, 3], keepdims=0),
+            helper.make_node("MatMul", ["pooled", "matrix"], ["features"]),
+        ]
+        image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [2, 3, 16, 16])
+        features = helper.make_tensor_value_info("features", TensorProto.FLOAT, [2, 5])
+        graph = helper.make_graph(nodes, "network", [image], [features], stored)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+        (folder / "network.onnx").write_bytes(model.SerializeToString())
+
+    def use(self, folder: Path) -> None:
+        from distillhash.backbones import make_backbone
+
+        backbone = make_backbone(f"onnx:{folder / 'network.onnx'}")
+        size = backbone.image_size
+        assert backbone.embed(np.zeros((3, size, size, 3), np.uint8)).shape == (3, backbone.dim)
+
+
 TARGETS: dict[str, type[Target]] = {
     "model": ModelFolder,
     "index": IndexFolder,
@@ -559,6 +596,7 @@ TARGETS: dict[str, type[Target]] = {
     "pairs": Pairs,
     "sources": Sources,
     "verdicts": Verdict,
+    "network": Network,
 }
 
 

@@ -1,6 +1,9 @@
 import json
+import re
+import shlex
 from hashlib import sha256
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +11,10 @@ import pytest
 
 from distillhash.bench import protocols as protocols_module
 from distillhash.bench.protocols import load_protocol, protocol_names, protocol_summaries
+from distillhash.cli import build_parser
+from distillhash.cli.common import parse_settings
 from distillhash.errors import DataError, FormatError, ParameterError
+from distillhash.methods import make_hasher
 from distillhash.sources import Source, open_source
 
 
@@ -155,3 +161,21 @@ def test_published_numbers_are_those_of_table_1_and_2() -> None:
     assert np.mean(gains) == pytest.approx(0.0286, abs=5e-5)  # section 4.5 prints 2.86 points
     gains = [published["distillhash"][n] - published["itq"][n] for n in published["itq"]]
     assert np.mean(gains) == pytest.approx(0.0773, abs=5e-5)  # and 7.73
+
+
+def test_every_row_of_the_paper_has_a_command() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text()
+    commands = re.findall(r"`distillhash (bench \$COMMON [^`]+)`", page)
+    (common,) = re.findall(r'COMMON="DATA (.+)"', page)
+    places = re.findall(r"`(--data \S+ --protocol \S+-distillhash)`", page)
+    assert len(commands) == 6 and len(places) == 3
+    for place in places:
+        found = set()
+        for command in commands:
+            arguments = build_parser().parse_args(shlex.split(command.replace("$COMMON", f"{place} {common}")))
+            for method in arguments.methods.split(","):
+                hasher = make_hasher(method, 16, **parse_settings(arguments.set))
+                assert hasher.fine_tunes == arguments.fine_tune and arguments.backbone == "vgg16"
+                found.add(method)
+        published = load_protocol(arguments.protocol).published
+        assert found == set(published) and set(published["ssdh"]) == set(arguments.bits.split(","))

@@ -22,6 +22,7 @@ from distillhash.errors import DataError
 from distillhash.methods import make_hasher
 from distillhash.metrics import neighbour_recall
 from distillhash.metrics.retrieval import evaluate_codes, evaluate_queries
+from distillhash.models import HashModel
 from distillhash.sources import open_source
 from distillhash.sources.flickr25k import LABEL_NAMES
 from distillhash.sources.nuswide import CONCEPTS
@@ -212,6 +213,43 @@ def test_bench_on_any_folder_of_classes(photos: Path, tmp_path: Path, capsys: py
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert provenance["n_views"] == 2 and provenance["teacher"] is True
     assert "at the size that the backbone was trained with, for distillhash-contrast" in markdown
+
+
+def test_fine_tuned_runs_stand_beside_frozen_ones(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"epochs": 2, "fine_tune_epochs": 1, "fine_tune_rate": 0.01}
+    command = ["bench", "--data", photos, "--protocol", "folder", "--bits", "8", "--seeds", "0", "--image-size", "32"]
+    command += ["--device", "cpu", "--out", tmp_path / "out", "--json", "--quiet"]
+    command += [word for name, value in options.items() for word in ("--set", f"{name}={value}")]
+
+    def bench(methods: str, *more: str) -> dict[tuple[str, bool], dict[str, Any]]:
+        assert main([*map(str, command), "--methods", methods, *more]) == 0
+        records = json.loads(capsys.readouterr().out)["records"]
+        return {(record["method"], record["fine_tuned"]): record for record in records}
+
+    tuned, fitted = bench("distillhash-initial,ssdh", "--fine-tune"), count_fits(monkeypatch)
+    both = bench("ssdh")
+    assert set(tuned) == {("distillhash-initial", True), ("ssdh", True)} and fitted == ["ssdh"]
+    assert both.items() > tuned.items() and set(both) - set(tuned) == {("ssdh", False)}
+
+    source = open_source(photos)
+    split, labels = load_protocol("folder").split(source), source.labels
+    model = HashModel(hasher=make_hasher("ssdh", 8, seed=0, **options), image_size=32, device="cpu")
+    model.fit(
+        source.select(split.train), fine_tune=True
+    )  # from the pretrained weights, whatever the bench trained before
+    codes = model.encode(source.select(split.query)), model.encode(source.select(split.database))
+    assert labels is not None
+    wanted = evaluate_codes(*codes, labels[split.query], labels[split.database])
+    assert both["ssdh", True].items() >= {key: value for key, value in wanted.items() if key != "topn"}.items()
+
+    page, markdown = ((tmp_path / "out" / name).read_text() for name in ("report.html", "table.md"))
+    for text in (page, markdown):
+        assert "ssdh, fine-tuned" in text and "efficientnet-lite0 at 32 pixels, frozen unless a row says" in text
+    rows = markdown.split("\n\n")[1].splitlines()[2:]
+    names = ["| distillhash-initial, fine-tuned", "| ssdh", "| ssdh, fine-tuned"]
+    assert sorted(row.split(" |")[0] for row in rows) == names
 
 
 def mini_flickr(root: Path, n: int) -> NDArray[np.bool_]:

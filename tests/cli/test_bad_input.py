@@ -156,6 +156,17 @@ CASES: dict[str, tuple[Build, int, str]] = {
             "bench", "--data", str(v), "--protocol", "mine", "--methods", "lsh", "--bits", "8", "--out", str(t),
         ], 2, "unknown protocol 'mine'",
     ),
+    "fine-tuning what cannot be": (
+        lambda t, p, v: [
+            "bench", "--data", str(p), "--protocol", "folder", "--methods", "itq,ssdh,lsh", "--bits", "8", "--out", str(t),
+            "--fine-tune",
+        ], 2, "itq, lsh cannot fine-tune a backbone; leave out --fine-tune, or them",
+    ),
+    "fine-tuning embeddings": (
+        lambda t, p, v: [
+            "bench", "--data", str(v), "--protocol", "folder", "--methods", "all", "--bits", "8", "--out", str(t), "--fine-tune",
+        ], 2, "fine-tuning needs images, but ",
+    ),
     "bits that are not numbers": (
         lambda t, p, v: [
             "bench", "--data", str(v), "--protocol", "cifar10-distillhash", "--methods", "lsh", "--bits", "a", "--out", str(t),

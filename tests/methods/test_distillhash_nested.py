@@ -52,6 +52,14 @@ def test_the_scale_is_that_of_the_groups() -> None:
     assert neighbourhood_of(grouped(5, 20, 1.0), seed=0) == 2  # of so few rows there is no smaller one
 
 
+def test_views_are_wanted_at_the_coarse_scale_alone() -> None:
+    small, large = grouped(120, 5, 0.3), grouped(5, 120, 1.0)
+    assert make_hasher("distillhash-nested", 32).wants_views(large)
+    assert not make_hasher("distillhash-nested", 32).wants_views(small)
+    assert not make_hasher("distillhash-nested", 32, preserve="neighbours").wants_views(large)
+    assert make_hasher("distillhash-contrast", 32).wants_views(small) and not make_hasher("itq", 32).wants_views(large)
+
+
 def test_large_kinds_give_two_parts() -> None:
     x = grouped(5, 90, 1.0, d=24)
     hasher: Any = make_hasher("distillhash-nested", 40, seed=1).fit(x)
@@ -68,15 +76,24 @@ def test_large_kinds_give_two_parts() -> None:
 
 
 def test_small_groups_give_one_part_where_it_keeps_the_neighbours() -> None:
-    x = grouped(90, 5, 0.3, d=16)
-    hasher: Any = make_hasher("distillhash-nested", 32).fit(x)
-    chosen = hasher.history_["chosen"]
-    tried = [value for name, value in chosen["recalls"].items() if name != "itq"]
-    fits = max(tried) >= 0.95 * chosen["recalls"]["itq"]
-    assert (
-        chosen["fine"] and hasher.class_bits == (0 if fits else 16) and hasher.encode(x).class_bits == hasher.class_bits
-    )
-    assert hasher.class_part_.root is False and hasher.class_part_.neighbours_.shape == (450, 8)
+    x = grouped(90, 5, 0.5, d=64)
+    hasher: Any = make_hasher("distillhash-nested", 64).fit(x)
+    recalls = hasher.history_["chosen"]["recalls"]
+    assert recalls["temperature 0.2"] >= 0.98 * recalls["itq"] and len(recalls) == 2
+    assert hasher.class_bits == hasher.encode(x).class_bits == 0
+    options: Any = {"neighbourhood": 8 / 450, "temperature": 0.2, "plain_share": 0.25, "root": False}
+    assert hasher.encode(x) == DistillHashContrast(64, **options).fit(unit(x)).encode(unit(x))
+
+
+def test_small_groups_have_codes_of_itq_where_it_does_not(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("distillhash.methods.distillhash_nested.TOLERANCE", -9.0)  # ten times the recall is wanted
+    x = grouped(90, 5, 0.5, d=64)
+    hasher: Any = make_hasher("distillhash-nested", 64).fit(x)
+    assert len(hasher.history_["chosen"]["recalls"]) == 4
+    assert hasher.class_bits == 0
+    assert hasher.encode(x) == make_hasher("itq", 64).fit(unit(x)).encode(unit(x))
+    hasher.save(tmp_path)
+    assert load_hasher(tmp_path).encode(x) == hasher.encode(x)
 
 
 def test_short_codes_have_one_part() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from distillhash import Codes, HashModel, load_hasher, load_model, make_hasher
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError, SkippedItemsWarning
+from distillhash.supervision import agreement
 from image_factory import make_png
 
 
@@ -63,6 +64,24 @@ def test_arrays_and_views(vectors: Path, photos: Path) -> None:
     assert small(method="ssdh").fit(photos).training["n_views"] == 0
     assert small(method="distillhash-contrast").fit(photos).training["n_views"] == 6
     assert HashModel("embeddings", make_hasher("distillhash-contrast", 4)).fit(x).training["n_views"] == 0
+
+
+@pytest.mark.parametrize(("share", "n_views"), [(0.89, 6), (0.9, 0)])
+def test_views_are_used_where_features_see_them(
+    share: float, n_views: int, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def recognised(*given: Any) -> float:
+        asked.append(given)
+        return share
+
+    monkeypatch.setattr(agreement, "recognised_views", recognised)
+    model = small(method="distillhash-contrast").fit(photos)
+    assert (model.training["n_views"], model.training["views_recognised"]) == (n_views, share)
+    ((features, views),) = asked
+    assert views.shape == (1, *features.shape) and len(features) == 24
+    assert small(method="bihalf").fit(photos).training["n_views"] == 6 and len(asked) == 1  # its paper has them
 
 
 @pytest.mark.long

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -302,14 +303,18 @@ def test_a_connection_that_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     listener = socket.create_server(("127.0.0.1", 0))
 
+    monkeypatch.setattr("distillhash.sources.download._WAITS", (0.0, 0.0))
+    asked: list[bytes] = []
+
     def answer() -> None:
-        connection, _ = listener.accept()
-        connection.recv(1000)
-        connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 100\r\n\r\nonly this")
-        connection.close()
+        for _ in range(3):
+            connection, _ = listener.accept()
+            asked.append(connection.recv(1000))
+            connection.sendall(b"HTTP/1.0 200 OK\r\nContent-Length: 100\r\n\r\nonly this")
+            connection.close()
 
     threading.Thread(target=answer, daemon=True).start()
-    with pytest.raises((DataError, FormatError)):
+    with pytest.raises(DataError, match=r"cannot be downloaded \(the connection ended 91 bytes too early\); fetch it"):
         download(
             f"http://127.0.0.1:{listener.getsockname()[1]}/a",
             tmp_path / "a",
@@ -318,6 +323,53 @@ def test_a_connection_that_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         )
     listener.close()
     assert list(tmp_path.iterdir()) == []
+    assert [b"Range: bytes=9-" in request for request in asked] == [False, True, True]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_download_goes_on_where_it_stopped(ranges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server hangs up after a third, twice; it sends what was asked for, or, where it knows no ranges, everything again."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr("distillhash.sources.download._WAITS", (0.0, 0.0, 0.0))
+    content, starts = np.random.default_rng(0).bytes(3_000_000), list[int]()
+
+    class Breaking(http.server.BaseHTTPRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            start = int(self.headers.get("Range", "bytes=0-")[6:-1]) if ranges else 0
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            starts.append(start)
+            self.wfile.write(content[start:] if len(starts) == 3 else content[start : start + 1_000_000])
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Breaking) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True, args=(0.01,)).start()
+        url, target = f"http://127.0.0.1:{httpd.server_port}/a", tmp_path / "a"
+        download(url, target, algorithm="sha256", checksum=hashlib.sha256(content).hexdigest())
+        assert target.read_bytes() == content and [path.name for path in tmp_path.iterdir()] == ["a"]
+        assert starts == ([0, 1_000_000, 2_000_000] if ranges else [0, 0, 0])
+        httpd.shutdown()
+
+
+def test_a_disk_that_is_full(tmp_path: Path, server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")  # not on Windows
+    url, served = server
+    (served / "a.bin").write_bytes(bytes(300_000))
+    limits, target = resource.getrlimit(resource.RLIMIT_FSIZE), tmp_path / "to" / "a.bin"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # the file cannot grow beyond that
+    try:
+        with pytest.raises(DataError, match=r"a.bin cannot be written \(File too large\); give it room and permission"):
+            download(f"{url}/a.bin", target, algorithm="md5", checksum="")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(target.parent.iterdir()) == []
+    usage = shutil.disk_usage(tmp_path)._replace(free=299_999)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(DataError, match=r"cannot be written \(300,000 bytes are needed, 299,999 are free\)"):
+        download(f"{url}/a.bin", target, algorithm="md5", checksum="")
 
 
 def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from distillhash.supervision.agreement import (
     centred_unit,
     invariant_metric,
     overlap_distances,
+    recognised_views,
     root_rows,
     scatter_of_neighbours,
     scatter_of_views,
@@ -28,6 +29,19 @@ def test_root_rows() -> None:
     x = draw(5, 7)
     np.testing.assert_allclose(np.linalg.norm(root_rows(x), axis=1), 1, rtol=1e-6)
     assert root_rows(x).dtype == np.float32
+
+
+def test_recognised_views_equals_a_loop() -> None:
+    x = draw(30, 5) + 3
+    views = x + draw(2, 30, 5, seed=1)
+    mean, found = x.mean(axis=0), 0
+    for view in views:
+        for i, row in enumerate(view - mean):
+            cosines = [row @ other / np.sqrt(row @ row * (other @ other)) for other in x - mean]
+            found += int(cosines.index(max(cosines)) == i)
+    assert recognised_views(x, views) == found / 60
+    assert 0.2 < found / 60 < 0.9
+    assert recognised_views(x, x[None]) == 1
 
 
 def test_root_rows_with_a_gradient() -> None:

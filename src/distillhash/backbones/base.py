@@ -26,9 +26,11 @@ class Backbone:
     image_size: int  # side in pixels of the square images it takes
     network: nn.Module  # trainable, normalised (n, 3, size, size) floats to (n, d); features come from it in eval mode
     default_size: ClassVar[int] = 224
-    trained_size: ClassVar[int | None] = None  # of the weights, where that is known and larger than the default
+    trained_size: int | None = None  # of the weights, where that is known and larger than the default
     mean: Sequence[float] = (0.485, 0.456, 0.406)  # ImageNet's, of channels in 0..1
     std: Sequence[float] = (0.229, 0.224, 0.225)
+    channels: str = "rgb"  # or bgr: the order in which the network takes them; mean and std are of the same order
+    trainable: ClassVar[bool] = True  # whether ``network`` can be fine-tuned
 
     def __init__(self, name: str, network: nn.Module, dim: int, image_size: int, device: str) -> None:
         if not 16 <= image_size <= MAX_SIZE:
@@ -42,11 +44,16 @@ class Backbone:
         """The weights' own preprocessing: ``(n, 3, h, w)`` floats in 0..255 to what ``network`` takes."""
         mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
-        return (pixels / 255 - mean) / std
+        return (self.ordered(pixels) / 255 - mean) / std
+
+    def ordered(self, pixels: Tensor) -> Tensor:
+        """``(n, 3, h, w)`` RGB in the order of the network's channels."""
+        return pixels.flip(1) if self.channels == "bgr" else pixels
 
     def preprocessing(self) -> dict[str, Any]:
         """What :meth:`normalise` does and the size, as JSON-able data for model files and cache keys."""
-        return {"image_size": self.image_size, "mean": list(self.mean), "std": list(self.std)}
+        order = {} if self.channels == "rgb" else {"channels": self.channels}
+        return {"image_size": self.image_size, "mean": list(self.mean), "std": list(self.std), **order}
 
     def config(self) -> dict[str, Any]:
         """What :func:`distillhash.backbones.backbone_from_config` needs."""
@@ -90,10 +97,14 @@ class Backbone:
         """The same network, sharing its weights, for images of the size that it was trained with; None where they are not smaller."""
         if self.trained_size is None or self.image_size >= self.trained_size:
             return None
-        larger = copy(self)
-        larger.image_size = self.trained_size
-        larger.__dict__.pop("fingerprint", None)
-        return larger
+        return self.at_size(self.trained_size)
+
+    def at_size(self, image_size: int) -> Self:
+        """The same network, sharing its weights, for images of another size."""
+        other = copy(self)
+        other.image_size = image_size
+        other.__dict__.pop("fingerprint", None)
+        return other
 
     @cached_property
     def inference(self) -> nn.Module:
@@ -117,8 +128,8 @@ class Backbone:
         self.refresh()
 
     def refresh(self) -> None:
-        """Forget what was derived from the weights; call after training ``network``."""
-        self.network.eval()
+        """Forget what was derived from the weights; call after training ``network``, wherever that was."""
+        self.network.to(self.device).eval()
         for name in ("fingerprint", "inference"):
             self.__dict__.pop(name, None)
 
@@ -153,7 +164,7 @@ class Embeddings(Backbone):
 
     def normalise(self, pixels: Tensor) -> Tensor:  # noqa: ARG002
         """Raise :class:`DataError`: vectors need no pixels."""
-        raise DataError("the backbone 'embeddings' takes vectors, not images; use another such as efficientnet-lite0")
+        raise DataError("the backbone 'embeddings' takes vectors, not images; use another such as efficientnet-lite2")
 
     def preprocessing(self) -> dict[str, Any]:
         """None."""

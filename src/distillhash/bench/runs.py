@@ -2,10 +2,14 @@
 
 Every finished run is kept in a file of its own, written whole or not at all: what was stopped goes on where it stopped, and several
 processes may fill one folder. A run that fails is recorded with its reason and tried again next time.
+
+A fine-tuned run starts from the pretrained backbone, trains a copy of it with the method, and passes queries and database through the
+copy. Its neighbour recall is about the neighbours by the pretrained features, as that of every other run.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import platform
@@ -28,15 +32,21 @@ from numpy.typing import NDArray
 
 import distillhash
 from distillhash.bench.protocols import Protocol, Split
+from distillhash.codes import Codes
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import write_atomic
 from distillhash.methods import make_hasher, method_class
+from distillhash.methods.base import sample_rows
 from distillhash.metrics import evaluate_queries, find_neighbours, recall_measures
 from distillhash.metrics.neighbours import DEPTHS, NEAREST, Neighbours
+from distillhash.supervision.agreement import ASKED, RECOGNISED, recognised_views
 
 if TYPE_CHECKING:
     from distillhash.backbones import Backbone, FeatureCache
-    from distillhash.sources import Source
+    from distillhash.methods.base import Hasher
+    from distillhash.sources import ImageSource, Source
+
+FINE_TUNED = "fine-tuned"
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,8 @@ class Prepared:
     """Features and labels of all rows of a source, split by a protocol; the identity of their backbone.
 
     ``views`` are ``(n_views, n_train, d)`` of the training rows, or None; ``teacher`` is ``(n_train, d)`` of the training rows at a
-    larger size, or None.
+    larger size, or None. Where ``views_teach`` is False, methods that choose go without both. ``trainable`` is the source and its
+    pretrained backbone where runs fine-tune it.
     """
 
     protocol: Protocol
@@ -54,17 +65,24 @@ class Prepared:
     backbone: dict[str, Any]
     views: NDArray[np.float32] | None = None
     teacher: NDArray[np.float32] | None = None
+    views_teach: bool = True
+    trainable: tuple[ImageSource, Backbone] | None = None
 
     @cached_property
     def neighbours(self) -> Neighbours:
         """The nearest of at most 1,000 queries, drawn by a fixed seed, in the database; found once for all runs."""
         return find_neighbours(self.features[self.split.query], self.features[self.split.database])
 
+    def uses_views(self, method: str) -> bool:
+        """Whether a method is given the views."""
+        chosen = method_class(method)
+        return chosen.uses_views and (self.views_teach or not chosen.chooses_views)
+
     def given(self, method: str) -> dict[str, NDArray[np.float32] | None]:
         """What ``fit`` gets besides features and labels: ``views`` and ``teacher``, None where the method does not use them."""
         return {
-            "views": self.views if method_class(method).uses_views else None,
-            "teacher": self.teacher if method_class(method).uses_teacher else None,
+            "views": self.views if self.uses_views(method) else None,
+            "teacher": self.teacher if self.uses_views(method) and method_class(method).uses_teacher else None,
         }
 
 
@@ -81,6 +99,8 @@ class Provenance:
     versions: dict[str, str]
     n_views: int = 0
     teacher: bool = False
+    views_teach: bool = True
+    fine_tuned: bool = False  # the backbone in some rows, which say so
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -92,9 +112,24 @@ class Run:
     average_precision: NDArray[np.float32] | None
 
     @property
+    def name(self) -> str:
+        """The method, and whether the backbone was trained with it."""
+        return run_name(self.record["method"], fine_tuned=self.fine_tuned)
+
+    @property
+    def fine_tuned(self) -> bool:
+        """Whether the backbone was trained too."""
+        return bool(self.record.get("fine_tuned"))
+
+    @property
     def failed(self) -> bool:
         """Whether the method raised an error; the record says which."""
         return "error" in self.record
+
+
+def run_name(method: str, *, fine_tuned: bool) -> str:
+    """What a row is called."""
+    return f"{method}, {FINE_TUNED}" if fine_tuned else method
 
 
 def prepare(
@@ -104,16 +139,24 @@ def prepare(
     *,
     cache: FeatureCache | None,
     n_views: int = 0,
+    choose_views: bool = False,
     teacher: bool = False,
     shrink: bool = False,
+    fine_tune: bool = False,
     progress: bool = False,
 ) -> Prepared:
     """Features of every item of the source, once for all runs, and ``n_views`` augmented views of the training images.
 
-    Where there are views, ``teacher`` asks for the training images at the size that the backbone was trained with as well.
+    With ``choose_views`` methods that choose are given them only where they teach something, as in ``train``. Where there are views,
+    ``teacher`` asks for the training images at the size that the backbone was trained with as well. With
+    ``fine_tune`` every run trains the backbone too.
     """
     from distillhash.backbones import extract_features
+    from distillhash.sources import ImageSource
 
+    trainable = (source, backbone) if fine_tune and isinstance(source, ImageSource) else None
+    if fine_tune and trainable is None:
+        raise ParameterError(f"fine-tuning needs images, but {source.name} holds embeddings; leave out --fine-tune")
     split = protocol.split(source, shrink=shrink)
     table = extract_features(source, backbone, cache=cache, progress=progress)
     if table.skipped:
@@ -122,13 +165,17 @@ def prepare(
             f"a protocol needs every item, {len(table.skipped)} cannot be read (first {first.key}: {first.reason})"
         )
     views = guiding = None
+    views_teach = True
     if n_views:
         train = source.select(split.train)
         found = extract_features(train, backbone, cache=cache, n_views=n_views, teacher=teacher, progress=progress)
         views, guiding = found.views, found.teacher
+        if choose_views and views is not None:
+            rows = sample_rows(len(train), ASKED, np.random.default_rng(0))
+            views_teach = recognised_views(found.features[rows], views[:1, rows]) < RECOGNISED
     assert source.labels is not None  # protocol.split has checked
     identity = {**backbone.config(), "fingerprint": backbone.fingerprint}
-    return Prepared(protocol, split, table.features, source.labels, identity, views, guiding)
+    return Prepared(protocol, split, table.features, source.labels, identity, views, guiding, views_teach, trainable)
 
 
 def run_matrix(
@@ -142,12 +189,13 @@ def run_matrix(
     """One run per method, code length and seed, and whether it was found in ``folder``, where finished runs are kept.
 
     ``settings`` are hyper-parameters given to every method. The last epoch is what is measured. A record holds the keys of
-    :func:`distillhash.metrics.evaluate_codes` with features, those of the results (contract), ``loss`` per epoch and ``identity``;
-    where a method failed, ``error`` and what identifies the run.
+    :func:`distillhash.metrics.evaluate_codes` with features, those of the results (contract), ``fine_tuned``, ``loss`` per epoch and
+    ``identity``; where a method failed, ``error`` and what identifies the run. ``encode_seconds`` of a fine-tuned run is from images.
     """
+    fine_tuned = prepared.trainable is not None
     for n_bits, method, seed in product(bits, methods, seeds):
-        identity = _identity(prepared, method, n_bits, seed, settings)
-        path = folder / f"{method}-{n_bits}-{seed}.json"
+        identity = _identity(prepared, method, n_bits, seed, settings, fine_tuned=fine_tuned)
+        path = _kept_in(folder, fine_tuned=fine_tuned) / f"{method}-{n_bits}-{seed}.json"
         kept = _read(path, identity)
         run = kept or _run(prepared, method, n_bits, seed, settings, identity)
         if kept is None:
@@ -160,16 +208,23 @@ def run_matrix(
 
 
 def add_kept_runs(runs: Sequence[Run], folder: Path, prepared: Prepared, settings: dict[str, Any]) -> list[Run]:
-    """``runs``, and those of the same experiment and code lengths that other commands have kept in ``folder``."""
-    merged = {(run.record["method"], run.record["n_bits"], run.record["seed"]): run for run in runs}
+    """``runs``, and those of the same experiment and code lengths that other commands have kept in ``folder``, fine-tuned or not."""
+    merged = {(run.record["method"], run.record["n_bits"], run.record["seed"], run.fine_tuned): run for run in runs}
     lengths = {run.record["n_bits"] for run in runs}
-    for path in folder.glob("*.json"):
-        with suppress(ValueError, ParameterError):
-            method, n_bits, seed = path.stem.rsplit("-", 2)
-            key = (method, int(n_bits), int(seed))
-            if key not in merged and key[1] in lengths and (run := _read(path, _identity(prepared, *key, settings))):
-                merged[key] = run
+    for fine_tuned in (False, True):
+        for path in _kept_in(folder, fine_tuned=fine_tuned).glob("*.json"):
+            with suppress(ValueError, ParameterError):
+                method, n_bits, seed = path.stem.rsplit("-", 2)
+                cell = (method, int(n_bits), int(seed))
+                if (*cell, fine_tuned) in merged or cell[1] not in lengths:
+                    continue
+                if run := _read(path, _identity(prepared, *cell, settings, fine_tuned=fine_tuned)):
+                    merged[*cell, fine_tuned] = run
     return [merged[key] for key in sorted(merged)]
+
+
+def _kept_in(folder: Path, *, fine_tuned: bool) -> Path:
+    return folder / FINE_TUNED if fine_tuned else folder
 
 
 def _run(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict[str, Any], identity: str) -> Run:
@@ -180,19 +235,33 @@ def _run(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict
         "n_bits": n_bits,
         "seed": seed,
         "backbone": prepared.backbone["name"],
+        "fine_tuned": prepared.trainable is not None,
         "identity": identity,
     }
     try:
+        given: dict[str, Any] = prepared.given(method)
+        backbone = None
+        if prepared.trainable is not None:
+            from distillhash.backbones import ImageInputs
+            from distillhash.methods.training import TrainableImages
+
+            source, backbone = prepared.trainable[0], copy.deepcopy(prepared.trainable[1])
+            given["images"] = TrainableImages(ImageInputs(source.select(split.train), backbone), backbone.network)
+            settings = {"device": backbone.device, **settings}
         hasher = make_hasher(method, n_bits, seed=seed, **settings)
         train = features[split.train]
         with suppress(OSError):  # reset the peak of resident memory, where the system can (Linux)
             Path("/proc/self/clear_refs").write_text("5")
         started = time.perf_counter()
-        given: dict[str, Any] = prepared.given(method)
         hasher.fit(train, labels=labels[split.train] if hasher.needs_labels else None, **given)
         fitted = time.perf_counter()
         peak = _peak_rss_mb()
-        codes = hasher.encode(features[split.query]), hasher.encode(features[split.database])
+        if backbone is None:
+            codes = hasher.encode(features[split.query]), hasher.encode(features[split.database])
+        else:
+            backbone.refresh()
+            query, database = source.select(split.query), source.select(split.database)
+            codes = _encode(hasher, query, backbone), _encode(hasher, database, backbone)
         encoded = time.perf_counter()
         depths: dict[str, Any] = {"cutoffs": prepared.protocol.cutoffs, "topn": prepared.protocol.topn}
         metrics, average_precision = evaluate_queries(*codes, labels[split.query], labels[split.database], **depths)
@@ -205,7 +274,16 @@ def _run(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict
     return Run(record, average_precision.astype(np.float32))
 
 
-def _identity(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict[str, Any]) -> str:
+def _encode(hasher: Hasher, source: Source, backbone: Backbone) -> Codes:
+    """Codes of images by a backbone that no other run has, so its features are not kept."""
+    from distillhash.backbones import iter_features
+
+    return Codes.concatenate([hasher.encode(part.features) for part in iter_features(source, backbone)], hasher.n_bits)
+
+
+def _identity(
+    prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict[str, Any], *, fine_tuned: bool
+) -> str:
     """What a run depends on: a kept run is taken up only when all of it is the same."""
     given = prepared.given(method)
     facts = {
@@ -219,6 +297,7 @@ def _identity(prepared: Prepared, method: str, n_bits: int, seed: int, settings:
         "cutoffs": prepared.protocol.cutoffs,
         "topn": prepared.protocol.topn,
         "neighbour_recall": (NEAREST, DEPTHS),
+        **({"fine_tuned": True} if fine_tuned else {}),
     }
     return sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
@@ -235,11 +314,11 @@ def _read(path: Path, identity: str) -> Run | None:
 
 
 def by_cell(runs: Sequence[Run]) -> dict[tuple[str, int], list[Run]]:
-    """The runs that did not fail, by method and code length, in order of their seeds."""
+    """The runs that did not fail, by their name and code length, in order of their seeds."""
     cells: dict[tuple[str, int], list[Run]] = {}
     for run in sorted(runs, key=lambda run: int(run.record["seed"])):
         if not run.failed:
-            cells.setdefault((run.record["method"], run.record["n_bits"]), []).append(run)
+            cells.setdefault((run.name, run.record["n_bits"]), []).append(run)
     return cells
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.bench.protocols import Protocol
-from distillhash.bench.runs import Provenance, Run, by_cell
+from distillhash.bench.runs import FINE_TUNED, Provenance, Run, by_cell, run_name
 from distillhash.files import write_atomic
 from distillhash.methods import method_class, method_names
 
@@ -33,15 +33,21 @@ class Difference:
 
 @dataclass(frozen=True)
 class Row:
-    """One method: per code length the MAP and all :data:`MEASURES` of each seed, and the difference from the best; costs; errors."""
+    """One method, frozen or fine-tuned: per length MAP and all :data:`MEASURES` of each seed, difference from the best, costs, errors."""
 
     method: str
+    fine_tuned: bool
     maps: dict[int, list[float]]
     measures: dict[int, dict[str, list[float]]]  # no value where a record lacks the measure
     differences: dict[int, Difference]
     fit_seconds: float
     peak_rss_mb: float
     errors: list[str]
+
+    @property
+    def name(self) -> str:
+        """The method, and whether the backbone was trained with it."""
+        return run_name(self.method, fine_tuned=self.fine_tuned)
 
     @property
     def uses_labels(self) -> bool:
@@ -74,7 +80,7 @@ class Row:
 
 
 def make_rows(runs: Sequence[Run]) -> list[Row]:
-    """One row per method, in order of their mean MAP, best first; methods that learn from labels last.
+    """One row per method, frozen and fine-tuned apart, in order of their mean MAP, best first; methods that learn from labels last.
 
     The best method of a code length is the one with the highest mean among those without labels. Each query's average precision is averaged
     over seeds, and the queries are resampled in pairs (:func:`scipy.stats.bootstrap`, percentile interval).
@@ -84,28 +90,29 @@ def make_rows(runs: Sequence[Run]) -> list[Row]:
         cell: np.mean([np.asarray(run.average_precision, np.float64) for run in found], axis=0)
         for cell, found in by_cell(runs).items()
     }
+    methods = {run.name: (str(run.record["method"]), run.fine_tuned) for run in runs}
     best: dict[int, str] = {}
-    for method, n in per_query:
-        mean = np.nanmean(per_query[method, n])
-        if not method_class(method).needs_labels and (n not in best or mean > np.nanmean(per_query[best[n], n])):
-            best[n] = method
+    for name, n in per_query:
+        mean, labelled = np.nanmean(per_query[name, n]), method_class(methods[name][0]).needs_labels
+        if not labelled and (n not in best or mean > np.nanmean(per_query[best[n], n])):
+            best[n] = name
     rows = []
-    for method in sorted({run.record["method"] for run in runs}):
-        records = [run.record for run in runs if run.record["method"] == method]
+    for name in sorted(methods):
+        records = [run.record for run in runs if run.name == name]
         good = [record for record in records if "error" not in record]
         maps = {n: [r["map"] for r in good if r["n_bits"] == n] for n in lengths}
         measures = {
             n: {key: [r[key] for r in good if r["n_bits"] == n and key in r] for key in MEASURES} for n in lengths
         }
         differences = {
-            n: bootstrap_difference(per_query[method, n], per_query[best[n], n])
+            n: bootstrap_difference(per_query[name, n], per_query[best[n], n])
             for n in lengths
-            if method != best.get(n, method) and (method, n) in per_query
+            if name != best.get(n, name) and (name, n) in per_query
         }
         seconds = float(np.median([r["fit_seconds"] for r in good])) if good else float("nan")
         memory = max((r["peak_rss_mb"] for r in good), default=float("nan"))
         errors = sorted({f"{r['n_bits']} bits: {r['error']}" for r in records if "error" in r})
-        rows.append(Row(method, maps, measures, differences, seconds, memory, errors))
+        rows.append(Row(*methods[name], maps, measures, differences, seconds, memory, errors))
 
     def order(row: Row) -> tuple[bool, float]:
         means = [np.mean(values) for values in row.maps.values() if values]
@@ -159,25 +166,25 @@ def _markdown(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, prov
     header = [f"{n} bits" for n in lengths]
     table = [["method", *header, "fit, s", "memory, MB"]]
     for row in rows:
-        name = f"{row.method} (uses labels)" if row.uses_labels else row.method
+        name = f"{row.name} (uses labels)" if row.uses_labels else row.name
         table.append([name, *map(row.cell, lengths), f"{row.fit_seconds:.1f}", f"{row.peak_rss_mb:.0f}"])
         if printed := protocol.published.get(row.method):
             cells = [f"*{printed[str(n)]:.4f}*" if str(n) in printed else "" for n in lengths]
             table.append(["*printed in the paper*", *cells, "", ""])
     lines = [f"# {protocol.name}: MAP over the whole database", "", *markdown_lines(table), ""]
     lines += [*_conditions(runs, protocol, provenance), ""]
-    both = [[row.method, *(" / ".join(row.measure(n, key) for key in MEASURES) for n in lengths)] for row in rows]
+    both = [[row.name, *(" / ".join(row.measure(n, key) for key in MEASURES) for n in lengths)] for row in rows]
     lines += ["## Classes and neighbours", "", f"{' / '.join(MEASURES.values())}. {MEASURES_LEGEND}", ""]
     lines += [*markdown_lines([["method", *header], *both]), ""]
     if any(row.differences for row in rows):
-        table = [["method", *header], *([row.method, *(_difference(row, n) for n in lengths)] for row in rows)]
+        table = [["method", *header], *([row.name, *(_difference(row, n) for n in lengths)] for row in rows)]
         legend = (
             f"MAP minus that of the best method without labels at that length, and the {LEVEL:.0%} interval of a paired bootstrap over "
             f"queries ({RESAMPLES} resamples). A star marks an interval without 0."
         )
         lines += ["## Differences from the best", "", legend, "", *markdown_lines(table), ""]
     lines += _second_table(rows, lengths, protocol)
-    failures = [f"- {row.method}, {error}" for row in rows for error in row.errors]
+    failures = [f"- {row.name}, {error}" for row in rows for error in row.errors]
     return "\n".join([*lines, "## Failed", "", *failures, ""] if failures else lines)
 
 
@@ -198,12 +205,15 @@ def _difference(row: Row, n_bits: int) -> str:
 def _second_table(rows: Sequence[Row], lengths: Sequence[int], protocol: Protocol) -> list[str]:
     """Table 2 of the paper, DistillHash against its ablation, when both are there."""
     both = ("distillhash", "distillhash-initial")
-    maps = {row.method: row.maps for row in rows}
-    if not maps.keys() >= set(both):
+    table = [["", *(f"{n} bits" for n in lengths)]]
+    for fine_tuned in (False, True):
+        maps = {row.method: row.maps for row in rows if row.fine_tuned == fine_tuned}
+        if maps.keys() >= set(both):
+            means = [[np.mean(maps[name][n]) if maps[name][n] else np.nan for n in lengths] for name in both]
+            gains = [f"{a - b:+.4f}" for a, b in zip(*means, strict=True)]
+            table.append([run_name("gain measured", fine_tuned=fine_tuned), *gains])
+    if len(table) == 1:
         return []
-    means = [[np.mean(maps[name][n]) if maps[name][n] else np.nan for n in lengths] for name in both]
-    gains = [f"{a - b:+.4f}" for a, b in zip(*means, strict=True)]
-    table = [["", *(f"{n} bits" for n in lengths)], ["gain measured", *gains]]
     if protocol.published.keys() >= set(both):
         full, ablated = (protocol.published[name] for name in both)
         printed = [f"{full[str(n)] - ablated[str(n)]:+.4f}" if str(n) in full else "" for n in lengths]
@@ -239,8 +249,14 @@ def describe_features(provenance: Provenance) -> str:
     words = backbone["name"]
     if "image_size" in backbone:
         words += f" at {backbone['image_size']} pixels, frozen"
+    if provenance.fine_tuned:
+        words += (
+            f" unless a row says {FINE_TUNED}: then trained with the method, with neighbours by the pretrained features"
+        )
     if provenance.n_views:
         words += f"; {provenance.n_views} augmented views of the training images for the methods that use views"
+        choosing = ", ".join(name for name in method_names() if method_class(name).chooses_views)
+        words += "" if provenance.views_teach else f" (not {choosing}: the features hardly see the augmentation)"
     if provenance.teacher:
         guided = ", ".join(name for name in method_names() if method_class(name).uses_teacher)
         words += f"; the training images at the size that the backbone was trained with, for {guided}"

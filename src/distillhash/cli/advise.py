@@ -19,6 +19,7 @@ from distillhash.cli.common import (
     chosen_columns,
     command_line,
     integers,
+    make_sized_backbone,
     open_argument,
     open_cache,
     refuse_skipped,
@@ -56,7 +57,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ParameterError(f"--max-images must be at least 1, got {arguments.max_images}")
     import numpy as np
 
-    from distillhash.backbones import extract_features, make_backbone
+    from distillhash.backbones import extract_features
     from distillhash.bench import advice, report
     from distillhash.methods.base import check_features, sample_rows
     from distillhash.methods.registry import method_class
@@ -71,10 +72,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise DataError(f"{source.name} holds {kind}, which --backbone {name} does not take; leave it out")
     chosen = sample_rows(len(source), arguments.max_images, np.random.default_rng(seeds[0]))
     sample = source if len(chosen) == len(source) else source.select(chosen)
-    options = {"image_size": arguments.image_size, "weights": arguments.weights, "device": arguments.device}
     table = extract_features(
         sample,
-        make_backbone(name, **options),
+        make_sized_backbone(arguments, sample),
         cache=open_cache(arguments),
         progress=progress,
         max_pixels=arguments.max_pixels,
@@ -96,7 +96,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if not isinstance(source, EmbeddingSource) and method_class(found.cell.method).uses_views:
         given["--views"] = 0  # as it was measured
     columns = {f"--{name.replace('_', '-')}": value for name, value in chosen_columns(arguments).items()}
-    steps = advice.commands(found.cell, [arguments.source, *_words(columns)], _words(given))
+    settings = [word for pair in arguments.backbone_set for word in ("--backbone-set", pair)]
+    steps = advice.commands(found.cell, [arguments.source, *_words(columns)], [*_words(given), *settings])
     say(arguments, *_lines(cells), *notes, "", f"{found.sentence} {found.others}", *(f"    {step}" for step in steps))
     summary: dict[str, Any] = {
         "advice": found.sentence,

@@ -2,6 +2,7 @@
 
 distillhash bench --data cifar10:data --protocol cifar10-distillhash --methods itq,distillhash --bits 32 --out results/mine
 distillhash bench --data cifar10:data --protocol cifar10-distillhash --methods lsh --bits 16,32 --seeds 0,1 --out lsh
+distillhash bench --data photos/ --protocol folder --methods ssdh,distillhash --bits 32 --fine-tune --out results/tuned
 """
 
 import argparse
@@ -13,10 +14,10 @@ from distillhash.cli.common import (
     add_column_options,
     add_compute_options,
     add_method_options,
-    backbone_name,
     chosen_columns,
     command_line,
     integers,
+    make_sized_backbone,
     open_cache,
     parse_settings,
     say,
@@ -35,6 +36,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--out", required=True, metavar="DIR", help="for tables, figures, report.html; a stopped run goes on there")
     add_method_options(parser)
     add("--views", type=int, metavar="N", help="augmented views for the methods that use them (default: 6)")
+    add(
+        "--fine-tune",
+        action="store_true",
+        help="train the backbone with every method, from its pretrained weights (slow without an accelerator)",
+    )
     add("--shrink", action="store_true", help="draw the protocol's proportions from a smaller copy of its data set")
     add_column_options(parser)
     add_compute_options(parser)
@@ -42,7 +48,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the matrix and write the tables."""
-    from distillhash.backbones import make_backbone
     from distillhash.bench.protocols import load_protocol
     from distillhash.bench.report import write_results
     from distillhash.bench.runs import Provenance, add_kept_runs, prepare, run_matrix, versions
@@ -53,33 +58,40 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     methods = arguments.methods.split(",")
     if methods == ["all"]:
         methods = [name for name in method_names() if not method_class(name).needs_labels]
+        if arguments.fine_tune:
+            methods = [name for name in methods if method_class(name).fine_tunes]
     bits, seeds = integers("--bits", arguments.bits), integers("--seeds", arguments.seeds)
     settings = parse_settings(arguments.set)
     for method in methods:  # wrong names fail before hours of work, not after
         for n_bits in bits:
             make_hasher(method, n_bits, **settings)
+    fixed = [method for method in methods if not method_class(method).fine_tunes]
+    if arguments.fine_tune and fixed:
+        raise ParameterError(
+            f"{', '.join(fixed)} cannot fine-tune a backbone; leave out --fine-tune, or {'it' if len(fixed) == 1 else 'them'}"
+        )
     n_views = DEFAULT_VIEWS if arguments.views is None else arguments.views
     if n_views < 0:
         raise ParameterError(f"--views must be at least 0, got {n_views}")
     protocol = load_protocol(arguments.protocol)
     source = open_source(arguments.data, **chosen_columns(arguments))
-    options = {"image_size": arguments.image_size, "weights": arguments.weights, "device": arguments.device}
-    backbone = make_backbone(backbone_name(arguments, source), **options)
     use_views = not isinstance(source, EmbeddingSource) and any(method_class(method).uses_views for method in methods)
     prepared = prepare(
         source,
         protocol,
-        backbone,
+        make_sized_backbone(arguments, source),
         cache=open_cache(arguments),
         n_views=n_views if use_views else 0,
+        choose_views=arguments.views is None,
         teacher=any(method_class(method).uses_teacher for method in methods),
         shrink=arguments.shrink,
+        fine_tune=arguments.fine_tune,
         progress=not arguments.quiet,
     )
     out, n_runs, runs = Path(arguments.out), len(methods) * len(bits) * len(seeds), []
     for number, (done, kept) in enumerate(run_matrix(prepared, methods, bits, seeds, settings, out / "runs"), start=1):
         record = done.record
-        cell = f"{record['method']:<20} {record['n_bits']:>4} bits  seed {record['seed']}"
+        cell = f"{done.name:<20} {record['n_bits']:>4} bits  seed {record['seed']}"
         measured = "MAP {map:.4f}  neighbour recall@10 {neighbour_recall@10:.4f}  fit {fit_seconds:.1f} s"
         result = record["error"] if done.failed else measured.format(**record)
         say(arguments, f"[{number}/{n_runs}] {cell}  {result}{'  (kept from before)' if kept else ''}")
@@ -95,6 +107,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         versions=versions(),
         n_views=0 if prepared.views is None else len(prepared.views),
         teacher=prepared.teacher is not None,
+        views_teach=prepared.views_teach,
+        fine_tuned=any(run.fine_tuned for run in runs),
         settings=settings,
     )
     write_results(out, runs, protocol, provenance)

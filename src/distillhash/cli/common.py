@@ -17,7 +17,7 @@ from distillhash.files import MAX_FILE_SIZE, write_atomic
 from distillhash.output import escaped
 
 if TYPE_CHECKING:
-    from distillhash.backbones import FeatureCache
+    from distillhash.backbones import Backbone, FeatureCache
     from distillhash.sources import Skipped, Source
     from distillhash.sources.pairs import PairSource
 
@@ -25,6 +25,7 @@ SOURCE_HELP = (
     "a folder of images, a list file, a .parquet image table, a .npy/.npz/.parquet of embeddings, or digits:, cifar10:DIR, "
     "flickr25k:DIR, nuswide:DIR; append #train, #test or #a:b to select"
 )
+DEFAULT_BACKBONE = "efficientnet-lite2"
 INDEX_HELP = "an index folder, postgresql://host/database?table=NAME or milvus://host:port/collection"
 
 
@@ -72,17 +73,57 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
 
 def add_backbone_options(parser: argparse.ArgumentParser) -> None:
     """Options that choose a feature extractor."""
-    parser.add_argument("--backbone", help="see `distillhash ls backbones` (default: efficientnet-lite0 for images)")
-    parser.add_argument("--image-size", type=int, metavar="N", help="side in pixels images are resized to")
+    parser.add_argument(
+        "--backbone",
+        help=f"see `distillhash ls backbones` (default for images: {DEFAULT_BACKBONE}; below 64 pixels efficientnet-lite0)",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=_image_size,
+        metavar="N",
+        help="side in pixels images are resized to, or auto: by the sizes of the images (default: auto)",
+    )
     parser.add_argument("--weights", metavar="FILE", help="weights for backbones that do not carry theirs")
+    parser.add_argument(
+        "--backbone-set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="option of hf: or onnx: (mean, std, rescale_factor, channels, pool, layout, output; see docs/backbones.md)",
+    )
+
+
+def backbone_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How the feature extractor is made, as ``make_backbone`` takes it."""
+    chosen = parse_settings(arguments.backbone_set, "--backbone-set")
+    return {"image_size": arguments.image_size, "weights": arguments.weights, "options": chosen}
+
+
+def _image_size(text: str) -> int | None:
+    """A number of pixels, or None for ``auto``."""
+    if not re.fullmatch(r"auto|\d+", text):
+        raise argparse.ArgumentTypeError(f"must be auto or a number of pixels such as 224, got {text!r}")
+    return None if text == "auto" else int(text)
 
 
 def backbone_name(arguments: argparse.Namespace, source: Source) -> str:
     """The backbone asked for, else the default for the kind of source."""
+    from distillhash.backbones.efficientnet_lite import SMALLEST
     from distillhash.sources import EmbeddingSource
 
-    default = "embeddings" if isinstance(source, EmbeddingSource) else "efficientnet-lite0"
-    return arguments.backbone or default
+    if arguments.backbone or isinstance(source, EmbeddingSource):
+        return arguments.backbone or "embeddings"
+    is_small = arguments.image_size is not None and arguments.image_size < SMALLEST[DEFAULT_BACKBONE]
+    return "efficientnet-lite0" if is_small else DEFAULT_BACKBONE
+
+
+def make_sized_backbone(arguments: argparse.Namespace, source: Source) -> Backbone:
+    """The backbone that the options ask for, at the image size that they give or that suits the source."""
+    from distillhash.backbones import make_backbone, sized_for
+
+    name, options = backbone_name(arguments, source), backbone_options(arguments)
+    backbone = make_backbone(name, device=arguments.device, **options)
+    return backbone if arguments.image_size is not None else sized_for(backbone, source, quiet=arguments.quiet)
 
 
 def open_argument(arguments: argparse.Namespace, spec: str | Sequence[str]) -> Source:
@@ -141,15 +182,15 @@ def integers(option: str, text: str) -> list[int]:
         raise ParameterError(f"{option} takes integers separated by commas, got {text!r}") from error
 
 
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """``--set name=value`` words as hyper-parameters; a value is JSON where it can be, else text."""
+def parse_settings(pairs: Sequence[str], option: str = "--set") -> dict[str, Any]:
+    """``name=value`` words of ``--set`` or another option; a value is JSON where it can be, else text."""
     settings: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         name = name.replace("-", "_")
         if not equals or not name:
-            raise ParameterError(f"--set takes name=value, got {pair!r}")
-        if name in ("method", "n_bits", "seed"):
+            raise ParameterError(f"{option} takes name=value, got {pair!r}")
+        if option == "--set" and name in ("method", "n_bits", "seed"):
             raise ParameterError(f"--set takes hyper-parameters, got {pair!r}; method, bits and seed have own options")
         try:
             settings[name] = json.loads(text)

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distillhash.cli.common import add_compute_options, command_line, open_cache, say
+from distillhash.cli.common import DEFAULT_BACKBONE, add_compute_options, command_line, open_cache, say
 
 QUERY = "digits:#test"
 DATABASE = "digits:#train"
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     progress = not arguments.quiet
     started = time.perf_counter()
     hasher = make_hasher(METHODS[0], arguments.bits, seed=arguments.seed)
-    model = HashModel(hasher=hasher, device=arguments.device, cache=open_cache(arguments))
+    model = HashModel(DEFAULT_BACKBONE, hasher, device=arguments.device, cache=open_cache(arguments))
     say(arguments, f"1. training {hasher.method} on {DATABASE} without labels")
     model.fit(DATABASE, progress=progress)
     model.save(out / "model")

@@ -18,6 +18,7 @@ from distillhash.cli.common import (
     add_method_options,
     add_reading_options,
     backbone_name,
+    backbone_options,
     command_line,
     open_argument,
     open_cache,
@@ -63,7 +64,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--views",
         type=int,
         metavar="N",
-        help="augmented copies of each image to train on (default: 6 for the methods that use them, see `distillhash ls methods`)",
+        help="augmented copies of each image to train on (default: 6 for the methods that use them, see `distillhash ls methods`; "
+        "the default method uses none where the features hardly see the augmentation)",
     )
     add("--fine-tune", action="store_true", help="train the backbone as well (slow without an accelerator)")
     add("--max-images", type=int, default=50_000, metavar="N", help="learn from at most N (default: 50000)")
@@ -79,10 +81,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     hasher = model.hasher
     started = time.perf_counter()
     limits = {"max_images": arguments.max_images, "max_pixels": arguments.max_pixels}
-    views, progress = arguments.views, not arguments.quiet
-    if views is None and arguments.preserve == "neighbours" and arguments.method is None:
-        views = 0  # that part of the default method learns from plain features
-    model.fit(source, n_views=views, fine_tune=arguments.fine_tune, progress=progress, **limits)
+    progress = not arguments.quiet
+    model.fit(source, n_views=arguments.views, fine_tune=arguments.fine_tune, progress=progress, **limits)
     seconds = time.perf_counter() - started
     out = Path(arguments.out)
     skipped = report_skipped(arguments, model.skipped_, out / "skipped.json")
@@ -91,6 +91,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     model.save(out)
     report = out / "report.html"
     write_training_report(report, model, images, command=command_line(arguments))
+    if (share := model.training.get("views_recognised")) is not None:
+        use = (
+            f"{model.training['n_views']} views of each image are used"
+            if model.training["n_views"]
+            else "none are used"
+        )
+        say(arguments, f"the features recognise {share:.0%} of the augmented views: {use}")
     if chosen := hasher.history_.get("chosen"):
         say(arguments, _in_words(chosen, hasher.n_bits))
     trained = f"trained {hasher.method}, {hasher.n_bits} bits, on {model.training['n_used']} items in {seconds:.1f} s"
@@ -101,6 +108,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "method": hasher.method,
         "n_bits": hasher.n_bits,
         "backbone": model.backbone_name,
+        "image_size": model.backbone.preprocessing().get("image_size"),
         "seed": hasher.seed,
         "fingerprint": model.fingerprint,
         "seconds": seconds,
@@ -126,6 +134,7 @@ def _in_words(chosen: dict[str, Any], n_bits: int) -> str:
 
 def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     """The model to train, what it learns from, and the images (or vectors) among that."""
+    from distillhash.backbones.base import choose_device
     from distillhash.methods import make_hasher, method_class, method_names
     from distillhash.methods.registry import DEFAULT_FINE_TUNING_METHOD, DEFAULT_IMAGE_TEXT_METHOD, DEFAULT_METHOD
     from distillhash.models import CrossModalModel, HashModel
@@ -153,16 +162,16 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
         raise ParameterError(
             f"--fine-tune trains {method}, which learns classes alone; leave out --preserve {arguments.preserve}, or --fine-tune"
         )
-    if not pairs and method_class(method).fine_tunes and arguments.device != "auto":
-        settings.setdefault("device", arguments.device)
+    if not pairs and method_class(method).fine_tunes and (arguments.device != "auto" or arguments.fine_tune):
+        settings.setdefault("device", choose_device(arguments.device))
     hasher = make_hasher(method, arguments.bits, seed=arguments.seed, **settings)
     if arguments.caption_column is not None and not pairs:
         raise ParameterError(f"--caption-column {arguments.caption_column} needs texts; add --pairs, or leave it out")
     source = (open_pairs_argument if pairs else open_argument)(arguments, arguments.source)
     images = source.images if isinstance(source, PairSource) else source
     parts: dict[str, Any] = {"hasher": hasher, "device": arguments.device, "cache": open_cache(arguments)}
-    parts |= {"image_size": arguments.image_size, "weights": arguments.weights}
-    parts |= {"backbone": backbone_name(arguments, images)}
+    made = backbone_options(arguments)
+    parts |= {"backbone": backbone_name(arguments, images), "backbone_options": made.pop("options"), **made}
     if not isinstance(source, PairSource):
         return HashModel(**parts), source, source
     encoder = encoder or (DEFAULT_TEXT_ENCODER if isinstance(source.texts, list) else "embeddings")

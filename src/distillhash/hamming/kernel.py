@@ -686,10 +686,11 @@ def candidate_rows(
     """The nearest allowed rows of the first ``q`` queries by two rankings of codes of two parts: by the first, then others by the second.
 
     The first arguments are those of :func:`nearest_rows`. ``masks`` are a zero for every plane of class bits alone, and the class bits of
-    the next one, or None, or as a uint32 those of the lower half of the first word if that is all; there are ``n_class`` class distances. ``weights`` are those of a differing bit of the second part and of
-    the class part, for each ranking; times the number of bits, they must not exceed ``LARGEST_KEY``. ``least`` is how many of each ranking
-    are found at least, up to k, with all that are tied with the last of them as far as k allows; of 0 there are none. Words have 32 or 64
-    bits, and there are less than 2**34 rows.
+    the next one or None. Where the class bits are the lower half of the first word, the mask is a uint32, and one count does for both.
+    There are ``n_class`` class distances. ``weights`` are those of a differing bit of the second part and of the class part, for each
+    ranking; times the number of bits, they must not exceed ``LARGEST_KEY``. ``least`` is how many of each ranking are found at least, up to
+    k, with all that are tied with the last of them as far as k allows; of 0 there are none. Words have 32 or 64 bits, and there are less
+    than 2**34 rows.
 
     Returns:
         Rows, distances and class distances, ``(q, k)`` or with both rankings ``(q, 2 k) int64`` each; -1 where there is no row. No row

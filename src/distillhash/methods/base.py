@@ -79,6 +79,8 @@ class Hasher(ABC):
         title, venue, year: Of the paper.
         kind: Family of the method.
         uses_views: Whether ``fit`` learns from augmented views where there are some.
+        chooses_views: Whether it does as well without them where they teach nothing
+            (:func:`~distillhash.supervision.agreement.recognised_views`).
         uses_teacher: Whether ``fit`` learns from features of larger images where there are some.
         needs_labels: Whether ``fit`` needs class labels; all but the supervised methods refuse them.
         needs_texts: Whether ``fit`` needs image-text pairs.
@@ -96,6 +98,7 @@ class Hasher(ABC):
     year: ClassVar[int]
     kind: ClassVar[Kind]
     uses_views: ClassVar[bool] = False
+    chooses_views: ClassVar[bool] = False
     uses_teacher: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     needs_texts: ClassVar[bool] = False
@@ -301,6 +304,10 @@ class Hasher(ABC):
         :class:`DataError` for codes of another length; other errors are those of :attr:`decoder`.
         """
         return self.decoder.reconstruct(codes)
+
+    def wants_views(self, features: NDArray[Any]) -> bool:  # noqa: ARG002
+        """Whether :meth:`fit` would learn from augmented views of images with these features ``(n, d)``; else they need not be made."""
+        return self.uses_views
 
     @property
     def class_bits(self) -> int:

@@ -82,6 +82,7 @@ class DistillHashContrast(HeadHasher):
     venue, year = "this project", 2026
     kind = "contrastive"
     uses_views = True
+    chooses_views = True
     uses_teacher = True
     hidden: Annotated[int, Ge(0)] = 1024
     epochs: Annotated[int, Ge(1)] = 20

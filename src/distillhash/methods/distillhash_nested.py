@@ -14,9 +14,10 @@ No step sees a label. Rows are scaled to length 1 first, so that codes of x and 
 2. **Fine scale.** Views are left out. Where neighbours count too, features are used as they are, and some of the neighbours are those by
    plain cosine. Three settings are tried: the temperature .2 and a quarter of such neighbours; .1 and three quarters; .07, one half, and a
    start that is sqrt(n_bits / 64) times as wide. All bits are those of `distillhash-contrast` if such a code of a part of the rows keeps
-   the neighbours of the other rows, among all of them, as well as `itq` would, to 5%: kinds and neighbourhoods are then the same thing.
-3. **Two parts.** Otherwise the class part has 2 sqrt(n_bits) bits, rounded to a multiple of 16, and the neighbour part has the others.
-   It is `itq` of the directions. Codes below 32 bits, or with more bits than features, have the class part alone.
+   the neighbours of the other rows, among all of them, as well as `itq` would, to 2%: kinds and neighbourhoods are then the same thing.
+   Otherwise all bits are those of `itq`.
+3. **Two parts.** At 2% the class part has 2 sqrt(n_bits) bits, rounded to a multiple of 16, and the neighbour part has the others. It is
+   `itq` of the directions. Codes below 32 bits, or with more bits than features, have the class part alone at any scale.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.methods.base import Floats, Hasher, TrainingSet, sample_rows
+from distillhash.methods.base import Floats, Hasher, TrainingSet, check_features, sample_rows
 from distillhash.methods.distillhash_contrast import ENOUGH, SPREAD, DistillHashContrast
 from distillhash.methods.itq import ITQ
 from distillhash.methods.linear_algebra import directions
@@ -37,7 +38,7 @@ from distillhash.supervision.agreement import half_agreement
 SMALLEST = 8  # neighbours at the fine scale
 # Temperature, plain share, and how the start grows with (bits / 64): the first keeps kinds best, the last neighbours.
 FINE = ((0.2, 0.25, 0.0), (0.1, 0.75, 0.0), (0.07, 0.5, 0.5))
-TOLERANCE = 0.05  # share of the neighbour recall that may be lost
+TOLERANCE = 0.02  # share of the neighbour recall that may be lost
 TESTED = 6000  # rows that decide, at most; a fifth of them is held out
 CLASS_WEIGHT = 0.5  # of a class bit in the projection, relative to a neighbour bit
 SHORTEST = 32  # bits of a code of two parts
@@ -58,6 +59,7 @@ class DistillHashNested(Hasher):
     venue, year = "this project", 2026
     kind = "contrastive"
     uses_views = True
+    chooses_views = True
     uses_teacher = True
 
     preserve: Literal["both", "neighbours", "classes"] = "both"
@@ -67,6 +69,11 @@ class DistillHashNested(Hasher):
         self.class_part_: DistillHashContrast | None = None
         self.neighbour_part_: ITQ | URPH | None = None
         self.scales_: Floats = np.ones(2)
+
+    def wants_views(self, features: NDArray[Any]) -> bool:
+        """At the coarse scale alone."""
+        rows = directions(check_features(features))
+        return self.preserve != "neighbours" and neighbourhood_of(rows, self.seed) >= _default_neighbourhood(len(rows))
 
     @property
     def class_bits(self) -> int:
@@ -83,22 +90,25 @@ class DistillHashNested(Hasher):
         k = neighbourhood_of(features, self.seed)
         is_fine = k < _default_neighbourhood(n)
         chosen: dict[str, Any] = {"neighbourhood": k, "fine": is_fine}
-        fine, bits = FINE[0], self._class_bits(features.shape[1])
-        if is_fine and bits < self.n_bits:
-            fine, serves_both, chosen["recalls"] = self._choose_fine(features, k)
-            bits = self.n_bits if serves_both else bits
-        if is_fine:
-            part = self._fine_part(bits, n, k, fine)
-            self.class_part_ = part.fit(features)
-        else:
-            part = DistillHashContrast(bits, seed=self.seed)
-            self.class_part_ = part.fit(features, views=given.views, teacher=given.teacher)
-        if bits < self.n_bits:
-            self.neighbour_part_ = ITQ(self.n_bits - bits, seed=self.seed).fit(features)
+        class_bits, fine = self._class_bits(features.shape[1]), FINE[0]
+        if is_fine and class_bits < self.n_bits:
+            found, chosen["recalls"] = self._choose_fine(features, k)
+            class_bits, fine = (0, fine) if found is None else (self.n_bits, found)
+        if class_bits:
+            part = (
+                self._fine_part(class_bits, n, k, fine) if is_fine else DistillHashContrast(class_bits, seed=self.seed)
+            )
+            views, teacher = (None, None) if is_fine else (given.views, given.teacher)
+            self.class_part_ = part.fit(features, views=views, teacher=teacher)
+        if class_bits < self.n_bits:
+            self.neighbour_part_ = ITQ(self.n_bits - class_bits, seed=self.seed).fit(features)
+        if self.class_bits:
             sample = features[sample_rows(n, TESTED, np.random.default_rng(self.seed))]
             sizes = [float(np.abs(part.project(sample)).mean()) or 1.0 for part in self._parts().values()]
             self.scales_ = np.array([CLASS_WEIGHT, 1.0]) / sizes
-        self.history_ = self.class_part_.history_ | {"chosen": chosen | {"class_bits": self.class_bits}}
+        trained = self.neighbour_part_ if self.class_part_ is None else self.class_part_
+        assert trained is not None
+        self.history_ = trained.history_ | {"chosen": chosen | {"class_bits": self.class_bits}}
 
     def _class_bits(self, n_features: int) -> int:
         """Bits of the class part in a code of two parts, or all of them."""
@@ -120,8 +130,10 @@ class DistillHashNested(Hasher):
             start=SPREAD * (n_bits / 64) ** growth if growth and n >= ENOUGH else None,
         )
 
-    def _choose_fine(self, features: NDArray[Any], k: int) -> tuple[tuple[float, float, float], bool, dict[str, float]]:
-        """One of ``FINE``, whether a class part of all bits then keeps neighbours as well as `itq`, and the recalls that say so.
+    def _choose_fine(
+        self, features: NDArray[Any], k: int
+    ) -> tuple[tuple[float, float, float] | None, dict[str, float]]:
+        """The first of ``FINE`` by which a class part of all bits keeps neighbours as well as `itq`, and the recalls that say so.
 
         Codes are learned from four fifths of the rows. The others are the queries, and all are the database: among few rows neighbours
         are found too easily to tell codes apart.
@@ -139,8 +151,8 @@ class DistillHashNested(Hasher):
         for fine in FINE:
             found = recalls[f"temperature {fine[0]}"] = recall(self._fine_part(self.n_bits, len(seen), k, fine))
             if found >= recalls["itq"] * (1 - TOLERANCE):
-                return fine, True, recalls
-        return FINE[1], False, recalls
+                return fine, recalls
+        return None, recalls
 
     def _parts(self) -> dict[str, Hasher]:
         parts: dict[str, Hasher | None] = {"class": self.class_part_, "neighbour": self.neighbour_part_}

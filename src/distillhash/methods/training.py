@@ -240,7 +240,8 @@ def train(
         history.append(total / max(steps, 1.0))
         if not np.isfinite(history[-1]):
             raise DataError(
-                f"the loss became {history[-1]} in epoch {epoch + 1}; lower learning_rate ({settings.learning_rate})"
+                f"the loss became {history[-1]} in epoch {epoch + 1} at a step size of {settings.learning_rate}; lower learning_rate, or "
+                "fine_tune_rate where the backbone is trained"
             )
     network.eval()
     return history

