@@ -66,10 +66,10 @@ def measure(spec: str, backbone: Backbone, n_views: int, rounds: int) -> dict[st
         name: np.stack([decode_resized(source.read(row), network.image_size) for row in range(len(source))])
         for name, network in networks.items()
     }
-    embed_all(backbone, images["bare"][:64])  # warm
     spent: dict[str, list[dict[str, float]]] = {name: [] for name in (*networks, "encoding", "all passes")}
     for _ in range(rounds):
         for name, network in networks.items():
+            embed_all(network, images[name][:64])  # takes the memory that extraction has given back
             spent[name].append(measured(partial(embed_all, network, images[name])))
         spent["encoding"].append(measured(partial(extract, source, backbone)))
         spent["all passes"].append(measured(partial(extract, source, backbone, n_views=n_views, teacher=True)))
