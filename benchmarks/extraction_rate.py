@@ -1,109 +1,114 @@
-"""Feature extraction against a bare loop of the same backbone over tensors already in memory, side by side.
+"""Feature extraction against the bare network over images that are in memory already, side by side.
 
-    python benchmarks/extraction_rate.py cifar10:../shared/data/cifar10#test#0:5000 ../shared/data/flickr8k_mini/pairs.parquet
+    python benchmarks/extraction_rate.py grocery/train.parquet#0:1000 --image-size 224 --out results/extraction
 
-The bare loop has no reading, decoding, resizing, hashing or caching: normalised channels-last batches wait in memory and go through
-the backbone's network in inference mode with torch's own threads, at the best of several batch sizes; once as published and once with
-batch normalisation folded, as extraction runs it. The allocator setting of extraction holds for both. Extraction starts from the
-source with an empty cache and writes that cache. Rounds alternate; medians are reported, as a table on stderr and one JSON object
-per source on stdout.
+The bare network gets square ``uint8`` images of its size, on one worker a core as extraction has: no reading, decoding, resizing,
+augmentation or cache. Extraction starts from the source and fills an empty cache, once with features alone (encoding) and once with
+features, views and teacher. Rounds alternate, and medians are reported: wall time, and CPU time of all threads, which other programs on
+the machine disturb less. Writes ``table.json`` with all rounds and ``table.md``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from distillhash.backbones import Backbone, FeatureCache, extract_features, make_backbone
 from distillhash.backbones.extract import keep_freed_memory
+from distillhash.files import cores
 from distillhash.sources import ImageSource, decode_resized, open_source
 
-BATCHES = (8, 16, 32, 64)
-PROBED = 512
+COLUMNS = ("bare network, ms an image", "encoding", "bare / encoding", "all passes", "all passes / bare")
 
 
-def bare_rate(network: torch.nn.Module, images: torch.Tensor, size: int) -> float:
-    """Images per second of a plain loop over batches of ``size``."""
-    batches = torch.split(images, size)
+def measured(work: Callable[[], object]) -> dict[str, float]:
+    """Seconds of wall and CPU time."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+def embed_all(backbone: Backbone, images: NDArray[np.uint8]) -> None:
+    """The bare network over all images, a worker a core."""
     keep_freed_memory()  # as extraction does while it runs
-    started = time.perf_counter()
-    with torch.inference_mode():
-        for batch in batches:
-            network(batch)
-    return len(images) / (time.perf_counter() - started)
+    parts = np.split(images, range(backbone.batch_size, len(images), backbone.batch_size))
+    with ThreadPoolExecutor(cores(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        list(pool.map(backbone.embed, parts))
 
 
-def extraction_rate(source: ImageSource, backbone: Backbone) -> float:
-    """Images per second of extraction with an empty cache."""
+def extract(source: ImageSource, backbone: Backbone, **wanted: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        extract_features(source, backbone, cache=FeatureCache(folder))
-        return len(source) / (time.perf_counter() - started)
+        extract_features(source, backbone, cache=FeatureCache(folder), **wanted)
 
 
-def load(source: ImageSource, backbone: Backbone) -> torch.Tensor:
-    """All images of a source, decoded and normalised, in memory."""
-    size = backbone.image_size
-    images = torch.empty((len(source), 3, size, size), memory_format=torch.channels_last)
-    for row in range(len(source)):
-        pixels = torch.from_numpy(decode_resized(source.read(row), size))
-        images[row] = backbone.normalise(pixels.permute(2, 0, 1).float())
-    return images
-
-
-def measure(spec: str, backbone: Backbone, rounds: int) -> dict[str, object]:
+def measure(spec: str, backbone: Backbone, n_views: int, rounds: int) -> dict[str, Any]:
+    """All rounds, and for wall and CPU time the numbers of ``COLUMNS``."""
     source = open_source(spec)
     if not isinstance(source, ImageSource):
         raise SystemExit(f"{spec} holds no images")
-    images = load(source, backbone)
-    networks = {"published": backbone.network, "folded": backbone.inference}
-    best = {}
-    for name, network in networks.items():
-        bare_rate(network, images[:PROBED], 16)  # warm
-        probes = {size: bare_rate(network, images[:PROBED], size) for size in BATCHES}
-        best[name] = max(probes, key=probes.__getitem__)
-    rates: dict[str, list[float]] = {"extraction": [], **{name: [] for name in networks}}
+    networks = {"bare": backbone}
+    if (larger := backbone.enlarged()) is not None:
+        networks["bare teacher"] = larger
+    images = {
+        name: np.stack([decode_resized(source.read(row), network.image_size) for row in range(len(source))])
+        for name, network in networks.items()
+    }
+    spent: dict[str, list[dict[str, float]]] = {name: [] for name in (*networks, "encoding", "all passes")}
     for _ in range(rounds):
         for name, network in networks.items():
-            rates[name].append(bare_rate(network, images, best[name]))
-        rates["extraction"].append(extraction_rate(source, backbone))
-    medians = {name: float(np.median(values)) for name, values in rates.items()}
-    return {
-        "source": spec,
-        "backbone": backbone.name,
-        "image_size": backbone.image_size,
-        "images": len(source),
-        "threads": torch.get_num_threads(),
-        "images_per_second": {name: [round(value, 1) for value in values] for name, values in rates.items()},
-        "median_images_per_second": {name: round(value, 1) for name, value in medians.items()},
-        "best_batch_of_bare_loop": best,
-        "ratio_to_published": round(medians["extraction"] / medians["published"], 3),
-        "ratio_to_folded": round(medians["extraction"] / medians["folded"], 3),
-    }
+            embed_all(network, images[name][:64])  # takes the memory that extraction has given back
+            spent[name].append(measured(partial(embed_all, network, images[name])))
+        spent["encoding"].append(measured(partial(extract, source, backbone)))
+        spent["all passes"].append(measured(partial(extract, source, backbone, n_views=n_views, teacher=True)))
+    medians: dict[str, Any] = {}
+    for clock in ("wall", "cpu"):
+        at = {name: float(np.median([found[clock] for found in runs])) for name, runs in spent.items()}
+        bare = at["bare"] * (1 + n_views) + at.get("bare teacher", 0)
+        milliseconds = [1000 * at[name] / len(source) for name in ("bare", "encoding", "all passes")]
+        numbers = (*milliseconds[:2], at["bare"] / at["encoding"], milliseconds[2], at["all passes"] / bare)
+        medians[clock] = dict(zip(COLUMNS, numbers, strict=True))
+    about = {"source": spec, "backbone": backbone.name, "image_size": backbone.image_size, "images": len(source)}
+    return {**about, "n_views": n_views, "teacher": larger is not None, "medians": medians, "seconds": spent}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sources", nargs="+")
+    parser.add_argument("--backbone", default="efficientnet-lite0")
+    parser.add_argument("--image-size", type=int, nargs="+", default=[None])
+    parser.add_argument("--views", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--image-size", type=int, default=None)
+    parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    backbone = make_backbone(image_size=arguments.image_size, device="cpu")
-    print(f"{'source':<48} {'published':>10} {'folded':>10} {'extraction':>10} {'ratios':>13}", file=sys.stderr)
-    for spec in arguments.sources:
-        found = measure(spec, backbone, arguments.rounds)
-        medians = found["median_images_per_second"]
-        assert isinstance(medians, dict)
-        columns = " ".join(f"{medians[name]:>8.1f}/s" for name in ("published", "folded", "extraction"))
-        ratios = f"{found['ratio_to_published']:>6} {found['ratio_to_folded']:>6}"
-        print(f"{spec[-48:]:<48} {columns} {ratios}", file=sys.stderr)
-        print(json.dumps(found), flush=True)
+    lines = ["| source | backbone, size | images | clock | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * 8]
+    found = []
+    for size in arguments.image_size:
+        backbone = make_backbone(arguments.backbone, image_size=size, device="cpu")
+        for spec in arguments.sources:
+            found.append(result := measure(spec, backbone, arguments.views, arguments.rounds))
+            name = "/".join(Path(spec).parts[-2:])
+            for clock, numbers in result["medians"].items():
+                cells = " | ".join(f"{number:.3g}" for number in numbers.values())
+                about = f"| {name} | {backbone.name}, {backbone.image_size} | {result['images']} | {clock} |"
+                lines.append(f"{about} {cells} |")
+                print(lines[-1], file=sys.stderr, flush=True)
+    record = {"command": " ".join(["python", *sys.argv]), "cores": os.cpu_count(), "results": found}
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "table.json").write_text(json.dumps(record, indent=1) + "\n")
+    (arguments.out / "table.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

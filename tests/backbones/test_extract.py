@@ -26,6 +26,7 @@ from distillhash.backbones import (
     extract_features,
     iter_features,
     make_backbone,
+    views,
 )
 from distillhash.backbones.base import BATCH
 from distillhash.backbones.extract import CHUNK, WINDOW
@@ -171,6 +172,25 @@ def test_each_part_of_the_augmentation() -> None:
         assert changed.min() >= 0 and changed.max() <= 255
     with pytest.raises(ParameterError, match="smallest_crop"):
         ViewSettings(smallest_crop=0)
+
+
+def test_views_are_sampled_at_torchs_grid_and_coloured_step_by_step() -> None:
+    settings = ViewSettings()
+    pixels = torch.randint(0, 256, (6, 3, 17, 17), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    found = augment(pixels, [(5, i) for i in range(6)], settings)
+    for i in range(6):
+        drawn = torch.tensor(views._draw(np.random.default_rng((5, i)), settings), dtype=torch.float64)
+        brightness, contrast, saturation = drawn[6:].tolist()
+        grid = torch.nn.functional.affine_grid(drawn[:6].view(1, 2, 3), [1, 3, 17, 17], align_corners=False)
+        image = torch.nn.functional.grid_sample(
+            pixels[i : i + 1].double(), grid, padding_mode="reflection", align_corners=False
+        )[0]
+        red, green, blue = image * brightness
+        luma = 0.299 * red + 0.587 * green + 0.114 * blue
+        image = luma.mean() + (image * brightness - luma.mean()) * contrast
+        luma = 0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]
+        expected = (luma + (image - luma) * saturation).clip(0, 255)
+        torch.testing.assert_close(found[i].double(), expected, atol=0.01, rtol=0)
 
 
 def test_image_inputs_feed_the_trainable_network(backbone: Any) -> None:

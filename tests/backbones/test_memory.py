@@ -37,3 +37,33 @@ def test_memory_that_there_is_not_is_the_items_error(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("[0, 2] [('b.png', ") and done.stdout.rstrip().endswith(" [0, 2]")
+
+
+FAULTS = """
+import resource
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+import numpy as np
+from distillhash.backbones import extract_features, make_backbone
+from distillhash.sources import open_source
+
+def faults(n):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    extract_features(source.select(np.arange(n)), backbone)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+together = Barrier(4)
+others = ThreadPoolExecutor(4)  # of another library, as Parquet's readers
+list(others.map(lambda _: (together.wait(), bytearray(2**20)), range(4)))
+source, backbone = open_source(np.zeros((256, 8, 8, 3), np.uint8)), make_backbone(image_size=192, device="cpu")
+faults(32)
+print((faults(256) - faults(64)) / 192)
+"""
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="the allocator is glibc's")
+def test_activations_keep_their_pages_beside_threads_of_others() -> None:
+    """The largest layer alone has 864 pages an image (96 channels of 96 x 96): most are those of the pass before."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, timeout=120, check=True)
+    assert float(done.stdout) < 500

@@ -57,7 +57,7 @@ class EfficientNetLite(Backbone):
         return {"image_size": self.image_size, "mean": _MEAN, "scale": _SCALE}
 
     def optimised(self) -> nn.Module:
-        """Batch normalisation folded into the convolutions before it, and activations in place: equal up to float rounding."""
+        """Batch normalisation and padding folded into the convolutions, activations in place: equal up to float rounding."""
         network = copy.deepcopy(self.network)
         model: Any = network.model
         model._swish = nn.ReLU6(inplace=True)
@@ -82,5 +82,20 @@ class _PooledFeatures(nn.Module):
 
 
 def _fold(owner: Any, conv: str, norm: str) -> None:
-    setattr(owner, conv, fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm)))
+    setattr(owner, conv, _padded_inside(fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm))))
     setattr(owner, norm, nn.Identity())
+
+
+def _padded_inside(conv: Any) -> nn.Conv2d:
+    """The same convolution without a copy of its input that is padded: a fifth of a pass is spent on those.
+
+    Torch pads both sides alike. Where the network pads more at the right and bottom, the kernel gets zeros at its left and top instead.
+    """
+    left, right, top, bottom = getattr(conv.static_padding, "padding", (0, 0, 0, 0))
+    weight = nn.functional.pad(conv.weight, (right - left, 0, bottom - top, 0))
+    channels, kernel = (conv.in_channels, conv.out_channels), (weight.shape[2], weight.shape[3])
+    inside = nn.Conv2d(
+        *channels, kernel, conv.stride, (bottom, right), groups=conv.groups, device="meta"
+    )  # draws nothing
+    inside.weight, inside.bias = nn.Parameter(weight), conv.bias
+    return inside

@@ -35,8 +35,9 @@ from distillhash.sources.decode import MAX_PIXELS, damage_of, decode_resized, de
 CHUNK = 16  # images read and looked up together, and rows of one FeatureBatch
 WINDOW = 64  # chunks that may wait for features: cached rows run ahead this far of a pass that is not full yet
 VECTOR_BLOCK = 4096
-# Of decoding, resizing and augmentation: whoever changes them raises it, so cached features are made anew.
+# Of decoding and resizing: whoever changes them raises it, so cached features are made anew.
 PIXELS_VERSION = 3
+VIEWS_VERSION = 2  # of augmentation alone
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 
 Known = Callable[[Sequence[str], Sequence[bytes]], Sequence[bool]]
@@ -363,9 +364,9 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed activations for the next batch instead of returning them to the system; other C libraries do as before.
 
     A forward pass frees and takes tens of megabytes a layer. By default each goes back to the kernel and is faulted in again page by
-    page, which costs a third of the time on two cores. There is one arena, because a thread's own is too small for such blocks.
+    page, which costs a third of the time on two cores.
     """
-    _mallopt((_M_ARENA_MAX, 1), (_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1))
+    _mallopt((_M_MMAP_THRESHOLD, 2**30), (_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def return_freed_memory() -> None:
@@ -385,10 +386,15 @@ def _mallopt(*settings: tuple[int, int]) -> None:
             libc.mallopt(parameter, value)
 
 
+# One arena for all threads: a thread's own is too small for such blocks and keeps none. Set at the import, because workers would share
+# the arenas that earlier threads of other libraries, such as Parquet's readers, have made.
+_mallopt((_M_ARENA_MAX, 1))
+
+
 def _identity(backbone: Backbone, view: View | None) -> str:
     """What features depend on besides the content."""
     device = "" if backbone.device == "cpu" else f"@{backbone.device.partition(':')[0]}:"  # other last bits
-    drawn = "" if view is None else f"{json.dumps(asdict(view.settings), sort_keys=True)}:{view.seed}"
+    drawn = "" if view is None else f"{json.dumps(asdict(view.settings), sort_keys=True)}:{view.seed}/{VIEWS_VERSION}"
     return f"{backbone.fingerprint}/{PIXELS_VERSION}{device}{drawn}"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import grid_sample
 
 from distillhash.errors import ParameterError
 
@@ -58,23 +58,24 @@ def augment(pixels: Tensor, seeds: Sequence[Sequence[int]], settings: ViewSettin
     ``seeds`` are one sequence of integers per image; the same integers give the same view, whatever else is in the batch.
     """
     drawn = np.stack([_draw(np.random.default_rng(seed), settings) for seed in seeds]).astype(np.float32)
-    affine = torch.from_numpy(drawn[:, :6]).view(-1, 2, 3).to(pixels.device)
-    brightness, contrast, saturation = torch.from_numpy(drawn[:, 6:]).to(pixels.device).T[:, :, None, None, None]
-    images = pixels.to(torch.float32)
-    grid = affine_grid(affine, list(images.shape), align_corners=False)
-    images = grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    images = images * brightness
-    grey = _luma(images)
-    mean = grey.mean(dim=(1, 2, 3), keepdim=True)
-    images = mean + (images - mean) * contrast
-    grey = _luma(images)
-    return torch.clamp(grey + (images - grey) * saturation, 0, 255)
-
-
-def _luma(images: Tensor) -> Tensor:
-    weights = torch.tensor([0.299, 0.587, 0.114], device=images.device).view(3, 1, 1)
-    luma: Tensor = (images * weights).sum(dim=1, keepdim=True)
-    return luma
+    numbers = torch.from_numpy(drawn).to(pixels.device)
+    (n, _, _, side), affine = pixels.shape, numbers[:, :6].view(-1, 2, 3, 1)
+    centres = (2 * torch.arange(side, device=pixels.device) + 1) / side - 1  # of the pixels
+    across, down = affine[:, :, 0] * centres, affine[:, :, 1] * centres + affine[:, :, 2]  # (n, 2, s) each
+    # Brightness, contrast about the mean luma, and saturation about each pixel's luma: one affine map of the three channels.
+    brightness, contrast, saturation = numbers[:, 6:, None, None].unbind(1)
+    luma = torch.tensor([[0.299, 0.587, 0.114]], device=pixels.device)
+    channels = brightness * contrast * (saturation * torch.eye(3, device=pixels.device) + (1 - saturation) * luma)
+    of_mean = brightness * (1 - contrast) * luma
+    views = torch.empty((n, 3, side * side), device=pixels.device)
+    step = 1 if pixels.device.type == "cpu" else max(n, 1)  # one image at a time stays in a processor's cache
+    for part in (slice(start, start + step) for start in range(0, n, step)):
+        grid = (across[part, :, None] + down[part, :, :, None]).permute(0, 2, 3, 1)
+        images = pixels[part].to(torch.float32)
+        sampled = grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False).flatten(2)
+        mean = sampled.mean(dim=2, keepdim=True)
+        torch.baddbmm(of_mean[part] @ mean, channels[part], sampled, out=views[part]).clamp_(0, 255)
+    return views.view(pixels.shape)
 
 
 def _draw(rng: np.random.Generator, settings: ViewSettings) -> list[float]:

@@ -93,7 +93,8 @@ def resize_image(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     _check_size(size)
     image = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy()).permute(2, 0, 1)[None]
     resized = torch.nn.functional.interpolate(image, (size, size), mode="bicubic", antialias=True)
-    return np.ascontiguousarray(resized[0].permute(1, 2, 0).numpy())
+    rows: NDArray[np.uint8] = resized[0].permute(1, 2, 0).contiguous().numpy()  # torch copies faster than NumPy here
+    return rows
 
 
 def decode_resized(data: bytes | NDArray[Any], size: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
