@@ -109,6 +109,13 @@ def test_codes_do_not_depend_on_lengths() -> None:
     assert hasher.encode(x) == hasher.encode(4 * x)
 
 
+def test_classes_alone_have_wider_neighbourhoods() -> None:
+    x = grouped(90, 5, 0.5, d=64)
+    hasher = make_hasher("distillhash-nested", 64, preserve="classes").fit(x)
+    options: Any = {"neighbourhood": 12 / 450, "temperature": 0.3, "root": False}
+    assert hasher.encode(x) == DistillHashContrast(64, **options).fit(unit(x)).encode(unit(x))
+
+
 @pytest.mark.parametrize("preserve", ["classes", "neighbours"])
 def test_one_aim_gives_one_part(preserve: str) -> None:
     x = grouped(4, 20, 1.0)

@@ -11,8 +11,8 @@ No step sees a label. Rows are scaled to length 1 first, so that codes of x and 
    (:func:`~distillhash.supervision.agreement.half_agreement`). The neighbourhood that `distillhash-contrast` learns from is the smallest of
    k = 8, 16, 32, ..., 2% of the items with A(k) >= A(2%). Where kinds are large (ten classes of images) A rises with k, and it is 2%.
    Where items come in small groups (captions of one picture, products) it is less: the scale is *fine*.
-2. **Fine scale.** Views are left out. Where neighbours count too, features are used as they are, and some of the neighbours are those by
-   plain cosine. Three settings are tried: the temperature .2 and a quarter of such neighbours; .1 and three quarters; .07, one half, and a
+2. **Fine scale.** Views are left out, and features are used as they are. Where classes alone count, the temperature is .3 and the
+   neighbourhood half as large again. Where neighbours count too, some of the neighbours are those by plain cosine. Three settings are tried: the temperature .2 and a quarter of such neighbours; .1 and three quarters; .07, one half, and a
    start that is sqrt(n_bits / 64) times as wide. All bits are those of `distillhash-contrast` if such a code of a part of the rows keeps
    the neighbours of the other rows, among all of them, as well as `itq` would, to 2%: kinds and neighbourhoods are then the same thing.
    Otherwise all bits are those of `itq`.
@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.methods.base import Floats, Hasher, TrainingSet, check_features, sample_rows
-from distillhash.methods.distillhash_contrast import ENOUGH, SPREAD, DistillHashContrast
+from distillhash.methods.distillhash_contrast import ENOUGH, SHARP, SPREAD, DistillHashContrast
 from distillhash.methods.itq import ITQ
 from distillhash.methods.linear_algebra import directions
 from distillhash.methods.urph import URPH
@@ -119,7 +119,9 @@ class DistillHashNested(Hasher):
     def _fine_part(self, n_bits: int, n: int, k: int, fine: tuple[float, float, float]) -> DistillHashContrast:
         share, (temperature, plain_share, growth) = k / _part_size(n), fine
         if self.preserve == "classes":
-            return DistillHashContrast(n_bits, seed=self.seed, neighbourhood=share)
+            return DistillHashContrast(
+                n_bits, seed=self.seed, neighbourhood=min(1.0, 1.5 * share), temperature=SHARP, root=False
+            )
         return DistillHashContrast(
             n_bits,
             seed=self.seed,
