@@ -8,12 +8,14 @@
 
 Nothing that is measured was trained on.
 
-- cifar10: protocol cifar10-distillhash, default backbone, six views and teacher; 1,000 of its queries. MAP and precision over the whole
-  database of 50,000, neighbour recall in 10,000 rows of it; both drawn by the protocol's seed.
-- grocery: photographs at 224 pixels, vectors only; learned from the train part, which is also the database, searched by the test part.
+- cifar10: protocol cifar10-distillhash, six views and teacher; 1,000 of its queries. MAP and precision over the whole database of 50,000,
+  neighbour recall in 10,000 rows of it; both drawn by the protocol's seed.
+- grocery: photographs at the backbone's native size, vectors only; learned from the train part, which is also the database, searched by
+  the test part.
 - captions: ``minilm`` embeddings of the captions; learned from those of the first 800 pictures, each of the other 1,000 searched among the
   rest of them. ``same picture@10`` is the share of the four other captions of a picture among the first 10.
-- photos: the pictures of the same file at 224 pixels, without classes; learned from 800, each of the other 200 searched among the rest.
+- photos: the pictures of the same file at the native size; learned from 800, each of the other 200 searched among the rest. They have no
+  classes.
 - digits: scikit-learn's digits, learned from the train part, which is also the database, searched by the test part.
 
 With ``--folds`` only training rows are used, four fifths to learn from and the others in the place of what is measured: the numbers that
@@ -38,7 +40,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from distillhash import make_hasher
-from distillhash.backbones import FeatureCache, extract_features, make_backbone
+from distillhash.backbones import FeatureCache, extract_features, make_backbone, sized_for
 from distillhash.bench.protocols import load_protocol
 from distillhash.bench.runs import prepare, versions
 from distillhash.cli.common import parse_settings
@@ -47,7 +49,7 @@ from distillhash.export import export_codes
 from distillhash.hamming import ranking
 from distillhash.metrics import evaluate_codes, neighbour_recall
 from distillhash.metrics.neighbours import Neighbours, find_neighbours
-from distillhash.sources import open_source
+from distillhash.sources import Source, open_source
 from distillhash.sources.pairs import open_pairs
 from distillhash.texts import make_text_encoder
 
@@ -79,10 +81,10 @@ class Data(NamedTuple):
     teacher: Floats | None = None
 
 
-def cifar10(source: str) -> Data:
+def cifar10(source: str, backbone: str) -> Data:
     protocol = load_protocol("cifar10-distillhash")
     options: dict[str, Any] = {"cache": FeatureCache(), "n_views": 6, "teacher": True, "progress": True}
-    found = prepare(open_source(source), protocol, make_backbone("efficientnet-lite0"), **options)
+    found = prepare(open_source(source), protocol, make_backbone(backbone), **options)
     split, rng = found.split, np.random.default_rng(protocol.rule.seed)
     query = np.sort(rng.choice(split.query, 1000, replace=False))
     near = np.sort(rng.choice(len(split.database), RECALL_ROWS, replace=False))
@@ -92,18 +94,21 @@ def cifar10(source: str) -> Data:
     return Data(*sides, labels, near=near, views=found.views, teacher=found.teacher)
 
 
-def grocery(folder: str) -> Data:
+def grocery(folder: str, backbone: str) -> Data:
     files = [Path(folder) / f"{part}.parquet" for part in ("test", "train")]
-    backbone = make_backbone("efficientnet-lite0", image_size=224)
-    query, train = (
-        extract_features(open_source(file), backbone, cache=FeatureCache(), progress=True).features for file in files
-    )
+    query, train = (photograph_features(open_source(file), backbone) for file in files)
     columns = [pq.read_table(file, columns=["label", "fine_label"]) for file in files]
     labels = [(name, *(table[name].to_numpy() for table in columns)) for name in ("label", "fine_label")]
     return Data(train, query, train, [("coarse", *labels[0][1:]), ("fine", *labels[1][1:])])
 
 
-def captions(file: str) -> Data:
+def photograph_features(source: Source, backbone: str) -> Floats:
+    """Features at the size that suits photographs."""
+    network = sized_for(make_backbone(backbone), source)
+    return extract_features(source, network, cache=FeatureCache(), progress=True).features
+
+
+def captions(file: str, _: str) -> Data:
     pairs, encoder = open_pairs(file), make_text_encoder("minilm")
     assert isinstance(pairs.texts, list)
     features = np.concatenate([encoder.encode(pairs.texts[i : i + 256]) for i in range(0, len(pairs.texts), 256)])
@@ -112,13 +117,12 @@ def captions(file: str) -> Data:
     return Data(features[~new], rows, rows, [("picture", pairs.owners[new], pairs.owners[new])], same=True)
 
 
-def photos(file: str) -> Data:
-    images, backbone = open_pairs(file).images, make_backbone("efficientnet-lite0", image_size=224)
-    features = extract_features(images, backbone, cache=FeatureCache(), progress=True).features
+def photos(file: str, backbone: str) -> Data:
+    features = photograph_features(open_pairs(file).images, backbone)
     return Data(features[:LEARNED], features[LEARNED:], features[LEARNED:], same=True)
 
 
-def digits(_: str) -> Data:
+def digits(_: str, __: str) -> Data:
     images, labels = load_digits(return_X_y=True)
     splits = open_source("digits:").splits
     (query, of_query), (train, of_train) = ((images[splits[part]], labels[splits[part]]) for part in ("test", "train"))
@@ -200,6 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=DATA)
     parser.add_argument("--data", default="", help="where it is")
+    parser.add_argument("--backbone", default="efficientnet-lite0", help="of cifar10, grocery and photos")
     parser.add_argument("--methods", default=METHODS, help="separated by ';', each with its settings after it")
     parser.add_argument("--bits", default="32,64,128,256")
     parser.add_argument("--seeds", default="0,1,2")
@@ -210,7 +215,7 @@ def main() -> None:
     parser.add_argument("--name", dest="name_of_table", help="of the table (default: the data's)")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    data = DATA[arguments.name](arguments.data)
+    data = DATA[arguments.name](arguments.data, arguments.backbone)
     data = folded(data) if arguments.folds else data
     data = data._replace(views=None, teacher=None) if arguments.no_views else data
     data = data if arguments.learned is None else sampled(data, arguments.learned)

@@ -28,6 +28,7 @@ from distillhash.sources import ImageSource, open_source
 from distillhash.supervision.agreement import ASKED, RECOGNISED, recognised_views
 
 N_BITS, N_VIEWS = 32, 6
+VARIANTS = ("itq", "without views", "with views")
 
 
 def digits() -> Images:
@@ -37,7 +38,7 @@ def digits() -> Images:
 
 
 def records(name: str, images: Images, size: int | None) -> list[dict[str, Any]]:
-    """A row for each truth, and with views or without."""
+    """A row for each variant and truth."""
     backbone = make_backbone(DEFAULT_BACKBONE, image_size=size)
     backbone = sized_for(backbone, images.source) if size is None else backbone
     options: dict[str, Any] = {"cache": FeatureCache(), "n_views": N_VIEWS, "teacher": True, "progress": True}
@@ -46,12 +47,13 @@ def records(name: str, images: Images, size: int | None) -> list[dict[str, Any]]
     rows = np.sort(np.random.default_rng(0).permutation(len(found.rows))[:ASKED])
     share = recognised_views(found.features[rows], found.views[:1, rows])
     out = []
-    for with_views in (False, True):
+    for variant in VARIANTS:
         measured: dict[str, list[list[float]]] = {truth: [] for truth in images.truths}
         for seed, (query, database) in enumerate(folds(len(found.rows))):
-            hasher = make_hasher("distillhash-contrast", N_BITS, seed=seed)
+            hasher = make_hasher("itq" if variant == "itq" else "distillhash-contrast", N_BITS, seed=seed)
             teacher = None if found.teacher is None else found.teacher[database]
-            given: dict[str, Any] = {"views": found.views[:, database], "teacher": teacher} if with_views else {}
+            views = {"views": found.views[:, database], "teacher": teacher}
+            given: dict[str, Any] = views if variant == "with views" else {}
             hasher.fit(found.features[database], **given)
             codes = hasher.encode(found.features[query]), hasher.encode(found.features[database])
             near = neighbour_recall(*codes, found.features[query], found.features[database], (10,), (10,))
@@ -60,8 +62,14 @@ def records(name: str, images: Images, size: int | None) -> list[dict[str, Any]]
                 measured[truth].append([metrics["map"], metrics["precision@10"], near["recall10@10"]])
         for truth, values in measured.items():
             mean, spread = np.mean(values, axis=0).tolist(), np.std(values, axis=0, ddof=1).tolist()
-            row = {"set": name, "truth": truth, "pixels": backbone.image_size, "recognised": share}
-            out.append({**row, "views": with_views, "mean": mean, "spread": spread})
+            row = {
+                "set": name,
+                "truth": truth,
+                "images": len(found.rows),
+                "pixels": backbone.image_size,
+                "recognised": share,
+            }
+            out.append({**row, "variant": variant, "mean": mean, "spread": spread})
             print(out[-1], flush=True)
     return out
 
@@ -69,18 +77,18 @@ def records(name: str, images: Images, size: int | None) -> list[dict[str, Any]]
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown: a row for each truth and size."""
     lines = [
-        "| truth | pixels | recognised | MAP / P@10 / recall@10 without views | with views | chosen | better MAP |"
+        "| truth | images | pixels | recognised | itq: MAP / P@10 / recall@10 | without views | with views | chosen | better MAP |"
     ]
-    lines.append("|" + "---|" * 7)
-    for plain, seen in zip(rows[::2], rows[1::2], strict=True):
+    lines.append("|" + "---|" * 9)
+    for itq, plain, seen in zip(rows[::3], rows[1::3], rows[2::3], strict=True):
         cells = [
             " / ".join(f"{mean:.3f} ({spread:.3f})" for mean, spread in zip(row["mean"], row["spread"], strict=True))
-            for row in (plain, seen)
+            for row in (itq, plain, seen)
         ]
         chosen = "without" if plain["recognised"] >= RECOGNISED else "with"
         better = "with" if seen["mean"][0] > plain["mean"][0] else "without"
         lines.append(
-            f"| {plain['truth']} | {plain['pixels']} | {plain['recognised']:.2f} | {cells[0]} | {cells[1]} | {chosen} | {better} |"
+            f"| {itq['truth']} | {itq['images']} | {itq['pixels']} | {itq['recognised']:.2f} | {' | '.join(cells)} | {chosen} | {better} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -103,8 +111,7 @@ def main() -> None:
     for name, (images, sizes) in sets.items():
         for size in sizes:
             found = records(name, images, size)
-            half = len(found) // 2  # one truth after another, without and with views side by side
-            rows += [row for pair in zip(found[:half], found[half:], strict=True) for row in pair]
+            rows += sorted(found, key=lambda row: list(images.truths).index(row["truth"]))  # variants side by side
             arguments.out.mkdir(parents=True, exist_ok=True)
             (arguments.out / "table.json").write_text(
                 json.dumps({"versions": versions(), "rows": rows}, indent=1) + "\n"

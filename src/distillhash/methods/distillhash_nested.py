@@ -12,10 +12,10 @@ No step sees a label. Rows are scaled to length 1 first, so that codes of x and 
    k = 8, 16, 32, ..., 2% of the items with A(k) >= A(2%). Where kinds are large (ten classes of images) A rises with k, and it is 2%.
    Where items come in small groups (captions of one picture, products) it is less: the scale is *fine*.
 2. **Fine scale.** Views are left out, and features are used as they are. Where classes alone count, the temperature is .3 and the
-   neighbourhood half as large again. Where neighbours count too, some of the neighbours are those by plain cosine. Three settings are tried: the temperature .2 and a quarter of such neighbours; .1 and three quarters; .07, one half, and a
-   start that is sqrt(n_bits / 64) times as wide. All bits are those of `distillhash-contrast` if such a code of a part of the rows keeps
-   the neighbours of the other rows, among all of them, as well as `itq` would, to 2%: kinds and neighbourhoods are then the same thing.
-   Otherwise all bits are those of `itq`.
+   neighbourhood half as large again. Where neighbours count too, some of the neighbours are those by plain cosine. Three settings are
+   tried: the temperature .2 and a quarter of such neighbours; .1 and three quarters; .07, one half, and a start that is sqrt(n_bits / 64)
+   times as wide. All bits are those of `distillhash-contrast` if such a code of a part of the rows keeps the neighbours of the other rows,
+   among all of them, as well as `itq` would, to 2%: kinds and neighbourhoods are then the same thing. Otherwise all bits are `itq`'s.
 3. **Two parts.** At 2% the class part has 2 sqrt(n_bits) bits, rounded to a multiple of 16, and the neighbour part has the others. It is
    `itq` of the directions. Codes below 32 bits, or with more bits than features, have the class part alone at any scale.
 """
