@@ -16,8 +16,11 @@ from PIL import Image
 
 from distillhash import HashModel, load_model, make_hasher
 from distillhash.backbones import backbone_from_config, make_backbone
+from distillhash.bench.protocols import load_protocol
+from distillhash.bench.runs import prepare
 from distillhash.cli import main
 from distillhash.errors import DataError, DistillHashError, FormatError, MissingDependencyError, ParameterError
+from distillhash.sources import open_source
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -341,6 +344,20 @@ def test_a_model_trained_through_a_network(tmp_path: Path, capsys: pytest.Captur
     tuned = HashModel(name, make_hasher("distillhash-contrast", 3), backbone_options=HALVES)
     with pytest.raises(ParameterError, match="cannot be fine-tuned, because ONNX Runtime computes no gradients"):
         tuned.fit(photos, fine_tune=True)
+    with pytest.raises(ParameterError, match="cannot be fine-tuned, because ONNX Runtime computes no gradients"):
+        prepare(open_source(photos), load_protocol("folder"), tuned.backbone, cache=None, fine_tune=True)
+    (tmp_path / "a.onnx").unlink()
+    with pytest.raises(DataError, match=r"No such file or directory.*; put it back there, or train again"):
+        load_model(tmp_path / "model").encode(photos)
+
+
+@pytest.mark.parametrize("row", [(1, -1), (1, -1, 4)])
+def test_an_output_whose_shape_depends_on_the_image_is_refused(row: tuple[int, ...], tmp_path: Path) -> None:
+    nodes = [node("NonZero", "x", "z"), node("Cast", "z", "f", to=FLOAT), node("Reshape", "f", "s", "y")]
+    backbone = make_backbone(write(tmp_path / "a.onnx", nodes, s=np.array(row)), options={"mean": 0, "std": 1})
+    black = np.zeros_like(images(1))
+    with pytest.raises(DataError, match="the shape of output 'y' depends on the image"):
+        backbone.embed(black)
 
 
 def agree(name: str, n: int, size: int) -> None:
