@@ -69,7 +69,7 @@ def test_where_there_is_nothing_to_look_at(lite: Backbone, capsys: pytest.Captur
 def test_a_backbone_of_one_size_keeps_it(lite: Backbone, capsys: pytest.CaptureFixture[str]) -> None:
     other = Backbone("hf:mine", lite.network, 1280, 96, "cpu")
     assert sized_for(other, Sized([(4000, 3000)]), quiet=False).image_size == 96
-    assert capsys.readouterr().err == "image size 96: hf:mine has no other\n"
+    assert capsys.readouterr().err == "image size 96: the own size of hf:mine\n"
 
 
 def test_a_large_source_is_sampled() -> None:
