@@ -1,4 +1,4 @@
-"""The default backbone exported by torch, through ``onnx:``, against itself in torch: features and time.
+"""A backbone exported by torch, through ``onnx:``, against itself in torch: features and time.
 
     python benchmarks/onnx_against_torch.py cifar10:../shared/data/cifar10#test --images 500
 
@@ -20,6 +20,7 @@ import onnxruntime
 import torch
 
 from distillhash.backbones import Backbone, make_backbone
+from distillhash.cli.common import DEFAULT_BACKBONE
 from distillhash.sources import ImageSource, decode_resized, open_source
 
 
@@ -35,11 +36,12 @@ def main() -> None:
     parser.add_argument("source")
     parser.add_argument("--images", type=int, default=500)
     parser.add_argument("--image-size", type=int)
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="one of the EfficientNets")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     source = open_source(arguments.source)
     assert isinstance(source, ImageSource)
-    backbone = make_backbone(image_size=arguments.image_size, device="cpu")
+    backbone = make_backbone(arguments.backbone, image_size=arguments.image_size, device="cpu")
     rows = np.linspace(0, len(source) - 1, arguments.images).astype(int)
     pixels = np.stack([decode_resized(source.read(int(row)), backbone.image_size) for row in rows])
     with tempfile.TemporaryDirectory() as folder:
@@ -56,6 +58,7 @@ def main() -> None:
     expected, difference = features["torch"], features["onnx"] - features["torch"]
     lengths = np.linalg.norm(difference, axis=1) / np.linalg.norm(expected, axis=1)
     found = {
+        "backbone": backbone.name,
         "images": len(pixels),
         "image_size": backbone.image_size,
         "largest_row_difference": lengths.max(),

@@ -153,7 +153,9 @@ def test_options(tmp_path: Path) -> None:
     for wrong, message in (
         ({"mean": 0.5}, "mean and std belong together"),
         ({"mean": "a,b", "std": 1}, "must be numbers, one for each channel, got 'a,b'"),
-        ({"mean": 0, "std": 0}, "must not be 0"),
+        ({"mean": 0, "std": "1,0,1"}, "must be above 0, got"),
+        ({"mean": 0, "std": -1}, "must be above 0, got"),
+        ({"rescale_factor": 0}, "must be above 0, got .* and 0$"),
         ({"channels": "rgba"}, "channels must be rgb or bgr"),
         ({"pool": "max"}, r"pool must be model or class\+mean"),
         ({"colour": 1}, "has no option 'colour'; choose from mean, std"),

@@ -69,7 +69,7 @@ def test_where_there_is_nothing_to_look_at(lite: Backbone, capsys: pytest.Captur
 def test_a_backbone_of_one_size_keeps_it(lite: Backbone, capsys: pytest.CaptureFixture[str]) -> None:
     other = Backbone("hf:mine", lite.network, 1280, 96, "cpu")
     assert sized_for(other, Sized([(4000, 3000)]), quiet=False).image_size == 96
-    assert capsys.readouterr().err == "image size 96: hf:mine has no other\n"
+    assert capsys.readouterr().err == "image size 96: the own size of hf:mine\n"
 
 
 def test_a_large_source_is_sampled() -> None:
@@ -101,7 +101,7 @@ def test_only_headers_of_files_are_read(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four images of 40 pixels, and four of 130 with captions."""
+    """Four images of 40 pixels, and four of 130; captions of the large ones beside them, of the small ones above."""
     root = tmp_path_factory.mktemp("sizes")
     for part, side in (("small", 40), ("large", 130)):
         (root / part).mkdir()
@@ -112,6 +112,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *(f"{number}.png,{word} here" for number, word in enumerate(("sun", "sea", "ice", "hill"))),
     ]
     (root / "large" / "pairs.csv").write_text("\n".join(lines))
+    (root / "pairs.csv").write_text("\n".join([lines[0], *(f"small/{line}" for line in lines[1:])]))
     return root
 
 
@@ -122,6 +123,7 @@ def test_a_model_takes_the_size_from_what_it_learns(folder: Path, capsys: pytest
     assert model.fit(folder / "small").backbone.image_size == 128
     pairs = CrossModalModel(hasher=make_hasher("ccaitq", 2), text_encoder="bow", device="cpu")
     assert pairs.fit(folder / "large" / "pairs.csv").backbone.image_size == 224
+    assert pairs.fit(folder / "pairs.csv").backbone.image_size == 128  # the large images have no captions there
     assert capsys.readouterr().err == ""
 
 

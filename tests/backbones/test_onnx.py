@@ -16,8 +16,12 @@ from PIL import Image
 
 from distillhash import HashModel, load_model, make_hasher
 from distillhash.backbones import backbone_from_config, make_backbone
+from distillhash.bench.protocols import load_protocol
+from distillhash.bench.runs import prepare
 from distillhash.cli import main
+from distillhash.cli.common import DEFAULT_BACKBONE
 from distillhash.errors import DataError, DistillHashError, FormatError, MissingDependencyError, ParameterError
+from distillhash.sources import open_source
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
@@ -341,11 +345,25 @@ def test_a_model_trained_through_a_network(tmp_path: Path, capsys: pytest.Captur
     tuned = HashModel(name, make_hasher("distillhash-contrast", 3), backbone_options=HALVES)
     with pytest.raises(ParameterError, match="cannot be fine-tuned, because ONNX Runtime computes no gradients"):
         tuned.fit(photos, fine_tune=True)
+    with pytest.raises(ParameterError, match="cannot be fine-tuned, because ONNX Runtime computes no gradients"):
+        prepare(open_source(photos), load_protocol("folder"), tuned.backbone, cache=None, fine_tune=True)
+    (tmp_path / "a.onnx").unlink()
+    with pytest.raises(DataError, match=r"No such file or directory.*; put it back there, or train again"):
+        load_model(tmp_path / "model").encode(photos)
+
+
+@pytest.mark.parametrize("row", [(1, -1), (1, -1, 4)])
+def test_an_output_whose_shape_depends_on_the_image_is_refused(row: tuple[int, ...], tmp_path: Path) -> None:
+    nodes = [node("NonZero", "x", "z"), node("Cast", "z", "f", to=FLOAT), node("Reshape", "f", "s", "y")]
+    backbone = make_backbone(write(tmp_path / "a.onnx", nodes, s=np.array(row)), options={"mean": 0, "std": 1})
+    black = np.zeros_like(images(1))
+    with pytest.raises(DataError, match="the shape of output 'y' depends on the image"):
+        backbone.embed(black)
 
 
 def agree(name: str, n: int, size: int) -> None:
     """Features of the default backbone, within 1e-4 of their length."""
-    lite = make_backbone(image_size=size, device="cpu")
+    lite = make_backbone(DEFAULT_BACKBONE, image_size=size, device="cpu")
     exported = make_backbone(name, options={"mean": 127, "std": 128, "rescale_factor": 1})
     pixels = images(n, size)
     expected, found = lite.embed(pixels), exported.embed(pixels)
@@ -355,7 +373,7 @@ def agree(name: str, n: int, size: int) -> None:
 
 
 def test_the_default_backbone_exported(tmp_path: Path) -> None:
-    lite = make_backbone(image_size=64, device="cpu")
+    lite = make_backbone(DEFAULT_BACKBONE, image_size=64, device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the older exporter, which is ten times as fast
         options: dict[str, Any] = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}, "dynamo": False}
@@ -366,7 +384,7 @@ def test_the_default_backbone_exported(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_the_default_backbone_exported_with_its_weights_beside(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
-    lite = make_backbone(image_size=128, device="cpu")
+    lite = make_backbone(DEFAULT_BACKBONE, image_size=128, device="cpu")
     options: dict[str, Any] = {"dynamic_shapes": ({0: torch.export.Dim("n")},), "dynamo": True}
     torch.onnx.export(lite.network, (torch.zeros(2, 3, 128, 128),), str(tmp_path / "lite.onnx"), **options)
     assert (tmp_path / "lite.onnx.data").exists()

@@ -127,6 +127,13 @@ class Backbone:
             raise FormatError(f"the stored weights do not fit backbone {self.name}; train the model again") from error
         self.refresh()
 
+    def check_trainable(self) -> None:
+        """Raise :class:`ParameterError` where ``network`` cannot be fine-tuned."""
+        if not self.trainable:
+            raise ParameterError(
+                f"{self.name} cannot be fine-tuned, because ONNX Runtime computes no gradients; leave out fine-tuning"
+            )
+
     def refresh(self) -> None:
         """Forget what was derived from the weights; call after training ``network``, wherever that was."""
         self.network.to(self.device).eval()

@@ -36,8 +36,9 @@ class EfficientNetLite(Backbone):
 
         size = image_size or self.default_size
         if size < SMALLEST[name]:
+            other = "" if name == "efficientnet-lite0" else ", or take efficientnet-lite0 (from 32 pixels)"
             raise ParameterError(
-                f"{name} takes images of at least {SMALLEST[name]} pixels, got {size}; give a larger size, or efficientnet-lite0 (from 32)"
+                f"{name} takes images of at least {SMALLEST[name]} pixels, got {size}; give a larger size{other}"
             )
         model = EfficientNet.from_name(name)
         number = name[-1]

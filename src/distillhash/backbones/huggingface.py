@@ -292,8 +292,8 @@ def pixel_statistics(
         if processor.get("include_top"):  # EfficientNet divides twice
             std = [one * one for one in std]
     scale = 255 * _three_numbers(name, options.get("rescale_factor", factor))[0]
-    if not all(std) or not scale:
-        raise DataError(f"{name}: std {std} and rescale_factor {scale / 255} must not be 0")
+    if min(*std, scale) <= 0:
+        raise DataError(f"{name}: std and rescale_factor must be above 0, got {std} and {scale / 255:g}")
     if abs(scale - 1) < 1e-6:
         return mean, std
     return [one / scale for one in mean], [one / scale for one in std]

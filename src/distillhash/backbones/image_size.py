@@ -30,7 +30,7 @@ def sized_for(backbone: Backbone, source: Source, *, quiet: bool = True) -> Back
     """
     if not isinstance(source, ImageSource):
         return backbone
-    size, reason = backbone.image_size, f"{backbone.name} has no other"
+    size, reason = backbone.image_size, f"the own size of {backbone.name}"
     if backbone.trained_size is not None:
         sides = sampled_sides(source)
         if not sides:

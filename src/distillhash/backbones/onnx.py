@@ -105,7 +105,7 @@ class OnnxFile(Backbone):
         """Features of noise, which tell their width."""
         size = self.image_size
         noise = np.random.default_rng(0).integers(0, 256, (self._per_pass, size, size, 3)).astype(np.uint8)
-        shape = self._pass(torch.from_numpy(noise).permute(0, 3, 1, 2)).shape
+        self._shape = shape = self._pass(torch.from_numpy(noise).permute(0, 3, 1, 2)).shape
         if len(shape) not in (2, 3, 4) or shape[0] != self._per_pass or 0 in shape:
             raise DataError(
                 f"{self.name}: output {self._output!r:.80} of {self._per_pass} images has the shape {shape}, not (n, d), (n, t, d) or a "
@@ -148,8 +148,13 @@ class OnnxFile(Backbone):
         features = np.empty((len(pixels), self.dim), np.float32)
         for start in range(0, len(pixels), self._per_pass):
             part = pixels[start : start + self._per_pass]
-            found = self._pass(part)[: len(part)]
-            features[start : start + len(part)] = found.mean(self._axes) if self._axes else found
+            found = self._pass(part)
+            if found.shape != self._shape:
+                raise DataError(
+                    f"{self.name}: the shape of output {self._output!r:.80} depends on the image, {found.shape} after {self._shape}; "
+                    "export it with an output of one shape"
+                )
+            features[start : start + len(part)] = (found.mean(self._axes) if self._axes else found)[: len(part)]
         return features
 
     def _pass(self, pixels: Tensor) -> NDArray[Any]:
@@ -190,9 +195,8 @@ def _read(name: str, path: Path, expected: Any) -> tuple[Any, str]:
                 while block := file.read(2**22):
                     hasher.update(block)
     except OSError as error:
-        raise DataError(
-            f"{name}: {error.filename or path} cannot be read ({error.strerror}); give an ONNX file, whole"
-        ) from error
+        remedy = "give an ONNX file, whole" if expected is None else "put it back there, or train again"
+        raise DataError(f"{name}: {error.filename or path} cannot be read ({error.strerror}); {remedy}") from error
     except DataError:
         raise
     except Exception as error:  # a damaged protocol buffer

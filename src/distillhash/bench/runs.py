@@ -157,6 +157,8 @@ def prepare(
     trainable = (source, backbone) if fine_tune and isinstance(source, ImageSource) else None
     if fine_tune and trainable is None:
         raise ParameterError(f"fine-tuning needs images, but {source.name} holds embeddings; leave out --fine-tune")
+    if fine_tune:
+        backbone.check_trainable()
     split = protocol.split(source, shrink=shrink)
     table = extract_features(source, backbone, cache=cache, progress=progress)
     if table.skipped:

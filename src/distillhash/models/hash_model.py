@@ -170,10 +170,8 @@ class HashModel:
             raise ParameterError("augmented views and fine-tuning need images; this source holds embeddings")
         if fine_tune and not self.hasher.fine_tunes:
             raise ParameterError(f"{self.hasher.method} cannot fine-tune a backbone; leave out fine-tuning")
-        if fine_tune and not self.backbone.trainable:
-            raise ParameterError(
-                f"{self.backbone_name} cannot be fine-tuned, because ONNX Runtime computes no gradients; leave out fine-tuning"
-            )
+        if fine_tune:
+            self.backbone.check_trainable()
         chosen = sample_rows(len(opened), max_images, np.random.default_rng(self.hasher.seed))
         sample = opened if len(chosen) == len(opened) else opened.select(chosen)
         counts = self._learn(sample, fine_tune=fine_tune, n_views=n_views, progress=progress, max_pixels=max_pixels)

@@ -113,7 +113,7 @@ class CrossModalModel(HashModel):
 
     def _learn(self, sample: PairSource, *, fine_tune: bool, n_views: int | None, **options: Any) -> dict[str, Any]:
         assert not fine_tune  # no hasher of image-text pairs fine-tunes
-        self._choose_size(sample.images, quiet=not options["progress"])
+        self._choose_size(sample.images.select(np.unique(sample.owners)), quiet=not options["progress"])
         n_views = DEFAULT_VIEWS if n_views is None else n_views
         if isinstance(sample.texts, list):
             self.text_encoder.fit(sample.texts)
