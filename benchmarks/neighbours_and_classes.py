@@ -20,7 +20,8 @@ Nothing that is measured was trained on.
 
 With ``--folds`` only training rows are used, four fifths to learn from and the others in the place of what is measured: the numbers that
 the defaults were chosen by. Mean and sample standard deviation over the seeds. ``decoder@10`` is the neighbour recall where the whole
-database is ordered by the cosine of the query's features and those decoded from the codes. ``graph@10``, of `urph`, is that of the first 10
+database is ordered by the cosine of the query's features and those decoded from the codes; ``int8@10`` that where the first 100 are ordered
+by the vectors that ``index --keep-vectors int8`` keeps. ``graph@10``, of `urph`, is that of the first 10
 in the graph that ``export --to faiss-hnsw`` writes (extra ``faiss``), which its paper proposes to search by.
 """
 
@@ -46,7 +47,8 @@ from distillhash.bench.runs import prepare, versions
 from distillhash.cli.common import parse_settings
 from distillhash.codes import Codes
 from distillhash.export import export_codes
-from distillhash.hamming import ranking
+from distillhash.hamming import nearest, planes_of, ranking
+from distillhash.index.base import quantise
 from distillhash.metrics import evaluate_codes, neighbour_recall
 from distillhash.metrics.neighbours import Neighbours, find_neighbours
 from distillhash.sources import Source, open_source
@@ -167,6 +169,15 @@ def by_graph(query: Codes, database: Codes, k: int) -> NDArray[np.intp]:
     return np.asarray(graph.search(packed, k)[1], np.intp)
 
 
+def by_kept_vectors(query: Codes, database: Codes, features: Floats, kept: NDArray[Any]) -> NDArray[np.intp]:
+    """The first 11 rows where the 100 nearest by code, and the query itself, are ordered by vectors that the index keeps."""
+    by: ranking.By = "nearest" if query.class_bits else "both"
+    rows, _ = nearest(planes_of(query), planes_of(database), 101, class_bits=query.class_bits, by=by)
+    vectors = kept[rows].astype(np.float32)
+    cosines = np.einsum("qd,qkd->qk", features, vectors) / np.linalg.norm(vectors, axis=2)
+    return np.take_along_axis(rows, np.argsort(-cosines, axis=1, kind="stable")[:, :11], axis=1)
+
+
 def measure(hasher: Any, data: Data) -> dict[str, float]:
     query, database = hasher.encode(data.query), hasher.encode(data.database)
     near = slice(None) if data.near is None else data.near
@@ -177,6 +188,8 @@ def measure(hasher: Any, data: Data) -> dict[str, float]:
     asked = neighbours.queries
     cosines = hasher.decoder.cosines(data.query[asked], database[near])
     found["decoder@10"] = shared(np.argsort(-cosines, axis=1)[:, :11], neighbours)
+    kept = quantise(data.database[near], "int8")
+    found["int8@10"] = shared(by_kept_vectors(query[asked], database[near], data.query[asked], kept), neighbours)
     if hasher.method == "urph":
         found["graph@10"] = shared(by_graph(query[asked], database[near], 11), neighbours)
     for name, of_query, of_database in data.labels:
