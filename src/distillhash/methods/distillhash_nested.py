@@ -12,10 +12,10 @@ No step sees a label. Rows are scaled to length 1 first, so that codes of x and 
    k = 8, 16, 32, ..., 2% of the items with A(k) >= A(2%). Where kinds are large (ten classes of images) A rises with k, and it is 2%.
    Where items come in small groups (captions of one picture, products) it is less: the scale is *fine*.
 2. **Fine scale.** Views are left out, and features are used as they are. Where classes alone count, the temperature is .3 and the
-   neighbourhood half as large again. Where neighbours count too, some of the neighbours are those by plain cosine. Three settings are
-   tried: the temperature .2 and a quarter of such neighbours; .1 and three quarters; .07, one half, and a start that is sqrt(n_bits / 64)
-   times as wide. All bits are those of `distillhash-contrast` if such a code of a part of the rows keeps the neighbours of the other rows,
-   among all of them, as well as `itq` would, to 2%: kinds and neighbourhoods are then the same thing. Otherwise all bits are `itq`'s.
+   neighbourhood half as large again. Where neighbours count too, some of the neighbours are those by plain cosine. Two settings are tried:
+   the temperature .2 and a quarter of such neighbours; .1 and three quarters. A setting is taken if its code of a part of the rows keeps
+   the neighbours of the other rows as well as `itq` would, to 2%. All bits are then those of `distillhash-contrast`: kinds and
+   neighbourhoods are the same thing. Otherwise all bits are those of `itq`.
 3. **Two parts.** At 2% the class part has 2 sqrt(n_bits) bits, rounded to a multiple of 16, and the neighbour part has the others. It is
    `itq` of the directions. Codes below 32 bits, or with more bits than features, have the class part alone at any scale.
 """
@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.methods.base import Floats, Hasher, TrainingSet, check_features, sample_rows
-from distillhash.methods.distillhash_contrast import ENOUGH, SHARP, SPREAD, DistillHashContrast
+from distillhash.methods.distillhash_contrast import SHARP, DistillHashContrast
 from distillhash.methods.itq import ITQ
 from distillhash.methods.linear_algebra import directions
 from distillhash.methods.urph import URPH
@@ -36,8 +36,7 @@ from distillhash.metrics import neighbour_recall
 from distillhash.supervision.agreement import half_agreement
 
 SMALLEST = 8  # neighbours at the fine scale
-# Temperature, plain share, and how the start grows with (bits / 64): the first keeps kinds best, the last neighbours.
-FINE = ((0.2, 0.25, 0.0), (0.1, 0.75, 0.0), (0.07, 0.5, 0.5))
+FINE = ((0.2, 0.25), (0.1, 0.75))  # temperature and plain share: the first keeps kinds better, the second neighbours
 TOLERANCE = 0.02  # share of the neighbour recall that may be lost
 TESTED = 6000  # rows that decide, at most; a fifth of them is held out
 CLASS_WEIGHT = 0.5  # of a class bit in the projection, relative to a neighbour bit
@@ -116,8 +115,8 @@ class DistillHashNested(Hasher):
         one = self.preserve == "classes" or self.n_bits < SHORTEST or self.n_bits - bits > n_features
         return self.n_bits if one else bits
 
-    def _fine_part(self, n_bits: int, n: int, k: int, fine: tuple[float, float, float]) -> DistillHashContrast:
-        share, (temperature, plain_share, growth) = k / _part_size(n), fine
+    def _fine_part(self, n_bits: int, n: int, k: int, fine: tuple[float, float]) -> DistillHashContrast:
+        share, (temperature, plain_share) = k / _part_size(n), fine
         if self.preserve == "classes":
             return DistillHashContrast(
                 n_bits, seed=self.seed, neighbourhood=min(1.0, 1.5 * share), temperature=SHARP, root=False
@@ -129,12 +128,9 @@ class DistillHashNested(Hasher):
             temperature=temperature,
             root=False,
             plain_share=plain_share,
-            start=SPREAD * (n_bits / 64) ** growth if growth and n >= ENOUGH else None,
         )
 
-    def _choose_fine(
-        self, features: NDArray[Any], k: int
-    ) -> tuple[tuple[float, float, float] | None, dict[str, float]]:
+    def _choose_fine(self, features: NDArray[Any], k: int) -> tuple[tuple[float, float] | None, dict[str, float]]:
         """The first of ``FINE`` by which a class part of all bits keeps neighbours as well as `itq`, and the recalls that say so.
 
         Codes are learned from four fifths of the rows. The others are the queries, and all are the database: among few rows neighbours

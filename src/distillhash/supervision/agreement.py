@@ -19,8 +19,8 @@ from distillhash.supervision.similarity import Floats, cosine_distances, row_blo
 Scatter = NDArray[np.float64]
 _BLOCK = 512
 RECOGNISED = 0.9
-ASKED = 500
-"""Where this share of the views of so many images is recognised, views teach nothing; see :func:`recognised_views`."""
+"""From this share on, codes were no better with views (results/view-choice); see :func:`recognised_views`."""
+ASKED = 500  # images of which that share is taken
 
 
 def root_rows(features: NDArray[Any]) -> NDArray[Any]:
@@ -128,8 +128,8 @@ def centred_unit(features: NDArray[Any]) -> Floats:
 def recognised_views(features: NDArray[Any], views: NDArray[Any]) -> float:
     """Share of the augmented views ``(n_views, n, d)`` whose nearest of ``features (n, d)``, by cosine less the mean, is their own image's.
 
-    Near 1 the features hardly see the augmentation. Codes then learn nothing from views that the features do not know, and lose what
-    the augmentation hides. The more images, the fewer are recognised, so shares of equally many are compared.
+    Near 1 the features know already what the views would teach. The more images there are, the fewer views are recognised, so shares of
+    equally many are compared.
     """
     mean = features.mean(axis=0, dtype=np.float64)
     rows = unit_rows(features - mean)
