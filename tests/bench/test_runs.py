@@ -15,8 +15,8 @@ import image_factory as factory
 from distillhash.bench import runs as runs_module
 from distillhash.bench.protocols import load_protocol
 from distillhash.bench.report import bench_figures
-from distillhash.bench.runs import Prepared, Run, add_kept_runs, run_matrix
-from distillhash.bench.tables import MEASURES, best_measures, bootstrap_difference, make_rows
+from distillhash.bench.runs import Prepared, Provenance, Run, add_kept_runs, run_matrix
+from distillhash.bench.tables import MEASURES, best_measures, bootstrap_difference, make_rows, write_tables
 from distillhash.cli import main
 from distillhash.errors import DataError
 from distillhash.methods import make_hasher
@@ -95,12 +95,12 @@ def test_records_hold_the_recall_of_neighbours(tmp_path: Path, monkeypatch: pyte
     for depth in (10, 40, 100):
         assert run.record[f"neighbour_recall@{depth}"] == expected[f"recall10@{depth}"]
     (row,) = make_rows([run])
-    measures = [f"{run.record[key]:.3f}" for key in ("map", "precision@10", "neighbour_recall@10")]
+    measures = [f"{run.record[key]:.3f}" for key in MEASURES]
     assert [row.measure(8, key) for key in MEASURES] == measures
     assert best_measures([row]) == {8: dict(zip(MEASURES, measures, strict=True))}
     older = Run({key: value for key, value in run.record.items() if "neighbour" not in key}, run.average_precision)
     (row,) = make_rows([older])
-    assert [row.measure(8, key) for key in MEASURES] == [*measures[:2], "\N{EN DASH}"]
+    assert [row.measure(8, key) for key in MEASURES] == [*measures[:-1], "\N{EN DASH}"]
     assert best_measures([row, *make_rows([run])]) == {8: dict(zip(MEASURES, measures, strict=True))}
     fitted = count_fits(monkeypatch)
     monkeypatch.setattr(runs_module, "DEPTHS", (10,))  # a record of other measures counts as none
@@ -171,8 +171,29 @@ def test_rows_are_ordered_and_compared_with_the_best(tmp_path: Path) -> None:
     assert rows[0].cell(8) == f"{np.mean(rows[0].maps[8]):.4f} ({np.std(rows[0].maps[8], ddof=1):.4f})"
 
 
+def test_a_paper_has_its_name_only_in_its_own_reading(tmp_path: Path) -> None:
+    """A row of defaults that depart from the paper is called otherwise; printed numbers and Table 2 go by the name."""
+    words = ["distillhash-initial", "distillhash-initial:paper", "dsh", "agh", "urph:nearest"]
+    runs = run_all(prepared(), words, [8], [0], tmp_path)
+    assert all((tmp_path / f"{word.replace(':', '=')}-8-0.json").exists() for word in words)
+    assert add_kept_runs([runs[2]], tmp_path, prepared(), {})[2].record["method"] == "distillhash-initial:paper"
+    protocol, provenance = (
+        load_protocol("cifar10-distillhash"),
+        Provenance("bench", "p", "0", "s", {"name": "n"}, [0], {}),
+    )
+    rows = {row.name: row for row in make_rows(runs)}
+    write_tables(tmp_path, runs, list(rows.values()), protocol, provenance)
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    following = {line.split(" | ")[0]: lines[number + 1] for number, line in enumerate(lines[:14])}
+    assert "printed in the paper" in following["| distillhash-initial"]
+    assert "printed in the paper" not in following["| distillhash-initial, beta = 0"]
+    assert "| agh \N{DAGGER}" in following and "| urph, preset nearest \N{DAGGER}" in following and "| dsh" in following
+    (note,) = (line for line in lines if line.startswith("\N{DAGGER}"))
+    assert "agh: numbers of anchors and neighbours" in note and "dsh" not in note
+
+
 def test_figures_of_a_page(tmp_path: Path) -> None:
-    runs = run_all(prepared(), ["lsh", "ssdh", "distillhash-initial"], [4, 8], [0], tmp_path)
+    runs = run_all(prepared(), ["lsh", "ssdh:paper", "distillhash-initial:paper"], [4, 8], [0], tmp_path)
     names = [figure.name for figure in bench_figures(runs, make_rows(runs), load_protocol("folder"))]
     assert names == ["map", "neighbour-recall", "topn-4", "pr-4", "topn-8", "pr-8", "loss-distillhash-initial"]
     some = runs[:1] + runs[-3:]
@@ -206,9 +227,8 @@ def test_bench_on_any_folder_of_classes(photos: Path, tmp_path: Path, capsys: py
     markdown = (tmp_path / "out" / "table.md").read_text()
     assert "| lsh |" in markdown and "2 augmented views" in markdown and "Differences from the best" in markdown
     record = summary["records"][0]
-    both = " / ".join(
-        f"{np.mean([one[key] for one in summary['records'] if one['method'] == 'lsh']):.3f}" for key in MEASURES
-    )
+    measured = [[one[key] for one in summary["records"] if one["method"] == "lsh"] for key in MEASURES]
+    both = " | ".join(f"{np.mean(values):.3f} ({np.std(values, ddof=1):.3f})" for values in measured)
     assert f"| lsh | {both} |" in markdown and "neighbour_recall@100" in record and "Classes and neighbours" in html
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_text())
     assert provenance["n_views"] == 2 and provenance["teacher"] is True
@@ -246,9 +266,11 @@ def test_fine_tuned_runs_stand_beside_frozen_ones(
 
     page, markdown = ((tmp_path / "out" / name).read_text() for name in ("report.html", "table.md"))
     for text in (page, markdown):
-        assert "ssdh, fine-tuned" in text and "efficientnet-lite0 at 32 pixels, frozen unless a row says" in text
+        assert (
+            "ssdh, beta = 0, fine-tuned" in text and "efficientnet-lite0 at 32 pixels, frozen unless a row says" in text
+        )
     rows = markdown.split("\n\n")[1].splitlines()[2:]
-    names = ["| distillhash-initial, fine-tuned", "| ssdh", "| ssdh, fine-tuned"]
+    names = ["| distillhash-initial, beta = 0, fine-tuned", "| ssdh, beta = 0", "| ssdh, beta = 0, fine-tuned"]
     assert sorted(row.split(" |")[0] for row in rows) == names
 
 

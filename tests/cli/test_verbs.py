@@ -238,6 +238,17 @@ def test_bench_writes_the_tables(vectors: Path, tmp_path: Path, capsys: pytest.C
     assert provenance["seeds"] == [0, 1] and "bench --data" in provenance["command"]
 
 
+def test_bench_names_a_row_by_its_preset(vectors: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "data.npz", features=np.load(vectors), labels=np.arange(200) % 10)
+    words = ["bench", "--data", tmp_path / "data.npz", "--protocol", "folder", "--bits", "8", "--seeds", "0"]
+    words += ["--backbone", "embeddings", "--out", tmp_path / "out", "--set", "epochs=1"]
+    one = run_json(capsys, *words, "--methods", "ssdh", "--set", "preset=paper")
+    both = run_json(capsys, *words, "--methods", "ssdh:paper,ssdh")
+    assert one["records"][0] in both["records"] and one["records"][0]["method"] == "ssdh:paper"
+    markdown = (tmp_path / "out" / "table.md").read_text()
+    assert "| ssdh | " in markdown and "| ssdh, beta = 0 | " in markdown
+
+
 def test_demo_does_the_whole_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     summary = run_json(capsys, "demo", "--out", tmp_path / "demo", "--bits", 32)
     assert summary["map"] > 3 * summary["map_random"]

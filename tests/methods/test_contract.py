@@ -375,6 +375,16 @@ def test_code_length_is_checked(n_bits: Any) -> None:
         make_hasher("lsh", n_bits)
 
 
+def test_a_preset_may_be_part_of_the_name() -> None:
+    by_option = make_hasher("distillhash", 8, preset="paper", epochs=3)
+    assert make_hasher("distillhash:paper", 8, epochs=3).get_params() == by_option.get_params()
+    assert registry.table_name("distillhash:paper") == "distillhash"
+    assert registry.table_name("distillhash:recommended") == registry.table_name("distillhash") != "distillhash"
+    assert registry.table_name("itq") == "itq" and registry.table_name("urph:nearest") == "urph, preset nearest"
+    with pytest.raises(ParameterError, match="unknown preset 'best' of itq; it has none"):
+        registry.table_name("itq:best")
+
+
 def test_names_are_checked() -> None:
     with pytest.raises(ParameterError, match="unknown method 'nope'; choose one of agh"):
         make_hasher("nope", 8)

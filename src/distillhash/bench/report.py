@@ -37,6 +37,7 @@ from distillhash.bench.tables import (
     make_rows,
     markdown_lines,
     mean_random,
+    reconstructed_lines,
     write_tables,
 )
 from distillhash.codes import Codes, hamming_distances
@@ -58,7 +59,7 @@ SAMPLE_NEIGHBOURS = 10
 THUMBNAIL = 96
 SKIPPED_SHOWN = 200
 DESCRIBED_RUNS = 4  # with more runs the metrics table needs the full width, and the explanations go below it
-LOSS_METHODS = ("distillhash", "distillhash-initial")
+LOSS_METHODS = ("distillhash", "distillhash, local estimate", "distillhash-initial")
 _IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
 _DASH = "\N{EN DASH}"
 
@@ -340,7 +341,7 @@ def write_results(folder: Path, runs: Sequence[Run], protocol: Protocol, provena
     lengths = sorted({run.record["n_bits"] for run in runs})
     comparison = {"rows": rows, "lengths": lengths, "protocol": protocol, "figures": drawn}
     comparison |= {"measures": MEASURES, "legend": MEASURES_LEGEND, "best": best_measures(rows)}
-    comparison |= {"seeds": provenance.seeds, "random": mean_random(runs)}
+    comparison |= {"seeds": provenance.seeds, "random": mean_random(runs), "reconstructed": reconstructed_lines(rows)}
     data = ReportData(
         title=protocol.name,
         subtitle=protocol.summary,
@@ -479,8 +480,8 @@ def bench_figures(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol) 
     """
     cells, found = by_cell(runs), list[BenchFigure]()
     measured = [row for row in rows if any(row.maps.values())]
-    compared = [row for row in measured if row.method in protocol.published]
-    others = [row for row in measured if row.method not in protocol.published]
+    compared = [row for row in measured if row.frozen_name in protocol.published]
+    others = [row for row in measured if row.frozen_name not in protocol.published]
     for part, name in ((compared, "the paper's methods"), (others, "other methods")):
         if not part:
             continue
@@ -516,7 +517,7 @@ def bench_figures(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol) 
         if any(losses.values()):
             drawing = figures.training_loss({f"{n} bits": values for n, values in losses.items() if values})
             caption = "Mean over each epoch; the lowest seed."
-            file = f"loss-{trained_name.replace(', ', '-')}"
+            file = f"loss-{re.sub('[, ]+', '-', trained_name)}"
             found.append(BenchFigure(file, f"Training loss of {trained_name}", caption, drawing))
     return found
 

@@ -35,7 +35,7 @@ from distillhash.bench.protocols import Protocol, Split
 from distillhash.codes import Codes
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import write_atomic
-from distillhash.methods import make_hasher, method_class
+from distillhash.methods import make_hasher, method_class, table_name
 from distillhash.methods.base import sample_rows
 from distillhash.metrics import evaluate_queries, find_neighbours, recall_measures
 from distillhash.metrics.neighbours import DEPTHS, NEAREST, Neighbours
@@ -113,8 +113,8 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The method, and whether the backbone was trained with it."""
-        return run_name(self.record["method"], fine_tuned=self.fine_tuned)
+        """What its row is called: the method, and whether the backbone was trained with it."""
+        return run_name(table_name(self.record["method"]), fine_tuned=self.fine_tuned)
 
     @property
     def fine_tuned(self) -> bool:
@@ -127,9 +127,9 @@ class Run:
         return "error" in self.record
 
 
-def run_name(method: str, *, fine_tuned: bool) -> str:
-    """What a row is called."""
-    return f"{method}, {FINE_TUNED}" if fine_tuned else method
+def run_name(name: str, *, fine_tuned: bool) -> str:
+    """A name with the mark of a fine-tuned backbone."""
+    return f"{name}, {FINE_TUNED}" if fine_tuned else name
 
 
 def prepare(
@@ -190,6 +190,7 @@ def run_matrix(
 ) -> Iterator[tuple[Run, bool]]:
     """One run per method, code length and seed, and whether it was found in ``folder``, where finished runs are kept.
 
+    A method is ``NAME`` or ``NAME:PRESET``, and a record's ``method`` is that word.
     ``settings`` are hyper-parameters given to every method. The last epoch is what is measured. A record holds the keys of
     :func:`distillhash.metrics.evaluate_codes` with features, those of the results (contract), ``fine_tuned``, ``loss`` per epoch and
     ``identity``; where a method failed, ``error`` and what identifies the run. ``encode_seconds`` of a fine-tuned run is from images.
@@ -197,7 +198,7 @@ def run_matrix(
     fine_tuned = prepared.trainable is not None
     for n_bits, method, seed in product(bits, methods, seeds):
         identity = _identity(prepared, method, n_bits, seed, settings, fine_tuned=fine_tuned)
-        path = _kept_in(folder, fine_tuned=fine_tuned) / f"{method}-{n_bits}-{seed}.json"
+        path = _kept_in(folder, fine_tuned=fine_tuned) / f"{method.replace(':', '=')}-{n_bits}-{seed}.json"
         kept = _read(path, identity)
         run = kept or _run(prepared, method, n_bits, seed, settings, identity)
         if kept is None:
@@ -217,7 +218,7 @@ def add_kept_runs(runs: Sequence[Run], folder: Path, prepared: Prepared, setting
         for path in _kept_in(folder, fine_tuned=fine_tuned).glob("*.json"):
             with suppress(ValueError, ParameterError):
                 method, n_bits, seed = path.stem.rsplit("-", 2)
-                cell = (method, int(n_bits), int(seed))
+                cell = (method.replace("=", ":"), int(n_bits), int(seed))
                 if (*cell, fine_tuned) in merged or cell[1] not in lengths:
                     continue
                 if run := _read(path, _identity(prepared, *cell, settings, fine_tuned=fine_tuned)):

@@ -11,14 +11,22 @@ from numpy.typing import NDArray
 from distillhash.bench.protocols import Protocol
 from distillhash.bench.runs import FINE_TUNED, Provenance, Run, by_cell, run_name
 from distillhash.files import write_atomic
-from distillhash.methods import method_class, method_names
+from distillhash.methods import method_class, method_names, table_name
 
 RESAMPLES, LEVEL = 2000, 0.95
-MEASURES = {"map": "MAP", "precision@10": "P@10", "neighbour_recall@10": "neighbour recall@10"}
+RECONSTRUCTED = "\N{DAGGER}"
+MEASURES = {
+    "map": "MAP",
+    "map@1000": "MAP@1000",
+    "precision@10": "P@10",
+    "precision@100": "P@100",
+    "neighbour_recall@10": "neighbour recall@10",
+}
 """The keys of a record that are shown side by side, with their names in tables."""
 MEASURES_LEGEND = (
-    "MAP and P@10, the share of the first 10 that is relevant, judge by labels. Neighbour recall@10 needs none: it is the share of the 10 "
-    "nearest by cosine of the features that are among the first 10, over at most 1,000 queries."
+    "MAP over the whole database, MAP@1000 (divided by the relevant items that fit there), P@10 and P@100 (the relevant share of the first "
+    "10 and 100) judge by labels. Neighbour recall@10 needs none: it is the share of the 10 nearest by cosine of the features that are "
+    "among the first 10, over at most 1,000 queries."
 )
 
 
@@ -46,8 +54,19 @@ class Row:
 
     @property
     def name(self) -> str:
-        """The method, and whether the backbone was trained with it."""
-        return run_name(self.method, fine_tuned=self.fine_tuned)
+        """What it is called: the method, and whether the backbone was trained with it."""
+        return run_name(self.frozen_name, fine_tuned=self.fine_tuned)
+
+    @property
+    def frozen_name(self) -> str:
+        """The name without that; a protocol's published numbers go by it."""
+        return table_name(self.method)
+
+    @property
+    def marked_name(self) -> str:
+        """The name with what a reader must know of the row."""
+        mark = f" {RECONSTRUCTED}" if method_class(self.method).reconstructed else ""
+        return f"{self.name}{mark}{' (uses labels)' if self.uses_labels else ''}"
 
     @property
     def uses_labels(self) -> bool:
@@ -72,6 +91,11 @@ class Row:
         """Mean over seeds of one of :data:`MEASURES`, three digits."""
         values = self.measures[n_bits][key]
         return decimal(float(np.mean(values)) if values else None)
+
+    def measure_spread(self, n_bits: int, key: str) -> str:
+        """Its sample standard deviation over seeds, three digits; empty for one seed."""
+        values = self.measures[n_bits][key]
+        return decimal(float(np.std(values, ddof=1))) if len(values) > 1 else ""
 
     def cell(self, n_bits: int) -> str:
         """Mean, and the sample standard deviation in parentheses."""
@@ -166,18 +190,18 @@ def _markdown(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, prov
     header = [f"{n} bits" for n in lengths]
     table = [["method", *header, "fit, s", "memory, MB"]]
     for row in rows:
-        name = f"{row.name} (uses labels)" if row.uses_labels else row.name
-        table.append([name, *map(row.cell, lengths), f"{row.fit_seconds:.1f}", f"{row.peak_rss_mb:.0f}"])
-        if printed := protocol.published.get(row.method):
+        table.append([row.marked_name, *map(row.cell, lengths), f"{row.fit_seconds:.1f}", f"{row.peak_rss_mb:.0f}"])
+        if printed := protocol.published.get(row.frozen_name):
             cells = [f"*{printed[str(n)]:.4f}*" if str(n) in printed else "" for n in lengths]
             table.append(["*printed in the paper*", *cells, "", ""])
     lines = [f"# {protocol.name}: MAP over the whole database", "", *markdown_lines(table), ""]
-    lines += [*_conditions(runs, protocol, provenance), ""]
-    both = [[row.name, *(" / ".join(row.measure(n, key) for key in MEASURES) for n in lengths)] for row in rows]
-    lines += ["## Classes and neighbours", "", f"{' / '.join(MEASURES.values())}. {MEASURES_LEGEND}", ""]
-    lines += [*markdown_lines([["method", *header], *both]), ""]
+    lines += [*_conditions(runs, protocol, provenance), "", *reconstructed_lines(rows)]
+    lines += ["## Classes and neighbours", "", MEASURES_LEGEND, ""]
+    for n in lengths:
+        both = [[row.marked_name, *(_measured(row, n, key) for key in MEASURES)] for row in rows]
+        lines += [f"### {n} bits", "", *markdown_lines([["method", *MEASURES.values()], *both]), ""]
     if any(row.differences for row in rows):
-        table = [["method", *header], *([row.name, *(_difference(row, n) for n in lengths)] for row in rows)]
+        table = [["method", *header], *([row.marked_name, *(_difference(row, n) for n in lengths)] for row in rows)]
         legend = (
             f"MAP minus that of the best method without labels at that length, and the {LEVEL:.0%} interval of a paired bootstrap over "
             f"queries ({RESAMPLES} resamples). A star marks an interval without 0."
@@ -194,6 +218,11 @@ def markdown_lines(table: Sequence[Sequence[str]]) -> list[str]:
     return [header, "|" + "---|" * len(table[0]), *rows]
 
 
+def _measured(row: Row, n_bits: int, key: str) -> str:
+    spread = row.measure_spread(n_bits, key)
+    return f"{row.measure(n_bits, key)} ({spread})" if spread else row.measure(n_bits, key)
+
+
 def _difference(row: Row, n_bits: int) -> str:
     if n_bits not in row.differences:
         return "best" if row.is_best(n_bits) else ""
@@ -207,7 +236,7 @@ def _second_table(rows: Sequence[Row], lengths: Sequence[int], protocol: Protoco
     both = ("distillhash", "distillhash-initial")
     table = [["", *(f"{n} bits" for n in lengths)]]
     for fine_tuned in (False, True):
-        maps = {row.method: row.maps for row in rows if row.fine_tuned == fine_tuned}
+        maps = {row.frozen_name: row.maps for row in rows if row.fine_tuned == fine_tuned}
         if maps.keys() >= set(both):
             means = [[np.mean(maps[name][n]) if maps[name][n] else np.nan for n in lengths] for name in both]
             gains = [f"{a - b:+.4f}" for a, b in zip(*means, strict=True)]
@@ -219,6 +248,18 @@ def _second_table(rows: Sequence[Row], lengths: Sequence[int], protocol: Protoco
         printed = [f"{full[str(n)] - ablated[str(n)]:+.4f}" if str(n) in full else "" for n in lengths]
         table.append(["*gain printed in the paper*", *printed])
     return ["## DistillHash and its ablation (Table 2)", "", *markdown_lines(table), ""]
+
+
+def reconstructed_lines(rows: Sequence[Row]) -> list[str]:
+    """What was reconstructed in the methods of the rows; empty where nothing was."""
+    phrases = {row.frozen_name: what for row in rows if (what := method_class(row.method).reconstructed)}
+    if not phrases:
+        return []
+    found = "; ".join(f"{name}: {phrases[name]}" for name in sorted(phrases))
+    return [
+        f"{RECONSTRUCTED} Reconstructed, since neither the paper's text nor its authors' code was at hand: {found}.",
+        "",
+    ]
 
 
 def _conditions(runs: Sequence[Run], protocol: Protocol, provenance: Provenance) -> list[str]:

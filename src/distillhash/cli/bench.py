@@ -30,7 +30,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", required=True, metavar="SOURCE", help=SOURCE_HELP)
     add("--protocol", required=True, help="see `distillhash ls protocols`")
-    add("--methods", required=True, help="names, separated by commas, or all (every method that needs no labels)")
+    add(
+        "--methods",
+        required=True,
+        help="NAME or NAME:PRESET, separated by commas, or all (every method that needs no labels, also as its paper has it)",
+    )
     add("--bits", required=True, help="code lengths, separated by commas")
     add("--seeds", default="0,1,2", help="default: 0,1,2")
     add("--out", required=True, metavar="DIR", help="for tables, figures, report.html; a stopped run goes on there")
@@ -57,11 +61,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     methods = arguments.methods.split(",")
     if methods == ["all"]:
-        methods = [name for name in method_names() if not method_class(name).needs_labels]
+        named = [(name, method_class(name)) for name in method_names()]
+        presets = [f"{name}:paper" for name, method in named if "paper" in method.PRESETS]
+        methods = [name for name, method in named if not method.needs_labels] + presets
         if arguments.fine_tune:
             methods = [name for name in methods if method_class(name).fine_tunes]
     bits, seeds = integers("--bits", arguments.bits), integers("--seeds", arguments.seeds)
     settings = parse_settings(arguments.set)
+    if preset := settings.pop("preset", None):
+        methods = [f"{method.partition(':')[0]}:{preset}" for method in methods]
     for method in methods:  # wrong names fail before hours of work, not after
         for n_bits in bits:
             make_hasher(method, n_bits, **settings)
@@ -91,7 +99,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     out, n_runs, runs = Path(arguments.out), len(methods) * len(bits) * len(seeds), []
     for number, (done, kept) in enumerate(run_matrix(prepared, methods, bits, seeds, settings, out / "runs"), start=1):
         record = done.record
-        cell = f"{done.name:<20} {record['n_bits']:>4} bits  seed {record['seed']}"
+        cell = f"{done.name:<30} {record['n_bits']:>4} bits  seed {record['seed']}"
         measured = "MAP {map:.4f}  neighbour recall@10 {neighbour_recall@10:.4f}  fit {fit_seconds:.1f} s"
         result = record["error"] if done.failed else measured.format(**record)
         say(arguments, f"[{number}/{n_runs}] {cell}  {result}{'  (kept from before)' if kept else ''}")

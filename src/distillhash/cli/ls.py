@@ -21,7 +21,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         names = sorted([*method_names(), *method_names(image_text=True)])
         entries: dict[str, Any] = {name: method_class(name).about() for name in names}
         rows: list[tuple[str, ...]] = [
-            (name, f"{about['venue']} {about['year']}", about["kind"], about["uses"], about["title"])
+            (name, f"{about['venue']} {about['year']}", about["kind"], about["uses"], _titled(about))
             for name, about in entries.items()
         ]
     else:
@@ -43,3 +43,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows)
         print("\n".join(lines))  # noqa: T201  # the verb's output
     return {arguments.what: entries}
+
+
+def _titled(about: dict[str, Any]) -> str:
+    title, reconstructed = about["title"], about["reconstructed"]
+    return f"{title} (reconstructed: {reconstructed})" if reconstructed else str(title)

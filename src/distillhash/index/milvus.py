@@ -48,6 +48,8 @@ _MARGIN = 16  # items asked for beyond k, at least
 _AWAY_CODES = ("UNAVAILABLE", "UNKNOWN", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED")
 _AWAY_TEXTS = ("server unavailable", "Fail connecting", "channel is closed", "connection first", "Retry timeout")
 _DEADLINE = 60.0  # seconds for one request
+# pymilvus pings an idle connection every 10 s. Some servers (gRPC's own default) count such pings and hang up: "too_many_pings".
+_CHANNEL = {"grpc.keepalive_permit_without_calls": 0}
 
 T = TypeVar("T")
 Pair = tuple[int, int]  # (distance, id)
@@ -510,7 +512,9 @@ class MilvusSession:
             raise DataError(f"the index {self.shown} is closed; open it again")
         if self._client is None:
             timeout = max(2.0, self._patience)
-            self._client = self._pymilvus.MilvusClient(**self._account, timeout=timeout, dedicated=True)
+            self._client = self._pymilvus.MilvusClient(
+                **self._account, timeout=timeout, dedicated=True, grpc_options=_CHANNEL
+            )
         return self._client
 
     def _drop(self) -> None:

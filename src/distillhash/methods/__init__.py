@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from distillhash.methods.base import Hasher
-from distillhash.methods.registry import BUILT_IN, load_hasher, make_hasher, method_class, method_names
+from distillhash.methods.registry import BUILT_IN, load_hasher, make_hasher, method_class, method_names, table_name
 
 if TYPE_CHECKING:  # for type checkers and editors; `as` says that the name is for use by others
     from distillhash.methods.agh import AGH as AGH
@@ -41,7 +41,7 @@ if TYPE_CHECKING:  # for type checkers and editors; `as` says that the name is f
 
 _METHOD_OF = {place.partition(":")[2]: name for name, place in BUILT_IN.items()}
 
-__all__ = ["Hasher", "load_hasher", "make_hasher", "method_class", "method_names"]
+__all__ = ["Hasher", "load_hasher", "make_hasher", "method_class", "method_names", "table_name"]
 __all__ += _METHOD_OF
 
 

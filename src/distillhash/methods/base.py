@@ -87,6 +87,7 @@ class Hasher(ABC):
         needs_texts: Whether ``fit`` needs image-text pairs.
         fine_tunes: Whether ``fit`` can train the backbone below its head as well.
         PRESETS: Named sets of hyper-parameters.
+        TABLE_NAMES: What a row of a table is called, by preset (``""``: the defaults), where that is not the method's name.
         RETIRED: Hyper-parameters of earlier versions; model folders may name them.
         ARRAYS: Learned arrays by name and shape, such as ``{"weight": "dk"}`` for ``weight_``, ``(n_features_, n_bits)``.
         n_features_: Width d of the features seen in ``fit``.
@@ -106,6 +107,7 @@ class Hasher(ABC):
     needs_texts: ClassVar[bool] = False
     fine_tunes: ClassVar[bool] = False
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    TABLE_NAMES: ClassVar[dict[str, str]] = {}
     RETIRED: ClassVar[frozenset[str]] = frozenset()
     ARRAYS: ClassVar[dict[str, str]] = {}
 
@@ -148,7 +150,7 @@ class Hasher(ABC):
         *first, last = [inputs, *filter(None, others)]
         uses = f"{', '.join(first)} and {last}" if first else last
         paper = {name: getattr(cls, name) for name in ("title", "venue", "year", "kind")}
-        return {**paper, "uses": uses, "teacher": cls.uses_teacher}
+        return {**paper, "uses": uses, "teacher": cls.uses_teacher, "reconstructed": cls.reconstructed}
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The hyper-parameters and their values, JSON-able. Name and argument are scikit-learn's."""

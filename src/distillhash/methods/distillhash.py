@@ -17,7 +17,7 @@ together (``make_hasher("distillhash", n_bits, preset=...)``); any option can be
 - ``code``: the authors' release with its diagonal slip mended. Two-way labels, squared loss, eta~ = sg(<u, u> / 2), 20
   neighbours with the item itself, of which the bound for positives skips the first two, Adam with epsilon 1.
 - ``recommended`` (default): the paper's equations (1)-(12), with eta~ estimated by averaging labels over neighbourhoods instead
-  of by a network that has memorised them. RECONSTRUCTED; chosen by measurement, see docs/distillhash.md.
+  of by a network that has memorised them, and other thresholds. Not the paper's method but ours; see docs/distillhash-study.md.
 
 Departs from the paper in:
 1. The backbone is whatever the features come from, frozen unless fine-tuned, and then without dropout and
@@ -70,7 +70,6 @@ class DistillHash(PairHasher):
     title = "DistillHash: Unsupervised Deep Hashing by Distilling Data Pairs"
     venue, year = "CVPR", 2019
     kind = "pair labels"
-    reconstructed = "the local estimate of eta~"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {},
         "paper": {
@@ -105,6 +104,12 @@ class DistillHash(PairHasher):
             "estimate_epochs": 50,
             "epochs": 20,
         },
+    }
+
+    TABLE_NAMES: ClassVar[dict[str, str]] = {
+        "": "distillhash, local estimate",
+        "paper": "distillhash",
+        "code": "distillhash, released code",
     }
 
     alpha: Annotated[float, Ge(0)] = 1.5
@@ -188,10 +193,14 @@ class DistillHashInitial(PairHasher):
 
     Symbols: S~ -> initial_pairs_ = pairs_ (Eq. 2); c -> scale; loss: Eq. (10)-(11). Hyper-parameters: see :class:`PairHasher`.
     Departs from the paper in: items 1, 2, 4 and 5 of :mod:`distillhash.methods.ssdh`, and the scale c of the inner product, 1/2 as in
-    the authors' release where the paper prints 1.
+    the authors' release where the paper prints 1. The preset ``paper`` has the thresholds, c and optimiser of the text.
     """
 
     method = "distillhash-initial"
     title = "DistillHash*: the same without distilling"
     venue, year = "CVPR", 2019
     kind = "pair labels"
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {"beta": 2.0, "scale": 1.0, "optimizer": "sgd", "learning_rate": 1e-3}
+    }
+    TABLE_NAMES: ClassVar[dict[str, str]] = {"": "distillhash-initial, beta = 0", "paper": "distillhash-initial"}

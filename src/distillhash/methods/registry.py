@@ -89,7 +89,12 @@ def _needs_texts(name: str) -> bool | None:
 
 
 def method_class(method: str) -> type[Hasher]:
-    """The class behind a name; :class:`ParameterError` if it is unknown, cannot be imported or is not a :class:`Hasher`."""
+    """The class behind ``NAME`` or ``NAME:PRESET``.
+
+    Raises:
+        ParameterError: the name is unknown, or its class cannot be imported or is no :class:`Hasher`.
+    """
+    method = method.partition(":")[0]
     if method not in _methods():
         raise ParameterError(f"unknown method {method!r}; choose one of {', '.join(sorted(_methods()))}")
     point = _methods()[method]
@@ -108,7 +113,7 @@ def make_hasher(method: str, n_bits: int, *, seed: int = 0, **hyperparameters: A
     """An unfitted hasher.
 
     Args:
-        method: A method of features or of image-text pairs; see :func:`method_names`.
+        method: A method of features or of image-text pairs (:func:`method_names`), or ``NAME:PRESET``.
         n_bits: Code length.
         seed: Controls everything random in ``fit``.
         **hyperparameters: Fields of the method's class. ``preset`` names a set of them (``PRESETS`` of the class), such as ``paper`` of
@@ -117,11 +122,19 @@ def make_hasher(method: str, n_bits: int, *, seed: int = 0, **hyperparameters: A
     Raises:
         ParameterError: unknown method, preset or hyper-parameter, or a value out of range.
     """
-    cls = method_class(method)
-    if "preset" in hyperparameters:
-        hyperparameters = cls.preset(hyperparameters.pop("preset")) | hyperparameters
+    cls, preset = method_class(method), method.partition(":")[2]
+    if preset := hyperparameters.pop("preset", preset):
+        hyperparameters = cls.preset(preset) | hyperparameters
     cls.check_names(hyperparameters)
     return cls(n_bits, seed=seed, **hyperparameters)
+
+
+def table_name(method: str) -> str:
+    """What a row of a table is called for ``NAME`` or ``NAME:PRESET``: a paper's name is kept for that paper's method."""
+    cls, (name, _, preset) = method_class(method), method.partition(":")
+    if preset and not cls.preset(preset):  # the defaults by their name
+        preset = ""
+    return cls.TABLE_NAMES.get(preset, f"{name}, preset {preset}" if preset else name)
 
 
 def load_hasher(path: str | Path) -> Hasher:

@@ -10,14 +10,15 @@ Departs from the paper in:
 1. The backbone is whatever the features come from, frozen unless fine-tuned, and then without dropout and
    with the batch normalisation it was learned with; the paper fine-tunes a VGG network end to end.
 2. Batch size, epochs and step size are for a head on standardised features (released: Adam 1e-3 with epsilon 1, batch 24, 10 epochs).
-3. beta is 0, not the released 2: on frozen features more dissimilar pairs measure better, on queries taken from the database side.
+3. beta is 0, not the released 2 (preset ``paper``): on frozen features more dissimilar pairs measure better, on queries taken from the
+   database side.
 4. Self-pairs and self-distances are left out (``self_pairs``, ``self_distances`` bring them back).
 5. More than ``max_train`` rows are sampled down, because D is n x n.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt
@@ -93,10 +94,15 @@ class PairHasher(HeadHasher):
 
 
 class SSDH(PairHasher):
-    """Half-Gaussian pair labels and the squared loss. Hyper-parameters: see :class:`PairHasher`."""
+    """Half-Gaussian pair labels and the squared loss. Hyper-parameters: see :class:`PairHasher`.
+
+    The preset ``paper`` has its beta of 2.
+    """
 
     method = "ssdh"
     title = "Semantic Structure-based Unsupervised Deep Hashing"
     venue, year = "IJCAI", 2018
     kind = "pair labels"
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"beta": 2.0}}
+    TABLE_NAMES: ClassVar[dict[str, str]] = {"": "ssdh, beta = 0", "paper": "ssdh"}
     loss: Literal["likelihood", "squared"] = "squared"
