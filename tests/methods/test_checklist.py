@@ -51,6 +51,14 @@ def test_the_module_names_paper_and_departures(method: str) -> None:
     assert all(words in text for words in wanted), f"the docstring of {cls.__module__} lacks one of {wanted}"
 
 
+@pytest.mark.parametrize("module", sorted({place.split(":")[0] for place in BUILT_IN.values()}))
+def test_what_is_reconstructed_is_marked(module: str) -> None:
+    """The docstring explains it and a class attribute marks it, both or neither."""
+    text = importlib.import_module(f"distillhash.methods.{module}").__doc__ or ""
+    marks = [method_class(name).reconstructed for name, place in BUILT_IN.items() if place.split(":")[0] == module]
+    assert any(marks) == ("RECONSTRUCTED" in text)
+
+
 @pytest.mark.parametrize("method", BUILT_IN)
 def test_a_test_of_its_own_imports_or_makes_it(method: str) -> None:
     """A formula test imports from the method's module or makes the method, in a file that is not shared by all methods."""

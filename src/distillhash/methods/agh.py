@@ -39,6 +39,7 @@ class AGH(Hasher):
     title = "Hashing with Graphs"
     venue, year = "ICML", 2011
     kind = "shallow"
+    reconstructed = "numbers of anchors and neighbours"
     layers: Literal[1, 2] = 2
     n_anchors: Annotated[int, Ge(2)] = 300
     n_neighbours: Annotated[int, Ge(1)] = 3

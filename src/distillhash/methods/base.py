@@ -78,6 +78,7 @@ class Hasher(ABC):
         method: Name in the registry.
         title, venue, year: Of the paper.
         kind: Family of the method.
+        reconstructed: What neither the paper's text nor its authors' code was at hand for, in a phrase; empty where nothing is.
         uses_views: Whether ``fit`` learns from augmented views where there are some.
         chooses_views: Whether it does as well without them where they teach nothing
             (:func:`~distillhash.supervision.agreement.recognised_views`).
@@ -97,6 +98,7 @@ class Hasher(ABC):
     venue: ClassVar[str]
     year: ClassVar[int]
     kind: ClassVar[Kind]
+    reconstructed: ClassVar[str] = ""
     uses_views: ClassVar[bool] = False
     chooses_views: ClassVar[bool] = False
     uses_teacher: ClassVar[bool] = False

@@ -38,6 +38,7 @@ class CroVCA(TwoViewHasher):
     title = "Image Hashing via Cross-View Code Alignment in the Age of Foundation Models"
     venue, year = "arXiv", 2025
     kind = "contrastive"
+    reconstructed = "initialisation and the exact form of the rate"
     batch_norm = True
     hidden: Annotated[int, Ge(0)] = 512
     batch_size: Annotated[int, Ge(2)] = 256

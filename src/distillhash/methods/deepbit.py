@@ -6,6 +6,8 @@ https://doi.org/10.1109/CVPR.2016.133
 Symbols: F -> sg(outputs), in (0, 1); b = [F > 1/2] -> bits. Loss per element: (b - F)^2, the quantisation; (mean_n F_nk - 1/2)^2, even
 bits; (F(x) - F(view of x))^2, the invariance.
 
+RECONSTRUCTED: the forms of the three terms are from memory and from a survey, not from the paper.
+
 Departs from the paper in:
 1. The equations are implemented, element by element with b held fixed. The released layers write one scalar to all elements with opposite
    signs for two inputs that are the same, so their first two terms have no gradient.
@@ -40,6 +42,7 @@ class DeepBit(TwoViewHasher):
     title = "Learning Compact Binary Descriptors with Unsupervised Deep Neural Networks"
     venue, year = "CVPR", 2016
     kind = "regularised"
+    reconstructed = "forms of the three terms"
     epochs: Annotated[int, Ge(1)] = 10
     quantisation: Annotated[float, Ge(0)] = 1.0
     even: Annotated[float, Ge(0)] = 1.0

@@ -46,6 +46,7 @@ class DGH(Hasher):
     title = "Discrete Graph Hashing"
     venue, year = "NIPS", 2014
     kind = "shallow"
+    reconstructed = "the whole method, from secondary notes"
     variant: Literal["r", "i"] = "r"
     rho: Annotated[float, Ge(0)] = 0.3
     iterations: Annotated[int, Ge(1)] = 20

@@ -50,6 +50,7 @@ class DMUH(HeadHasher):
     title = "Deep Momentum Uncertainty Hashing"
     venue, year = "Pattern Recognition", 2022
     kind = "supervised"
+    reconstructed = "forms of the weights and all numbers"
     needs_labels = True
     momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.95
     attention: Annotated[float, Ge(0)] = 1.0

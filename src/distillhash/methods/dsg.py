@@ -126,6 +126,7 @@ class DSG(GuidedHasher):
     title = "Unsupervised Deep Hashing via Distilled Smooth Guidance"
     venue, year = "ICME", 2021
     kind = "pair labels"
+    reconstructed = "threshold, weights and filter"
 
     def targets(self, data: Data) -> Targets:
         """Pair labels and weights."""

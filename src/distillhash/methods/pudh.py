@@ -60,6 +60,7 @@ class PUDH(HeadHasher):
     title = "Unsupervised Deep Hashing With Pseudo Labels for Scalable Image Retrieval"
     venue, year = "IEEE TIP", 2018
     kind = "pseudo labels"
+    reconstructed = "what each step computes"
     components: Annotated[int, Ge(1)] = 64
     n_clusters: Annotated[int, Ge(2)] = 70
     covariance: Literal["tied", "diag", "spherical"] = "tied"

@@ -95,6 +95,7 @@ class URPH(HeadHasher):
     title = "Unsupervised Rank-Preserving Hashing for Large-Scale Image Retrieval"
     venue, year = "ICMR", 2019
     kind = "similarity preserving"
+    reconstructed = "losses, network and numbers"
     RETIRED = frozenset({"decoder_hidden", "decoder_epochs"})
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "nearest": {
