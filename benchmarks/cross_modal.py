@@ -1,4 +1,4 @@
-"""Codes of images and captions on the first 1,000 pictures of Flickr8k: three methods beside chance and float CCA.
+"""Codes of images and captions on the first 1,000 pictures of Flickr8k: four methods beside chance and float CCA.
 
     python benchmarks/cross_modal.py PAIRS.parquet --out results/cross-modal
 
@@ -61,6 +61,8 @@ VARIANTS = [
     Variant("cross-contrast", "cross-contrast"),
     Variant("cross-contrast, no views", "cross-contrast", views=False),
     Variant("cross-contrast, neighbours", "cross-contrast", {"neighbourhood": 0.02}),
+    Variant("duh-eg", "duh-eg"),
+    Variant("duh-eg, no matching", "duh-eg", {"match_temperature": 0}),
     Variant("ugach", "ugach"),
     Variant("ugach, uniform negatives", "ugach", {"adversarial": False}),
     Variant("ugach, pre-trained only", "ugach", {"rounds": 0}),

@@ -22,6 +22,7 @@ METHODS = method_names(image_text=True)
 FAST: dict[str, dict[str, Any]] = {
     "ccaitq": {},
     "cross-contrast": {},
+    "duh-eg": {"hidden": 32},
     "ugach": {"hidden": 32, "pretrain_epochs": 20, "rounds": 2},
 }
 IMAGES, TEXTS, OWNERS = paired_vectors()

@@ -31,9 +31,24 @@ def test_pcah_projects_on_the_components_of_the_library() -> None:
 
 
 def test_more_bits_than_features_is_refused() -> None:
-    for method in ("pcah", "itq"):
+    for method in ("pcah", "itq", "hashing-baseline"):
         with pytest.raises(DataError, match="25 bits need at least 25 features"):
             make_hasher(method, 25).fit(gaussian())
+
+
+@pytest.mark.parametrize("n_bits", [1, 7, 24])
+def test_hashing_baseline_turns_the_components_of_the_library_at_random(n_bits: int) -> None:
+    x = gaussian()
+    hasher: Any = make_hasher("hashing-baseline", n_bits, seed=2).fit(x)
+    theirs = PCA(n_bits, svd_solver="full").fit(x)
+    rotation = theirs.components_ @ hasher.weight_
+    np.testing.assert_allclose(
+        rotation.T @ rotation, np.eye(n_bits), atol=1e-9
+    )  # orthogonal, inside the span of the components
+    np.testing.assert_allclose(hasher.project(x), theirs.transform(x) @ rotation, rtol=1e-4, atol=1e-4)
+    if n_bits > 1:
+        other: Any = make_hasher("hashing-baseline", n_bits, seed=3).fit(x)
+        assert np.abs(other.weight_ - hasher.weight_).max() > 0.1
 
 
 @pytest.mark.parametrize("n_bits", [1, 7, 16, 24])

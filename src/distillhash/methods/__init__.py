@@ -23,11 +23,14 @@ if TYPE_CHECKING:  # for type checkers and editors; `as` says that the name is f
     from distillhash.methods.dmuh import DMUH as DMUH
     from distillhash.methods.dsg import DSG as DSG
     from distillhash.methods.dsh import DSH as DSH
+    from distillhash.methods.duh_eg import DUHEG as DUHEG
     from distillhash.methods.greedyhash import GreedyHash as GreedyHash
+    from distillhash.methods.hashing_baseline import HashingBaseline as HashingBaseline
     from distillhash.methods.itq import ITQ as ITQ
     from distillhash.methods.lsh import LSH as LSH
     from distillhash.methods.mls3rduh import MLS3RDUH as MLS3RDUH
     from distillhash.methods.nsh import NSH as NSH
+    from distillhash.methods.overview import Overview as Overview
     from distillhash.methods.pcah import PCAH as PCAH
     from distillhash.methods.pudh import PUDH as PUDH
     from distillhash.methods.sdc import SDC as SDC

@@ -15,7 +15,7 @@ Departs from the paper in:
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Ge, Gt
@@ -40,7 +40,8 @@ class CroVCA(TwoViewHasher):
     kind = "contrastive"
     reconstructed = "initialisation and the exact form of the rate"
     batch_norm = True
-    hidden: Annotated[int, Ge(0)] = 512
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"paper": {"hidden": None, "epochs": 5}}
+    hidden: Annotated[int, Ge(0)] | None = 512
     batch_size: Annotated[int, Ge(2)] = 256
     optimizer: Optimizer = "adamw"
     schedule: Schedule = "cosine"

@@ -118,13 +118,13 @@ class HeadHasher(TrainedHasher):
     """Base of the methods that train a head of affine layers. Further hyper-parameters: see :class:`TrainedHasher`.
 
     Attributes:
-        hidden: Width of a hidden layer; 0 trains one linear layer.
+        hidden: Width of a hidden layer; 0 trains one linear layer, None makes it as wide as the features.
     """
 
     activation: ClassVar[Activation] = "relu"
     batch_norm: ClassVar[bool] = False
 
-    hidden: Annotated[int, Ge(0)] = 0
+    hidden: Annotated[int, Ge(0)] | None = 0
 
     def _fit(self, given: TrainingSet) -> None:
         data = self._data(given)
@@ -142,7 +142,8 @@ class HeadHasher(TrainedHasher):
         """Do what comes after training."""
 
     def _head(self, data: Data, n_outputs: int, seed: int) -> Head:
-        return Head(data.features, n_outputs, seed, self.hidden, self.activation, self.batch_norm)
+        hidden = data.features.shape[1] if self.hidden is None else self.hidden
+        return Head(data.features, n_outputs, seed, hidden, self.activation, self.batch_norm)
 
     def _keep(self, head: Head) -> None:
         self.mean_: NDArray[np.float64] = head.mean
@@ -160,7 +161,7 @@ class HeadHasher(TrainedHasher):
         return self._affine.state()
 
     def _set_state(self, state: dict[str, NDArray[Any]]) -> None:
-        layers = AffineLayers.from_state(state, 2 if self.hidden else 1, self.n_bits, self.activation)
+        layers = AffineLayers.from_state(state, 1 if self.hidden == 0 else 2, self.n_bits, self.activation)
         if len(layers.mean) != self.n_features_:
             raise ValueError(f"a mean of {len(layers.mean)} features for {self.n_features_}")
         self.mean_, self.layers_ = layers.mean, layers.layers

@@ -42,11 +42,14 @@ BUILT_IN = {
     "dmuh": "dmuh:DMUH",
     "dsg": "dsg:DSG",
     "dsh": "dsh:DSH",
+    "duh-eg": "duh_eg:DUHEG",
     "greedyhash": "greedyhash:GreedyHash",
+    "hashing-baseline": "hashing_baseline:HashingBaseline",
     "itq": "itq:ITQ",
     "lsh": "lsh:LSH",
     "mls3rduh": "mls3rduh:MLS3RDUH",
     "nsh": "nsh:NSH",
+    "overview": "overview:Overview",
     "pcah": "pcah:PCAH",
     "pudh": "pudh:PUDH",
     "sdc": "sdc:SDC",
@@ -60,7 +63,7 @@ BUILT_IN = {
 }
 """Module and class of every method of this package."""
 
-_IMAGE_TEXT = {"ccaitq", "cross-contrast", "ugach"}  # of the built-in ones; known without importing them
+_IMAGE_TEXT = {"ccaitq", "cross-contrast", "duh-eg", "ugach"}  # of the built-in ones; known without importing them
 
 
 @cache
