@@ -70,7 +70,6 @@ class DistillHash(PairHasher):
     title = "DistillHash: Unsupervised Deep Hashing by Distilling Data Pairs"
     venue, year = "CVPR", 2019
     kind = "pair labels"
-    reconstructed = "the local estimate of eta~"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "recommended": {},
         "paper": {
