@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--methods",
         required=True,
-        help="NAME or NAME:PRESET, separated by commas, or all (every method that needs no labels, also as its paper has it)",
+        help="NAME or NAME:PRESET, separated by commas; all: every method that needs no labels, also as its paper has it",
     )
     add("--bits", required=True, help="code lengths, separated by commas")
     add("--seeds", default="0,1,2", help="default: 0,1,2")
@@ -60,12 +60,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.sources import EmbeddingSource, open_source
 
     methods = arguments.methods.split(",")
-    if methods == ["all"]:
+    if "all" in methods:
         named = [(name, method_class(name)) for name in method_names()]
-        presets = [f"{name}:paper" for name, method in named if "paper" in method.PRESETS]
-        methods = [name for name, method in named if not method.needs_labels] + presets
-        if arguments.fine_tune:
-            methods = [name for name in methods if method_class(name).fine_tunes]
+        every = [name for name, cls in named if not cls.needs_labels and (cls.fine_tunes or not arguments.fine_tune)]
+        every += [f"{name}:paper" for name in every if "paper" in method_class(name).TABLE_NAMES]
+        methods = [*every, *(method for method in methods if method not in ("all", *every))]
     bits, seeds = integers("--bits", arguments.bits), integers("--seeds", arguments.seeds)
     settings = parse_settings(arguments.set)
     if preset := settings.pop("preset", None):

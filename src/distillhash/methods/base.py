@@ -87,7 +87,8 @@ class Hasher(ABC):
         needs_texts: Whether ``fit`` needs image-text pairs.
         fine_tunes: Whether ``fit`` can train the backbone below its head as well.
         PRESETS: Named sets of hyper-parameters.
-        TABLE_NAMES: What a row of a table is called, by preset (``""``: the defaults), where that is not the method's name.
+        TABLE_NAMES: What a row of a table is called, by preset (``""``: the defaults), where that is not the method's name. ``bench``
+            runs the defaults and the preset ``paper`` of methods that name it here.
         RETIRED: Hyper-parameters of earlier versions; model folders may name them.
         ARRAYS: Learned arrays by name and shape, such as ``{"weight": "dk"}`` for ``weight_``, ``(n_features_, n_bits)``.
         n_features_: Width d of the features seen in ``fit``.
