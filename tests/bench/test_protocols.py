@@ -103,8 +103,16 @@ def test_cifar10_protocols_have_the_sizes_of_their_papers(
 def test_random_protocols_draw_what_the_paper_says() -> None:
     rng = np.random.default_rng(0)
     flickr = labelled(rng.integers(0, 2, (25_000, 24)))
-    split = load_protocol("flickr25k-distillhash").split(flickr)
+    flickr.labels[:419] = 0  # so many of the 25,000 have no label
+    split = load_protocol("flickr25k-all").split(flickr)
     assert (len(split.query), len(split.train), len(split.database)) == (2_000, 5_000, 23_000)
+    split = load_protocol("flickr25k-distillhash").split(flickr)
+    assert (len(split.query), len(split.train), len(split.database)) == (2_000, 10_000, 18_015)
+    assert set(split.train.tolist()) <= set(split.database.tolist()) and not set(split.query) & set(split.database)
+    assert min(split.query.min(), split.database.min()) >= 419
+    flickr.labels[:5_000] = 0
+    with pytest.raises(DataError, match="needs 20,015 items with a label, this source has 20,000; --shrink"):
+        load_protocol("flickr25k-distillhash").split(flickr)
     nuswide = labelled(rng.integers(0, 2, (30_000, 10)))
     split = load_protocol("nuswide10-distillhash").split(nuswide)
     assert (len(split.query), len(split.train), len(split.database)) == (5_000, 10_500, 25_000)
@@ -161,6 +169,23 @@ def test_published_numbers_are_those_of_table_1_and_2() -> None:
     assert np.mean(gains) == pytest.approx(0.0286, abs=5e-5)  # section 4.5 prints 2.86 points
     gains = [published["distillhash"][n] - published["itq"][n] for n in published["itq"]]
     assert np.mean(gains) == pytest.approx(0.0773, abs=5e-5)  # and 7.73
+
+
+def test_rows_of_other_papers_belong_to_the_protocol_and_name_backbone_and_source() -> None:
+    found = {name: load_protocol(name).elsewhere for name in protocol_names()}
+    values = {
+        (name, row.method): tuple(row.values[n] for n in ("16", "32", "64")) for name in found for row in found[name]
+    }
+    assert values["cifar10-cibhash", "cibhash"] == (0.590, 0.622, 0.641)
+    assert values["cifar10-bihalf", "MeCoQ, asymmetric"] == (0.690, 0.703, 0.702)  # V100, scripts 7, 9 and 11, rounded
+    assert values["cifar10-distillhash", "MeCoQ, a quantiser, symmetric"] == (0.601, 0.615, 0.633)
+    assert values["cifar10-sdc", "itq"] == (0.468, 0.513, 0.544) and values["cifar10-official", "nsh"][2] == 0.756
+    for row in (row for rows in found.values() for row in rows):
+        assert row.backbone and row.source and all(0 < value < 1 for value in row.values.values())
+    assert [load_protocol(f"cifar10-{name}").summary[:13] for name in ("bihalf", "distillhash")] == [
+        "CIFAR-10 (I):",
+        "CIFAR-10 (II)",
+    ]
 
 
 def test_every_row_of_the_paper_has_a_command() -> None:

@@ -3,6 +3,7 @@
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,19 @@ from distillhash.bench import runs as runs_module
 from distillhash.bench.protocols import load_protocol
 from distillhash.bench.report import bench_figures
 from distillhash.bench.runs import Prepared, Provenance, Run, add_kept_runs, run_matrix
-from distillhash.bench.tables import MEASURES, best_measures, bootstrap_difference, make_rows, write_tables
+from distillhash.bench.tables import (
+    MEASURES,
+    best_measures,
+    bootstrap_difference,
+    elsewhere_table,
+    learned_from_fewer,
+    make_rows,
+    write_tables,
+)
 from distillhash.cli import main
 from distillhash.errors import DataError
 from distillhash.methods import make_hasher
+from distillhash.methods.base import sample_rows
 from distillhash.metrics import neighbour_recall
 from distillhash.metrics.retrieval import evaluate_codes, evaluate_queries
 from distillhash.models import HashModel
@@ -201,6 +211,64 @@ def test_figures_of_a_page(tmp_path: Path) -> None:
     assert "map" in split and "map-others" not in split
 
 
+def test_rows_of_other_papers_stand_below_ours(tmp_path: Path) -> None:
+    protocol = load_protocol("cifar10-sdc")
+    data = replace(prepared(), protocol=protocol)
+    runs = run_all(data, ["itq"], [8], [0, 1], tmp_path) + run_all(data, ["lsh"], [8, 16], [0], tmp_path)
+    provenance = Provenance("", protocol.name, "", "", {"name": "lite0", "image_size": 128}, [0, 1], {}, n_train=200)
+    table = elsewhere_table(runs, make_rows(runs), protocol, provenance)
+    assert table[0] == ["method", "backbone", "8 bits", "16 bits", "from"]
+    names = [row[0] for row in table[1:]]
+    assert names[names.index("itq") + 1] == "*itq*" and names[-1] == "*sdc*" and "lsh" in names
+    mine = [run.record["map@1000_hits"] for run in runs if run.record["method"] == "itq" and run.record["n_bits"] == 8]
+    assert table[names.index("itq") + 1][1:3] == ["lite0 at 128 pixels, frozen", f"{np.mean(mine):.3f}"]
+    assert table[names.index("*itq*") + 1][1:4] == ["VGG16, frozen", "\N{EN DASH}", "0.468"]
+    assert elsewhere_table(runs, make_rows(runs), load_protocol("folder"), provenance) == []
+
+
+def test_a_protocols_training_set_is_not_cut_silently(tmp_path: Path) -> None:
+    protocol = load_protocol("nuswide10-distillhash")
+    source = open_source(np.zeros((16_000, 2), np.float32))
+    source.labels = np.ones((16_000, 10), np.uint8)
+    data = replace(prepared(), protocol=protocol, split=protocol.split(source))
+    assert len(data.split.train) == protocol.max_train == 10_500
+    for method in ("ssdh", "distillhash", "distillhash-initial", "dsg", "cimon", "mls3rduh", "cibhash", "itq"):
+        hasher = runs_module._hasher(data, method, 2, 0, {})
+        limit = hasher.get_params().get("max_train", 10_500)
+        assert limit >= 10_500 and len(sample_rows(10_500, limit, np.random.default_rng(0))) == 10_500
+    assert runs_module._hasher(data, "ssdh", 2, 0, {"max_train": 300}).get_params()["max_train"] == 300
+    small = replace(prepared(), protocol=replace(load_protocol("folder"), max_train=120))
+    (cut,) = run_all(small, ["ssdh"], [4], [0], tmp_path / "cut", max_train=50)
+    assert cut.record["n_train"] == 50
+    assert (
+        learned_from_fewer([cut], 180)
+        == "Of 180 training items some methods learned from fewer (their max_train): ssdh from 50."
+    )
+    (whole,) = run_all(small, ["ssdh"], [4], [0], tmp_path / "whole")
+    assert whole.record["n_train"] == 180 and learned_from_fewer([whole], 180) == ""
+
+
+@pytest.mark.long
+def test_all_10_500_training_images_of_nus_wide_are_learned_from(tmp_path: Path) -> None:
+    protocol, rng = load_protocol("nuswide10-distillhash"), np.random.default_rng(0)
+    labels = (rng.random((16_000, 10)) < 0.2).astype(np.uint8)
+    features = (labels @ rng.standard_normal((10, 8)) + rng.standard_normal((16_000, 8))).astype(np.float32)
+    source = open_source(features)
+    source.labels = labels
+    data = Prepared(protocol, protocol.split(source), features, labels, {"name": "embeddings", "fingerprint": "x"})
+    for run in run_all(data, ["ssdh", "distillhash"], [4], [0], tmp_path, epochs=1):
+        assert not run.failed and run.record["n_train"] == 10_500 and run.record["peak_rss_mb"] < 4_000
+
+
+def test_losses_by_iteration_are_means_of_ten_steps(tmp_path: Path) -> None:
+    data = prepared()
+    (run,) = run_all(data, ["distillhash-initial"], [4], [0], tmp_path, epochs=4, batch_size=40)
+    hasher = make_hasher("distillhash-initial", 4, seed=0, epochs=4, batch_size=40).fit(data.features[data.split.train])
+    steps = np.array(hasher.history_["iteration_loss"])
+    assert len(steps) == 4 * 5 and steps.reshape(4, 5).mean(axis=1) == pytest.approx(hasher.history_["loss"])
+    assert run.record["iteration_loss"] == pytest.approx([steps[:10].mean(), steps[10:].mean()])
+
+
 def test_bench_on_any_folder_of_classes(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [
         "bench",
@@ -277,6 +345,7 @@ def test_fine_tuned_runs_stand_beside_frozen_ones(
 def mini_flickr(root: Path, n: int) -> NDArray[np.bool_]:
     rng = np.random.default_rng(0)
     truth = rng.random((n, 24)) < 0.2
+    truth[::7] = False  # images without a label
     (root / "mirflickr").mkdir()
     for row in range(n):
         (root / "mirflickr" / f"im{row + 1}.jpg").write_bytes(factory.make_jpeg(20, 20, seed=row))
@@ -301,11 +370,11 @@ def mini_nuswide(root: Path, n: int) -> None:
         (root / "Flickr" / "actor" / f"{row:04}.jpg").write_bytes(factory.make_jpeg(20, 20, seed=row))
 
 
-@pytest.mark.parametrize("name", ["flickr25k", "nuswide"])
-def test_multi_label_data_sets_end_to_end(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data, protocol = tmp_path / "data", f"{name}{'10' if name == 'nuswide' else ''}-distillhash"
+@pytest.mark.parametrize("protocol", ["flickr25k-distillhash", "flickr25k-all", "nuswide10-distillhash"])
+def test_multi_label_data_sets_end_to_end(protocol: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
     data.mkdir()
-    if name == "flickr25k":
+    if protocol.startswith("flickr25k"):
         mini_flickr(data, 60)
         spec = f"flickr25k:{data}#0:60"
     else:
@@ -322,6 +391,9 @@ def test_multi_label_data_sets_end_to_end(name: str, tmp_path: Path, capsys: pyt
     split = load_protocol(protocol).split(source, shrink=True)
     assert source.labels is not None
     labels = source.labels.astype(int)
+    used = labels[np.concatenate([split.query, split.database])]
+    assert len(used) == {"flickr25k-distillhash": 48, "flickr25k-all": 60}.get(protocol, len(labels))
+    assert (~used.any(axis=1)).sum() == (9 if protocol == "flickr25k-all" else 0)  # rows 0, 7, ... 56
     shared = labels[split.query] @ labels[split.database].T > 0
     answerable = shared.any(axis=1)
     # What a random ranking scores: with T of N relevant, T/N plus the share that finite length adds.

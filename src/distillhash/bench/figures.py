@@ -161,13 +161,15 @@ def topn_precision(curves: Mapping[str, Mapping[str, Sequence[float]]], random: 
     return drawing
 
 
-def training_loss(losses: Mapping[str, Sequence[float]]) -> Drawing:
-    """Loss after each epoch; a logarithmic axis where the values are positive and span more than a factor of 50."""
-    with _drawing("Training loss by epoch") as (drawing, axes):
+def training_loss(losses: Mapping[str, Sequence[float]], *, iterations: int = 0) -> Drawing:
+    """Loss after each epoch, or every so many ``iterations``; a logarithmic axis where positive values span more than a factor of 50."""
+    unit, step = ("iteration", iterations) if iterations else ("epoch", 1)
+    with _drawing(f"Training loss by {unit}") as (drawing, axes):
         for label, values in losses.items():
-            axes.plot(np.arange(1, len(values) + 1), values, label=label, marker="o" if len(values) == 1 else None)
-        longest = max(len(values) for values in losses.values())
-        axes.set(xlabel="Epoch", ylabel="Loss", xlim=(1 - 0.01 * longest, max(longest, 2)))
+            marker = "o" if len(values) == 1 else None
+            axes.plot(step * np.arange(1, len(values) + 1), values, label=label, marker=marker)
+        longest = step * max(len(values) for values in losses.values())
+        axes.set(xlabel=unit.capitalize(), ylabel="Loss", xlim=(step - 0.01 * longest, max(longest, 2)))
         axes.locator_params("x", integer=True)
         flat = np.concatenate([np.asarray(values, float) for values in losses.values()])
         if flat.min() > 0 and flat.max() > 50 * flat.min():

@@ -47,9 +47,20 @@ class SplitRule:
     train: int | None = None  # training items per class (per-class, official) or in all; None: the whole database
     train_apart: bool = False  # training items are no part of the database
     items: int | None = None  # items that a complete source holds; None where that is not known
+    labelled: int | None = None  # only so many items take part (random), drawn from those that have a label; None: all
     n_per_class: int = 0  # the same for every class (stored)
     seed: int = 0
     sha256: str | None = None  # of the file (stored)
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A row that another paper prints for these queries and this database: MAP@1000, divided by the relevant items found there."""
+
+    method: str  # ours of that name, where there is one
+    values: dict[str, float]  # by code length
+    backbone: str
+    source: str  # where it is printed, and whether it was read there
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,8 @@ class Protocol:
     cutoffs: tuple[int, ...]  # depths of map@R
     topn: tuple[int, ...]  # depths of precision@N
     published: dict[str, dict[str, float]]  # printed results: method -> code length -> MAP
+    elsewhere: tuple[Printed, ...] = ()
+    max_train: int | None = None  # methods whose own limit is lower learn from so many all the same
 
     def split(self, source: Source, *, shrink: bool = False) -> Split:
         """The rows of ``source`` in each role; ``shrink`` draws the same proportions from a source smaller than the data set."""
@@ -84,7 +97,7 @@ class Protocol:
         rng = np.random.default_rng(rule.seed)
         by_class = one_class and rule.draw != "random"
         groups = [np.flatnonzero(labels == label) for label in np.unique(labels)] if by_class else []
-        groups = groups or [np.arange(len(source))]
+        groups = groups or [self._taking_part(labels, shrink, rng)]
         if rule.draw == "stored":
             split = self._stored(source, groups)
         elif rule.draw == "official":
@@ -100,6 +113,20 @@ class Protocol:
         if min(len(split.query), len(split.train), len(split.database)) < 1:
             raise DataError(f"{source.name} is too small for protocol {self.name}: {len(source)} items")
         return split
+
+    def _taking_part(self, labels: NDArray[Any], shrink: bool, rng: np.random.Generator) -> Rows:
+        """All rows, or as many of those with a label as the rule says."""
+        rule = self.rule
+        if rule.labelled is None:
+            return np.arange(len(labels))
+        rows = np.flatnonzero(labels.any(axis=1)) if labels.ndim == 2 else np.arange(len(labels))
+        wanted = round(rule.labelled * (len(labels) / rule.items if rule.items else 1.0))
+        if len(rows) < wanted and not shrink:
+            raise DataError(
+                f"protocol {self.name} needs {wanted:,} items with a label, this source has {len(rows):,}; "
+                "--shrink draws the same proportions from what is there"
+            )
+        return rng.permutation(rows)[:wanted]
 
     def _drawn(self, source: Source, groups: list[Rows], shrink: bool, rng: np.random.Generator) -> Split:
         """Queries and training items of every group, in a random order."""
@@ -123,7 +150,7 @@ class Protocol:
             query.append(group[places[:first]])
             train.append(group[places[first:last]])
         outside = np.concatenate(query + train if rule.train_apart else query)
-        rest = np.setdiff1d(np.arange(len(source)), outside)
+        rest = np.setdiff1d(np.concatenate(groups), outside)
         return Split(np.concatenate(query), np.concatenate(train), rest)
 
     def _official(self, source: Source, groups: list[Rows], rng: np.random.Generator) -> Split:
@@ -170,6 +197,7 @@ def load_protocol(name: str) -> Protocol:
         raise ParameterError(f"unknown protocol {name!r}; choose one of {', '.join(protocol_names())}")
     record: dict[str, Any] = json.loads(_file(f"{name}.json").read_text())
     record["cutoffs"], record["topn"] = tuple(record["cutoffs"]), tuple(record["topn"])
+    record["elsewhere"] = tuple(Printed(**row) for row in record.get("elsewhere", ()))
     return Protocol(rule=SplitRule(**record.pop("split")), **record)
 
 

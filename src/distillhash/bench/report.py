@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from distillhash.bench import figures
 from distillhash.bench.advice import ASYMMETRIC, DECODER, FLOATS, KEPT, METHODS, SYMMETRIC, Advice, Cell, versus
 from distillhash.bench.protocols import Protocol
-from distillhash.bench.runs import Provenance, Run, by_cell, run_name, versions
+from distillhash.bench.runs import LOSS_ITERATIONS, Provenance, Run, by_cell, run_name, versions
 from distillhash.bench.tables import (
+    ELSEWHERE_LEGEND,
     LEVEL,
     MEASURES,
     MEASURES_LEGEND,
@@ -34,6 +35,8 @@ from distillhash.bench.tables import (
     best_measures,
     decimal,
     describe_features,
+    elsewhere_table,
+    learned_from_fewer,
     make_rows,
     markdown_lines,
     mean_random,
@@ -59,7 +62,7 @@ SAMPLE_NEIGHBOURS = 10
 THUMBNAIL = 96
 SKIPPED_SHOWN = 200
 DESCRIBED_RUNS = 4  # with more runs the metrics table needs the full width, and the explanations go below it
-LOSS_METHODS = ("distillhash", "distillhash, local estimate", "distillhash-initial")
+LOSS_NAMES = ("distillhash", "distillhash, local estimate", "distillhash-initial")
 _IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
 _DASH = "\N{EN DASH}"
 
@@ -337,11 +340,14 @@ def write_results(folder: Path, runs: Sequence[Run], protocol: Protocol, provena
     features, settings = describe_features(provenance), provenance.settings
     facts: dict[str, Any] = {"Data": provenance.source, "Split": provenance.split_sha256, "Features": features}
     facts |= {"Settings": settings} if settings else {}
+    fewer = learned_from_fewer(runs, provenance.n_train)
+    facts |= {"Training items": fewer} if fewer else {}
     facts |= {"Made": datetime.now(UTC).isoformat(timespec="seconds")}
     lengths = sorted({run.record["n_bits"] for run in runs})
     comparison = {"rows": rows, "lengths": lengths, "protocol": protocol, "figures": drawn}
     comparison |= {"measures": MEASURES, "legend": MEASURES_LEGEND, "best": best_measures(rows)}
     comparison |= {"seeds": provenance.seeds, "random": mean_random(runs), "reconstructed": reconstructed_lines(rows)}
+    comparison |= {"elsewhere": elsewhere_table(runs, rows, protocol, provenance), "elsewhere_legend": ELSEWHERE_LEGEND}
     data = ReportData(
         title=protocol.name,
         subtitle=protocol.summary,
@@ -511,14 +517,17 @@ def bench_figures(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol) 
             caption = "One point per radius; an empty lookup has precision 0."
             lookup = f"Precision and recall of hash lookup, {n} bits{title}"
             found.append(BenchFigure(f"pr-{n}{suffix}", lookup, caption, drawing))
-    trained = [run_name(method, fine_tuned=fine_tuned) for fine_tuned in (False, True) for method in LOSS_METHODS]
+    trained = [run_name(name, fine_tuned=fine_tuned) for fine_tuned in (False, True) for name in LOSS_NAMES]
     for trained_name in trained:
-        losses = {n: mine[0].record.get("loss") for (name, n), mine in sorted(cells.items()) if name == trained_name}
-        if any(losses.values()):
-            drawing = figures.training_loss({f"{n} bits": values for n, values in losses.items() if values})
-            caption = "Mean over each epoch; the lowest seed."
-            file = f"loss-{re.sub('[, ]+', '-', trained_name)}"
-            found.append(BenchFigure(file, f"Training loss of {trained_name}", caption, drawing))
+        records = {n: mine[0].record for (name, n), mine in sorted(cells.items()) if name == trained_name}
+        for key, every in (("iteration_loss", LOSS_ITERATIONS), ("loss", 0)):  # records of older versions have epochs
+            losses = {f"{n} bits": values for n, record in records.items() if (values := record.get(key))}
+            if losses and len(losses) == len(records):
+                drawing = figures.training_loss(losses, iterations=every)
+                caption = f"Mean over {f'every {every} iterations' if every else 'each epoch'}; the lowest seed."
+                file = f"loss-{re.sub('[, ]+', '-', trained_name)}"
+                found.append(BenchFigure(file, f"Training loss of {trained_name}", caption, drawing))
+                break
     return found
 
 

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from distillhash.sources import ImageSource, Source
 
 FINE_TUNED = "fine-tuned"
+LOSS_METHODS = ("distillhash", "distillhash-initial")
+"""Methods whose records hold ``iteration_loss``, the mean loss of every :data:`LOSS_ITERATIONS` iterations (Figure 4 of the paper)."""
+LOSS_ITERATIONS = 10
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Provenance:
     backbone: dict[str, Any]
     seeds: list[int]
     versions: dict[str, str]
+    n_train: int = 0  # training items of the split
     n_views: int = 0
     teacher: bool = False
     views_teach: bool = True
@@ -192,8 +196,9 @@ def run_matrix(
 
     A method is ``NAME`` or ``NAME:PRESET``, and a record's ``method`` is that word.
     ``settings`` are hyper-parameters given to every method. The last epoch is what is measured. A record holds the keys of
-    :func:`distillhash.metrics.evaluate_codes` with features, those of the results (contract), ``fine_tuned``, ``loss`` per epoch and
-    ``identity``; where a method failed, ``error`` and what identifies the run. ``encode_seconds`` of a fine-tuned run is from images.
+    :func:`distillhash.metrics.evaluate_codes` with features, those of the results (contract), ``fine_tuned``, ``n_train`` (the training
+    items that the method learned from), ``loss`` per epoch and ``identity``; where a method failed, ``error`` and what identifies the run.
+    ``encode_seconds`` of a fine-tuned run is from images.
     """
     fine_tuned = prepared.trainable is not None
     for n_bits, method, seed in product(bits, methods, seeds):
@@ -251,7 +256,7 @@ def _run(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict
             source, backbone = prepared.trainable[0], copy.deepcopy(prepared.trainable[1])
             given["images"] = TrainableImages(ImageInputs(source.select(split.train), backbone), backbone.network)
             settings = {"device": backbone.device, **settings}
-        hasher = make_hasher(method, n_bits, seed=seed, **settings)
+        hasher = _hasher(prepared, method, n_bits, seed, settings)
         train = features[split.train]
         with suppress(OSError):  # reset the peak of resident memory, where the system can (Linux)
             Path("/proc/self/clear_refs").write_text("5")
@@ -272,9 +277,23 @@ def _run(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict
     except Exception as error:  # one failing method must not lose the others; its reason is shown in the table
         return Run({**record, "error": f"{type(error).__name__}: {error}"}, None)
     record |= metrics | {"fit_seconds": fitted - started, "encode_seconds": encoded - fitted, "peak_rss_mb": peak}
+    record["n_train"] = len(hasher.history_.get("rows", split.train))
     if "loss" in hasher.history_:
         record["loss"] = [float(value) for value in hasher.history_["loss"]]
+    if hasher.method in LOSS_METHODS:
+        losses = hasher.history_["iteration_loss"]
+        parts = np.split(losses, range(LOSS_ITERATIONS, len(losses), LOSS_ITERATIONS))
+        record["iteration_loss"] = [float(np.mean(part)) for part in parts]
     return Run(record, average_precision.astype(np.float32))
+
+
+def _hasher(prepared: Prepared, method: str, n_bits: int, seed: int, settings: dict[str, Any]) -> Hasher:
+    """The method of a run. A limit on its training rows is raised to the protocol's, unless ``settings`` have their own."""
+    hasher = make_hasher(method, n_bits, seed=seed, **settings)
+    needed = prepared.protocol.max_train or 0
+    if "max_train" not in settings and hasher.get_params().get("max_train", needed) < needed:
+        hasher.set_params(max_train=needed)
+    return hasher
 
 
 def _encode(hasher: Hasher, source: Source, backbone: Backbone) -> Codes:
@@ -296,7 +315,7 @@ def _identity(
         "n_views": 0 if given["views"] is None else len(given["views"]),
         **{name: sha256(np.ascontiguousarray(a).data).hexdigest() for name, a in given.items() if a is not None},
         "method": method,
-        "parameters": make_hasher(method, n_bits, seed=seed, **settings).get_params(),
+        "parameters": _hasher(prepared, method, n_bits, seed, settings).get_params(),
         "cutoffs": prepared.protocol.cutoffs,
         "topn": prepared.protocol.topn,
         "neighbour_recall": (NEAREST, DEPTHS),

@@ -30,6 +30,12 @@ MEASURES_LEGEND = (
 )
 
 
+ELSEWHERE_LEGEND = (
+    "MAP@1000 divided by the relevant items found there, as most repositories compute it (`map@1000_hits`). Rows in italics are printed by "
+    "others for as many queries and items, drawn by them, and with their backbone: levels do not compare."
+)
+
+
 @dataclass(frozen=True)
 class Difference:
     """MAP of a method minus that of the best, over the same queries: mean, and the bounds of its bootstrap interval."""
@@ -196,6 +202,8 @@ def _markdown(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, prov
             table.append(["*printed in the paper*", *cells, "", ""])
     lines = [f"# {protocol.name}: MAP over the whole database", "", *markdown_lines(table), ""]
     lines += [*_conditions(runs, protocol, provenance), "", *reconstructed_lines(rows)]
+    if beside := elsewhere_table(runs, rows, protocol, provenance):
+        lines += ["## MAP@1000, beside rows of other papers", "", ELSEWHERE_LEGEND, "", *markdown_lines(beside), ""]
     lines += ["## Classes and neighbours", "", MEASURES_LEGEND, ""]
     for n in lengths:
         both = [[row.marked_name, *(_measured(row, n, key) for key in MEASURES)] for row in rows]
@@ -210,6 +218,37 @@ def _markdown(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, prov
     lines += _second_table(rows, lengths, protocol)
     failures = [f"- {row.name}, {error}" for row in rows for error in row.errors]
     return "\n".join([*lines, "## Failed", "", *failures, ""] if failures else lines)
+
+
+def elsewhere_table(
+    runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol, provenance: Provenance
+) -> list[list[str]]:
+    """MAP@1000 of every row, below it what papers print for that method, last their other methods; empty where none is printed."""
+    if not protocol.elsewhere:
+        return []
+    lengths, cells, backbone = sorted({run.record["n_bits"] for run in runs}), by_cell(runs), provenance.backbone
+    ours = backbone["name"] + (f" at {backbone['image_size']} pixels" if "image_size" in backbone else "")
+    table = [["method", "backbone", *(f"{n} bits" for n in lengths), "from"]]
+
+    def printed(method: str) -> list[list[str]]:
+        return [
+            [f"*{row.method}*", row.backbone, *(decimal(row.values.get(str(n))) for n in lengths), row.source]
+            for row in protocol.elsewhere
+            if row.method == method
+        ]
+
+    for row in rows:
+        means = (
+            np.mean([run.record["map@1000_hits"] for run in cells[row.name, n]]) if (row.name, n) in cells else None
+            for n in lengths
+        )
+        state = "trained" if row.fine_tuned else "frozen"
+        table.append([row.marked_name, f"{ours}, {state}", *map(decimal, means), "this run"])
+        table += printed(row.frozen_name) if not row.fine_tuned else []
+    measured = {row.frozen_name for row in rows}
+    for method in dict.fromkeys(row.method for row in protocol.elsewhere if row.method not in measured):
+        table += printed(method)
+    return table
 
 
 def markdown_lines(table: Sequence[Sequence[str]]) -> list[str]:
@@ -271,6 +310,8 @@ def _conditions(runs: Sequence[Run], protocol: Protocol, provenance: Provenance)
         f"Features: {describe_features(provenance)}. Time: median over lengths and seeds; memory: highest of the process while "
         "fitting, features included.",
     ]
+    if fewer := learned_from_fewer(runs, provenance.n_train):
+        words.append(fewer)
     if protocol.published:
         words.append(f"Printed numbers: {protocol.paper}, VGG16, fine-tuned for the deep methods.")
     found = ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
@@ -282,6 +323,15 @@ def mean_random(runs: Sequence[Run]) -> float | None:
     """MAP of a random ranking; None where no run finished."""
     random = [run.record["map_random"] for run in runs if not run.failed]
     return float(np.mean(random)) if random else None
+
+
+def learned_from_fewer(runs: Sequence[Run], n_train: int) -> str:
+    """Which methods learned from fewer items than the training set has, in words; empty where none did."""
+    found = {run.name: n for run in runs if not run.failed and (n := run.record.get("n_train", n_train)) < n_train}
+    if not found:
+        return ""
+    listed = ", ".join(f"{name} from {n:,}" for name, n in sorted(found.items()))
+    return f"Of {n_train:,} training items some methods learned from fewer (their max_train): {listed}."
 
 
 def describe_features(provenance: Provenance) -> str:

@@ -112,6 +112,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         backbone=prepared.backbone,
         seeds=sorted({run.record["seed"] for run in runs}),
         versions=versions(),
+        n_train=len(prepared.split.train),
         n_views=0 if prepared.views is None else len(prepared.views),
         teacher=prepared.teacher is not None,
         views_teach=prepared.views_teach,

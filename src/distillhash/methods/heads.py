@@ -27,6 +27,8 @@ from distillhash.supervision.similarity import Floats, row_blocks
 class TrainedHasher(Hasher):
     """Base of the methods trained by gradient descent. ``history_`` records ``loss`` per epoch and ``rows``, the rows learned from.
 
+    Methods that train one head also record ``iteration_loss``, the loss of each step.
+
     A subclass gives the loss (:meth:`batch_loss`) and, where it needs them, what the outputs are compared with (:meth:`targets`) and how
     batches are drawn (:meth:`batches`).
 
@@ -130,7 +132,10 @@ class HeadHasher(TrainedHasher):
         data = self._data(given)
         targets = self.targets(data)
         head = self._head(data, self.n_bits, self.seed)
-        network, self.history_["loss"] = self._train(self.network(head, data), data, targets)
+        self.history_["iteration_loss"] = list[float]()
+        network, self.history_["loss"] = self._train(
+            self.network(head, data), data, targets, every_step=self.history_["iteration_loss"]
+        )
         self._keep(head)
         self.finish(data, network)
 

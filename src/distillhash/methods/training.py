@@ -203,12 +203,13 @@ def train(
     targets: Targets | None = None,
     rows: Rows | None = None,
     device: str = "cpu",
+    every_step: list[float] | None = None,
 ) -> list[float]:
     """Train ``network`` in place and leave it in eval mode; the mean loss of each epoch, in this process.
 
     ``loss(outputs, batch)`` is a scalar of whatever the network returns. ``targets`` gives the targets of a batch's rows; None keeps those
     that ``inputs`` give. ``rows`` are those to train on; None takes all. ``seed`` controls row order and the inputs' randomness; on the CPU
-    a run is repeated bit for bit. :class:`DataError` where the loss is not finite.
+    a run is repeated bit for bit. The loss of each step is appended to ``every_step``. :class:`DataError` where the loss is not finite.
     """
     rank, world, step_network = 0, 1, network.to(device).train()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -237,6 +238,8 @@ def train(
             torch.autograd.backward(value)
             optimizer.step()
             total, steps = total + float(value.detach()), steps + 1
+            if every_step is not None:
+                every_step.append(float(value.detach()))
         history.append(total / max(steps, 1.0))
         if not np.isfinite(history[-1]):
             raise DataError(
