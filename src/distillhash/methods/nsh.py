@@ -9,7 +9,8 @@ loss in which the first ``positives`` places are positives; plus mean (b - sign 
 Departs from the paper in:
 1. Linear heads for code and latent vector on standardised features of any backbone; the released ones sit on ResNet50.
 2. 15 epochs of Adam at 1e-3 in batches of 64 (released: 200 at 1e-5, batches of 50); a latent vector of 64 (released: 1,024).
-3. Without views, noise on the features stands in for augmentation (``noise``).
+3. Gathered latent vectors have length 1, and a positive has the other positives in its denominator; the port in SDC's release does neither.
+4. Without views, noise on the features stands in for augmentation (``noise``).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ have cosines that follow a beta distribution stretched to (-1, 1): loss = mean |
 Departs from the paper in:
 1. A hidden layer of 512 (released: as wide as the features) with batch normalisation on the outputs, on standardised features of any
    backbone; 30 epochs of Adam at 1e-3 (released: 100 at 1e-4). Of augmented views one is drawn for every image and batch.
-2. Cosines a are of centred features; only their order matters.
+2. Cosines a are of centred features, which changes their order; the release's are not. It also cuts targets below 0 off.
 """
 
 from __future__ import annotations
