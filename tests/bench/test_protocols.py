@@ -1,6 +1,8 @@
+import importlib.util
 import json
 import re
 import shlex
+import sys
 from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +18,8 @@ from distillhash.cli.common import parse_settings
 from distillhash.errors import DataError, FormatError, ParameterError
 from distillhash.methods import make_hasher
 from distillhash.sources import Source, open_source
+
+ROOT = Path(__file__).parents[2]
 
 
 def labelled(labels: np.ndarray[Any, Any]) -> Source:
@@ -102,15 +106,16 @@ def test_cifar10_protocols_have_the_sizes_of_their_papers(
 
 def test_random_protocols_draw_what_the_paper_says() -> None:
     rng = np.random.default_rng(0)
-    flickr = labelled(rng.integers(0, 2, (25_000, 24)))
-    flickr.labels[:419] = 0  # so many of the 25,000 have no label
+    truth = rng.integers(0, 2, (25_000, 24))
+    truth[:419] = 0  # so many of the 25,000 have no label
+    flickr = labelled(truth)
     split = load_protocol("flickr25k-all").split(flickr)
     assert (len(split.query), len(split.train), len(split.database)) == (2_000, 5_000, 23_000)
     split = load_protocol("flickr25k-distillhash").split(flickr)
     assert (len(split.query), len(split.train), len(split.database)) == (2_000, 10_000, 18_015)
     assert set(split.train.tolist()) <= set(split.database.tolist()) and not set(split.query) & set(split.database)
     assert min(split.query.min(), split.database.min()) >= 419
-    flickr.labels[:5_000] = 0
+    truth[:5_000] = 0
     with pytest.raises(DataError, match="needs 20,015 items with a label, this source has 20,000; --shrink"):
         load_protocol("flickr25k-distillhash").split(flickr)
     nuswide = labelled(rng.integers(0, 2, (30_000, 10)))
@@ -188,19 +193,76 @@ def test_rows_of_other_papers_belong_to_the_protocol_and_name_backbone_and_sourc
     ]
 
 
-def test_every_row_of_the_paper_has_a_command() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "protocols.md").read_text()
-    commands = re.findall(r"`distillhash (bench \$COMMON [^`]+)`", page)
-    (common,) = re.findall(r'COMMON="DATA (.+)"', page)
-    places = re.findall(r"`(--data \S+ --protocol \S+-distillhash)`", page)
-    assert len(commands) == 6 and len(places) == 3
+@pytest.fixture(scope="module")
+def paper() -> Any:
+    """The benchmark that makes every table and figure of the paper."""
+    spec = importlib.util.spec_from_file_location("distillhash_paper", ROOT / "benchmarks" / "distillhash_paper.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_table_and_row_of_the_paper_has_a_command(paper: Any) -> None:
+    page = (ROOT / "docs" / "protocols.md").read_text()
+    (command,) = re.findall(r"    python benchmarks/distillhash_paper.py (DATA .+)", page)
+    rows = re.findall(r"`distillhash (bench \$COMMON [^`]+)`", page)
+    (common,) = re.findall(r'COMMON="(--data DATA .+)"', page)
+    places = re.findall(r"`(\S+:DIR --protocol \S+-distillhash)`", page)
+    assert len(rows) == 5 and len(places) == 3
     for place in places:
-        found = set()
-        for command in commands:
-            arguments = build_parser().parse_args(shlex.split(command.replace("$COMMON", f"{place} {common}")))
-            for method in arguments.methods.split(","):
-                hasher = make_hasher(method, 16, **parse_settings(arguments.set))
-                assert hasher.fine_tunes == arguments.fine_tune and arguments.backbone == "vgg16"
-                found.add(method)
+        arguments = paper.make_parser().parse_args(shlex.split(command.replace("DATA", place)))
         published = load_protocol(arguments.protocol).published
+        n_train = {"cifar10": 5000, "flickr25k": 10_000, "nuswide": 10_500}[place.partition(":")[0]]
+        stated = {5000: 13, 10_000: 6, 10_500: 6}[n_train]
+        found, settings = set(), {}
+        for part in paper.parts(n_train):
+            for method in part.methods:
+                hasher = make_hasher(method, 16, **part.settings)
+                assert hasher.fine_tunes or not part.fine_tune
+                settings[method] = hasher.get_params()
+                found.add(method)
+        assert (
+            settings["distillhash"]["fine_tune_epochs"] == settings["distillhash-initial"]["fine_tune_epochs"] == stated
+        )
         assert found == set(published) and set(published["ssdh"]) == set(arguments.bits.split(","))
+        assert arguments.backbone == "vgg16" and not arguments.frozen
+        found = set()
+        for row in rows:
+            typed = build_parser().parse_args(shlex.split(row.replace("$COMMON", common.replace("DATA", place))))
+            for method in typed.methods.split(","):
+                hasher = make_hasher(method, 16, **parse_settings(typed.set))
+                assert hasher.fine_tunes == typed.fine_tune and typed.backbone == "vgg16"
+                assert n_train != 5000 or hasher.get_params() == settings[method]  # both ways are one experiment
+                found.add(method)
+        assert found == set(published)
+    assert load_protocol("flickr25k-all").published == load_protocol("flickr25k-distillhash").published
+
+
+def test_every_figure_of_the_paper_is_made(paper: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(240) % 4
+    features = (rng.standard_normal((4, 20))[labels] + 0.5 * rng.standard_normal((240, 20))).astype(np.float32)
+    np.savez(tmp_path / "data.npz", features=features, labels=labels)
+    monkeypatch.setattr(paper.figures.Drawing, "png", lambda _: b"")
+    monkeypatch.setattr(paper, "SWEEPS", {"n_neighbours": ("o", (2, 4)), "n_outputs": ("p", (16,))})
+    words = [str(tmp_path / "data.npz"), "--protocol", "folder", "--backbone", "embeddings", "--frozen", "--no-cache"]
+    words += ["--bits", "16", "--out", str(tmp_path / "out")]
+    paper.main(words)
+    page = (ROOT / "docs" / "protocols.md").read_text()
+    table = page[page.index("| of the paper | in `out/paper`") : page.index("`--only tables`")]
+    for name in re.findall(r"`(?:figures/)?((?:topn|pr)-16|figure5-[op])`", table):
+        assert (tmp_path / "out" / "figures" / f"{name}.svg").exists() and name in (
+            "topn-16",
+            "pr-16",
+            "figure5-o",
+            "figure5-p",
+        )
+    assert (tmp_path / "out" / "figures" / "loss-distillhash.svg").read_text().count("Training loss by iteration")
+    markdown = (tmp_path / "out" / "table.md").read_text()
+    assert all(f"| {method} |" in markdown for part in paper.parts(100) for method in part.methods)
+    cells = json.loads((tmp_path / "out" / "figure5.json").read_text())["cells"]
+    assert [(cell["option"], cell["value"]) for cell in cells] == [("o", 2), ("o", 4), ("p", 16)]
+    records = json.loads((tmp_path / "out" / "table.json").read_text())
+    (maps,) = (record["map"] for record in records if record["method"] == "distillhash")
+    assert cells[1]["map"] == pytest.approx([maps], rel=1e-5)  # o = 4 is the paper's

@@ -245,6 +245,8 @@ FIGURES: dict[str, Any] = {
     "topn": lambda: figures.topn_precision({"a": {"n": [1], "precision": [0.5]}}, random=0.1),
     "loss": lambda: figures.training_loss({"a": [100.0, 1.0], "b": [3.0]}),
     "loss_negative": lambda: figures.training_loss({"a": [-1.0]}),
+    "loss_by_iteration": lambda: figures.training_loss({"a": [0.6, 0.4]}, iterations=10),
+    "sensitivity": lambda: figures.sensitivity({"16 bits": [(2, 0.3, 0.29, 0.31), (20, 0.31, 0.31, 0.31)]}, "o"),
     "balance": lambda: figures.bit_balance([0.5]),
     "correlation_1": lambda: figures.bit_correlation([[1.0]]),
     "correlation_127": lambda: figures.bit_correlation((np.tri(127) - np.tri(127).T).tolist()),

@@ -269,6 +269,18 @@ def method_comparison(
     return drawing
 
 
+def sensitivity(series: Mapping[str, Sequence[tuple[float, float, float, float]]], option: str) -> Drawing:
+    """MAP against the values of an option; ``series`` is label -> points ``(value, mean, low, high)``. MAP does not begin at 0."""
+    with _drawing(f"MAP against {option}") as (drawing, axes):
+        for label, points in series.items():
+            values, mean, low, high = np.array(sorted(points)).T
+            (line,) = axes.plot(values, mean, label=label, marker="o", markersize=4)
+            axes.fill_between(values, low, high, color=line.get_color(), alpha=0.16, linewidth=0)
+        axes.set(xlabel=option, ylabel="MAP")
+        axes.set_xticks(sorted({point[0] for points in series.values() for point in points}))
+    return drawing
+
+
 def bytes_and_recall(
     series: Mapping[str, Sequence[tuple[float, float]]], styles: Mapping[str, tuple[str, str]], metric: str
 ) -> Drawing:
