@@ -61,13 +61,12 @@ class Part:
 def parts(n_train: int) -> list[Part]:
     """All rows. Step size, momentum and batch of DistillHash are the paper's, those of SSDH its authors' release."""
     passes = {"fine_tune_rate": 1e-3, "fine_tune_epochs": max(1, round(IMAGES / n_train))}
-    ssdh = {"beta": 2.0, "batch_size": 24, "adam_eps": 1.0, "fine_tune_rate": 1e-3, "fine_tune_epochs": 10}
+    ssdh = {"batch_size": 24, "adam_eps": 1.0, "fine_tune_rate": 1e-3, "fine_tune_epochs": 10}
     return [
         Part(("lsh", "sh", "itq", "pcah", "dsh", "sph"), fine_tune=False),
         Part(("deepbit", "sgh")),
-        Part(("ssdh",), ssdh),
-        Part(("distillhash",), {"preset": "paper", **passes}),
-        Part(("distillhash-initial",), {"beta": 2.0, "scale": 1.0, "optimizer": "sgd", **passes}),
+        Part(("ssdh:paper",), ssdh),
+        Part(("distillhash:paper", "distillhash-initial:paper"), passes),
     ]
 
 
@@ -83,7 +82,7 @@ def run_parts(prepared: Prepared, chosen: list[Part], bits: list[int], seeds: li
 
 def figure5(prepared: Prepared, bits: list[int], seeds: list[int], out: Path, command: str) -> None:
     """MAP by o and by p, a curve a code length: mean over seeds, the band spans them."""
-    (part,) = (part for part in parts(len(prepared.split.train)) if part.methods == ("distillhash",))
+    part = Part(("distillhash:paper",), parts(len(prepared.split.train))[-1].settings)
     table: list[dict[str, Any]] = []
     for option, (letter, values) in SWEEPS.items():
         curves: dict[str, list[tuple[float, float, float, float]]] = {f"{n} bits": [] for n in bits}

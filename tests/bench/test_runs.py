@@ -242,7 +242,7 @@ def test_a_protocols_training_set_is_not_cut_silently(tmp_path: Path) -> None:
     assert cut.record["n_train"] == 50
     assert (
         learned_from_fewer([cut], 180)
-        == "Of 180 training items some methods learned from fewer (their max_train): ssdh from 50."
+        == "Of 180 training items some methods learned from fewer (their max_train): ssdh, beta = 0 from 50."
     )
     (whole,) = run_all(small, ["ssdh"], [4], [0], tmp_path / "whole")
     assert whole.record["n_train"] == 180 and learned_from_fewer([whole], 180) == ""
