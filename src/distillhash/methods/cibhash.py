@@ -9,7 +9,7 @@ Departs from the paper in:
 1. A hidden layer of 512 (paper: 1,024) on standardised features of any backbone; views are embedded once, six a picture by default,
    instead of anew in every epoch. 30 epochs instead of 60 to 80, and the last one instead of the best on half of the test queries.
 2. Bits are drawn as in the paper; ``sampling="threshold"`` cuts the probabilities at 1/2 as released. tau is .5 (paper: .3): it measures
-   better on queries taken from the training side.
+   better on labelled queries from the training side.
 3. Without views, noise on the features stands in for augmentation (``noise``).
 """
 

@@ -9,7 +9,7 @@ Symbols: h -> outputs; b = sign(h) -> codes. Loss over pairs (i, i + B/2) of a b
 Departs from the paper in:
 1. A linear head on standardised features of any backbone, 100 epochs of Adam in batches of 256; released: VGG16 with dropout on, SGD
    1e-4, 60 to 300 epochs, batches of 32, the best epoch on the test queries. Here the last epoch counts.
-2. The penalty is off: at these step sizes it dominates, and .1 measures worse on queries taken from the training side.
+2. The penalty is off: at these step sizes it dominates, and .1 measures worse on labelled queries from the training side.
 3. Augmented views, one drawn for every image and batch, stand in for the dropout that the release keeps on.
 4. Cosines are of centred features (``centre=False``: as released). Features after a ReLU have cosines in a narrow positive band, which
    codes can only meet by collapsing.

@@ -10,7 +10,7 @@ Departs from the paper in:
 1. The backbone is whatever the features come from, frozen unless fine-tuned, and then without dropout and
    with the batch normalisation it was learned with; the paper fine-tunes a VGG network end to end.
 2. Batch size, epochs and step size are for a head on standardised features (released: Adam 1e-3 with epsilon 1, batch 24, 10 epochs).
-3. beta is 0, not the released 2 (preset ``paper``): on frozen features more dissimilar pairs measure better, on queries taken from the
+3. beta is 0, not the released 2 (preset ``paper``): on frozen features more dissimilar pairs measure better, on labelled queries from the
    database side.
 4. Self-pairs and self-distances are left out (``self_pairs``, ``self_distances`` bring them back).
 5. More than ``max_train`` rows are sampled down, because D is n x n.
