@@ -33,6 +33,18 @@ def test_the_readme_names_it(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", BUILT_IN)
+def test_the_readme_marks_it_where_it_is_reconstructed(method: str) -> None:
+    assert (f"`{method}`\N{DAGGER}" in README) == bool(method_class(method).reconstructed)
+
+
+def test_the_readme_counts_the_methods() -> None:
+    assert f"today's methods, {len(BUILT_IN)} in all" in README
+    measured = {row["method"].partition(":")[0] for row in CIFAR10}
+    assert measured == {name for name in BUILT_IN if not method_class(name).needs_texts}
+    assert f"All {len(measured)} methods of features" in README
+
+
+@pytest.mark.parametrize("method", BUILT_IN)
 def test_results_have_its_numbers(method: str) -> None:
     cls = method_class(method)
     if cls.needs_labels:
