@@ -9,8 +9,8 @@ u_ik)^2. g and a grow with the uncertainties and have mean 1.
 
 RECONSTRUCTED: of the paper only the abstract was found. U rests on "we model bit-level uncertainty via measuring the discrepancy between
 the output of a hashing network and that of a momentum-updated network" and "the mean discrepancy of all bits in a hashing code can be
-regarded as image-level uncertainty", a and g on "the hashing bit and image with higher uncertainty are paid more attention during optimization".
-The forms of a and g and all numbers are our interpretation.
+regarded as image-level uncertainty", a and g on "the hashing bit and image with higher uncertainty are paid more attention during
+optimization". The forms of a and g and all numbers are our interpretation.
 
 Departs from the paper in:
 1. A head on standardised features; the paper trains a network end to end.
