@@ -18,6 +18,7 @@ from distillhash.methods.crovca import alignment_loss, coding_rate
 from distillhash.methods.greedyhash import greedy_loss
 from distillhash.methods.heads import Data, half_batch_cosines, straight_through_sign, unit_features
 from distillhash.methods.nsh import soft_sort, sorted_contrast
+from distillhash.methods.registry import hasher_from
 from distillhash.methods.sdc import calibrated_targets, calibration_loss
 
 
@@ -57,6 +58,7 @@ def test_the_papers_preset_of_crovca_is_the_released_network() -> None:
     for weight in weights:
         assert weight.std() == pytest.approx(0.02, rel=0.1) and np.abs(weight.mean()) < 0.004
     assert [weight.shape for weight, _ in hasher.fit(x).layers_] == [(60, 60), (60, 8)]
+    assert hasher_from(hasher.config(), hasher.tensors()).encode(x) == hasher.encode(x)
 
 
 def test_straight_through_sign() -> None:
