@@ -39,7 +39,7 @@ TUNED: dict[str, list[dict[str, Any]]] = {
     "bihalf": [{}, *({"pull": value} for value in (1.5, 3.0, 12.0, 24.0))],
     "cibhash": [{}, *({"temperature": value} for value in (0.1, 0.2, 0.3, 1.0))],
     "cimon": [{}, *({"temperature": value} for value in (0.1, 0.2, 0.3)), {"contrast": 1.0}],
-    "crovca": [{}, *({"diversity": value} for value in (0.025, 0.05, 0.2, 0.4))],
+    "crovca:paper": [{}, *({"diversity": value} for value in (0.025, 0.05, 0.2, 0.4))],
     "deepbit": [{}, {"invariance": 0.25}, {"invariance": 4.0}, {"even": 4.0}, {"quantisation": 0.25}],
     "distillhash": PAIRS,
     "distillhash:paper": PAIRS,

@@ -11,12 +11,14 @@ from scipy.stats import beta as beta_distribution
 
 from distillhash.errors import ParameterError
 from distillhash.methods import make_hasher
+from distillhash.methods.base import TrainingSet
 from distillhash.methods.bihalf import bi_half
 from distillhash.methods.cibhash import bottleneck_loss
 from distillhash.methods.crovca import alignment_loss, coding_rate
 from distillhash.methods.greedyhash import greedy_loss
-from distillhash.methods.heads import half_batch_cosines, straight_through_sign, unit_features
+from distillhash.methods.heads import Data, half_batch_cosines, straight_through_sign, unit_features
 from distillhash.methods.nsh import soft_sort, sorted_contrast
+from distillhash.methods.registry import hasher_from
 from distillhash.methods.sdc import calibrated_targets, calibration_loss
 
 
@@ -32,6 +34,31 @@ def draw(*shape: int, seed: int = 0) -> NDArray[Any]:
 
 def cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+
+
+def test_the_papers_preset_of_crovca_is_the_released_network() -> None:
+    hasher: Any = make_hasher("crovca", 8, preset="paper")
+    parameters = hasher.get_params()
+    released = {
+        "epochs": 5,
+        "batch_size": 256,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.01,
+        "diversity": 0.1,
+        "precision": 0.05,
+    }
+    assert parameters | released == parameters
+    x = clustered(400, 60)
+    weights = [
+        layer.weight.detach().numpy()
+        for layer in hasher._head(Data(TrainingSet(x), np.arange(400)), 8, seed=1)
+        if isinstance(layer, torch.nn.Linear)
+    ]
+    assert [weight.shape for weight in weights] == [(60, 60), (8, 60)]
+    for weight in weights:
+        assert weight.std() == pytest.approx(0.02, rel=0.1) and np.abs(weight.mean()) < 0.004
+    assert [weight.shape for weight, _ in hasher.fit(x).layers_] == [(60, 60), (60, 8)]
+    assert hasher_from(hasher.config(), hasher.tensors()).encode(x) == hasher.encode(x)
 
 
 def test_straight_through_sign() -> None:

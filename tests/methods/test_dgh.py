@@ -26,7 +26,7 @@ def dense_graph(Z: Any) -> NDArray[Any]:
 
 
 @pytest.mark.parametrize("rho", [0, 0.3, 5])
-@pytest.mark.parametrize("variant", ["r", "i"])
+@pytest.mark.parametrize("variant", ["r", "weighted-r", "i"])
 def test_the_objective_never_falls(variant: str, rho: float) -> None:
     hasher = make_hasher("dgh", 20, variant=variant, rho=rho, n_anchors=60).fit(mixture())
     objective = np.array(hasher.history_["objective"])
@@ -35,14 +35,14 @@ def test_the_objective_never_falls(variant: str, rho: float) -> None:
     assert objective[-1] > objective[0] + 0.01
 
 
-@pytest.mark.parametrize("variant", ["r", "i"])
+@pytest.mark.parametrize("variant", ["r", "weighted-r", "i"])
 def test_matches_the_formula_on_the_dense_graph(variant: str) -> None:
     x, n, rho, k = mixture(), 300, 0.5, 6
     hasher: Any = make_hasher("dgh", k, variant=variant, rho=rho, n_anchors=60, seed=2).fit(x)
     rng = np.random.default_rng(2)
     graph, sparse = build_graph(x, 60, 3, rng)
     Z, A = sparse.toarray(), dense_graph(sparse)
-    _, vectors = np.linalg.eigh(A - np.ones((n, n)) / n)
+    values, vectors = np.linalg.eigh(A - np.ones((n, n)) / n)
     H = vectors[:, ::-1][:, :k]
     # The columns' signs are arbitrary; those of the hasher's start make the largest anchor value positive.
     at_anchors = np.diag(1 / Z.sum(0)) @ Z.T @ H
@@ -55,6 +55,13 @@ def test_matches_the_formula_on_the_dense_graph(variant: str) -> None:
             R = left @ right
         Y = Y @ R
     B = np.where(Y >= 0, 1.0, -1.0)
+    if variant == "weighted-r":  # Eq. (8), in the paper's terms
+        R, theta = np.eye(k), np.diag(values[::-1][:k])
+        for _ in range(100):
+            B = np.where(H @ theta @ R >= 0, 1.0, -1.0)
+            left, _, right = np.linalg.svd(theta @ H.T @ B)
+            R = left @ right
+        Y = Y @ R
     objective = [np.trace(B.T @ A @ B) + rho * np.trace(B.T @ Y)]
     for _ in range(20):
         for _ in range(300):

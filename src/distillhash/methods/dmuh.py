@@ -7,8 +7,10 @@ Symbols: u -> outputs; v -> outputs of the momentum network, whose weights follo
 T_ij), T = scale <u_i, u_j> / K, S_ij = 1 for images that share a label, plus quantisation times the mean of g_ik (u_ik - sign
 u_ik)^2. g and a grow with the uncertainties and have mean 1.
 
-RECONSTRUCTED: the abstract says that the two networks' discrepancy is the uncertainty of bits, its mean that of images, and that the
-uncertain get more attention. The forms of a and g and all numbers are our interpretation.
+RECONSTRUCTED: of the paper only the abstract was found. U rests on "we model bit-level uncertainty via measuring the discrepancy between
+the output of a hashing network and that of a momentum-updated network" and "the mean discrepancy of all bits in a hashing code can be
+regarded as image-level uncertainty", a and g on "the hashing bit and image with higher uncertainty are paid more attention during
+optimization". The forms of a and g and all numbers are our interpretation.
 
 Departs from the paper in:
 1. A head on standardised features; the paper trains a network end to end.

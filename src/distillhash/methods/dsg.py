@@ -6,9 +6,11 @@ https://arxiv.org/abs/2105.06125
 Symbols: D -> cosine distances; t -> the threshold, in ``history_``; S -> pairs_; w -> weights_; u -> relaxed codes; K -> n_bits.
 Loss: sum w_ij |S_ij| (<u_i, u_j> / K - S_ij)^2 over a batch, u = tanh(outputs).
 
-RECONSTRUCTED: the paper's abstract says that smooth confidence weights are computed from noisy similarity signals, that a priority loss
-uses them, and that global clustering removes contradictory signals. Threshold, weights and filter are those of CIMON, by the same first
-author; the exponent ``priority`` is a guess at the name of the loss (1 leaves the weights as they are).
+RECONSTRUCTED: of the paper only the abstract was found. Each part rests on a sentence of it. Weights and loss: "we obtain the similarity
+confidence weights based on the initial noisy similarity signals learned from local structures and construct a priority loss function for
+smooth similarity-preserving learning". Filter: "global information based on clustering is utilized to distill the image pairs by removing
+contradictory similarity signals". Threshold, weights and filter are those of CIMON, by the same first author; the exponent ``priority`` is
+a guess at the name of the loss (1 leaves the weights as they are).
 
 Departs from the paper in:
 1. The backbone is whatever the features come from, frozen unless fine-tuned; the paper trains a network end to end.

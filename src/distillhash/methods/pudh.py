@@ -6,10 +6,12 @@ Processing 27(4), 2018, pp. 1626-1638. https://doi.org/10.1109/TIP.2017.2781422
 Symbols: X -> principal components of the features; Y -> probabilities of the pseudo labels; rho -> canonical correlations of X and Y;
 V -> canonical variates of X; R -> rotation; B = sign(V R) -> codes_, which a head then regresses: mean (tanh(outputs) - B)^2.
 
-RECONSTRUCTED: known are the framework (likelihood, mutual information, quantisation error) and its steps by name: PCA, pseudo labels by
-Bayes' rule, correlation between projected features and pseudo labels, a rotation, and a network that learns the codes. Here the
-likelihood is that of a Gaussian mixture, the mutual information -1/2 sum log(1 - rho^2) that of canonical correlation analysis, and the
-rotation that of ITQ.
+RECONSTRUCTED: of the paper only the abstract and a survey's account were found. The abstract says: "we convert the unsupervised DH model
+into supervised by discovering pseudo labels", and "the framework unifies likelihood maximization, mutual information maximization, and
+quantization error minimization so that the pseudo labels can maximumly preserve the distribution of visual features". The survey names
+the steps: PCA, pseudo labels by Bayes' rule, correlation between projected features and pseudo labels, a rotation, and a network that
+learns the codes. Here the likelihood is that of a Gaussian mixture, the mutual information -1/2 sum log(1 - rho^2) that of canonical
+correlation analysis, and the rotation that of ITQ: largely our own method.
 
 Departs from the paper in:
 1. The number of clusters, the covariance and the scale of V, unknown, are ours. Canonical correlation leaves the scale of a direction free:

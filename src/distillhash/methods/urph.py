@@ -14,8 +14,9 @@ of length 1; P -> their w K leading principal directions; S = diag((sigma_1 / si
 lower the mean of -log softmax(c <b_q, b_i> / K) over each query's nearest rows in the batch, b with the gradient of tanh, c learned. Two
 halves of the rows, each judged by what was learned from the other, choose w, a, f in turn, and whether the training is kept.
 
-RECONSTRUCTED: the paper's abstract tells the aim (ranking by codes as by features, every training item a query, an optional decoder,
-search on a graph of codes and re-ranking by reconstructed features). Losses, network and numbers are our interpretation.
+RECONSTRUCTED: of the paper only the abstract was found. The loss rests on "considering each training sample as a query and aiming to obtain
+the same retrieval results using the produced hash codes as those obtained with the original features", the decoder on "a decoder trained to
+obtain an approximated reconstruction of the original features". Losses, network and numbers are our interpretation.
 
 Departs from the paper in:
 1. Which rank loss the paper uses is not known; three are here. The default ranks whole batches.
