@@ -35,6 +35,7 @@ RECIPE: dict[str, Any] = {
     "weight_decay": 0.0,
 }
 PAIRS = [{}, {"scale": 0.25}, {"scale": 1.0}, {"alpha": 1.0}, {"alpha": 2.5}]
+PAPER_PAIRS = [{}, {"scale": 0.25}, {"scale": 0.5}, {"alpha": 1.0}, {"alpha": 2.5}]  # its own scale is 1
 TUNED: dict[str, list[dict[str, Any]]] = {
     "bihalf": [{}, *({"pull": value} for value in (1.5, 3.0, 12.0, 24.0))],
     "cibhash": [{}, *({"temperature": value} for value in (0.1, 0.2, 0.3, 1.0))],
@@ -42,9 +43,9 @@ TUNED: dict[str, list[dict[str, Any]]] = {
     "crovca:paper": [{}, *({"diversity": value} for value in (0.025, 0.05, 0.2, 0.4))],
     "deepbit": [{}, {"invariance": 0.25}, {"invariance": 4.0}, {"even": 4.0}, {"quantisation": 0.25}],
     "distillhash": PAIRS,
-    "distillhash:paper": PAIRS,
+    "distillhash:paper": PAPER_PAIRS,
     "distillhash-contrast": [{}, *({"temperature": value} for value in (0.1, 0.2, 0.3, 0.5))],
-    "distillhash-initial:paper": PAIRS,
+    "distillhash-initial:paper": PAPER_PAIRS,
     "dsg": [{}, {"alpha": 0.5}, {"alpha": 1.5}, {"priority": 0.5}, {"priority": 2.0}],
     "greedyhash": [{}, *({"penalty": value} for value in (0.001, 0.01, 0.1, 1.0))],
     "mls3rduh": [
