@@ -24,6 +24,7 @@ import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -39,7 +40,6 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -140,7 +140,7 @@ class Task:
 
     def settings(self, path: str) -> Any:
         """A YAML file of the repository."""
-        return yaml.safe_load((self.repository / path).read_text())
+        return importlib.import_module("yaml").safe_load((self.repository / path).read_text())
 
     def encode(self, outputs: Callable[[Tensor], Any]) -> Signs:
         """Signs of what a model gives for queries and database."""
@@ -172,7 +172,8 @@ class Loader:
 
     def __iter__(self) -> Iterator[Any]:
         order = torch.randperm(len(self.dataset.data))
-        return map(self.form, order.split(self.batch_size)[: self.batches])
+        starts = range(0, self.batches * self.batch_size, self.batch_size)
+        return (self.form(order[start : start + self.batch_size]) for start in starts)
 
 
 class Bare(nn.Module):
@@ -293,8 +294,8 @@ def bihalf(task: Task) -> Signs:
 def classified(task: Task, path: str, changes: dict[str, str]) -> Any:
     """Load a script that reads CIFAR-10 by torchvision and trains on batches of images and labels."""
     images = SimpleNamespace(data=np.zeros((60_000, 1)), targets=list(range(10)) * 6000)
-    sys.modules["torchvision"].models.vgg16 = sys.modules["torchvision.models"].vgg16 = Bare
-    sys.modules["torchvision.datasets"].CIFAR10 = sys.modules["torchvision"].datasets.CIFAR10 = lambda **_: images
+    torchvision: Any = sys.modules["torchvision"]
+    torchvision.models.vgg16, torchvision.datasets.CIFAR10 = Bare, lambda **_: images
     sys.path.insert(0, str((task.repository / path).parent))
 
     def loader(batch_size: int, **_: Any) -> Loader:
@@ -349,9 +350,8 @@ def tbh(task: Task, steps: int = 0) -> Signs:
     tensorflow.random.set_seed(task.seed)
     importlib.import_module("util.data.set_processor").SET_DIM["cifar10"] = task.width
     module = task.load("train/tbh_train.py")
-    models: list[Any] = []
-    network = module.TBH
-    module.TBH = lambda *given: models.append(network(*given)) or models[0]
+    model = module.TBH("cifar10", task.n_bits, 512)
+    module.TBH = lambda *_: model
     module.hook, module.REPO_PATH = lambda *_: 0.0, "."
     arrays = np.arange(len(task.train)), task.data["train"], np.zeros((len(task.train), 10), np.int32)
     batches = (
@@ -360,7 +360,7 @@ def tbh(task: Task, steps: int = 0) -> Signs:
     module.Dataset = lambda **_: SimpleNamespace(train_data=batches, test_data=batches, update=lambda *_: None)
     given = {"max_iter": steps} if steps else {}
     module.train("cifar10", task.n_bits, 512, 400, **given)
-    return task.encode(lambda x: models[0]([[None, x.numpy()]], training=False).numpy() - 0.5)
+    return task.encode(lambda x: model([[None, x.numpy()]], training=False).numpy() - 0.5)
 
 
 def dgh(task: Task, scale: bool = True) -> Signs:
@@ -468,7 +468,7 @@ SCALED: dict[str, Options] = {"its head standardises": {"scaled": True}}
 DROPPED: dict[str, Options] = {"dropout .5 on the features, as after VGG16": {"dropout": 0.5}}
 ANCHORS: dict[str, Options] = {"3 neighbours": {"neighbours": 3}, "5 rounds of k-means": {"rounds": 5}}
 TORCH = ("evaluate.py", "mean_average_precision")
-HABIR_CODE = {"repository": "hashing-baseline-for-image-retrieval", "by": "HABIR, a toolbox"}
+TOOLBOX = "hashing-baseline-for-image-retrieval", "HABIR, a toolbox"
 PEERS = {
     "ssdh": Peer(
         "SSDH_PyTorch",
@@ -609,12 +609,12 @@ PEERS = {
         single={"2 neighbours": {"n_neighbours": 2}},
         theirs=ANCHORS,
     ),
-    "itq": Peer(run=itq, **HABIR_CODE),
-    "pcah": Peer(run=pcah, **HABIR_CODE),
-    "sh": Peer(run=sh, **HABIR_CODE),
-    "sph": Peer(run=sph, **HABIR_CODE),
-    "dsh": Peer(run=dsh, **HABIR_CODE),
-    "lsh": Peer(run=lsh, **HABIR_CODE),
+    "itq": Peer(TOOLBOX[0], itq, TOOLBOX[1]),
+    "pcah": Peer(TOOLBOX[0], pcah, TOOLBOX[1]),
+    "sh": Peer(TOOLBOX[0], sh, TOOLBOX[1]),
+    "sph": Peer(TOOLBOX[0], sph, TOOLBOX[1]),
+    "dsh": Peer(TOOLBOX[0], dsh, TOOLBOX[1]),
+    "lsh": Peer(TOOLBOX[0], lsh, TOOLBOX[1]),
 }
 
 
@@ -671,7 +671,7 @@ def prepare_process(task: Task, out: Path) -> None:
 
 def in_process(timeout: float, function: Callable[..., None], *arguments: Any) -> str:
     """Run ``function`` in a fresh process; why it came to no good end, or an empty text."""
-    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments)
+    process = multiprocessing.get_context("spawn").Process(target=function, args=arguments, daemon=True)
     process.start()
     process.join(timeout)
     if process.is_alive():
@@ -756,8 +756,8 @@ class Comparison:
         with np.load(codes) as found:
             sides = [Codes.from_signs(found[name]) for name in ("query", "database")]
         labels = task.data["query_labels"], task.data["database_labels"]
-        features = {f"{side}_features": task.data[side] for side in ("query", "database")}
-        report = evaluate_codes(*sides, *labels, cutoffs=(1000,), topn=(10,), **features)
+        features = {"query_features": task.data["query"], "database_features": task.data["database"]}
+        report = evaluate_codes(sides[0], sides[1], *labels, (1000,), (10,), **features)
         return {name: round(report[name], 4) for name in MEASURES}
 
 
@@ -814,6 +814,7 @@ def main() -> None:
     )
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for one run of foreign code")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process with foreign code ends too
     arguments.out.mkdir(parents=True, exist_ok=True)
     protocol, backbone = load_protocol("cifar10-distillhash"), make_backbone(arguments.backbone)
     prepared = prepare(open_source(arguments.source), protocol, backbone, cache=FeatureCache(), n_views=6)
