@@ -11,8 +11,8 @@ An adapter replaces a repository's images and backbone by these features and lea
 are there. It takes the last epoch, where some repositories keep the best one on their test queries. Text that torch or NumPy no longer
 accept is replaced while a file is loaded; nothing is written into the repository.
 
-Every cell runs in a process of its own and is kept in OUT/rows.jsonl; OUT/table.md holds the means. A repository that is missing, or code
-that fails, is named and left out.
+Every run of foreign code has a process of its own. Finished cells are kept in OUT/rows.jsonl; OUT/summary.md and OUT/table.md hold means.
+A repository that is missing, or code that fails, is named and left out.
 """
 
 from __future__ import annotations
@@ -450,8 +450,9 @@ def octave(task: Task, folders: list[str], commands: str, **arrays: NDArray[Any]
 class Peer:
     """Code of a method, and our method: what each is run with.
 
-    ``single`` are settings of ours that bring it to theirs, tried one at a time and then all; None for the views means none. ``theirs``
-    are changes to their run that bring it to ours. ``measure`` is a file, a function and a depth of the repository's own metric.
+    ``cut`` says how far their settings are cut short, where they take days. ``single`` are settings of ours that bring it to theirs,
+    tried one at a time and then all; None for the views means none. ``theirs`` are changes to their run. ``measure`` is a file, a
+    function and a depth of the repository's own metric.
     """
 
     repository: str
@@ -459,6 +460,7 @@ class Peer:
     by: str = "the authors"
     ours: str = ""
     options: Options = field(default_factory=dict)
+    cut: Options = field(default_factory=dict)
     single: dict[str, Options] = field(default_factory=dict)
     theirs: dict[str, Options] = field(default_factory=dict)
     measure: tuple[str, str, tuple[Any, ...]] | None = None
@@ -592,7 +594,7 @@ PEERS = {
         theirs=SCALED | {"threshold .25": {"threshold": 0.25}},
         measure=(*TORCH, ("cpu", 50_000)),
     ),
-    "tbh": Peer("TBH", tbh, measure=("util/eval_tools.py", "eval_cls_map", (1000,))),
+    "tbh": Peer("TBH", tbh, cut={"steps": 1000}, measure=("util/eval_tools.py", "eval_cls_map", (1000,))),
     "dgh": Peer(
         "unsupervised-hashing",
         dgh,
@@ -691,20 +693,20 @@ class Comparison:
         self.failed: dict[str, str] = {}
 
     def cells(self, method: str, n_bits: int, seed: int, singles: bool) -> None:
-        """Both codes at their own settings; ours at theirs; with ``singles`` every change alone."""
+        """Both at their own settings, ours at theirs, theirs with a head that standardises; with ``singles`` every change alone."""
         peer = PEERS[method]
         everything: Options = {}
         for change in peer.single.values():
             everything |= change
-        self.cell("theirs", method, "own settings", {}, n_bits, seed)
+        self.cell("theirs", method, "own settings", peer.cut, n_bits, seed)
         self.cell("ours", method, "defaults", {}, n_bits, seed)
         if everything:
             self.cell("ours", method, "their settings", everything, n_bits, seed)
-        if singles:
-            for label, change in peer.single.items() if len(peer.single) > 1 else ():
-                self.cell("ours", method, label, change, n_bits, seed)
-            for label, change in peer.theirs.items():
+        for label, change in peer.theirs.items():
+            if singles or label in SCALED:
                 self.cell("theirs", method, label, change, n_bits, seed)
+        for label, change in peer.single.items() if singles and len(peer.single) > 1 else ():
+            self.cell("ours", method, label, change, n_bits, seed)
 
     def cell(self, code: str, method: str, setting: str, options: Options, n_bits: int, seed: int) -> None:
         """Run one cell, unless it is finished, and keep its row."""
@@ -762,19 +764,13 @@ class Comparison:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Means over seeds, the spread of MAP over them, and what their own metric says, in Markdown."""
-    lines = [
-        "| bits | method | code | settings | seeds | MAP | spread | MAP@1000 | P@10 | neighbour recall@10 | their metric |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|---|---|---|---|")
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["n_bits"], row["method"], row["code"], row["setting"]), []).append(row)
-    methods, order = list(PEERS), ["own settings", "defaults", "their settings"]
-    rank = {
-        key: (key[0], methods.index(key[1]), (order.index(key[3]) if key[3] in order else 3), key[2]) for key in groups
-    }
-    for key in sorted(groups, key=rank.__getitem__):
+    """Every kind of cell: means over seeds, the spread of MAP over them, and what their own metric says, in Markdown."""
+    names = "bits, method, code, settings, seeds, MAP, spread, MAP@1000, P@10, neighbour recall@10, their metric"
+    lines = heading(names)
+    groups = grouped(rows)
+    order = ["own settings", "defaults", "their settings"]
+    rank = {key: (*key[:2], order.index(key[3]) if key[3] in order else 3) for key in groups}
+    for key in sorted(groups, key=lambda key: (key[0], list(PEERS).index(key[1]), rank[key][2], key[2])):
         found = groups[key]
         maps = [row["map"] for row in found]
         spread = f"{np.std(maps, ddof=1):.3f}" if len(maps) > 1 else ""
@@ -783,6 +779,42 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = [*map(str, key), str(len(found)), means[0], spread, *means[1:], f"{np.mean(own):.3f}" if own else ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """One line for each method: MAP of their codes and ours, and what each change alone does to MAP with the first seed."""
+    columns = "bits, method, theirs, ours, difference, ours at their settings, theirs with a head that standardises"
+    lines = heading(f"{columns}, changes to ours one at a time, changes to theirs")
+    groups = grouped(rows)
+    mean = {key: float(np.mean([row["map"] for row in found])) for key, found in groups.items()}
+    first = {key: min(found, key=lambda row: row["seed"]) for key, found in groups.items()}
+    for n_bits, method in dict.fromkeys(key[:2] for key in groups):
+        theirs, ours = (n_bits, method, "theirs", "own settings"), (n_bits, method, "ours", "defaults")
+        if theirs not in groups or ours not in groups:
+            continue
+        changes = {"theirs": "", "ours": ""}
+        for code, start, names in (("ours", ours, PEERS[method].single), ("theirs", theirs, PEERS[method].theirs)):
+            ends = {name: first.get((n_bits, method, code, name)) for name in names}
+            moved = {name: end["map"] - first[start]["map"] for name, end in ends.items() if end and name not in SCALED}
+            changes[code] = "; ".join(f"{name}: {change:+.3f}" for name, change in moved.items())
+        cells = [f"{mean[theirs]:.3f}", f"{mean[ours]:.3f}", f"{mean[ours] - mean[theirs]:+.3f}"]
+        for code, setting in (("ours", "their settings"), ("theirs", *SCALED)):
+            value = mean.get((n_bits, method, code, setting))
+            cells.append("" if value is None else f"{value:.3f}")
+        lines.append("| " + " | ".join([str(n_bits), method, *cells, changes["ours"], changes["theirs"]]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def heading(names: str) -> list[str]:
+    return [f"| {names.replace(', ', ' | ')} |", "|" + "---|" * len(names.split(", "))]
+
+
+def grouped(rows: list[dict[str, Any]]) -> dict[tuple[Any, ...], list[dict[str, Any]]]:
+    """Rows that differ in the seed alone, by bits, method, code and settings; in the order of the methods."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (row["n_bits"], list(PEERS).index(row["method"]))):
+        groups.setdefault((row["n_bits"], row["method"], row["code"], row["setting"]), []).append(row)
+    return groups
 
 
 def describe(repositories: Path) -> dict[str, dict[str, str]]:
@@ -846,6 +878,7 @@ def main() -> None:
                 for seed in seeds:
                     comparison.cells(method, n_bits, seed, seed == seeds[0] and not arguments.no_singles)
     (arguments.out / "table.md").write_text(table(comparison.rows))
+    (arguments.out / "summary.md").write_text(summary(comparison.rows))
     for name, reason in comparison.failed.items():
         print(f"left out: {name}: {reason}")
 
