@@ -24,9 +24,9 @@ import multiprocessing
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -47,7 +47,7 @@ from distillhash import Codes, make_hasher
 from distillhash.backbones import FeatureCache, make_backbone
 from distillhash.bench.protocols import load_protocol
 from distillhash.bench.runs import prepare
-from distillhash.methods.heads import Standardise
+from distillhash.methods.heads import Standardise, linear
 from distillhash.methods.training import CachedFeatures
 from distillhash.metrics import evaluate_codes
 from distillhash.sources import open_source
@@ -105,6 +105,7 @@ class Task:
     n_bits: int
     seed: int
     scaled: bool = False
+    started: bool = False
 
     @cached_property
     def data(self) -> dict[str, NDArray[Any]]:
@@ -125,6 +126,12 @@ class Task:
     def scale(self) -> nn.Module:
         """What a head begins with: nothing, or where ``scaled`` the mean and one scale that heads of ours take off."""
         return Standardise(self.data["train"]) if self.scaled else nn.Identity()
+
+    def head(self, n_outputs: int) -> nn.Module:
+        """A linear head of theirs; where ``started`` its weights are drawn as those of ours are, 1.7 times as large."""
+        draw = torch.Generator().manual_seed(self.seed)
+        layer = linear(self.width, n_outputs, draw) if self.started else nn.Linear(self.width, n_outputs)
+        return nn.Sequential(self.scale, layer)
 
     def load(self, path: str, changes: dict[str, str] | None = None, **names: Any) -> Any:
         """Run a Python file of the repository as a module, with texts replaced (each must be there) and ``names`` defined."""
@@ -267,7 +274,7 @@ def mls3rduh(task: Task, in_head: bool = True) -> Signs:
 def greedyhash(task: Task) -> Signs:
     changes = {
         "encode_length = 64": f"encode_length = {task.n_bits}",
-        "nn.Linear(4096, encode_length)": f"nn.Sequential(scale, nn.Linear({task.width}, encode_length))",
+        "nn.Linear(4096, encode_length)": "head(encode_length)",
         "labels.size(0) / 2": "labels.size(0) // 2",
         "(i + 1) % (len(train_dataset) // batch_size / 1) == 0": "False",
         "(epoch + 1) % 5 == 0": "False",
@@ -280,7 +287,7 @@ def greedyhash(task: Task) -> Signs:
 def bihalf(task: Task) -> Signs:
     changes = {
         "encode_length = 16": f"encode_length = {task.n_bits}",
-        "nn.Linear(4096, encode_length)": f"nn.Sequential(scale, nn.Linear({task.width}, encode_length))",
+        "nn.Linear(4096, encode_length)": "head(encode_length)",
         "torch.manual_seed(0)": f"torch.manual_seed({task.seed})",
         "(epoch + 1) % 10 == 0": "False",
         "torch.utils.data.DataLoader": "loader",
@@ -301,7 +308,7 @@ def classified(task: Task, path: str, changes: dict[str, str]) -> Any:
     def loader(batch_size: int, **_: Any) -> Loader:
         return Loader(task.train, lambda rows: (task.train[rows], torch.zeros(len(rows))), batch_size)
 
-    return task.load(path, changes, loader=loader, scale=task.scale)
+    return task.load(path, changes, loader=loader, head=task.head)
 
 
 def sdc(task: Task) -> Signs:
@@ -451,8 +458,8 @@ class Peer:
     """Code of a method, and our method: what each is run with.
 
     ``cut`` says how far their settings are cut short, where they take days. ``single`` are settings of ours that bring it to theirs,
-    tried one at a time and then all; None for the views means none. ``theirs`` are changes to their run. ``measure`` is a file, a
-    function and a depth of the repository's own metric.
+    tried one at a time and then all; None for the views means none. ``tried`` are further settings of ours, ``theirs`` changes to their
+    run. ``measure`` is a file, a function and a depth of the repository's own metric.
     """
 
     repository: str
@@ -462,11 +469,14 @@ class Peer:
     options: Options = field(default_factory=dict)
     cut: Options = field(default_factory=dict)
     single: dict[str, Options] = field(default_factory=dict)
+    tried: dict[str, Options] = field(default_factory=dict)
     theirs: dict[str, Options] = field(default_factory=dict)
     measure: tuple[str, str, tuple[Any, ...]] | None = None
 
 
 SCALED: dict[str, Options] = {"its head standardises": {"scaled": True}}
+SLOW: Options = {"optimizer": "sgd", "learning_rate": 1e-4, "batch_size": 32, "epochs": 300, "weight_decay": 5e-4}
+STARTED: dict[str, Options] = {"standardises and starts as ours": {"scaled": True, "started": True}}
 DROPPED: dict[str, Options] = {"dropout .5 on the features, as after VGG16": {"dropout": 0.5}}
 ANCHORS: dict[str, Options] = {"3 neighbours": {"neighbours": 3}, "5 rounds of k-means": {"rounds": 5}}
 TORCH = ("evaluate.py", "mean_average_precision")
@@ -533,7 +543,7 @@ PEERS = {
                 "schedule": "constant",
             },
         },
-        theirs=SCALED | DROPPED,
+        theirs=SCALED | STARTED | DROPPED,
         measure=("cal_map.py", "calculate_top_map", (1000,)),
     ),
     "bihalf": Peer(
@@ -543,15 +553,14 @@ PEERS = {
             "cosines not centred": {"centre": False},
             "thresholds not moved": {"recentre": False},
             "no views": {"views": None},
-            "SGD 1e-4, batch 32, 300 epochs, decay 5e-4": {
-                "optimizer": "sgd",
-                "learning_rate": 1e-4,
-                "batch_size": 32,
-                "epochs": 300,
-                "weight_decay": 5e-4,
-            },
+            "SGD 1e-4, batch 32, 300 epochs, decay 5e-4": SLOW,
         },
-        theirs=SCALED | DROPPED,
+        tried={
+            "SGD 1e-3 for 300 epochs": SLOW | {"learning_rate": 1e-3},
+            "SGD 1e-3 for 300 epochs, cosines not centred, thresholds not moved": SLOW
+            | {"learning_rate": 1e-3, "centre": False, "recentre": False},
+        },
+        theirs=SCALED | STARTED | DROPPED,
         measure=("ImageHashing/cal_map_single.py", "calculate_map", ()),
     ),
     "sdc": Peer(
@@ -626,7 +635,7 @@ def run_theirs(method: str, options: Options, task: Task, out: Path) -> None:
     try:
         given = dict(options)
         Bare.dropout = given.pop("dropout", 0.0)
-        task = replace(task, scaled=given.pop("scaled", False))
+        task = replace(task, scaled=given.pop("scaled", False), started=given.pop("started", False))
         query, database = PEERS[method].run(task, **given)
         np.savez(out / "codes.npz", query=query, database=database)
     except SkippedError as error:
@@ -655,6 +664,7 @@ def measure_theirs(method: str, task: Task, codes: Path, out: Path) -> None:
 
 
 def prepare_process(task: Task, out: Path) -> None:
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     log = os.open(out / "log", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -669,6 +679,13 @@ def prepare_process(task: Task, out: Path) -> None:
     random.seed(task.seed)
     torch.Tensor.cuda = nn.Module.cuda = lambda self, *_: self  # type: ignore[assignment,method-assign]
     torch.cuda.set_device = lambda *_: None
+
+
+def end_with(parent: int) -> None:
+    """End this process soon after its parent, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def in_process(timeout: float, function: Callable[..., None], *arguments: Any) -> str:
@@ -705,7 +722,8 @@ class Comparison:
         for label, change in peer.theirs.items():
             if singles or label in SCALED:
                 self.cell("theirs", method, label, change, n_bits, seed)
-        for label, change in peer.single.items() if singles and len(peer.single) > 1 else ():
+        alone = peer.single if len(peer.single) > 1 else {}
+        for label, change in (alone | peer.tried).items() if singles else ():
             self.cell("ours", method, label, change, n_bits, seed)
 
     def cell(self, code: str, method: str, setting: str, options: Options, n_bits: int, seed: int) -> None:
@@ -793,7 +811,10 @@ def summary(rows: list[dict[str, Any]]) -> str:
         if theirs not in groups or ours not in groups:
             continue
         changes = {"theirs": "", "ours": ""}
-        for code, start, names in (("ours", ours, PEERS[method].single), ("theirs", theirs, PEERS[method].theirs)):
+        for code, start, names in (
+            ("ours", ours, PEERS[method].single | PEERS[method].tried),
+            ("theirs", theirs, PEERS[method].theirs),
+        ):
             ends = {name: first.get((n_bits, method, code, name)) for name in names}
             moved = {name: end["map"] - first[start]["map"] for name, end in ends.items() if end and name not in SCALED}
             changes[code] = "; ".join(f"{name}: {change:+.3f}" for name, change in moved.items())
@@ -827,7 +848,7 @@ def describe(repositories: Path) -> dict[str, dict[str, str]]:
                 ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
             )
             files = sorted(folder.glob("LICEN[CS]E*"))
-            licence = files[0].read_text(errors="replace").strip().splitlines()[0] if files else "none stated"
+            licence = files[0].read_text(errors="replace").strip().splitlines()[0] if files else "no licence file"
             found[name] = {"address": address, "commit": shown.stdout.strip() or "unknown", "licence": licence}
     return found
 
@@ -846,7 +867,6 @@ def main() -> None:
     )
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for one run of foreign code")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the process with foreign code ends too
     arguments.out.mkdir(parents=True, exist_ok=True)
     protocol, backbone = load_protocol("cifar10-distillhash"), make_backbone(arguments.backbone)
     prepared = prepare(open_source(arguments.source), protocol, backbone, cache=FeatureCache(), n_views=6)
