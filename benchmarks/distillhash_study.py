@@ -14,7 +14,7 @@ Backbone efficientnet-lite0, at 128 pixels for CIFAR-10 and at its native 224 fo
 - controls: the pairs replaced and all else left, for both thresholds, recipe adam, local estimate. Two of them use labels.
 - estimates: alpha x beta x local_neighbours in full, recipe adam.
 - options: o at our setting, p for the network at the printed thresholds, recipe adam.
-- itq: ITQ of the same features, at all four lengths.
+- others: ITQ at all four lengths; DistillHash's release (preset ``code``) at 32 bits.
 - hidden: a head with a hidden layer of 1,024 at the two central settings, at ours also with views.
 
 A finished cell is a line of OUT/rows.jsonl, so a stopped study goes on. At the end OUT/tables.md holds all tables. ``--groups`` takes some.
@@ -75,7 +75,13 @@ MEASURES = {
     "precision@1000": "P@1000",
     "neighbour_recall@10": "recall@10",
 }
-BASELINES = {"initial": "DistillHash*", "squared": "SSDH", "itq": "ITQ"}
+NAMES = {
+    "initial": "DistillHash*",
+    "squared": "SSDH",
+    "itq": "ITQ",
+    "release": "DistillHash's release, diagonal mended",
+}
+OTHERS: dict[str, tuple[str, Setting]] = {"itq": ("itq", {}), "release": ("distillhash", {"preset": "code"})}
 
 
 @dataclass(frozen=True)
@@ -96,16 +102,16 @@ class Cell:
     @property
     def name(self) -> str:
         """What a row of a table is called."""
-        if self.pairs in BASELINES:
-            return BASELINES[self.pairs]
+        if self.pairs in NAMES:
+            return NAMES[self.pairs]
         extra = "".join(f", {key}={value}" for key, value in self.options.items())
         return f"{self.estimate}, {self.pairs}{extra}"
 
     @property
     def setting(self) -> str:
         """What a column of a table is called."""
-        if self.pairs == "itq":
-            return ""
+        if self.pairs in OTHERS:
+            return "own"
         return (
             f"{self.alpha:g}/{self.beta:g}, {self.recipe}"
             + ", views" * (self.views > 0)
@@ -170,8 +176,8 @@ def hidden(data: str) -> list[Cell]:
     ]
 
 
-def itq(data: str) -> list[Cell]:
-    return [Cell(data, pairs="itq", n_bits=n_bits) for n_bits in (16, 32, 64, 128)]
+def others(data: str) -> list[Cell]:
+    return [*(Cell(data, pairs="itq", n_bits=n_bits) for n_bits in (16, 32, 64, 128)), Cell(data, pairs="release")]
 
 
 GROUPS: dict[str, Callable[[str], list[Cell]]] = {
@@ -180,7 +186,7 @@ GROUPS: dict[str, Callable[[str], list[Cell]]] = {
     "estimates": estimates,
     "lengths": lengths,
     "options": options,
-    "itq": itq,
+    "others": others,
     "hidden": hidden,
 }
 
@@ -365,9 +371,10 @@ class Workbench:
     def measure(self, cell: Cell, seed: int) -> dict[str, Any]:
         """One fit, its codes' measures, and facts of its pairs."""
         started = time.process_time()
-        if cell.pairs == "itq":
-            itq = make_hasher("itq", cell.n_bits, seed=seed).fit(self.train)
-            return self.judged(itq) | {"seconds": round(time.process_time() - started, 1)}
+        if cell.pairs in OTHERS:
+            method, settings = OTHERS[cell.pairs]
+            other = make_hasher(method, cell.n_bits, seed=seed, **settings).fit(self.train)
+            return self.judged(other) | {"seconds": round(time.process_time() - started, 1)}
         pairs = self.pairs(cell, seed)
         recipe = {key: value for key, value in RECIPES[cell.recipe].items() if key != "estimate_scale"}
         loss: Any = "squared" if cell.pairs == "squared" else "likelihood"
