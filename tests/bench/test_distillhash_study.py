@@ -45,7 +45,6 @@ PAPER: dict[str, Any] = {"alpha": 2.0, "beta": 2.0, "scale": 1.0, "optimizer": "
         ("strict", "network", "PAPER", {}, "distillhash", DistillHash.PRESETS["paper"]),
         ("strict", "held-out", "OURS", {"hidden": 7, "views": 6}, "distillhash", {"estimate": "held-out", "hidden": 7}),
         ("certain", "local", "OURS", {"options": FEW}, "distillhash", FEW),
-        ("certain", "local", "OURS", {"options": FEW | {"n_neighbours": 2}}, "distillhash", FEW | {"n_neighbours": 2}),
     ],
 )
 def test_a_cell_is_the_method_it_names(
