@@ -69,6 +69,20 @@ def test_local_estimate_is_the_log_odds_of_neighbouring_labels() -> None:
     np.testing.assert_array_equal(hasher.pairs_, expected)
 
 
+def test_one_labelled_pair_among_all_neighbour_pairs_makes_an_estimate_certain() -> None:
+    x = clustered()
+    hasher = pair_hasher("distillhash", 8, local_neighbours=30)
+    hasher.initial_pairs_ = np.zeros((90, 90), np.int8)
+    hasher.initial_pairs_[0, 6] = hasher.initial_pairs_[6, 0] = 1
+    around = nearest_neighbours(cosine_distances(x), 30, include_self=True)
+    near_0, near_6 = (around == 0).any(axis=1), (around == 6).any(axis=1)
+    one_of_900 = np.outer(near_0, near_6) | np.outer(near_6, near_0)
+    found = hasher._local_estimate(cosine_distances(x))
+    np.testing.assert_array_equal(found, np.where(one_of_900, np.inf, 0))
+    pairs = distil_pairs(found, around[:, 1:5], keep_certain=True)
+    np.testing.assert_array_equal(pairs, one_of_900 & ~np.eye(90, dtype=bool))
+
+
 @pytest.mark.parametrize("preset", ["paper", "code", "recommended"])
 def test_presets_train_and_are_recorded(preset: str) -> None:
     x = clustered()

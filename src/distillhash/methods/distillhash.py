@@ -16,8 +16,9 @@ together (``make_hasher("distillhash", n_bits, preset=...)``); any option can be
 - ``paper``: the text to the letter. Three-way labels at alpha = beta = 2, a network of p = 48 outputs for eta~, c = 1, SGD.
 - ``code``: the authors' release with its diagonal slip mended. Two-way labels, squared loss, eta~ = sg(<u, u> / 2), 20
   neighbours with the item itself, of which the bound for positives skips the first two, Adam with epsilon 1.
-- ``recommended`` (default): the paper's equations (1)-(12), with eta~ estimated by averaging labels over neighbourhoods instead
-  of by a network that has memorised them, and other thresholds. Not the paper's method but ours; see docs/distillhash-study.md.
+- ``recommended`` (default; "distillhash, local estimate" in tables): eta~ estimated by averaging labels over neighbourhoods instead of
+  by a network, alpha = 1.5, beta = 0, c = 1/2, Adam. Not the paper's method but ours; chosen by labelled queries that were
+  carved from the database side. docs/distillhash-study.md says what each of these gives.
 
 Departs from the paper in:
 1. The backbone is whatever the features come from, frozen unless fine-tuned, and then without dropout and
@@ -26,7 +27,7 @@ Departs from the paper in:
 3. Eq. (10) is a log-likelihood and is maximised; the text says minimised. The word "log" in Eq. (11) is dropped.
 4. The mean of Eq. (10) runs over labelled pairs of a batch of images (the batch holds images, not pairs).
 5. ``recommended`` estimates eta~ from neighbourhoods; the paper's network is ``estimate="network"``. Such an estimate can be exactly
-   0 or 1, where the strict tests of Theorem 1 keep nothing; those pairs are kept too (``keep_certain``).
+   0 or 1, where the strict tests of Theorem 1 keep nothing; those pairs are kept too (``keep_certain``), however few labels they rest on.
 6. Self-pairs and self-distances are left out unless asked for. More than ``max_train`` rows are sampled down.
 """
 
@@ -57,12 +58,13 @@ class DistillHash(PairHasher):
         local_neighbours: Neighbourhood size of ``local``, the item included.
         n_outputs: Outputs p of the estimating network.
         estimate_scale: Scale c of the inner product in its eta~.
-        estimate_epochs: Its passes over the rows; stopping early keeps its probabilities calibrated.
+        estimate_epochs: Its passes over the rows.
         n_neighbours: Neighbourhood size o of the flip-rate bounds.
         include_self: Count an item as its own first neighbour in the bounds.
         skip_for_positive: How many of the nearest neighbours the bound for positives leaves out (released: 2).
         bounds: Which neighbour pairs bound the flip rates (:func:`distillhash.supervision.flip_rate.distil_pairs`).
-        keep_certain: Keep pairs whose eta~ is exactly 0 or 1 as well (:func:`~distillhash.supervision.flip_rate.distil_pairs`).
+        keep_certain: Keep pairs whose eta~ is exactly 0 or 1 as well (:func:`~distillhash.supervision.flip_rate.distil_pairs`). Of the
+            ``local_neighbours`` squared neighbour pairs, one that is labelled is enough for that.
         candidates: Distil from ``all`` pairs (Algorithm 1) or only from those ``labelled`` at first.
     """
 

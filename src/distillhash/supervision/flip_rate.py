@@ -50,7 +50,8 @@ def distil_pairs(
         bounds: ``full`` is Eq. 8. ``unshared`` leaves out (k, k), which enters when i and j share a neighbour k. ``diagonal``
             reads only (k, k) for k in nn(j), the indexing slip of the released code; it need not be symmetric.
         keep_certain: Also keep pairs with eta~ of exactly 1 or 0, which the strict tests refuse where all neighbours agree. By Eq. 3,
-            eta~ = 1 needs eta = 1 when r+ + r- < 1, so such a label is right whatever the flip rates are.
+            a true eta~ of 1 needs eta = 1 when r+ + r- < 1. An estimate proves no such thing: an average over neighbour pairs is
+            exactly 1 as soon as one of them is labelled, that one similar, and all others have no label. The count has no weight.
     """
     if logits.ndim != 2 or logits.shape[0] != logits.shape[1] or len(neighbours) != len(logits):
         raise DataError(f"logits must be (n, n) with n neighbour lists, got {logits.shape} and {neighbours.shape}")
