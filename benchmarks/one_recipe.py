@@ -37,7 +37,7 @@ RECIPE: dict[str, Any] = {
 PAIRS = [{}, {"scale": 0.25}, {"scale": 1.0}, {"alpha": 1.0}, {"alpha": 2.5}]
 PAPER_PAIRS = [{}, {"scale": 0.25}, {"scale": 0.5}, {"alpha": 1.0}, {"alpha": 2.5}]  # its own scale is 1
 TUNED: dict[str, list[dict[str, Any]]] = {
-    "bihalf": [{}, *({"pull": value} for value in (1.5, 3.0, 12.0, 24.0))],
+    "bihalf:paper": [{}, *({"pull": value} for value in (1.5, 3.0, 12.0, 24.0))],
     "cibhash": [{}, *({"temperature": value} for value in (0.1, 0.2, 0.3, 1.0))],
     "cimon": [{}, *({"temperature": value} for value in (0.1, 0.2, 0.3)), {"contrast": 1.0}],
     "crovca:paper": [{}, *({"diversity": value} for value in (0.025, 0.05, 0.2, 0.4))],
