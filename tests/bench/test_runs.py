@@ -202,10 +202,13 @@ def test_a_paper_has_its_name_only_in_its_own_reading(tmp_path: Path) -> None:
     assert "agh: numbers of anchors and neighbours" in note and "dsh" not in note
 
 
-def test_figures_of_a_page(tmp_path: Path) -> None:
+def test_figures_of_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = run_all(prepared(), ["lsh", "ssdh:paper", "distillhash-initial:paper"], [4, 8], [0], tmp_path)
     names = [figure.name for figure in bench_figures(runs, make_rows(runs), load_protocol("folder"))]
     assert names == ["map", "neighbour-recall", "topn-4", "pr-4", "topn-8", "pr-8", "loss-distillhash-initial"]
+    monkeypatch.setattr("distillhash.bench.report.DRAWN_TOGETHER", 2)
+    parts = [figure.name for figure in bench_figures(runs, make_rows(runs), load_protocol("folder"))]
+    assert {"map", "map-2", "pr-4", "pr-4-2"} <= set(parts) and len(parts) == len(set(parts)) == 13
     some = runs[:1] + runs[-3:]
     split = [figure.name for figure in bench_figures(some, make_rows(some), load_protocol("cifar10-distillhash"))]
     assert "map" in split and "map-others" not in split

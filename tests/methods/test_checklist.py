@@ -5,9 +5,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from distillhash.methods import method_class
+from distillhash.methods import method_class, table_name
 from distillhash.methods.registry import BUILT_IN
 
 ROOT = Path(__file__).parents[2]
@@ -16,6 +17,7 @@ CIFAR10: list[dict[str, Any]] = json.loads((ROOT / "results/cifar10/table.json")
 BOTH: list[dict[str, Any]] = json.loads((ROOT / "results/neighbours-and-classes/cifar10.json").read_text())["records"]
 IMAGE_TEXT = [json.loads(line) for line in (ROOT / "results/cross-modal/rows.jsonl").read_text().splitlines()]
 TESTS = {path.name: path.read_text() for path in Path(__file__).parent.glob("test_*.py")}
+KEYS = ("map", "precision@10", "neighbour_recall@10")
 SHARED_TESTS = {"test_contract.py", "test_image_text_contract.py", "test_checklist.py", "test_heads.py"}
 
 
@@ -42,6 +44,30 @@ def test_the_readme_counts_the_methods() -> None:
     measured = {row["method"].partition(":")[0] for row in CIFAR10}
     assert measured == {name for name in BUILT_IN if not method_class(name).needs_texts}
     assert f"All {len(measured)} methods of features" in README
+
+
+def test_the_readme_prints_what_the_files_hold() -> None:
+    """The table of CIFAR-10: MAP by length and two measures at 32 bits, and the same at 32 bits with one recipe."""
+    recipe = json.loads((ROOT / "results/one-recipe/table.json").read_text())
+    lines = README[README.index("| method | MAP: 16 bits") :].split("\n\n")[0].splitlines()[2:]
+    rows = {
+        cells[0].removesuffix(" \N{DAGGER}"): cells[1:]
+        for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in lines)
+    }
+    shown = [name for name in rows if not name.startswith("*")]
+    assert len(shown) > 20
+    for name in shown:
+        for number, (records, n_bits, key) in enumerate(
+            [(CIFAR10, n_bits, "map") for n_bits in (16, 32, 64, 128)]
+            + [(records, 32, key) for records, keys in ((CIFAR10, KEYS[1:]), (recipe, KEYS)) for key in keys]
+        ):
+            values = [r[key] for r in records if table_name(r["method"]) == name and r["n_bits"] == n_bits]
+            mean, _, spread = rows[name][number].partition(" (")
+            assert bool(values) == bool(mean)
+            if values:
+                assert abs(float(mean) - np.mean(values)) < 0.00051, (name, n_bits, key)
+            if spread:
+                assert abs(float(spread[:-1]) - np.std(values, ddof=1)) < 0.00051, (name, n_bits)
 
 
 @pytest.mark.parametrize("method", BUILT_IN)

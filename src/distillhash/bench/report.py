@@ -61,6 +61,7 @@ SAMPLE_QUERIES = 8
 SAMPLE_NEIGHBOURS = 10
 THUMBNAIL = 96
 SKIPPED_SHOWN = 200
+DRAWN_TOGETHER = 13  # lines of one figure that can be told apart
 DESCRIBED_RUNS = 4  # with more runs the metrics table needs the full width, and the explanations go below it
 LOSS_NAMES = ("distillhash", "distillhash, local estimate", "distillhash-initial")
 _IMAGE_TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg", b"GIF8": "image/gif"}
@@ -482,17 +483,19 @@ def _advice_figures(cells: Sequence[Cell]) -> list[BenchFigure]:
 def bench_figures(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol) -> list[BenchFigure]:
     """MAP against code length; per length top-N precision and precision-recall by lookup (Figures 1-3); training loss (Figure 4).
 
-    Methods that the protocol's paper compares are drawn together, all others together, best first.
+    Methods that the protocol's paper compares are drawn together, all others best first, at most :data:`DRAWN_TOGETHER` in one figure.
     """
     cells, found = by_cell(runs), list[BenchFigure]()
     measured = [row for row in rows if any(row.maps.values())]
     compared = [row for row in measured if row.frozen_name in protocol.published]
     others = [row for row in measured if row.frozen_name not in protocol.published]
-    for part, name in ((compared, "the paper's methods"), (others, "other methods")):
-        if not part:
-            continue
-        suffix = "-others" if found else ""
-        title = f", {name}" if compared and others else ""
+    drawn = [(compared, "", "the paper's methods")] if compared else []
+    for number, start in enumerate(range(0, len(others), DRAWN_TOGETHER), start=1):
+        suffix = ("-others" if compared else "") + (f"-{number}" if number > 1 else "")
+        part_name = f", part {number}" if len(others) > DRAWN_TOGETHER else ""
+        drawn.append((others[start : start + DRAWN_TOGETHER], suffix, f"other methods{part_name}"))
+    for part, suffix, name in drawn:
+        title = f", {name}" if len(drawn) > 1 else ""
         for key, shown, random in (
             ("map", "MAP", mean_random(runs)),
             ("neighbour_recall@10", "Neighbour recall@10", None),
@@ -504,8 +507,8 @@ def bench_figures(runs: Sequence[Run], rows: Sequence[Row], protocol: Protocol) 
             if points := {method: line for method, line in points.items() if line}:
                 drawing = figures.method_comparison(points, shown, baseline=("random ranking", random))
                 caption = "Mean over seeds; the band spans them."
-                name = f"{key.partition('@')[0].replace('_', '-')}{suffix}"
-                found.append(BenchFigure(name, f"{shown} by code length{title}", caption, drawing))
+                file = f"{key.partition('@')[0].replace('_', '-')}{suffix}"
+                found.append(BenchFigure(file, f"{shown} by code length{title}", caption, drawing))
         for n in sorted({n for _, n in cells}):
             finished = {row.name: cells[row.name, n] for row in part if (row.name, n) in cells}
             if not finished:
