@@ -97,17 +97,17 @@ def method_class(method: str) -> type[Hasher]:
     Raises:
         ParameterError: the name is unknown, or its class cannot be imported or is no :class:`Hasher`.
     """
-    method = method.partition(":")[0]
-    if method not in _methods():
+    name = str(method).partition(":")[0]  # a model's config may hold anything there
+    if name not in _methods():
         raise ParameterError(f"unknown method {method!r}; choose one of {', '.join(sorted(_methods()))}")
-    point = _methods()[method]
+    point = _methods()[name]
     try:
         found = point.load()
     except Exception as error:  # another package's code may raise anything
-        raise ParameterError(f"method {method!r} cannot be imported from {point.value} ({error})") from error
-    if not (isinstance(found, type) and issubclass(found, Hasher) and getattr(found, "method", "") == method):
+        raise ParameterError(f"method {name!r} cannot be imported from {point.value} ({error})") from error
+    if not (isinstance(found, type) and issubclass(found, Hasher) and getattr(found, "method", "") == name):
         raise ParameterError(
-            f"{point.value}, registered as method {method!r}, must be a subclass of distillhash.Hasher with method = {method!r}"
+            f"{point.value}, registered as method {name!r}, must be a subclass of distillhash.Hasher with method = {name!r}"
         )
     return found
 
@@ -125,7 +125,7 @@ def make_hasher(method: str, n_bits: int, *, seed: int = 0, **hyperparameters: A
     Raises:
         ParameterError: unknown method, preset or hyper-parameter, or a value out of range.
     """
-    cls, preset = method_class(method), method.partition(":")[2]
+    cls, preset = method_class(method), str(method).partition(":")[2]
     if preset := hyperparameters.pop("preset", preset):
         hyperparameters = cls.preset(preset) | hyperparameters
     cls.check_names(hyperparameters)
