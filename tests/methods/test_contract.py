@@ -381,6 +381,8 @@ def test_a_preset_may_be_part_of_the_name() -> None:
     assert registry.table_name("distillhash:paper") == "distillhash"
     assert registry.table_name("distillhash:recommended") == registry.table_name("distillhash") != "distillhash"
     assert registry.table_name("itq") == "itq" and registry.table_name("urph:nearest") == "urph, preset nearest"
+    with pytest.raises(ParameterError, match="'distillhash:paper' names a preset already; leave out preset='code'"):
+        make_hasher("distillhash:paper", 8, preset="code")
     with pytest.raises(ParameterError, match="unknown preset 'best' of itq; it has none"):
         registry.table_name("itq:best")
 

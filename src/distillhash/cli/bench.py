@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     bits, seeds = integers("--bits", arguments.bits), integers("--seeds", arguments.seeds)
     settings = parse_settings(arguments.set)
     if preset := settings.pop("preset", None):
-        methods = [f"{method.partition(':')[0]}:{preset}" for method in methods]
+        methods = [f"{method}:{preset}" for method in methods]
     for method in methods:  # wrong names fail before hours of work, not after
         for n_bits in bits:
             make_hasher(method, n_bits, **settings)

@@ -126,6 +126,8 @@ def make_hasher(method: str, n_bits: int, *, seed: int = 0, **hyperparameters: A
         ParameterError: unknown method, preset or hyper-parameter, or a value out of range.
     """
     cls, preset = method_class(method), str(method).partition(":")[2]
+    if preset and "preset" in hyperparameters:
+        raise ParameterError(f"{method!r} names a preset already; leave out preset={hyperparameters['preset']!r}")
     if preset := hyperparameters.pop("preset", preset):
         hyperparameters = cls.preset(preset) | hyperparameters
     cls.check_names(hyperparameters)
