@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long audit lint install clean
+.PHONY: demo test test-long audit lint pictures install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/distillhash demo
@@ -27,6 +27,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/mypy
+
+# PHOTOGRAPHS: a source of images; see the script.
+pictures: $(VENV)/.installed
+	$(BIN)/python benchmarks/pictures.py $(PHOTOGRAPHS) --out docs/pictures
 
 install: $(VENV)/.installed
 

@@ -1,4 +1,4 @@
-"""The searches in NumPy, where numba is not installed: the answers of :mod:`distillhash.hamming.kernel`, several times as slow.
+"""The searches in NumPy, where numba is not installed: the answers of :mod:`distillhash.hamming.kernel`, more slowly.
 
 Queries are words ``(n_planes, q)``, rows ``(n_planes, n)``. ``allowed`` is ``(n,)`` uint8, 0 for a row that may not be in the answer.
 """
@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.hamming.ranking import By, order, weighted
+from distillhash.hamming.ranking import By, order
 
 Ints = NDArray[np.int64]
-_NO_ROW = np.iinfo(np.uint16).max  # above every distance
-_NO_KEY = 1 << 60
+_NO_ROW = np.iinfo(np.uint16).max  # above every distance and key
 
 
 def nearest_rows(
@@ -42,17 +41,19 @@ def candidate_rows(
     answers = []
     for words in query.T:
         near, kind = _distances(words, rows, None), _distances(words & class_words, rows & class_words[:, None], None)
-        chosen = np.zeros(rows.shape[1], np.bool_)
-        for pair, few in zip(weights, least, strict=True):
+        chosen = [np.zeros(0, np.intp)]
+        for (of_others, of_class), few in zip(weights, least, strict=True):
             if few:
-                key = weighted(near, kind, pair) << 20 | kind
+                key = (near - kind) * np.uint16(of_others) + kind * np.uint16(of_class)  # at most LARGEST_KEY
                 if allowed is not None:
-                    key[allowed == 0] = _NO_KEY
-                tied = int(np.count_nonzero(key <= np.partition(key, few - 1)[few - 1]))
-                chosen[_first(key, min(k, tied))] = True
-        if allowed is not None:
-            chosen &= allowed != 0
-        at = np.flatnonzero(chosen)
+                    key[allowed == 0] = _NO_ROW
+                at = np.flatnonzero(key <= np.partition(key, few - 1)[few - 1])
+                at = at[key[at] != _NO_ROW]
+                keys = key[at].astype(np.int64) << 16 | kind[at]
+                in_order = np.argsort(keys, kind="stable")
+                tied = int((keys <= keys[in_order[:few]].max(initial=0)).sum())
+                chosen.append(at[in_order[: min(k, tied)]])
+        at = np.unique(np.concatenate(chosen))
         at = at[order(near[at], kind[at], by)]
         answers.append(np.stack([at, near[at], kind[at]]).astype(np.int64))
     found = np.full((3, len(answers), max(answer.shape[1] for answer in answers)), -1, np.int64)
