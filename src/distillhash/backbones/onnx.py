@@ -1,4 +1,4 @@
-"""Any exported image network: an ONNX file (https://onnx.ai), run by ONNX Runtime on the CPU.
+"""ONNX Runtime on the CPU: any exported image network, a file (https://onnx.ai), and the networks of torch, exported here to run faster.
 
 **Input**: one, ``(n, 3, h, w)`` or ``(n, h, w, 3)``, float32, float16 or uint8. How its pixels are made is said by the first of these:
 
@@ -13,22 +13,28 @@ is there; else the only one with two axes. The mean is taken over tokens ``(n, t
 
 Images go through one at a time, or in passes of the number that the graph fixes, so a row does not depend on the rows beside it. Each
 pass uses one thread. The file is data, and ONNX Runtime runs what the graph says: no code of the file, but any amount of arithmetic.
+
+A network of torch (:func:`run_by_onnx`) is exported once and kept in the user's cache, by its fingerprint and the versions of both
+packages. Each time it is opened, features of a few images are compared with torch's.
 """
 
+import contextlib
 import hashlib
+import io
+import logging
 import os
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
-from distillhash.backbones.base import Backbone
+from distillhash.backbones.base import Backbone, Pixels, Run, TorchBackbone
+from distillhash.backbones.cache import engine_folder
 from distillhash.backbones.huggingface import (
     PIXEL_OPTIONS,
     check_options,
@@ -38,26 +44,30 @@ from distillhash.backbones.huggingface import (
     read_processor,
     size_in,
 )
-from distillhash.errors import DataError, FormatError, MissingDependencyError, ParameterError
-from distillhash.files import open_regular, read_file
+from distillhash.errors import DataError, FormatError, MissingDependencyError, ParameterError, first_line
+from distillhash.files import open_regular, read_file, write_atomic
 
 _MAX_BYTES = 2**31 - 1  # of a protocol buffer; larger networks keep their weights in files beside it
 _MAX_PIXELS = 2**24  # of a pass
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 _OUTPUTS = ("image_embeds", "image_features", "pooler_output")
-_TO_LAYOUT = {"nchw": (0, 1, 2, 3), "nhwc": (0, 2, 3, 1)}
+_TO_LAYOUT = {"nchw": (0, 3, 1, 2), "nhwc": (0, 1, 2, 3)}
+OPSET = 17
+_EXPORT_VERSION = 1  # of :func:`export_network`: whoever changes it raises this
+_TOLERANCE = 1e-4  # of features of both engines, relative to the largest; 3e-6 was measured
+_PIXELS_A_PASS = 2**16  # fewer images leave a core waiting, more fall out of its cache
+_logger = logging.getLogger(__name__)
+_warned: set[str] = set()  # networks that were complained about
 
 
 class OnnxFile(Backbone):
     """``onnx:FILE``. Its options are those of the module's text, and ``digest``: the file must have it, or is refused unread."""
 
-    trainable = False
-
     def __init__(self, file: str, *, image_size: int | None = None, options: Mapping[str, Any] | None = None) -> None:
         name, path = f"onnx:{file}", Path(os.path.abspath(file))  # noqa: PTH100  # links stay: weights lie beside a link
         options = check_options(name, options or {}, (*PIXEL_OPTIONS, "layout", "output", "digest"))
         graph, self._digest = _read(name, path, options.get("digest"))
-        self._session, inputs, outputs = _session(name, path)
+        self._session, inputs, outputs = open_session(name, str(path))
         processor = _processor(name, path)
         self._input, self._dtype, shape = _image_input(name, inputs)
         self._layout = _layout(name, shape, options, has_processor=bool(processor))
@@ -72,7 +82,7 @@ class OnnxFile(Backbone):
         self.name = name
         self._normalise(graph, options, processor)
         self.channels = choose_channels(name, options, processor)
-        super().__init__(name, nn.Identity(), 0, size, "cpu")
+        super().__init__(name, 0, size)
         if batch > 1:
             self.batch_size = batch
         self._try()
@@ -105,7 +115,7 @@ class OnnxFile(Backbone):
         """Features of noise, which tell their width."""
         size = self.image_size
         noise = np.random.default_rng(0).integers(0, 256, (self._per_pass, size, size, 3)).astype(np.uint8)
-        self._shape = shape = self._pass(torch.from_numpy(noise).permute(0, 3, 1, 2)).shape
+        self._shape = shape = self._pass(noise).shape
         if len(shape) not in (2, 3, 4) or shape[0] != self._per_pass or 0 in shape:
             raise DataError(
                 f"{self.name}: output {self._output!r:.80} of {self._per_pass} images has the shape {shape}, not (n, d), (n, t, d) or a "
@@ -143,8 +153,8 @@ class OnnxFile(Backbone):
         """With the file's absolute path and its digest."""
         return {**super().config(), "name": f"onnx:{self._path}", "digest": self._digest}
 
-    def embed_floats(self, pixels: Tensor) -> NDArray[np.float32]:
-        """As :meth:`Backbone.embed_floats`; of a uint8 input, floats are rounded. A pass that fails is a :class:`DataError`."""
+    def embed(self, pixels: Pixels) -> NDArray[np.float32]:
+        """As :meth:`Backbone.embed`; of a uint8 input, floats are rounded. A pass that fails is a :class:`DataError`."""
         features = np.empty((len(pixels), self.dim), np.float32)
         for start in range(0, len(pixels), self._per_pass):
             part = pixels[start : start + self._per_pass]
@@ -157,13 +167,17 @@ class OnnxFile(Backbone):
             features[start : start + len(part)] = (found.mean(self._axes) if self._axes else found)[: len(part)]
         return features
 
-    def _pass(self, pixels: Tensor) -> NDArray[Any]:
+    def _pass(self, pixels: Pixels) -> NDArray[Any]:
         """The output for at most as many images as the graph fixes."""
-        values = pixels.float()
-        as_bytes = self._dtype == np.uint8
-        values = self.ordered(values).round().clamp(0, 255) if as_bytes else self.normalise(values)
-        images = np.zeros((self._per_pass, *(values.shape[axis] for axis in _TO_LAYOUT[self._layout][1:])), self._dtype)
-        images[: len(values)] = values.permute(_TO_LAYOUT[self._layout]).numpy()
+        values: NDArray[Any] = pixels[..., ::-1] if self.channels == "bgr" else pixels
+        if self._dtype != np.uint8:
+            mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+            values = (values.astype(np.float32) / 255 - mean) / std
+        elif values.dtype != np.uint8:
+            values = values.round().clip(0, 255)
+        values = values.transpose(_TO_LAYOUT[self._layout])
+        images = np.zeros((self._per_pass, *values.shape[1:]), self._dtype)
+        images[: len(values)] = values
         try:
             (found,) = self._session.run([self._output], {self._input: images})
             return np.asarray(found, np.float32)
@@ -173,6 +187,127 @@ class OnnxFile(Backbone):
                 f"{self.name} fails on images of {size} x {size} pixels ({_reason(error)}); give --image-size a size that it takes, or "
                 "export it again"
             ) from error
+
+
+def run_by_onnx(backbone: TorchBackbone, *, required: bool) -> Run | None:
+    """What runs ``backbone`` in ONNX Runtime; None where that cannot be, or would not be faster.
+
+    Raises:
+        MissingDependencyError: ``required``, and ONNX Runtime is not installed.
+        ParameterError: ``required``, and the backbone is not on a CPU.
+        DataError: ``required``, and its network cannot be exported, or features differ.
+    """
+    if not required and (backbone.device != "cpu" or not backbone.exports):
+        return None
+    try:
+        import onnxruntime as _  # noqa: F401  # only whether it is installed
+    except ImportError as error:
+        if not required:
+            return None
+        raise MissingDependencyError("--engine onnx needs ONNX Runtime; pip install 'distillhash[onnx]'") from error
+    if backbone.device != "cpu":
+        raise ParameterError(
+            f"--engine onnx runs on the CPU, not on {backbone.device}; give --device cpu, or leave it out"
+        )
+    try:
+        return _exported(backbone)
+    except Exception as error:  # exporting fails in many ways
+        reason = f"{backbone.name} cannot be run by ONNX Runtime ({first_line(error)})"
+        if required:
+            raise DataError(f"{reason}; leave out --engine onnx") from error
+        if backbone.name not in _warned:
+            _warned.add(backbone.name)
+            _logger.warning("%s; torch runs it", reason)
+        return None
+
+
+def _exported(backbone: TorchBackbone) -> Run:
+    """The network from the cache if it is there and right, else exported anew."""
+    import onnxruntime
+    import torch
+
+    versions = f"{torch.__version__}/{onnxruntime.__version__}/{_EXPORT_VERSION}"
+    folder, identity = engine_folder(), f"{backbone.fingerprint}/{versions}"
+    file = folder and folder / f"{hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()}.onnx"
+    if file:
+        with contextlib.suppress(OSError, DataError, FormatError):  # absent, damaged, or of another processor
+            return _checked(backbone, read_file(file, limit=_MAX_BYTES))
+    data = export_network(backbone)
+    run = _checked(backbone, data)
+    if file:
+        with contextlib.suppress(OSError):  # the cache saves time and nothing else
+            write_atomic(file, data)
+    return run
+
+
+def export_network(backbone: TorchBackbone, *, as_bytes: bool = False) -> bytes:
+    """The network as an ONNX file: ``pixels (n, size, size, 3)``, floats in 0..255 or uint8, to ``features (n, d) float32``."""
+    import torch
+
+    class Whole(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = backbone.network
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.network(backbone.normalise(pixels.permute(0, 3, 1, 2).float()))
+            return found.float()
+
+    size, stream = backbone.image_size, io.BytesIO()
+    options: dict[str, Any] = {"f": stream}  # torch's stubs know names of files alone
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8 if as_bytes else torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # The older exporter takes a tenth of the time and needs no further package.
+        torch.onnx.export(
+            Whole().eval(),
+            (example,),
+            **options,
+            input_names=["pixels"],
+            output_names=["features"],
+            dynamic_axes={"pixels": {0: "n"}, "features": {0: "n"}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    return stream.getvalue()
+
+
+def _checked(backbone: TorchBackbone, data: bytes) -> Run:
+    """The exported network, if it gives what torch gives: :class:`DataError` otherwise."""
+    import torch
+
+    session = open_session(backbone.name, data)[0]
+    run = Passes(session, "features", backbone.dim, max(1, _PIXELS_A_PASS // backbone.image_size**2))
+    size, rng = backbone.image_size, np.random.default_rng(0)
+    images = (rng.random((5, size, size, 3)) * rng.random((5, 1, 1, 3)) * 255).astype(np.float32)
+    images[0] = 0
+    with torch.inference_mode():
+        normalised = backbone.normalise(torch.from_numpy(images).permute(0, 3, 1, 2))
+        expected = backbone.network(normalised).float().numpy()
+    found = run(images)
+    if not np.abs(found - expected).max() <= _TOLERANCE * np.abs(expected).max():  # NaN as well
+        raise DataError(f"its features differ by {np.abs(found - expected).max():.2g} from those of torch")
+    if not np.array_equal(found, np.concatenate([run(image[None]) for image in images])):
+        run = Passes(session, "features", backbone.dim, 1)
+    return run
+
+
+class Passes:
+    """An exported network over any number of images, ``n_images`` a pass: features ``(n, d)`` of pixels ``(n, size, size, 3)``."""
+
+    def __init__(self, session: Any, output: str, dim: int, n_images: int) -> None:
+        self._session, self._output, self._dim, self._n_images = session, output, dim, n_images
+        (one,) = session.get_inputs()
+        self._input, self._dtype = one.name, _TYPES[one.type]
+
+    def __call__(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Row i of image i alone."""
+        features = np.empty((len(pixels), self._dim), np.float32)
+        for start in range(0, len(pixels), self._n_images):
+            part = slice(start, start + self._n_images)
+            images = np.ascontiguousarray(pixels[part], self._dtype)
+            (features[part],) = self._session.run([self._output], {self._input: images})
+        return features
 
 
 def _read(name: str, path: Path, expected: Any) -> tuple[Any, str]:
@@ -244,17 +379,15 @@ def _refuse_outside(name: str, folder: Path, location: str) -> None:
         )
 
 
-def _session(name: str, path: Path) -> tuple[Any, list[tuple[str, str, Any]], dict[str, Any]]:
-    """The network in ONNX Runtime; its inputs as names, types and shapes; the shapes of its outputs by name."""
+def open_session(name: str, file: str | bytes) -> tuple[Any, list[tuple[str, str, Any]], dict[str, Any]]:
+    """The network of a path or a file's contents; its inputs as names, types and shapes; the shapes of its outputs by name."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # extraction runs one pass a core
     options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
-        )
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"], enable_fallback=0)
         inputs = [(one.name, one.type, one.shape) for one in session.get_inputs()]
         return session, inputs, {one.name: one.shape for one in session.get_outputs()}
     except Exception as error:  # its errors have no common class; names may not be text

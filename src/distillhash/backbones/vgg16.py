@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from distillhash.backbones.base import Backbone
+from distillhash.backbones.base import TorchBackbone
 from distillhash.errors import DataError, FormatError
 from distillhash.sources.download import check_file, download
 
@@ -29,7 +29,7 @@ MAX_BYTES = 2**30
 _CHANNELS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 
 
-class VGG16(Backbone):
+class VGG16(TorchBackbone):
     """The paper's network up to fc7, without dropout.
 
     ``weights`` is a file, checked against the SHA-256 digits in its name (``name-0123abcd.pth``) if it has any; without it, torchvision's
