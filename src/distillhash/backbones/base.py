@@ -8,15 +8,13 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from functools import cached_property
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.errors import DataError, FormatError, ParameterError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from distillhash.errors import DataError, FormatError, MissingDependencyError, ParameterError
+from distillhash.pytorch import Tensor, nn, torch
 
 Pixels = NDArray[np.uint8] | NDArray[np.float32]
 Engine = Literal["auto", "onnx", "torch"]
@@ -133,8 +131,6 @@ class TorchBackbone(Backbone):
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """The weights' own preprocessing: ``(n, 3, h, w)`` floats in 0..255 to what ``network`` takes."""
-        import torch
-
         mean = torch.tensor(self.mean, device=pixels.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(3, 1, 1)
         ordered = pixels.flip(1) if self.channels == "bgr" else pixels
@@ -142,16 +138,12 @@ class TorchBackbone(Backbone):
 
     def embed(self, pixels: Pixels) -> NDArray[np.float32]:
         """See :meth:`Backbone.embed`."""
-        import torch
-
         if self.runs is not None:
             return self.runs(pixels)
         return self.embed_floats(torch.from_numpy(pixels).permute(0, 3, 1, 2))
 
     def embed_floats(self, pixels: Tensor) -> NDArray[np.float32]:
         """See :meth:`Backbone.embed_floats`. Forward passes of torch have a fixed size; short ones are padded."""
-        import torch
-
         if self.runs is not None:
             return self.runs(pixels.permute(0, 2, 3, 1).numpy())
         features = np.empty((len(pixels), self.dim), np.float32)
@@ -193,8 +185,6 @@ class TorchBackbone(Backbone):
 
     def load_tensors(self, tensors: dict[str, NDArray[Any]]) -> None:
         """See :meth:`Backbone.load_tensors`."""
-        import torch
-
         try:
             self.network.load_state_dict({name: torch.from_numpy(np.array(array)) for name, array in tensors.items()})
         except (RuntimeError, TypeError) as error:  # TypeError: a dtype that torch lacks
@@ -218,19 +208,16 @@ def images_a_pass(device: str) -> int:
 
 def channels_last(network: nn.Module) -> nn.Module:
     """``network`` with its weights laid out for channels-last images, in place."""
-    import torch
-
     moved: nn.Module = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack this form
     return moved
 
 
 def choose_device(device: str) -> str:
     """``device``, or for ``auto`` the best there is: cuda, then mps, then cpu; a device that is absent is a :class:`ParameterError`."""
-    if device == "cpu":
-        return device
-    import torch
-
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    try:
+        available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    except MissingDependencyError:  # ONNX Runtime takes the CPU
+        available = {"cpu": True}
     if device == "auto":
         return next(name for name, there in available.items() if there)
     if not available.get(device.partition(":")[0], False):

@@ -46,6 +46,7 @@ from distillhash.backbones.huggingface import (
 )
 from distillhash.errors import DataError, FormatError, MissingDependencyError, ParameterError, first_line
 from distillhash.files import open_regular, read_file, write_atomic
+from distillhash.pytorch import torch
 
 _MAX_BYTES = 2**31 - 1  # of a protocol buffer; larger networks keep their weights in files beside it
 _MAX_PIXELS = 2**24  # of a pass
@@ -224,7 +225,6 @@ def run_by_onnx(backbone: TorchBackbone, *, required: bool) -> Run | None:
 def _exported(backbone: TorchBackbone) -> Run:
     """The network from the cache if it is there and right, else exported anew."""
     import onnxruntime
-    import torch
 
     versions = f"{torch.__version__}/{onnxruntime.__version__}/{_EXPORT_VERSION}"
     folder, identity = engine_folder(), f"{backbone.fingerprint}/{versions}"
@@ -242,7 +242,6 @@ def _exported(backbone: TorchBackbone) -> Run:
 
 def export_network(backbone: TorchBackbone, *, as_bytes: bool = False) -> bytes:
     """The network as an ONNX file: ``pixels (n, size, size, 3)``, floats in 0..255 or uint8, to ``features (n, d) float32``."""
-    import torch
 
     class Whole(torch.nn.Module):
         def __init__(self) -> None:
@@ -274,8 +273,6 @@ def export_network(backbone: TorchBackbone, *, as_bytes: bool = False) -> bytes:
 
 def _checked(backbone: TorchBackbone, data: bytes) -> Run:
     """The exported network, if it gives what torch gives: :class:`DataError` otherwise."""
-    import torch
-
     session = open_session(backbone.name, data)[0]
     run = Passes(session, "features", backbone.dim, max(1, _PIXELS_A_PASS // backbone.image_size**2))
     size, rng = backbone.image_size, np.random.default_rng(0)
