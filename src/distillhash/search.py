@@ -26,8 +26,16 @@ from distillhash.index import Index, Item, open_index
 from distillhash.index.address import folder_of, shown
 from distillhash.index.base import VectorType, check_keys
 from distillhash.index.sync import CODES_OF, Added, Batch, Rows, Update, identity_of, is_row, row_key, rows_of
-from distillhash.methods.base import MAX_WEIGHTS, read_model_folder
-from distillhash.models import CrossModalModel, Encoded, HashModel, load_model
+from distillhash.methods.base import MAX_WEIGHTS
+from distillhash.models import (
+    ONNX_NAME,
+    CrossModalModel,
+    Encoded,
+    HashModel,
+    load_model,
+    onnx_file,
+    stored_fingerprint,
+)
 from distillhash.progress import Progress
 from distillhash.sources import EmbeddingSource, Skipped, Source, open_source
 from distillhash.sources.base import RowKeys, nothing_usable
@@ -422,12 +430,19 @@ def open_searcher(
     index = open_index(place, n_bits=model.n_bits, create=create, **options)
     try:
         if own is not None and keeps_model:
-            if model_folder is not None and (kept := read_model_folder(own)[0]["fingerprint"]) != model.fingerprint:
+            if model_folder is not None and (kept := stored_fingerprint(own)) != model.fingerprint:
                 other = f"another model (fingerprint {kept}, not {model.fingerprint})"
                 raise FormatError(f"{folder} was built with {other}; make a new index for this one")
         elif own is not None and model_folder is not None and create:
-            for name in reversed(_MODEL_FILES):  # config.json last: its presence says the copy is whole
-                data = read_file(Path(model_folder) / name, limit=MAX_WEIGHTS)
+            file = onnx_file(model_folder)
+            # config.json last: its presence says the copy is whole
+            names = (
+                {name: Path(model_folder) / name for name in reversed(_MODEL_FILES)}
+                if file is None
+                else {ONNX_NAME: file}
+            )
+            for name, source in names.items():
+                data = read_file(source, limit=MAX_WEIGHTS)
                 try:
                     write_atomic(own / name, data)
                 except OSError as error:
@@ -442,7 +457,7 @@ def open_searcher(
 def has_model(place: Path | str) -> bool:
     """Whether the index is a folder that carries its model."""
     folder = folder_of(place)
-    return folder is not None and (folder / _MODEL_FOLDER / _MODEL_FILES[0]).exists()
+    return folder is not None and any((folder / _MODEL_FOLDER / name).exists() for name in (_MODEL_FILES[0], ONNX_NAME))
 
 
 def is_image_file(query: str) -> bool:

@@ -57,6 +57,8 @@ OPSET = 17
 _EXPORT_VERSION = 1  # of :func:`export_network`: whoever changes it raises this
 _TOLERANCE = 1e-4  # of features of both engines, relative to the largest; 3e-6 was measured
 _PIXELS_A_PASS = 2**16  # fewer images leave a core waiting, more fall out of its cache
+_N_DRAWN = 5
+_MAX_DIM = 2**20
 _logger = logging.getLogger(__name__)
 _warned: set[str] = set()  # networks that were complained about
 
@@ -241,15 +243,15 @@ def _exported(backbone: TorchBackbone) -> Run:
 
 
 def export_network(backbone: TorchBackbone, *, as_bytes: bool = False) -> bytes:
-    """The network as an ONNX file: ``pixels (n, size, size, 3)``, floats in 0..255 or uint8, to ``features (n, d) float32``."""
+    """The network as an ONNX file: ``image (n, size, size, 3)``, floats in 0..255 or uint8, to ``features (n, d) float32``."""
 
     class Whole(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.network = backbone.network
 
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            found: torch.Tensor = self.network(backbone.normalise(pixels.permute(0, 3, 1, 2).float()))
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.network(backbone.normalise(image.permute(0, 3, 1, 2).float()))
             return found.float()
 
     size, stream = backbone.image_size, io.BytesIO()
@@ -262,9 +264,9 @@ def export_network(backbone: TorchBackbone, *, as_bytes: bool = False) -> bytes:
             Whole().eval(),
             (example,),
             **options,
-            input_names=["pixels"],
+            input_names=["image"],
             output_names=["features"],
-            dynamic_axes={"pixels": {0: "n"}, "features": {0: "n"}},
+            dynamic_axes={"image": {0: "n"}, "features": {0: "n"}},
             opset_version=OPSET,
             dynamo=False,
         )
@@ -273,47 +275,92 @@ def export_network(backbone: TorchBackbone, *, as_bytes: bool = False) -> bytes:
 
 def _checked(backbone: TorchBackbone, data: bytes) -> Run:
     """The exported network, if it gives what torch gives: :class:`DataError` otherwise."""
-    session = open_session(backbone.name, data)[0]
-    run = Passes(session, "features", backbone.dim, max(1, _PIXELS_A_PASS // backbone.image_size**2))
-    size, rng = backbone.image_size, np.random.default_rng(0)
-    images = (rng.random((5, size, size, 3)) * rng.random((5, 1, 1, 3)) * 255).astype(np.float32)
-    images[0] = 0
+    run = Passes(backbone.name, data, backbone.image_size)
+    images = drawn_images(_N_DRAWN, backbone.image_size)
     with torch.inference_mode():
-        normalised = backbone.normalise(torch.from_numpy(images).permute(0, 3, 1, 2))
+        normalised = backbone.normalise(torch.from_numpy(images).permute(0, 3, 1, 2).float())
         expected = backbone.network(normalised).float().numpy()
     found = run(images)
     if not np.abs(found - expected).max() <= _TOLERANCE * np.abs(expected).max():  # NaN as well
         raise DataError(f"its features differ by {np.abs(found - expected).max():.2g} from those of torch")
-    if not np.array_equal(found, np.concatenate([run(image[None]) for image in images])):
-        run = Passes(session, "features", backbone.dim, 1)
     return run
 
 
-class Passes:
-    """An exported network over any number of images, ``n_images`` a pass: features ``(n, d)`` of pixels ``(n, size, size, 3)``."""
+def drawn_images(n: int, size: int) -> NDArray[np.uint8]:
+    """Images ``(n, size, size, 3)`` of coarse squares and a little noise, on which features are compared; always the same."""
+    rng = np.random.default_rng(0)
+    coarse = rng.random((n, 8, 8, 3))[:, np.arange(size)[:, None] * 8 // size, np.arange(size) * 8 // size]
+    return np.asarray(255 * (0.9 * coarse + 0.1 * rng.random((n, size, size, 3))), np.uint8)
 
-    def __init__(self, session: Any, output: str, dim: int, n_images: int) -> None:
-        self._session, self._output, self._dim, self._n_images = session, output, dim, n_images
-        (one,) = session.get_inputs()
-        self._input, self._dtype = one.name, _TYPES[one.type]
+
+class Passes:
+    """A file's network from ``(n, size, size, 3)`` pixels to ``features``, a few images at a time where that changes no bit.
+
+    Attributes:
+        dim: Width of the features.
+    """
+
+    def __init__(self, name: str, data: bytes, size: int) -> None:
+        """:class:`FormatError` for a file that is no such network."""
+        self._name = name
+        self._session, inputs, outputs = open_session(name, data)
+        kinds = {kind: dtype for kind, dtype in _TYPES.items() if dtype != np.float16}
+        if len(inputs) != 1 or inputs[0][1] not in kinds or inputs[0][2][1:] != [size, size, 3]:
+            raise FormatError(f"{name} takes no images of {size} pixels but {inputs!s:.120}; export the model again")
+        (self._input, kind, _), width = inputs[0], (outputs.get("features") or [None])[-1]
+        if type(width) is not int or not 0 < width <= _MAX_DIM:
+            raise FormatError(f"{name} gives no features, (n, d); export the model again")
+        self._dtype, self.dim = kinds[kind], width
+        self._n_images = max(1, _PIXELS_A_PASS // size**2)
+        images = drawn_images(_N_DRAWN, size)
+        if not np.array_equal(self(images), np.concatenate([self(image[None]) for image in images])):
+            self._n_images = 1
 
     def __call__(self, pixels: Pixels) -> NDArray[np.float32]:
-        """Row i of image i alone."""
-        features = np.empty((len(pixels), self._dim), np.float32)
+        """Row i of image i alone; :class:`DataError` where the network fails."""
+        features = np.empty((len(pixels), self.dim), np.float32)
         for start in range(0, len(pixels), self._n_images):
             part = slice(start, start + self._n_images)
             images = np.ascontiguousarray(pixels[part], self._dtype)
-            (features[part],) = self._session.run([self._output], {self._input: images})
+            try:
+                (features[part],) = self._session.run(["features"], {self._input: images})
+            except Exception as error:  # ONNX Runtime's errors have no common class
+                raise DataError(f"{self._name} fails on an image ({_reason(error)}); export it again") from error
         return features
+
+
+def read_graph(path: Path) -> tuple[bytes, Any]:
+    """An ONNX file and what it says; :class:`FormatError` where it is none, or keeps numbers in other files."""
+    _require(str(path))
+    from onnx import ModelProto
+
+    try:
+        data = read_file(path, limit=_MAX_BYTES)
+        model = ModelProto.FromString(data)
+        is_whole = model.HasField("graph") and not any(_external(tensor) for tensor in _tensors(model))
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read ({error.strerror}); give an ONNX file, whole") from error
+    except Exception as error:  # a damaged protocol buffer
+        raise FormatError(f"{path} is not an ONNX file, or is damaged; export the model again") from error
+    if not is_whole:
+        raise FormatError(f"{path} is empty, or keeps numbers in other files; export the model again")
+    return data, model
+
+
+def _require(name: str) -> None:
+    """Raise :class:`MissingDependencyError` unless ONNX Runtime and the reader of graphs are installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(f"{name} needs ONNX Runtime; pip install 'distillhash[onnx]'") from error
 
 
 def _read(name: str, path: Path, expected: Any) -> tuple[Any, str]:
     """The graph, and the digest of the file and of the files of weights that it names; a file with another than ``expected`` is refused."""
-    try:
-        import onnx
-        import onnxruntime as _  # noqa: F401  # only whether it is installed
-    except ImportError as error:
-        raise MissingDependencyError(f"{name} needs ONNX Runtime; pip install 'distillhash[onnx]'") from error
+    _require(name)
+    import onnx
+
     hasher = hashlib.blake2b(digest_size=16)
     try:
         data = read_file(path, limit=_MAX_BYTES)
