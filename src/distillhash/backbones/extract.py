@@ -119,9 +119,9 @@ def iter_features(
 ) -> Iterator[FeatureBatch]:
     """Features batch by batch, in row order; memory does not grow with the source. See :func:`extract_features`.
 
-    A row of the result depends on the item's content alone: not on the rest of its batch, on what the cache held, or on the number of
-    workers. ``known`` recognises items that are read and digested, but neither decoded nor embedded; their rows are in
-    :attr:`FeatureBatch.known`.
+    A row of the result depends on the item's content alone: not on the rest of its batch or the number of workers, nor, but for the last
+    bits in which engines differ, on what the cache held. ``known`` recognises items that are read and digested, but neither decoded nor
+    embedded; their rows are in :attr:`FeatureBatch.known`.
     """
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     if limit < 1:
