@@ -23,7 +23,7 @@ from distillhash.methods.registry import hasher_from
 from distillhash.sources import EmbeddingSource, Skipped, Source, open_source
 
 if TYPE_CHECKING:
-    from distillhash.backbones import Backbone, FeatureCache
+    from distillhash.backbones import Backbone, Engine, FeatureCache
     from distillhash.backbones.extract import FeatureBatch, Known
 
 DEFAULT_VIEWS = 6
@@ -62,6 +62,7 @@ class HashModel:
         weights: str | Path | None = None,
         backbone_options: Mapping[str, Any] | None = None,
         device: str = "auto",
+        engine: Engine = "auto",
         cache: FeatureCache | None = None,
     ) -> None:
         """Store the parts; weights are read when they are first needed.
@@ -74,6 +75,7 @@ class HashModel:
             weights: Weights file for backbones that do not carry theirs.
             backbone_options: Options of ``hf:`` and ``onnx:`` by name, see :func:`distillhash.backbones.make_backbone`.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+            engine: What runs the backbone on a CPU: ``auto``, ``onnx`` or ``torch``, see :func:`distillhash.backbones.make_backbone`.
             cache: Where features are kept between runs; None keeps none.
 
         Raises:
@@ -87,7 +89,7 @@ class HashModel:
         self.fingerprint: str | None = None
         self.training: dict[str, Any] = {}
         self.skipped_: list[Skipped] = []
-        self._image_size, self._weights, self._device = image_size, weights, device
+        self._image_size, self._weights, self._device, self._engine = image_size, weights, device, engine
         self._backbone_options = backbone_options
         self._saved_backbone: tuple[dict[str, Any], dict[str, NDArray[Any]]] | None = None
         self._allow_download = False  # of what a model folder names; a name given to the constructor is consent
@@ -115,10 +117,12 @@ class HashModel:
                 image_size=self._image_size,
                 weights=self._weights,
                 device=self._device,
+                engine=self._engine,
                 options=self._backbone_options,
             )
         config, tensors = self._saved_backbone
-        backbone = backbone_from_config(config, device=self._device, allow_download=self._allow_download)
+        where: dict[str, Any] = {"device": self._device, "engine": self._engine}
+        backbone = backbone_from_config(config, allow_download=self._allow_download, **where)
         if tensors:
             backbone.load_tensors(tensors)
         if backbone.fingerprint != config.get("fingerprint"):
@@ -197,9 +201,10 @@ class HashModel:
         self.skipped_ = table.skipped
         images = None
         if fine_tune:
-            from distillhash.backbones import ImageInputs
+            from distillhash.backbones import ImageInputs, TorchBackbone
             from distillhash.methods.training import TrainableImages
 
+            assert isinstance(self.backbone, TorchBackbone)  # as check_trainable has found
             images = TrainableImages(ImageInputs(sample.select(table.rows), self.backbone), self.backbone.network)
         self.hasher.fit(table.features, views=table.views, images=images, teacher=table.teacher)
         if fine_tune:
