@@ -2,13 +2,16 @@
 
 ``DISTILLHASH_TEST_POSTGRES`` (a URI with at least one option) and ``DISTILLHASH_TEST_MILVUS`` (host:port) name servers to use instead.
 
-    python tests/engine_servers.py FOLDER      # a standalone Milvus with its data in FOLDER, until Ctrl-C
+    python tests/engine_servers.py FOLDER
+
+runs a Postgres and a standalone Milvus, whose data is in FOLDER, until Ctrl-C, and prints their addresses.
 """
 
 from __future__ import annotations
 
 import os
 import platform
+import signal
 import socket
 import subprocess
 import sys
@@ -17,7 +20,7 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -155,10 +158,9 @@ class StandaloneMilvus(MilvusServer):
                     if b"OK" in answer.read():
                         return
             except OSError:
-                pass
+                time.sleep(0.2)
             if self._process.poll() is not None or time.monotonic() > give_up:
                 raise RuntimeError(f"the standalone Milvus does not start; see {self._folder / 'log'}")
-            time.sleep(0.2)
 
 
 _WHEEL = "milvus==2.3.5"
@@ -184,14 +186,17 @@ def free_port() -> int:
 def main() -> None:
     folder = Path(sys.argv[1]).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    server = StandaloneMilvus(folder)
-    server.start()
-    print(f"milvus://{server.address}", flush=True)  # noqa: T201  # read by people
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the servers are stopped
+    milvus = StandaloneMilvus(folder)
+    milvus.start()
     try:
-        while True:
-            time.sleep(60)
-    except KeyboardInterrupt:
-        server.kill()
+        with postgres_server() as postgres:
+            print(f"{postgres}\nmilvus://{milvus.address}", flush=True)  # noqa: T201  # read by people
+            with suppress(KeyboardInterrupt):
+                while True:
+                    time.sleep(60)
+    finally:
+        milvus.kill()
 
 
 if __name__ == "__main__":

@@ -322,7 +322,11 @@ def test_what_is_refused_changes_nothing(engine: Engine) -> None:
         (lambda: index.add(two, ids=[3, -1]), DataError, "got -1"),
         (lambda: index.add(two, keys=["a", "a"]), DataError, "'a' comes twice"),
         (lambda: index.add(two, metadata=[{}, {"x": float("nan")}]), DataError, "entry 1 is not JSON"),
-        (lambda: index.add(two, ids=[5, engine.largest_id]) is None or index.add(two), DataError, "no id is left|below it"),
+        (
+            lambda: index.add(two, ids=[5, engine.largest_id]) is None or index.add(two),
+            DataError,
+            "no id is left|below it",
+        ),
         (lambda: index.search(to_codes([1], 9)), DataError, "got 9"),
         (lambda: index.search(two, 0), ParameterError, "positive integer, got 0"),
         (lambda: index.range_search(to_codes([1], 9)), DataError, "got 9"),
