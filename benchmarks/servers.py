@@ -111,6 +111,8 @@ def on_milvus(
         client.flush(name)
         while client.describe_index(name, "code")["pending_index_rows"]:
             time.sleep(0.2)
+        client.release_collection(name)  # or the server uses the index in its own time
+        client.load_collection(name)
 
     built = clocked(seal)
     client.close()

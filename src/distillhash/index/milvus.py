@@ -225,7 +225,8 @@ class MilvusIndex(Index):
             return SearchResult.from_pairs([[] for _ in queries], k)
         fetch, step = partial(self._fetch, where), max(1, _ANSWERS_AT_ONCE // (2 * most + 16))
         starts = range(0, len(queries), step)
-        parts = (exact_nearest(fetch, queries[start : start + step], most, self._largest) for start in starts)
+        nearest = exact_nearest if self.is_exact() else found_nearest
+        parts = (nearest(fetch, queries[start : start + step], most, self._largest) for start in starts)
         return SearchResult.from_pairs(list(chain.from_iterable(parts)), k)
 
     def _n_candidates(self, k: int) -> int:
@@ -415,8 +416,14 @@ def _fits(value: Any) -> bool:
     return not isinstance(value, int) or -(2**63) <= value < 2**63
 
 
+def found_nearest(fetch: Fetch, codes: Sequence[bytes], k: int, largest: int) -> list[list[Pair]]:
+    """The ``k`` nearest that an approximate index finds: its range search loses more, so ties at the k-th distance are not completed."""
+    limit = min(largest, k + max(k, _MARGIN))
+    return [sorted(pairs)[:k] for pairs in fetch(codes, limit, 0, None, ALL_IDS)]
+
+
 # Exact answers, ties by ascending id, from a server that orders ties arbitrarily and gives at most ``largest`` items (16,384) in one
-# answer. With an approximate index (``BIN_IVF_FLAT``) the same steps order what the server finds.
+# answer.
 
 
 def exact_nearest(fetch: Fetch, codes: Sequence[bytes], k: int, largest: int) -> list[list[Pair]]:
