@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from engine_servers import MilvusServer, postgres_server
+from engine_servers import MilvusServer, StandaloneMilvus, postgres_server
 from image_factory import make_jpeg, make_png
 
 if TYPE_CHECKING:
@@ -70,6 +70,15 @@ def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MilvusServer]:
         yield MilvusServer.running(address)
         return
     server = MilvusServer(tmp_path_factory.mktemp("milvus"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def standalone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandaloneMilvus]:
+    """A complete Milvus, shared by the tests marked long; one that kills it starts it again."""
+    server = StandaloneMilvus(tmp_path_factory.mktemp("standalone"))
     server.start()
     yield server
     server.kill()

@@ -1,17 +1,26 @@
-"""Real servers for tests: Postgres with pgvector, and Milvus's own API, each from a wheel; a test skips where the wheel is missing.
+"""Real servers for tests: Postgres with pgvector, and two of Milvus, each from a wheel; a test skips where the wheel is missing.
 
 ``DISTILLHASH_TEST_POSTGRES`` (a URI with at least one option) and ``DISTILLHASH_TEST_MILVUS`` (host:port) name servers to use instead.
+
+    python tests/engine_servers.py FOLDER
+
+runs a Postgres and a standalone Milvus, whose data is in FOLDER, until Ctrl-C, and prints their addresses.
 """
 
 from __future__ import annotations
 
 import os
+import platform
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
+import urllib.request
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -59,9 +68,7 @@ class MilvusServer:
         if not (self._library / "milvus").exists():
             pytest.skip("this milvus_lite has no server program (3.x has none, and no binary vectors); 2.5.1 has")
         self._folder = folder
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.address = f"127.0.0.1:{free_port()}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -101,3 +108,96 @@ class MilvusServer:
         if "patience" not in options:
             options = f"patience=120&{options}".rstrip("&")
         return f"milvus://{self.address}/{collection}?{options}"
+
+
+class StandaloneMilvus(MilvusServer):
+    """A complete Milvus 2.3.5: the program in the wheel ``milvus``, which is downloaded (58 MB; pip keeps it) and run by itself.
+
+    Memory 240 to 500 MB. It listens on all interfaces, so it is for tests only. The wheel's own wrapper is not used to start it: a
+    wrapper that is stopped leaves the server running.
+    """
+
+    def __init__(self, folder: Path, *, authorization: bool = False) -> None:
+        """Unpack the program into ``folder`` and write its configuration; start with :meth:`start`."""
+        if find_spec("pymilvus") is None:
+            pytest.skip("pymilvus is not installed, so there is no client for a Milvus")
+        if sys.platform != "linux" or platform.machine() != "x86_64":
+            pytest.skip("the wheel milvus 2.3.5 has a server for Linux on x86-64 alone")
+        requirements = folder / "requirements.txt"
+        requirements.write_text(f"{_WHEEL} --hash=sha256:{_WHEEL_SHA256}\n")
+        download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
+        done = subprocess.run([*download, "--require-hashes", "-r", str(requirements)], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"{_WHEEL} cannot be downloaded here: {done.stderr.strip().rpartition(chr(10))[2]}")
+        with zipfile.ZipFile(next(folder.glob("milvus-*.whl"))) as wheel:
+            wheel.extractall(folder / "wheel")
+        self._folder, self._data = folder, folder / "data"
+        self._library = self._data / "bin"
+        self._health = free_port()
+        words = [sys.executable, "-c", _CONFIGURE, str(self._data), str(authorization)]
+        found = subprocess.run(words, cwd=folder / "wheel", capture_output=True, text=True, check=True)
+        self.address = f"127.0.0.1:{found.stdout.strip()}"
+        self._process = None
+
+    def start(self) -> None:
+        """Start on the same ports and data as before; returns when the server is healthy."""
+        environment = {
+            **os.environ,
+            "LD_LIBRARY_PATH": str(self._library),
+            "DEPLOY_MODE": "STANDALONE",
+            "METRICS_PORT": str(self._health),
+            "MILVUS_RUN_DIR": str(self._data / "run"),
+        }
+        with (self._folder / "log").open("ab") as log:
+            words = [str(self._library / "milvus"), "run", "standalone"]
+            self._process = subprocess.Popen(words, env=environment, cwd=self._data, stdout=log, stderr=log)
+        give_up = time.monotonic() + 180
+        while True:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self._health}/healthz", timeout=5) as answer:
+                    if b"OK" in answer.read():
+                        return
+            except OSError:
+                time.sleep(0.2)
+            if self._process.poll() is not None or time.monotonic() > give_up:
+                raise RuntimeError(f"the standalone Milvus does not start; see {self._folder / 'log'}")
+
+
+_WHEEL = "milvus==2.3.5"
+_WHEEL_SHA256 = "69515a0630ce29fd10e101fa442afea8ca1387b93a456cd9bd41fdf3deb93d04"
+_CONFIGURE = """
+import sys
+import milvus
+folder, authorization = sys.argv[1], sys.argv[2] == "True"
+config = milvus.MilvusServerConfig(data_dir=folder)
+config.set("authorization_enabled", authorization)
+config.resolve()
+milvus._initialize_data_files(folder)
+print(config.get("proxy_port"))
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main() -> None:
+    folder = Path(sys.argv[1]).absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the servers are stopped
+    milvus = StandaloneMilvus(folder)
+    milvus.start()
+    try:
+        with postgres_server() as postgres:
+            print(f"{postgres}\nmilvus://{milvus.address}", flush=True)  # noqa: T201  # read by people
+            with suppress(KeyboardInterrupt):
+                while True:
+                    time.sleep(60)
+    finally:
+        milvus.kill()
+
+
+if __name__ == "__main__":
+    main()

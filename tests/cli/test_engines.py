@@ -136,3 +136,18 @@ def test_a_server_that_is_away_is_one_sentence(models: tuple[Path, Path], capsys
     captured = capsys.readouterr()
     assert captured.err.startswith("distillhash: postgresql://me@127.0.0.1:1/photos cannot be used now")
     assert captured.err.count("\n") == 1 and "geheim" not in captured.err and captured.out == ""
+
+
+def test_an_approximate_search_is_called_so(
+    postgres: str, vectors: Path, models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, model = f"{postgres}&table=cli_hnsw", models[0]
+    assert main(["index", str(vectors), "--model", str(model), "--index", f"{place}&index=hnsw", "--quiet"]) == 0
+    for options, is_exact in (("", True), ("&index=hnsw", False)):
+        words = ["search", f"{vectors}#0:2", "--model", str(model), "--index", place + options]
+        assert main([*words, "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["exact"] is is_exact and ("approximate: this index may miss" in err) is not is_exact
+        assert main([*words, "--radius", "2", "--json"]) == 0
+        out, err = capsys.readouterr()
+        assert json.loads(out)["exact"] is True and "approximate" not in err

@@ -31,6 +31,7 @@ class Engine:
     place: str | Path
     where: str  # the engine's words for "the year is 2021 or later"
     keeps: bool = True  # whether an index outlives its process
+    largest_id: int = 2**63 - 1
     opened: list[Index] = field(default_factory=list)
 
     def open(self, n_bits: int | None = None, create: bool = False, **options: Any) -> Any:
@@ -52,12 +53,20 @@ def on_postgres(request: pytest.FixtureRequest, name: str) -> Engine:
 
 
 def on_milvus(request: pytest.FixtureRequest, name: str) -> Engine:
-    return Engine(request.getfixturevalue("milvus").uri(name), where='metadata["year"] >= 2021')
+    return milvus_engine(request.getfixturevalue("milvus").uri(name))
+
+
+def on_standalone_milvus(request: pytest.FixtureRequest, name: str) -> Engine:
+    return milvus_engine(request.getfixturevalue("standalone").uri(name))
 
 
 def on_milvus_of_small_answers(request: pytest.FixtureRequest, name: str) -> Engine:
     """A server that gives at most 8 items a time: every cut tie and every range is put together from parts."""
-    return Engine(request.getfixturevalue("milvus").uri(name, "largest=8"), where='metadata["year"] >= 2021')
+    return milvus_engine(request.getfixturevalue("milvus").uri(name, "largest=8"))
+
+
+def milvus_engine(place: str) -> Engine:
+    return Engine(place, where='metadata["year"] >= 2021', largest_id=2**63 - 2)
 
 
 ENGINES: dict[str, Callable[[pytest.FixtureRequest, str], Engine]] = {
@@ -66,16 +75,18 @@ ENGINES: dict[str, Callable[[pytest.FixtureRequest, str], Engine]] = {
     "postgres": on_postgres,
     "milvus": on_milvus,
 }
+STANDALONE = pytest.param("standalone milvus", marks=pytest.mark.long)
+OTHERS = {"milvus of small answers": on_milvus_of_small_answers, "standalone milvus": on_standalone_milvus}
 
 
-@pytest.fixture(params=ENGINES)
+@pytest.fixture(params=[*ENGINES, STANDALONE])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    yield from opened_engine(request, ENGINES[request.param])
+    yield from opened_engine(request, (ENGINES | OTHERS)[request.param])
 
 
-@pytest.fixture(params=[*ENGINES, "milvus of small answers"])
+@pytest.fixture(params=[*ENGINES, "milvus of small answers", STANDALONE])
 def searcher(request: pytest.FixtureRequest) -> Iterator[Engine]:
-    yield from opened_engine(request, ENGINES.get(request.param, on_milvus_of_small_answers))
+    yield from opened_engine(request, (ENGINES | OTHERS)[request.param])
 
 
 def opened_engine(
@@ -175,7 +186,7 @@ def test_codes_of_two_parts_are_ranked_by_both(engine: Engine) -> None:
 
 def test_ties_at_the_cut_go_by_ascending_id(searcher: Engine) -> None:
     index = searcher.open(16, create=True)
-    ids = [40, 5, 2**63 - 1, 33, 12, 7, 2**40, 19, 21, 100, 3, 64, 65, 66, 67, 68, 69, 70, 71, 72]
+    ids = [40, 5, searcher.largest_id, 33, 12, 7, 2**40, 19, 21, 100, 3, 64, 65, 66, 67, 68, 69, 70, 71, 72]
     index.add(to_codes([3] * 19 + [0], 16), ids=ids)
     expected = [(72, 0), *((identifier, 2) for identifier in sorted(ids[:-1]))]
     assert index.search(to_codes([0], 16), 4)[0] == expected[:4]
@@ -186,13 +197,13 @@ def test_ties_at_the_cut_go_by_ascending_id(searcher: Engine) -> None:
 def test_all_ids_ascending(searcher: Engine) -> None:
     index = searcher.open(8, create=True)
     assert index.ids().tolist() == [] and index.ids().dtype == np.int64
-    stored = {2**63 - 1, 0, *range(3, 60, 2), 2**40}
+    stored = {searcher.largest_id, 0, *range(3, 60, 2), 2**40}
     index.add(to_codes([1] * len(stored), 8), ids=[5 * 10**9, *sorted(stored)[1:]])
     assert index.ids().tolist() == sorted({5 * 10**9} | stored - {0})
-    index.remove([5 * 10**9, 3, 2**63 - 1])
+    index.remove([5 * 10**9, 3, searcher.largest_id])
     index.add(to_codes([1, 2], 8), ids=[0, 2**50])
     index.add(to_codes([7], 8), ids=[7], upsert=True)
-    assert index.ids().tolist() == sorted(stored - {3, 2**63 - 1} | {2**50})
+    assert index.ids().tolist() == sorted(stored - {3, searcher.largest_id} | {2**50})
 
 
 def test_empty_things(engine: Engine) -> None:
@@ -311,7 +322,11 @@ def test_what_is_refused_changes_nothing(engine: Engine) -> None:
         (lambda: index.add(two, ids=[3, -1]), DataError, "got -1"),
         (lambda: index.add(two, keys=["a", "a"]), DataError, "'a' comes twice"),
         (lambda: index.add(two, metadata=[{}, {"x": float("nan")}]), DataError, "entry 1 is not JSON"),
-        (lambda: index.add(two, ids=[5, 2**63 - 1]) is None or index.add(two), DataError, "no id is left"),
+        (
+            lambda: index.add(two, ids=[5, engine.largest_id]) is None or index.add(two),
+            DataError,
+            "no id is left|below it",
+        ),
         (lambda: index.search(to_codes([1], 9)), DataError, "got 9"),
         (lambda: index.search(two, 0), ParameterError, "positive integer, got 0"),
         (lambda: index.range_search(to_codes([1], 9)), DataError, "got 9"),

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 from distillhash import Codes
 from distillhash.errors import DataError, DistillHashError, FormatError, MissingDependencyError, ParameterError
 from distillhash.index import open_index
-from distillhash.index.milvus import Pair, exact_nearest, exact_within, map_text
+from distillhash.index.milvus import MilvusIndex, Pair, exact_nearest, exact_within, map_text
 from distillhash.index.remote import from_plain, to_plain
 from engine_servers import MilvusServer
 
@@ -154,6 +155,24 @@ def test_the_approximate_index_is_asked_of_the_server(milvus: MilvusServer, name
     with open_index(milvus.uri(name)) as index:  # the collection that was left half made is finished
         index.add(CODES)
         assert index.search(CODES[3:4], 1)[0] == [(3, 0)]
+
+
+@pytest.mark.parametrize(
+    ("version", "kind"),
+    [
+        ("v2.3.5-lite", "Trie"), ("2.2.16", "Trie"), ("v2.4.0", "INVERTED"), ("2.6-20250912-4c1fa42", "INVERTED"), ("v3.0.1", "INVERTED"),
+        ("Zilliz Cloud", "INVERTED"), (None, "INVERTED"),
+    ],
+)  # fmt: skip
+def test_the_index_of_keys_is_one_that_the_server_has(version: str | None, kind: str) -> None:
+    def call(name: str) -> str:
+        assert name == "get_server_version"
+        if version is None:
+            raise DistillHashError("refused get server version")
+        return version
+
+    index = SimpleNamespace(_session=SimpleNamespace(call=call))
+    assert MilvusIndex._key_index(index) == kind  # type: ignore[arg-type]
 
 
 def test_other_collections_are_not_touched(milvus: MilvusServer, name: str) -> None:

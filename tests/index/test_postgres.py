@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from distillhash import Codes
+from distillhash.codes import hamming_distances
 from distillhash.errors import DataError, DistillHashError, FormatError, MissingDependencyError, ParameterError
 from distillhash.index import open_index
 
@@ -53,13 +54,49 @@ def test_the_table_is_plain_sql(postgres: str, place: str) -> None:
 
 @pytest.mark.parametrize("method", ["hnsw", "ivfflat"])
 def test_an_approximate_index_on_the_column_is_not_used(postgres: str, place: str, method: str) -> None:
+    """Even where reading the table is forbidden; a statement that an index may serve gives another answer."""
     rng = np.random.default_rng(0)
     codes = Codes.from_packed(rng.integers(0, 256, (2000, 4), np.uint8), 32)
-    with open_index(place, 32, create=True) as index:
+    order = np.argsort(hamming_distances(codes[:10], codes), axis=1, kind="stable")[:, :50]
+    with open_index(f"{place}&options=-cenable_seqscan%3Doff", 32, create=True) as index:
         index.add(codes)
-        exact = index.search(codes[:10], 50)
         execute(postgres, f"CREATE INDEX ON {table_of(place)} USING {method} (code bit_hamming_ops)")
-        assert np.array_equal(index.search(codes[:10], 50).ids, exact.ids)
+        assert np.array_equal(index.search(codes[:10], 50).ids, order)
+        assert index.is_exact() and not index.is_exact(16) and index.is_exact(16, within=True)
+    bits = "".join("1" if sign > 0 else "0" for sign in codes.signs()[0])
+    plain = f"SELECT id FROM {table_of(place)} ORDER BY code <~> B'{bits}' LIMIT 50"
+    execute(postgres, f"ANALYZE {table_of(place)}")
+    answer = execute(postgres, f"SET enable_seqscan = off; {plain}")
+    assert [row[0] for row in answer] != order[0].tolist()
+
+
+def test_hnsw_is_made_when_asked_for_and_called_approximate(postgres: str, place: str) -> None:
+    rng = np.random.default_rng(0)
+    codes = Codes.from_packed(rng.integers(0, 256, (3000, 32), np.uint8), 256)
+    tenth = np.sort(hamming_distances(codes[:50], codes), axis=1)[:, 9]
+    indexes = f"SELECT indexdef FROM pg_indexes WHERE tablename = '{table_of(place)}' AND indexdef LIKE '%hnsw%'"
+    forced = f"{place}&options=-cenable_seqscan%3Doff"  # Postgres would rather read so small a table
+    with open_index(f"{forced}&index=hnsw&ef=10", 256, create=True) as index:
+        index.add(codes, metadata=[{"even": row % 2 == 0} for row in range(3000)])
+        assert not index.is_exact() and index.is_exact(within=True)
+        assert np.array_equal(index.search(codes[:50], 10).distances[:, 9], tenth)  # there is no such index yet
+        for _ in range(2):
+            index.prepare()
+            assert "code bit_hamming_ops" in execute(postgres, indexes)[0][0] and len(execute(postgres, indexes)) == 1
+        few = index.search(codes[:50], 10).distances
+        assert (few >= 0).all() and (few[:, 1:] >= few[:, :-1]).all() and (few[:, 9] > tenth).any()
+        assert (index.search(codes[:5], 100).ids >= 0).all()  # more than ef
+        ids = index.search(codes[:50], 10, where="(metadata->>'even')::bool").ids
+        assert (ids >= 0).all() and not (ids % 2).any()
+        near = hamming_distances(codes[:5], codes) <= 105
+        assert [sorted(i for i, _ in row) for row in index.range_search(codes[:5], 105)] == [
+            np.flatnonzero(row).tolist() for row in near
+        ]
+    with open_index(f"{forced}&index=hnsw&ef=1000") as index:
+        many = index.search(codes[:50], 10).distances
+        assert (many[:, 9] == tenth).mean() > (few[:, 9] == tenth).mean()
+    with open_index(place) as index:
+        assert index.is_exact() and np.array_equal(index.search(codes[:50], 10).distances[:, 9], tenth)
 
 
 def test_two_writers_at_a_time_never_share_an_id(place: str) -> None:
@@ -205,6 +242,9 @@ def test_a_server_that_is_away_is_said_at_once_and_without_a_password(tmp_path: 
         ("table=1a", "got '1a'"),
         ("patience=soon", "patience must be an integer in 0..86400, got 'soon'"),
         ("table=a&table=b", "'table' comes twice"),
+        ("index=ivf", r"index must be exact or hnsw \(approximate\), got 'ivf'"),
+        ("ef=10", "ef belongs to index=hnsw"),
+        ("index=hnsw&ef=1001", "ef must be an integer in 1..1000, got '1001'"),
     ],
 )
 def test_wrong_options(postgres: str, options: str, sentence: str) -> None:

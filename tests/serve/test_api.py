@@ -218,6 +218,7 @@ def test_concurrent_uploads_are_batched_and_each_gets_its_own_answer(server: Run
 def test_stats_health_metrics_and_quality(server: Running, client: httpx.Client) -> None:
     stats = client.get("/stats").json()
     assert (stats["n_items"], stats["n_bits"], stats["method"], stats["accepts"]) == (N_PHOTOS, 64, "lsh", "image")
+    assert stats["exact"] is True
     assert client.get("/healthz").json() == {"status": "alive"}
     assert client.get("/readyz").json() == {"status": "ready"}
     client.post("/search?id=1")

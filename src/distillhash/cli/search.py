@@ -70,9 +70,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             candidates=arguments.candidates,
             by=arguments.by,
         )
+        is_exact = searcher.index.is_exact(searcher.class_bits, within=arguments.radius is not None)
     results, skipped = found.results, [{"query": item.key, "reason": item.reason} for item in found.skipped]
     for note in found.notes:
         say(arguments, note)
+    if not is_exact:
+        say(
+            arguments,
+            "approximate: this index may miss some of the nearest items; the page of its engine says how many",
+        )
     for item in skipped:
         say(arguments, f"{item['query']}: {item['reason']}")
     if skipped and (arguments.strict or not results):
@@ -82,4 +88,4 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         for result in results:
             rows = [f"  {n['distance']:>4}  {n['id']:>8}  {escaped(n['key'] or '')}" for n in result["neighbours"]]
             print("\n".join([escaped(result["query"]), *(rows or ["  nothing found"])]))  # noqa: T201  # the verb's output
-    return {"results": results, "skipped": skipped}
+    return {"results": results, "skipped": skipped, "exact": is_exact}

@@ -199,7 +199,7 @@ class Incoming:
 
 
 class Index(ABC):
-    """Codes with ids, searched exactly by Hamming distance; a context manager.
+    """Codes with ids, searched by Hamming distance, exactly unless :meth:`is_exact` says otherwise; a context manager.
 
     The public methods check their arguments; an engine implements the methods with an underscore. An index does not know whether its codes
     have two parts: that is a property of the codes that are searched for.
@@ -429,6 +429,10 @@ class Index(ABC):
                 member = Member(identifier, key, digest, metadata if isinstance(metadata, dict) else {})
                 if source in member.sources or (below and key.startswith(below)):
                     yield member
+
+    def is_exact(self, class_bits: int = 0, *, within: bool = False) -> bool:
+        """Whether :meth:`search` by codes with ``class_bits`` finds all of the nearest items; ``within``: :meth:`range_search`."""
+        return within or not class_bits  # an engine that knows Hamming distance alone
 
     def prepare(self, class_bits: int = 0) -> None:  # noqa: B027  # most engines have nothing to do
         """Do now what the next search, for codes with ``class_bits``, would have to do first, such as reading the codes."""

@@ -220,6 +220,10 @@ class EmbeddedIndex(Index):
         """See :meth:`Index.ids`."""
         return self._committed(None)[0].ids()
 
+    def is_exact(self, class_bits: int = 0, *, within: bool = False) -> bool:  # noqa: ARG002
+        """See :meth:`Index.is_exact`."""
+        return True
+
     def prepare(self, class_bits: int = 0) -> None:
         """See :meth:`Index.prepare`: read the codes, write the cache file if that is worth it, and load the compiled search."""
         warm_up(self.n_bits, class_bits)

@@ -105,7 +105,12 @@ class MilvusIndex(Index):
                 held = self._read_manifest()
                 assert held is not None
             held.check_fits(self._session.shown, n_bits, model_fingerprint)
-            self._complete(vector_index)
+            self._vector_index = self._complete(vector_index)
+            if options.get("index", self._vector_index) != self._vector_index:
+                raise ParameterError(
+                    f"{self._session.shown} has a {self._vector_index} index, got index={options['index']!r}; leave the option out, or "
+                    "index into a new collection"
+                )
         except BaseException:
             self._session.close()
             raise
@@ -135,8 +140,8 @@ class MilvusIndex(Index):
         schema.add_field("has", DataType.INT8)
         self._create(self._name, schema)
 
-    def _complete(self, vector_index: dict[str, Any]) -> None:
-        """Make what an index still lacks (a process may have died after any step), and load it."""
+    def _complete(self, vector_index: dict[str, Any]) -> str:
+        """Make what an index still lacks (a process may have died after any step), and load it; the type of its vector index."""
         from pymilvus import DataType, MilvusClient
 
         counter = f"{self._name}_ids"
@@ -152,9 +157,22 @@ class MilvusIndex(Index):
                 parameters = MilvusClient.prepare_index_params()
                 parameters.add_index(field, metric_type="HAMMING", **settings)
                 if field == "code":
-                    parameters.add_index("key", index_type="INVERTED")
+                    parameters.add_index("key", index_type=self._key_index())
                 self._session.call("create_index", collection, parameters, sync=False)
             self._session.call("load_collection", collection)
+        return str(self._session.call("describe_index", self._name, "code")["index_type"])
+
+    def _key_index(self) -> str:
+        """The type of the index of keys: ``INVERTED`` came with Milvus 2.4, ``Trie`` was before it."""
+        try:
+            version = re.match(r"v?(\d+)\.(\d+)", self._session.call("get_server_version"))
+        except DistillHashError:  # milvus-lite does not tell
+            return "INVERTED"
+        return "Trie" if version and (int(version[1]), int(version[2])) < (2, 4) else "INVERTED"
+
+    def is_exact(self, class_bits: int = 0, *, within: bool = False) -> bool:
+        """See :meth:`Index.is_exact`; as the collection was made, whatever the address says."""
+        return super().is_exact(class_bits, within=within) and self._vector_index == "BIN_FLAT"
 
     def _create(self, collection: str, schema: Any) -> None:
         """Make a collection, unless another process was faster."""
@@ -174,7 +192,10 @@ class MilvusIndex(Index):
             following=self._unused_from(last_id + 1) if assigns else last_id + 1,
         )
         entities = [_to_entity(row) for row in incoming.rows(chosen)]
-        if (largest := int(chosen.max(initial=-1))) > last_id:  # first, so that no id is given twice even after a crash
+        largest = int(chosen.max(initial=-1))
+        if largest == LARGEST_ID:  # Milvus 2.3 finds such an item, but never lists it
+            raise DataError(f"Milvus does not hold the id {LARGEST_ID}; give ids of your own below it")
+        if largest > last_id:  # first, so that no id is given twice even after a crash
             self._session.call("upsert", f"{self._name}_ids", [{"id": 0, "unused": b"\0", "last_id": largest}])
         stored = 0
         for batch in _batches(entities):
@@ -204,7 +225,8 @@ class MilvusIndex(Index):
             return SearchResult.from_pairs([[] for _ in queries], k)
         fetch, step = partial(self._fetch, where), max(1, _ANSWERS_AT_ONCE // (2 * most + 16))
         starts = range(0, len(queries), step)
-        parts = (exact_nearest(fetch, queries[start : start + step], most, self._largest) for start in starts)
+        nearest = exact_nearest if self.is_exact() else found_nearest
+        parts = (nearest(fetch, queries[start : start + step], most, self._largest) for start in starts)
         return SearchResult.from_pairs(list(chain.from_iterable(parts)), k)
 
     def _n_candidates(self, k: int) -> int:
@@ -239,10 +261,9 @@ class MilvusIndex(Index):
                 consistency_level="Strong",
             )
         except DistillHashError as error:
-            if where is not None and getattr(error.__cause__, "code", None) == 1100:  # invalid parameter
-                raise ParameterError(
-                    f"where={where!r} is no expression that Milvus takes ({error.__cause__})"
-                ) from error
+            code, text = getattr(error.__cause__, "code", None), str(error.__cause__)
+            if where is not None and (code == 1100 or "cannot parse expression" in text):  # 1100: invalid parameter
+                raise ParameterError(f"where={where!r} is no expression that Milvus takes ({text})") from error
             raise
         return [[(round(hit["distance"]), int(hit["id"])) for hit in hits] for hits in answers]
 
@@ -395,8 +416,14 @@ def _fits(value: Any) -> bool:
     return not isinstance(value, int) or -(2**63) <= value < 2**63
 
 
+def found_nearest(fetch: Fetch, codes: Sequence[bytes], k: int, largest: int) -> list[list[Pair]]:
+    """The ``k`` nearest that an approximate index finds: its range search loses more, so ties at the k-th distance are not completed."""
+    limit = min(largest, k + max(k, _MARGIN))
+    return [sorted(pairs)[:k] for pairs in fetch(codes, limit, 0, None, ALL_IDS)]
+
+
 # Exact answers, ties by ascending id, from a server that orders ties arbitrarily and gives at most ``largest`` items (16,384) in one
-# answer. With an approximate index (``BIN_IVF_FLAT``) the same steps order what the server finds.
+# answer.
 
 
 def exact_nearest(fetch: Fetch, codes: Sequence[bytes], k: int, largest: int) -> list[list[Pair]]:
@@ -523,9 +550,9 @@ class MilvusSession:
             client.close()
 
     def _may_pass(self, error: Exception) -> bool:
-        code = getattr(error, "code", None)
-        code = code() if callable(code) else code
-        if getattr(code, "name", None) in _AWAY_CODES:
+        if _refusal(error):
+            return False
+        if _code_name(error) in _AWAY_CODES:
             return True
         is_milvus = isinstance(error, self._pymilvus.MilvusException)
         return is_milvus and any(text in str(error) for text in _AWAY_TEXTS)
@@ -533,6 +560,10 @@ class MilvusSession:
     def _explained(self, error: Exception, what: str) -> DistillHashError:
         if isinstance(error, DistillHashError):
             return error
+        if refusal := _refusal(error):
+            return DistillHashError(
+                f"{self.shown} refused the user ({refusal}); check the name, the password and the rights of the user"
+            )
         text = " ".join(str(getattr(error, "message", None) or error).split())
         if self._may_pass(error):
             return DistillHashError(
@@ -541,3 +572,17 @@ class MilvusSession:
         return DistillHashError(
             f"{self.shown} refused {what} ({text}); check the request against the server's version and limits"
         )
+
+
+def _refusal(error: BaseException) -> str:
+    """What a server said that does not let the user in; empty if it is not that. pymilvus hides it behind "Fail connecting"."""
+    for one in (error, error.__cause__):
+        if _code_name(one) in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+            return " ".join(str(one.details()).split())  # type: ignore[union-attr]  # an error of gRPC
+    return ""
+
+
+def _code_name(error: BaseException | None) -> str | None:
+    """The name of the status in an error of gRPC."""
+    code = getattr(error, "code", None)
+    return getattr(code() if callable(code) else code, "name", None)

@@ -1,4 +1,4 @@
-"""The Postgres engine: rows in a table, distances by pgvector, exact scans.
+"""The Postgres engine: rows in a table, distances by pgvector, exact scans unless the address asks for HNSW.
 
 ``postgresql://user@host:port/database?table=photos&patience=10`` and all other options of libpq. The table has the columns ``id``,
 ``code`` (``bit(n_bits)``), ``key``, ``digest`` and ``metadata``; see ``docs/postgres.md``. A call of ``add`` or ``remove`` is one
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Connection: TypeAlias = "psycopg.Connection[tuple[Any, ...]]"
-OPTIONS = ("table", "patience")
+OPTIONS = ("table", "index", "ef", "patience")
 _QUERIES_AT_ONCE = 256
 _CONDITION_SECONDS = 10.0
 _VALUES_AT_ONCE = 10_000
 _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,49}")  # Postgres cuts names at 63 bytes, and ours get endings
 _OLDEST_PGVECTOR = (0, 7)  # the first with Hamming distance of bits
+_OLDEST_FOR_HNSW = (0, 8)  # the first whose scan goes on where a condition leaves too few of ef items
 # SQLSTATE: connection, shutdown, too many connections, serialization, deadlock.
 _TRANSIENT_STATES = ("08", "57P", "53300", "40001", "40P01")
 
@@ -44,10 +45,13 @@ _NEAREST = """SELECT query.place, found.distance, found.id
     CROSS JOIN LATERAL (SELECT id, (code <~> query.bits::bit({n}))::int AS distance
         FROM {{items}} WHERE {where} ORDER BY distance, id LIMIT %s) AS found
     ORDER BY query.place, found.distance, found.id"""
+_NEAR = _NEAREST.replace("ORDER BY distance, id", "ORDER BY code <~> query.bits::bit({n})")  # as an index can serve it
 _WITHIN = """SELECT query.place, (code <~> query.bits::bit({n}))::int AS distance, id
     FROM unnest(%s::text[]) WITH ORDINALITY AS query (bits, place) CROSS JOIN {{items}}
     WHERE ({where}) AND (code <~> query.bits::bit({n}))::int <= %s
     ORDER BY query.place, distance, id"""
+_HAS_HNSW = """SELECT FROM pg_index JOIN pg_opclass ON pg_opclass.oid = indclass[0] JOIN pg_am ON pg_am.oid = opcmethod
+    WHERE indrelid = to_regclass(quote_ident(%s)) AND indisvalid AND amname = 'hnsw' AND opcname = 'bit_hamming_ops'"""
 
 
 class PostgresIndex(Index):
@@ -74,6 +78,9 @@ class PostgresIndex(Index):
                 held = self._read_manifest()
                 assert held is not None
             held.check_fits(f"table {self._table} in {self._session.shown}", n_bits, model_fingerprint)
+            self._scan = _approximate_scan(options)
+            if self._scan:
+                self._check_pgvector(_OLDEST_FOR_HNSW, "?index=hnsw")
         except BaseException:
             self._session.close()
             raise
@@ -123,17 +130,38 @@ class PostgresIndex(Index):
                     f"{self._session.shown} has no pgvector ({error.__cause__.diag.message_primary}); install 0.7 or newer"
                 ) from error
             raise
-        version = self._session.read(self._sql("SELECT extversion FROM pg_extension WHERE extname = 'vector'"))[0][0]
-        if tuple(map(int, version.split(".")[:2])) < _OLDEST_PGVECTOR:
+        self._check_pgvector(_OLDEST_PGVECTOR, "Hamming distance")
+
+    def _check_pgvector(self, oldest: tuple[int, int], what: str) -> None:
+        select = "SELECT coalesce(max(extversion), '0.0') FROM pg_extension WHERE extname = 'vector'"
+        version = self._session.read(self._sql(select))[0][0]
+        if tuple(map(int, version.split(".")[:2])) < oldest:
             raise DistillHashError(
-                f"{self._session.shown} has pgvector {version}, Hamming distance needs 0.7; update the extension"
+                f"{self._session.shown} has pgvector {version}, {what} needs {oldest[0]}.{oldest[1]}; update the extension"
             )
 
+    def is_exact(self, class_bits: int = 0, *, within: bool = False) -> bool:
+        """See :meth:`Index.is_exact`."""
+        return super().is_exact(class_bits, within=within) and (within or not self._scan)
+
+    def prepare(self, class_bits: int = 0) -> None:  # noqa: ARG002  # the same index for all codes
+        """With ``?index=hnsw``, make the index on the codes unless there is one; other writers wait meanwhile."""
+        if not self._scan or self._session.read(self._sql(_HAS_HNSW), [self._table]):
+            return
+
+        def work(connection: Connection) -> None:
+            connection.execute(self._sql("SELECT pg_advisory_xact_lock(hashtext('distillhash'))"))
+            connection.execute(
+                self._sql("CREATE INDEX IF NOT EXISTS {hnsw} ON {items} USING hnsw (code bit_hamming_ops)")
+            )
+
+        self._session.write(work)
+
     def _sql(self, text: str) -> Composed:
-        """A statement with ``{items}``, ``{manifest}`` and ``{key}`` replaced by their names."""
+        """A statement with ``{items}``, and with ``{manifest}``, ``{key}`` and ``{hnsw}``, replaced by their names."""
         from psycopg.sql import SQL, Identifier
 
-        names = {"items": self._table, "manifest": f"{self._table}_manifest", "key": f"{self._table}_key"}
+        names = {"items": self._table} | {name: f"{self._table}_{name}" for name in ("manifest", "key", "hnsw")}
         return SQL(text).format(**{name: Identifier(own) for name, own in names.items()})
 
     def _add(self, incoming: Incoming) -> NDArray[np.int64]:
@@ -168,21 +196,25 @@ class PostgresIndex(Index):
         return self._session.write(work)
 
     def _search(self, codes: Codes, k: int, where: str | None) -> SearchResult:
-        return SearchResult.from_pairs(self._answers(_NEAREST, codes, k, where), k)
+        return SearchResult.from_pairs(self._answers(_NEAR if self._scan else _NEAREST, codes, k, where, self._scan), k)
 
     def _range_search(self, codes: Codes, radius: int, where: str | None) -> RangeResult:
-        return RangeResult.from_pairs(self._answers(_WITHIN, codes, radius, where))
+        return RangeResult.from_pairs(self._answers(_WITHIN, codes, radius, where, {}))
 
-    def _answers(self, query: str, codes: Codes, bound: int, where: str | None) -> list[list[tuple[int, int]]]:
+    def _answers(
+        self, query: str, codes: Codes, bound: int, where: str | None, settings: Mapping[str, str]
+    ) -> list[list[tuple[int, int]]]:
         """(distance, id) pairs of every code."""
         condition = "true" if where is None else f"({where})".replace("%", "%%").replace("{", "{{").replace("}", "}}")
         statement = self._sql(query.format(n=self.n_bits, where=condition))
         bits = to_bit_text(codes)
         answers: list[list[tuple[int, int]]] = [[] for _ in bits]
-        seconds = None if where is None else self._seconds(min(len(bits), _QUERIES_AT_ONCE))
+        if where is not None:  # what a user wrote may not take long, nor change anything
+            seconds = self._seconds(min(len(bits), _QUERIES_AT_ONCE))
+            settings = {**settings, "transaction_read_only": "on", "statement_timeout": str(int(1000 * seconds))}
         for start in range(0, len(bits), _QUERIES_AT_ONCE):
             try:
-                rows = self._session.read(statement, [bits[start : start + _QUERIES_AT_ONCE], bound], seconds)
+                rows = self._session.read(statement, [bits[start : start + _QUERIES_AT_ONCE], bound], settings)
             except DistillHashError as error:
                 state = getattr(error.__cause__, "sqlstate", None) or ""
                 if where is not None and state == "57014":  # cancelled by the server's clock
@@ -266,6 +298,19 @@ class PostgresIndex(Index):
         return int(row[0])
 
 
+def _approximate_scan(options: Mapping[str, str]) -> dict[str, str]:
+    """The settings of a search by HNSW; none where the address asks for an exact scan."""
+    kind = options.get("index", "exact")
+    if kind not in ("exact", "hnsw"):
+        raise ParameterError(f"the option index must be exact or hnsw (approximate), got {kind!r}")
+    if kind == "exact":
+        if "ef" in options:
+            raise ParameterError("the option ef belongs to index=hnsw; leave it out or add that")
+        return {}
+    ef = number(options.get("ef", "100"), "ef", least=1, most=1000)
+    return {"hnsw.ef_search": str(ef), "hnsw.iterative_scan": "strict_order"}
+
+
 def _rows(source: PostgresSession | Connection, statement: Composed, values: list[Any]) -> list[tuple[Any, ...]]:
     """Rows of a statement for all values, a bounded number at a time; within a transaction, on its connection."""
     rows: list[tuple[Any, ...]] = []
@@ -315,20 +360,17 @@ class PostgresSession:
             raise self._explained(error) from error
 
     def read(
-        self, statement: Composable, parameters: Sequence[Any] = (), seconds: float | None = None
+        self, statement: Composable, parameters: Sequence[Any] = (), settings: Mapping[str, str] | None = None
     ) -> list[tuple[Any, ...]]:
-        """The rows of one statement that changes nothing; it sees one committed state.
-
-        With ``seconds`` the statement holds something that a user wrote: it may not take longer, and the server refuses changes.
-        """
+        """The rows of one statement that changes nothing; it sees one committed state. ``settings`` of the server hold for it alone."""
 
         def attempt() -> Any:
             connection = self._connected()
-            if seconds is None:
+            if not settings:
                 return connection.execute(statement, parameters).fetchall()
             with connection.transaction():
-                connection.execute("SET TRANSACTION READ ONLY")
-                connection.execute("SELECT set_config('statement_timeout', %s, true)", [str(int(1000 * seconds))])
+                for name, value in settings.items():
+                    connection.execute("SELECT set_config(%s, %s, true)", [name, value])
                 return connection.execute(statement, parameters).fetchall()
 
         try:

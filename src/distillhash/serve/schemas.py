@@ -161,7 +161,10 @@ class SearchedFor(BaseModel):
 
 
 class SearchAnswer(BaseModel):
-    """Neighbours: exact, nearest first (of two parts: by the ranking) with ties by ascending id, or by descending score if re-ranked."""
+    """Neighbours, nearest first (of two parts: by the ranking) with ties by ascending id, or by descending score if re-ranked.
+
+    They are exact unless /stats says otherwise.
+    """
 
     query: SearchedFor
     n_bits: int
@@ -190,6 +193,9 @@ class Statistics(BaseModel):
     n_items: int
     n_bits: int
     class_bits: int = Field(description="How many of them are the class part; 0 for codes of one part.")
+    exact: bool = Field(
+        description="Whether searches find all of the nearest items; false for approximate indexes on servers."
+    )
     method: str | None
     backbone: str | None
     model_fingerprint: str | None

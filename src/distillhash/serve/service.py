@@ -250,6 +250,7 @@ class Service:
             "n_items": await self.run(len),
             "n_bits": self.n_bits,
             "class_bits": self.searcher.class_bits,
+            "exact": self.searcher.index.is_exact(self.searcher.class_bits),
             "method": None if model is None else model.hasher.method,
             "backbone": None if model is None else model.backbone_name,
             "model_fingerprint": self.searcher.index.model_fingerprint,
