@@ -22,6 +22,7 @@ ORDER = [
     "files",
     "output",
     "progress",
+    "distributed",
     "sources",
     "backbones",
     "texts",
@@ -38,6 +39,7 @@ ORDER = [
     "bench",
     "serve",
     "cli",
+    "__main__",
 ]
 # A method can train a backbone that it is given, so it knows its types; it never makes one.
 TYPES_ONLY = {("methods", "backbones")}

@@ -4,6 +4,7 @@ distillhash train photos/ --bits 64 --out model
 distillhash train embeddings.npy --bits 256 --preserve neighbours --out model
 distillhash train photos/ --method distillhash --bits 64 --out model --set hidden=1024
 distillhash train --pairs captions.csv --method ugach --bits 64 --out model
+torchrun --nproc-per-node 2 -m distillhash train photos/ --fine-tune --out model
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from distillhash.cli.common import (
     report_skipped,
     say,
 )
+from distillhash.distributed import finish, launched, own_device, start
 from distillhash.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -77,14 +79,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train and write the model folder with its report."""
     from distillhash.bench.report import write_training_report
 
+    if launched():
+        start(chosen_device(arguments.device), arguments.say_failure)
     model, source, images = _make_model(arguments)
     hasher = model.hasher
     started = time.perf_counter()
     limits = {"max_images": arguments.max_images, "max_pixels": arguments.max_pixels}
-    progress = not arguments.quiet
-    model.fit(source, n_views=arguments.views, fine_tune=arguments.fine_tune, progress=progress, **limits)
-    seconds = time.perf_counter() - started
     out = Path(arguments.out)
+    tuning = {"fine_tune": arguments.fine_tune, "checkpoint": out / "checkpoint" if arguments.fine_tune else None}
+    model.fit(source, n_views=arguments.views, progress=not arguments.quiet, **tuning, **limits)
+    seconds = time.perf_counter() - started
+    if not finish():
+        return {}
     skipped = report_skipped(arguments, model.skipped_, out / "skipped.json")
     for note in list(dict.fromkeys(getattr(model, "notes_", [])))[:MAX_NOTES]:
         say(arguments, note)
@@ -120,6 +126,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def chosen_device(device: str) -> str:
+    """The device of ``--device``, of this process's own where torchrun started several."""
+    from distillhash.backbones.base import choose_device
+
+    return own_device(choose_device(device))
+
+
 def _in_words(chosen: dict[str, Any], n_bits: int) -> str:
     """What the default method chose from the features."""
     from distillhash.methods.distillhash_nested import SMALLEST
@@ -134,7 +147,6 @@ def _in_words(chosen: dict[str, Any], n_bits: int) -> str:
 
 def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     """The model to train, what it learns from, and the images (or vectors) among that."""
-    from distillhash.backbones.base import choose_device
     from distillhash.methods import make_hasher, method_class, method_names
     from distillhash.methods.registry import DEFAULT_FINE_TUNING_METHOD, DEFAULT_IMAGE_TEXT_METHOD, DEFAULT_METHOD
     from distillhash.models import CrossModalModel, HashModel
@@ -151,7 +163,7 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     if pairs and not method_class(method).needs_texts:
         choices = ", ".join(method_names(image_text=True))
         raise ParameterError(f"{method} learns from images alone; leave out --pairs, or choose one of {choices}")
-    settings = parse_settings(arguments.set)
+    settings, device = parse_settings(arguments.set), chosen_device(arguments.device)
     if method == DEFAULT_METHOD and arguments.preserve:
         settings.setdefault("preserve", arguments.preserve)
     if arguments.preserve and pairs:
@@ -163,13 +175,13 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
             f"--fine-tune trains {method}, which learns classes alone; leave out --preserve {arguments.preserve}, or --fine-tune"
         )
     if not pairs and method_class(method).fine_tunes and (arguments.device != "auto" or arguments.fine_tune):
-        settings.setdefault("device", choose_device(arguments.device))
+        settings.setdefault("device", device)
     hasher = make_hasher(method, arguments.bits, seed=arguments.seed, **settings)
     if arguments.caption_column is not None and not pairs:
         raise ParameterError(f"--caption-column {arguments.caption_column} needs texts; add --pairs, or leave it out")
     source = (open_pairs_argument if pairs else open_argument)(arguments, arguments.source)
     images = source.images if isinstance(source, PairSource) else source
-    parts: dict[str, Any] = {"hasher": hasher, "device": arguments.device, "cache": open_cache(arguments)}
+    parts: dict[str, Any] = {"hasher": hasher, "device": device, "cache": open_cache(arguments)}
     made = backbone_options(arguments)
     parts |= {"backbone": backbone_name(arguments, images), "backbone_options": made.pop("options"), **made}
     if not isinstance(source, PairSource):

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from distillhash.methods.heads import Data, TwoViewHasher, straight_through_sign
-from distillhash.methods.training import Batch, Rows, Targets
+from distillhash.methods.training import Batch, DrawnTargets, Rows, Targets
 from distillhash.supervision.losses import nt_xent
 
 
@@ -53,7 +53,7 @@ class CIBHash(TwoViewHasher):
             shape = (2 * len(rows), self.n_bits)
             return (torch.rand(shape, generator=generator) if self.sampling == "bernoulli" else torch.full(shape, 0.5),)
 
-        return thresholds
+        return DrawnTargets(thresholds, generator)
 
     def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Contrast of the bits and divergence of their probabilities."""
