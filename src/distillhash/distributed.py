@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -92,15 +93,18 @@ def tell(message: str, exit_code: int) -> None:
 
 
 def _listen(store: Any, say: Callable[[str, int], None]) -> None:
+    message, exit_code = "torchrun, which started this process, is gone; start it again", 1
     while _store is store:
-        with suppress(Exception):
+        try:
             if store.check([_FAILED]):
+                message, exit_code = json.loads(store.get(_FAILED))
                 break
-        threading.Event().wait(_POLL_SECONDS)
-    else:
-        return
-    message, exit_code = json.loads(store.get(_FAILED))
+        except Exception:  # torchrun keeps the store
+            break
+        time.sleep(_POLL_SECONDS)
     with _speaking:
+        if _store is not store:
+            return
         say(message, exit_code)
         with suppress(Exception):
             store.set(_TOLD, "")

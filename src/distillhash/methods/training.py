@@ -3,7 +3,7 @@
 In a group of processes (:mod:`distillhash.distributed`) a backbone is trained by all of them. Each decodes its :class:`Share` of every
 batch and passes it through the backbone. The features are gathered, so every process computes the head and the loss of the whole
 batch, and the gradients are averaged. Order and random draws are those of one process, and so is the result, up to rounding. What is
-trained on features alone every process trains for itself, with equal results: a step takes less time than an exchange.
+trained on features alone every process trains for itself, with equal results: an exchange would take as long as a step.
 """
 
 from __future__ import annotations
