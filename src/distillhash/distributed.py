@@ -60,7 +60,9 @@ def start(device: str, say: Callable[[str, int], None]) -> None:
     import torch.distributed as dist
     from torch.distributed.rendezvous import rendezvous
 
-    store, rank, world = next(rendezvous("env://"))
+    plain, rank, world = next(rendezvous("env://"))
+    attempt = os.environ["TORCHELASTIC_RESTART_COUNT"]  # a store may outlive one
+    store = dist.PrefixStore(attempt, plain)  # type: ignore[attr-defined]  # torch's stubs hide it
     backend = "cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=LIMIT)
     _store = store

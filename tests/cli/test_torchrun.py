@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,8 +30,10 @@ take, calls = Share.take, []
 def unlucky(self, n):
     calls.append(n)
     if len(calls) == 3 and os.environ["RANK"] == os.environ["UNLUCKY"]:
-        if "KILLED" in os.environ:
+        if "KILLED" in os.environ and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
             os.kill(os.getpid(), 9)
+        if "KILLED" in os.environ:
+            return take(self, n)
         raise DataError("this process is unlucky")
     return take(self, n)
 Share.take = unlucky
@@ -79,8 +82,8 @@ def test_two_processes_learn_what_one_does(images: Path, tmp_path: Path, method:
     for key in ("n_items", "n_used", "n_skipped", "n_views", "image_size", "fine_tuned"):
         assert one[key] == two[key]
     assert one["n_used"] == 131 and json.loads((tmp_path / "two" / "skipped.json").read_text())[0]["key"] == "bad.png"
-    codes = [load_model(tmp_path / name).encode(sorted(images.glob("[0-9]*"))).packed for name in ("one", "two")]
-    np.testing.assert_array_equal(*codes)
+    first, second = (load_model(tmp_path / name).encode(sorted(images.glob("[0-9]*"))) for name in ("one", "two"))
+    np.testing.assert_array_equal(first.packed, second.packed)
     if method == "fine-tuned":
         np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-4)
         assert not (tmp_path / "two" / "checkpoint").exists()
@@ -98,6 +101,21 @@ def test_a_failure_of_one_process_ends_both_with_one_message(images: Path, tmp_p
     assert failed.returncode == 1 and failed.stderr.count("distillhash: this process is unlucky\n") == 1
     assert json.loads(failed.stdout) == {"error": "this process is unlucky", "exit_code": 1}
     assert run(command, UNLUCKY=rank, KILLED="1").returncode == 1
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    alone = [
+        *TWO[:3],
+        "--master-port",
+        port,
+        "--max-restarts",
+        "1",
+        "--nproc-per-node",
+        "2",
+    ]  # one store for both attempts
+    again = run([*alone, *command[len(TWO) :]], UNLUCKY=rank, KILLED="1")
+    assert again.returncode == 0 and (tmp_path / "out" / "model.safetensors").exists()
 
 
 @needs_distributed

@@ -25,7 +25,7 @@ METHODS: list[tuple[str, dict[str, Any]]] = [
     ("distillhash-contrast", {}),
     ("distillhash", {"estimate": "network", "estimate_epochs": 1, "beta": 0.0}),
 ]
-X = clusters(131)  # batches of 64, 64 and 3 rows
+X = clusters(67)  # batches of 64 and 3 rows
 
 
 class StoppedError(Exception):
@@ -57,7 +57,7 @@ def test_a_stopped_fit_goes_on_to_the_same_weights(
 ) -> None:
     whole, trunk = fit(method, options, None)
     stopped = 0
-    for seconds, stops in ((0.0, (1, 2, 3)), (600.0, (5, 1))):  # kept after every step; kept after every epoch
+    for seconds, stops in ((0.0, (1, 2)), (600.0, (3,))):  # kept after every step; kept after every epoch
         monkeypatch.setattr(training, "KEEP_SECONDS", seconds)
         folder = tmp_path / f"{seconds:.0f}"
         for at in stops:
@@ -72,24 +72,24 @@ def test_a_stopped_fit_goes_on_to_the_same_weights(
         state = again.state()
         for name, array in whole.state().items():
             np.testing.assert_array_equal(array, state[name])
-    assert stopped >= 4
+    assert stopped == 3
 
 
 def test_what_a_checkpoint_holds_and_when_it_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "kept"
     with pytest.raises(StoppedError):
-        fit("ssdh", {}, Checkpoint(folder, {"data": "a", "seed": 0}), Stop(4))
+        fit("ssdh", {}, Checkpoint(folder, {"data": "a", "seed": 0}), Stop(3))
     (path,) = folder.iterdir()
     arrays = load_file(path)
     numbers = json.loads(arrays["numbers"].tobytes())
-    assert (numbers["epoch"], numbers["done"]) == (1, 0) and len(arrays["losses"]) == 3
-    assert arrays["network.0.network.weight"].shape == (20, 20) and arrays["optimizer.0.step"] == 3
+    assert (numbers["epoch"], numbers["done"]) == (1, 0) and len(arrays["losses"]) == 2
+    assert arrays["network.0.network.weight"].shape == (20, 20) and arrays["optimizer.0.step"] == 2
     whole, trunk = fit("ssdh", {}, Checkpoint(folder, {"data": "a", "seed": 0}))
     with pytest.raises(
         DataError, match="unfinished training with another data and seed; finish it with its own command"
     ):
         fit("ssdh", {}, Checkpoint(folder, {"data": "b", "seed": 1}))
-    done, same = fit("ssdh", {}, Checkpoint(folder, {"seed": 0, "data": "a"}), Stop(3))  # 3: for the medians alone
+    done, same = fit("ssdh", {}, Checkpoint(folder, {"seed": 0, "data": "a"}), Stop(2))  # 2: for the medians alone
     assert torch.equal(trunk.weight, same.weight) and done.history_.keys() == whole.history_.keys()
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(DataError, match=r"is damaged .*; delete .*kept to start again"):

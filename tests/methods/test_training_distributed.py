@@ -23,7 +23,7 @@ CASES = [("ssdh", n) for n in (3, 128, 129, 259, 387)] + [(method, 131) for meth
 
 
 def fitted(method: str, n: int) -> dict[str, Any]:
-    x, trunk, drawn = clusters(n), backbone(), []
+    x, trunk, drawn = clusters(n), backbone(), list[int]()
 
     class Counted(VectorImages):
         def batch(self, rows: Any, seeds: Any) -> torch.Tensor:
@@ -32,7 +32,12 @@ def fitted(method: str, n: int) -> dict[str, Any]:
 
     made = hasher(method).fit(x, images=TrainableImages(Counted(x), trunk), **labels(method, n))
     codes = made.encode(x).packed
-    return {"loss": made.history_["loss"], "trunk": trunk.weight.detach().numpy(), "codes": codes, "drawn": drawn}
+    return {
+        "loss": made.history_["loss"],
+        "trunk": trunk.state_dict()["weight"].numpy(),
+        "codes": codes,
+        "drawn": drawn,
+    }
 
 
 def work(rank: int, port: int, folder: str) -> None:
