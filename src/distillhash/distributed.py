@@ -1,6 +1,6 @@
 """The processes of one training under ``torchrun``: their group, what they exchange, and how one failure ends them all.
 
-Without a group every function does what one process does alone. torch is imported by :func:`start` only.
+Without a group every function does what one process does alone. torch is imported only where there is one.
 """
 
 import json

@@ -10,10 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
-from torch import Tensor
 
 from distillhash.backbones.base import Backbone
 from distillhash.backbones.cache import FeatureCache, FeatureStore
@@ -22,6 +20,7 @@ from distillhash.distributed import processes_here, rank_and_size, shared_object
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import cores, digest
 from distillhash.progress import Progress
+from distillhash.pytorch import Tensor, torch
 from distillhash.sources.base import (
     BadItemError,
     EmbeddingSource,

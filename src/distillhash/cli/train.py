@@ -80,7 +80,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.bench.report import write_training_report
 
     if launched():
-        start(chosen_device(arguments.device), arguments.say_failure)
+        from distillhash.backbones.base import choose_device
+
+        start(choose_device(arguments.device), arguments.say_failure)
     model, source, images = _make_model(arguments)
     hasher = model.hasher
     started = time.perf_counter()
@@ -126,13 +128,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def chosen_device(device: str) -> str:
-    """The device of ``--device``, of this process's own where torchrun started several."""
-    from distillhash.backbones.base import choose_device
-
-    return own_device(choose_device(device))
-
-
 def _in_words(chosen: dict[str, Any], n_bits: int) -> str:
     """What the default method chose from the features."""
     from distillhash.methods.distillhash_nested import SMALLEST
@@ -147,6 +142,7 @@ def _in_words(chosen: dict[str, Any], n_bits: int) -> str:
 
 def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     """The model to train, what it learns from, and the images (or vectors) among that."""
+    from distillhash.backbones.base import choose_device
     from distillhash.methods import make_hasher, method_class, method_names
     from distillhash.methods.registry import DEFAULT_FINE_TUNING_METHOD, DEFAULT_IMAGE_TEXT_METHOD, DEFAULT_METHOD
     from distillhash.models import CrossModalModel, HashModel
@@ -163,7 +159,9 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     if pairs and not method_class(method).needs_texts:
         choices = ", ".join(method_names(image_text=True))
         raise ParameterError(f"{method} learns from images alone; leave out --pairs, or choose one of {choices}")
-    settings, device = parse_settings(arguments.set), chosen_device(arguments.device)
+    settings, device = parse_settings(arguments.set), arguments.device
+    if launched():
+        device = own_device(choose_device(device))
     if method == DEFAULT_METHOD and arguments.preserve:
         settings.setdefault("preserve", arguments.preserve)
     if arguments.preserve and pairs:
@@ -175,7 +173,7 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
             f"--fine-tune trains {method}, which learns classes alone; leave out --preserve {arguments.preserve}, or --fine-tune"
         )
     if not pairs and method_class(method).fine_tunes and (arguments.device != "auto" or arguments.fine_tune):
-        settings.setdefault("device", device)
+        settings.setdefault("device", choose_device(device))
     hasher = make_hasher(method, arguments.bits, seed=arguments.seed, **settings)
     if arguments.caption_column is not None and not pairs:
         raise ParameterError(f"--caption-column {arguments.caption_column} needs texts; add --pairs, or leave it out")

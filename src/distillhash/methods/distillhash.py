@@ -44,9 +44,15 @@ from distillhash.errors import DataError
 from distillhash.methods.heads import Data
 from distillhash.methods.ssdh import PairHasher
 from distillhash.methods.training import pair_targets
-from distillhash.supervision.flip_rate import BoundRule, distil_pairs
 from distillhash.supervision.neighbours import nearest_neighbours, neighbourhood_mean
-from distillhash.supervision.similarity import Floats, PairLabels, confusion, mirror_upper, probability_histogram
+from distillhash.supervision.similarity import (
+    BoundRule,
+    Floats,
+    PairLabels,
+    confusion,
+    mirror_upper,
+    probability_histogram,
+)
 
 
 class DistillHash(PairHasher):
@@ -128,6 +134,8 @@ class DistillHash(PairHasher):
     candidates: Literal["all", "labelled"] = "all"
 
     def _pairs(self, distances: Floats, data: Data) -> PairLabels:
+        from distillhash.supervision.flip_rate import distil_pairs  # here: it imports numba, which only training needs
+
         logits = self._estimate(distances, data)
         self.history_["probability_histogram"] = probability_histogram(logits)
         o, skipped = self.n_neighbours, self.skip_for_positive

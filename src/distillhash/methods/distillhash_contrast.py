@@ -28,15 +28,14 @@ from itertools import chain
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from distillhash.methods.base import Layers, TrainingSet, sample_rows
 from distillhash.methods.heads import Head, HeadHasher, straight_through_sign, tanh_through_sign
 from distillhash.methods.itq import ITQ
 from distillhash.methods.training import Batch, CachedFeatures, ImageRows, Inputs, Schedule, WithNeighbours
+from distillhash.pytorch import Tensor, nn, torch
 from distillhash.supervision import agreement
 from distillhash.supervision.agreement import agreeing_neighbours, centred_unit, random_parts, root_rows
 from distillhash.supervision.losses import neighbour_contrast

@@ -13,11 +13,8 @@ from contextlib import nullcontext
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, normalize
 
 from distillhash.methods import training
 from distillhash.methods.base import Activation, AffineLayers, Hasher, Layers, TrainingSet, sample_rows, shapes_of
@@ -33,6 +30,7 @@ from distillhash.methods.training import (
     one_thread,
     train,
 )
+from distillhash.pytorch import Tensor, functional, nn, torch
 from distillhash.supervision.similarity import Floats, row_blocks
 
 
@@ -393,7 +391,7 @@ def tanh_through_sign(outputs: Tensor) -> Tensor:
 def half_batch_cosines(rows: Tensor) -> Tensor:
     """Cosines of each row of the first half of a batch with its partner in the second, ``(b // 2,)``; an odd row is left out."""
     half = len(rows) // 2
-    return cosine_similarity(rows[:half], rows[half : 2 * half])
+    return functional.cosine_similarity(rows[:half], rows[half : 2 * half])
 
 
 def unit_features(features: NDArray[Any], *, centre: bool) -> Tensor:
@@ -401,4 +399,4 @@ def unit_features(features: NDArray[Any], *, centre: bool) -> Tensor:
     values = np.asarray(features, np.float32)
     if centre:
         values = values - values.mean(axis=0)
-    return normalize(torch.from_numpy(values))
+    return functional.normalize(torch.from_numpy(values))

@@ -20,12 +20,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from annotated_types import Ge, Gt
-from torch import Tensor
 
 from distillhash.methods.heads import Data, HeadHasher
 from distillhash.methods.training import Batch, Targets, pair_targets
+from distillhash.pytorch import Tensor, torch
 from distillhash.supervision import similarity
 from distillhash.supervision.losses import likelihood_loss, squared_loss
 from distillhash.supervision.similarity import Floats, PairLabels

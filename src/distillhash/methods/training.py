@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from distillhash.distributed import average, copy_first, gathered, rank_and_size, shared_objects
 from distillhash.errors import DataError, first_line
 from distillhash.files import read_file, write_atomic
+from distillhash.pytorch import Tensor, nn, torch
 from distillhash.supervision.neighbours import neighbour_graph
 
 Optimizer = Literal["sgd", "adam", "adamw"]

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from distillhash.pytorch import torch
 from distillhash.supervision.neighbours import nearest_in_blocks, nearest_neighbours, neighbour_graph
 from distillhash.supervision.similarity import Floats, cosine_distances, row_blocks, unit_rows
 
