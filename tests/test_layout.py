@@ -23,6 +23,7 @@ ORDER = [
     "output",
     "progress",
     "pytorch",
+    "distributed",
     "sources",
     "backbones",
     "texts",
@@ -39,6 +40,7 @@ ORDER = [
     "bench",
     "serve",
     "cli",
+    "__main__",
 ]
 # A method can train a backbone that it is given, so it knows its types; it never makes one.
 TYPES_ONLY = {("methods", "backbones")}

@@ -292,7 +292,7 @@ def test_views_and_fine_tuning(photos: Path, tmp_path: Path, capsys: pytest.Capt
     tuned = run_json(
         capsys, "train", photos, *quick, "--fine-tune", "--set", "learning_rate=0.001", "--out", tmp_path / "tuned"
     )
-    assert tuned["fine_tuned"]
+    assert tuned["fine_tuned"] and not (tmp_path / "tuned" / "checkpoint").exists()
     model, plain = load_model(tmp_path / "tuned"), load_model(tmp_path / "views")
     assert model.backbone.fingerprint != plain.backbone.fingerprint
     assert len(model.encode(photos)) == 24  # the tuned weights came back from the folder

@@ -251,8 +251,9 @@ def test_fine_tuning_trains_the_backbone_or_is_refused(method: str) -> None:
         def __len__(self) -> int:
             return len(x)
 
-        def batch(self, rows: NDArray[Any], rng: np.random.Generator) -> Any:
-            return torch.from_numpy(np.concatenate([x[rows], rng.random((len(rows), 40), np.float32)], axis=1))
+        def batch(self, rows: NDArray[Any], seeds: NDArray[np.int64]) -> Any:
+            noise = np.array([np.random.default_rng(seed).random(40, np.float32) for seed in seeds])
+            return torch.from_numpy(np.concatenate([x[rows], noise], axis=1))
 
     trunk = torch.nn.Linear(80, 40, bias=False)
     torch.nn.init.eye_(trunk.weight)

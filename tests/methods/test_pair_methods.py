@@ -205,7 +205,7 @@ def test_fine_tuning_trains_the_trunk_and_the_estimator_only_a_copy() -> None:
         def __len__(self) -> int:
             return len(x)
 
-        def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> torch.Tensor:
+        def batch(self, rows: NDArray[np.intp], seeds: NDArray[np.int64]) -> torch.Tensor:
             sizes.append(len(rows))
             return torch.from_numpy(np.concatenate([x[rows], x[rows]], axis=1))
 

@@ -1,7 +1,6 @@
-"""Two processes under torch.distributed end with the same weights, having shared every epoch's rows between them."""
+"""Two processes that train a backbone together end as one process with the same batches."""
 
 import socket
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,85 +10,86 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
-from distillhash.methods import make_hasher
-from distillhash.methods.training import Batch, CachedFeatures, TrainingSettings, train
+from distillhash.methods.training import Share, TrainableImages
+from tunable import FINE_TUNING, VectorImages, backbone, clusters, hasher, labels
 
 pytestmark = [
     pytest.mark.long,
-    pytest.mark.timeout(300),
+    pytest.mark.timeout(900),
     pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed"),
 ]
 LIMIT = timedelta(seconds=60)  # a process that waits for the other one longer fails
-CASES = [(20, 5), (131, 64), (129, 64)]
+CASES = [("ssdh", n) for n in (3, 128, 129, 259, 387)] + [(method, 131) for method in FINE_TUNING]
 
 
-def features(n: int) -> Any:
-    return np.random.default_rng(0).standard_normal((n, 4)).astype(np.float32)
+def fitted(method: str, n: int) -> dict[str, Any]:
+    x, trunk, drawn = clusters(n), backbone(), list[int]()
 
+    class Counted(VectorImages):
+        def batch(self, rows: Any, seeds: Any) -> torch.Tensor:
+            drawn.append(len(rows))
+            return super().batch(rows, seeds)
 
-def trained(n: int, batch_size: int) -> dict[str, Any]:
-    """Weights that start at random, and the rows of every batch of two epochs."""
-    network, batches = torch.nn.Linear(4, 3), []
-
-    def loss(outputs: torch.Tensor, batch: Batch) -> torch.Tensor:
-        batches.append(batch.rows)
-        return (outputs**2).mean()
-
-    train(network, CachedFeatures(features(n)), loss, TrainingSettings(2, batch_size), seed=0)
-    weight = network.weight.detach().numpy()
-    return {"weight": weight, "sizes": [len(rows) for rows in batches], "seen": np.concatenate(batches)}
-
-
-def one_step(batch_size: int) -> Any:
-    """Weights that start at 1, after one step."""
-    network = torch.nn.Linear(4, 3)
-    torch.nn.init.ones_(network.weight)
-    torch.nn.init.ones_(network.bias)
-    train(
-        network, CachedFeatures(features(20)), lambda out, _: (out**2).mean(), TrainingSettings(1, batch_size), seed=0
-    )
-    return network.weight.detach().numpy()
+    made = hasher(method).fit(x, images=TrainableImages(Counted(x), trunk), **labels(method, n))
+    codes = made.encode(x).packed
+    return {
+        "loss": made.history_["loss"],
+        "trunk": trunk.state_dict()["weight"].numpy(),
+        "codes": codes,
+        "drawn": drawn,
+    }
 
 
 def work(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
-    torch.manual_seed(rank)  # different first weights: both processes start from those of rank 0
     address = f"tcp://127.0.0.1:{port}"
     torch.distributed.init_process_group("gloo", address, rank=rank, world_size=2, timeout=LIMIT)
-    results = {f"{n}/{name}": value for n, size in CASES for name, value in trained(n, size).items()}
-    hasher = make_hasher("sgh", 3, epochs=2).fit(features(131))
-    np.savez(f"{folder}/{rank}.npz", step=one_step(10), projection=hasher.project(features(131)), **results)
+    share = Share()
+    order = []
+    for n in (3, 4, 1):
+        mine = share.take(n)
+        order.append(share.gather(torch.arange(n, dtype=torch.float32)[mine, None])[:, 0].numpy())
+        views = torch.cat([torch.arange(n)[mine, None] + 0.25, torch.arange(n)[mine, None] + 0.75])
+        order.append(share.gather(views)[:, 0].numpy())
+    results = {f"{method}/{n}/{key}": value for method, n in CASES for key, value in fitted(method, n).items()}
+    plain = hasher("ssdh").fit(clusters(131)).project(clusters(131))
+    np.savez(f"{folder}/{rank}.npz", order=np.concatenate(order), plain=plain, **results)
     torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Any]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     folder: Path = tmp_path_factory.mktemp("distributed")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     spawn(work, args=(port, str(folder)), nprocs=2)  # type: ignore[no-untyped-call]
-    yield [np.load(folder / f"{rank}.npz") for rank in (0, 1)]
+    return [dict(np.load(folder / f"{rank}.npz")) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("n", [n for n, _ in CASES])
-def test_both_take_equal_steps_and_end_with_the_same_weights(results: list[Any], n: int) -> None:
-    first, second = results
-    np.testing.assert_array_equal(first[f"{n}/weight"], second[f"{n}/weight"])
-    sizes = {20: [5, 5] * 2, 131: [64, 2] * 2, 129: [64] * 2}[n]  # 129 rows: both leave out a last batch of one row
-    assert first[f"{n}/sizes"].tolist() == second[f"{n}/sizes"].tolist() == sizes
-    seen = np.concatenate([first[f"{n}/seen"], second[f"{n}/seen"]])
-    if n == 20:
-        assert sorted(seen) == sorted([*range(20)] * 2)
-    if n == 131:  # padded to 132, so that one row comes twice an epoch
-        assert set(seen) == set(range(131)) and len(seen) == 264
+@pytest.mark.parametrize(("method", "n"), CASES)
+def test_both_end_as_one_process_does(results: list[Any], method: str, n: int) -> None:
+    alone = fitted(method, n)
+    for found in results:
+        np.testing.assert_allclose(found[f"{method}/{n}/loss"], alone["loss"], rtol=1e-4)
+        np.testing.assert_allclose(found[f"{method}/{n}/trunk"], alone["trunk"], atol=1e-5)
+        np.testing.assert_array_equal(found[f"{method}/{n}/codes"], alone["codes"])
+    first, second = (found[f"{method}/{n}/trunk"] for found in results)
+    np.testing.assert_array_equal(first, second)
+    # Each draws half of the images of every batch, or one more of an odd batch.
+    for found in results:
+        assert found[f"{method}/{n}/drawn"].tolist() == [-(-rows // 2) for rows in alone["drawn"]]
 
 
-def test_a_step_takes_the_mean_gradient(results: list[Any]) -> None:
-    # Two processes with 10 rows each take the step that one process takes with all 20.
-    np.testing.assert_allclose(results[0]["step"], one_step(20), rtol=1e-6)
-    np.testing.assert_array_equal(results[0]["step"], results[1]["step"])
+def test_features_are_gathered_in_the_order_of_the_batch(results: list[Any]) -> None:
+    expected: list[float] = []
+    for n in (3, 4, 1):
+        expected += range(n)
+        expected += [row + 0.25 for row in range(n)] + [row + 0.75 for row in range(n)]
+    for found in results:
+        assert found["order"].tolist() == expected
 
 
-def test_a_method_learns_the_same_function_in_both_processes(results: list[Any]) -> None:
-    np.testing.assert_array_equal(results[0]["projection"], results[1]["projection"])
+def test_on_features_alone_each_process_does_what_one_does(results: list[Any]) -> None:
+    for found in results:
+        np.testing.assert_array_equal(found["plain"], hasher("ssdh").fit(clusters(131)).project(clusters(131)))

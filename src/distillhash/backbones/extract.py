@@ -16,6 +16,7 @@ from threadpoolctl import threadpool_limits
 from distillhash.backbones.base import Backbone, TorchBackbone
 from distillhash.backbones.cache import FeatureCache, FeatureStore
 from distillhash.backbones.views import View, ViewSettings, augment
+from distillhash.distributed import processes_here, rank_and_size, shared_objects, shared_rows
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import cores, digest
 from distillhash.progress import Progress
@@ -73,6 +74,7 @@ def extract_features(
     ``cache`` keeps features between runs. ``n_views`` augmented copies are embedded as well: a view depends on ``seed``, its number, the
     image's content and ``settings`` alone. ``teacher`` embeds the images also at the size that the backbone was trained with, where they
     are smaller now. ``progress`` is shown on stderr. Images above ``max_pixels`` (by default the decoder's limit) are skipped.
+    A group of processes (:mod:`distillhash.distributed`) shares the images evenly, and each gets the whole result.
 
     Raises:
         DataError: nothing usable, or too much for memory.
@@ -81,29 +83,56 @@ def extract_features(
     if n_views and isinstance(source, EmbeddingSource):
         raise ParameterError(f"views need images, but {source.name} holds vectors; ask for 0 views, not {n_views}")
     views = [View(settings or ViewSettings(), seed, number) for number in range(n_views)]
-    rows, filled = np.empty(len(source), np.intp), 0
+    rank, world = (0, 1) if isinstance(source, EmbeddingSource) else rank_and_size()
+    own = np.array_split(np.arange(len(source)), world)[rank]
+    mine = source if world == 1 else source.select(own)
+    rows, filled = np.empty(len(own), np.intp), 0
     skipped, digests = list[Skipped](), list[bytes]()
     tables: dict[str, NDArray[np.float32]] = {}
     batches = iter_features(
-        source, backbone, cache=cache, progress=progress, max_pixels=max_pixels, views=views, teacher=teacher
+        mine, backbone, cache=cache, progress=progress, max_pixels=max_pixels, views=views, teacher=teacher
     )
     for batch in batches:
         skipped += batch.skipped
         digests += batch.digests
         end = filled + len(batch.rows)
-        rows[filled:end] = batch.rows
+        rows[filled:end] = own[batch.rows]
         for name, part in (("features", batch.features), ("views", batch.views), ("teacher", batch.teacher)):
             if part is not None and len(batch.rows):
                 if name not in tables:
-                    tables[name] = _table((*part.shape[:-2], len(source), part.shape[-1]))
+                    tables[name] = _table((*part.shape[:-2], len(own), part.shape[-1]))
                 tables[name][..., filled:end, :] = part
         filled = end
-    if not filled:
-        raise nothing_usable(source.name, skipped)
     whole = {name: _first_rows(table, filled) for name, table in tables.items()}
+    rows = rows[:filled]
+    if world > 1:
+        rows, skipped, digests, whole = _of_all_processes(source, rows, skipped, digests, whole)
+    if not len(rows):
+        raise nothing_usable(source.name, skipped)
     return FeatureBatch(
-        rows[:filled], whole["features"], skipped, digests, views=whole.get("views"), teacher=whole.get("teacher")
+        rows, whole["features"], skipped, digests, views=whole.get("views"), teacher=whole.get("teacher")
     )
+
+
+def _of_all_processes(
+    source: Source,
+    rows: NDArray[np.intp],
+    skipped: list[Skipped],
+    digests: list[bytes],
+    tables: dict[str, NDArray[np.float32]],
+) -> tuple[NDArray[np.intp], list[Skipped], list[bytes], dict[str, NDArray[np.float32]]]:
+    """The parts of every process, in the order of the source."""
+    shapes = {name: (*table.shape[:-2], table.shape[-1]) for name, table in tables.items()}
+    parts = shared_objects((rows, skipped, digests, shapes, dict(source.damaged)))
+    counts = [len(part[0]) for part in parts]
+    whole: dict[str, NDArray[np.float32]] = {}
+    for name, (*before, width) in {name: shape for part in parts for name, shape in part[3].items()}.items():
+        whole[name] = _table((*before, sum(counts), width))
+        shared_rows(whole[name], tables.get(name, np.empty((*before, 0, width), np.float32)), counts)
+    for part in parts:
+        source.damaged.update(part[4])
+    rows = np.concatenate([part[0] for part in parts])
+    return rows, [item for part in parts for item in part[1]], [item for part in parts for item in part[2]], whole
 
 
 def iter_features(
@@ -158,12 +187,11 @@ class ImageInputs:
     def __len__(self) -> int:
         return len(self._source)
 
-    def batch(self, rows: NDArray[np.intp], rng: np.random.Generator) -> Tensor:
-        """``(len(rows), 3, size, size)`` augmented and normalised images."""
+    def batch(self, rows: NDArray[np.intp], seeds: NDArray[np.int64]) -> Tensor:
+        """``(len(rows), 3, size, size)`` images, normalised and each augmented by its seed ``(len(rows), 1)``."""
         size = self._backbone.image_size
         images = np.stack([decode_resized(self._source.read(int(row)), size) for row in rows])
-        seeds = rng.integers(2**63, size=(len(rows), 1)).tolist()
-        views = augment(torch.from_numpy(images).permute(0, 3, 1, 2), seeds, ViewSettings())
+        views = augment(torch.from_numpy(images).permute(0, 3, 1, 2), seeds.tolist(), ViewSettings())
         return self._backbone.normalise(views)
 
 
@@ -246,7 +274,7 @@ class _Extraction:
 
     def batches(self) -> Iterator[FeatureBatch]:
         """Every row of the source once, in order, ``CHUNK`` rows a batch."""
-        n, n_workers = len(self._source), cores()
+        n, n_workers = len(self._source), max(1, cores() // processes_here())
         starts = iter(range(0, n, CHUNK))
         reads: deque[Future[tuple[_Chunk, list[list[_Missing]]]]] = deque()
         chunks: deque[_Chunk] = deque()  # read, not yet handed out

@@ -10,12 +10,14 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from textwrap import indent
 from typing import NoReturn
 
-from distillhash.errors import DataError, DistillHashError, SkippedItemsWarning
+from distillhash.distributed import launched, launched_rank, tell
+from distillhash.errors import DataError, DistillHashError, ParameterError, SkippedItemsWarning
 from distillhash.output import escaped
 
 VERBS = (
@@ -78,8 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else list(argv)
     _prepare_output()
     arguments = build_parser().parse_args(words)
-    arguments.words = words
+    arguments.words, arguments.say_failure = words, partial(_say_failure, as_json=arguments.json)
     try:
+        if launched() and arguments.verb != "train":
+            raise ParameterError(f"{arguments.verb} runs in one process; torchrun is for train")
         if not _exists_here():  # libraries end the process with words of their own
             raise DataError("the working directory is gone; change to one that is there")
         summary = arguments.run(arguments)
@@ -116,20 +120,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             ),
             1,
         )
-    try:
-        sys.stderr.write(f"distillhash: {escaped(message)}\n")
-        if arguments.json:
-            print(json.dumps({"error": message, "exit_code": exit_code}), flush=True)  # noqa: T201
-    except OSError:  # nobody can be told
-        _drop_output()
+    tell(message, exit_code)
+    arguments.say_failure(message, exit_code)
     return exit_code
 
 
+def _say_failure(message: str, exit_code: int, *, as_json: bool) -> None:
+    try:
+        sys.stderr.write(f"distillhash: {escaped(message)}\n")
+        sys.stderr.flush()
+        if as_json:
+            print(json.dumps({"error": message, "exit_code": exit_code}), flush=True)  # noqa: T201
+    except OSError:  # nobody can be told
+        _drop_output()
+
+
 def _prepare_output() -> None:
-    """Let names in any encoding be printed, and warnings look like other messages."""
+    """Let names in any encoding be printed, and warnings look like other messages. Of several processes the first one prints."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # closed by whoever started the process
+        if stream is None or launched_rank():  # None: closed by whoever started the process
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  # until the process ends
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

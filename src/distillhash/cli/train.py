@@ -4,6 +4,7 @@ distillhash train photos/ --bits 64 --out model
 distillhash train embeddings.npy --bits 256 --preserve neighbours --out model
 distillhash train photos/ --method distillhash --bits 64 --out model --set hidden=1024
 distillhash train --pairs captions.csv --method ugach --bits 64 --out model
+torchrun --nproc-per-node 2 -m distillhash train photos/ --fine-tune --out model
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from distillhash.cli.common import (
     say,
     where,
 )
+from distillhash.distributed import finish, launched, own_device, start
 from distillhash.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -78,14 +80,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Train and write the model folder with its report."""
     from distillhash.bench.report import write_training_report
 
+    if launched():
+        from distillhash.backbones.base import choose_device
+
+        start(choose_device(arguments.device), arguments.say_failure)
     model, source, images = _make_model(arguments)
     hasher = model.hasher
     started = time.perf_counter()
     limits = {"max_images": arguments.max_images, "max_pixels": arguments.max_pixels}
-    progress = not arguments.quiet
-    model.fit(source, n_views=arguments.views, fine_tune=arguments.fine_tune, progress=progress, **limits)
-    seconds = time.perf_counter() - started
     out = Path(arguments.out)
+    tuning = {"fine_tune": arguments.fine_tune, "checkpoint": out / "checkpoint" if arguments.fine_tune else None}
+    model.fit(source, n_views=arguments.views, progress=not arguments.quiet, **tuning, **limits)
+    seconds = time.perf_counter() - started
+    if not finish():
+        return {}
     skipped = report_skipped(arguments, model.skipped_, out / "skipped.json")
     for note in list(dict.fromkeys(getattr(model, "notes_", [])))[:MAX_NOTES]:
         say(arguments, note)
@@ -152,7 +160,9 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     if pairs and not method_class(method).needs_texts:
         choices = ", ".join(method_names(image_text=True))
         raise ParameterError(f"{method} learns from images alone; leave out --pairs, or choose one of {choices}")
-    settings = parse_settings(arguments.set)
+    settings, device = parse_settings(arguments.set), arguments.device
+    if launched():
+        device = own_device(choose_device(device))
     if method == DEFAULT_METHOD and arguments.preserve:
         settings.setdefault("preserve", arguments.preserve)
     if arguments.preserve and pairs:
@@ -164,13 +174,13 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
             f"--fine-tune trains {method}, which learns classes alone; leave out --preserve {arguments.preserve}, or --fine-tune"
         )
     if not pairs and method_class(method).fine_tunes and (arguments.device != "auto" or arguments.fine_tune):
-        settings.setdefault("device", choose_device(arguments.device))
+        settings.setdefault("device", choose_device(device))
     hasher = make_hasher(method, arguments.bits, seed=arguments.seed, **settings)
     if arguments.caption_column is not None and not pairs:
         raise ParameterError(f"--caption-column {arguments.caption_column} needs texts; add --pairs, or leave it out")
     source = (open_pairs_argument if pairs else open_argument)(arguments, arguments.source)
     images = source.images if isinstance(source, PairSource) else source
-    parts: dict[str, Any] = {"hasher": hasher, "cache": open_cache(arguments), **where(arguments)}
+    parts: dict[str, Any] = {"hasher": hasher, "cache": open_cache(arguments), **where(arguments), "device": device}
     made = backbone_options(arguments)
     parts |= {"backbone": backbone_name(arguments, images), "backbone_options": made.pop("options"), **made}
     if not isinstance(source, PairSource):

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Gt
 
 from distillhash.methods.heads import Data, TwoViewHasher, straight_through_sign
-from distillhash.methods.training import Batch, Rows, Targets
+from distillhash.methods.training import Batch, DrawnTargets, Rows, Targets
 from distillhash.pytorch import Tensor, functional, torch
 from distillhash.supervision.losses import nt_xent
 
@@ -51,7 +51,7 @@ class CIBHash(TwoViewHasher):
             shape = (2 * len(rows), self.n_bits)
             return (torch.rand(shape, generator=generator) if self.sampling == "bernoulli" else torch.full(shape, 0.5),)
 
-        return thresholds
+        return DrawnTargets(thresholds, generator)
 
     def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Contrast of the bits and divergence of their probabilities."""

@@ -9,6 +9,7 @@ Features", ICLR 2022).
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import nullcontext
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -17,7 +18,18 @@ from numpy.typing import NDArray
 
 from distillhash.methods import training
 from distillhash.methods.base import Activation, AffineLayers, Hasher, Layers, TrainingSet, sample_rows, shapes_of
-from distillhash.methods.training import Batch, CachedFeatures, ImageRows, Inputs, Rows, Targets, one_thread, train
+from distillhash.methods.training import (
+    Batch,
+    CachedFeatures,
+    ImageRows,
+    Inputs,
+    Rows,
+    Share,
+    Targets,
+    mixed_precision,
+    one_thread,
+    train,
+)
 from distillhash.pytorch import Tensor, functional, nn, torch
 from distillhash.supervision.similarity import Floats, row_blocks
 
@@ -108,8 +120,10 @@ class TrainedHasher(Hasher):
             losses = train(network, self.batches(data.cached), self.batch_loss, settings, **options)
         if data.images is None or data.trunk is None:
             return network, losses
-        network = self.above(_Trunk(data.trunk if trunk is None else trunk).requires_grad_(True), network)
+        shared = _Trunk(data.trunk if trunk is None else trunk, data.images.share)
+        network = self.above(shared.requires_grad_(True), network)
         settings = self._settings(self.fine_tune_epochs, fine_tune=True)
+        options |= {"with_backbone": True, "checkpoint": data.checkpoint}
         losses += train(network, self.batches(data.images), self.batch_loss, settings, **options)
         return network, losses
 
@@ -291,13 +305,16 @@ class _Trunk(nn.Module):
     Statistics of augmented batches would replace those that the weights were learned with, and MAP falls (docs/distillhash-contrast.md).
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, share: Share) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.share = network, share
 
     def forward(self, inputs: Tensor) -> Tensor:
-        outputs: Tensor = self.network(inputs)
-        return outputs
+        """Features of the whole batch, from the images of this process's share."""
+        narrow = mixed_precision(inputs.device) if self.training else None
+        with nullcontext() if narrow is None else torch.autocast(inputs.device.type, narrow):
+            outputs: Tensor = self.network(inputs)
+        return self.share.gather(outputs if narrow is None else outputs.float())
 
     def train(self, mode: bool = True) -> _Trunk:
         super().train(mode)
@@ -308,7 +325,8 @@ class _Trunk(nn.Module):
 class Data:
     """The rows learned from, as :class:`TrainingSet` has them; features, views and teacher in float32.
 
-    ``cached`` (features and views) and ``images`` are training inputs. ``trunk`` is the backbone's network where it is trained too.
+    ``cached`` (features and views) and ``images`` are training inputs. ``trunk`` is the backbone's network where it is trained too, and
+    ``checkpoint`` may keep how far that is.
     """
 
     def __init__(self, given: TrainingSet, rows: Rows) -> None:
@@ -320,6 +338,7 @@ class Data:
         self.cached = CachedFeatures(self.features, self.views)
         self.images = None if given.images is None else ImageRows(given.images.inputs, rows)
         self.trunk = None if given.images is None else given.images.trunk
+        self.checkpoint = None if given.images is None else given.images.checkpoint
 
     def outputs(self, network: nn.Module) -> Floats:
         """Outputs of a trained network for every row, in order: for images where the backbone was trained, else for plain features."""

@@ -26,7 +26,7 @@ from annotated_types import Ge
 
 from distillhash.methods.heads import Data, Head, HeadHasher, Standardise
 from distillhash.methods.linear_algebra import principal_components
-from distillhash.methods.training import Batch, Targets
+from distillhash.methods.training import Batch, DrawnTargets, Targets
 from distillhash.pytorch import Tensor, functional, nn, torch
 from distillhash.supervision.similarity import Floats
 
@@ -51,7 +51,8 @@ class SGH(HeadHasher):
         """The standardised features, and the draws that decide the bits."""
         x = Standardise(data.features)(torch.from_numpy(data.features))
         generator = torch.Generator().manual_seed(self.seed)
-        return lambda rows: (x[rows], torch.rand((len(rows), self.n_bits), generator=generator))
+        draw: Targets = lambda rows: (x[rows], torch.rand((len(rows), self.n_bits), generator=generator))  # noqa: E731
+        return DrawnTargets(draw, generator)
 
     def network(self, head: Head, data: Data) -> nn.Module:
         """The head as the encoder of a generative model."""

@@ -10,12 +10,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+import distillhash
 from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError, SkippedItemsWarning
 from distillhash.methods.base import Hasher, read_model_folder, sample_rows, write_model_folder
@@ -25,6 +27,7 @@ from distillhash.sources import EmbeddingSource, Skipped, Source, open_source
 if TYPE_CHECKING:
     from distillhash.backbones import Backbone, Engine, FeatureCache
     from distillhash.backbones.extract import FeatureBatch, Known
+    from distillhash.methods.training import Checkpoint
 
 DEFAULT_VIEWS = 6
 _BACKBONE_PREFIX = "backbone."
@@ -92,6 +95,8 @@ class HashModel:
         self._image_size, self._weights, self._device, self._engine = image_size, weights, device, engine
         self._backbone_options = backbone_options
         self._saved_backbone: tuple[dict[str, Any], dict[str, NDArray[Any]]] | None = None
+        self._checkpoint_folder: str | Path | None = None
+        self._checkpoint: Checkpoint | None = None
         self._allow_download = False  # of what a model folder names; a name given to the constructor is consent
 
     @property
@@ -141,8 +146,11 @@ class HashModel:
         max_images: int = 50_000,
         max_pixels: int | None = None,
         progress: bool = False,
+        checkpoint: str | Path | None = None,
     ) -> Self:
         """Learn from an unlabelled source; labels it may carry are never read.
+
+        A group of processes (:mod:`distillhash.distributed`) shares the work of the backbone, and each ends with the same model.
 
         Args:
             source: Whatever :func:`distillhash.sources.open_source` takes.
@@ -154,12 +162,14 @@ class HashModel:
             max_images: Items learned from at most, drawn by the hasher's seed; memory is ``4 d max_images`` bytes a view.
             max_pixels: Images above this are skipped; None takes the decoder's limit.
             progress: Show progress on stderr.
+            checkpoint: With ``fine_tune``, a folder that keeps how far training is. The same fit goes on from there after it was
+                stopped; on the CPU it ends with the same model, bit for bit. :meth:`save` removes it.
 
         Returns:
             self.
 
         Raises:
-            DataError: nothing usable in the source, or too little for the method.
+            DataError: nothing usable in the source, or too little for the method; a checkpoint of another fit.
             ParameterError: views or fine-tuning asked for where there are no images.
         """
         opened = self._open_training(source)
@@ -178,6 +188,7 @@ class HashModel:
             self.backbone.check_trainable()
         chosen = sample_rows(len(opened), max_images, np.random.default_rng(self.hasher.seed))
         sample = opened if len(chosen) == len(opened) else opened.select(chosen)
+        self._checkpoint_folder = checkpoint
         counts = self._learn(sample, fine_tune=fine_tune, n_views=n_views, progress=progress, max_pixels=max_pixels)
         facts = {"source": opened.name, "n_items": len(opened)}
         self.training = {**facts, **counts, "fine_tuned": fine_tune}
@@ -202,15 +213,28 @@ class HashModel:
         images = None
         if fine_tune:
             from distillhash.backbones import ImageInputs, TorchBackbone
-            from distillhash.methods.training import TrainableImages
+            from distillhash.methods.training import Checkpoint, TrainableImages
 
             assert isinstance(self.backbone, TorchBackbone)  # as check_trainable has found
-            images = TrainableImages(ImageInputs(sample.select(table.rows), self.backbone), self.backbone.network)
+            if self._checkpoint_folder is not None:
+                self._checkpoint = Checkpoint(self._checkpoint_folder, self._facts(table, n_views))
+            inputs = ImageInputs(sample.select(table.rows), self.backbone)
+            images = TrainableImages(inputs, self.backbone.network, self._checkpoint)
         self.hasher.fit(table.features, views=table.views, images=images, teacher=table.teacher)
         if fine_tune:
             self.backbone.refresh()
             self.hasher.fit_decoder(self._extract(sample, **options).features)
         return {"n_used": len(table.rows), "n_views": n_views, **facts}
+
+    def _facts(self, table: FeatureBatch, n_views: int) -> dict[str, Any]:
+        """What training the backbone depends on."""
+        return {
+            "version of distillhash": distillhash.__version__,
+            "method, options or seed": [self.hasher.method, self.hasher.get_params()],
+            "backbone": [self.backbone.config(), self.backbone.fingerprint],
+            "data": blake2b(b"".join(table.digests), digest_size=16).hexdigest(),
+            "number of views": n_views,
+        }
 
     def _choose_views(self, sample: Source, table: FeatureBatch, **options: Any) -> tuple[int, dict[str, Any]]:
         """How many views to train on, and what says so."""
@@ -292,12 +316,14 @@ class HashModel:
         return opened
 
     def save(self, path: str | Path) -> None:
-        """Write the model folder (created if absent): ``config.json`` and ``model.safetensors``."""
+        """Write the model folder (created if absent): ``config.json`` and ``model.safetensors``; remove the checkpoint of :meth:`fit`."""
         tensors = self.hasher.tensors()
         if self.training.get("fine_tuned"):
             tensors |= {_BACKBONE_PREFIX + name: array for name, array in self.backbone.tensors().items()}
         write_model_folder(path, self.model_config(), tensors)
         self.fingerprint = read_model_folder(path)[0]["fingerprint"]
+        if self._checkpoint is not None:
+            self._checkpoint.remove()
 
     def model_config(self) -> dict[str, Any]:
         """The contents of ``config.json``: hasher, backbone with its fingerprint, training."""
