@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distillhash.errors import FormatError
-from distillhash.methods.base import read_model_folder
 from distillhash.models.hash_model import Encoded, HashModel
 from distillhash.models.image_text import CrossModalModel, PairFeatures
 
@@ -33,8 +31,4 @@ def load_model(
     Raises:
         FormatError: the folder is absent, damaged, of a newer format, or holds a hasher without a backbone.
     """
-    config, tensors = read_model_folder(path)
-    if "backbone" not in config:
-        raise FormatError(f"{path} holds a hasher without a backbone; read it with load_hasher")
-    kind = CrossModalModel if "text_encoder" in config else HashModel
-    return kind.from_contents(config, tensors, device=device, cache=cache, allow_download=allow_download)
+    return HashModel.from_folder(path, device=device, cache=cache, allow_download=allow_download)
