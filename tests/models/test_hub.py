@@ -16,7 +16,7 @@ from distillhash import CrossModalModel, HashModel, backbones, load_model, make_
 from distillhash.cli import main
 from distillhash.errors import DataError, FormatError, MissingDependencyError, NotFittedError, ParameterError
 from distillhash.models import hash_model
-from hub_server import TOKEN, Hub, running_hub
+from hub_server import Hub, running_hub
 from pair_factory import paired_vectors
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -41,15 +41,8 @@ def image_model(photos: Path) -> HashModel:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub on this machine, and the user's cache and token of it."""
-    from huggingface_hub import constants
-
     with running_hub() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        files = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        server.use(monkeypatch, tmp_path / "hub-cache")
         yield server
 
 
