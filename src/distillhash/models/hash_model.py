@@ -414,6 +414,12 @@ class HashModel:
 
     def _publish(self, folder: Path, name: str, license: str | None, measures: Mapping[str, float] | None) -> None:
         """What :meth:`save_pretrained` does; ``name`` is that of the model in its card."""
+        from safetensors.numpy import save
+
+        try:
+            from jinja2 import Environment, PackageLoader
+        except ImportError as error:
+            raise MissingDependencyError("a model card needs Jinja; pip install 'distillhash[hub]'") from error
         public = copy(self)
         config = self.model_config()
         own_files = config["backbone"].get("weights") or self.backbone_name.partition(":")[2]
@@ -426,9 +432,6 @@ class HashModel:
             public.training = {**self.training, "source": _without_folders(str(self.training["source"]))}
         public.save(folder)
         inputs, packed = self._golden()
-        from jinja2 import Environment, PackageLoader
-        from safetensors.numpy import save
-
         card = Environment(loader=PackageLoader("distillhash", "models"), trim_blocks=True, lstrip_blocks=True)
         text = card.get_template("card.md.j2").render(
             name=name,
