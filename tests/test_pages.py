@@ -25,6 +25,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 
 def test_scikit_learn() -> None:
+    pytest.importorskip("pandas")
     names: dict[str, Any] = {"X": DIGITS.data[:300], "y": DIGITS.target[:300]}
     for block in blocks("scikit-learn.md", "python"):
         exec(block, names)
