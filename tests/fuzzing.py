@@ -291,7 +291,7 @@ class Target:
 
 
 class ModelFolder(Target):
-    """A model: config.json and model.safetensors."""
+    """A model: config.json and model.safetensors, and the card and golden vectors of the hub."""
 
     methods = ("itq", "sh", "distillhash", "agh", "urph", "ssdh")
 
@@ -305,7 +305,7 @@ class ModelFolder(Target):
             settings = {"epochs": 1} if network else {}
             model = HashModel(backbone="embeddings", hasher=make_hasher(method, 8, **settings))
             model.fit(x)
-            model.save(folder / method)
+            model.save_pretrained(folder / method)
 
     def repair(self, folder: Path) -> None:
         for config in folder.glob("*/config.json"):
@@ -315,12 +315,12 @@ class ModelFolder(Target):
             config.write_text(json.dumps(fields))
 
     def use(self, folder: Path) -> None:
-        from distillhash import load_hasher, load_model
+        from distillhash import HashModel, load_hasher, load_model
         from distillhash.errors import DistillHashError
 
         x = np.random.default_rng(1).normal(size=(5, 16)).astype(np.float32)
         for place in sorted(folder.iterdir()):
-            for load in (load_model, load_hasher):
+            for load in (load_model, load_hasher, HashModel.from_pretrained):
                 try:
                     codes = load(place).encode(x)
                 except DistillHashError:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distillhash.codes import Codes
     from distillhash.methods import Hasher, load_hasher, make_hasher, method_names
+    from distillhash.methods.estimator import BinaryHasher
     from distillhash.models import CrossModalModel, HashModel, load_model
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "BinaryHasher",
     "Codes",
     "CrossModalModel",
     "HashModel",
@@ -29,6 +31,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'distillhash' has no attribute {name!r}")
+    if name == "BinaryHasher":
+        from distillhash.methods.estimator import BinaryHasher
+
+        return BinaryHasher
     if name == "Codes":
         from distillhash.codes import Codes
 

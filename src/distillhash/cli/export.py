@@ -1,11 +1,13 @@
-"""Write codes as a file that another engine loads, or a model as an ONNX file.
+"""Write codes as a file that another engine loads, or a model as an ONNX file or a folder for the Hugging Face hub.
 
 distillhash export --codes codes.parquet --to faiss
 distillhash export --codes codes.parquet --to pgvector --name photos --out photos.sql
 distillhash export --model model --to onnx --out model.onnx
+distillhash export --model model --to hub --out folder --license apache-2.0
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from distillhash.cli.common import SOURCE_HELP, say
 from distillhash.errors import DataError, ParameterError
 
 FORMAT_NAMES = ("parquet", "npy", "faiss", "faiss-hnsw", "milvus", "pgvector", "opensearch", "elasticsearch", "vespa")
+TAKES = {"onnx": {"model", "data", "int8"}, "hub": {"model", "license", "measures"}}
+"""Options of the formats of a model; those of codes take ``codes`` and ``name``."""
 _MOST_ROWS = 200  # of --data, on which codes are compared
 
 
@@ -20,8 +24,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     add = parser.add_argument
     add("--codes", metavar="FILE", help="codes.npz or codes.parquet from encode")
-    add("--model", metavar="DIR", help="model folder written by train, for --to onnx")
-    add("--to", required=True, choices=(*FORMAT_NAMES, "onnx"), help="the engine or format; see docs/export.md")
+    add("--model", metavar="DIR", help="model folder written by train, for --to onnx and hub")
+    add("--to", required=True, choices=(*FORMAT_NAMES, *TAKES), help="see docs/export.md, onnx.md and hub.md")
     add("--out", metavar="FILE", help="default: beside the codes or the model, named after them and the format")
     add("--name", metavar="NAME", help="of the table, collection or index, where the file has one (default: codes)")
     add(
@@ -34,17 +38,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="of --to onnx: faster, with other codes and a fingerprint of its own; needs --data",
     )
+    add("--license", metavar="ID", help="of --to hub: the licence of the model, such as apache-2.0")
+    add("--measures", metavar="FILE", help="of --to hub: what `distillhash evaluate --json` printed, for the card")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Read, write, list what was written."""
-    wanted, others = ("--model", "--codes or --name") if arguments.to == "onnx" else ("--codes", "--model or --data")
-    given = {"--model": arguments.model, "--codes": arguments.codes, "--name": arguments.name, "--data": arguments.data}
-    if given[wanted] is None or any(given[option] is not None for option in others.split(" or ")):
-        raise ParameterError(f"--to {arguments.to} takes {wanted}, and not {others}")
+    taken = TAKES.get(arguments.to, {"codes", "name"})
+    for option in ("codes", "name", "model", "data", "int8", "license", "measures"):
+        if getattr(arguments, option) and option not in taken:
+            raise ParameterError(f"--to {arguments.to} takes no --{option}; leave it out")
+    needed = "model" if "model" in taken else "codes"
+    if getattr(arguments, needed) is None:
+        made = "DIR, which train writes" if needed == "model" else "FILE, which encode writes"
+        raise ParameterError(f"--to {arguments.to} needs --{needed} {made}")
     if arguments.int8 and arguments.data is None:
         raise ParameterError("--int8 needs --data SOURCE, images like those to encode; give at least 20, better 200")
-    return _export_model(arguments) if arguments.to == "onnx" else _export_codes(arguments)
+    write = {"onnx": _export_model, "hub": _to_hub}.get(arguments.to, _export_codes)
+    return write(arguments)
 
 
 def _export_codes(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -107,3 +118,28 @@ def _rows(model: Any, spec: str) -> Any:
     if not images:
         raise DataError(f"no image of --data {spec} can be read; give another")
     return np.stack(images)
+
+
+def _to_hub(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Write a folder for the hub."""
+    from distillhash.files import read_file
+    from distillhash.models import load_model
+
+    if arguments.out is None:
+        raise ParameterError("--to hub needs --out FOLDER")
+    measures = None
+    if arguments.measures:
+        try:
+            found = json.loads(read_file(arguments.measures, limit=2**20))
+            measures = {name: value for name, value in found.items() if type(value) in (int, float)}
+        except (OSError, ValueError, RecursionError, AttributeError) as error:
+            raise DataError(
+                f"{arguments.measures} is not what `distillhash evaluate --json` printed ({error})"
+            ) from error
+    model = load_model(arguments.model)
+    model.save_pretrained(arguments.out, license=arguments.license, measures=measures)
+    say(
+        arguments,
+        f"{model.hasher.method}, {model.n_bits} bits: {arguments.out}   upload: hf upload OWNER/NAME {arguments.out}",
+    )
+    return {"to": "hub", "folder": arguments.out, "fingerprint": model.fingerprint, "n_bits": model.n_bits}

@@ -41,7 +41,7 @@ def principal_components(features: NDArray[Any], k: int) -> tuple[Floats, Floats
     n, d = features.shape
     if k > d:
         raise DataError(
-            f"{k} bits need at least {k} features for a principal direction each, got {d}; ask for fewer bits"
+            f"{k} bits need at least {k} features for a principal direction each, got {d} feature(s); ask for fewer bits"
         )
     mean = np.mean(features, axis=0, dtype=np.float64)
     covariance = np.zeros((d, d))

@@ -42,19 +42,14 @@ def load_model(
         FormatError: the folder is absent, damaged, of a newer format, or holds a hasher without a backbone.
     """
     file = onnx_file(path)
-    data = None
+    options: dict[str, Any] = {"device": device, "engine": engine, "cache": cache, "allow_download": allow_download}
     if file is None:
-        config, tensors = read_model_folder(path)
-    else:
-        from distillhash.models.onnx import ExportedBackbone, read_onnx
+        return HashModel.from_folder(path, **options)
+    from distillhash.models.onnx import ExportedBackbone, read_onnx
 
-        config, tensors, data = read_onnx(file)
-    if "backbone" not in config:
-        raise FormatError(f"{path} holds a hasher without a backbone; read it with load_hasher")
-    kind = CrossModalModel if "text_encoder" in config else HashModel
-    where: dict[str, Any] = {"device": device, "engine": engine, "cache": cache}
-    model = kind.from_contents(config, tensors, allow_download=allow_download, **where)
-    if data is not None and model.backbone_name != "embeddings":
+    config, tensors, data = read_onnx(file)
+    model = HashModel.kind_of(config, file).from_contents(config, tensors, **options)
+    if model.backbone_name != "embeddings":
         if engine == "torch" or device not in ("auto", "cpu"):
             option = "--engine torch" if engine == "torch" else f"--device {device}"
             raise ParameterError(f"{file} is run by ONNX Runtime on the CPU; leave out {option}")

@@ -1,25 +1,39 @@
 """HashModel: a backbone and a hasher, from images or vectors to codes.
 
 A model folder holds ``config.json`` (format version, method, hyper-parameters, backbone with its preprocessing and weight
-fingerprint, what it was trained on) and ``model.safetensors`` (the hasher; after fine-tuning the backbone as well).
+fingerprint, what it was trained on) and ``model.safetensors`` (the hasher; after fine-tuning the backbone as well). For the Hugging Face
+hub there is also ``README.md``, the model card, and ``golden.safetensors``: ten inputs and their codes, compared when it is loaded.
 """
 
 from __future__ import annotations
 
+import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 import distillhash
 from distillhash.codes import Codes
-from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError, SkippedItemsWarning
+from distillhash.errors import (
+    DataError,
+    FormatError,
+    MissingDependencyError,
+    NotFittedError,
+    ParameterError,
+    SkippedItemsWarning,
+    first_line,
+)
+from distillhash.files import read_file, write_atomic
 from distillhash.methods.base import Hasher, read_model_folder, sample_rows, write_model_folder
 from distillhash.methods.registry import hasher_from
 from distillhash.sources import EmbeddingSource, Skipped, Source, open_source
@@ -31,6 +45,11 @@ if TYPE_CHECKING:
 
 DEFAULT_VIEWS = 6
 _BACKBONE_PREFIX = "backbone."
+GOLDEN, CARD = "golden.safetensors", "README.md"
+_GOLDEN_ROWS, _CANDIDATES, _GOLDEN_SIDE, _MAX_GOLDEN = 10, 40, 64, 16 * 2**20
+_VERSIONS = ("distillhash", "numpy", "PIL", "torch", "onnxruntime")  # of what codes depend on, where it is in use
+_NEAR_ZERO = 0.01
+"""Golden bits with a projection nearer to 0 than this share of the mean are not compared: a processor may round them to the other side."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +74,8 @@ class HashModel:
         training: Facts about the training source, after :meth:`fit`.
         skipped_: Items that :meth:`fit` could not use.
     """
+
+    _CONFIG_HAS: ClassVar[str] = "backbone"  # in the config.json of every model of this class
 
     def __init__(
         self,
@@ -332,6 +353,213 @@ class HashModel:
         config["training"] = self.training
         return config
 
+    def save_pretrained(
+        self, folder: str | Path, *, license: str | None = None, measures: Mapping[str, float] | None = None
+    ) -> None:
+        """Write the model folder with what the Hugging Face hub wants beside it: a model card and golden vectors.
+
+        Of the path of the training source only the last part is written, for others to read.
+
+        Args:
+            folder: Created if absent.
+            license: Identifier of the model's licence, such as ``apache-2.0``, for the card.
+            measures: Measures to print in the card, by name, such as the numbers of :func:`distillhash.metrics.evaluate_codes`.
+
+        Raises:
+            NotFittedError: before :meth:`fit`.
+            ParameterError: the weights of the backbone are files of this machine, which nobody else has.
+            DataError: the folder cannot be written.
+        """
+        self._publish(Path(folder), Path(folder).name, license, measures)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        private: bool | None = None,
+        license: str | None = None,
+        measures: Mapping[str, float] | None = None,
+    ) -> str:
+        """Upload what :meth:`save_pretrained` writes as one commit; the repository is created if absent.
+
+        Args:
+            repo: ``OWNER/NAME`` on the hub. ``hf auth login`` or the environment variable ``HF_TOKEN`` say who you are.
+            private: Whether a new repository is hidden from others; None leaves that to the settings of the owner.
+            license: See :meth:`save_pretrained`.
+            measures: See :meth:`save_pretrained`.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            MissingDependencyError: huggingface_hub is not installed.
+            DataError: the hub refuses, or cannot be reached.
+        """
+        hub = _hub("push_to_hub")
+        with TemporaryDirectory() as folder:
+            self._publish(Path(folder), repo, license, measures)
+            try:
+                hub.create_repo(repo, private=private, exist_ok=True)
+                return str(
+                    hub.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload a distillhash model")
+                )
+            except Exception as error:  # of the hub's client and of the network below it
+                raise DataError(
+                    f"{repo} cannot be written on the hub ({_in_one_line(error)}); try `hf auth login`"
+                ) from error
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        cache: FeatureCache | None = None,
+        allow_download: bool = False,
+    ) -> Self:
+        """Read a model folder, or download one from the Hugging Face hub, and compare its golden vectors.
+
+        The folder may be somebody else's: it is read as :func:`~distillhash.load_model` reads one, and four files by name are downloaded.
+
+        Args:
+            name: A folder, else ``OWNER/NAME`` on the hub.
+            revision: Branch, tag or commit of the hub; a commit names one content for ever.
+            device: Where its backbone runs.
+            cache: Where features are kept between runs.
+            allow_download: Also download the backbone that the folder names, where this machine does not have it.
+
+        Returns:
+            The model; a :class:`CrossModalModel` where the folder holds one.
+
+        Raises:
+            MissingDependencyError: no such folder, and huggingface_hub is not installed.
+            DataError: there is no such model, or the hub cannot be reached.
+            FormatError: the folder is damaged, or the codes of its golden vectors are others here.
+        """
+        folder = Path(name) if Path(name).is_dir() else _downloaded(str(name), revision)
+        options: dict[str, Any] = {"device": device, "cache": cache, "allow_download": allow_download}
+        model = cls.from_folder(folder, **options)
+        model._compare_golden(folder)
+        return model
+
+    def _publish(self, folder: Path, name: str, license: str | None, measures: Mapping[str, float] | None) -> None:
+        """What :meth:`save_pretrained` does; ``name`` is that of the model in its card."""
+        from safetensors.numpy import save
+
+        try:
+            from jinja2 import Environment, PackageLoader
+        except ImportError as error:
+            raise MissingDependencyError("a model card needs Jinja; pip install 'distillhash[hub]'") from error
+        public = copy(self)
+        config = self.model_config()
+        own_files = config["backbone"].get("weights") or self.backbone_name.partition(":")[2]
+        if own_files and Path(own_files).expanduser().exists():
+            raise ParameterError(
+                f"backbone {self.backbone_name} reads {own_files}, which is on this machine alone; train with one of "
+                "`distillhash ls backbones`, or with hf:OWNER/NAME from the hub"
+            )
+        if "source" in self.training:
+            public.training = {**self.training, "source": _without_folders(str(self.training["source"]))}
+        public.save(folder)
+        inputs, packed = self._golden()
+        card = Environment(loader=PackageLoader("distillhash", "models"), trim_blocks=True, lstrip_blocks=True)
+        text = card.get_template("card.md.j2").render(
+            name=name,
+            license=license,
+            measures=measures,
+            hasher=self.hasher,
+            vectors=self.backbone_name == "embeddings",
+            backbone=config["backbone"],
+            base_model=self.backbone_name.removeprefix("hf:") if self.backbone_name.startswith("hf:") else None,
+            text_encoder=config.get("text_encoder", {}).get("name"),
+            training=public.training,
+            fingerprint=public.fingerprint,
+            n_golden=len(inputs),
+            versions=[f"{name} {sys.modules[name].__version__}" for name in _VERSIONS if name in sys.modules],
+        )
+        try:
+            write_atomic(folder / GOLDEN, save({"inputs": inputs, "packed": packed}), durable=True)
+            write_atomic(folder / CARD, text.encode(), durable=True)
+        except OSError as error:
+            raise DataError(f"{folder} cannot be written ({error.strerror}); give another folder") from error
+
+    def _golden(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Ten drawn inputs and their codes: those whose projections are farthest from 0, with different codes where there are some."""
+        rng = np.random.default_rng(0)
+        if self.backbone_name == "embeddings":
+            lengths = 10.0 ** rng.integers(-3, 7, (_CANDIDATES, 1))  # the scale of the vectors is not known
+            inputs: NDArray[Any] = (lengths * rng.standard_normal((_CANDIDATES, self.hasher.n_features_ or 0))).astype(
+                np.float32
+            )
+        else:  # squares of random colours, from one to 16 a side
+            sides = [1 << number % 5 for number in range(_CANDIDATES)]
+            squares = [
+                np.kron(rng.integers(0, 256, (n, n, 3)), np.ones((_GOLDEN_SIDE // n,) * 2 + (1,))) for n in sides
+            ]
+            inputs = np.stack(squares).astype(np.uint8)
+        projection = self._project(inputs)
+        packed = Codes.from_projection(projection).packed
+        size = np.abs(projection)
+        order = np.argsort(-size.min(axis=1) / np.maximum(size.mean(axis=1), 1e-30), kind="stable")
+        _, first = np.unique(packed[order], axis=0, return_index=True)
+        chosen = order[[*np.sort(first), *np.setdiff1d(np.arange(_CANDIDATES), first)][:_GOLDEN_ROWS]]
+        return inputs[chosen], packed[chosen]
+
+    def _project(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """Outputs before the sign of images ``(n, h, w, 3) uint8`` or vectors, computed now and not taken from a cache."""
+        from distillhash.backbones import iter_features
+
+        batches = iter_features(self._open(inputs), self.backbone)
+        return np.concatenate([self.hasher.project(batch.features) for batch in batches])
+
+    def _compare_golden(self, folder: Path) -> None:
+        """Raise :class:`FormatError` where this machine gives other codes than the folder holds for its golden vectors, if it has any."""
+        from safetensors.numpy import load
+
+        if not (folder / GOLDEN).exists():
+            return
+        _ = self.backbone  # where it cannot be had, that is the error
+        try:
+            arrays = load(read_file(folder / GOLDEN, limit=_MAX_GOLDEN))
+            inputs, wanted = arrays["inputs"], Codes.from_packed(arrays["packed"], self.n_bits)
+            if not 1 <= len(inputs) == len(wanted) <= _GOLDEN_ROWS:
+                raise DataError(
+                    f"it holds {len(inputs)} inputs and {len(wanted)} codes, not up to {_GOLDEN_ROWS} of both"
+                )
+            projection = self._project(inputs)
+            if len(projection) != len(inputs):
+                raise DataError("not all of its inputs can be used")
+        except Exception as error:  # the file may be anybody's, and safetensors raises errors of its own
+            raise FormatError(
+                f"{folder / GOLDEN} cannot be compared ({first_line(error)}); load_model(folder) does not read it"
+            ) from error
+        size = np.abs(projection)
+        compared = size > _NEAR_ZERO * size.mean(axis=1, keepdims=True)
+        differing = ((Codes.from_projection(projection).signs() != wanted.signs()) & compared).sum(axis=1)
+        if differing.any():
+            raise FormatError(
+                f"{differing.sum()} bits in {np.count_nonzero(differing)} of {len(wanted)} golden codes are others here than where "
+                f"{folder} was written, so indexes made there would not fit; install the versions that its {CARD} names, or use "
+                "load_model(folder), which does not compare"
+            )
+
+    @classmethod
+    def from_folder(cls, path: str | Path, **options: Any) -> Self:
+        """See :func:`distillhash.load_model`; :class:`FormatError` where the folder holds another kind of model than this class."""
+        config, tensors = read_model_folder(path)
+        return cls.kind_of(config, path).from_contents(config, tensors, **options)
+
+    @classmethod
+    def kind_of(cls, config: dict[str, Any], path: str | Path) -> type[Self]:
+        """The class of a stored model: this one or a subclass; :class:`FormatError` for others."""
+        if "backbone" not in config:
+            raise FormatError(f"{path} holds a hasher without a backbone; read it with load_hasher")
+        kinds = [kind for kind in (*cls.__subclasses__(), cls) if kind._CONFIG_HAS in config]
+        if not kinds:
+            raise FormatError(f"{path} holds no {cls._CONFIG_HAS}, so it is no {cls.__name__}; read it with load_model")
+        return kinds[0]
+
     @classmethod
     def from_contents(
         cls, config: dict[str, Any], tensors: dict[str, NDArray[Any]], *, allow_download: bool = False, **options: Any
@@ -353,3 +581,37 @@ class HashModel:
 
     def __repr__(self) -> str:
         return f"HashModel(backbone={self.backbone_name!r}, hasher={self.hasher!r})"
+
+
+def _hub(what: str) -> Any:
+    """The client of the Hugging Face hub."""
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise MissingDependencyError(f"{what} needs huggingface_hub; pip install 'distillhash[hub]'") from error
+    return HfApi()
+
+
+def _in_one_line(error: Exception) -> str:
+    """The hub's client tells the reason after the first line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _downloaded(name: str, revision: str | None) -> Path:
+    """The folder of a model of the hub in the user's cache of it, downloaded where that is not the newest."""
+    hub = _hub(f"{name} is no folder on this machine; to look for it on the hub from_pretrained")
+    try:
+        return Path(
+            hub.snapshot_download(
+                name, revision=revision, allow_patterns=["config.json", "model.safetensors", GOLDEN, CARD]
+            )
+        )
+    except Exception as error:  # of the hub's client and of the network below it
+        raise DataError(
+            f"{name} is no folder on this machine, and the hub does not give it ({_in_one_line(error)}); check name and network"
+        ) from error
+
+
+def _without_folders(source: str) -> str:
+    """``cifar10:/home/me/data#train`` -> ``cifar10:data#train``: a source without the path above it."""
+    return re.sub(r"[^:#]*[/\\](?=[^/\\#])", "", source)

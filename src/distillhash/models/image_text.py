@@ -58,6 +58,7 @@ class CrossModalModel(HashModel):
         notes_: Texts that :meth:`fit` used although the encoder knows few of their words, a sentence each.
     """
 
+    _CONFIG_HAS = "text_encoder"
     hasher: CrossModalHasher  # narrower than HashModel's, as the constructor checks
 
     def __init__(
