@@ -22,6 +22,7 @@ VERBS = (
     "demo",
     "train",
     "encode",
+    "merge",
     "index",
     "search",
     "serve",
