@@ -170,7 +170,7 @@ def _images(path: Path, prefix: str, name: str) -> list[_Image]:
     try:
         with open_regular(path) as file:
             end = file.seek(0, os.SEEK_END)
-            walk = _Members(file)
+            walk = _Members(file, end)
             for member in walk:
                 own, _, suffix = member.name.rpartition("/")[2].partition(".")
                 sample = f"{member.name.rpartition('/')[0]}/{own}"
@@ -213,26 +213,29 @@ class _Members:
     """The files of an archive that are not hidden, from its headers; what comes after a damaged one is not found."""
 
     file: BinaryIO
+    end: int  # its size
     damage: str | None = None
     is_first: bool = True
     _extended: dict[str, str] = field(default_factory=dict)  # of the member to come
 
     def __iter__(self) -> Iterator[_Member]:
         position = 0
-        while True:
+        while self.is_first or position < self.end:
             self.file.seek(position)
             block = self.file.read(_BLOCK)
-            if not block and not self.is_first:
-                return
             try:
                 info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
                 position, member = self._next(info, block, position + _BLOCK)
             except tarfile.HeaderError as error:
                 if type(error).__name__ != "EOFHeaderError":  # a block of zeros ends an archive
-                    self.damage = f"its header at byte {position:,} is damaged, and what follows was not read"
+                    self.damage = (
+                        f"the header at byte {position:,} of the tar file is damaged, and what follows was not read"
+                    )
                 return
             self.is_first = False
-            if member is not None and not re.search(r"(^|/)\.", member.name):
+            if position > self.end and (member is None or member.start + member.size > self.end):
+                self.damage = "the tar file ends early; copy it again"
+            if member is not None and not re.search(r"(^|/)\.(?!\.?/)", member.name):
                 yield member
 
     def _next(self, info: tarfile.TarInfo, block: bytes, position: int) -> tuple[int, _Member | None]:
