@@ -60,7 +60,7 @@ def there(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_joined_shards_are_the_file_that_encode_writes(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for source, model, counts in (
-        ("photos", "m-photos", (4, 30)),
+        ("photos", "m-photos", (30,)),
         ("x.npy", "m-x", (1, 3, 203, 300)),
         ("x.npy#3:90", "m-x", (7,)),
     ):
