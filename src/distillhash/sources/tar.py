@@ -9,12 +9,11 @@ import logging
 import math
 import os
 import re
-import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +24,16 @@ from distillhash.sources.base import BadItemError, ImageSource, class_labels, un
 from distillhash.sources.files import IMAGE_SUFFIXES
 
 _logger = logging.getLogger(__name__)
-_BLOCK = tarfile.BLOCKSIZE
+_BLOCK = 512
 _MOST_TARS = 100_000  # files that a pattern stands for
 _LONGEST_HEADER = 1 << 20  # bytes of a long name, or of the extended header of a member
 _LONGEST_CLASS = 256  # bytes of a .cls file
 _SPARSE = "it is stored as a sparse file, which is not read; pack it without --sparse"
-_KINDS = {tarfile.LNKTYPE: "hard link", tarfile.SYMTYPE: "symbolic link", tarfile.FIFOTYPE: "pipe"}
+# Types of members, as POSIX (pax) and GNU tar number them; whatever else there is is a file.
+_LONG_NAME, _LONG_LINK, _SPARSE_FILE, _EXTENDED, _GLOBAL, _FOLDER = b"L", b"K", b"S", (b"x", b"X"), b"g", b"5"
+_NO_CONTENT = {b"1": "hard link", b"2": "symbolic link", b"3": "device", b"4": "device", b"6": "pipe"}
 _RANGE = re.compile(r"\{(\d{1,9})\.\.(\d{1,9})\}")
+_RECORD = re.compile(rb"([0-9]{1,7}) ")  # the length of one in an extended header
 _MAGIC = re.compile(r"[*?\[{]")
 
 
@@ -219,55 +221,56 @@ class _Members:
     _extended: dict[str, str] = field(default_factory=dict)  # of the member to come
 
     def __iter__(self) -> Iterator[_Member]:
+        import tarfile
+
         position = 0
         while self.is_first or position < self.end:
             self.file.seek(position)
             block = self.file.read(_BLOCK)
+            if block == bytes(_BLOCK) and not self.is_first:  # ends an archive
+                return
             try:
                 info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-                position, member = self._next(info, block, position + _BLOCK)
-            except tarfile.HeaderError as error:
-                if type(error).__name__ != "EOFHeaderError":  # a block of zeros ends an archive
-                    self.damage = (
-                        f"the header at byte {position:,} of the tar file is damaged, and what follows was not read"
-                    )
+                following, member = self._next(info, block, position + _BLOCK)
+            except (tarfile.HeaderError, ValueError):
+                self.damage = (
+                    f"the header at byte {position:,} of the tar file is damaged, and what follows was not read"
+                )
                 return
-            self.is_first = False
+            self.is_first, position = False, following
             if position > self.end and (member is None or member.start + member.size > self.end):
                 self.damage = "the tar file ends early; copy it again"
             if member is not None and not re.search(r"(^|/)\.(?!\.?/)", member.name):
                 yield member
 
-    def _next(self, info: tarfile.TarInfo, block: bytes, position: int) -> tuple[int, _Member | None]:
-        """Where the next header lies, and the file that this one is about, if it is about one."""
+    def _next(self, info: Any, block: bytes, position: int) -> tuple[int, _Member | None]:
+        """Where the next header lies, and the file that this one (a ``TarInfo``) is about, if it is about one."""
         size, flaw = info.size, None
-        if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE):
-            if not 0 <= size <= _LONGEST_HEADER:
-                raise tarfile.HeaderError("too long")
-            data = self.file.read(size)
-            if info.type == tarfile.GNUTYPE_LONGNAME:
-                self._extended["path"] = data.partition(b"\0")[0].decode("utf-8", "surrogateescape")
-            else:
-                self._extended |= _records(data)
-            return _after(position, size), None
-        if info.type in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE):
+        if info.type == _LONG_NAME or info.type in _EXTENDED:
+            if size > _LONGEST_HEADER:
+                raise ValueError("too long")
+            following, data = _after(position, size), self.file.read(size)
+            long_name = {"path": data.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
+            self._extended |= long_name if info.type == _LONG_NAME else _records(data)
+            return following, None
+        if info.type in (_LONG_LINK, _GLOBAL):
             return _after(position, size), None
         extended, self._extended = self._extended, {}
-        if info.type == tarfile.GNUTYPE_SPARSE:
+        if info.type == _SPARSE_FILE:
             flaw, extends = _SPARSE, block[482]
             while extends:
                 more = self.file.read(_BLOCK)
                 extends, position = more[504] if len(more) == _BLOCK else 0, position + _BLOCK
         if any(key.startswith("GNU.sparse.") for key in extended):
             flaw = _SPARSE
-        if re.fullmatch(r"\d{1,18}", extended.get("size", "")):
+        if re.fullmatch(r"[0-9]{1,18}", extended.get("size", "")):
             size = int(extended["size"])
         name = extended.get("GNU.sparse.name") or extended.get("path") or info.name
         name = re.sub(r"^(\.?/+)+", "", name)
-        if info.isdir() or not name:
-            return (_after(position, size) if info.type not in tarfile.SUPPORTED_TYPES else position), None
-        if not (info.isreg() or info.type not in tarfile.SUPPORTED_TYPES):  # links and devices have no content
-            kind = _KINDS.get(info.type, "device")
+        if info.type == _FOLDER:
+            return position, None
+        if info.type in _NO_CONTENT:
+            kind = _NO_CONTENT[info.type]
             return position, _Member(name, position, 0, f"it is a {kind} in the tar file, which is not followed")
         return _after(position, size), _Member(name, position, size, flaw)
 
@@ -275,7 +278,7 @@ class _Members:
 def _after(position: int, size: int) -> int:
     """The block after ``size`` bytes of content."""
     if size < 0:
-        raise tarfile.HeaderError("a negative size")
+        raise ValueError("a negative size")
     return position + -(-size // _BLOCK) * _BLOCK
 
 
@@ -283,7 +286,7 @@ def _records(data: bytes) -> dict[str, str]:
     """The records ``LENGTH KEY=VALUE`` of an extended header that bear on where a file is and what it is called."""
     found: dict[str, str] = {}
     place = 0
-    while match := re.compile(rb"(\d{1,7}) ").match(data, place):
+    while match := _RECORD.match(data, place):
         length = int(match[1])
         key, equals, value = data[match.end() : place + length].removesuffix(b"\n").partition(b"=")
         if length <= len(match[0]) or not equals:
