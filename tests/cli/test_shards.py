@@ -124,6 +124,11 @@ def test_what_is_there_is_not_made_again(there: Path, capsys: pytest.CaptureFixt
     assert (before.st_mtime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ino)
 
 
+def remove(folder: Path, *numbers: int) -> None:
+    for number in numbers:
+        (folder / f"codes-{number:05}.parquet").unlink()
+
+
 def renamed(folder: Path) -> None:
     (folder / "codes-00003.parquet").rename(folder / "codes-00004.parquet")
 
@@ -135,11 +140,11 @@ def of_another_run(folder: Path) -> None:
 
 SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
     "two missing": (
-        lambda d: [(d / f"codes-0000{n}.parquet").unlink() for n in (1, 3)],
+        lambda d: remove(d, 1, 3),
         "2 of 4 shards are missing in sh (1, 3); make the first by "
         "`distillhash encode x.npy --model m-x --max-pixels 999 --shard 1/4 --out sh`, all by --shard all/4",
     ),
-    "none there": (lambda d: [path.unlink() for path in d.iterdir()], "sh holds no shards"),
+    "none there": (lambda d: remove(d, 0, 1, 2, 3), "sh holds no shards"),
     "cut short": (lambda d: (d / "codes-00001.parquet").write_bytes((d / "codes-00001.parquet").read_bytes()[:-300]), "not a whole shard"),
     "empty": (lambda d: (d / "codes-00001.parquet").write_bytes(b""), "codes-00001.parquet is not a whole shard"),
     "another number": (renamed, "codes-00004.parquet is not a whole shard (it states shard 3/4)"),
