@@ -173,3 +173,9 @@ def test_a_cluster_without_processors(monkeypatch: pytest.MonkeyPatch) -> None:
         assert done.returncode == 1 and "has no processor for a task" in done.stderr
     finally:
         cluster.shutdown()
+
+
+def test_a_cluster_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    done = subprocess.run(command(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "Ray cannot be started or reached" in done.stderr, done.stderr[-2000:]

@@ -106,6 +106,8 @@ def test_a_shard_is_a_file_of_codes(there: Path, capsys: pytest.CaptureFixture[s
     assert [key for _, keys in parts for key in keys or []] == [str(row) for row in range(203)]
     for number in range(4):
         assert run("index", f"sh/codes-{number:05}.parquet", "--model", "m-x", "--index", "ix") == 0
+    assert run("merge", "sh", "--out", "sh/../sh/codes-00002.parquet") == 2
+    assert "is one of the shards" in capsys.readouterr().err
     assert run("merge", "sh", "--out", "c.parquet") == 0
     found = facts(capsys, "index", "c.parquet", "--index", "ix", "--prune")
     assert (found["unchanged"], found["added"], found["n_items"]) == (203, 0, 203)

@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import re
+import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from hashlib import blake2b
@@ -234,7 +235,15 @@ def _run_on_ray(arguments: argparse.Namespace, shards: Sequence[Shard]) -> int:
     if not shards:
         return 0
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        if place := re.fullmatch(r"(?:ray://)?([^:/]+):([0-9]{1,5})", os.environ.get("RAY_ADDRESS", "")):
+            socket.create_connection((place[1], int(place[2])), 10).close()  # Ray itself tries for minutes
+        ray.init(ignore_reinit_error=True, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        where = os.environ.get("RAY_ADDRESS", "")
+        raise DistillHashError(
+            f"Ray cannot be started or reached ({first_line(error)}); RAY_ADDRESS is {where!r}, start a node with `ray start`"
+        ) from error
     if ray.cluster_resources().get("CPU", 0) < 1:
         raise DataError("the Ray cluster has no processor for a task; start its nodes with --num-cpus 1 or more")
     task = ray.remote(num_cpus=1, num_gpus=int(arguments.device == "cuda"), max_retries=5)(_ray_task)

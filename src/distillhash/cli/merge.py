@@ -157,6 +157,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if out.suffix not in (".npz", ".parquet"):
         raise ParameterError(f"--out must end in .npz or .parquet, got {arguments.out}")
     shards = _all_shards(folder)
+    if any(out.resolve() == shard.path(folder).resolve() for shard in shards):
+        raise ParameterError(f"--out {out} is one of the shards; choose another name")
     skipped = [Skipped(*pair) for shard in shards for pair in shard.skipped or []]
     damaged = {key: reason for shard in shards for key, reason in shard.damaged or []}
     summary = report_skipped(arguments, skipped, out.with_name(out.stem + ".skipped.json"), damaged)
