@@ -15,6 +15,7 @@ import shutil
 import sqlite3
 import struct
 import sys
+import tarfile
 import time
 import warnings
 import zlib
@@ -421,6 +422,60 @@ class CodesFiles(Target):
             assert not len(codes) or not (codes.packed[:, -1] & ((1 << pad) - 1)).any()
 
 
+class Shards(Target):
+    """Shards that encode wrote, to be joined."""
+
+    def build(self, folder: Path) -> None:
+        from distillhash.cli import main
+
+        np.save(folder / "x.npy", np.random.default_rng(0).normal(size=(40, 4)).astype(np.float32))
+        model, x = str(folder / "m"), str(folder / "x.npy")
+        assert main(["train", x, "--method", "lsh", "--bits", "12", "--out", model, "--quiet"]) == 0
+        assert (
+            main(["encode", x, "--model", model, "--shard", "all/3", "--out", str(folder / "shards"), "--quiet"]) == 0
+        )
+        shutil.rmtree(model)
+        (folder / "x.npy").unlink()
+
+    def use(self, folder: Path) -> None:
+        from distillhash import Codes
+        from distillhash.cli import main
+
+        out = folder / "codes.npz"
+        os.environ["DISTILLHASH_DEBUG"] = "1"  # no unforeseen error is an answer
+        with contextlib.redirect_stderr(io.StringIO()):
+            status = main(["merge", str(folder / "shards"), "--out", str(out), "--quiet"])
+        if status == 0:
+            codes, keys = Codes.load(out)
+            assert len(codes) == len(keys or []) == 40
+
+
+class Tar(Target):
+    """Tar files of each format, with headers before headers."""
+
+    def build(self, folder: Path) -> None:
+        for name, form in (("pax", tarfile.PAX_FORMAT), ("gnu", tarfile.GNU_FORMAT)):
+            with tarfile.open(folder / f"{name}.tar", "w", format=form) as tar:
+                for member in ("a.png", "a.cls", "x" * 120 + "/ü.png", "c.png"):
+                    info = tarfile.TarInfo(member)
+                    info.size = 700
+                    tar.addfile(info, io.BytesIO(b"1" * 700))
+
+    def use(self, folder: Path) -> None:
+        from distillhash.errors import DistillHashError
+        from distillhash.sources import open_source
+
+        for name in ("pax.tar", "gnu.tar", "*.tar"):
+            try:
+                source = open_source(str(folder / name))
+            except DistillHashError:
+                continue
+            assert len(source) == len(set(source.keys)) > 0
+            for row in range(len(source)):
+                with contextlib.suppress(DistillHashError):
+                    assert source.read(row)  # type: ignore[attr-defined]
+
+
 class CacheFile(Target):
     """The cache of features."""
 
@@ -591,6 +646,8 @@ TARGETS: dict[str, type[Target]] = {
     "model": ModelFolder,
     "index": IndexFolder,
     "codes": CodesFiles,
+    "shards": Shards,
+    "tar": Tar,
     "cache": CacheFile,
     "trash": Trash,
     "pairs": Pairs,

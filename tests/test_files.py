@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distillhash.files import cores, digest, open_regular, read_file, write_ahead, write_atomic
+from distillhash.files import (
+    cores,
+    digest,
+    open_regular,
+    read_file,
+    remove_partial,
+    replacing,
+    write_ahead,
+    write_atomic,
+)
 
 
 def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
@@ -161,3 +170,27 @@ def test_cores_are_those_the_process_may_use() -> None:
         assert cores() == 1
     finally:
         os.sched_setaffinity(0, allowed)
+
+
+def test_the_environment_can_lower_the_number_of_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    n = cores()
+    for text, expected in {"1": 1, "0": 1, "999999": n, "": n, "-1": n, "two": n, "1.5": n}.items():
+        monkeypatch.setenv("DISTILLHASH_CORES", text)
+        assert cores() == expected
+
+
+def test_a_file_that_is_replaced_is_the_old_or_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"one")
+        assert not path.exists()
+    with pytest.raises(KeyError), replacing(path) as temporary:
+        temporary.write_bytes(b"two")
+        raise KeyError
+    assert path.read_bytes() == b"one" and list(path.parent.iterdir()) == [path]
+    left = path.with_name(f".{'0a' * 8}.partial")  # as a kill leaves it
+    other = path.with_name(".other.partial")
+    for one in (left, other):
+        one.touch()
+    remove_partial(path.parent)
+    assert sorted(path.parent.iterdir()) == [other, path]

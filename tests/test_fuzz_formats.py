@@ -12,8 +12,10 @@ from fuzzing import TARGETS
 
 LONG = {  # 100,000 rounds
     "model": 12_000,
-    "index": 20_000,
-    "codes": 16_000,
+    "index": 16_000,
+    "codes": 12_000,
+    "shards": 3_000,
+    "tar": 5_000,
     "cache": 4_000,
     "network": 4_000,
     "trash": 14_000,
@@ -55,7 +57,7 @@ def round_of(folder: Path) -> int:
 
 
 def test_a_few_rounds_of_all(tmp_path: Path) -> None:
-    for name in ("codes", "index", "trash", "pairs", "sources"):
+    for name in ("codes", "index", "shards", "tar", "trash", "pairs", "sources"):
         assert fuzz(name, 0, 60, tmp_path / name).startswith(f"60 rounds of {name}")
 
 

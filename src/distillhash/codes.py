@@ -9,7 +9,8 @@ both parts (:mod:`distillhash.hamming.ranking`); to whoever knows only Hamming d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError, FormatError, ParameterError
+from distillhash.files import replacing
 
 if TYPE_CHECKING:
     from distillhash.sources.vectors import Archive
 
 _MAX_BITS = 1 << 20  # of a code in a file
+_GROUP_ROWS = 1 << 16  # of a row group in a table of codes
 
 
 class Codes:
@@ -157,20 +160,12 @@ class Codes:
                 arrays["keys"] = np.asarray(keys, dtype=np.str_)
             if origin is not None:
                 arrays["origin"] = np.str_(origin)
-            np.savez(path, **arrays)
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.savez(file, **arrays)
         elif path.suffix == ".parquet":
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-
-            buffers = [None, pa.py_buffer(np.ascontiguousarray(self.packed))]
-            column = pa.FixedSizeBinaryArray.from_buffers(pa.binary(self.packed.shape[1]), len(self), buffers)
-            names = pa.array(list(keys) if keys is not None else [str(i) for i in range(len(self))])
-            metadata = {b"distillhash.n_bits": str(self.n_bits).encode()}
-            if self.class_bits:
-                metadata[b"distillhash.class_bits"] = str(self.class_bits).encode()
-            if origin is not None:
-                metadata[b"distillhash.origin"] = origin.encode()
-            pq.write_table(pa.table({"key": names, "code": column}).replace_schema_metadata(metadata), path)
+            names = keys if keys is not None else [str(row) for row in range(len(self))]
+            with codes_table(path, self.n_bits, self.class_bits, origin=origin) as table:
+                table.add(self, names)
         else:
             raise ParameterError(f"codes are written to .npz or .parquet, not {path.suffix!r} ({path})")
 
@@ -219,6 +214,86 @@ class Codes:
             raise DataError(f"{len(codes)} codes need as many strings as keys")
         packed = np.frombuffer(b"".join(codes), np.uint8).reshape(-1, n_bytes)
         return cls.from_packed(packed, n_bits, class_bits), [str(key) for key in keys]
+
+
+@contextmanager
+def codes_table(path: Path, n_bits: int, class_bits: int = 0, *, origin: str | None = None) -> Iterator[CodesTable]:
+    """A ``.parquet`` of codes as :meth:`Codes.save` describes it, written as they come; it appears at the end, whole, or not at all.
+
+    Equal codes and keys give equal files, however they were batched. Memory: one row group of 65,536 codes and keys.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    metadata = {b"distillhash.n_bits": str(n_bits).encode()}
+    if class_bits:
+        metadata[b"distillhash.class_bits"] = str(class_bits).encode()
+    if origin is not None:
+        metadata[b"distillhash.origin"] = origin.encode()
+    columns = {"key": pa.string(), "code": pa.binary(bytes_per_code(n_bits))}
+    schema = pa.schema(columns, metadata=metadata)
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        table = CodesTable(writer, schema)
+        yield table
+        table.flush()
+
+
+class CodesTable:
+    """What :func:`codes_table` gives."""
+
+    def __init__(self, writer: Any, schema: Any) -> None:
+        self._writer, self._schema = writer, schema
+        self._packed: list[NDArray[np.uint8]] = []  # these and their keys wait for a row group to be full
+        self._keys: list[str] = []
+
+    def add(self, codes: Codes, keys: Sequence[str]) -> None:
+        """Append codes and their keys, as many."""
+        start = 0
+        while start < len(codes):
+            stop = min(len(codes), start + _GROUP_ROWS - len(self._keys))
+            self._packed.append(codes.packed[start:stop])
+            self._keys += keys[start:stop]
+            if len(self._keys) == _GROUP_ROWS:
+                self.flush()
+            start = stop
+
+    def describe(self, metadata: Mapping[str, str]) -> None:
+        """Add to the metadata of the file."""
+        self._writer.add_key_value_metadata(metadata)
+
+    def flush(self) -> None:
+        """Write what waits as a row group."""
+        import pyarrow as pa
+
+        if not self._keys:
+            return
+        code = pa.py_buffer(np.ascontiguousarray(np.concatenate(self._packed)))
+        kind = self._schema.field("code").type
+        columns = [pa.array(self._keys), pa.FixedSizeBinaryArray.from_buffers(kind, len(self._keys), [None, code])]
+        self._writer.write_table(pa.table(columns, schema=self._schema))
+        self._packed, self._keys = [], []
+
+
+def write_codes(
+    path: Path, parts: Iterable[tuple[Codes, Sequence[str]]], n_bits: int, class_bits: int, *, origin: str
+) -> int:
+    """Write codes and their keys, part by part, as :meth:`Codes.save` would all together; returns how many there were.
+
+    A ``.parquet`` is written in bounded memory, an ``.npz`` at the end. What ``parts`` raises leaves no file.
+    """
+    n = 0
+    if path.suffix == ".parquet":
+        with codes_table(path, n_bits, class_bits, origin=origin) as table:
+            for codes, keys in parts:
+                table.add(codes, keys)
+                n += len(codes)
+        return n
+    held, names = list[Codes](), list[str]()
+    for codes, keys in parts:
+        held.append(codes)
+        names += keys
+    Codes.concatenate(held, n_bits).save(path, keys=names, origin=origin)
+    return len(names)
 
 
 def _check_class_bits(class_bits: Any, n_bits: int) -> int:

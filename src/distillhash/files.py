@@ -4,10 +4,12 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import sqlite3
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -110,6 +112,30 @@ def write_atomic(path: str | Path, data: bytes, *, durable: bool = False) -> Non
         sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` that replaces ``path`` when the block succeeds, and is removed otherwise; missing folders are made.
+
+    After a kill the hidden temporary file stays; :func:`remove_partial` removes such files.
+    """
+    temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def remove_partial(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder."""
+    for path in folder.glob(".*.partial"):
+        if re.fullmatch(r"\.[0-9a-f]{16}\.partial", path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
 def sync_folder(folder: str | Path, *, inside: int | None = None) -> None:
     """Wait until the names in ``folder`` are on the disk, where the system offers that (Windows does not).
 
@@ -166,5 +192,10 @@ def write_ahead(connection: sqlite3.Connection, *, wait: float) -> None:
 
 
 def cores() -> int:
-    """Number of processors that this process may use, at least 1; containers and ``taskset`` allow fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of processors that this process may use, at least 1; ``taskset`` and containers allow fewer than the machine has.
+
+    The environment's ``DISTILLHASH_CORES`` sets a limit where the system tells none, as for the share of a processor in a container.
+    """
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit = os.environ.get("DISTILLHASH_CORES", "")
+    return min(n, max(1, int(limit))) if re.fullmatch(r"[0-9]{1,6}", limit) else n

@@ -25,7 +25,7 @@ from distillhash.hamming.ranking import By, check_by
 from distillhash.index import Index, Item, open_index
 from distillhash.index.address import folder_of, shown
 from distillhash.index.base import VectorType, check_keys
-from distillhash.index.sync import CODES_OF, Added, Batch, Rows, Update, identity_of, is_row, row_key, rows_of
+from distillhash.index.sync import CODES_OF, Added, Batch, Rows, Update, identity_of, is_part, is_row, row_key, rows_of
 from distillhash.methods.base import MAX_WEIGHTS
 from distillhash.models import (
     ONNX_NAME,
@@ -495,8 +495,9 @@ class Origin(NamedTuple):
 
 def origin_of(source: Source) -> str:
     """Where the codes of an open source come from, as :meth:`Codes.save` keeps it."""
-    _, rows = rows_of(source, identity_of(source.name))
-    return json.dumps(Origin(rows.source, not isinstance(source.keys, RowKeys), rows.is_part)._asdict())
+    identity = identity_of(source.name)
+    origin = Origin(identity, not isinstance(source.keys, RowKeys), is_part(source.name, identity))
+    return json.dumps(origin._asdict())
 
 
 def _read_origin(path: str) -> Origin:

@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import socket
+import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -221,7 +222,7 @@ def test_no_source_is_opened_that_fetches_or_never_ends(
         "http://127.0.0.1/a.npy", "s3://bucket/a.parquet", "ftp://example.org/a.npz", "file:///etc/passwd", "digits:/etc", "/",
         str(many), str(pipes), str(tmp_path / "pipe.parquet"), "/dev/zero", str(tmp_path / "damaged.parquet"),
         str(tmp_path / "object.npy"), str(tmp_path / "huge.npy"), str(tmp_path / "list.txt"), str(tmp_path / "gone.npz"),
-        "", ".", "a" * 100_000, "#" * 500,
+        "", ".", "a" * 100_000, "#" * 500, "/*/*/*/*/*/*.tar", "/gone.tar", "/{0..99999}.tar", "/dev/zero/x.tar",
     ]  # fmt: skip
     ids = add(
         own_index,
@@ -251,7 +252,7 @@ def test_no_source_is_opened_that_fetches_or_never_ends(
 
 
 def test_rows_of_local_tables_and_arrays_are_shown(own_index: Path, tmp_path: Path) -> None:
-    """What may be opened still is: Parquet files and folders, arrays, the digits."""
+    """What may be opened still is: Parquet files and folders, tar files, arrays, the digits."""
     images = [make_png(24, 18, seed=90 + row) for row in range(3)]
     pixels = np.stack([make_pixels(20, 20, row) for row in range(4)])
     table, folder, array = tmp_path / "t.parquet", tmp_path / "folder", tmp_path / "pixels.npy"
@@ -260,6 +261,9 @@ def test_rows_of_local_tables_and_arrays_are_shown(own_index: Path, tmp_path: Pa
     for part in range(3):
         pq.write_table(pa.table({"image": [images[part]]}), folder / f"part{part}.parquet")
     np.save(array, pixels)
+    (tmp_path / "b.png").write_bytes(images[1])
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        tar.add(tmp_path / "b.png", "b.png")
     ids = add(
         own_index,
         [
@@ -268,14 +272,16 @@ def test_rows_of_local_tables_and_arrays_are_shown(own_index: Path, tmp_path: Pa
                 (table, "7", digest(images[2])),
                 (folder, "1", digest(images[1])),
                 (array, "3", digest(pixels[3])),
-                (table, "7", digest(images[2])),
-            )[:3]
+                (tmp_path / "0.tar", "b.png", digest(images[1])),
+                (tmp_path / "*.tar", "0.tar/b.png", digest(images[1])),
+            )
         ],
     )
     with in_thread(own_index) as url, httpx.Client(base_url=url) as client:
         for identifier, content in zip(ids[:2], (images[2], images[1]), strict=True):
             assert client.get(f"/items/{identifier}/image").content == content
         assert client.get(f"/items/{ids[2]}/image").headers["content-type"] == "image/png"
+        assert [client.get(f"/items/{identifier}/image").content for identifier in ids[3:]] == [images[1]] * 2
 
 
 def test_metadata_that_json_holds_is_shown(own_index: Path) -> None:

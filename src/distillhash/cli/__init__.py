@@ -24,6 +24,7 @@ VERBS = (
     "demo",
     "train",
     "encode",
+    "merge",
     "index",
     "search",
     "serve",

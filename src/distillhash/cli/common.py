@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from distillhash.sources.pairs import PairSource
 
 SOURCE_HELP = (
-    "a folder of images, a list file, a .parquet image table, a .npy/.npz/.parquet of embeddings, or digits:, cifar10:DIR, "
-    "flickr25k:DIR, nuswide:DIR; append #train, #test or #a:b to select"
+    "a folder of images, a list file, a .parquet image table, a .npy/.npz/.parquet of embeddings, tar shards, or digits:, "
+    "cifar10:DIR, flickr25k:DIR, nuswide:DIR; append #train, #test or #a:b to select"
 )
 DEFAULT_BACKBONE = "efficientnet-lite2"
 INDEX_HELP = "an index folder, postgresql://host/database?table=NAME or milvus://host:port/collection"
@@ -221,20 +221,28 @@ def refuse_skipped(arguments: argparse.Namespace, skipped: Sequence[Skipped]) ->
         raise DataError(f"{len(skipped)} items could not be used, first {skipped[0].key}: {skipped[0].reason}")
 
 
-def report_skipped(arguments: argparse.Namespace, skipped: Sequence[Skipped], path: Path) -> dict[str, Any]:
+def found_damaged(arguments: argparse.Namespace) -> dict[str, str]:
+    """Key and damage of items of the opened sources that are damaged and were used."""
+    return {key: reason for source in getattr(arguments, "opened", []) for key, reason in source.damaged.items()}
+
+
+def report_skipped(
+    arguments: argparse.Namespace, skipped: Sequence[Skipped], path: Path, damaged: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Say which items were skipped, and which are damaged and were used; the keys that every summary carries.
 
-    Skipped items are listed in ``path``, damaged ones beside it, with ``damaged`` in its name; a list that would be empty is absent.
+    Skipped items are listed in ``path``, damaged ones (of the opened sources unless given) beside it, with ``damaged`` in its name; a list
+    that would be empty is absent.
     """
-    found = {key: reason for source in getattr(arguments, "opened", []) for key, reason in source.damaged.items()}
+    found = found_damaged(arguments) if damaged is None else damaged
     beside = path.with_name(path.name.replace("skipped", "damaged"))
-    damaged, text = _listed("damaged", sorted(found.items()), "are damaged and were used", beside)
+    counts, text = _listed("damaged", sorted(found.items()), "are damaged and were used", beside)
     summary, more = _listed("skipped", [(item.key, item.reason) for item in skipped], "could not be used", path)
     say(arguments, *text)
     if more and arguments.strict:
         raise DataError(f"{more[0]}; --strict makes that an error")
     say(arguments, *more)
-    return summary | damaged
+    return summary | counts
 
 
 def _listed(kind: str, items: Sequence[tuple[str, str]], what: str, path: Path) -> tuple[dict[str, Any], list[str]]:

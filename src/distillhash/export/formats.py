@@ -6,10 +6,9 @@ Bit 0 of a code is the highest bit of the first byte. Formats of whole bytes pad
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes, bytes_per_code, words_per_code
 from distillhash.errors import MissingDependencyError
-from distillhash.files import write_atomic
+from distillhash.files import replacing, write_atomic
 from distillhash.index.manifest import Manifest
 from distillhash.index.milvus import HAS_KEY
 from distillhash.index.postgres import to_bit_text
@@ -81,22 +80,9 @@ class Content:
 
 
 @contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """A temporary path beside ``out`` that replaces ``out`` when the block succeeds, and is removed otherwise."""
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(out)
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-@contextmanager
 def _writing(out: Path) -> Iterator[IO[str]]:
     """A UTF-8 text file that replaces ``out`` when the block succeeds."""
-    with _replacing(out) as temporary, temporary.open("w", encoding="utf-8") as stream:
+    with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as stream:
         yield stream
 
 
@@ -105,7 +91,7 @@ def write_npy(content: Content, out: Path) -> list[Path]:
     beside = out.with_suffix(".json")
     keys = None if content.keys is None else list(content.keys)
     write_atomic(beside, (json.dumps({"n_bits": content.codes.n_bits, "keys": keys}) + "\n").encode())
-    with _replacing(out) as temporary, temporary.open("wb") as stream:
+    with replacing(out) as temporary, temporary.open("wb") as stream:
         np.save(stream, content.codes.packed)
     return [out, beside]
 
@@ -127,7 +113,7 @@ def write_parquet(content: Content, out: Path) -> list[Path]:
     if content.codes.class_bits:
         metadata[b"distillhash.class_bits"] = str(content.codes.class_bits).encode()
     schema = pa.schema(fields, metadata=metadata)
-    with _replacing(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with replacing(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         for first, packed, keys in content.blocks():
             ids = np.arange(first, first + len(packed))
             words = Codes(packed, n_bits).words().view(">u8").astype(np.uint64)
@@ -146,7 +132,7 @@ def write_faiss(content: Content, out: Path) -> list[Path]:
     (uint64), the packed codes.
     """
     n, n_bytes = len(content.codes), content.n_bytes
-    with _replacing(out) as temporary, temporary.open("wb") as stream:
+    with replacing(out) as temporary, temporary.open("wb") as stream:
         stream.write(struct.pack("<4siiqBiQ", b"IBxF", 8 * n_bytes, n_bytes, n, 1, _FAISS_METRIC_L2, n * n_bytes))
         for _, packed, _ in content.blocks():
             stream.write(packed.tobytes())
@@ -166,7 +152,7 @@ def write_faiss_hnsw(content: Content, out: Path) -> list[Path]:
     index = faiss.IndexBinaryHNSW(8 * content.n_bytes, _GRAPH_LINKS)
     index.hnsw.efConstruction, index.hnsw.efSearch = _GRAPH_BUILD, _GRAPH_SEARCH
     index.add(content.codes.packed)
-    with _replacing(out) as temporary, temporary.open("wb") as stream:
+    with replacing(out) as temporary, temporary.open("wb") as stream:
         stream.write(faiss.serialize_index_binary(index).tobytes())
     return [out]
 
@@ -190,7 +176,7 @@ def write_milvus(content: Content, out: Path) -> list[Path]:
 
     types = {"id": pa.int64(), "code": pa.list_(pa.uint8()), "key": pa.string(), "digest": pa.string()}
     schema = pa.schema({**types, "metadata": pa.string(), "has": pa.int8()})
-    with _replacing(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with replacing(out) as temporary, pq.ParquetWriter(temporary, schema) as writer:
         while block := [{**row, "metadata": "{}"} for row in islice(rows, _ROWS_AT_ONCE)]:
             writer.write_table(pa.Table.from_pylist(block, schema))
     return [out]

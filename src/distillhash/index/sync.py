@@ -86,9 +86,12 @@ def rows_of(source: Source, identity: str) -> tuple[Source, Rows]:
     old_keys = [path or old_row_key(source.name, own) for path, own in zip(paths, source.keys, strict=True)]
     is_folder = paths[0] is not None and Path(identity).is_absolute() and Path(identity).is_dir()
     folder = identity.rstrip(os.sep) + os.sep if is_folder else ""
-    # Files that are given one by one have no place of their own, and are not all that there is.
-    is_part = bool(split_selections(source.name)[1]) or not (":" in identity or os.path.isabs(identity))  # noqa: PTH117
-    return source, Rows(identity, source.keys, keys, old_keys, folder, is_part)
+    return source, Rows(identity, source.keys, keys, old_keys, folder, is_part(source.name, identity))
+
+
+def is_part(name: str, identity: str) -> bool:
+    """Whether a source says nothing about what else there is: a selection, or files given one by one, which have no place of their own."""
+    return bool(split_selections(name)[1]) or not (":" in identity or os.path.isabs(identity))  # noqa: PTH117
 
 
 def identity_of(name: str) -> str:

@@ -7,6 +7,7 @@ only while their content has the digest that the index holds. A source is opened
 
 import contextlib
 import errno
+import glob
 import io
 import logging
 import os
@@ -197,13 +198,18 @@ def _open_rows(place: str) -> _Rows:
         elif path.suffix.lower() == ".npy" and path.is_file():
             array = np.load(path, mmap_mode="r", allow_pickle=False)
             source = open_array(array, place) if array.ndim == 4 else None
-        elif _holds_images(_tables(path)):
+        elif _is_in_tars(place) or _holds_images(_tables(path)):
             source = open_source(place)
     except Exception as error:  # whatever a damaged file does to those who read it, it is no more than a picture less
         log.warning("pictures of %s are not shown: %s", escaped(place), escaped(str(error)))
     if not isinstance(source, ImageSource) or len(source) > _MOST_ROWS:
         return None, {}
     return source, {key: row for row, key in enumerate(source.keys)}
+
+
+def _is_in_tars(place: str) -> bool:
+    """Whether a source is one tar file, or some of one folder; a pattern of folders could look through a whole disk."""
+    return place.lower().endswith(".tar") and not glob.has_magic(os.path.dirname(place))  # noqa: PTH120  # any text
 
 
 def _tables(path: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from distillhash.sources.files import IMAGE_SUFFIXES, FileImages, find_files, op
 from distillhash.sources.flickr25k import open_flickr25k
 from distillhash.sources.nuswide import open_nuswide
 from distillhash.sources.table import open_tables
+from distillhash.sources.tar import is_tar_pattern, open_tar_pattern, open_tars
 from distillhash.sources.vectors import check_finite, open_array, open_npy, open_npz
 
 _logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ def source_names() -> dict[str, str]:
         "IMAGE.jpg": "one image file (.png, .webp, .tif, ...)",
         "LIST.txt": "a text file (.txt, .lst) with one image path per line, optionally a tab and an integer label",
         "TABLE.parquet": "images (a struct with 'bytes' or 'path') or embeddings (lists of floats), perhaps a label; or a folder of them",
+        "SHARDS.tar": "images in a tar file (WebDataset layout), or in many: 'shards/*.tar', 'shards/{00000..00063}.tar'",
         "VECTORS.npy": "a memory-mapped array of embeddings (n, d)",
         "VECTORS.npz": "embeddings under 'features', 'embeddings' or 'vectors'; optional 'labels' and 'keys'",
         "digits:": "1,797 handwritten digits, 8x8, that ship with scikit-learn; splits train and test",
@@ -105,7 +107,9 @@ _FILES: dict[str, Callable[[Path, str], Source]] = {
     ".txt": open_list,
     ".lst": open_list,
     ".npy": open_npy,
+    ".tar": lambda path, name: open_tars([path], name),
 }
+_PACKED = (".tgz", ".tbz2", ".txz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
 _ACCEPTED = f"one of {', '.join(source_names())}"
 
 
@@ -131,6 +135,9 @@ def refuse_columns(columns: Columns, name: str) -> None:
 
 def _open_place(place: str, name: str, columns: Columns) -> Source:
     if not _exists(place):
+        if is_tar_pattern(place):
+            refuse_columns(columns, name)
+            return open_tar_pattern(place, name)
         scheme, colon, rest = place.partition(":")
         if colon and scheme in _SCHEMES:
             refuse_columns(columns, name)
@@ -164,6 +171,8 @@ def _open_place(place: str, name: str, columns: Columns) -> Source:
         return _FILES[suffix](path, name)
     if suffix in IMAGE_SUFFIXES:
         return FileImages(name, Path.cwd(), [str(path)], keys=[printable(path.name)])
+    if path.name.lower().endswith(_PACKED):
+        raise DataError(f"{name}: a compressed tar file cannot be read by seeking; unpack it to a plain .tar (gunzip)")
     raise DataError(f"{name}: files with the suffix {suffix!r} are not a source; give {_ACCEPTED}")
 
 
