@@ -29,26 +29,27 @@ DEFAULT_BACKBONE = "efficientnet-lite2"
 INDEX_HELP = "an index folder, postgresql://host/database?table=NAME or milvus://host:port/collection"
 
 
-def add_device_options(parser: argparse.ArgumentParser) -> None:
+def add_device_options(parser: argparse.ArgumentParser, *, ray: bool = False) -> None:
     """What computes features; :func:`where` reads them."""
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
     parser.add_argument(
         "--engine",
         default="auto",
-        choices=("auto", "onnx", "torch"),
-        help="what runs the network on a CPU: ONNX Runtime or torch (default: auto, the faster one there is)",
+        choices=("auto", "onnx", "torch", *(["ray"] if ray else [])),
+        help="what runs the network on a CPU: ONNX Runtime or torch (default: auto, the faster one there is)"
+        + ("; ray: the missing shards of --shard all/n as Ray tasks" if ray else ""),
     )
 
 
-def add_compute_options(parser: argparse.ArgumentParser) -> None:
+def add_compute_options(parser: argparse.ArgumentParser, *, ray: bool = False) -> None:
     """Where features are computed and kept."""
-    add_device_options(parser)
+    add_device_options(parser, ray=ray)
     parser.add_argument("--cache", metavar="DIR", help="where features are kept (default: the user's cache)")
     parser.add_argument("--no-cache", action="store_true", help="keep no features")
     parser.add_argument("--allow-download", action="store_true", help="fetch weights that a model folder only names")
 
 
-def add_reading_options(parser: argparse.ArgumentParser, *, columns: bool = True) -> None:
+def add_reading_options(parser: argparse.ArgumentParser, *, columns: bool = True, ray: bool = False) -> None:
     """Options of every verb that reads a source: which items count, which ``columns`` of a table, and the compute options."""
     parser.add_argument("--strict", action="store_true", help="exit 1 if any item could not be used")
     parser.add_argument("--max-pixels", type=int, metavar="N", help="skip images with more pixels than this")
@@ -61,7 +62,7 @@ def add_reading_options(parser: argparse.ArgumentParser, *, columns: bool = True
     )
     if columns:
         add_column_options(parser)
-    add_compute_options(parser)
+    add_compute_options(parser, ray=ray)
 
 
 def add_column_options(parser: argparse.ArgumentParser) -> None:
@@ -176,7 +177,8 @@ def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def where(arguments: argparse.Namespace) -> dict[str, Any]:
     """What runs the backbone, as models and indexes take it."""
-    return {"device": arguments.device, "engine": arguments.engine}
+    engine = "auto" if arguments.engine == "ray" else arguments.engine  # each of Ray's tasks takes the best there is
+    return {"device": arguments.device, "engine": engine}
 
 
 def say(arguments: argparse.Namespace, *lines: str) -> None:

@@ -57,13 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="encode part i (from 0) of n into DIR/codes-0000i.parquet, unless it is there; all/n: all that are missing. "
         "`distillhash merge` joins them",
     )
-    add(
-        "--engine",
-        choices=("auto", "ray"),
-        default="auto",
-        help="ray: the missing shards of --shard all/n as Ray tasks",
-    )
-    add_reading_options(parser)
+    add_reading_options(parser, ray=True)
 
 
 def _shard(text: str) -> tuple[int | None, int]:
