@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from distillhash import distributed, make_hasher
-from distillhash.backbones import FeatureCache, ImageInputs, extract_features, make_backbone, sized_for
+from distillhash.backbones import FeatureCache, ImageInputs, TorchBackbone, extract_features, make_backbone, sized_for
 from distillhash.backbones.base import choose_device
 from distillhash.methods import heads, training
 from distillhash.methods.training import TrainableImages
@@ -52,6 +52,7 @@ def main() -> None:
     source = source.select(np.arange(min(arguments.images, len(source))))
     backbone = make_backbone(arguments.backbone, image_size=arguments.image_size, device=device)
     backbone = backbone if arguments.image_size else sized_for(backbone, source)
+    assert isinstance(backbone, TorchBackbone)
     table = extract_features(source, backbone, cache=FeatureCache())
     options: dict[str, Any] = {"device": device, "batch_size": arguments.batch, "fine_tune_batch": arguments.batch}
     hasher = make_hasher(arguments.method, 64, epochs=HEAD_EPOCHS, fine_tune_epochs=arguments.epochs, **options)

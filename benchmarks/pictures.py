@@ -59,10 +59,11 @@ def edited_copies(folder: Path, photographs: Path) -> None:
 
 def write_photographs(source: str, folder: Path) -> None:
     """Every seventh image of a source as a file, ``SHOWN`` at most."""
-    from distillhash.sources import open_source
+    from distillhash.sources import ImageSource, open_source
     from distillhash.sources.decode import decode_image
 
     opened = open_source(source)
+    assert isinstance(opened, ImageSource)
     folder.mkdir()
     for number in range(0, min(len(opened), 7 * SHOWN), 7):
         Image.fromarray(decode_image(opened.read(number))).save(folder / f"{number:05d}.jpg", quality=92)
