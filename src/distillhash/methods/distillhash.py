@@ -67,8 +67,8 @@ WALKS, RANDOM = 4, 4  # partners of a row among many
 class DistillHash(PairHasher):
     """Distilled pairs and the likelihood. Further hyper-parameters: see :class:`PairHasher`.
 
-    Of more than 50,000 rows (``estimate="local"``, ``bounds="full"`` alone), ``partners_ (n, 8)`` are the rows that each is paired with,
-    and ``pairs_ (n, 8)`` the distilled labels.
+    Of more than 50,000 rows (``estimate="local"``, ``bounds="full"``, no ``self_pairs``), ``partners_ (n, 8)`` are the rows that each is
+    paired with, and ``pairs_ (n, 8)`` the distilled labels.
 
     Attributes:
         estimate: How eta~ is found: ``local`` averages the noisy labels over neighbour pairs; ``network`` is trained on them (the paper);
@@ -155,10 +155,10 @@ class DistillHash(PairHasher):
         return source if self.partners_ is None else WithPartners(source, self.partners_, self.pairs_)
 
     def _many_targets(self, data: Data, thresholds: Thresholds) -> None:
-        if self.estimate != "local" or self.bounds != "full":
+        if self.estimate != "local" or self.bounds != "full" or self.self_pairs:
             raise ParameterError(
-                f"more than {MANY} rows are distilled with estimate='local' and bounds='full' alone, got {self.estimate!r} and "
-                f"{self.bounds!r}; lower max_train ({self.max_train}) to {MANY} or less"
+                f"more than {MANY} rows are distilled with estimate='local', bounds='full' and without self_pairs alone, got "
+                f"{self.estimate!r}, {self.bounds!r} and {self.self_pairs}; lower max_train ({self.max_train}) to {MANY} or less"
             )
         rows, o, skipped = unit_rows(data.features), self.n_neighbours, self.skip_for_positive
         own = np.arange(len(rows), dtype=np.int32)[:, None]

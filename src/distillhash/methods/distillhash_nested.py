@@ -237,7 +237,7 @@ def with_neighbours(features: NDArray[Any], k: int, rng: np.random.Generator) ->
     """
     size = min(k, LISTED)
     drawn = rng.choice(len(features), TESTED // (1 + size), replace=False)
-    near = find_neighbours(features[drawn], features, k, same_items=drawn).nearest
+    near = find_neighbours(features[drawn], features, k, same_items=drawn, max_queries=TESTED).nearest
     return rng.permutation(np.union1d(drawn, near[:, rng.choice(k, size, replace=False)]))
 
 

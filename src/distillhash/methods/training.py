@@ -181,7 +181,10 @@ class WithNeighbours:
 
 
 class WithPartners:
-    """Batches of rows and the partners of each, ``(n, c)``, which come last. The target has the labels of these pairs and 0 for others."""
+    """Batches of b rows and the partners of each, ``(n, c)``, which come last.
+
+    The target ``(b, b c)`` has the labels ``(n, c)`` of rows and their own partners, and 0 for others' partners.
+    """
 
     def __init__(self, inputs: Inputs, partners: NDArray[np.int32], labels: NDArray[np.int8]) -> None:
         self._inputs, self._partners, self._labels = inputs, partners, labels
@@ -192,8 +195,8 @@ class WithPartners:
     def batch(self, rows: Rows, rng: np.random.Generator) -> Batch:
         """``((1 + c) len(rows), ...)``."""
         b, c = len(rows), self._partners.shape[1]
-        pairs = torch.zeros((b * (1 + c),) * 2, dtype=torch.int8)
-        pairs[torch.arange(b)[:, None], b + torch.arange(b * c).view(b, c)] = torch.from_numpy(self._labels[rows])
+        pairs = torch.zeros((b, b * c), dtype=torch.int8)
+        pairs[torch.arange(b)[:, None], torch.arange(b * c).view(b, c)] = torch.from_numpy(self._labels[rows])
         drawn = np.concatenate([rows, self._partners[rows].ravel()])
         return self._inputs.batch(drawn, rng)._replace(targets=(pairs,))
 
