@@ -145,9 +145,13 @@ class DistillHash(PairHasher):
     keep_certain: bool = True
     candidates: Literal["all", "labelled"] = "all"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.partners_: NDArray[np.int32] | None = None
+
     def targets(self, data: Data) -> Targets | None:
         """The distilled labels; None where batches bring theirs."""
-        self.partners_: NDArray[np.int32] | None = None
+        self.partners_ = None
         return super().targets(data)
 
     def batches(self, source: CachedFeatures | ImageRows) -> Inputs:
