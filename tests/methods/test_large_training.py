@@ -11,7 +11,12 @@ from numpy.typing import NDArray
 from distillhash import load_model
 from distillhash.cli import main
 from distillhash.errors import ParameterError
-from distillhash.methods import distillhash, distillhash_contrast, distillhash_nested, heads, make_hasher, ssdh
+from distillhash.methods import distillhash, distillhash_contrast, distillhash_nested, heads, ssdh
+from distillhash.methods.base import TrainingSet
+from distillhash.methods.distillhash import DistillHash
+from distillhash.methods.distillhash_contrast import DistillHashContrast
+from distillhash.methods.distillhash_nested import DistillHashNested
+from distillhash.methods.ssdh import SSDH
 from distillhash.methods.training import CachedFeatures, WithNeighbours, WithPartners
 from distillhash.supervision import agreement, graph
 from distillhash.supervision.graph import has_graphs
@@ -65,10 +70,10 @@ def test_batches_hold_partners_and_their_labels() -> None:
 def test_small_neighbourhoods_are_found_among_all_rows() -> None:
     rows, group = grouped(60, 6, 0.1)
     settings: dict[str, Any] = {"epochs": 1, "part": 60, "root": False, "hidden": 8}
-    found = make_hasher("distillhash-contrast", 8, neighbourhood=5 / 360, **settings).fit(rows).neighbours_
+    found = DistillHashContrast(8, neighbourhood=5 / 360, **settings).fit(rows).neighbours_
     assert found.shape == (360, 5)
     assert (group[found] == group[:, None]).mean() > 0.97  # a part of 60 rows holds one of the five
-    in_parts = make_hasher("distillhash-contrast", 8, neighbourhood=10 / 60, **settings).fit(rows)
+    in_parts = DistillHashContrast(8, neighbourhood=10 / 60, **settings).fit(rows)
     assert in_parts.neighbours_.shape == (360, 10) and len(in_parts._parts) == 6
 
 
@@ -76,12 +81,13 @@ def test_small_neighbourhoods_are_found_among_all_rows() -> None:
 def test_the_scale_of_many_rows_counts_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distillhash_contrast.DistillHashContrast, "part", 100)
     rows, _ = grouped(200, 8, 0.2)
-    hasher = make_hasher("distillhash-nested", 32, max_train=1600, preserve="classes").fit(rows)
+    hasher = DistillHashNested(32, max_train=1600, preserve="classes").fit(rows)
     chosen = hasher.history_["chosen"]
     assert chosen["fine"] and chosen["neighbourhood"] == 8
-    assert len(hasher.history_["rows"]) == 1600 and hasher.class_part_.neighbours_.shape == (1600, 12)  # 1.5 times 8
+    assert len(hasher.history_["rows"]) == 1600 and hasher.class_part_ is not None
+    assert hasher.class_part_.neighbours_.shape == (1600, 12)  # 1.5 times 8
     monkeypatch.setattr(distillhash_nested, "has_graphs", lambda: False)
-    sampled = make_hasher("distillhash-nested", 32, max_train=1600, preserve="classes").fit(rows)
+    sampled = DistillHashNested(32, max_train=1600, preserve="classes").fit(rows)
     assert len(sampled.history_["rows"]) == 100
 
 
@@ -102,29 +108,27 @@ def test_agreement_is_the_same_in_blocks(monkeypatch: pytest.MonkeyPatch) -> Non
 @needs_faiss
 def test_distillhash_distils_partners() -> None:
     rows, group = grouped(8, 60, 0.7)
-    hasher = make_hasher("distillhash", 16, max_train=480, epochs=5, local_neighbours=10).fit(rows)
-    assert hasher.partners_.shape == hasher.pairs_.shape == (480, 8)
+    hasher = DistillHash(16, max_train=480, epochs=5, local_neighbours=10).fit(rows)
+    assert hasher.partners_ is not None and hasher.partners_.shape == hasher.pairs_.shape == (480, 8)
     same = group[hasher.partners_] == group[:, None]
     assert same[hasher.pairs_ > 0].mean() > 0.99 and same[hasher.pairs_ < 0].mean() < 0.01
     assert [step["step"] for step in hasher.history_["diagnosis"]] == ["initial pairs", "distilled pairs"]
     assert len(hasher.history_["loss"]) == 1  # 5 passes over 100 rows see 500
-    again = make_hasher("distillhash", 16, max_train=480, epochs=5, local_neighbours=10).fit(rows)
+    again = DistillHash(16, max_train=480, epochs=5, local_neighbours=10).fit(rows)
     np.testing.assert_array_equal(hasher.encode(rows).packed, again.encode(rows).packed)
-    for setting in ({"estimate": "network"}, {"bounds": "unshared"}, {"self_pairs": True}):
+    settings: list[dict[str, Any]] = [{"estimate": "network"}, {"bounds": "unshared"}, {"self_pairs": True}]
+    for setting in settings:
         with pytest.raises(ParameterError, match="lower max_train"):
-            make_hasher("distillhash", 16, max_train=480, **setting).fit(rows)
-    assert make_hasher("distillhash", 16, max_train=90, epochs=1, local_neighbours=10).fit(rows).partners_ is None
+            DistillHash(16, max_train=480, **setting).fit(rows)
+    assert DistillHash(16, max_train=90, epochs=1, local_neighbours=10).fit(rows).partners_ is None
 
 
 def test_ssdh_labels_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, _ = grouped(8, 60, 0.7)
     monkeypatch.setattr(ssdh, "_SAMPLED", 480)
-    hasher = make_hasher("ssdh", 16, max_train=480)
-    data = heads.Data(
-        type("Given", (), {"features": rows, "views": None, "teacher": None, "labels": None, "images": None})(),
-        np.arange(480),
-    )
-    labels = hasher.targets(data)
+    hasher = SSDH(16, max_train=480)
+    labels = hasher.targets(heads.Data(TrainingSet(rows), np.arange(480)))
+    assert labels is not None
     drawn = np.random.default_rng(0).permutation(480)[:50]
     (found,) = labels(drawn)
     np.testing.assert_array_equal(found, hasher.initial_pairs_[np.ix_(drawn, drawn)])

@@ -27,6 +27,11 @@ MANY = 50_000
 """Rows learned from by default; of more, neighbours come from a graph (:mod:`distillhash.supervision.graph`) where they would take n^2."""
 
 
+def passes(epochs: int, n: int) -> int:
+    """How many passes over ``n`` rows see no more rows than ``epochs`` over 50,000, at least one."""
+    return min(epochs, max(1, epochs * MANY // n))
+
+
 class TrainedHasher(Hasher):
     """Base of the methods trained by gradient descent. ``history_`` records ``loss`` per epoch and ``rows``, the rows learned from.
 
@@ -111,8 +116,7 @@ class TrainedHasher(Hasher):
         Gives the network, with its trunk where that was trained too, and the mean loss of each epoch. ``options`` are those of ``train``.
         """
         options = {"seed": self.seed, "targets": targets, "device": self.device} | options
-        epochs = self.epochs if epochs is None else epochs
-        settings = self._settings(min(epochs, max(1, epochs * MANY // len(data.features))))
+        settings = self._settings(passes(self.epochs if epochs is None else epochs, len(data.features)))
         with one_thread():
             losses = train(network, self.batches(data.cached), self.batch_loss, settings, **options)
         if data.images is None or data.trunk is None:
