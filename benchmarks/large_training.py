@@ -5,8 +5,10 @@
 
 Rows have 64 dimensions. ``made`` are 20,000 groups in 100 kinds, with spectra that fall as those of real features do. ``small groups`` are
 groups of 10. ``images`` (with ``--features``, an .npz of ``features (n, d)`` and ``labels (n,)``) are real features, less their mean, in
-their 64 principal directions; 10,000 are held out, and where more rows are asked for than there are, each is a random mean of two images
-that are neighbours. Each cell is ``distillhash train FILE.npy --max-images N`` in a process of its own; rows held out are then encoded.
+their 64 principal directions; 10,000 are held out. Where more rows are asked for than there are, all come from Gaussians that were fitted
+to 500 groups of the others.
+
+Each cell is ``distillhash train FILE.npy --max-images N`` in a process of its own; rows held out are then encoded.
 Finished cells are kept in OUT/rows.jsonl. CPU seconds count all threads.
 """
 
@@ -32,7 +34,7 @@ from numpy.typing import NDArray
 
 Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
-WIDTH, KINDS, GROUPS_A_KIND = 64, 100, 200
+WIDTH, KINDS, GROUPS_A_KIND, CELLS = 64, 100, 200, 500
 QUERIES, HELD_OUT = 1000, 20_000
 METHODS = ("distillhash-nested", "distillhash")
 PHASES = {  # name: module and function; those inside others are left out of the others' sums only where they are on this list first
@@ -74,27 +76,30 @@ def made(n: int, draw: int, groups: int) -> tuple[Rows, Labels]:
 
 def images(n: int, file: Path) -> tuple[Rows, tuple[Rows, Labels]]:
     """``n`` rows to learn from, and 10,000 real ones with their labels."""
-    from distillhash.methods.linear_algebra import principal_components
-    from distillhash.metrics.neighbours import find_neighbours
+    from distillhash.methods.linear_algebra import k_means, principal_components, squared_distances
 
     with np.load(file) as arrays:
         features, labels = arrays["features"], arrays["labels"]
     order = np.random.default_rng(0).permutation(len(features))
     mean, components = principal_components(features[order[10_000:]], WIDTH)
-    rows = ((features - mean) @ components).astype(np.float32)
+    rows = (features - mean) @ components
     known, held = rows[order[10_000:]], order[:10_000]
+    real = rows[held].astype(np.float32), labels[held]
     if n <= len(known):
-        return known[:n], (rows[held], labels[held])
+        return known[:n].astype(np.float32), real
     rng = np.random.default_rng(1)
-    kept = file.with_name(f"{file.stem}-neighbours.npy")
-    if not kept.exists():
-        parts = np.array_split(np.arange(len(known)), -(-len(known) // QUERIES))
-        near = [find_neighbours(known[part], known, 10, same_items=part).nearest for part in parts]
-        np.save(kept, np.concatenate(near))
-    near = np.load(kept)
-    first = rng.integers(len(known), size=n)
-    second, share = near[first, rng.integers(10, size=n)], rng.random((n, 1), np.float32)
-    return known[first] * share + known[second] * (1 - share), (rows[held], labels[held])
+    centres, _ = k_means(known, CELLS, 10, rng)
+    cell = np.argmin(squared_distances(known, centres), axis=1)
+    common = np.cov(known - centres[cell], rowvar=False)
+    counts = rng.multinomial(n, np.bincount(cell, minlength=len(centres)) / len(cell))
+    drawn = np.empty((n, WIDTH), np.float32)
+    places = np.split(rng.permutation(n), np.cumsum(counts)[:-1])
+    for number, mine in enumerate(places):
+        members = known[cell == number]
+        own = np.cov(members, rowvar=False) if len(members) > 1 else common
+        shape = np.linalg.cholesky((own + common) / 2)
+        drawn[mine] = members.mean(axis=0) + rng.standard_normal((len(mine), WIDTH)) @ shape.T
+    return drawn, real
 
 
 def data(name: str, n: int, file: Path | None) -> tuple[Rows, Rows, Labels]:
