@@ -37,7 +37,7 @@ Labels = NDArray[np.int64]
 WIDTH, KINDS, GROUPS_A_KIND, CELLS = 64, 100, 200, 500
 QUERIES, HELD_OUT = 1000, 20_000
 METHODS = ("distillhash-nested", "distillhash")
-PHASES = {  # name: module and function; those inside others are left out of the others' sums only where they are on this list first
+PHASES = {  # name: where the functions are called from
     "graph": (
         ("distillhash.methods.distillhash_contrast", "graph_neighbours"),
         ("distillhash.methods.distillhash", "graph_neighbours"),

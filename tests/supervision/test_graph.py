@@ -130,3 +130,17 @@ def test_partners_are_described() -> None:
     assert found["step"] == "distilled pairs"
     assert (found["coverage_positive"], found["coverage_negative"]) == (3 / 8, 2 / 8)
     assert (found["without_positive"], found["positives_per_item"]) == (0.5, 0.75)
+
+
+@needs_faiss
+@pytest.mark.long
+def test_overlap_equals_that_of_all_pairs_at_5000() -> None:
+    rows = unit_rows(np.random.default_rng(0).standard_normal((5000, 8)))
+    lists = graph_neighbours(rows, 30, seed=0)
+    members = np.eye(5000, dtype=np.float32)
+    np.put_along_axis(members, lists.astype(np.int64), 1, axis=1)
+    shared = members @ members.T
+    distances = 1 - shared / (62 - shared)
+    np.fill_diagonal(distances, 2)
+    expected = np.argsort(distances, axis=1, kind="stable")[:, :20]
+    np.testing.assert_array_equal(nearest_by_overlap(lists, 20), expected)
