@@ -36,7 +36,7 @@ Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
 WIDTH, KINDS, GROUPS_A_KIND, CELLS = 64, 100, 200, 500
 QUERIES, HELD_OUT = 1000, 20_000
-METHODS = ("distillhash-nested", "distillhash")
+METHODS = ("distillhash-nested", "distillhash-nested --preserve classes", "distillhash")
 PHASES = {  # name: where the functions are called from
     "graph": (
         ("distillhash.methods.distillhash_contrast", "graph_neighbours"),
@@ -54,8 +54,8 @@ PHASES = {  # name: where the functions are called from
 }
 
 
-def made(n: int, draw: int, groups: int) -> tuple[Rows, Labels]:
-    """``n`` rows of ``groups`` groups and their kinds; another ``draw`` gives other rows of the same groups."""
+def made(n: int, draw: int, groups: int, used: int) -> tuple[Rows, Labels]:
+    """``n`` rows and the group of each, of the first ``used`` of all ``groups``; another ``draw`` gives other rows of the same groups."""
     rng = np.random.default_rng(0)
     spectrum = np.arange(1, WIDTH + 1) ** -0.5
     kinds = rng.standard_normal((KINDS, WIDTH)) * spectrum
@@ -63,7 +63,7 @@ def made(n: int, draw: int, groups: int) -> tuple[Rows, Labels]:
     offsets = 0.7 * rng.standard_normal((groups, WIDTH)) * spectrum
     sizes = rng.dirichlet(np.full(groups, 2.0))
     rng = np.random.default_rng((1, draw))
-    group = rng.choice(groups, n, p=sizes)
+    group = rng.choice(groups, n, p=sizes) % used
     kind, rows = group % KINDS, np.empty((n, WIDTH), np.float32)
     for start in range(0, n, 10_000):
         g, k = group[start : start + 10_000], kind[start : start + 10_000]
@@ -71,7 +71,7 @@ def made(n: int, draw: int, groups: int) -> tuple[Rows, Labels]:
         rows[start : start + 10_000] = (
             kinds[k] + offsets[g] + inside + 0.3 * rng.standard_normal((len(g), WIDTH)) * spectrum
         )
-    return rows, kind
+    return rows, group
 
 
 def images(n: int, file: Path) -> tuple[Rows, tuple[Rows, Labels]]:
@@ -109,8 +109,8 @@ def data(name: str, n: int, file: Path | None) -> tuple[Rows, Rows, Labels]:
         rows, held = images(n, file)
         return rows, *held
     groups = KINDS * GROUPS_A_KIND if name == "made" else n // 10
-    count = HELD_OUT if name == "made" else n // 10
-    return made(n, 0, groups)[0], *made(min(count, HELD_OUT), 1, groups)
+    held, group = made(HELD_OUT, 1, groups, groups if name == "made" else min(groups, HELD_OUT // 10))
+    return made(n, 0, groups, groups)[0], held, group % KINDS if name == "made" else group
 
 
 def graph_recall(found: NDArray[np.int32], rows: Rows) -> float:
@@ -158,7 +158,7 @@ def cell(name: str, n: int, method: str, most: int, file: Path | None, bits: int
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         time_phases(seconds, recalls)
         started, cpu, out = time.perf_counter(), time.process_time(), io.StringIO()
-        options = ["--method", method, "--bits", str(bits), "--max-images", str(most), "--quiet", "--json"]
+        options = ["--method", *method.split(), "--bits", str(bits), "--max-images", str(most), "--quiet", "--json"]
         with contextlib.redirect_stdout(out):
             status = main(["train", str(source), "--out", str(model), *options])
         wall, cpu = time.perf_counter() - started, time.process_time() - cpu

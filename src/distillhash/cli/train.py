@@ -75,7 +75,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=50_000,
         metavar="N",
-        help="learn from at most N (default: 50000; codes were no better with more, see docs/large-training.md)",
+        help="learn from at most N (default: 50000; docs/large-training.md says what more of them cost and give)",
     )
     add("--caption-column", metavar="NAME", help="with --pairs: the column of texts in a table or CSV")
     add_reading_options(parser)
