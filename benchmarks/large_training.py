@@ -74,7 +74,7 @@ def made(n: int, draw: int, groups: int, used: int) -> tuple[Rows, Labels]:
     return rows, group
 
 
-def images(n: int, file: Path) -> tuple[Rows, tuple[Rows, Labels]]:
+def images(n: int, file: Path) -> tuple[Rows, Rows, Labels]:
     """``n`` rows to learn from, and 10,000 real ones with their labels."""
     from distillhash.methods.linear_algebra import k_means, principal_components, squared_distances
 
@@ -84,9 +84,9 @@ def images(n: int, file: Path) -> tuple[Rows, tuple[Rows, Labels]]:
     mean, components = principal_components(features[order[10_000:]], WIDTH)
     rows = (features - mean) @ components
     known, held = rows[order[10_000:]], order[:10_000]
-    real = rows[held].astype(np.float32), labels[held]
+    real = rows[held].astype(np.float32)
     if n <= len(known):
-        return known[:n].astype(np.float32), real
+        return known[:n].astype(np.float32), real, labels[held]
     rng = np.random.default_rng(1)
     centres, _ = k_means(known, CELLS, 10, rng)
     cell = np.argmin(squared_distances(known, centres), axis=1)
@@ -99,15 +99,14 @@ def images(n: int, file: Path) -> tuple[Rows, tuple[Rows, Labels]]:
         own = np.cov(members, rowvar=False) if len(members) > 1 else common
         shape = np.linalg.cholesky((own + common) / 2)
         drawn[mine] = members.mean(axis=0) + rng.standard_normal((len(mine), WIDTH)) @ shape.T
-    return drawn, real
+    return drawn, real, labels[held]
 
 
 def data(name: str, n: int, file: Path | None) -> tuple[Rows, Rows, Labels]:
     """Rows to learn from; rows held out and their labels."""
     if name == "images":
         assert file is not None
-        rows, held = images(n, file)
-        return rows, *held
+        return images(n, file)
     groups = KINDS * GROUPS_A_KIND if name == "made" else n // 10
     held, group = made(HELD_OUT, 1, groups, groups if name == "made" else min(groups, HELD_OUT // 10))
     return made(n, 0, groups, groups)[0], held, group % KINDS if name == "made" else group
