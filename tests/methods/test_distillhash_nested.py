@@ -47,9 +47,9 @@ def test_half_agreement_equals_a_loop() -> None:
 
 
 def test_the_scale_is_that_of_the_groups() -> None:
-    assert neighbourhood_of(grouped(120, 5, 0.3), seed=0) == 8
-    assert neighbourhood_of(grouped(5, 120, 1.0), seed=0) == 12  # 2% of 600
-    assert neighbourhood_of(grouped(5, 20, 1.0), seed=0) == 2  # of so few rows there is no smaller one
+    assert neighbourhood_of(grouped(120, 5, 0.3), 0, 600) == 8
+    assert neighbourhood_of(grouped(5, 120, 1.0), 0, 600) == 12  # 2% of 600
+    assert neighbourhood_of(grouped(5, 20, 1.0), 0, 100) == 2  # of so few rows there is no smaller one
 
 
 def test_views_are_wanted_at_the_coarse_scale_alone() -> None:

@@ -11,7 +11,6 @@ from distillhash.supervision.agreement import (
     agreeing_neighbours,
     centred_unit,
     invariant_metric,
-    overlap_distances,
     recognised_views,
     root_rows,
     scatter_of_neighbours,
@@ -104,17 +103,6 @@ def test_the_metric_turns_from_what_views_change() -> None:
 def test_degenerate_scatters() -> None:
     found = invariant_metric(np.zeros((3, 3)), np.zeros((3, 3)), directions=5)
     assert found.shape == (3, 3) and np.isfinite(found).all()
-
-
-@pytest.mark.parametrize(("n", "m"), [(2, 1), (7, 3), (33, 10), (600, 20)])
-def test_overlap_equals_sets(n: int, m: int) -> None:
-    rng = np.random.default_rng(0)
-    neighbours = np.array([rng.choice(np.delete(np.arange(n), i), m, replace=False) for i in range(n)], np.int32)
-    found = np.concatenate(list(overlap_distances(neighbours)))
-    sets = [set(row) | {i} for i, row in enumerate(neighbours.tolist())]
-    for i in range(0, n, max(1, n // 40)):
-        expected = [1 - len(sets[i] & other) / len(sets[i] | other) for other in sets]
-        np.testing.assert_allclose(found[i], expected, atol=1e-6)
 
 
 def test_agreeing_neighbours_equal_a_loop_over_sets() -> None:

@@ -41,3 +41,17 @@ def test_a_batch_without_labelled_pairs_has_no_loss_and_no_gradient() -> None:
     loss = likelihood_loss(codes, torch.zeros(4, 4), scale=1.0)
     torch.autograd.backward(loss)
     assert float(loss.detach()) == 0 and codes.grad is not None and not codes.grad.any()
+
+
+def test_pairs_of_the_first_rows_with_the_last() -> None:
+    rng = np.random.default_rng(0)
+    codes, pairs = rng.standard_normal((7, 5)), np.array([[1, 0, -1, 1, 0], [0, -1, 1, 0, 0]])
+    found = likelihood_loss(torch.from_numpy(codes), torch.from_numpy(pairs), scale=0.5)
+    squared = squared_loss(torch.from_numpy(codes), torch.from_numpy(pairs))
+    losses, errors = [], 0.0
+    for i, j in zip(*np.nonzero(pairs), strict=True):
+        product = float(codes[i] @ codes[2 + j])
+        losses.append(np.log1p(np.exp(-pairs[i, j] * product / 2)))
+        errors += (product / 5 - pairs[i, j]) ** 2
+    assert float(found) == pytest.approx(np.mean(losses))
+    assert float(squared) == pytest.approx(errors / 10)

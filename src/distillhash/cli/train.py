@@ -33,10 +33,12 @@ from distillhash.distributed import finish, launched, own_device, start
 from distillhash.errors import ParameterError
 
 if TYPE_CHECKING:
+    from distillhash.methods import Hasher
     from distillhash.models import HashModel
     from distillhash.sources import Source
 
 MAX_NOTES = 5
+_NEED_GRAPHS = ("distillhash", "distillhash-nested")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +73,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "the default method uses none where the features hardly see the augmentation)",
     )
     add("--fine-tune", action="store_true", help="train the backbone as well (slow without an accelerator)")
-    add("--max-images", type=int, default=50_000, metavar="N", help="learn from at most N (default: 50000)")
+    add(
+        "--max-images",
+        type=int,
+        default=50_000,
+        metavar="N",
+        help="learn from at most N (default: 50000; docs/large-training.md says what more of them cost and give)",
+    )
     add("--caption-column", metavar="NAME", help="with --pairs: the column of texts in a table or CSV")
     add_reading_options(parser)
 
@@ -141,6 +149,20 @@ def _in_words(chosen: dict[str, Any], n_bits: int) -> str:
     return f"the items form {scale} (neighbourhoods of {chosen['neighbourhood']}): {form}"
 
 
+def _allow_many(hasher: Hasher, n: int, settings: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Let the method learn from ``n`` rows where that is more than it takes by default, and its time is linear in them."""
+    from distillhash.methods.heads import MANY
+    from distillhash.supervision.graph import NO_FAISS, has_graphs
+
+    takes_many = getattr(hasher, "takes_many", hasattr(hasher, "max_train"))
+    if n <= MANY or "max_train" in settings or not takes_many:
+        return
+    if hasher.method in _NEED_GRAPHS and not has_graphs():
+        say(arguments, f"{hasher.method} learns from a sample of the {n} items: {NO_FAISS}")
+    else:
+        hasher.set_params(max_train=n)
+
+
 def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
     """The model to train, what it learns from, and the images (or vectors) among that."""
     from distillhash.backbones.base import choose_device
@@ -180,6 +202,8 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
         raise ParameterError(f"--caption-column {arguments.caption_column} needs texts; add --pairs, or leave it out")
     source = (open_pairs_argument if pairs else open_argument)(arguments, arguments.source)
     images = source.images if isinstance(source, PairSource) else source
+    if not pairs:
+        _allow_many(hasher, min(len(source), arguments.max_images), settings, arguments)
     parts: dict[str, Any] = {"hasher": hasher, "cache": open_cache(arguments), **where(arguments), "device": device}
     made = backbone_options(arguments)
     parts |= {"backbone": backbone_name(arguments, images), "backbone_options": made.pop("options"), **made}

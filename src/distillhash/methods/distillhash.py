@@ -29,6 +29,9 @@ Departs from the paper in:
 5. ``recommended`` estimates eta~ from neighbourhoods; the paper's network is ``estimate="network"``. Such an estimate can be exactly
    0 or 1, where the strict tests of Theorem 1 keep nothing; those pairs are kept too (``keep_certain``), however few labels they rest on.
 6. Self-pairs and self-distances are left out unless asked for. More than ``max_train`` rows are sampled down.
+7. Where ``max_train`` allows more than 50,000 rows, pairs are distilled from 8 partners of every row: where four random walks along the
+   graph of its neighbours end, and four random rows (:func:`~distillhash.supervision.graph.walk_partners`). A batch holds rows and their
+   partners. Neighbours come from FAISS, thresholds from 10,000 rows.
 """
 
 from __future__ import annotations
@@ -40,23 +43,31 @@ import numpy as np
 from annotated_types import Ge, Gt
 from numpy.typing import NDArray
 
-from distillhash.errors import DataError
-from distillhash.methods.heads import Data
+from distillhash.errors import DataError, ParameterError
+from distillhash.methods.heads import MANY, Data
 from distillhash.methods.ssdh import PairHasher
-from distillhash.methods.training import pair_targets
+from distillhash.methods.training import CachedFeatures, ImageRows, Inputs, Targets, WithPartners, pair_targets
 from distillhash.supervision.neighbours import nearest_neighbours, neighbourhood_mean
 from distillhash.supervision.similarity import (
     BoundRule,
     Floats,
     PairLabels,
+    Thresholds,
     confusion,
+    describe_partners,
     mirror_upper,
     probability_histogram,
+    unit_rows,
 )
+
+WALKS, RANDOM = 4, 4  # partners of a row among many
 
 
 class DistillHash(PairHasher):
     """Distilled pairs and the likelihood. Further hyper-parameters: see :class:`PairHasher`.
+
+    Of more than 50,000 rows (``estimate="local"``, ``bounds="full"``, no ``self_pairs``), ``partners_ (n, 8)`` are the rows that each is
+    paired with, and ``pairs_ (n, 8)`` the distilled labels.
 
     Attributes:
         estimate: How eta~ is found: ``local`` averages the noisy labels over neighbour pairs; ``network`` is trained on them (the paper);
@@ -133,6 +144,51 @@ class DistillHash(PairHasher):
     keep_certain: bool = True
     candidates: Literal["all", "labelled"] = "all"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.partners_: NDArray[np.int32] | None = None
+
+    def targets(self, data: Data) -> Targets | None:
+        """The distilled labels; None where batches bring theirs."""
+        self.partners_ = None
+        return super().targets(data)
+
+    def batches(self, source: CachedFeatures | ImageRows) -> Inputs:
+        """Rows, with their partners where there are many."""
+        return source if self.partners_ is None else WithPartners(source, self.partners_, self.pairs_)
+
+    def _many_targets(self, data: Data, thresholds: Thresholds) -> None:
+        if self.estimate != "local" or self.bounds != "full" or self.self_pairs:
+            raise ParameterError(
+                f"more than {MANY} rows are distilled with estimate='local', bounds='full' and without self_pairs alone, got "
+                f"{self.estimate!r}, {self.bounds!r} and {self.self_pairs}; lower max_train ({self.max_train}) to {MANY} or less"
+            )
+        from distillhash.supervision.flip_rate import (
+            distil_partners,  # here: it imports numba, which only training needs
+        )
+        from distillhash.supervision.graph import graph_neighbours, walk_partners
+
+        rows, o, skipped = unit_rows(data.features), self.n_neighbours, self.skip_for_positive
+        own = np.arange(len(rows), dtype=np.int32)[:, None]
+        near = graph_neighbours(rows, max(self.local_neighbours - 1, o + skipped), seed=self.seed)
+        ranked = np.hstack([own, near]) if self.include_self else near
+        self.partners_ = walk_partners(near, WALKS, RANDOM, seed=self.seed)
+        self.pairs_, initial, _ = distil_partners(
+            rows,
+            thresholds,
+            np.hstack([own, near[:, : self.local_neighbours - 1]]),
+            ranked[:, : o + skipped],
+            self.partners_,
+            n_neighbours=o,
+            skip_for_positive=skipped,
+            rule=self.labels,
+            keep_certain=self.keep_certain,
+        )
+        if self.candidates == "labelled":
+            self.pairs_[initial == 0] = 0
+        self.history_["diagnosis"].append(describe_partners(self.pairs_, "distilled pairs"))
+        self._check_pairs(self.pairs_)
+
     def _pairs(self, distances: Floats, data: Data) -> PairLabels:
         from distillhash.supervision.flip_rate import distil_pairs  # here: it imports numba, which only training needs
 
@@ -147,6 +203,11 @@ class DistillHash(PairHasher):
             pairs[self.initial_pairs_ == 0] = 0
         self._record("distilled pairs", pairs)
         self.history_["confusion"] = confusion(self.initial_pairs_, pairs)
+        self._check_pairs(pairs)
+        return pairs
+
+    def _check_pairs(self, pairs: PairLabels) -> None:
+        """:class:`DataError` where labels of one sign are missing: a loss with one sign collapses."""
         if not (pairs > 0).any() or not (pairs < 0).any():
             sign = "similar" if not (pairs > 0).any() else "dissimilar"
             raise DataError(
@@ -154,7 +215,6 @@ class DistillHash(PairHasher):
                 f"expects: use another method (itq), or change alpha ({self.alpha}), estimate_scale ({self.estimate_scale}) "
                 f"or estimate ({self.estimate})"
             )
-        return pairs
 
     def _estimate(self, distances: Floats, data: Data) -> Floats:
         """Logits of eta~ for every pair, ``(n, n) float32``."""

@@ -18,7 +18,8 @@ its class. docs/distillhash-contrast.md has the measurements behind every choice
    that is.
 
 Neighbourhoods are found within random parts of at most ``part`` images, so that time is linear and memory constant in the number of
-images.
+images. With more than 50,000 images each batch comes from one part. Where fewer than 8 images of a part would be neighbours, of more than
+50,000 images, parts are larger, so that 32 are, and a graph finds them (:mod:`distillhash.supervision.graph`).
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
 
 from distillhash.methods.base import Layers, TrainingSet, sample_rows
-from distillhash.methods.heads import Head, HeadHasher, straight_through_sign, tanh_through_sign
+from distillhash.methods.heads import MANY, Head, HeadHasher, straight_through_sign, tanh_through_sign
 from distillhash.methods.itq import ITQ
 from distillhash.methods.training import Batch, CachedFeatures, ImageRows, Inputs, Schedule, WithNeighbours
 from distillhash.pytorch import Tensor, nn, torch
 from distillhash.supervision import agreement
-from distillhash.supervision.agreement import agreeing_neighbours, centred_unit, random_parts, root_rows
+from distillhash.supervision.agreement import centred_unit, random_parts, root_rows
 from distillhash.supervision.losses import neighbour_contrast
 from distillhash.supervision.neighbours import first_of_both, nearest_neighbours
 from distillhash.supervision.similarity import Floats, cosine_distances, row_blocks, unit_rows
@@ -45,6 +46,7 @@ from distillhash.supervision.similarity import Floats, cosine_distances, row_blo
 Weight = NDArray[np.float64]
 
 ROTATED = 10_000  # rows that ITQ learns from at most: its rotation has n_bits^2 numbers and needs no more of them
+FEWEST, LISTED = 8, 32  # neighbours in a part: fewer want a larger part, in which so many are
 SHARP, SOFT = 0.3, 0.5  # temperatures with and without views
 SPREAD = 3.0  # standard deviation of the outputs that the head starts from
 # With fewer images the head learns less and keeps more of its start, because they teach little. Long codes keep still more of it.
@@ -133,7 +135,8 @@ class DistillHashContrast(HeadHasher):
 
     def batches(self, source: CachedFeatures | ImageRows) -> Inputs:
         """Images and a neighbour of each."""
-        return WithNeighbours(source, self.neighbours_, all_positives=self.positives == "all")
+        parts = self._parts if len(source) > MANY and len(self._parts) > 1 else None
+        return WithNeighbours(source, self.neighbours_, all_positives=self.positives == "all", parts=parts)
 
     def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The contrastive loss of the codes."""
@@ -173,19 +176,28 @@ class DistillHashContrast(HeadHasher):
 
     def _neighbourhoods(self, features: Floats, views: Floats | None, teacher: Floats | None) -> NDArray[np.int32]:
         """N(i) of every row ``(m, k)``; the same k in every part."""
+        from distillhash.supervision.graph import graph_neighbours, nearest_by_overlap  # here, as it imports numba
+
         n = len(features)
-        parts, kept = random_parts(n, self.part, self.neighbourhood, self.seed)
+        size = self.part
+        if n > MANY and self.neighbourhood * size < FEWEST:
+            size = -(-n // max(1, round(self.neighbourhood * n / LISTED)))
+        self._parts, kept = random_parts(n, size, self.neighbourhood, self.seed)
         compared = self._compared(features, views, teacher, kept)
         agreeing = kept - round(kept * self._plain_share(n))
         neighbours = np.empty((n, kept), np.int32)
-        for part in parts:
+
+        def nearest(rows: Floats) -> NDArray[np.int32]:
+            if len(rows) > self.part:
+                return graph_neighbours(rows, kept, seed=self.seed)
+            return nearest_neighbours(cosine_distances(rows), kept)
+
+        for part in self._parts:
+            found = nearest(compared[part])
             if self.agreement == "overlap":
-                found = agreeing_neighbours(compared[part], kept, kept)
-            else:
-                found = nearest_neighbours(cosine_distances(compared[part]), kept)
+                found = nearest_by_overlap(found, kept)
             if agreeing < kept:
-                plain = nearest_neighbours(cosine_distances(centred_unit(features[part])), kept)
-                found = first_of_both(found[:, :agreeing], plain)
+                found = first_of_both(found[:, :agreeing], nearest(centred_unit(features[part])))
             neighbours[part] = part[found]
         return neighbours
 

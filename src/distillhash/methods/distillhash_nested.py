@@ -16,23 +16,28 @@ No step sees a label. Rows are scaled to length 1 first, so that codes of x and 
    the temperature .2 and a quarter of such neighbours; .1 and three quarters. A setting is taken if its code of a part of the rows keeps
    the neighbours of the other rows as well as `itq` would, to 2%. All bits are then those of `distillhash-contrast`: kinds and
    neighbourhoods are the same thing. Otherwise all bits are those of `itq`.
+   Where more than 50,000 rows are learned from (``max_train``), k counts all of them, and the rows that decide are random ones with their
+   neighbours (:func:`with_neighbours`).
 3. **Two parts.** At 2% the class part has 2 sqrt(n_bits) bits, rounded to a multiple of 16, and the neighbour part has the others. It is
    `itq` of the directions. Codes below 32 bits, or with more bits than features, have the class part alone at any scale.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
+from annotated_types import Ge
 from numpy.typing import NDArray
 
 from distillhash.methods.base import Floats, Hasher, TrainingSet, check_features, sample_rows
-from distillhash.methods.distillhash_contrast import SHARP, DistillHashContrast
+from distillhash.methods.distillhash_contrast import LISTED, SHARP, DistillHashContrast
+from distillhash.methods.heads import MANY
 from distillhash.methods.itq import ITQ
 from distillhash.methods.linear_algebra import directions
 from distillhash.methods.urph import URPH
 from distillhash.metrics import neighbour_recall
+from distillhash.metrics.neighbours import find_neighbours
 from distillhash.supervision.agreement import half_agreement
 
 SMALLEST = 8  # neighbours at the fine scale
@@ -51,6 +56,7 @@ class DistillHashNested(Hasher):
 
     Attributes:
         preserve: ``both``, or only ``classes``, or only ``neighbours``: all bits are then those of `urph`, preset `nearest`.
+        max_train: Rows that the scale and the trained parts are learned from at most; `itq` takes all. Without FAISS at most 50,000.
     """
 
     method = "distillhash-nested"
@@ -62,6 +68,7 @@ class DistillHashNested(Hasher):
     uses_teacher = True
 
     preserve: Literal["both", "neighbours", "classes"] = "both"
+    max_train: Annotated[int, Ge(2)] = MANY
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,7 +79,17 @@ class DistillHashNested(Hasher):
     def wants_views(self, features: NDArray[Any]) -> bool:
         """At the coarse scale alone."""
         rows = directions(check_features(features))
-        return self.preserve != "neighbours" and neighbourhood_of(rows, self.seed) >= _default_neighbourhood(len(rows))
+        if self.preserve == "neighbours":
+            return False
+        counted = _counted_rows(min(len(rows), self._most))
+        return neighbourhood_of(rows, self.seed, counted) >= _default_neighbourhood(counted)
+
+    @property
+    def _most(self) -> int:
+        """Rows that the class part learns from at most."""
+        from distillhash.supervision.graph import has_graphs  # here, as it imports numba
+
+        return self.max_train if has_graphs() else min(self.max_train, MANY)
 
     @property
     def class_bits(self) -> int:
@@ -83,20 +100,22 @@ class DistillHashNested(Hasher):
         self.class_part_ = self.neighbour_part_ = None
         features = directions(given.features)
         if self.preserve == "neighbours":
-            self.neighbour_part_ = URPH(self.n_bits, seed=self.seed, **URPH.preset("nearest")).fit(features)
+            near = URPH(self.n_bits, seed=self.seed, max_train=self.max_train, **URPH.preset("nearest"))
+            self.neighbour_part_ = near.fit(features)
             return
         n = len(features)
-        k = neighbourhood_of(features, self.seed)
-        is_fine = k < _default_neighbourhood(n)
+        counted = _counted_rows(min(n, self._most))
+        k = neighbourhood_of(features, self.seed, counted)
+        is_fine = k < _default_neighbourhood(counted)
         chosen: dict[str, Any] = {"neighbourhood": k, "fine": is_fine}
         class_bits, fine = self._class_bits(features.shape[1]), FINE[0]
         if is_fine and class_bits < self.n_bits:
             found, chosen["recalls"] = self._choose_fine(features, k)
             class_bits, fine = (0, fine) if found is None else (self.n_bits, found)
         if class_bits:
-            part = (
-                self._fine_part(class_bits, n, k, fine) if is_fine else DistillHashContrast(class_bits, seed=self.seed)
-            )
+            coarse = DistillHashContrast(class_bits, seed=self.seed)
+            part = self._fine_part(class_bits, k / counted, fine) if is_fine else coarse
+            part.set_params(max_train=self._most)
             views, teacher = (None, None) if is_fine else (given.views, given.teacher)
             self.class_part_ = part.fit(features, views=views, teacher=teacher)
         if class_bits < self.n_bits:
@@ -115,8 +134,8 @@ class DistillHashNested(Hasher):
         one = self.preserve == "classes" or self.n_bits < SHORTEST or self.n_bits - bits > n_features
         return self.n_bits if one else bits
 
-    def _fine_part(self, n_bits: int, n: int, k: int, fine: tuple[float, float]) -> DistillHashContrast:
-        share, (temperature, plain_share) = k / _part_size(n), fine
+    def _fine_part(self, n_bits: int, share: float, fine: tuple[float, float]) -> DistillHashContrast:
+        temperature, plain_share = fine
         if self.preserve == "classes":
             return DistillHashContrast(
                 n_bits, seed=self.seed, neighbourhood=min(1.0, 1.5 * share), temperature=SHARP, root=False
@@ -136,7 +155,12 @@ class DistillHashNested(Hasher):
         Codes are learned from four fifths of the rows. The others are the queries, and all are the database: among few rows neighbours
         are found too easily to tell codes apart.
         """
-        rows = np.random.default_rng(self.seed).permutation(len(features))[:TESTED]
+        rng = np.random.default_rng(self.seed)
+        if min(len(features), self._most) > MANY:
+            features = features[sample_rows(len(features), self._most, rng)]
+            rows, k = with_neighbours(features, k, rng), min(k, LISTED)
+        else:
+            rows = rng.permutation(len(features))[:TESTED]
         seen, new = (features[np.sort(part)] for part in np.split(rows, [len(rows) * 4 // 5]))
         tested, own = np.concatenate([new, seen]), np.arange(len(new))
 
@@ -147,7 +171,7 @@ class DistillHashNested(Hasher):
 
         recalls = {"itq": recall(ITQ(min(self.n_bits, features.shape[1]), seed=self.seed))}
         for fine in FINE:
-            found = recalls[f"temperature {fine[0]}"] = recall(self._fine_part(self.n_bits, len(seen), k, fine))
+            found = recalls[f"temperature {fine[0]}"] = recall(self._fine_part(self.n_bits, k / len(seen), fine))
             if found >= recalls["itq"] * (1 - TOLERANCE):
                 return fine, recalls
         return None, recalls
@@ -192,10 +216,9 @@ class DistillHashNested(Hasher):
         self.scales_ = state["scales"]
 
 
-def neighbourhood_of(features: NDArray[Any], seed: int) -> int:
-    """The neighbourhood, in items, of the scale that ``features (n, d)`` have; see step 1 of the module."""
-    n = len(features)
-    default = _default_neighbourhood(n)
+def neighbourhood_of(features: NDArray[Any], seed: int, counted: int) -> int:
+    """The neighbourhood, in items of ``counted`` of the rows, of the scale that ``features (n, d)`` have; see step 1 of the module."""
+    default = _default_neighbourhood(counted)
     sizes = []
     size = SMALLEST
     while size < default:
@@ -203,16 +226,26 @@ def neighbourhood_of(features: NDArray[Any], seed: int) -> int:
         size *= 2
     if not sizes or features.shape[1] < 2:
         return default
-    rows = features[np.sort(np.random.default_rng(seed).permutation(n)[: _part_size(n)])]
+    rows = features[np.sort(np.random.default_rng(seed).permutation(len(features))[:counted])]
     *agreements, wanted = half_agreement(rows, [*sizes, default], seed)
     return next((k for k, agreement in zip(sizes, agreements, strict=True) if agreement >= wanted), default)
 
 
-def _part_size(n: int) -> int:
-    """Rows of the smallest part that `distillhash-contrast` finds neighbours in."""
-    n = min(n, DistillHashContrast.max_train)
-    return n // -(-n // DistillHashContrast.part)
+def with_neighbours(features: NDArray[Any], k: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Rows of ``features (n, d)`` in random order, about ``TESTED``: random ones, each with at most 32 of its ``k`` nearest.
+
+    Among as many random rows of a large set hardly any two are neighbours.
+    """
+    size = min(k, LISTED)
+    drawn = rng.choice(len(features), TESTED // (1 + size), replace=False)
+    near = find_neighbours(features[drawn], features, k, same_items=drawn, max_queries=TESTED).nearest
+    return rng.permutation(np.union1d(drawn, near[:, rng.choice(k, size, replace=False)]))
 
 
-def _default_neighbourhood(n: int) -> int:
-    return round(DistillHashContrast.neighbourhood * _part_size(n))
+def _counted_rows(learned: int) -> int:
+    """Rows that neighbourhoods are counted in: all of many, or those of the smallest part in which they are found."""
+    return learned if learned > MANY else learned // -(-learned // DistillHashContrast.part)
+
+
+def _default_neighbourhood(counted: int) -> int:
+    return round(DistillHashContrast.neighbourhood * counted)

@@ -56,6 +56,7 @@ class DMUH(HeadHasher):
     attention: Annotated[float, Ge(0)] = 1.0
     scale: Annotated[float, Gt(0)] = 4.0
     quantisation: Annotated[float, Ge(0)] = 0.1
+    takes_many = False
     max_train: Annotated[int, Ge(2)] = 10_000
 
     def targets(self, data: Data) -> Targets:

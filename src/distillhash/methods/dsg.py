@@ -94,6 +94,7 @@ class GuidedHasher(HeadHasher):
     priority: Annotated[float, Ge(0)] = 1.0
     n_clusters: Annotated[int, Ge(1)] = 70
     clustering: Clustering = "spectral"
+    takes_many = False
     max_train: Annotated[int, Ge(2)] = 10_000  # memory for all pairs is about 10 bytes times its square
 
     def _guidance(self, features: NDArray[Any]) -> tuple[PairLabels, Weights]:

@@ -33,6 +33,14 @@ from distillhash.methods.training import (
 from distillhash.pytorch import Tensor, functional, nn, torch
 from distillhash.supervision.similarity import Floats, row_blocks
 
+MANY = 50_000
+"""Rows learned from by default; of more, neighbours come from a graph (:mod:`distillhash.supervision.graph`) where they would take n^2."""
+
+
+def passes(epochs: int, n: int) -> int:
+    """How many passes over ``n`` rows see no more rows than ``epochs`` over 50,000, at least one."""
+    return min(epochs, max(1, epochs * MANY // n))
+
 
 class TrainedHasher(Hasher):
     """Base of the methods trained by gradient descent. ``history_`` records ``loss`` per epoch and ``rows``, the rows learned from.
@@ -44,7 +52,8 @@ class TrainedHasher(Hasher):
 
     Attributes:
         max_train: Rows learned from at most, drawn by the seed.
-        epochs: Passes over the rows.
+        epochs: Passes over the rows. Above 50,000 rows there are fewer passes, at least one, so that all passes together see no more rows
+            than those of 50,000 would.
         batch_size: Rows a step.
         learning_rate: Step size.
         optimizer: ``sgd`` (momentum .9), ``adam``, or ``adamw`` (weight decay apart from the gradient).
@@ -58,8 +67,10 @@ class TrainedHasher(Hasher):
     """
 
     fine_tunes: ClassVar[bool] = True
+    takes_many: ClassVar[bool] = True
+    """Whether time and memory are linear in the rows; else ``max_train`` bounds them."""
 
-    max_train: Annotated[int, Ge(2)] = 50_000
+    max_train: Annotated[int, Ge(2)] = MANY
     epochs: Annotated[int, Ge(1)] = 30
     batch_size: Annotated[int, Ge(2)] = 64
     learning_rate: Annotated[float, Gt(0)] = 1e-3
@@ -115,7 +126,7 @@ class TrainedHasher(Hasher):
         Gives the network, with its trunk where that was trained too, and the mean loss of each epoch. ``options`` are those of ``train``.
         """
         options = {"seed": self.seed, "targets": targets, "device": self.device} | options
-        settings = self._settings(self.epochs if epochs is None else epochs)
+        settings = self._settings(passes(self.epochs if epochs is None else epochs, len(data.features)))
         with one_thread():
             losses = train(network, self.batches(data.cached), self.batch_loss, settings, **options)
         if data.images is None or data.trunk is None:

@@ -88,6 +88,7 @@ class MLS3RDUH(HeadHasher):
     neighbour_share: Annotated[float, Interval(gt=0, le=1)] = 0.06
     manifold_ratio: Annotated[float, Gt(0)] = 1.5
     diffusion: Annotated[float, Interval(ge=0, lt=1)] = 0.99
+    takes_many = False
     max_train: Annotated[int, Ge(2)] = 10_000  # memory for all pairs is about 11 bytes times its square
 
     def targets(self, data: Data) -> Targets:

@@ -13,28 +13,34 @@ Departs from the paper in:
 3. beta is 0, not the released 2 (preset ``paper``): on frozen features more dissimilar pairs measure better, on labelled queries from the
    database side.
 4. Self-pairs and self-distances are left out (``self_pairs``, ``self_distances`` bring them back).
-5. More than ``max_train`` rows are sampled down, because D is n x n.
+5. More than ``max_train`` rows are sampled down, because D is n x n. Where that allows more than 50,000, the thresholds are those of 10,000
+   rows, and the labels of a batch are computed when it is drawn.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 from annotated_types import Ge, Gt
 
-from distillhash.methods.heads import Data, HeadHasher
-from distillhash.methods.training import Batch, Targets, pair_targets
+from distillhash.methods.base import sample_rows
+from distillhash.methods.heads import MANY, Data, HeadHasher
+from distillhash.methods.training import Batch, Rows, Targets, pair_targets
 from distillhash.pytorch import Tensor, torch
 from distillhash.supervision import similarity
 from distillhash.supervision.losses import likelihood_loss, squared_loss
 from distillhash.supervision.similarity import Floats, PairLabels
+
+_SAMPLED = 10_000
 
 
 class PairHasher(HeadHasher):
     """Base of the methods that learn from pair labels: SSDH, DistillHash and DistillHash*.
 
     ``history_`` records ``loss`` (per epoch), ``thresholds``, ``diagnosis`` (label-free facts of every set of pair labels) and
-    ``rows`` (which rows were learned from); ``pairs_`` keeps the pair labels trained on, ``initial_pairs_`` the first ones.
+    ``rows`` (which rows were learned from); ``pairs_`` keeps the pair labels trained on, ``initial_pairs_`` the first ones. Of more than
+    50,000 rows, ``initial_pairs_`` are those among a sample of 10,000, and ``pairs_`` too unless a subclass says otherwise.
 
     Attributes:
         labels: ``three-way`` or ``two-way`` initial labels (:func:`distillhash.supervision.similarity.label_pairs`).
@@ -57,17 +63,21 @@ class PairHasher(HeadHasher):
     scale: Annotated[float, Gt(0)] = 0.5
     relaxation: Literal["tanh", "none"] = "tanh"
     self_pairs: bool = False
-    max_train: Annotated[int, Ge(2)] = 10_000  # memory for all pairs is about 10 bytes times its square
+    max_train: Annotated[int, Ge(2)] = 10_000  # memory for all pairs is about 10 bytes times its square, up to 50,000
 
-    def targets(self, data: Data) -> Targets:
+    def targets(self, data: Data) -> Targets | None:
         """The pair labels to train on."""
-        distances = similarity.cosine_distances(data.features)
+        many = len(data.features) > MANY
+        rows = sample_rows(len(data.features), _SAMPLED, np.random.default_rng(self.seed)) if many else slice(None)
+        distances = similarity.cosine_distances(data.features[rows])
         self.history_["diagnosis"] = []
         fit = similarity.fit_half_gaussians(distances, mode=self.mode, include_self=self.self_distances)
         thresholds = similarity.pair_thresholds(distances, fit, alpha=self.alpha, beta=self.beta)
         self.history_["thresholds"] = {**vars(fit), **vars(thresholds)}
         self.initial_pairs_: PairLabels = similarity.label_pairs(distances, thresholds, rule=self.labels)
         self._record("initial pairs", self.initial_pairs_)
+        if many:
+            return self._many_targets(data, thresholds)
         self.pairs_: PairLabels = self._pairs(distances, data)
         return pair_targets(self.pairs_)
 
@@ -87,6 +97,16 @@ class PairHasher(HeadHasher):
     def _pairs(self, _distances: Floats, _data: Data) -> PairLabels:
         """The pair labels to train the hash function on: by default ``initial_pairs_``."""
         return self.initial_pairs_
+
+    def _many_targets(self, data: Data, thresholds: similarity.Thresholds) -> Targets | None:
+        """As :meth:`_pairs`, where there are too many rows for ``(n, n)`` labels: by default those of each batch, when it is drawn."""
+        self.pairs_, features, rule = self.initial_pairs_, data.features, self.labels
+
+        def labels(rows: Rows) -> tuple[Tensor, ...]:
+            distances = similarity.cosine_distances(features[rows])
+            return (torch.from_numpy(similarity.label_pairs(distances, thresholds, rule=rule)),)
+
+        return labels
 
     def _record(self, step: str, pairs: PairLabels) -> None:
         self.history_["diagnosis"].append(similarity.describe_pairs(pairs, step))

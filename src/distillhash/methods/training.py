@@ -24,7 +24,6 @@ from distillhash.distributed import average, copy_first, gathered, rank_and_size
 from distillhash.errors import DataError, first_line
 from distillhash.files import read_file, write_atomic
 from distillhash.pytorch import Tensor, nn, torch
-from distillhash.supervision.neighbours import neighbour_graph
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["constant", "step", "cosine"]
@@ -198,25 +197,70 @@ class TwoViews:
 class WithNeighbours:
     """Batches of rows and a random neighbour of each, the neighbours last. The target says who is whose positive, ``(2 b, 2 b) bool``."""
 
-    def __init__(self, inputs: Inputs, neighbours: NDArray[np.int32], *, all_positives: bool = True) -> None:
-        """Positives are equal rows and ``(n, k)`` neighbours in either direction, or else only the neighbour drawn for a row."""
-        self._inputs, self._neighbours, self._all = inputs, neighbours, all_positives
-        listed = neighbour_graph(neighbours, np.ones(neighbours.shape, bool))
-        self._graph = listed.maximum(listed.T).tocsr()
+    def __init__(
+        self,
+        inputs: Inputs,
+        neighbours: NDArray[np.int32],
+        *,
+        all_positives: bool = True,
+        parts: list[Rows] | None = None,
+    ) -> None:
+        """Positives are equal rows and ``(n, k)`` neighbours in either direction, or else only the neighbour drawn for a row.
+
+        With ``parts`` of the rows, each about as large as the others, every batch is drawn from one of them at random: where neighbours
+        were looked for within parts, those across parts are not known, and would count as negatives.
+        """
+        self._inputs, self._neighbours, self._all, self._parts = inputs, neighbours, all_positives, parts
+        self._places = np.full(len(neighbours), -1, np.int32)
 
     def __len__(self) -> int:
         return len(self._inputs)
 
     def batch(self, rows: Rows, rng: np.random.Generator) -> Batch:
         """``(2 len(rows), ...)``."""
+        if self._parts is not None:
+            part = self._parts[rng.integers(len(self._parts))]
+            rows = part[rng.choice(len(part), min(len(rows), len(part)), replace=False)]
         partners = self._neighbours[rows, rng.integers(self._neighbours.shape[1], size=len(rows))]
         drawn = np.concatenate([rows, partners])
         if self._all:
-            near = self._graph[drawn][:, drawn].toarray()
-            positives = torch.from_numpy(near | np.equal.outer(drawn, drawn))
+            positives = torch.from_numpy(self._near(drawn) | np.equal.outer(drawn, drawn))
         else:
             positives = torch.eye(len(drawn), dtype=torch.bool).roll(len(rows), dims=0)
         return self._inputs.batch(drawn, rng)._replace(targets=(positives,))
+
+    def _near(self, drawn: Rows) -> NDArray[np.bool_]:
+        """Which of the drawn rows is a neighbour of which, in either direction."""
+        items, which = np.unique(drawn, return_inverse=True)
+        self._places[items] = np.arange(len(items))
+        listed = np.zeros(
+            (len(items), len(items) + 1), bool
+        )  # the last column takes neighbours that were not drawn: place -1
+        np.put_along_axis(listed, self._places[self._neighbours[items]], True, axis=1)
+        self._places[items] = -1
+        near = listed[:, :-1] | listed[:, :-1].T
+        return np.asarray(near[np.ix_(which, which)])
+
+
+class WithPartners:
+    """Batches of b rows and the partners of each, ``(n, c)``, which come last.
+
+    The target ``(b, b c)`` has the labels ``(n, c)`` of rows and their own partners, and 0 for others' partners.
+    """
+
+    def __init__(self, inputs: Inputs, partners: NDArray[np.int32], labels: NDArray[np.int8]) -> None:
+        self._inputs, self._partners, self._labels = inputs, partners, labels
+
+    def __len__(self) -> int:
+        return len(self._inputs)
+
+    def batch(self, rows: Rows, rng: np.random.Generator) -> Batch:
+        """``((1 + c) len(rows), ...)``."""
+        b, c = len(rows), self._partners.shape[1]
+        pairs = torch.zeros((b, b * c), dtype=torch.int8)
+        pairs[torch.arange(b)[:, None], torch.arange(b * c).view(b, c)] = torch.from_numpy(self._labels[rows])
+        drawn = np.concatenate([rows, self._partners[rows].ravel()])
+        return self._inputs.batch(drawn, rng)._replace(targets=(pairs,))
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes
 from distillhash.errors import DataError, ParameterError
 from distillhash.methods.base import TrainingSet, sample_rows
-from distillhash.methods.heads import Data, HeadHasher, tanh_through_sign, unit_features
+from distillhash.methods.heads import Data, HeadHasher, passes, tanh_through_sign, unit_features
 from distillhash.methods.linear_algebra import directions, orthonormal_projection, principal_components
 from distillhash.methods.training import Batch, CachedFeatures, Targets, one_thread, row_targets, train
 from distillhash.metrics.neighbours import neighbour_recall
@@ -206,7 +206,7 @@ class URPH(HeadHasher):
         size = float(np.abs(rows @ start).mean())
         network = _Projection(start / size)
         n_batches = -(-len(rows) // self.batch_size)
-        settings = replace(self._settings(self.epochs), batch_size=-(-len(rows) // n_batches))
+        settings = replace(self._settings(passes(self.epochs, len(rows))), batch_size=-(-len(rows) // n_batches))
 
         def loss(outputs: Tensor, batch: Batch) -> Tensor:
             (directions,) = batch.targets

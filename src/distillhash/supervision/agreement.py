@@ -6,18 +6,18 @@ augmentation. Two items count as near when their lists of nearest neighbours ove
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.pytorch import torch
-from distillhash.supervision.neighbours import nearest_in_blocks, nearest_neighbours, neighbour_graph
+from distillhash.supervision.neighbours import nearest_neighbours
 from distillhash.supervision.similarity import Floats, cosine_distances, row_blocks, unit_rows
 
 Scatter = NDArray[np.float64]
-_BLOCK = 512
+_PAIRS = 50_000_000  # cosines held at once
 RECOGNISED = 0.9
 """From this share on, codes were no better with views (results/view-choice); see :func:`recognised_views`."""
 ASKED = 500  # images of which that share is taken
@@ -92,17 +92,6 @@ def invariant_metric(
     return np.asarray(vectors[:, ::-1] * np.maximum(ratios[::-1] - 1, 1e-6) ** emphasis)
 
 
-def overlap_distances(neighbours: NDArray[np.int32]) -> Iterator[Floats]:
-    """1 minus the Jaccard overlap of any two items' neighbour lists ``(n, m)``, each list with the item itself, in blocks of rows."""
-    n, m = neighbours.shape
-    lists = np.hstack([np.arange(n, dtype=np.int32)[:, None], neighbours])
-    members = neighbour_graph(lists, np.ones(lists.shape, np.float32))
-    columns = members.T.tocsr()
-    for start in range(0, n, _BLOCK):
-        shared = (members[start : start + _BLOCK] @ columns).toarray()
-        yield 1 - shared / (2 * (m + 1) - shared)
-
-
 def random_parts(n: int, most: int, share: float, seed: int) -> tuple[list[NDArray[np.intp]], int]:
     """Random parts of at most ``most`` of ``n`` rows, each ascending, and ``share`` of the smallest: a neighbourhood, at least 5 rows."""
     parts = np.array_split(np.random.default_rng(seed).permutation(n), -(-n // most))
@@ -115,8 +104,9 @@ def agreeing_neighbours(features: NDArray[Any], n_listed: int, n_kept: int) -> N
 
     With ``n_kept <= n_listed < n`` nothing is kept that shares no neighbour. The cosines take 4 bytes times the square of the rows.
     """
-    lists = nearest_neighbours(cosine_distances(features), n_listed)
-    return nearest_in_blocks(overlap_distances(lists), n_kept)
+    from distillhash.supervision.graph import nearest_by_overlap  # here, as it imports numba
+
+    return nearest_by_overlap(nearest_neighbours(cosine_distances(features), n_listed), n_kept)
 
 
 def centred_unit(features: NDArray[Any]) -> Floats:
@@ -148,16 +138,26 @@ def half_agreement(features: NDArray[Any], sizes: Sequence[int], seed: int, *, m
     rng = np.random.default_rng(seed)
     dimensions, queries = rng.permutation(d), np.sort(rng.permutation(n)[:most_queries])
     near = []
+    most, step = max(sizes), max(1, _PAIRS // n)
     for half in (dimensions[: d // 2], dimensions[d // 2 :]):
         rows = centred_unit(features[:, half])
-        cosines = rows[queries] @ rows.T
-        cosines[np.arange(len(queries)), queries] = -np.inf
-        near.append(np.argsort(-cosines, axis=1, kind="stable")[:, : max(sizes)])
+        lists = []
+        for start in range(0, len(queries), step):
+            own = queries[start : start + step]
+            cosines = rows[own] @ rows.T
+            cosines[np.arange(len(own)), own] = -np.inf
+            lists += [_largest(row, most) for row in cosines]
+        near.append(lists)
     found = []
     for k in sizes:
-        first, second = (np.zeros((len(queries), n), bool) for _ in near)
-        np.put_along_axis(first, near[0][:, :k], True, axis=1)
-        np.put_along_axis(second, near[1][:, :k], True, axis=1)
-        overlap, chance = float((first & second).sum()) / (k * len(queries)), k / (n - 1)
+        both = zip(*near, strict=True)
+        shared = sum(len(np.intersect1d(a[:k], b[:k], assume_unique=True)) for a, b in both)
+        overlap, chance = shared / (k * len(queries)), k / (n - 1)
         found.append((overlap - chance) / (1 - chance))
     return found
+
+
+def _largest(values: Floats, k: int) -> NDArray[np.intp]:
+    """Places of the ``k`` largest, largest first, equal ones in order."""
+    candidates = np.flatnonzero(values >= np.partition(values, -k)[-k])
+    return candidates[np.argsort(-values[candidates], kind="stable")][:k]

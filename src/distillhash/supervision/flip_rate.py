@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError
 from distillhash.hamming.compilation import compiled
-from distillhash.supervision.similarity import BoundRule, PairLabels
+from distillhash.supervision.similarity import BoundRule, LabelRule, PairLabels, Thresholds
 
 _LN2 = math.log(2.0)
 
@@ -62,6 +62,50 @@ def distil_pairs(
     kernel = {"full": _distil_full, "unshared": _distil_unshared, "diagonal": _distil_diagonal}[bounds]
     labels: PairLabels = kernel(logits, positive, neighbours, keep_certain)
     return labels
+
+
+def distil_partners(
+    rows: NDArray[np.float32],
+    thresholds: Thresholds,
+    around: NDArray[np.int32],
+    bounding: NDArray[np.int32],
+    partners: NDArray[np.int32],
+    *,
+    n_neighbours: int,
+    skip_for_positive: int,
+    rule: LabelRule,
+    keep_certain: bool,
+) -> tuple[PairLabels, PairLabels, NDArray[np.float32]]:
+    """Theorem 1 for the pairs of every row and its ``partners (n, c)`` alone, in time linear in n.
+
+    For the same neighbours it gives what :func:`~distillhash.supervision.similarity.label_pairs`, the average of labels over neighbour
+    pairs and :func:`distil_pairs` (bounds ``full``) give for these pairs.
+
+    Args:
+        rows: ``(n, d) float32`` of length 1 (or 0), whose cosines are compared.
+        thresholds: Which distances make a similar or dissimilar pair, under ``rule``.
+        around: ``(n, m) int32``, the item itself and its neighbours, over which labels are averaged.
+        bounding: ``(n, b) int32`` neighbours, nearest first.
+        partners: ``(n, c) int32``.
+        n_neighbours: How many of the bounding neighbours bound r+max.
+        skip_for_positive: After how many of them those begin that bound r-max.
+        rule: See :func:`~distillhash.supervision.similarity.label_pairs`.
+        keep_certain: See :func:`distil_pairs`.
+
+    Returns:
+        Distilled and initial labels, ``(n, c) int8``, 0 for a row with itself, and the logits of eta~, ``(n, c) float32``.
+    """
+    similar, dissimilar = np.float32(thresholds.similar), np.float32(thresholds.dissimilar)
+    if rule == "two-way":
+        dissimilar = np.float32(-np.inf)
+    shares = np.arange(around.shape[1] ** 2 + 1, dtype=np.float32) / around.shape[1] ** 2
+    with np.errstate(divide="ignore"):
+        logs = np.log(shares.astype(np.float32))
+    roots = np.hstack([np.arange(len(rows), dtype=np.int32)[:, None], bounding])
+    skipped = min(skip_for_positive, bounding.shape[1] - 1)
+    options = (n_neighbours, skipped, keep_certain)
+    labels, initial, logits = _distil_partners(rows, similar, dissimilar, logs, around, roots, partners, *options)
+    return labels, initial, logits
 
 
 @njit(nogil=True, inline="always")
@@ -143,3 +187,98 @@ def _distil_diagonal(logits: Any, positive: Any, negative: Any, keep_certain: An
             if i != j:
                 labels[i, j] = _label(np.float64(logits[i, j]), lows[j], highs[j], keep_certain)
     return labels
+
+
+_CHUNK = 512
+
+
+@njit(nogil=True)
+def _gather(item: Any, roots: Any, around: Any, places: Any, items: Any, lists: Any) -> Any:
+    """The different items around the roots of one, and where those of every root are among them."""
+    count = 0
+    for a in range(roots.shape[1]):
+        for q in range(around.shape[1]):
+            other = around[roots[item, a], q]
+            if places[other] < 0:
+                places[other] = count
+                items[count] = other
+                count += 1
+            lists[a, q] = places[other]
+    for other in items[:count]:
+        places[other] = -1
+    return count
+
+
+@compiled(parallel=True)
+def _distil_partners(
+    rows: Any,
+    similar: Any,
+    dissimilar: Any,
+    logs: Any,
+    around: Any,
+    roots: Any,
+    partners: Any,
+    n_negative: Any,
+    skipped: Any,
+    keep_certain: Any,
+) -> Any:
+    n, d = rows.shape
+    c, r, m = partners.shape[1], roots.shape[1], around.shape[1]
+    labels, initial = np.zeros((n, c), np.int8), np.zeros((n, c), np.int8)
+    logits = np.zeros((n, c), np.float32)
+    for chunk in prange((n + _CHUNK - 1) // _CHUNK):
+        places = np.full(n, -1, np.int32)
+        mine, others = np.empty(r * m, np.int32), np.empty(r * m, np.int32)
+        my_lists, other_lists = np.empty((r, m), np.int32), np.empty((r, m), np.int32)
+        row = np.zeros((d + 3) // 4 * 4, np.float32)
+        columns, cosines = np.zeros((len(row), r * m), np.float32), np.empty(r * m, np.float32)
+        kinds = np.empty((r * m, r * m), np.int8)
+        sums = np.empty((2, r * m), np.int32)
+        found = np.empty((r, r), np.float32)
+        for i in range(chunk * _CHUNK, min((chunk + 1) * _CHUNK, n)):
+            n_mine = _gather(i, roots, around, places, mine, my_lists)
+            for p in range(c):
+                j = partners[i, p]
+                if i == j:
+                    continue
+                n_others = _gather(j, roots, around, places, others, other_lists)
+                for v in range(n_others):
+                    for t in range(d):
+                        columns[t, v] = rows[others[v], t]
+                for u in range(n_mine):
+                    cosines[:n_others] = 0
+                    row[:d] = rows[mine[u]]
+                    for t in range(0, len(row), 4):  # four at once: fewer loads and stores of the sums
+                        x0, x1, x2, x3 = row[t], row[t + 1], row[t + 2], row[t + 3]
+                        c0, c1, c2, c3 = columns[t], columns[t + 1], columns[t + 2], columns[t + 3]
+                        for v in range(n_others):
+                            cosines[v] += x0 * c0[v] + x1 * c1[v] + x2 * c2[v] + x3 * c3[v]
+                    for v in range(n_others):
+                        distance = min(max(np.float32(1) - cosines[v], np.float32(0)), np.float32(2))
+                        kind = 1 if distance <= similar else (-1 if distance >= dissimilar else 0)
+                        kinds[u, v] = 0 if mine[u] == others[v] else kind
+                initial[i, p] = kinds[my_lists[0, 0], other_lists[0, 0]]  # an item is the first around itself
+                for a in range(r):
+                    sums[:, :n_others] = 0
+                    for q in range(m):
+                        for v in range(n_others):
+                            kind = kinds[my_lists[a, q], v]
+                            sums[0, v] += kind > 0
+                            sums[1, v] += kind < 0
+                    for b in range(r):
+                        plus = minus = 0
+                        for q in range(m):
+                            plus += sums[0, other_lists[b, q]]
+                            minus += sums[1, other_lists[b, q]]
+                        # No labelled pair around: nothing is known, eta~ = 1/2.
+                        found[a, b] = logs[plus] - logs[minus] if plus or minus else np.float32(0)
+                low, high = np.inf, -np.inf
+                for a in range(1 + skipped, r):
+                    for b in range(1 + skipped, r):
+                        low = min(low, np.float64(found[a, b]))
+                for a in range(1, 1 + n_negative):
+                    for b in range(1, 1 + n_negative):
+                        high = max(high, np.float64(found[a, b]))
+                logits[i, p] = found[0, 0]
+                labels[i, p] = _label(np.float64(found[0, 0]), low, high, keep_certain)
+    return labels, initial, logits

@@ -7,13 +7,18 @@ import math
 from distillhash.pytorch import Tensor, functional, torch
 
 
+def _products(codes: Tensor, pairs: Tensor) -> Tensor:
+    """Inner products of the first codes with the last, as many of both as ``pairs`` have rows and columns."""
+    return codes[: pairs.shape[0]] @ codes[-pairs.shape[1] :].T
+
+
 def likelihood_loss(codes: Tensor, pairs: Tensor, *, scale: float) -> Tensor:
     """Negative mean log-likelihood of labelled pairs under P(+1 | u_i, u_j) = sg(scale <u_i, u_j>) (DistillHash Eq. 10-11).
 
-    The mean runs over the labelled pairs of ``(b, b)`` labels in {-1, 0, +1}; it is 0 where there are none. ``scale`` is 1 in the paper,
-    1/2 in the authors' release.
+    The mean runs over the labelled pairs of ``(b, b)`` labels in {-1, 0, +1}, or ``(a, c)`` of the first a codes with the last c; it is 0
+    where there are none. ``scale`` is 1 in the paper, 1/2 in the authors' release.
     """
-    logits = scale * (codes @ codes.T)  # (b, b)
+    logits = scale * _products(codes, pairs)
     labelled = (pairs != 0).to(logits.dtype)
     # -log sg(s) = functional.softplus(s) - s and -log(1 - sg(s)) = functional.softplus(s)
     losses = functional.softplus(logits) - (pairs > 0) * logits
@@ -25,7 +30,7 @@ def squared_loss(codes: Tensor, pairs: Tensor, weights: Tensor | None = None) ->
 
     ``sum w_ij |S_ij| (<u_i, u_j> / K - S_ij)^2 / b^2``: unlabelled pairs stay in the divisor, as released.
     """
-    similarity = codes @ codes.T / codes.shape[1]
+    similarity = _products(codes, pairs) / codes.shape[1]
     errors = (similarity - pairs) ** 2 * pairs.abs()
     return (errors if weights is None else errors * weights).sum() / pairs.numel()
 

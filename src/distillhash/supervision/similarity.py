@@ -171,6 +171,19 @@ def describe_pairs(pairs: PairLabels, name: str = "pairs") -> dict[str, Any]:
     }
 
 
+def describe_partners(labels: PairLabels, name: str) -> dict[str, Any]:
+    """As :func:`describe_pairs`, of the labels ``(n, c)`` of rows and their partners; coverage is the share of these pairs."""
+    positives = np.count_nonzero(labels > 0, axis=1)
+    return {
+        "step": name,
+        "coverage_positive": float(np.mean(labels > 0)),
+        "coverage_negative": float(np.mean(labels < 0)),
+        "without_positive": float(np.mean(positives == 0)),
+        "positives_per_item": float(positives.mean()),
+        "symmetric": False,
+    }
+
+
 def judge_pairs(pairs: PairLabels, labels: NDArray[Any]) -> dict[str, float]:
     """How right pair labels ``(n, n) int8`` are against ground truth; for diagnosis, never for training.
 
