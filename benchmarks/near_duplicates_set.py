@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from distillhash.dedup import calibration as edits
-from distillhash.progress import Progress
+from distillhash.output import Progress
 from distillhash.sources import ImageSource, decode_image, open_source
 
 LIGHT: dict[str, Callable[[Image.Image], bytes]] = {

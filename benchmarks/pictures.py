@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-COMMAND = (sys.executable, "-m", "distillhash.cli")
+COMMAND = (sys.executable, "-m", "distillhash")
 SHOWN = 400  # photographs in the search page's index
 
 

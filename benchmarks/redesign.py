@@ -154,7 +154,7 @@ def measure_dedup(n: int, folder: Path) -> Numbers:
     vectors = rng.standard_normal((n // 4, 128), np.float32)[rng.integers(0, n // 4, n)]
     np.save(folder / "vectors.npy", vectors + 0.1 * rng.standard_normal(vectors.shape, np.float32))
     words = ["dedup", str(folder / "vectors.npy"), "--out", str(folder / "groups.json"), "--quiet"]
-    command = [sys.executable, "-m", "distillhash.cli", *words]
+    command = [sys.executable, "-m", "distillhash", *words]
     spent = seconds(lambda: subprocess.run(command, check=True, cwd=folder))
     return {"s": spent, "memory of the command, MB": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024}
 
@@ -176,7 +176,7 @@ def measure_serve(spec: str, folder: Path) -> Numbers:
     """Search by id and by upload, over four connections that stay open."""
     from distillhash.sources import open_source
 
-    command = [sys.executable, "-m", "distillhash.cli"]
+    command = [sys.executable, "-m", "distillhash"]
     model, index, source = folder / "model", folder / "served", open_source(spec)
     if not index.exists():
         train = ["train", spec, "--method", "itq", "--bits", "64", "--image-size", "64", "--out", str(model)]

@@ -68,7 +68,7 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace, index: Path, contents: list[bytes]) -> Any:
     """The scenarios, in turn."""
-    command = [sys.executable, "-m", "distillhash.cli", "serve", "--index", str(index), "--port", "0"]
+    command = [sys.executable, "-m", "distillhash", "serve", "--index", str(index), "--port", "0"]
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
     port = next(int(line.split(":")[-1].split("/")[0]) for line in server.stderr if line.startswith("serving at"))

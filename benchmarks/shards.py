@@ -35,7 +35,7 @@ from distillhash import Codes
 from distillhash.files import cores
 from distillhash.sources import ImageSource, open_source
 
-ENCODE = [sys.executable, "-m", "distillhash.cli", "encode"]
+ENCODE = [sys.executable, "-m", "distillhash", "encode"]
 QUIET = ["--no-cache", "--quiet"]
 
 
@@ -56,7 +56,7 @@ def run(*words: object, **environment: str) -> None:
 
 
 def merge(folder: Path, out: Path) -> None:
-    run(sys.executable, "-m", "distillhash.cli", "merge", folder, "--out", out, "--quiet")
+    run(sys.executable, "-m", "distillhash", "merge", folder, "--out", out, "--quiet")
 
 
 def plain(source: str, model: Path, out: Path) -> None:
@@ -125,7 +125,7 @@ def main() -> None:
         if model is None:
             model = there / "model"
             words = ["--method", "itq", "--bits", 64, "--backbone", arguments.backbone, "--max-images", 2000, "--quiet"]
-            run(sys.executable, "-m", "distillhash.cli", "train", spec, *words, "--out", model)
+            run(sys.executable, "-m", "distillhash", "train", spec, *words, "--out", model)
         (there / "tars").mkdir()
         tars = pack(source, there / "tars", arguments.shards)
         count = arguments.shards

@@ -90,7 +90,7 @@ def running(index: Path, photos: Path, *words: str, token: str | None = None) ->
 def starting(index: Path, *words: str, token: str | None = None, stopped: bool = True) -> Iterator[Running]:
     """The same, not waited for; ``stopped`` in the end, unless it is killed before."""
     environment = dict(os.environ) | ({"DISTILLHASH_TOKEN": token} if token else {})
-    command = [sys.executable, "-m", "distillhash.cli", "serve", "--index", str(index), "--port", "0", *words]
+    command = [sys.executable, "-m", "distillhash", "serve", "--index", str(index), "--port", "0", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
     assert process.stderr is not None
     lines = []

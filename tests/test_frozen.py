@@ -304,7 +304,7 @@ def options_in(text: str) -> set[str]:
 
 def test_the_whole_program_is_started_as_a_module() -> None:
     for words, status in ((["--version"], 0), (["--help"], 0), (["fly"], 2)):
-        done = subprocess.run([sys.executable, "-m", "distillhash.cli", *words], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, "-m", "distillhash", *words], capture_output=True, text=True)
         assert done.returncode == status and "Traceback" not in done.stderr
         if words == ["--help"]:
             assert all(f"\n    {verb} " in done.stdout for verb in OPTIONS)
@@ -904,7 +904,7 @@ def server(answers: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
 def serving(index: Path) -> Iterator[str]:
     import httpx
 
-    words = [sys.executable, "-m", "distillhash.cli", "serve", "--index", str(index), "--port", "0", "--encoders", "1"]
+    words = [sys.executable, "-m", "distillhash", "serve", "--index", str(index), "--port", "0", "--encoders", "1"]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None

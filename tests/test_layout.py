@@ -21,7 +21,6 @@ ORDER = [
     "errors",
     "files",
     "output",
-    "progress",
     "pytorch",
     "distributed",
     "sources",

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from distillhash.progress import Progress
+from distillhash.output import Progress
 
 
 class Terminal(io.StringIO):
@@ -33,7 +33,7 @@ def test_a_log_gets_a_line_at_the_start_and_at_the_end(monkeypatch: pytest.Monke
 
 
 def test_a_log_gets_lines_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("distillhash.progress._LINE_SECONDS", 0)
+    monkeypatch.setattr("distillhash.output._LINE_SECONDS", 0)
     lines = run(monkeypatch, io.StringIO())
     assert len(lines) > 100
     assert lines[50].startswith("features: 500 of 1000 rows, ") and lines[50].split(", ")[1].endswith(" rows/s")

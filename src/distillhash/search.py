@@ -36,7 +36,7 @@ from distillhash.models import (
     onnx_file,
     stored_fingerprint,
 )
-from distillhash.progress import Progress
+from distillhash.output import Progress
 from distillhash.sources import EmbeddingSource, Skipped, Source, open_source
 from distillhash.sources.base import RowKeys, nothing_usable
 from distillhash.sources.parquet import open_parquet

@@ -41,7 +41,7 @@ def start(
     before = STRANGER if stranger else []
     base = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
     done: subprocess.CompletedProcess[bytes] = subprocess.run(
-        [*before, sys.executable, "-m", "distillhash.cli", *words],
+        [*before, sys.executable, "-m", "distillhash", *words],
         cwd=folder,
         env={**base, **environment},
         timeout=120,
@@ -158,7 +158,7 @@ def test_hostile_names_are_escaped(named: Path, capsys: pytest.CaptureFixture[st
 def test_output_that_cannot_be_written(stream: str, tmp_path: Path) -> None:
     for target in ("/dev/full", "closed"):
         words = ["ls", "methods"] if stream == "stdout" else ["ls", "planets"]
-        command = [sys.executable, "-m", "distillhash.cli", *words]
+        command = [sys.executable, "-m", "distillhash", *words]
         where = f"{1 if stream == 'stdout' else 2}>{'&-' if target == 'closed' else target}"
         done = subprocess.run(
             ["sh", "-c", f'exec "$@" {where}', "sh", *command], capture_output=True, timeout=60, check=False
@@ -187,7 +187,7 @@ def test_a_source_without_a_usable_item_fails_in_every_verb(named: Path, tmp_pat
 
 
 def test_a_working_directory_that_is_gone(tmp_path: Path) -> None:
-    script = f'mkdir "$0" && cd "$0" && rmdir "$0" && exec "{sys.executable}" -m distillhash.cli train photos --out m'
+    script = f'mkdir "$0" && cd "$0" && rmdir "$0" && exec "{sys.executable}" -m distillhash train photos --out m'
     done = subprocess.run(["sh", "-c", script, str(tmp_path / "gone")], capture_output=True, timeout=60, check=False)
     assert done.returncode == 1 and b"Traceback" not in done.stderr
 

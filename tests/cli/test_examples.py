@@ -25,7 +25,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
     HashModel(backbone="embeddings", hasher=make_hasher("lsh", 12)).fit(x).save(tmp_path / "m")
     program = tmp_path / "bin" / "distillhash"
     program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m distillhash.cli "$@"\n')
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m distillhash "$@"\n')
     program.chmod(0o755)
     names = {"SOURCE": tmp_path / "x.npy", "MODEL": tmp_path / "m", "OUT": tmp_path / "codes"}
     return {

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 COMMAND = [
     sys.executable,
     "-m",
-    "distillhash.cli",
+    "distillhash",
     "encode",
     "photos",
     "--model",

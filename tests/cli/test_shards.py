@@ -279,7 +279,7 @@ def test_killed_at_any_moment_no_more_than_a_shard_is_lost(there: Path) -> None:
     Path("many").mkdir()
     for row in range(400):
         Path(f"many/{row:03}.png").write_bytes(make_png(160, 120, row))
-    encode = [sys.executable, "-m", "distillhash.cli", "encode", "many", "--model", "m-photos", "--no-cache", "--quiet"]
+    encode = [sys.executable, "-m", "distillhash", "encode", "many", "--model", "m-photos", "--no-cache", "--quiet"]
     assert run("encode", "many", "--model", "m-photos", "--no-cache", "--out", "plain.parquet") == 0
     started = time.monotonic()
     subprocess.run([*encode, "--shard", "all/40", "--out", "once"], check=True)

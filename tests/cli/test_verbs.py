@@ -61,7 +61,7 @@ def test_help_has_two_examples_and_needs_no_torch(verb: str) -> None:
 def test_help_returns_in_half_a_second() -> None:
     def once() -> float:
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "distillhash.cli", "train", "--help"], capture_output=True, check=True)
+        subprocess.run([sys.executable, "-m", "distillhash", "train", "--help"], capture_output=True, check=True)
         return time.perf_counter() - started
 
     assert min(once() for _ in range(5)) < 0.5
@@ -310,7 +310,7 @@ def test_killed_training_and_indexing_go_on_to_the_same_result(tmp_path: Path) -
 
     def command(verb: str, run: str, *words: str) -> list[str]:
         cache = ["--cache", str(tmp_path / f"cache-{run}")]
-        return [sys.executable, "-m", "distillhash.cli", verb, str(folder), *words, *cache, "--quiet"]
+        return [sys.executable, "-m", "distillhash", verb, str(folder), *words, *cache, "--quiet"]
 
     def train(run: str) -> list[str]:
         out = str(tmp_path / f"model-{run}")

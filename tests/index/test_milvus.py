@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from distillhash import Codes
 from distillhash.errors import DataError, DistillHashError, FormatError, MissingDependencyError, ParameterError
 from distillhash.index import open_index
+from distillhash.index.address import from_plain, to_plain
 from distillhash.index.milvus import MilvusIndex, Pair, exact_nearest, exact_within, map_text
-from distillhash.index.remote import from_plain, to_plain
 from engine_servers import MilvusServer
 
 NUMBERS = itertools.count()

@@ -277,7 +277,7 @@ def test_add_search_and_remove_while_serving(own_index: Path, photo_folder: Path
         extra = photo_folder.parent / "extra"
         extra.mkdir(exist_ok=True)
         (extra / "x.jpg").write_bytes(make_jpeg(90, 90, seed=5000))
-        command = [sys.executable, "-m", "distillhash.cli", "index", str(extra), "--index", str(own_index), "--quiet"]
+        command = [sys.executable, "-m", "distillhash", "index", str(extra), "--index", str(own_index), "--quiet"]
         subprocess.run(command, check=True)
         best = client.post("/search", files={"file": (extra / "x.jpg").read_bytes()}).json()["results"][0]
         assert (best["name"], best["distance"]) == ("x.jpg", 0)

@@ -19,7 +19,7 @@ from distillhash.backbones.views import View, ViewSettings, augment
 from distillhash.distributed import processes_here, rank_and_size, shared_objects, shared_rows
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import cores, digest
-from distillhash.progress import Progress
+from distillhash.output import Progress
 from distillhash.pytorch import Tensor, torch
 from distillhash.sources.base import (
     BadItemError,

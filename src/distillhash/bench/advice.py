@@ -29,7 +29,7 @@ from distillhash.index.base import quantise
 from distillhash.methods import make_hasher
 from distillhash.methods.base import Hasher, TrainingSet
 from distillhash.methods.registry import DEFAULT_METHOD
-from distillhash.progress import Progress
+from distillhash.output import Progress
 from distillhash.search import cosines, projection_scores
 
 Floats32 = NDArray[np.float32]

@@ -224,7 +224,7 @@ def _run_on_ray(arguments: argparse.Namespace, shards: Sequence[Shard]) -> int:
         import ray
     except ImportError as error:
         raise MissingDependencyError("--engine ray needs Ray; pip install 'distillhash[ray]'") from error
-    from distillhash.progress import Progress
+    from distillhash.output import Progress
 
     if not shards:
         return 0

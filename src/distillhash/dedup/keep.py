@@ -16,7 +16,7 @@ from PIL import Image
 from distillhash.dedup.codes import HASH_PIXELS, Settings, is_flat
 from distillhash.errors import ParameterError
 from distillhash.files import cores, digest
-from distillhash.progress import Progress
+from distillhash.output import Progress
 from distillhash.sources import MAX_PIXELS, BadItemError, ImageSource, Source, decode_image
 from distillhash.sources.base import item_memory
 from distillhash.sources.whole import LOOK_BYTES, Whole, alike_rows, look, whole_picture

@@ -25,7 +25,7 @@ from distillhash.dedup.journal import JOURNAL, Entry, Journal, Move
 from distillhash.dedup.moving import LeftBehindError, Place, content_digest, move_file, open_folder, remove_old
 from distillhash.errors import DataError, DistillHashError
 from distillhash.files import digest, sync_folder
-from distillhash.progress import Progress
+from distillhash.output import Progress
 
 __all__ = ["FOLDER_NAME", "JOURNAL", "Move", "Outcome", "move", "undo"]
 

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes, bytes_per_code, words_per_code
 from distillhash.errors import MissingDependencyError
 from distillhash.files import replacing, write_atomic
+from distillhash.index.address import to_plain
 from distillhash.index.manifest import Manifest
 from distillhash.index.milvus import HAS_KEY
 from distillhash.index.postgres import to_bit_text
-from distillhash.index.remote import to_plain
 
 _ROWS_AT_ONCE = 65536
 _FAISS_METRIC_L2 = 1

@@ -2,7 +2,8 @@
 
 Answers are ordered by distance, those of codes of two parts by their ranking (:mod:`distillhash.hamming.ranking`); ties by ascending row.
 They do not depend on the number of threads. The compiled kernels are in :mod:`distillhash.hamming.kernel`, which imports numba and is
-therefore imported when something is searched. Without numba, :mod:`distillhash.hamming.plain` takes their place.
+therefore imported when something is searched. Without numba, the same
+answers are found in NumPy, more slowly.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import cores
-from distillhash.hamming import plain
-from distillhash.hamming.ranking import HEAD, HEAD_WEIGHTS, LARGEST_KEY, TAIL_WEIGHTS, By, check_by, first_of
+from distillhash.hamming.ranking import HEAD, HEAD_WEIGHTS, LARGEST_KEY, TAIL_WEIGHTS, By, check_by, first_of, order
 
 Planes = NDArray[Any]  # (n_planes, n) uint16, uint32 or uint64
 Mask = NDArray[np.uint8]
@@ -34,6 +34,7 @@ T = TypeVar("T")
 MOST_PADDED = 1024
 """An answer is as wide as the k that was asked for up to this width, and no wider than the database beyond it."""
 
+_NO_ROW = np.iinfo(np.uint16).max  # above every distance and key
 _WORDS = (np.dtype(np.uint16), np.dtype(np.uint32), np.dtype(np.uint64))
 _MIN_GROUP = 128  # queries of one kernel call: they share every tile of the database that is in cache
 _MAX_GROUP = 16 * _MIN_GROUP  # for a small database, where more queries make a kernel call worth its cost
@@ -128,7 +129,7 @@ def nearest(
                 found, far = nearest_rows(*arguments, stop - first, min(k, stop - first))
             else:
                 part = _rows_between(database, allowed, first, stop)
-                found, far = plain.nearest_rows(query, *part, min(k, stop - first))
+                found, far = _plain_nearest_rows(query, *part, min(k, stop - first))
             return np.where(found < 0, found, found + first) if first else found, far
 
     for group, parts in _searched(search, query, database, k, threads, progress):
@@ -188,7 +189,7 @@ def _search_of_two_parts(
             rows, *others = candidate_rows(*arguments, stop - first, most, masks, weights, class_bits + 1, least)
         else:
             part = _rows_between(database, allowed, first, stop)
-            rows, *others = plain.candidate_rows(query, *part, most, words, weights, least, by)
+            rows, *others = _plain_candidate_rows(query, *part, most, words, weights, least, by)
         return np.where(rows < 0, rows, rows + first) if first else rows, *others
 
     return query, database, search
@@ -234,7 +235,7 @@ def within(
 
     def search(group: slice) -> tuple[Ints, Ints, Distances]:
         if not compiles():
-            return plain.rows_within(query[:, group], database, allowed, radius)
+            return _plain_rows_within(query[:, group], database, allowed, radius)
         from distillhash.hamming.kernel import BLOCK, count_within, fill_within
 
         arguments = _kernel_arguments(query[:, group], database, allowed, 0)
@@ -387,3 +388,80 @@ def _check_threads(threads: int | None) -> int:
     if threads < 1:
         raise ParameterError(f"threads must be at least 1, got {threads}; None takes all processors")
     return threads
+
+
+def _plain_nearest_rows(
+    query: NDArray[Any], rows: NDArray[Any], allowed: NDArray[np.uint8] | None, k: int
+) -> tuple[Ints, NDArray[np.int32]]:
+    """The k nearest allowed rows by (distance, row), ``(q, k)`` each, and -1 after the last allowed row; 1 <= k <= n."""
+    found, distances = np.full((2, query.shape[1], k), -1, np.int64)
+    for i, words in enumerate(query.T):
+        near = _plain_distances(words, rows, allowed)
+        first = _plain_first(near, k)
+        first = first[near[first] != _NO_ROW]
+        found[i, : len(first)], distances[i, : len(first)] = first, near[first]
+    return found, distances.astype(np.int32)
+
+
+def _plain_candidate_rows(
+    query: NDArray[Any], rows: NDArray[Any], allowed: NDArray[np.uint8] | None, k: int,
+    class_words: NDArray[Any], weights: Sequence[tuple[int, int]], least: Sequence[int], by: By,
+) -> tuple[Ints, Ints, Ints]:  # fmt: skip
+    """The nearest allowed rows by two rankings of codes of two parts; see :func:`distillhash.hamming.kernel.candidate_rows`.
+
+    ``class_words (n_planes,)`` has ones at the class bits. Rows are in the order of the ranking ``by``.
+    """
+    answers = []
+    for words in query.T:
+        near, kind = (
+            _plain_distances(words, rows, None),
+            _plain_distances(words & class_words, rows & class_words[:, None], None),
+        )
+        chosen = [np.zeros(0, np.intp)]
+        for (of_others, of_class), few in zip(weights, least, strict=True):
+            if few:
+                key = (near - kind) * np.uint16(of_others) + kind * np.uint16(of_class)  # at most LARGEST_KEY
+                if allowed is not None:
+                    key[allowed == 0] = _NO_ROW
+                at = np.flatnonzero(key <= np.partition(key, few - 1)[few - 1])
+                at = at[key[at] != _NO_ROW]
+                keys = key[at].astype(np.int64) << 16 | kind[at]
+                in_order = np.argsort(keys, kind="stable")
+                tied = int((keys <= keys[in_order[:few]].max(initial=0)).sum())
+                chosen.append(at[in_order[: min(k, tied)]])
+        at = np.unique(np.concatenate(chosen))
+        at = at[order(near[at], kind[at], by)]
+        answers.append(np.stack([at, near[at], kind[at]]).astype(np.int64))
+    found = np.full((3, len(answers), max(answer.shape[1] for answer in answers)), -1, np.int64)
+    for i, answer in enumerate(answers):
+        found[:, i, : answer.shape[1]] = answer
+    return found[0], found[1], found[2]
+
+
+def _plain_rows_within(
+    query: NDArray[Any], rows: NDArray[Any], allowed: NDArray[np.uint8] | None, radius: int
+) -> tuple[Ints, Ints, NDArray[np.int32]]:
+    """How many allowed rows are within the radius of each query, ``(q,)``; then all rows and distances by (query, distance, row)."""
+    found, distances = [], []
+    for words in query.T:
+        near = _plain_distances(words, rows, allowed)
+        hits = np.flatnonzero(near <= radius)
+        found.append(hits[np.argsort(near[hits], kind="stable")])
+        distances.append(near[found[-1]].astype(np.int32))
+    counts = np.array([len(hits) for hits in found], np.int64)
+    return counts, np.concatenate(found, dtype=np.int64), np.concatenate(distances)
+
+
+def _plain_distances(words: NDArray[Any], rows: NDArray[Any], allowed: NDArray[np.uint8] | None) -> NDArray[np.uint16]:
+    total = np.zeros(rows.shape[1], np.uint16)
+    for word, plane in zip(words, rows, strict=True):
+        total += np.bitwise_count(plane ^ word)
+    if allowed is not None:
+        total[allowed == 0] = _NO_ROW
+    return total
+
+
+def _plain_first(keys: NDArray[Any], k: int) -> NDArray[np.intp]:
+    """Places of the k smallest keys, by (key, place)."""
+    at = np.flatnonzero(keys <= np.partition(keys, k - 1)[k - 1])
+    return at[np.argsort(keys[at], kind="stable")[:k]]

@@ -26,10 +26,9 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError, DistillHashError, FormatError, MissingDependencyError, ParameterError
-from distillhash.index.address import number, refuse_options, shown, split_options
+from distillhash.index.address import from_plain, number, refuse_options, shown, split_options, to_plain, with_patience
 from distillhash.index.base import LARGEST_ID, Incoming, Index, Item, Known, RangeResult, Row, SearchResult
 from distillhash.index.manifest import Manifest
-from distillhash.index.remote import from_plain, to_plain, with_patience
 
 if TYPE_CHECKING:
     from pymilvus import MilvusClient

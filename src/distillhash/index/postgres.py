@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, DistillHashError, FormatError, MissingDependencyError, ParameterError
-from distillhash.index.address import number, shown, split_options
+from distillhash.index.address import from_plain, number, shown, split_options, to_plain, with_patience
 from distillhash.index.base import Incoming, Index, Item, Known, RangeResult, SearchResult
 from distillhash.index.manifest import Manifest
-from distillhash.index.remote import from_plain, to_plain, with_patience
 
 if TYPE_CHECKING:
     import psycopg

@@ -13,7 +13,7 @@ from typing import Any
 
 from distillhash.errors import DataError, FormatError
 from distillhash.files import open_regular
-from distillhash.progress import Progress
+from distillhash.output import Progress
 
 _logger = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 20

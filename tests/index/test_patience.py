@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillhash.index.remote import from_plain, to_plain, with_patience
+from distillhash.index.address import from_plain, to_plain, with_patience
 
 
 def test_patience() -> None:

@@ -1,7 +1,0 @@
-"""``python -m distillhash.cli`` is ``distillhash``."""
-
-import sys
-
-from distillhash.cli import main
-
-sys.exit(main())
