@@ -19,12 +19,12 @@ import numpy as np
 import onnxruntime
 import torch
 
-from distillhash.backbones import Backbone, make_backbone
+from distillhash.backbones import TorchBackbone, make_backbone
 from distillhash.cli.common import DEFAULT_BACKBONE
 from distillhash.sources import ImageSource, decode_resized, open_source
 
 
-def export(backbone: Backbone, file: Path) -> None:
+def export(backbone: TorchBackbone, file: Path) -> None:
     """Write the network for images of the backbone's size, any number of them."""
     example = torch.zeros(2, 3, backbone.image_size, backbone.image_size)
     free = ({0: torch.export.Dim("n")},)
@@ -41,7 +41,8 @@ def main() -> None:
     torch.set_num_threads(1)
     source = open_source(arguments.source)
     assert isinstance(source, ImageSource)
-    backbone = make_backbone(arguments.backbone, image_size=arguments.image_size, device="cpu")
+    backbone = make_backbone(arguments.backbone, image_size=arguments.image_size, device="cpu", engine="torch")
+    assert isinstance(backbone, TorchBackbone)
     rows = np.linspace(0, len(source) - 1, arguments.images).astype(int)
     pixels = np.stack([decode_resized(source.read(int(row)), backbone.image_size) for row in rows])
     with tempfile.TemporaryDirectory() as folder:

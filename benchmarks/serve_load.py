@@ -237,7 +237,7 @@ def bare(index: Path, contents: list[bytes], seconds: float) -> tuple[float, flo
     threadpool_limits(1, user_api="blas")
     model = load_model(index / "model")
     backbone = model.backbone
-    _ = backbone.inference
+    backbone.prepare()
     counts = [0] * len(os.sched_getaffinity(0))
 
     def work(thread: int, until: float) -> None:

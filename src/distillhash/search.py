@@ -26,8 +26,16 @@ from distillhash.index import Index, Item, open_index
 from distillhash.index.address import folder_of, shown
 from distillhash.index.base import VectorType, check_keys
 from distillhash.index.sync import CODES_OF, Added, Batch, Rows, Update, identity_of, is_row, row_key, rows_of
-from distillhash.methods.base import MAX_WEIGHTS, read_model_folder
-from distillhash.models import CrossModalModel, Encoded, HashModel, load_model
+from distillhash.methods.base import MAX_WEIGHTS
+from distillhash.models import (
+    ONNX_NAME,
+    CrossModalModel,
+    Encoded,
+    HashModel,
+    load_model,
+    onnx_file,
+    stored_fingerprint,
+)
 from distillhash.progress import Progress
 from distillhash.sources import EmbeddingSource, Skipped, Source, open_source
 from distillhash.sources.base import RowKeys, nothing_usable
@@ -36,7 +44,7 @@ from distillhash.sources.vectors import Archive
 from distillhash.texts import unfamiliar_texts
 
 if TYPE_CHECKING:
-    from distillhash.backbones import FeatureCache
+    from distillhash.backbones import Engine, FeatureCache
 
 Rerank = Literal["projection", "decoder", "vectors", "features"]
 
@@ -396,6 +404,7 @@ def open_searcher(
     *,
     create: bool = False,
     device: str = "auto",
+    engine: Engine = "auto",
     cache: FeatureCache | None = None,
     max_pixels: int | None = None,
     allow_download: bool = False,
@@ -405,8 +414,8 @@ def open_searcher(
 
     With ``create``, a model folder that is given is copied into an index folder that has none. From then on :class:`FormatError` refuses
     another model. :class:`ParameterError` where a new index, or one on a server, comes without a model, :class:`DataError` where there is
-    no index and none is to be made. Images above ``max_pixels`` are skipped. ``allow_download``: see :func:`distillhash.load_model`,
-    ``keep_vectors``: see :func:`distillhash.index.open_index`.
+    no index and none is to be made. Images above ``max_pixels`` are skipped. ``device``, ``engine`` and ``allow_download``: see
+    :func:`distillhash.load_model`, ``keep_vectors``: see :func:`distillhash.index.open_index`.
     """
     folder, keeps_model = folder_of(place), has_model(place)
     own = None if folder is None else folder / _MODEL_FOLDER
@@ -415,17 +424,25 @@ def open_searcher(
             raise ParameterError(f"{shown(place)} keeps no model; give --model DIR")
         remedy = f"make one with `distillhash index SOURCE --model DIR --index {folder}`"
         raise (ParameterError if create else DataError)(f"there is no index at {folder}; {remedy}")
-    model = load_model(model_folder or str(own), device=device, cache=cache, allow_download=allow_download)
-    options: dict[str, Any] = {"model_fingerprint": model.fingerprint, "keep_vectors": keep_vectors}
+    options: dict[str, Any] = {"device": device, "engine": engine, "allow_download": allow_download}
+    model = load_model(model_folder or str(own), cache=cache, **options)
+    options = {"model_fingerprint": model.fingerprint, "keep_vectors": keep_vectors}
     index = open_index(place, n_bits=model.n_bits, create=create, **options)
     try:
         if own is not None and keeps_model:
-            if model_folder is not None and (kept := read_model_folder(own)[0]["fingerprint"]) != model.fingerprint:
+            if model_folder is not None and (kept := stored_fingerprint(own)) != model.fingerprint:
                 other = f"another model (fingerprint {kept}, not {model.fingerprint})"
                 raise FormatError(f"{folder} was built with {other}; make a new index for this one")
         elif own is not None and model_folder is not None and create:
-            for name in reversed(_MODEL_FILES):  # config.json last: its presence says the copy is whole
-                data = read_file(Path(model_folder) / name, limit=MAX_WEIGHTS)
+            file = onnx_file(model_folder)
+            # config.json last: its presence says the copy is whole
+            names = (
+                {name: Path(model_folder) / name for name in reversed(_MODEL_FILES)}
+                if file is None
+                else {ONNX_NAME: file}
+            )
+            for name, source in names.items():
+                data = read_file(source, limit=MAX_WEIGHTS)
                 try:
                     write_atomic(own / name, data)
                 except OSError as error:
@@ -440,7 +457,7 @@ def open_searcher(
 def has_model(place: Path | str) -> bool:
     """Whether the index is a folder that carries its model."""
     folder = folder_of(place)
-    return folder is not None and (folder / _MODEL_FOLDER / _MODEL_FILES[0]).exists()
+    return folder is not None and any((folder / _MODEL_FOLDER / name).exists() for name in (_MODEL_FILES[0], ONNX_NAME))
 
 
 def is_image_file(query: str) -> bool:

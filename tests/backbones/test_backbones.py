@@ -32,9 +32,9 @@ def images(n: int, size: int, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint
     return np.repeat(np.repeat(coarse, size // 4, axis=1), size // 4, axis=2).astype(np.uint8)
 
 
-@pytest.fixture(scope="module")
-def lite() -> Any:
-    return make_backbone(image_size=64, device="cpu")
+@pytest.fixture(scope="module", params=["torch", "onnx"])
+def lite(request: pytest.FixtureRequest) -> Any:
+    return make_backbone(image_size=64, device="cpu", engine=request.param)
 
 
 @pytest.mark.parametrize(("number", "size"), [(0, 97), (1, 64), (2, 130)])
@@ -102,7 +102,7 @@ def vgg_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_vgg16_is_fc7_after_relu(vgg_weights: Path) -> None:
-    backbone = make_backbone("vgg16", weights=vgg_weights, image_size=32, device="cpu")
+    backbone: Any = make_backbone("vgg16", weights=vgg_weights, image_size=32, device="cpu")
     pixels = images(2, 32)
     found = backbone.embed(pixels)
     state = torch.load(vgg_weights, weights_only=True)

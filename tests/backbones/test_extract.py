@@ -59,7 +59,7 @@ class Pictures(ImageSource):
 
 @pytest.fixture(scope="module")
 def backbone() -> Any:
-    return make_backbone(image_size=32, device="cpu")
+    return make_backbone(image_size=32, device="cpu", engine="torch")
 
 
 @pytest.fixture
@@ -211,7 +211,7 @@ def test_the_teacher_is_the_same_network_at_its_own_size(backbone: Any, tmp_path
     cache = FeatureCache(tmp_path)
     table = extract_features(Pictures([1, 2]), backbone, teacher=True, cache=cache)
     assert backbone.image_size < 224
-    alone = extract_features(Pictures([1, 2]), make_backbone(image_size=224))
+    alone = extract_features(Pictures([1, 2]), make_backbone(image_size=224, engine="torch"))
     assert table.teacher is not None
     np.testing.assert_array_equal(table.teacher, alone.features)
     again = extract_features(Pictures([1, 2]), backbone, teacher=True, cache=cache)
@@ -353,7 +353,7 @@ def test_killed_extraction_goes_on_where_it_stopped(tmp_path: Path) -> None:
         import sys, numpy as np
         from distillhash.backbones import FeatureCache, extract_features, make_backbone
         from distillhash.sources import open_source
-        backbone = make_backbone(image_size=64, device="cpu")
+        backbone = make_backbone(image_size=64, device="cpu", engine="torch")
         embed, computed = backbone.embed_floats, []
         backbone.embed_floats = lambda pixels: (computed.append(len(pixels)), embed(pixels))[1]
         print("go", flush=True)

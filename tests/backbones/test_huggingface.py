@@ -79,7 +79,7 @@ def of_transformers(folder: Path, pixels: Any, **options: Any) -> Any:
 @pytest.mark.parametrize("kind", ["vit", "dinov2", "dinov2_with_registers", "clip", "siglip", "convnext"])
 def test_pixels_and_features_are_those_of_transformers(kind: str, tmp_path: Path) -> None:
     model, processor, size = tiny(kind)
-    backbone = make_backbone(saved(tmp_path, model, processor), device="cpu")
+    backbone: Any = make_backbone(saved(tmp_path, model, processor), device="cpu")
     assert backbone.image_size == size
     pixels = images(3, size)
     # A square image of that size needs no resizing; DINOv2's enlarges it and cuts the middle out.
@@ -114,7 +114,7 @@ def test_odd_preprocessing_is_that_of_transformers(kind: str, tmp_path: Path) ->
     if kind == "MobileViT":
         options = {"size": {"shortest_edge": 32}, "crop_size": square}
     processor = getattr(transformers, f"{kind}ImageProcessor")(**options)
-    backbone = make_backbone(saved(tmp_path, tiny("vit")[0], processor), device="cpu")
+    backbone: Any = make_backbone(saved(tmp_path, tiny("vit")[0], processor), device="cpu")
     pixels = images(2, 32)
     found = backbone.normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2).float())
     np.testing.assert_allclose(found.numpy(), of_transformers(tmp_path, pixels).numpy(), atol=2e-5)
@@ -145,7 +145,7 @@ def test_models_saved_before_patches_counted_keep_their_features(tmp_path: Path)
 def test_options(tmp_path: Path) -> None:
     name = saved(tmp_path, *tiny("vit")[:2])
     given = {"mean": "127", "std": [128, 64, 32], "rescale_factor": 1, "channels": "bgr", "pool": "class+mean"}
-    backbone = make_backbone(name, device="cpu", options=given)
+    backbone: Any = make_backbone(name, device="cpu", options=given)
     pixels = torch.from_numpy(images(1, 32)).permute(0, 3, 1, 2).float()
     expected = (pixels[:, [2, 1, 0]] - 127) / torch.tensor([128.0, 64, 32]).view(3, 1, 1)
     np.testing.assert_allclose(backbone.normalise(pixels).numpy(), expected.numpy(), atol=1e-5)

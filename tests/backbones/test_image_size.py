@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from distillhash import HashModel, load_model, make_hasher
-from distillhash.backbones import Backbone, make_backbone, sized_for
+from distillhash.backbones import TorchBackbone, make_backbone, sized_for
 from distillhash.backbones import image_size as image_size_module
 from distillhash.backbones.image_size import N_RUNS, RUN
 from distillhash.cli import main
@@ -34,7 +34,7 @@ class Sized(ImageSource):
 
 
 @pytest.fixture(scope="module")
-def lite() -> Backbone:
+def lite() -> Any:
     return make_backbone("efficientnet-lite0", device="cpu")
 
 
@@ -51,23 +51,24 @@ def lite() -> Backbone:
     ],
 )
 def test_the_rule(
-    lite: Backbone, sizes: list[tuple[int, int]], wanted: int, words: str, capsys: pytest.CaptureFixture[str]
+    lite: TorchBackbone, sizes: list[tuple[int, int]], wanted: int, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = sized_for(lite, Sized(sizes), quiet=False)
+    assert isinstance(chosen, TorchBackbone)
     assert chosen.image_size == wanted and chosen.network is lite.network
     assert capsys.readouterr().err == f"image size {wanted}: half of the images have a shorter side of {words}\n"
     assert (chosen.enlarged() is None) == (wanted == 224)  # the teacher's size
     assert lite.image_size == 128
 
 
-def test_where_there_is_nothing_to_look_at(lite: Backbone, capsys: pytest.CaptureFixture[str]) -> None:
+def test_where_there_is_nothing_to_look_at(lite: TorchBackbone, capsys: pytest.CaptureFixture[str]) -> None:
     assert sized_for(lite, Sized([(0, 0)]), quiet=False) is lite
     assert sized_for(lite, open_source(np.ones((3, 2))), quiet=False) is lite
     assert capsys.readouterr().err == ""
 
 
-def test_a_backbone_of_one_size_keeps_it(lite: Backbone, capsys: pytest.CaptureFixture[str]) -> None:
-    other = Backbone("hf:mine", lite.network, 1280, 96, "cpu")
+def test_a_backbone_of_one_size_keeps_it(lite: TorchBackbone, capsys: pytest.CaptureFixture[str]) -> None:
+    other = TorchBackbone("hf:mine", lite.network, 1280, 96, "cpu")
     assert sized_for(other, Sized([(4000, 3000)]), quiet=False).image_size == 96
     assert capsys.readouterr().err == "image size 96: the own size of hf:mine\n"
 

@@ -363,7 +363,7 @@ def test_an_output_whose_shape_depends_on_the_image_is_refused(row: tuple[int, .
 
 def agree(name: str, n: int, size: int) -> None:
     """Features of the default backbone, within 1e-4 of their length."""
-    lite = make_backbone(DEFAULT_BACKBONE, image_size=size, device="cpu")
+    lite = make_backbone(DEFAULT_BACKBONE, image_size=size, device="cpu", engine="torch")
     exported = make_backbone(name, options={"mean": 127, "std": 128, "rescale_factor": 1})
     pixels = images(n, size)
     expected, found = lite.embed(pixels), exported.embed(pixels)
@@ -373,7 +373,7 @@ def agree(name: str, n: int, size: int) -> None:
 
 
 def test_the_default_backbone_exported(tmp_path: Path) -> None:
-    lite = make_backbone(DEFAULT_BACKBONE, image_size=64, device="cpu")
+    lite: Any = make_backbone(DEFAULT_BACKBONE, image_size=64, device="cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the older exporter, which is ten times as fast
         options: dict[str, Any] = {"input_names": ["x"], "dynamic_axes": {"x": {0: "n"}}, "dynamo": False}
@@ -384,7 +384,7 @@ def test_the_default_backbone_exported(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_the_default_backbone_exported_with_its_weights_beside(tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
-    lite = make_backbone(DEFAULT_BACKBONE, image_size=128, device="cpu")
+    lite: Any = make_backbone(DEFAULT_BACKBONE, image_size=128, device="cpu")
     options: dict[str, Any] = {"dynamic_shapes": ({0: torch.export.Dim("n")},), "dynamo": True}
     torch.onnx.export(lite.network, (torch.zeros(2, 3, 128, 128),), str(tmp_path / "lite.onnx"), **options)
     assert (tmp_path / "lite.onnx.data").exists()

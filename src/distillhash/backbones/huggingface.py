@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from distillhash.backbones.base import MAX_SIZE, Backbone
+from distillhash.backbones.base import MAX_SIZE, Backbone, TorchBackbone
 from distillhash.errors import DataError, FormatError, MissingDependencyError, ParameterError, first_line
 from distillhash.files import MAX_FILE_SIZE, open_regular, read_file
 from distillhash.pytorch import Tensor, nn, torch
@@ -33,7 +33,7 @@ _CLASS_AND_MEAN = ("dinov2", "dinov2_with_registers", "dinov3_vit")
 PIXEL_OPTIONS = ("mean", "std", "rescale_factor", "channels")
 
 
-class HuggingFace(Backbone):
+class HuggingFace(TorchBackbone):
     """``hf:NAME``: a model and its preprocessing, by folder or hub name. Without ``allow_download`` it must be on this machine."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Any exported image network: an ONNX file (https://onnx.ai), run by ONNX Runtime on the CPU.
+"""ONNX Runtime on the CPU: any exported image network, a file (https://onnx.ai), and the networks of torch, exported here to run faster.
 
 **Input**: one, ``(n, 3, h, w)`` or ``(n, h, w, 3)``, float32, float16 or uint8. How its pixels are made is said by the first of these:
 
@@ -13,11 +13,18 @@ is there; else the only one with two axes. The mean is taken over tokens ``(n, t
 
 Images go through one at a time, or in passes of the number that the graph fixes, so a row does not depend on the rows beside it. Each
 pass uses one thread. The file is data, and ONNX Runtime runs what the graph says: no code of the file, but any amount of arithmetic.
+
+A network of torch (:func:`run_by_onnx`) is exported once and kept in the user's cache, by its fingerprint and the versions of both
+packages. Each time it is opened, features of a few images are compared with torch's.
 """
 
+import contextlib
 import hashlib
+import io
+import logging
 import os
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -26,7 +33,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.backbones.base import Backbone
+from distillhash.backbones.base import Backbone, Pixels, Run, TorchBackbone
+from distillhash.backbones.cache import engine_folder
 from distillhash.backbones.huggingface import (
     PIXEL_OPTIONS,
     check_options,
@@ -36,27 +44,33 @@ from distillhash.backbones.huggingface import (
     read_processor,
     size_in,
 )
-from distillhash.errors import DataError, FormatError, MissingDependencyError, ParameterError
-from distillhash.files import open_regular, read_file
-from distillhash.pytorch import Tensor, nn, torch
+from distillhash.errors import DataError, FormatError, MissingDependencyError, ParameterError, first_line
+from distillhash.files import open_regular, read_file, write_atomic
+from distillhash.pytorch import torch
 
 _MAX_BYTES = 2**31 - 1  # of a protocol buffer; larger networks keep their weights in files beside it
 _MAX_PIXELS = 2**24  # of a pass
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}
 _OUTPUTS = ("image_embeds", "image_features", "pooler_output")
-_TO_LAYOUT = {"nchw": (0, 1, 2, 3), "nhwc": (0, 2, 3, 1)}
+_TO_LAYOUT = {"nchw": (0, 3, 1, 2), "nhwc": (0, 1, 2, 3)}
+OPSET = 17
+_EXPORT_VERSION = 1  # of :func:`export_network`: whoever changes it raises this
+_TOLERANCE = 1e-4  # of features of both engines, relative to the largest; 3e-6 was measured
+_PIXELS_A_PASS = 2**16  # fewer images leave a core waiting, more fall out of its cache
+_N_DRAWN = 5
+_MAX_DIM = 2**20
+_logger = logging.getLogger(__name__)
+_warned: set[str] = set()  # networks that were complained about
 
 
 class OnnxFile(Backbone):
     """``onnx:FILE``. Its options are those of the module's text, and ``digest``: the file must have it, or is refused unread."""
 
-    trainable = False
-
     def __init__(self, file: str, *, image_size: int | None = None, options: Mapping[str, Any] | None = None) -> None:
         name, path = f"onnx:{file}", Path(os.path.abspath(file))  # noqa: PTH100  # links stay: weights lie beside a link
         options = check_options(name, options or {}, (*PIXEL_OPTIONS, "layout", "output", "digest"))
         graph, self._digest = _read(name, path, options.get("digest"))
-        self._session, inputs, outputs = _session(name, path)
+        self._session, inputs, outputs = open_session(name, str(path))
         processor = _processor(name, path)
         self._input, self._dtype, shape = _image_input(name, inputs)
         self._layout = _layout(name, shape, options, has_processor=bool(processor))
@@ -71,7 +85,7 @@ class OnnxFile(Backbone):
         self.name = name
         self._normalise(graph, options, processor)
         self.channels = choose_channels(name, options, processor)
-        super().__init__(name, nn.Identity(), 0, size, "cpu")
+        super().__init__(name, 0, size)
         if batch > 1:
             self.batch_size = batch
         self._try()
@@ -104,7 +118,7 @@ class OnnxFile(Backbone):
         """Features of noise, which tell their width."""
         size = self.image_size
         noise = np.random.default_rng(0).integers(0, 256, (self._per_pass, size, size, 3)).astype(np.uint8)
-        self._shape = shape = self._pass(torch.from_numpy(noise).permute(0, 3, 1, 2)).shape
+        self._shape = shape = self._pass(noise).shape
         if len(shape) not in (2, 3, 4) or shape[0] != self._per_pass or 0 in shape:
             raise DataError(
                 f"{self.name}: output {self._output!r:.80} of {self._per_pass} images has the shape {shape}, not (n, d), (n, t, d) or a "
@@ -142,8 +156,8 @@ class OnnxFile(Backbone):
         """With the file's absolute path and its digest."""
         return {**super().config(), "name": f"onnx:{self._path}", "digest": self._digest}
 
-    def embed_floats(self, pixels: Tensor) -> NDArray[np.float32]:
-        """As :meth:`Backbone.embed_floats`; of a uint8 input, floats are rounded. A pass that fails is a :class:`DataError`."""
+    def embed(self, pixels: Pixels) -> NDArray[np.float32]:
+        """As :meth:`Backbone.embed`; of a uint8 input, floats are rounded. A pass that fails is a :class:`DataError`."""
         features = np.empty((len(pixels), self.dim), np.float32)
         for start in range(0, len(pixels), self._per_pass):
             part = pixels[start : start + self._per_pass]
@@ -156,13 +170,17 @@ class OnnxFile(Backbone):
             features[start : start + len(part)] = (found.mean(self._axes) if self._axes else found)[: len(part)]
         return features
 
-    def _pass(self, pixels: Tensor) -> NDArray[Any]:
+    def _pass(self, pixels: Pixels) -> NDArray[Any]:
         """The output for at most as many images as the graph fixes."""
-        values = pixels.float()
-        as_bytes = self._dtype == np.uint8
-        values = self.ordered(values).round().clamp(0, 255) if as_bytes else self.normalise(values)
-        images = np.zeros((self._per_pass, *(values.shape[axis] for axis in _TO_LAYOUT[self._layout][1:])), self._dtype)
-        images[: len(values)] = values.permute(_TO_LAYOUT[self._layout]).numpy()
+        values: NDArray[Any] = pixels[..., ::-1] if self.channels == "bgr" else pixels
+        if self._dtype != np.uint8:
+            mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
+            values = (values.astype(np.float32) / 255 - mean) / std
+        elif values.dtype != np.uint8:
+            values = values.round().clip(0, 255)
+        values = values.transpose(_TO_LAYOUT[self._layout])
+        images = np.zeros((self._per_pass, *values.shape[1:]), self._dtype)
+        images[: len(values)] = values
         try:
             (found,) = self._session.run([self._output], {self._input: images})
             return np.asarray(found, np.float32)
@@ -174,13 +192,175 @@ class OnnxFile(Backbone):
             ) from error
 
 
-def _read(name: str, path: Path, expected: Any) -> tuple[Any, str]:
-    """The graph, and the digest of the file and of the files of weights that it names; a file with another than ``expected`` is refused."""
+def run_by_onnx(backbone: TorchBackbone, *, required: bool) -> Run | None:
+    """What runs ``backbone`` in ONNX Runtime; None where that cannot be, or would not be faster.
+
+    Raises:
+        MissingDependencyError: ``required``, and ONNX Runtime is not installed.
+        ParameterError: ``required``, and the backbone is not on a CPU.
+        DataError: ``required``, and its network cannot be exported, or features differ.
+    """
+    if not required and (backbone.device != "cpu" or not backbone.exports):
+        return None
     try:
-        import onnx
         import onnxruntime as _  # noqa: F401  # only whether it is installed
     except ImportError as error:
+        if not required:
+            return None
+        raise MissingDependencyError("--engine onnx needs ONNX Runtime; pip install 'distillhash[onnx]'") from error
+    if backbone.device != "cpu":
+        raise ParameterError(
+            f"--engine onnx runs on the CPU, not on {backbone.device}; give --device cpu, or leave it out"
+        )
+    try:
+        return _exported(backbone)
+    except Exception as error:  # exporting fails in many ways
+        reason = f"{backbone.name} cannot be run by ONNX Runtime ({first_line(error)})"
+        if required:
+            raise DataError(f"{reason}; leave out --engine onnx") from error
+        if backbone.name not in _warned:
+            _warned.add(backbone.name)
+            _logger.warning("%s; torch runs it", reason)
+        return None
+
+
+def _exported(backbone: TorchBackbone) -> Run:
+    """The network from the cache if it is there and right, else exported anew."""
+    import onnxruntime
+
+    versions = f"{torch.__version__}/{onnxruntime.__version__}/{_EXPORT_VERSION}"
+    folder, identity = engine_folder(), f"{backbone.fingerprint}/{versions}"
+    file = folder and folder / f"{hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()}.onnx"
+    if file:
+        with contextlib.suppress(OSError, DataError, FormatError):  # absent, damaged, or of another processor
+            return _checked(backbone, read_file(file, limit=_MAX_BYTES))
+    data = export_network(backbone)
+    run = _checked(backbone, data)
+    if file:
+        with contextlib.suppress(OSError):  # the cache saves time and nothing else
+            write_atomic(file, data)
+    return run
+
+
+def export_network(backbone: TorchBackbone, *, as_bytes: bool = False) -> bytes:
+    """The network as an ONNX file: ``image (n, size, size, 3)``, floats in 0..255 or uint8, to ``features (n, d) float32``."""
+
+    class Whole(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = backbone.network
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.network(backbone.normalise(image.permute(0, 3, 1, 2).float()))
+            return found.float()
+
+    size, stream = backbone.image_size, io.BytesIO()
+    options: dict[str, Any] = {"f": stream}  # torch's stubs know names of files alone
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8 if as_bytes else torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        # The older exporter takes a tenth of the time and needs no further package.
+        torch.onnx.export(
+            Whole().eval(),
+            (example,),
+            **options,
+            input_names=["image"],
+            output_names=["features"],
+            dynamic_axes={"image": {0: "n"}, "features": {0: "n"}},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    return stream.getvalue()
+
+
+def _checked(backbone: TorchBackbone, data: bytes) -> Run:
+    """The exported network, if it gives what torch gives: :class:`DataError` otherwise."""
+    run = Passes(backbone.name, data, backbone.image_size)
+    images = drawn_images(_N_DRAWN, backbone.image_size)
+    with torch.inference_mode():
+        normalised = backbone.normalise(torch.from_numpy(images).permute(0, 3, 1, 2).float())
+        expected = backbone.network(normalised).float().numpy()
+    found = run(images)
+    if not np.abs(found - expected).max() <= _TOLERANCE * np.abs(expected).max():  # NaN as well
+        raise DataError(f"its features differ by {np.abs(found - expected).max():.2g} from those of torch")
+    return run
+
+
+def drawn_images(n: int, size: int) -> NDArray[np.uint8]:
+    """Images ``(n, size, size, 3)`` of coarse squares and a little noise, on which features are compared; always the same."""
+    rng = np.random.default_rng(0)
+    coarse = rng.random((n, 8, 8, 3))[:, np.arange(size)[:, None] * 8 // size, np.arange(size) * 8 // size]
+    return np.asarray(255 * (0.9 * coarse + 0.1 * rng.random((n, size, size, 3))), np.uint8)
+
+
+class Passes:
+    """A file's network from ``(n, size, size, 3)`` pixels to ``features``, a few images at a time where that changes no bit.
+
+    Attributes:
+        dim: Width of the features.
+    """
+
+    def __init__(self, name: str, data: bytes, size: int) -> None:
+        """:class:`FormatError` for a file that is no such network."""
+        self._name = name
+        self._session, inputs, outputs = open_session(name, data)
+        kinds = {kind: dtype for kind, dtype in _TYPES.items() if dtype != np.float16}
+        if len(inputs) != 1 or inputs[0][1] not in kinds or inputs[0][2][1:] != [size, size, 3]:
+            raise FormatError(f"{name} takes no images of {size} pixels but {inputs!s:.120}; export the model again")
+        (self._input, kind, _), width = inputs[0], (outputs.get("features") or [None])[-1]
+        if type(width) is not int or not 0 < width <= _MAX_DIM:
+            raise FormatError(f"{name} gives no features, (n, d); export the model again")
+        self._dtype, self.dim = kinds[kind], width
+        self._n_images = max(1, _PIXELS_A_PASS // size**2)
+        images = drawn_images(_N_DRAWN, size)
+        if not np.array_equal(self(images), np.concatenate([self(image[None]) for image in images])):
+            self._n_images = 1
+
+    def __call__(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Row i of image i alone; :class:`DataError` where the network fails."""
+        features = np.empty((len(pixels), self.dim), np.float32)
+        for start in range(0, len(pixels), self._n_images):
+            part = slice(start, start + self._n_images)
+            images = np.ascontiguousarray(pixels[part], self._dtype)
+            try:
+                (features[part],) = self._session.run(["features"], {self._input: images})
+            except Exception as error:  # ONNX Runtime's errors have no common class
+                raise DataError(f"{self._name} fails on an image ({_reason(error)}); export it again") from error
+        return features
+
+
+def read_graph(path: Path) -> tuple[bytes, Any]:
+    """An ONNX file and what it says; :class:`FormatError` where it is none, or keeps numbers in other files."""
+    _require(str(path))
+    from onnx import ModelProto
+
+    try:
+        data = read_file(path, limit=_MAX_BYTES)
+        model = ModelProto.FromString(data)
+        is_whole = model.HasField("graph") and not any(_external(tensor) for tensor in _tensors(model))
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read ({error.strerror}); give an ONNX file, whole") from error
+    except Exception as error:  # a damaged protocol buffer
+        raise FormatError(f"{path} is not an ONNX file, or is damaged; export the model again") from error
+    if not is_whole:
+        raise FormatError(f"{path} is empty, or keeps numbers in other files; export the model again")
+    return data, model
+
+
+def _require(name: str) -> None:
+    """Raise :class:`MissingDependencyError` unless ONNX Runtime and the reader of graphs are installed."""
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ImportError as error:
         raise MissingDependencyError(f"{name} needs ONNX Runtime; pip install 'distillhash[onnx]'") from error
+
+
+def _read(name: str, path: Path, expected: Any) -> tuple[Any, str]:
+    """The graph, and the digest of the file and of the files of weights that it names; a file with another than ``expected`` is refused."""
+    _require(name)
+    import onnx
+
     hasher = hashlib.blake2b(digest_size=16)
     try:
         data = read_file(path, limit=_MAX_BYTES)
@@ -243,17 +423,15 @@ def _refuse_outside(name: str, folder: Path, location: str) -> None:
         )
 
 
-def _session(name: str, path: Path) -> tuple[Any, list[tuple[str, str, Any]], dict[str, Any]]:
-    """The network in ONNX Runtime; its inputs as names, types and shapes; the shapes of its outputs by name."""
+def open_session(name: str, file: str | bytes) -> tuple[Any, list[tuple[str, str, Any]], dict[str, Any]]:
+    """The network of a path or a file's contents; its inputs as names, types and shapes; the shapes of its outputs by name."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # extraction runs one pass a core
     options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
-        )
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"], enable_fallback=0)
         inputs = [(one.name, one.type, one.shape) for one in session.get_inputs()]
         return session, inputs, {one.name: one.shape for one in session.get_outputs()}
     except Exception as error:  # its errors have no common class; names may not be text

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-from distillhash.backbones.base import Backbone
+from distillhash.backbones.base import TorchBackbone
 from distillhash.errors import DataError, FormatError
 from distillhash.pytorch import nn, torch
 from distillhash.sources.download import check_file, download
@@ -26,7 +26,7 @@ MAX_BYTES = 2**30
 _CHANNELS = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 
 
-class VGG16(Backbone):
+class VGG16(TorchBackbone):
     """The paper's network up to fc7, without dropout.
 
     ``weights`` is a file, checked against the SHA-256 digits in its name (``name-0123abcd.pth``) if it has any; without it, torchvision's

@@ -42,7 +42,7 @@ from distillhash.metrics.neighbours import DEPTHS, NEAREST, Neighbours
 from distillhash.supervision.agreement import ASKED, RECOGNISED, recognised_views
 
 if TYPE_CHECKING:
-    from distillhash.backbones import Backbone, FeatureCache
+    from distillhash.backbones import Backbone, FeatureCache, TorchBackbone
     from distillhash.methods.base import Hasher
     from distillhash.sources import ImageSource, Source
 
@@ -69,7 +69,7 @@ class Prepared:
     views: NDArray[np.float32] | None = None
     teacher: NDArray[np.float32] | None = None
     views_teach: bool = True
-    trainable: tuple[ImageSource, Backbone] | None = None
+    trainable: tuple[ImageSource, TorchBackbone] | None = None
 
     @cached_property
     def neighbours(self) -> Neighbours:
@@ -155,14 +155,16 @@ def prepare(
     ``teacher`` asks for the training images at the size that the backbone was trained with as well. With
     ``fine_tune`` every run trains the backbone too.
     """
-    from distillhash.backbones import extract_features
+    from distillhash.backbones import TorchBackbone, extract_features
     from distillhash.sources import ImageSource
 
-    trainable = (source, backbone) if fine_tune and isinstance(source, ImageSource) else None
-    if fine_tune and trainable is None:
+    trainable = None
+    if fine_tune and not isinstance(source, ImageSource):
         raise ParameterError(f"fine-tuning needs images, but {source.name} holds embeddings; leave out --fine-tune")
     if fine_tune:
         backbone.check_trainable()
+        assert isinstance(source, ImageSource) and isinstance(backbone, TorchBackbone)  # as was checked
+        trainable = source, backbone
     split = protocol.split(source, shrink=shrink)
     table = extract_features(source, backbone, cache=cache, progress=progress)
     if table.skipped:

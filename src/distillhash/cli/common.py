@@ -29,9 +29,20 @@ DEFAULT_BACKBONE = "efficientnet-lite2"
 INDEX_HELP = "an index folder, postgresql://host/database?table=NAME or milvus://host:port/collection"
 
 
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """What computes features; :func:`where` reads them."""
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    parser.add_argument(
+        "--engine",
+        default="auto",
+        choices=("auto", "onnx", "torch"),
+        help="what runs the network on a CPU: ONNX Runtime or torch (default: auto, the faster one there is)",
+    )
+
+
 def add_compute_options(parser: argparse.ArgumentParser) -> None:
     """Where features are computed and kept."""
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    add_device_options(parser)
     parser.add_argument("--cache", metavar="DIR", help="where features are kept (default: the user's cache)")
     parser.add_argument("--no-cache", action="store_true", help="keep no features")
     parser.add_argument("--allow-download", action="store_true", help="fetch weights that a model folder only names")
@@ -122,7 +133,7 @@ def make_sized_backbone(arguments: argparse.Namespace, source: Source) -> Backbo
     from distillhash.backbones import make_backbone, sized_for
 
     name, options = backbone_name(arguments, source), backbone_options(arguments)
-    backbone = make_backbone(name, device=arguments.device, **options)
+    backbone = make_backbone(name, device=arguments.device, engine=arguments.engine, **options)
     return backbone if arguments.image_size is not None else sized_for(backbone, source, quiet=arguments.quiet)
 
 
@@ -160,7 +171,12 @@ def open_cache(arguments: argparse.Namespace) -> FeatureCache | None:
 
 def model_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """How a model folder is loaded, see :func:`distillhash.load_model`."""
-    return {"device": arguments.device, "cache": open_cache(arguments), "allow_download": arguments.allow_download}
+    return {**where(arguments), "cache": open_cache(arguments), "allow_download": arguments.allow_download}
+
+
+def where(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What runs the backbone, as models and indexes take it."""
+    return {"device": arguments.device, "engine": arguments.engine}
 
 
 def say(arguments: argparse.Namespace, *lines: str) -> None:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distillhash.cli.common import DEFAULT_BACKBONE, add_compute_options, command_line, open_cache, say
+from distillhash.cli.common import DEFAULT_BACKBONE, add_compute_options, command_line, open_cache, say, where
 
 QUERY = "digits:#test"
 DATABASE = "digits:#train"
@@ -40,14 +40,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     progress = not arguments.quiet
     started = time.perf_counter()
     hasher = make_hasher(METHODS[0], arguments.bits, seed=arguments.seed)
-    model = HashModel(DEFAULT_BACKBONE, hasher, device=arguments.device, cache=open_cache(arguments))
+    model = HashModel(DEFAULT_BACKBONE, hasher, cache=open_cache(arguments), **where(arguments))
     say(arguments, f"1. training {hasher.method} on {DATABASE} without labels")
     model.fit(DATABASE, progress=progress)
     model.save(out / "model")
     if (out / "index" / "manifest.json").exists():  # of an earlier demo, perhaps with another code length
         shutil.rmtree(out / "index")
     say(arguments, "2. indexing the same images")
-    searcher = open_searcher(out / "index", str(out / "model"), create=True, device=arguments.device, cache=model.cache)
+    searcher = open_searcher(out / "index", str(out / "model"), create=True, cache=model.cache, **where(arguments))
     with searcher:
         index, added = searcher.index, searcher.add(DATABASE)
         say(arguments, f"   {len(index)} codes of {index.n_bits // 8} bytes in {out / 'index'} ({added.added} new)")

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distillhash.cli.common import INDEX_HELP, say
+from distillhash.cli.common import INDEX_HELP, add_device_options, say, where
 from distillhash.errors import MissingDependencyError, ParameterError
 from distillhash.files import read_file
 from distillhash.serve.settings import Settings
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="processes that encode uploaded images on the processor, each with the model in its memory; 0 encodes in the server's own "
         "(default: one per core, four at most)",
     )
-    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="default: auto")
+    add_device_options(parser)
     add("--allow-download", action="store_true", help="fetch weights that the model names and this machine lacks")
 
 
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     )
     started = time.perf_counter()
     if arguments.model or has_model(arguments.index):
-        options = {"device": arguments.device, "allow_download": arguments.allow_download}
+        options = {**where(arguments), "allow_download": arguments.allow_download}
         searcher = open_searcher(arguments.index, arguments.model, **options)
     else:  # it can still be searched by id and by code
         searcher = Searcher(open_index(arguments.index))

@@ -26,6 +26,7 @@ from distillhash.cli.common import (
     parse_settings,
     report_skipped,
     say,
+    where,
 )
 from distillhash.errors import ParameterError
 
@@ -169,7 +170,7 @@ def _make_model(arguments: argparse.Namespace) -> tuple[HashModel, Any, Source]:
         raise ParameterError(f"--caption-column {arguments.caption_column} needs texts; add --pairs, or leave it out")
     source = (open_pairs_argument if pairs else open_argument)(arguments, arguments.source)
     images = source.images if isinstance(source, PairSource) else source
-    parts: dict[str, Any] = {"hasher": hasher, "device": arguments.device, "cache": open_cache(arguments)}
+    parts: dict[str, Any] = {"hasher": hasher, "cache": open_cache(arguments), **where(arguments)}
     made = backbone_options(arguments)
     parts |= {"backbone": backbone_name(arguments, images), "backbone_options": made.pop("options"), **made}
     if not isinstance(source, PairSource):

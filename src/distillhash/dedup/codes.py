@@ -33,7 +33,7 @@ from distillhash.sources import MAX_PIXELS, EmbeddingSource, ImageSource, Skippe
 from distillhash.sources.base import nothing_usable
 
 if TYPE_CHECKING:
-    from distillhash.backbones import FeatureCache
+    from distillhash.backbones import Engine, FeatureCache
 
 IMAGE_SIZE = 224
 LEARNED_BITS, RANDOM_BITS = 512, 1024
@@ -54,6 +54,7 @@ class Settings:
     most_false_pairs: float | None = None  # to accept; None takes the rule of the calibration
     mirror: bool = False  # look for mirror images too, with codes of the features alone
     device: str = "auto"  # where the backbone runs
+    engine: Engine = "auto"  # what runs it on a CPU
     cache: FeatureCache | None = None  # of features and hashes between runs
     allow_download: bool = False  # of weights that the model folder names
     max_pixels: int | None = None  # images above this are skipped
@@ -130,7 +131,11 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
     """
     if settings.model is not None:
         loaded = load_model(
-            settings.model, device=settings.device, cache=settings.cache, allow_download=settings.allow_download
+            settings.model,
+            device=settings.device,
+            engine=settings.engine,
+            cache=settings.cache,
+            allow_download=settings.allow_download,
         )
         encoder = Encoder(loaded, f"codes of {loaded.n_bits} bits by the model {settings.model}", 0, settings)
         return encoder, encoder.encode(source)
@@ -142,6 +147,7 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
         make_hasher("itq", LEARNED_BITS, iterations=ITERATIONS),
         image_size=IMAGE_SIZE if vectors is None else None,
         device=settings.device,
+        engine=settings.engine,
         cache=settings.cache,
     )
     given = f"{model.backbone_name} at {IMAGE_SIZE} pixels" if vectors is None else "the vectors"

@@ -301,6 +301,11 @@ class Hasher(ABC):
         return self
 
     @property
+    def has_decoder(self) -> bool:
+        """Whether :attr:`decoder` is there; models that versions without decoders trained have none."""
+        return self._decoder is not None
+
+    @property
     def decoder(self) -> Decoder:
         """From codes to features; :class:`ParameterError` for a model that was trained by a version without decoders."""
         self._check_fitted()
@@ -527,29 +532,47 @@ def read_model_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, NDArr
 
     The folder may be somebody else's: both files are data, at most 16 MiB and 4 GiB, and no value in them is trusted.
     """
-    from safetensors.numpy import load
+    return parse_model(path, *read_model_files(path))
 
+
+def read_model_files(path: str | Path) -> tuple[bytes, bytes]:
+    """``config.json`` and ``model.safetensors`` of a model folder, whole; :class:`FormatError` where they cannot be read."""
     folder = Path(path)
     try:
-        config = json.loads(read_file(folder / "config.json", limit=_MAX_CONFIG), parse_constant=_refuse_constant)
-        data = read_file(folder / "model.safetensors", limit=MAX_WEIGHTS)
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(
-            f"{folder} is not a model folder, or is damaged ({first_line(error)}); give a folder that train wrote"
-        ) from error
+        return read_file(folder / "config.json", limit=_MAX_CONFIG), read_file(
+            folder / "model.safetensors", limit=MAX_WEIGHTS
+        )
+    except OSError as error:
+        raise _no_model(folder, error) from error
+
+
+def _no_model(place: str | Path, error: Exception) -> FormatError:
+    return FormatError(
+        f"{place} is not a model folder, or is damaged ({first_line(error)}); give a folder that train wrote"
+    )
+
+
+def parse_model(place: str | Path, described: bytes, data: bytes) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """See :func:`read_model_folder`: the contents of both files, which came from ``place``."""
+    from safetensors.numpy import load
+
+    try:
+        if len(described) > _MAX_CONFIG:
+            raise ValueError(f"its configuration has {len(described):,} bytes, over the limit of {_MAX_CONFIG:,}")
+        config = json.loads(described, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise _no_model(place, error) from error
     version = config.get("format_version") if isinstance(config, dict) else None
     if type(version) is not int or version < 1:
-        raise FormatError(f"{folder}/config.json is not that of a model; give a folder that train wrote")
+        raise FormatError(f"{place}/config.json is not that of a model; give a folder that train wrote")
     if version > FORMAT_VERSION:
-        raise FormatError(f"{folder} has format {version}, this one reads up to {FORMAT_VERSION}; upgrade distillhash")
+        raise FormatError(f"{place} has format {version}, this one reads up to {FORMAT_VERSION}; upgrade distillhash")
     if blake2b(data, digest_size=16).hexdigest() != config.get("fingerprint"):
-        raise FormatError(
-            f"{folder}/model.safetensors is damaged or does not belong to its config.json; train it again"
-        )
+        raise FormatError(f"{place}/model.safetensors is damaged or does not belong to its config.json; train it again")
     try:
         return config, load(data)
     except Exception as error:  # safetensors raises its own error, and KeyError for types that NumPy lacks
-        raise FormatError(f"{folder}/model.safetensors is damaged ({first_line(error)}); train it again") from error
+        raise FormatError(f"{place}/model.safetensors is damaged ({first_line(error)}); train it again") from error
 
 
 def shapes_of(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

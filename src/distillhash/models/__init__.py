@@ -5,23 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distillhash.models.hash_model import Encoded, HashModel
+from distillhash.methods.base import read_model_folder
+from distillhash.models.hash_model import ONNX_NAME, Encoded, HashModel, onnx_file
 from distillhash.models.image_text import CrossModalModel, PairFeatures
 
 if TYPE_CHECKING:
-    from distillhash.backbones import FeatureCache
+    from distillhash.backbones import Engine, FeatureCache
 
-__all__ = ["CrossModalModel", "Encoded", "HashModel", "PairFeatures", "load_model"]
+__all__ = [
+    "ONNX_NAME",
+    "CrossModalModel",
+    "Encoded",
+    "HashModel",
+    "PairFeatures",
+    "load_model",
+    "onnx_file",
+    "stored_fingerprint",
+]
 
 
 def load_model(
-    path: str | Path, *, device: str = "auto", cache: FeatureCache | None = None, allow_download: bool = False
+    path: str | Path,
+    *,
+    device: str = "auto",
+    engine: Engine = "auto",
+    cache: FeatureCache | None = None,
+    allow_download: bool = False,
 ) -> HashModel:
     """Read a model that :meth:`HashModel.save` wrote. The folder may be somebody else's: everything in it is data, and runs no code.
 
     Args:
-        path: The folder.
+        path: The folder, or an ONNX file that `distillhash export --to onnx` made of one; that needs no torch.
         device: Where its backbone runs.
+        engine: What runs it on a CPU, see :func:`distillhash.backbones.make_backbone`.
         cache: Where features are kept between runs.
         allow_download: Download the backbone or text encoder that the folder names, where this machine does not have it.
 
@@ -31,4 +47,14 @@ def load_model(
     Raises:
         FormatError: the folder is absent, damaged, of a newer format, or holds a hasher without a backbone.
     """
-    return HashModel.from_folder(path, device=device, cache=cache, allow_download=allow_download)
+    return HashModel.from_folder(path, device=device, engine=engine, cache=cache, allow_download=allow_download)
+
+
+def stored_fingerprint(path: str | Path) -> str:
+    """The fingerprint of a stored model, without its backbone being built. Errors are those of :func:`load_model`."""
+    file = onnx_file(path)
+    if file is None:
+        return str(read_model_folder(path)[0]["fingerprint"])
+    from distillhash.models.onnx import read_onnx
+
+    return str(read_onnx(file)[0]["fingerprint"])

@@ -37,10 +37,11 @@ from distillhash.methods.registry import hasher_from
 from distillhash.sources import EmbeddingSource, Skipped, Source, open_source
 
 if TYPE_CHECKING:
-    from distillhash.backbones import Backbone, FeatureCache
+    from distillhash.backbones import Backbone, Engine, FeatureCache
     from distillhash.backbones.extract import FeatureBatch, Known
 
 DEFAULT_VIEWS = 6
+ONNX_NAME = "model.onnx"
 _BACKBONE_PREFIX = "backbone."
 GOLDEN, CARD = "golden.safetensors", "README.md"
 _GOLDEN_ROWS, _CANDIDATES, _GOLDEN_SIDE, _MAX_GOLDEN = 10, 40, 64, 16 * 2**20
@@ -83,6 +84,7 @@ class HashModel:
         weights: str | Path | None = None,
         backbone_options: Mapping[str, Any] | None = None,
         device: str = "auto",
+        engine: Engine = "auto",
         cache: FeatureCache | None = None,
     ) -> None:
         """Store the parts; weights are read when they are first needed.
@@ -95,6 +97,7 @@ class HashModel:
             weights: Weights file for backbones that do not carry theirs.
             backbone_options: Options of ``hf:`` and ``onnx:`` by name, see :func:`distillhash.backbones.make_backbone`.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+            engine: What runs the backbone on a CPU: ``auto``, ``onnx`` or ``torch``, see :func:`distillhash.backbones.make_backbone`.
             cache: Where features are kept between runs; None keeps none.
 
         Raises:
@@ -108,7 +111,7 @@ class HashModel:
         self.fingerprint: str | None = None
         self.training: dict[str, Any] = {}
         self.skipped_: list[Skipped] = []
-        self._image_size, self._weights, self._device = image_size, weights, device
+        self._image_size, self._weights, self._device, self._engine = image_size, weights, device, engine
         self._backbone_options = backbone_options
         self._saved_backbone: tuple[dict[str, Any], dict[str, NDArray[Any]]] | None = None
         self._allow_download = False  # of what a model folder names; a name given to the constructor is consent
@@ -136,10 +139,12 @@ class HashModel:
                 image_size=self._image_size,
                 weights=self._weights,
                 device=self._device,
+                engine=self._engine,
                 options=self._backbone_options,
             )
         config, tensors = self._saved_backbone
-        backbone = backbone_from_config(config, device=self._device, allow_download=self._allow_download)
+        where: dict[str, Any] = {"device": self._device, "engine": self._engine}
+        backbone = backbone_from_config(config, allow_download=self._allow_download, **where)
         if tensors:
             backbone.load_tensors(tensors)
         if backbone.fingerprint != config.get("fingerprint"):
@@ -218,9 +223,10 @@ class HashModel:
         self.skipped_ = table.skipped
         images = None
         if fine_tune:
-            from distillhash.backbones import ImageInputs
+            from distillhash.backbones import ImageInputs, TorchBackbone
             from distillhash.methods.training import TrainableImages
 
+            assert isinstance(self.backbone, TorchBackbone)  # as check_trainable has found
             images = TrainableImages(ImageInputs(sample.select(table.rows), self.backbone), self.backbone.network)
         self.hasher.fit(table.features, views=table.views, images=images, teacher=table.teacher)
         if fine_tune:
@@ -384,6 +390,7 @@ class HashModel:
         *,
         revision: str | None = None,
         device: str = "auto",
+        engine: Engine = "auto",
         cache: FeatureCache | None = None,
         allow_download: bool = False,
     ) -> Self:
@@ -395,6 +402,7 @@ class HashModel:
             name: A folder, else ``OWNER/NAME`` on the hub.
             revision: Branch, tag or commit of the hub; a commit names one content for ever.
             device: Where its backbone runs.
+            engine: What runs it on a CPU, see :func:`distillhash.backbones.make_backbone`.
             cache: Where features are kept between runs.
             allow_download: Also download the backbone that the folder names, where this machine does not have it.
 
@@ -406,9 +414,9 @@ class HashModel:
             DataError: there is no such model, or the hub cannot be reached.
             FormatError: the folder is damaged, or the codes of its golden vectors are others here.
         """
-        folder = Path(name) if Path(name).is_dir() else _downloaded(str(name), revision)
-        options: dict[str, Any] = {"device": device, "cache": cache, "allow_download": allow_download}
-        model = cls.from_folder(folder, **options)
+        folder = Path(name) if Path(name).exists() else _downloaded(str(name), revision)
+        options: dict[str, Any] = {"engine": engine, "cache": cache, "allow_download": allow_download}
+        model = cls.from_folder(folder, device=device, **options)
         model._compare_golden(folder)
         return model
 
@@ -514,15 +522,30 @@ class HashModel:
             )
 
     @classmethod
-    def from_folder(cls, path: str | Path, **options: Any) -> Self:
+    def from_folder(cls, path: str | Path, *, device: str = "auto", engine: Engine = "auto", **options: Any) -> Self:
         """See :func:`distillhash.load_model`; :class:`FormatError` where the folder holds another kind of model than this class."""
-        config, tensors = read_model_folder(path)
+        file, data = onnx_file(path), None
+        if file is None:
+            config, tensors = read_model_folder(path)
+        else:
+            from distillhash.models.onnx import ExportedBackbone, read_onnx
+
+            config, tensors, data = read_onnx(file)
         if "backbone" not in config:
             raise FormatError(f"{path} holds a hasher without a backbone; read it with load_hasher")
         kinds = [kind for kind in (*cls.__subclasses__(), cls) if kind._CONFIG_HAS in config]
         if not kinds:
             raise FormatError(f"{path} holds no {cls._CONFIG_HAS}, so it is no {cls.__name__}; read it with load_model")
-        return kinds[0].from_contents(config, tensors, **options)
+        model = kinds[0].from_contents(config, tensors, device=device, engine=engine, **options)
+        if data is not None and model.backbone_name != "embeddings":
+            if engine == "torch" or device not in ("auto", "cpu"):
+                option = "--engine torch" if engine == "torch" else f"--device {device}"
+                raise ParameterError(f"{file} is run by ONNX Runtime on the CPU; leave out {option}")
+            assert model._saved_backbone is not None  # as from_contents has set it
+            model._device, model.backbone = "cpu", ExportedBackbone(str(file), data, *model._saved_backbone)
+            if model.backbone.dim != model.hasher.n_features_:
+                raise FormatError(f"{file}: its network does not belong to its hash function; export the model again")
+        return model
 
     @classmethod
     def from_contents(
@@ -545,6 +568,15 @@ class HashModel:
 
     def __repr__(self) -> str:
         return f"HashModel(backbone={self.backbone_name!r}, hasher={self.hasher!r})"
+
+
+def onnx_file(path: str | Path) -> Path | None:
+    """The ONNX file that a model is read from: ``path`` itself, or ``model.onnx`` in a folder without ``config.json``; None for others."""
+    place = Path(path)
+    if place.is_file():
+        return place
+    inside = place / ONNX_NAME
+    return inside if inside.is_file() and not (place / "config.json").exists() else None
 
 
 def _hub(what: str) -> Any:

@@ -30,7 +30,7 @@ from distillhash.texts import (
 )
 
 if TYPE_CHECKING:
-    from distillhash.backbones import FeatureCache
+    from distillhash.backbones import Engine, FeatureCache
     from distillhash.methods.image_text import CrossModalHasher
 
 
@@ -71,6 +71,7 @@ class CrossModalModel(HashModel):
         weights: str | Path | None = None,
         backbone_options: Mapping[str, Any] | None = None,
         device: str = "auto",
+        engine: Engine = "auto",
         cache: FeatureCache | None = None,
     ) -> None:
         """Store the parts, as :class:`~distillhash.models.hash_model.HashModel` does; the other arguments are the same.
@@ -81,7 +82,7 @@ class CrossModalModel(HashModel):
         if hasher is not None and not hasher.needs_texts:
             choices = ", ".join(method_names(image_text=True))
             raise ParameterError(f"{hasher.method} does not learn from image-text pairs; choose one of {choices}")
-        where: dict[str, Any] = {"device": device, "cache": cache}
+        where: dict[str, Any] = {"device": device, "engine": engine, "cache": cache}
         super().__init__(
             backbone, hasher, image_size=image_size, weights=weights, backbone_options=backbone_options, **where
         )
