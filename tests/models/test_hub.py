@@ -110,6 +110,13 @@ def test_a_backbone_that_computes_otherwise_is_noticed(
         HashModel.from_pretrained(tmp_path)
 
 
+def test_engines_agree_on_golden_codes(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    options: dict[str, Any] = {"image_size": 32, "device": "cpu", "engine": "torch"}
+    HashModel(hasher=make_hasher("itq", 16), **options).fit(photos).save_pretrained(tmp_path)
+    assert HashModel.from_pretrained(tmp_path, engine="onnx").n_bits == 16
+
+
 def test_bits_near_zero_are_not_compared(tmp_path: Path) -> None:
     """Rounding on another processor may flip them; here the second bit is 0 for every input."""
     hasher = make_hasher("lsh", 2, centre=False).fit(np.eye(3))
