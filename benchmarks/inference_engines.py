@@ -2,11 +2,16 @@
 
     python benchmarks/inference_engines.py cifar10:cifar10#test#0:5000 --image-size 128 --out results/inference-engines/cifar10
     python benchmarks/inference_engines.py photos/ --image-size 260 --uploads --out results/inference-engines/photos
+    python benchmarks/inference_engines.py cifar10:cifar10#test#0:6000 --image-size 128 --int8 cifar10:cifar10#train#0:100 --out ...
 
 For both engines in turn, round after round: ``bare`` embeds images that are in memory, on one worker a core; ``encoding`` reads, decodes,
 resizes and embeds them, into an empty cache; ``uploads`` answers JPEGs in the processes of a server, without HTTP. Reported are medians of
 wall time, and of CPU time, which other programs disturb less (uploads run in other processes: wall time alone). Codes are those of `itq`
 and the default method, 64 bits, fitted on torch's features.
+
+With ``--int8`` the network in int8, its ranges from the given images, stands beside float32: CPU time, bits, and MAP and neighbour
+recall@10 of `itq` at 64 bits. The first 1,000 items are the queries, the others the database, and it is fitted on the first 2,000 of these.
+
 Writes ``table.json`` with all rounds and ``table.md``.
 """
 
@@ -18,6 +23,7 @@ import json
 import os
 import platform
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,17 +33,20 @@ import onnxruntime
 import torch
 
 from distillhash import HashModel, make_hasher
-from distillhash.backbones import extract_features, make_backbone
+from distillhash.backbones import Backbone, Engine, TorchBackbone, extract_features, make_backbone
+from distillhash.backbones.onnx import Passes, export_network, quantised
+from distillhash.metrics import evaluate_codes
+from distillhash.metrics.neighbours import neighbour_recall
 from distillhash.serve.encoding import Encoder
 from distillhash.serve.settings import Settings
 from distillhash.sources import ImageSource, decode_resized, open_source
 from extraction_rate import embed_all, extract, measured
 
-ENGINES = ("torch", "onnx")
+ENGINES: tuple[Engine, ...] = ("torch", "onnx")
 MOST_UPLOADS = 400
 
 
-def same_codes(source: ImageSource, backbones: dict[str, Any]) -> dict[str, Any]:
+def same_codes(source: ImageSource, backbones: dict[Engine, Backbone]) -> dict[str, Any]:
     """The largest difference of features, relative to the largest, and bits that differ."""
     features = {engine: extract_features(source, backbone).features for engine, backbone in backbones.items()}
     plain, run = (features[engine] for engine in ENGINES)
@@ -53,7 +62,7 @@ async def answered(encoder: Encoder, contents: list[bytes]) -> None:
     await asyncio.gather(*(encoder.encode(content) for content in contents))
 
 
-def uploads(source: ImageSource, backbones: dict[str, Any], rounds: int) -> dict[str, list[dict[str, float]]]:
+def uploads(source: ImageSource, backbones: dict[Engine, Backbone], rounds: int) -> dict[str, list[dict[str, float]]]:
     """Seconds for the same uploads in servers' encoders that run beside each other and take turns."""
     contents = [
         bytes(content)
@@ -98,11 +107,42 @@ def measure(spec: str, name: str, size: int, rounds: int, *, with_uploads: bool)
             ):
                 seconds = measured(run)
                 spent[work][engine].append({clock: value / len(source) for clock, value in seconds.items()})
-    found = {"source": "/".join(Path(spec).parts[-2:]), "backbone": name, "image_size": size, "images": len(source)}
+    found = {"source": shortened(spec), "backbone": name, "image_size": size, "images": len(source)}
     differ = same_codes(source, backbones)
     if with_uploads:
         spent["uploads"] = uploads(source, backbones, rounds)
     return {**found, "differences": differ, "seconds_an_image": spent}
+
+
+def in_int8(source: ImageSource, plain: Backbone, spec: str) -> dict[str, Any]:
+    """What int8 takes and loses."""
+    ranges = open_source(spec)
+    assert isinstance(plain, TorchBackbone) and isinstance(ranges, ImageSource)
+    size = plain.image_size
+    network = export_network(plain, as_bytes=True)
+    chosen = np.stack([decode_resized(ranges.read(row), size) for row in range(len(ranges))])
+    images = np.stack([decode_resized(source.read(row), size) for row in range(len(source))])
+    runs = {"float32": Passes("float32", network, size), "int8": Passes("int8", quantised(network, chosen), size)}
+    features: dict[str, Any] = {}
+    spent: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(2):
+        for name, run in runs.items():
+            started = time.process_time()
+            features[name] = run(images)
+            spent[name].append(1000 * (time.process_time() - started) / len(images))
+    queries, database = slice(1000), slice(1000, None)
+    found: dict[str, Any] = {"images": len(images), "calibration": len(chosen)}
+    same = make_hasher("itq", 64).fit(features["float32"][1000:3000])
+    codes = [same.encode(features[name]).packed for name in runs]
+    found["bits_changed"] = float(np.bitwise_count(codes[0] ^ codes[1]).sum() / codes[0].size / 8)
+    for name, rows in features.items():
+        hasher, labels = make_hasher("itq", 64).fit(rows[1000:3000]), source.labels
+        codes_of = hasher.encode(rows[queries]), hasher.encode(rows[database])
+        exact = features["float32"]
+        near = neighbour_recall(*codes_of, exact[queries], exact[database], ks=(10,), depths=(10,))["recall10@10"]
+        report = {} if labels is None else evaluate_codes(*codes_of, labels[queries], labels[database])
+        found[name] = {"cpu_ms": min(spent[name]), "recall10@10": float(near), "map": report.get("map")}
+    return found
 
 
 def table(found: dict[str, Any]) -> list[str]:
@@ -119,13 +159,26 @@ def table(found: dict[str, Any]) -> list[str]:
     differ = found["differences"]
     bits = f"{differ['itq']} (itq) and {differ['distillhash-nested']} (distillhash-nested)"
     about = f"{found['source']}, {found['images']} images, {found['backbone']} at {found['image_size']} pixels"
+    more = []
+    if small := found.get("int8"):
+        more = ["", "| arithmetic | CPU ms an image | MAP | recall@10 |", "|---|---|---|---|"]
+        for name in ("float32", "int8"):
+            numbers = small[name]
+            level = "" if numbers["map"] is None else f"{numbers['map']:.4f}"
+            more.append(f"| {name} | {numbers['cpu_ms']:.2f} | {level} | {numbers['recall10@10']:.3f} |")
+        more += ["", f"Bits that int8 changes: {small['bits_changed']:.2%}."]
     return [
         about,
         "",
         *lines,
         "",
         f"Bits that differ, of {64 * differ['images']}: {bits}. Features: {differ['features']:.1e} of the largest.",
+        *more,
     ]
+
+
+def shortened(word: str) -> str:
+    return "/".join(Path(word).parts[-2:])
 
 
 def main() -> None:
@@ -135,12 +188,19 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, required=True)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--uploads", action="store_true")
+    parser.add_argument("--int8", metavar="SOURCE", help="images that give the ranges")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     options = arguments.backbone, arguments.image_size, arguments.rounds
     found = measure(arguments.source, *options, with_uploads=arguments.uploads)
+    if arguments.int8:
+        source, plain = open_source(arguments.source), make_backbone(*options[:1], image_size=options[1], device="cpu")
+        assert isinstance(source, ImageSource)
+        found["int8"] = in_int8(source, plain, arguments.int8)
     facts = {
-        "command": " ".join(["python", "benchmarks/inference_engines.py", found["source"], *sys.argv[2:]]),
+        "command": " ".join(
+            ["python", "benchmarks/inference_engines.py", found["source"], *map(shortened, sys.argv[2:])]
+        ),
         "cores": os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),

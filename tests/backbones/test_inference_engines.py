@@ -63,8 +63,12 @@ def test_views_and_teacher_are_run_as_well() -> None:
 def test_the_same_codes(n: int, backbone: str, size: int, tmp_path: Path) -> None:
     fitted = HashModel(backbone, make_hasher("itq", 32), image_size=size, device="cpu", engine="torch")
     fitted.fit(f"digits:#{1000}:{1000 + max(n // 2, 40)}").save(tmp_path)
-    codes = [load_model(tmp_path, device="cpu", engine=engine).encode(f"digits:#0:{n}") for engine in ("torch", "onnx")]
-    np.testing.assert_array_equal(codes[0].packed, codes[1].packed)
+    plain, run = (load_model(tmp_path, device="cpu", engine=engine) for engine in ("torch", "onnx"))
+    features = extract_features(open_source(f"digits:#0:{n}"), plain.backbone).features
+    projection = fitted.hasher.project(features)
+    differs = np.not_equal(projection >= 0, run.encode(f"digits:#0:{n}").signs() > 0)
+    assert differs.sum() <= 1 + projection.size // 10_000  # only where rounding decides
+    assert (np.abs(projection[differs]) < 1e-4 * np.abs(projection).mean()).all()
 
 
 def test_an_exported_network_is_kept_and_checked(engines: Path) -> None:

@@ -13,12 +13,14 @@ import pytest
 from numpy.typing import NDArray
 
 from distillhash import HashModel, load_model, make_hasher, method_names
+from distillhash.backbones import extract_features
 from distillhash.cli import main
 from distillhash.errors import DataError, FormatError, ParameterError
 from distillhash.methods import ITQ, Hasher, method_class
 from distillhash.methods.base import read_model_files
 from distillhash.models.image_text import CrossModalModel
 from distillhash.models.onnx import write_onnx
+from distillhash.sources import open_source
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -190,6 +192,35 @@ def test_the_verbs_take_the_file(
     assert main(["dedup", str(photos), "--model", str(file), "--out", str(tmp_path / "d.json"), "--quiet"]) == 0
     assert main(["encode", str(photos), "--model", str(file), "--out", "x.npz", "--engine", "torch"]) == 2
     assert "is run by ONNX Runtime on the CPU; leave out --engine torch" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_int8_is_another_model(
+    photo_model: tuple[HashModel, Path, Path], photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, folder, file = photo_model
+    out, pictures = tmp_path / "small.onnx", open_source(photos)
+    words = ["export", "--model", str(folder), "--to", "onnx", "--int8", "--out", str(out)]
+    assert main(words) == 2
+    assert "--int8 needs --data SOURCE" in capsys.readouterr().err
+    assert main([*words, "--data", f"{photos}#0:7"]) == 2
+    assert "int8 needs at least 20 images, got 7" in capsys.readouterr().err
+    assert main([*words, "--data", str(photos), "--json"]) == 0
+    said, loaded = json.loads(capsys.readouterr().out), load_model(out)
+    assert said["n_compared"] == 120 and said["fingerprint"] == loaded.fingerprint != model.fingerprint
+    assert out.stat().st_size < 0.5 * file.stat().st_size
+    assert loaded.backbone.fingerprint != model.backbone.fingerprint
+    plain, small = (extract_features(pictures, one.backbone).features for one in (model, loaded))
+    lengths = np.linalg.norm(plain, axis=1) * np.linalg.norm(small, axis=1)
+    assert ((plain * small).sum(axis=1) > 0.8 * lengths).all() and not np.allclose(plain, small, rtol=1e-3)
+    with pytest.raises(ParameterError, match="computes in int8, which a model folder cannot"):
+        loaded.save(tmp_path / "again")
+    index = str(tmp_path / "index")
+    assert main(["index", str(photos), "--model", str(folder), "--index", index, "--quiet"]) == 0
+    assert main(["search", str(next(photos.rglob("*.png"))), "--index", index, "--model", str(out)]) == 1
+    assert "of another model" in (said_there := capsys.readouterr().err) or "another model" in said_there
+    with pytest.raises(ParameterError, match="int8 is for the network of a model of images"):
+        write_onnx(trained("itq", tmp_path / "vectors"), (b"", b""), out, int8=True)
 
 
 def test_words_of_the_command_line(

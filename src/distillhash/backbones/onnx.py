@@ -24,6 +24,7 @@ import io
 import logging
 import os
 import re
+import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -271,6 +272,29 @@ def export_network(backbone: TorchBackbone, *, as_bytes: bool = False) -> bytes:
             dynamo=False,
         )
     return stream.getvalue()
+
+
+def quantised(network: bytes, images: NDArray[np.uint8]) -> bytes:
+    """An exported network in int8, weights per channel, with the ranges of activations that images ``(n, size, size, 3)`` give."""
+    _require("int8")
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Images(CalibrationDataReader):  # type: ignore[misc]  # it has no types
+        def __init__(self) -> None:
+            self._left = iter(images)
+
+        def get_next(self) -> dict[str, Any] | None:
+            image = next(self._left, None)
+            return None if image is None else {"image": image[None]}
+
+    kinds = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
+    with tempfile.TemporaryDirectory() as folder:
+        plain, folded, small = (str(Path(folder) / name) for name in ("plain.onnx", "folded.onnx", "small.onnx"))
+        Path(plain).write_bytes(network)
+        quant_pre_process(plain, folded, skip_symbolic_shape=True)
+        quantize_static(folded, small, Images(), per_channel=True, **kinds)
+        return Path(small).read_bytes()
 
 
 def _checked(backbone: TorchBackbone, data: bytes) -> Run:

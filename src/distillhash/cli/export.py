@@ -15,7 +15,8 @@ from distillhash.cli.common import SOURCE_HELP, say
 from distillhash.errors import DataError, ParameterError
 
 FORMAT_NAMES = ("parquet", "npy", "faiss", "faiss-hnsw", "milvus", "pgvector", "opensearch", "elasticsearch", "vespa")
-_OF_MODELS = {"onnx": ("model", "data"), "hub": ("model", "license", "measures")}  # what they need, and may have
+# What an export of a model needs, and may have.
+_OF_MODELS = {"onnx": ("model", "data", "int8"), "hub": ("model", "license", "measures")}
 _MOST_ROWS = 200  # of --data, on which codes are compared
 
 
@@ -38,6 +39,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help=f"on which codes of --to onnx are compared (default: drawn rows): {SOURCE_HELP}",
     )
+    add(
+        "--int8",
+        action="store_true",
+        help="of --to onnx: faster, with other codes and a fingerprint of its own; needs --data",
+    )
     add("--license", metavar="ID", help="with --to hub: the licence of the model, such as apache-2.0")
     add("--measures", metavar="FILE", help="with --to hub: for its card, what `distillhash evaluate --json` printed")
 
@@ -45,11 +51,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Read, write, list what was written."""
     needed, *others = _OF_MODELS.get(arguments.to, ("codes", "name"))
-    for option in ("codes", "name", "model", "data", "license", "measures"):
-        if option not in (needed, *others) and getattr(arguments, option) is not None:
+    for option in ("codes", "name", "model", "data", "int8", "license", "measures"):
+        if option not in (needed, *others) and getattr(arguments, option):
             raise ParameterError(f"--to {arguments.to} takes no --{option}; leave it out")
     if getattr(arguments, needed) is None:
         raise ParameterError(f"--to {arguments.to} needs --{needed}")
+    if arguments.int8 and arguments.data is None:
+        raise ParameterError("--int8 needs --data SOURCE, images like those to encode; give at least 20, better 200")
     if arguments.to == "hub":
         return _export_to_hub(arguments)
     return _export_model(arguments) if arguments.to == "onnx" else _export_codes(arguments)
@@ -71,21 +79,22 @@ def _export_codes(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _export_model(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.methods.base import read_model_files
-    from distillhash.models import load_model
+    from distillhash.models import load_model, stored_fingerprint
     from distillhash.models.onnx import write_onnx
 
     folder = Path(arguments.model)
     out = Path(arguments.out or folder.with_name(f"{folder.resolve().name}.onnx"))
     model, stored = load_model(folder, device="cpu"), read_model_files(folder)
     rows = None if arguments.data is None else _rows(model, arguments.data)
-    n_bits, n_different = write_onnx(model, stored, out, rows)
+    n_bits, n_different = write_onnx(model, stored, out, rows, int8=arguments.int8)
     text = f"{n_different} of {n_bits} bits differ from those of encode, on {n_bits // model.n_bits} rows"
+    fingerprint = stored_fingerprint(out)
     say(arguments, f"{model.hasher.method}, {model.n_bits} bits: {out}; {text}")
     return {
         "to": "onnx",
         "files": [str(out)],
         "n_bits": model.n_bits,
-        "fingerprint": model.fingerprint,
+        "fingerprint": fingerprint,
         "n_compared": n_bits,
         "n_different": n_different,
     }

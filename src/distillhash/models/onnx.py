@@ -7,11 +7,15 @@ and ``reconstruction (n, d) float32`` where the model has a decoder. After the f
 The metadata entry ``distillhash`` is the model's ``config.json``; an initialiser of that name holds the bytes of its
 ``model.safetensors``, which no node uses. So a model from this file has the fingerprint, the parameters and the codes of the folder: the
 graph computes features of images, and the hasher the rest.
+
+In int8 the network is another one: `arithmetic` in the configuration says so, and the model has a fingerprint of its own.
 """
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.backbones import Backbone, TorchBackbone
-from distillhash.backbones.onnx import OPSET, Passes, drawn_images, export_network, open_session, read_graph
+from distillhash.backbones.onnx import OPSET, Passes, drawn_images, export_network, open_session, quantised, read_graph
 from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError, FormatError, ParameterError
 from distillhash.files import write_atomic
@@ -34,6 +38,7 @@ NAME = "distillhash"
 MOST_DIFFERENT = 1e-3  # share of bits that may not be those of encode; none are expected
 _MAX_BYTES = 2**31 - 1
 _IR_VERSION = 8  # of onnx 1.10, 2021
+_FEWEST_IMAGES = 20  # for int8
 _N_IMAGES, _N_VECTORS = 32, 256  # that are drawn to compare codes
 
 
@@ -71,6 +76,12 @@ class ExportedBackbone(Backbone):
         """What the model folder says."""
         return {name: value for name, value in self._config.items() if name not in ("name", "fingerprint")}
 
+    def config(self) -> dict[str, Any]:
+        """Of the model folder that it was made from; there is none of a network in int8."""
+        if "arithmetic" in self._config:
+            raise ParameterError(f"{self._place} computes in int8, which a model folder cannot; copy the file instead")
+        return super().config()
+
     def tensors(self) -> dict[str, NDArray[Any]]:
         """The fine-tuned weights; none where the network is as it came."""
         return self._weights
@@ -90,11 +101,19 @@ def read_onnx(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]], byte
             f"{path} is no model, but another ONNX file; give one that `distillhash export --to onnx` wrote, or train a model with "
             f"--backbone onnx:{path}"
         )
-    return *parse_model(path, described.encode(), stored), data
+    config, tensors = parse_model(path, described.encode(), stored)
+    backbone = config.get("backbone")
+    if isinstance(backbone, dict) and "arithmetic" in backbone:
+        config["fingerprint"] = _digest(f"{config['fingerprint']}/{backbone.get('fingerprint')}".encode())
+    return config, tensors, data
+
+
+def _digest(data: bytes) -> str:
+    return blake2b(data, digest_size=16).hexdigest()
 
 
 def write_onnx(
-    model: HashModel, stored: tuple[bytes, bytes], path: Path, rows: NDArray[Any] | None = None
+    model: HashModel, stored: tuple[bytes, bytes], path: Path, rows: NDArray[Any] | None = None, *, int8: bool = False
 ) -> tuple[int, int]:
     """Write a trained model as an ONNX file, unless it would give other codes than the model.
 
@@ -103,13 +122,14 @@ def write_onnx(
         stored: Its ``config.json`` and ``model.safetensors``.
         path: The file.
         rows: Images ``(n, size, size, 3) uint8`` or embeddings ``(n, d)`` on which codes are compared, n >= 1; None draws some.
+        int8: Compute features in int8: the first half of ``rows`` gives the ranges, and codes are compared on the other. They differ.
 
     Returns:
         How many bits were compared, and how many differ.
 
     Raises:
         ParameterError: a backbone or a method that cannot be exported.
-        DataError: more than one bit in a thousand differs, or the file cannot be written.
+        DataError: more than one bit in a thousand differs, but for int8, or the file cannot be written.
     """
     from onnx import ModelProto, TensorProto, helper
 
@@ -119,10 +139,22 @@ def write_onnx(
             raise ParameterError(f"{model.backbone_name} is an ONNX file already; export models of other backbones")
         plain = model.backbone.at_size(model.backbone.image_size)
         plain.engine = None  # torch computes what is compared
-        proto, source = ModelProto.FromString(export_network(plain, as_bytes=True)), "features"
+        network, source, config = export_network(plain, as_bytes=True), "features", stored[0].decode()
         rows = drawn_images(_N_IMAGES, plain.image_size) if rows is None else rows
+        if int8:
+            if len(rows) < _FEWEST_IMAGES:
+                raise ParameterError(f"int8 needs at least {_FEWEST_IMAGES} images, got {len(rows)}; give more")
+            half = len(rows) // 2
+            network, rows = quantised(network, rows[:half]), rows[half:]
+            described = json.loads(config)
+            described["backbone"] |= {"arithmetic": "int8", "fingerprint": _digest(network)}
+            config = json.dumps(described)
+        proto = ModelProto.FromString(network)
         expected = hasher.encode(plain.embed(rows))
+    elif int8:
+        raise ParameterError("int8 is for the network of a model of images; this one takes embeddings")
     else:
+        config = stored[0].decode()
         proto, source = ModelProto(ir_version=_IR_VERSION, opset_import=[helper.make_opsetid("", OPSET)]), "embedding"
         proto.graph.name = NAME
         proto.graph.input.append(helper.make_tensor_value_info(source, TensorProto.FLOAT, ["n", hasher.n_features_]))
@@ -130,7 +162,7 @@ def write_onnx(
         expected = hasher.encode(rows)
     _add_head(_Graph(proto), hasher, source)
     proto.producer_name = NAME
-    for key, value in ((NAME, stored[0].decode()), ("n_bits", hasher.n_bits), ("class_bits", hasher.class_bits)):
+    for key, value in ((NAME, config), ("n_bits", hasher.n_bits), ("class_bits", hasher.class_bits)):
         proto.metadata_props.add(key=key, value=str(value))
     proto.graph.initializer.add(name=NAME, data_type=TensorProto.UINT8, dims=[len(stored[1])], raw_data=stored[1])
     if proto.ByteSize() > _MAX_BYTES:
@@ -139,7 +171,7 @@ def write_onnx(
     session, inputs, _ = open_session(str(path), data)
     found = np.concatenate([session.run(["codes"], {inputs[0][0]: row[None]})[0] for row in rows])
     differ = int(np.bitwise_count(found ^ expected.packed).sum())
-    if differ > MOST_DIFFERENT * len(rows) * hasher.n_bits:
+    if not int8 and differ > MOST_DIFFERENT * len(rows) * hasher.n_bits:
         raise DataError(
             f"the exported model differs in {differ} of {len(rows) * hasher.n_bits} bits from {hasher.method}, so it is not written; "
             "encode with the model folder"
