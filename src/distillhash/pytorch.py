@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from distillhash.errors import MissingDependencyError
 
-if TYPE_CHECKING or find_spec("torch") is not None:
+HAS_TORCH = find_spec("torch") is not None
+
+if TYPE_CHECKING or HAS_TORCH:
     import torch
     from torch import Tensor, nn
     from torch.nn import functional
@@ -30,4 +32,4 @@ else:
 
     torch = nn = functional = Tensor = _Absent("torch", (), {})
 
-__all__ = ["Tensor", "functional", "nn", "torch"]
+__all__ = ["HAS_TORCH", "Tensor", "functional", "nn", "torch"]

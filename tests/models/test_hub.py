@@ -110,6 +110,13 @@ def test_a_backbone_that_computes_otherwise_is_noticed(
         HashModel.from_pretrained(tmp_path)
 
 
+def test_engines_agree_on_golden_codes(photos: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    options: dict[str, Any] = {"image_size": 32, "device": "cpu", "engine": "torch"}
+    HashModel(hasher=make_hasher("itq", 16), **options).fit(photos).save_pretrained(tmp_path)
+    assert HashModel.from_pretrained(tmp_path, engine="onnx").n_bits == 16
+
+
 def test_bits_near_zero_are_not_compared(tmp_path: Path) -> None:
     """Rounding on another processor may flip them; here the second bit is 0 for every input."""
     hasher = make_hasher("lsh", 2, centre=False).fit(np.eye(3))
@@ -295,7 +302,7 @@ def test_every_method_has_golden_vectors(method: str, tmp_path: Path) -> None:
 def test_the_verb(model: HashModel, x: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model.save(tmp_path / "model")
     (tmp_path / "measures.json").write_text(json.dumps({"map": 0.25, "curve": {"depth": [1]}, "n_bits": 12}))
-    out = tmp_path / "folder"
+    out = tmp_path / "model.hub"
     words = [
         "export",
         "--model",
@@ -318,10 +325,11 @@ def test_the_verb(model: HashModel, x: Any, tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize(
     ("words", "exit_code", "message"),
     [
-        (["--to", "hub", "--model", "model"], 2, "--to hub needs --model DIR, which train writes, and --out FOLDER"),
+        (["--to", "hub", "--out", "folder"], 2, "--to hub needs --model"),
+        (["--to", "hub", "--model", "model", "--data", "x.npy"], 2, "--to hub takes no --data; leave it out"),
         (["--to", "hub", "--codes", "codes.npz", "--out", "folder"], 2, "--to hub takes no --codes; leave it out"),
         (["--to", "npy", "--codes", "codes.npz", "--license", "mit"], 2, "--to npy takes no --license; leave it out"),
-        (["--to", "npy"], 2, "--to npy needs --codes FILE"),
+        (["--to", "npy"], 2, "--to npy needs --codes"),
         (["--to", "hub", "--model", "no-such", "--out", "folder"], 1, "no-such is not a model folder"),
         (["--to", "hub", "--model", "model", "--out", "folder", "--measures", "none"], 1, "none is not what"),
     ],

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distillhash import HashModel, load_model, make_hasher, method_names
+from distillhash import Codes, HashModel, load_model, make_hasher, method_names
 from distillhash.backbones import extract_features
 from distillhash.cli import main
 from distillhash.errors import DataError, FormatError, ParameterError
@@ -228,12 +228,12 @@ def test_words_of_the_command_line(
 ) -> None:
     _, folder, file = photo_model
     for words, message in [  # the first two are errors of usage
-        (["--codes", "c.npz", "--to", "onnx"], "--to onnx takes --model, and not --codes or --name"),
-        (["--model", str(folder), "--to", "faiss"], "--to faiss takes --codes, and not --model or --data"),
+        (["--codes", "c.npz", "--to", "onnx"], "--to onnx takes no --codes; leave it out"),
+        (["--model", str(folder), "--to", "faiss"], "--to faiss takes no --model; leave it out"),
         (["--model", str(file), "--to", "onnx"], "is not a model folder"),
         (["--model", str(folder), "--to", "onnx", "--data", str(vectors)], "is not of the kind that the model takes"),
     ]:
-        assert main(["export", *words]) == (2 if "takes --" in message else 1)
+        assert main(["export", *words]) == (2 if "takes no --" in message else 1)
         assert message in capsys.readouterr().err
     assert main(["export", "--model", str(folder), "--to", "onnx", "--json"]) == 0
     assert (folder.parent / "model.onnx").exists()
@@ -241,7 +241,7 @@ def test_words_of_the_command_line(
     assert said["n_different"] == 0 and said["n_compared"] == 320
 
 
-def test_it_needs_no_torch(photo_model: tuple[HashModel, Path, Path], tmp_path: Path) -> None:
+def test_it_needs_no_torch(photo_model: tuple[HashModel, Path, Path], photos: Path, tmp_path: Path) -> None:
     model, _, file = photo_model
     pixels = np.random.default_rng(1).integers(0, 256, (5, 64, 64, 3)).astype(np.uint8)
     np.save(tmp_path / "pixels.npy", pixels)
@@ -257,11 +257,21 @@ def test_it_needs_no_torch(photo_model: tuple[HashModel, Path, Path], tmp_path: 
         features = model.backbone.embed(np.load(sys.argv[2]))
         np.save(sys.argv[3], model.hasher.encode(features).packed)
         print(load_model(sys.argv[4]).encode(np.ones((3, 64))).packed.shape)
+        from distillhash.cli import main
+        print(main(["encode", sys.argv[5], "--model", sys.argv[1], "--out", sys.argv[6], "--no-cache", "--quiet"]))
     """
-    words = [file, tmp_path / "pixels.npy", tmp_path / "codes.npy", tmp_path / "nested.onnx"]
+    words = [
+        file,
+        tmp_path / "pixels.npy",
+        tmp_path / "codes.npy",
+        tmp_path / "nested.onnx",
+        photos,
+        tmp_path / "c.npz",
+    ]
     command = [sys.executable, "-c", textwrap.dedent(code), *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "(3, 6)\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, "(3, 6)\n0\n"), done.stderr
+    np.testing.assert_array_equal(Codes.load(tmp_path / "c.npz")[0].packed, model.encode(photos).packed)
     expected = model.hasher.encode(model.backbone.embed(pixels))
     np.testing.assert_array_equal(np.load(tmp_path / "codes.npy"), expected.packed)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import time
 import warnings
 import zlib
@@ -286,6 +287,27 @@ def test_resize_is_pillows_bicubic(width: int, height: int, size: int) -> None:
     difference = np.abs(resize_image(pixels, size).astype(int) - expected)
     assert difference.max() <= 5
     assert difference.mean() < 0.3
+
+
+def test_numpy_resizes_as_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    sides = [
+        (1, 1, 5),
+        (7, 2, 33),
+        (600, 31, 64),
+        (300, 520, 64),
+        (2, 1100, 3),
+        (64, 64, 64),
+        (64, 90, 64),
+        (33, 64, 64),
+    ]
+    for height, width, size in sides:
+        for values in (256, 2):  # greys, and black and white, where the cubic overshoots
+            pixels = (rng.integers(0, values, (height, width, 3)) * (255 // (values - 1))).astype(np.uint8)
+            expected = resize_image(pixels, size)
+            with monkeypatch.context() as patch:
+                patch.setitem(sys.modules, "torch", None)
+                np.testing.assert_array_equal(resize_image(pixels, size), expected)
 
 
 @pytest.mark.parametrize("width", [7, 31, 33, 127])

@@ -20,7 +20,7 @@ from distillhash.distributed import processes_here, rank_and_size, shared_object
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import cores, digest
 from distillhash.output import Progress
-from distillhash.pytorch import Tensor, torch
+from distillhash.pytorch import HAS_TORCH, Tensor, torch
 from distillhash.sources.base import (
     BadItemError,
     EmbeddingSource,
@@ -284,14 +284,15 @@ class _Extraction:
 
             def pool(n_threads: int) -> ThreadPoolExecutor:
                 """Threads that use one core each; what has not begun is dropped at the end."""
-                threads = ThreadPoolExecutor(n_threads, "features", torch.set_num_threads, (1,))
+                threads = ThreadPoolExecutor(n_threads, "features", _use_one_thread)
                 closing.callback(threads.shutdown, cancel_futures=True)
                 return threads
 
             keep_freed_memory()
             closing.callback(return_freed_memory)
             # Setting the number of threads in a worker also sets it for threads that others start later.
-            closing.callback(torch.set_num_threads, torch.get_num_threads())
+            if HAS_TORCH:
+                closing.callback(torch.set_num_threads, torch.get_num_threads())
             # The consumer's matrix products keep to one thread as well: OpenBLAS's idle threads would spin on the workers' cores.
             closing.enter_context(threadpool_limits(1, user_api="blas"))
             readers, on_cpu = pool(n_workers), self._variants[0].network.device == "cpu"
@@ -389,6 +390,11 @@ class _Extraction:
                     missing[-1].append(_Missing(chunk, content, pixels[row][variant.network.image_size], out))
             chunk.n_missing += len(missing[-1])
         return chunk, missing
+
+
+def _use_one_thread() -> None:
+    if HAS_TORCH:
+        torch.set_num_threads(1)
 
 
 def keep_freed_memory() -> None:

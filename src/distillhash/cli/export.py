@@ -15,8 +15,8 @@ from distillhash.cli.common import SOURCE_HELP, say
 from distillhash.errors import DataError, ParameterError
 
 FORMAT_NAMES = ("parquet", "npy", "faiss", "faiss-hnsw", "milvus", "pgvector", "opensearch", "elasticsearch", "vespa")
-TAKES = {"onnx": {"model", "data", "int8"}, "hub": {"model", "license", "measures"}}
-"""Options of the formats of a model; those of codes take ``codes`` and ``name``."""
+# What an export of a model needs, and may have.
+_OF_MODELS = {"onnx": ("model", "data", "int8"), "hub": ("model", "license", "measures")}
 _MOST_ROWS = 200  # of --data, on which codes are compared
 
 
@@ -24,8 +24,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     add = parser.add_argument
     add("--codes", metavar="FILE", help="codes.npz or codes.parquet from encode")
-    add("--model", metavar="DIR", help="model folder written by train, for --to onnx and hub")
-    add("--to", required=True, choices=(*FORMAT_NAMES, *TAKES), help="see docs/export.md, onnx.md and hub.md")
+    add("--model", metavar="DIR", help="model folder written by train, for --to onnx and --to hub")
+    formats = (*FORMAT_NAMES, *_OF_MODELS)
+    add(
+        "--to",
+        required=True,
+        choices=formats,
+        help="the engine or format; see docs/export.md, docs/onnx.md, docs/hub.md",
+    )
     add("--out", metavar="FILE", help="default: beside the codes or the model, named after them and the format")
     add("--name", metavar="NAME", help="of the table, collection or index, where the file has one (default: codes)")
     add(
@@ -38,24 +44,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="of --to onnx: faster, with other codes and a fingerprint of its own; needs --data",
     )
-    add("--license", metavar="ID", help="of --to hub: the licence of the model, such as apache-2.0")
-    add("--measures", metavar="FILE", help="of --to hub: what `distillhash evaluate --json` printed, for the card")
+    add("--license", metavar="ID", help="with --to hub: the licence of the model, such as apache-2.0")
+    add("--measures", metavar="FILE", help="with --to hub: for its card, what `distillhash evaluate --json` printed")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Read, write, list what was written."""
-    taken = TAKES.get(arguments.to, {"codes", "name"})
+    needed, *others = _OF_MODELS.get(arguments.to, ("codes", "name"))
     for option in ("codes", "name", "model", "data", "int8", "license", "measures"):
-        if getattr(arguments, option) and option not in taken:
+        if option not in (needed, *others) and getattr(arguments, option):
             raise ParameterError(f"--to {arguments.to} takes no --{option}; leave it out")
-    needed = "model" if "model" in taken else "codes"
     if getattr(arguments, needed) is None:
-        made = "DIR, which train writes" if needed == "model" else "FILE, which encode writes"
-        raise ParameterError(f"--to {arguments.to} needs --{needed} {made}")
+        raise ParameterError(f"--to {arguments.to} needs --{needed}")
     if arguments.int8 and arguments.data is None:
         raise ParameterError("--int8 needs --data SOURCE, images like those to encode; give at least 20, better 200")
-    write = {"onnx": _export_model, "hub": _to_hub}.get(arguments.to, _export_codes)
-    return write(arguments)
+    if arguments.to == "hub":
+        return _export_to_hub(arguments)
+    return _export_model(arguments) if arguments.to == "onnx" else _export_codes(arguments)
 
 
 def _export_codes(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -120,13 +125,12 @@ def _rows(model: Any, spec: str) -> Any:
     return np.stack(images)
 
 
-def _to_hub(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Write a folder for the hub."""
+def _export_to_hub(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.files import read_file
     from distillhash.models import load_model
 
-    if arguments.out is None:
-        raise ParameterError("--to hub needs --out FOLDER")
+    folder = Path(arguments.model)
+    out = Path(arguments.out or folder.with_name(f"{folder.resolve().name}.hub"))
     measures = None
     if arguments.measures:
         try:
@@ -136,10 +140,10 @@ def _to_hub(arguments: argparse.Namespace) -> dict[str, Any]:
             raise DataError(
                 f"{arguments.measures} is not what `distillhash evaluate --json` printed ({error})"
             ) from error
-    model = load_model(arguments.model)
-    model.save_pretrained(arguments.out, license=arguments.license, measures=measures)
+    model = load_model(folder)
+    model.save_pretrained(out, license=arguments.license, measures=measures)
     say(
         arguments,
-        f"{model.hasher.method}, {model.n_bits} bits: {arguments.out}   upload: hf upload OWNER/NAME {arguments.out}",
+        f"{model.hasher.method}, {model.n_bits} bits: {out}   upload: hf upload OWNER/NAME {out}",
     )
-    return {"to": "hub", "folder": arguments.out, "fingerprint": model.fingerprint, "n_bits": model.n_bits}
+    return {"to": "hub", "folder": str(out), "fingerprint": model.fingerprint, "n_bits": model.n_bits}

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from distillhash.errors import FormatError, ParameterError
 from distillhash.methods.base import read_model_folder
-from distillhash.models.hash_model import Encoded, HashModel
+from distillhash.models.hash_model import ONNX_NAME, Encoded, HashModel, onnx_file
 from distillhash.models.image_text import CrossModalModel, PairFeatures
 
 if TYPE_CHECKING:
     from distillhash.backbones import Engine, FeatureCache
 
-ONNX_NAME = "model.onnx"
-
-__all__ = ["CrossModalModel", "Encoded", "HashModel", "PairFeatures", "load_model", "onnx_file", "stored_fingerprint"]
+__all__ = [
+    "ONNX_NAME",
+    "CrossModalModel",
+    "Encoded",
+    "HashModel",
+    "PairFeatures",
+    "load_model",
+    "onnx_file",
+    "stored_fingerprint",
+]
 
 
 def load_model(
@@ -41,23 +47,7 @@ def load_model(
     Raises:
         FormatError: the folder is absent, damaged, of a newer format, or holds a hasher without a backbone.
     """
-    file = onnx_file(path)
-    options: dict[str, Any] = {"device": device, "engine": engine, "cache": cache, "allow_download": allow_download}
-    if file is None:
-        return HashModel.from_folder(path, **options)
-    from distillhash.models.onnx import ExportedBackbone, read_onnx
-
-    config, tensors, data = read_onnx(file)
-    model = HashModel.kind_of(config, file).from_contents(config, tensors, **options)
-    if model.backbone_name != "embeddings":
-        if engine == "torch" or device not in ("auto", "cpu"):
-            option = "--engine torch" if engine == "torch" else f"--device {device}"
-            raise ParameterError(f"{file} is run by ONNX Runtime on the CPU; leave out {option}")
-        assert model._saved_backbone is not None  # as from_contents has set it
-        model._device, model.backbone = "cpu", ExportedBackbone(str(file), data, *model._saved_backbone)
-        if model.backbone.dim != model.hasher.n_features_:
-            raise FormatError(f"{file}: its network does not belong to its hash function; export the model again")
-    return model
+    return HashModel.from_folder(path, device=device, engine=engine, cache=cache, allow_download=allow_download)
 
 
 def stored_fingerprint(path: str | Path) -> str:
@@ -68,12 +58,3 @@ def stored_fingerprint(path: str | Path) -> str:
     from distillhash.models.onnx import read_onnx
 
     return str(read_onnx(file)[0]["fingerprint"])
-
-
-def onnx_file(path: str | Path) -> Path | None:
-    """The ONNX file that a model is read from: ``path`` itself, or ``model.onnx`` in a folder without ``config.json``; None for others."""
-    place = Path(path)
-    if place.is_file():
-        return place
-    inside = place / ONNX_NAME
-    return inside if inside.is_file() and not (place / "config.json").exists() else None

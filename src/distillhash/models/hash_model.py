@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from distillhash.methods.training import Checkpoint
 
 DEFAULT_VIEWS = 6
+ONNX_NAME = "model.onnx"
 _BACKBONE_PREFIX = "backbone."
 GOLDEN, CARD = "golden.safetensors", "README.md"
 _GOLDEN_ROWS, _CANDIDATES, _GOLDEN_SIDE, _MAX_GOLDEN = 10, 40, 64, 16 * 2**20
@@ -415,6 +416,7 @@ class HashModel:
         *,
         revision: str | None = None,
         device: str = "auto",
+        engine: Engine = "auto",
         cache: FeatureCache | None = None,
         allow_download: bool = False,
     ) -> Self:
@@ -426,6 +428,7 @@ class HashModel:
             name: A folder, else ``OWNER/NAME`` on the hub.
             revision: Branch, tag or commit of the hub; a commit names one content for ever.
             device: Where its backbone runs.
+            engine: What runs it on a CPU, see :func:`distillhash.backbones.make_backbone`.
             cache: Where features are kept between runs.
             allow_download: Also download the backbone that the folder names, where this machine does not have it.
 
@@ -437,9 +440,9 @@ class HashModel:
             DataError: there is no such model, or the hub cannot be reached.
             FormatError: the folder is damaged, or the codes of its golden vectors are others here.
         """
-        folder = Path(name) if Path(name).is_dir() else _downloaded(str(name), revision)
-        options: dict[str, Any] = {"device": device, "cache": cache, "allow_download": allow_download}
-        model = cls.from_folder(folder, **options)
+        folder = Path(name) if Path(name).exists() else _downloaded(str(name), revision)
+        options: dict[str, Any] = {"engine": engine, "cache": cache, "allow_download": allow_download}
+        model = cls.from_folder(folder, device=device, **options)
         model._compare_golden(folder)
         return model
 
@@ -545,20 +548,30 @@ class HashModel:
             )
 
     @classmethod
-    def from_folder(cls, path: str | Path, **options: Any) -> Self:
+    def from_folder(cls, path: str | Path, *, device: str = "auto", engine: Engine = "auto", **options: Any) -> Self:
         """See :func:`distillhash.load_model`; :class:`FormatError` where the folder holds another kind of model than this class."""
-        config, tensors = read_model_folder(path)
-        return cls.kind_of(config, path).from_contents(config, tensors, **options)
+        file, data = onnx_file(path), None
+        if file is None:
+            config, tensors = read_model_folder(path)
+        else:
+            from distillhash.models.onnx import ExportedBackbone, read_onnx
 
-    @classmethod
-    def kind_of(cls, config: dict[str, Any], path: str | Path) -> type[Self]:
-        """The class of a stored model: this one or a subclass; :class:`FormatError` for others."""
+            config, tensors, data = read_onnx(file)
         if "backbone" not in config:
             raise FormatError(f"{path} holds a hasher without a backbone; read it with load_hasher")
         kinds = [kind for kind in (*cls.__subclasses__(), cls) if kind._CONFIG_HAS in config]
         if not kinds:
             raise FormatError(f"{path} holds no {cls._CONFIG_HAS}, so it is no {cls.__name__}; read it with load_model")
-        return kinds[0]
+        model = kinds[0].from_contents(config, tensors, device=device, engine=engine, **options)
+        if data is not None and model.backbone_name != "embeddings":
+            if engine == "torch" or device not in ("auto", "cpu"):
+                option = "--engine torch" if engine == "torch" else f"--device {device}"
+                raise ParameterError(f"{file} is run by ONNX Runtime on the CPU; leave out {option}")
+            assert model._saved_backbone is not None  # as from_contents has set it
+            model._device, model.backbone = "cpu", ExportedBackbone(str(file), data, *model._saved_backbone)
+            if model.backbone.dim != model.hasher.n_features_:
+                raise FormatError(f"{file}: its network does not belong to its hash function; export the model again")
+        return model
 
     @classmethod
     def from_contents(
@@ -581,6 +594,15 @@ class HashModel:
 
     def __repr__(self) -> str:
         return f"HashModel(backbone={self.backbone_name!r}, hasher={self.hasher!r})"
+
+
+def onnx_file(path: str | Path) -> Path | None:
+    """The ONNX file that a model is read from: ``path`` itself, or ``model.onnx`` in a folder without ``config.json``; None for others."""
+    place = Path(path)
+    if place.is_file():
+        return place
+    inside = place / ONNX_NAME
+    return inside if inside.is_file() and not (place / "config.json").exists() else None
 
 
 def _hub(what: str) -> Any:

@@ -135,13 +135,14 @@ class UploadHasher:
     def warm_up(self) -> None:
         """Read the weights and run one pass, so that the first request does not wait for it."""
         if self.takes_images:
-            import torch
             from threadpoolctl import threadpool_limits
 
             from distillhash.backbones.extract import keep_freed_memory
+            from distillhash.pytorch import HAS_TORCH, torch
 
             keep_freed_memory()
-            torch.set_num_threads(1)  # passes run beside each other, one core each, as when an index is filled
+            if HAS_TORCH:
+                torch.set_num_threads(1)  # passes run beside each other, one core each, as when an index is filled
             threadpool_limits(1, user_api="blas")
             size = self.model.backbone.image_size
             self.model.hasher.encode(self.model.backbone.embed(np.zeros((1, size, size, 3), np.uint8)))
