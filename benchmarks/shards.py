@@ -17,6 +17,7 @@ import io
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -156,7 +157,7 @@ def main() -> None:
         same = "yes" if same_codes[way] else "NO"
         lines.append(f"| {way} | {wall:.1f} | {shown} | {len(source) / wall:.0f} | `{digests[way]}` | {same} |")
     record = {
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *(re.sub("(^|:)/.*/", r"\1", word) for word in sys.argv)]),
         "images": len(source),
         "cores": cores(),
         "load": os.getloadavg(),

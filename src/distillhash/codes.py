@@ -232,7 +232,8 @@ def codes_table(path: Path, n_bits: int, class_bits: int = 0, *, origin: str | N
         metadata[b"distillhash.origin"] = origin.encode()
     columns = {"key": pa.string(), "code": pa.binary(bytes_per_code(n_bits))}
     schema = pa.schema(columns, metadata=metadata)
-    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    # Keys and codes hardly repeat, so a dictionary of them would only take space.
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, schema, use_dictionary=False) as writer:
         table = CodesTable(writer, schema)
         yield table
         table.flush()

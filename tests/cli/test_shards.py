@@ -176,14 +176,14 @@ def test_a_flipped_bit_is_found_wherever_it_matters(there: Path) -> None:
     assert run("encode", "x.npy", "--model", "m-x", "--shard", "all/2", "--out", "sh") == 0
     path, rng, n_found = Path("sh/codes-00001.parquet"), random.Random(0), 0
     data = path.read_bytes()
-    for _ in range(60):
+    for _ in range(40):
         place = rng.randrange(len(data))
         path.write_bytes(data[:place] + bytes([data[place] ^ 1 << rng.randrange(8)]) + data[place + 1 :])
         if run("merge", "sh", "--out", "joined.parquet") == 0:
             assert pq.read_table("joined.parquet").equals(pq.read_table("plain.parquet"))
         else:
             n_found += 1
-    assert n_found > 30
+    assert n_found > 20
 
 
 def test_another_model_source_or_option_is_refused(there: Path, capsys: pytest.CaptureFixture[str]) -> None:

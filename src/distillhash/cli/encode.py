@@ -84,7 +84,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ParameterError(
             f"with --shard, --out is a folder, got {arguments.out}; `distillhash merge` makes the file"
         )
-    return _encode_file(arguments) if arguments.shard is None else _encode_shards(arguments)
+    if arguments.shard is None:
+        return _encode_file(arguments)
+    on_ray = arguments.engine == "ray"
+    arguments.engine = "auto" if on_ray else arguments.engine  # what each task computes with
+    return _encode_shards(arguments, on_ray=on_ray)
 
 
 def _encode_file(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -123,7 +127,7 @@ def _batches(
         yield batch.codes, [source.keys[row] for row in batch.rows]
 
 
-def _encode_shards(arguments: argparse.Namespace) -> dict[str, Any]:
+def _encode_shards(arguments: argparse.Namespace, *, on_ray: bool) -> dict[str, Any]:
     """The shards that are asked for and not there yet, each in a file of its own."""
     from distillhash.models import load_model
 
@@ -135,7 +139,7 @@ def _encode_shards(arguments: argparse.Namespace) -> dict[str, Any]:
     shards = [replace(run, number=one) for one in (range(count) if number is None else [number])]
     missing = [shard for shard in shards if not _is_there(folder, shard)]
     summary: dict[str, Any] = {"shards": str(folder), "n_written": len(missing), "n_there": len(shards) - len(missing)}
-    if arguments.engine == "ray":
+    if on_ray:
         summary["n_nodes"] = _run_on_ray(arguments, missing)
     else:
         for shard in missing:
@@ -272,5 +276,5 @@ def _ray_task(options: dict[str, Any], folder: str) -> str:
             f"a Ray node does not see the folder {folder} ({error.strerror}); run where all nodes share one"
         ) from error
     os.environ["DISTILLHASH_CORES"] = "1"  # what a task asked for
-    run(argparse.Namespace(**options | {"engine": "auto", "quiet": True}))
+    run(argparse.Namespace(**options | {"quiet": True}))
     return str(ray.get_runtime_context().get_node_id())
