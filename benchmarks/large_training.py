@@ -175,7 +175,8 @@ def cell(name: str, n: int, method: str, most: int, file: Path | None, bits: int
         "data": name,
         "n": n,
         "method": method,
-        "learned": min(n, most),
+        "given": min(n, most),
+        "learned": min(n, most, hasher.get_params().get("max_train", n)),
         "bits": bits,
         "recall10@10": found["recall10@10"],
         "recall10@100": found["recall10@100"],
@@ -231,7 +232,7 @@ def main_program() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     file = arguments.out / "rows.jsonl"
     records = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    done = {(r["data"], r["n"], r["method"], r["learned"], r["bits"]) for r in records}
+    done = {(r["data"], r["n"], r["method"], r["given"], r["bits"]) for r in records}
     for n in arguments.rows:
         for name in arguments.data:
             for method in arguments.methods:

@@ -1,6 +1,6 @@
 """What changes where more rows are learned from than 50,000; here more than a hundred count as that many."""
 
-import json
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distillhash import load_model
-from distillhash.cli import main
+from distillhash import load_model, make_hasher
+from distillhash.cli import main, train
 from distillhash.errors import ParameterError
 from distillhash.methods import distillhash, distillhash_contrast, distillhash_nested, heads, ssdh
 from distillhash.methods.base import TrainingSet
@@ -134,23 +134,29 @@ def test_ssdh_labels_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(found, hasher.initial_pairs_[np.ix_(drawn, drawn)])
 
 
-@needs_faiss
-def test_train_learns_from_as_many_as_it_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_train_learns_from_as_many_as_it_is_told(tmp_path: Path) -> None:
     source, model = tmp_path / "x.npy", tmp_path / "model"
     np.save(source, grouped(4, 40, 0.7)[0])
+    options = ["--bits", "16", "--max-images", "150", "--method", "ssdh", "--set", "epochs=1", "--quiet"]
+    assert main(["train", str(source), "--out", str(model), *options]) == 0
+    assert load_model(model).hasher.get_params()["max_train"] == 150
 
-    def learned(*options: str) -> int:
-        assert main(["train", str(source), "--out", str(model), "--bits", "16", *options]) == 0
-        config = json.loads((model / "config.json").read_text())
-        load_model(model)
-        return int(config["parameters"]["max_train"])
 
-    quick = ("--method", "ssdh", "--set", "epochs=1")
-    assert learned("--max-images", "150", *quick) == 150
-    assert learned("--max-images", "150", *quick, "--set", "max_train=120") == 120
+@needs_faiss
+def test_what_max_images_allows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    told = argparse.Namespace(quiet=False, json=False)
+
+    def allowed(method: str, n: int, **settings: int) -> Any:
+        hasher = make_hasher(method, 16, **settings)
+        train._allow_many(hasher, n, settings, told)
+        return hasher.get_params().get("max_train")
+
+    assert allowed("distillhash-nested", 150) == allowed("distillhash", 150) == allowed("greedyhash", 150) == 150
+    assert allowed("distillhash-nested", 90) == 50_000 and allowed("distillhash", 90) == 10_000
+    assert allowed("distillhash", 150, max_train=120) == 120
+    assert allowed("dsg", 150) == 10_000  # compares all pairs
+    assert allowed("itq", 150) is None
+    assert not capsys.readouterr().err
     monkeypatch.setattr(graph, "has_graphs", lambda: False)
-    capsys.readouterr()
-    assert learned("--max-images", "150") == 50_000
+    assert allowed("distillhash-nested", 150) == 50_000
     assert "distillhash[faiss]" in capsys.readouterr().err
