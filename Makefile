@@ -20,7 +20,7 @@ test-long: $(VENV)/.installed
 # Which lines and branches of src the tests reach; fails below the floor in pyproject.toml. An hour on 2 cores.
 coverage: $(VENV)/.installed
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -m "not long"
+	$(BIN)/coverage run -m pytest -m "not long" --numprocesses 2 --dist loadfile
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
