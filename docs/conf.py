@@ -21,6 +21,8 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_attr_annotations = False
+napoleon_use_rtype = False
+strip_signature_backslash = True  # keeps the underscore of fitted attributes
 add_module_names = False
 
 html_theme = "furo"
