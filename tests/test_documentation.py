@@ -7,6 +7,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 RESULTS = sorted((ROOT / "results").rglob("*.md"))
 LISTS = [ROOT / "docs" / name for name in ("README.md", "methods/README.md", "reference/python.md")]
 MAX_WORDS = 2500
+PARSER = build_parser()
 LANGUAGES = {"python", "text", "bash", "json", "toml", "yaml", "sql", "nginx", "{eval-rst}"}
 
 
@@ -88,7 +90,7 @@ def check_command(line: str, words: list[str]) -> None:
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-                build_parser().parse_args(arguments)
+                PARSER.parse_args(arguments)
         except SystemExit as end:
             assert end.code == 0, f"{line}\n{said.getvalue()}"
     elif words[0] == "python":
@@ -161,6 +163,7 @@ def test_every_page_with_python_is_run_or_says_what_runs_it() -> None:
     assert {block.page for block in BLOCKS if block.language == "python"} == {*RUN, *ELSEWHERE}
 
 
+@cache
 def anchors(path: Path) -> set[str]:
     """Anchors that GitHub makes of the headings of a page."""
     found: list[str] = []

@@ -28,17 +28,17 @@ FILES = sorted(
     for path in [ROOT / place, *(ROOT / place).rglob("*")]
     if path.is_file() and path.suffix in SUFFIXES
 ) + sorted((ROOT / "results").rglob("README.md"))
+LINES = [
+    (f"{path.relative_to(ROOT)}:{number}", line)
+    for path in FILES
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+]
 
 
 @pytest.mark.parametrize("pattern", STANDARD)
 def test_a_private_word_stays_away(pattern: str) -> None:
     word = re.compile(pattern, re.IGNORECASE)
-    found = [
-        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
-        for path in FILES
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if word.search(line)
-    ]
+    found = [f"{place}: {line.strip()}" for place, line in LINES if word.search(line)]
     assert not found, f"say {STANDARD[pattern]}"
 
 
