@@ -31,6 +31,11 @@ def test_a_page_is_listed(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", BUILT_IN)
+def test_the_list_marks_it_where_it_is_reconstructed(method: str) -> None:
+    assert (f"({method}.md) \N{DAGGER}" in CONTENTS) == bool(method_class(method).reconstructed)
+
+
+@pytest.mark.parametrize("method", BUILT_IN)
 def test_the_readme_names_it(method: str) -> None:
     assert f"`{method}`" in README, f"name {method} in the README's list of methods"
 
