@@ -1,7 +1,7 @@
 """Every error the package raises on purpose.
 
 Each message is one sentence that names the value received, the bound, and the remedy. The command line prints it
-after ``distillhash: `` and exits with :attr:`DistillHashError.exit_code`; no traceback reaches a user for bad input.
+after ``distillhash:`` and exits with :attr:`DistillHashError.exit_code`; no traceback reaches a user for bad input.
 """
 
 from __future__ import annotations

@@ -12,7 +12,9 @@ from distillhash.methods import method_class, table_name
 from distillhash.methods.registry import BUILT_IN
 
 ROOT = Path(__file__).parents[2]
-README, CONTENTS, RESULTS = ((ROOT / name).read_text() for name in ("README.md", "docs/README.md", "docs/results.md"))
+README, CONTENTS, RESULTS = (
+    (ROOT / name).read_text() for name in ("README.md", "docs/methods/README.md", "docs/results.md")
+)
 CIFAR10: list[dict[str, Any]] = json.loads((ROOT / "results/cifar10/table.json").read_text())
 BOTH: list[dict[str, Any]] = json.loads((ROOT / "results/neighbours-and-classes/cifar10.json").read_text())["records"]
 IMAGE_TEXT = [json.loads(line) for line in (ROOT / "results/cross-modal/rows.jsonl").read_text().splitlines()]
@@ -26,12 +28,13 @@ def test_a_page_is_listed(method: str) -> None:
     name = method.removesuffix("-initial")  # described with the method whose ablation it is
     pages = [page for page in (f"methods/{name}.md", f"{name}.md") if (ROOT / "docs" / page).is_file()]
     assert pages, f"write docs/methods/{name}.md"
-    assert f"({pages[0]})" in CONTENTS, f"list {pages[0]} in docs/README.md"
+    link = pages[0].removeprefix("methods/") if "/" in pages[0] else f"../{pages[0]}"
+    assert f"({link})" in CONTENTS, f"list {pages[0]} in docs/methods/README.md"
 
 
 @pytest.mark.parametrize("method", BUILT_IN)
 def test_the_list_marks_it_where_it_is_reconstructed(method: str) -> None:
-    assert (f"(methods/{method}.md) \N{DAGGER}" in CONTENTS) == bool(method_class(method).reconstructed)
+    assert (f"({method}.md) \N{DAGGER}" in CONTENTS) == bool(method_class(method).reconstructed)
 
 
 def test_the_pages_count_the_methods() -> None:

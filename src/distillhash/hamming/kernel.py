@@ -481,27 +481,27 @@ def _keep(parts: Any, at: int, plan: Any, n_class: int, lasts: Any, n_kept: Any,
 
 
 @part
-def _make_room(
+def _cut_where_full(
     parts: Any,
     i: int,
     plan: Any,
     n_class: int,
     bounds: Any,
     lasts: Any,
-    rooms: Any,
+    capacities: Any,
     n_kept: Any,
     kept: Any,
     counts: Any,
 ) -> None:
-    """Where there is no room for the candidates of another block, keep the nearest and lower the bound."""
+    """Where the candidates of another block would not fit, keep the nearest and lower the bound."""
     n_lists = 1 if parts is None else 2
     for at in range(n_lists * i, n_lists * (i + 1)):
-        if n_kept[at] > rooms[at]:
+        if n_kept[at] > capacities[at]:
             last = _keep(parts, at, plan, n_class, lasts, n_kept, kept, counts)
             _, most, more = plan[at - n_lists * i]
             # Of rows as far as the last the earlier ones are in the answer. If there are enough, later rows must be nearer.
             lasts[at] = last + (n_kept[at] < most)
-            rooms[at] = n_kept[at] + more
+            capacities[at] = n_kept[at] + more
             if parts is not None:
                 bounds[i] = _bound_of(lasts[2 * i]) | _bound_of(lasts[2 * i + 1]) << 16
 
@@ -515,7 +515,7 @@ def _bound_of(last: int) -> Any:
 @part
 def _take_block(
     query: Any, i: int, addresses: Any, allowed: Any, parts: Any, n: int, start: int, plan: Any, n_class: int,
-    bounds: Any, lasts: Any, rooms: Any, n_kept: Any, kept: Any, counts: Any,
+    bounds: Any, lasts: Any, capacities: Any, n_kept: Any, kept: Any, counts: Any,
 ) -> None:  # fmt: skip
     """Append the rows of a block that are nearer than the bound to the candidates of query i, which are by ascending row."""
     for chunk in range(start, min(start + BLOCK, n), CHUNK):
@@ -525,7 +525,7 @@ def _take_block(
             found &= found - np.uint64(1)
             distance = distance_of(query, i, addresses, None, parts, row)
             _append(parts, i, distance, row, lasts, n_kept, kept)
-    _make_room(parts, i, plan, n_class, bounds, lasts, rooms, n_kept, kept, counts)
+    _cut_where_full(parts, i, plan, n_class, bounds, lasts, capacities, n_kept, kept, counts)
 
 
 @part
@@ -581,7 +581,7 @@ def _finish(
 @compiled(makes_arrays=False)
 def _nearest_rows(
     query: Any, q: int, addresses: Any, allowed: Any, parts: Any, n: int, step: int, plan: Any, n_class: int,
-    bounds: Any, lasts: Any, rooms: Any, n_kept: Any, kept: Any, counts: Any, rows: Any, distances: Any,
+    bounds: Any, lasts: Any, capacities: Any, n_kept: Any, kept: Any, counts: Any, rows: Any, distances: Any,
 ) -> None:  # fmt: skip
     """The arguments are those of :func:`nearest_rows` or :func:`candidate_rows`, and their arrays."""
     tile_rows = max(TILE_WORDS // query.shape[1] // BLOCK, 1) * BLOCK
@@ -605,7 +605,7 @@ def _nearest_rows(
                 while hits:
                     g = i + lowest_bit(hits)
                     _take_block(query, g, addresses, allowed, parts, n, start, plan, n_class,
-                                bounds, lasts, rooms, n_kept, kept, counts)  # fmt: skip
+                                bounds, lasts, capacities, n_kept, kept, counts)  # fmt: skip
                     hits &= hits - np.uint64(1)
         if not going:
             break
@@ -635,7 +635,7 @@ def _near_by_half(
 @compiled(makes_arrays=False)
 def _nearest_by_halves(
     query: Any, addresses: Any, allowed: Any, parts: Any, n: int, plan: Any, n_class: int,
-    bounds: Any, lasts: Any, rooms: Any, n_kept: Any, kept: Any, counts: Any, rows: Any, distances: Any, found: Any,
+    bounds: Any, lasts: Any, capacities: Any, n_kept: Any, kept: Any, counts: Any, rows: Any, distances: Any, found: Any,
 ) -> None:  # fmt: skip
     """:func:`_nearest_rows` for one query over two or more planes: it reads half of the planes while that rejects enough rows."""
     start, next_try, wait = 0, 0, HALF_ROWS
@@ -643,7 +643,7 @@ def _nearest_by_halves(
         if start < next_try or start + HALF_ROWS > n:
             if start + BLOCK > n or any_nearer_to_one(query, 0, addresses, allowed, parts, start, bounds):
                 _take_block(query, 0, addresses, allowed, parts, n, start, plan, n_class,
-                            bounds, lasts, rooms, n_kept, kept, counts)  # fmt: skip
+                            bounds, lasts, capacities, n_kept, kept, counts)  # fmt: skip
             start += BLOCK
             continue
         n_found, reached = _near_by_half(query, addresses, allowed, parts, start, start + HALF_ROWS, bounds, found)
@@ -657,7 +657,7 @@ def _nearest_by_halves(
             distance = distance_of(query, 0, addresses, None, parts, found[c])
             if _is_nearer(parts, distance, bounds[0]):
                 _append(parts, 0, distance, found[c], lasts, n_kept, kept)
-        _make_room(parts, 0, plan, n_class, bounds, lasts, rooms, n_kept, kept, counts)
+        _cut_where_full(parts, 0, plan, n_class, bounds, lasts, capacities, n_kept, kept, counts)
     _finish(parts, plan, n_class, lasts, n_kept, kept, counts, rows, distances)
 
 
@@ -734,12 +734,12 @@ def _run(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
     """Run a kernel; the candidates of every query (of two parts: by one ranking, then by the other), and how many."""
     # Arrays are made here because numba takes seconds to compile code that makes them.
-    # With more room for candidates, bounds would be lowered too late.
+    # With a larger capacity, bounds would be lowered too late.
     plan = np.array([(few, k if few else 0, min(few, max(16, few // 4))) for few in least], np.int64)
-    rooms = np.full((q, len(plan)), plan[:, 0] + plan[:, 2]).reshape(-1)
-    n_kept = np.zeros(len(rooms), np.int64)
-    kept = np.empty((len(rooms), min(k + min(k, max(16, k // 4)), n) + BLOCK), np.int64)
-    arrays = bounds, lasts, rooms, n_kept, kept, counts, rows, distances
+    capacities = np.full((q, len(plan)), plan[:, 0] + plan[:, 2]).reshape(-1)
+    n_kept = np.zeros(len(capacities), np.int64)
+    kept = np.empty((len(capacities), min(k + min(k, max(16, k // 4)), n) + BLOCK), np.int64)
+    arrays = bounds, lasts, capacities, n_kept, kept, counts, rows, distances
     if q == 1 and len(addresses) > 1 and step == 1:
         found = np.empty(MOST_BY_HALF + CHUNK, np.int64)
         _nearest_by_halves(query, addresses, allowed, parts, n, plan, n_class, *arrays, found)

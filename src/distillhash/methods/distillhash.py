@@ -261,7 +261,7 @@ class DistillHash(PairHasher):
 class DistillHashInitial(PairHasher):
     """DistillHash*: the paper's own ablation (Table 2), which trains on the initial noisy labels and distils nothing.
 
-    Symbols: S~ -> initial_pairs_ = pairs_ (Eq. 2); c -> scale; loss: Eq. (10)-(11). Hyper-parameters: see :class:`PairHasher`.
+    Symbols: S~ -> ``initial_pairs_ = pairs_`` (Eq. 2); c -> scale; loss: Eq. (10)-(11). Hyper-parameters: see :class:`PairHasher`.
     Departs from the paper in: items 1, 2, 4 and 5 of :mod:`distillhash.methods.ssdh`, and the scale c of the inner product, 1/2 as in
     the authors' release where the paper prints 1. The preset ``paper`` has the thresholds, c and optimiser of the text.
     """

@@ -85,7 +85,7 @@ class GuidedHasher(HeadHasher):
 
     Attributes:
         alpha: Similar pairs lie ``alpha`` left standard deviations below the mode of the distances; all others are dissimilar.
-        priority: Exponent of the confidence.
+        priority: Exponent of the confidence; 0 turns weighting off.
         n_clusters: Clusters that the labels must agree with, many more than classes; at most one per 10 rows are made.
         clustering: ``spectral`` (on the neighbour graph) or ``kmeans``.
     """

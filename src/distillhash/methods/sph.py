@@ -28,7 +28,7 @@ _STARTERS = 5
 class SpH(Hasher):
     """Hyperspheres that repel each other until bits are balanced and pairwise independent: b_k = sign(t_k - ||x - p_k||).
 
-    ``history_`` holds, for each round, ``overlap_error`` = mean |o_ij - n/4| / (n/4) and ``overlap_spread`` = std(o_ij) / (n/4) over the
+    ``history_`` holds, for each round, ``overlap_error = mean |o_ij - n/4| / (n/4)`` and ``overlap_spread`` = std(o_ij) / (n/4) over the
     pairs of spheres.
 
     Attributes:

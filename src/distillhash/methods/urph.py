@@ -86,7 +86,7 @@ class URPH(HeadHasher):
         feature_temperature: t1.
         code_temperature: t2.
         margin: Margin of the pairwise hinge.
-        quantisation: Weight of the mean (|u| - 1)^2.
+        quantisation: Weight of the ``mean (|u| - 1)^2``.
         balance: Weight of the mean over bits of (mean u)^2.
     """
 

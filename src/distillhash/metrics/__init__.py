@@ -44,3 +44,7 @@ def __getattr__(name: str) -> Any:
     from distillhash.metrics import cross_modal, retrieval
 
     return getattr(cross_modal if hasattr(cross_modal, name) else retrieval, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -161,7 +161,7 @@ def replicated_neighbours(first: Codes, second: Codes, share: float = 0.05) -> f
         share: Part of the other items that counts as near, in (0, 1].
 
     Returns:
-        Mean over items of |A and B| / k, k the rounded share and at least 1. Where a tie is cut it is the exact expectation, the tied
+        Mean over items of ``|A and B| / k``, k the rounded share and at least 1. Where a tie is cut it is the exact expectation, the tied
         items equally likely and independent in A and B. Unrelated codes score the share.
     """
     size: Any = share  # of a caller without types

@@ -24,7 +24,7 @@ ASKED = 500  # images of which that share is taken
 
 
 def root_rows(features: NDArray[Any]) -> NDArray[Any]:
-    """The Hellinger map sign(x) sqrt(|x| / sum |x|): rows of length 1, in the dtype of ``features``; a row of zeros stays zero.
+    """The Hellinger map ``sign(x) sqrt(|x| / sum |x|)``: rows of length 1, in the dtype of ``features``; a row of zeros stays zero.
 
     It keeps a few large activations from deciding every distance (Perronnin et al., ECCV 2010; Arandjelovic, Zisserman, CVPR 2012).
     """
