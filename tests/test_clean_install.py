@@ -25,7 +25,7 @@ class Installed:
     def __init__(self, folder: Path, wheel: Path, extras: str) -> None:
         self.folder, self.bin = folder, folder / "env/bin"
         subprocess.run([sys.executable, "-m", "venv", folder / "env"], check=True, env=self.environment())
-        words = ["install", "--quiet", "--constraint", ROOT / "constraints.txt", f"{wheel}[{extras}]"]
+        words: list[str | Path] = ["install", "--quiet", "--constraint", ROOT / "constraints.txt", f"{wheel}[{extras}]"]
         subprocess.run([self.bin / "pip", *words], check=True, timeout=900, env=self.environment())
         subprocess.run(
             [self.bin / "pip", "uninstall", "--quiet", "--yes", "setuptools", "pip"], check=True, env=self.environment()
@@ -33,7 +33,7 @@ class Installed:
 
     def __call__(self, *words: str, status: int = 0) -> dict[str, object]:
         """Run a verb; the object that it prints."""
-        command = [self.bin / "distillhash", *words, "--json", "--quiet"]
+        command: list[str | Path] = [self.bin / "distillhash", *words, "--json", "--quiet"]
         done = subprocess.run(
             command, cwd=self.folder, env=self.environment(), capture_output=True, text=True, timeout=300
         )
@@ -102,7 +102,7 @@ def test_encoding_searching_and_serving(wheel: Path, place: Path, tmp_path: Path
     assert "pip install 'distillhash[train]'" in str(
         run("train", str(place / "x.npy"), "--bits", "8", "--out", "m", status=1)["error"]
     )
-    command = [run.bin / "distillhash", "serve", "--index", "images.index", "--port", "0"]
+    command: list[str | Path] = [run.bin / "distillhash", "serve", "--index", "images.index", "--port", "0"]
     with subprocess.Popen(command, cwd=tmp_path, env=run.environment(), stderr=subprocess.PIPE, text=True) as server:
         try:
             assert server.stderr is not None

@@ -137,15 +137,20 @@ def planes() -> dict[str, Any]:
 
 RUN = {"docs/index.md": an_index, "docs/search.md": planes}
 ELSEWHERE = {
-    "README.md": "needs a folder of photographs",
+    "README.md": "needs a matrix of embeddings",
     "docs/backbones.md": "tests/backbones/test_onnx.py exports a network so",
     "docs/cross-modal.md": "tests/cli/test_pairs.py trains on image-text pairs",
     "docs/embeddings.md": "tests/texts/test_texts.py encodes sentences",
     "docs/export.md": "tests/export/test_real_engines.py reads the graph",
+    "docs/hub.md": "tests/test_pages.py runs it",
+    "docs/install.md": "needs a folder of photographs",
     "docs/methods/dmuh.md": "tests/cli/test_verbs.py trains on a labelled folder",
     "docs/methods/duh-eg.md": "tests/methods/test_duh_eg.py does so",
     "docs/milvus.md": "needs a server; tests/index/test_milvus.py has one",
+    "docs/onnx.md": "tests/models/test_onnx_models.py loads such a file",
     "docs/postgres.md": "needs a server; tests/index/test_postgres.py has one",
+    "docs/scale.md": "needs a model and its codes",
+    "docs/scikit-learn.md": "tests/test_pages.py runs it",
 }
 
 

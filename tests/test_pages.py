@@ -47,7 +47,7 @@ def test_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert names["address"].startswith(f"{hub.url}/me/codes-64/commit/")
     np.save("x.npy", x)
     names["model"].save("model")
-    lines = "".join(blocks("hub.md", "sh")).splitlines()
+    lines = "".join(blocks("hub.md", "bash")).splitlines()
     assert [shlex.split(line)[:2] for line in lines] == [
         ["distillhash", "evaluate"],
         ["distillhash", "export"],
