@@ -22,6 +22,7 @@ ORDER = [
     "files",
     "output",
     "progress",
+    "pytorch",
     "sources",
     "backbones",
     "texts",

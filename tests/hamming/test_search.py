@@ -9,6 +9,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
+from unittest.mock import patch
 
 import hypothesis.strategies as st
 import numpy as np
@@ -84,18 +85,20 @@ def test_any_search_is_a_cut_of_the_full_sort(
 ) -> None:
     k = data.draw(st.integers(0, n + 3), label="k")
     radius = data.draw(st.integers(0, n_bits + 3), label="radius")
+    compiles = data.draw(st.booleans(), label="compiles")
     query, database = random_codes(q, n_bits, seed), random_codes(n, n_bits, seed + 1)
     allowed = None if share is None else np.random.default_rng(seed).random(n) < share
     expected = brute_force(query, database, allowed)
     planes = planes_of(query), planes_of(database)
-    rows, distances = nearest(*planes, k, allowed=allowed, threads=threads)
+    with patch.object(search, "compiles", lambda: compiles):
+        rows, distances = nearest(*planes, k, allowed=allowed, threads=threads)
+        found = within(*planes, radius, allowed=allowed, threads=threads)
     assert rows.shape == distances.shape == (q, k)
     assert rows.dtype == np.int64
     assert distances.dtype == np.int32
     for i, pairs in enumerate(expected):
         padded = [*pairs[:k], *[(-1, -1)] * (k - len(pairs))]
         assert list(zip(distances[i].tolist(), rows[i].tolist(), strict=True)) == padded
-    found = within(*planes, radius, allowed=allowed, threads=threads)
     assert [array.dtype for array in found] == [np.int64, np.int64, np.int32]
     assert as_lists(*found) == [[pair for pair in pairs if pair[0] <= radius] for pairs in expected]
 
@@ -149,11 +152,13 @@ def test_any_search_of_two_parts_at_many_widths(n_bits: int, data: st.DataObject
 def check_two_parts(
     n_bits: int, class_bits: int, data: st.DataObject, n: int, q: int, seed: int, share: float | None, by: Any, threads: int
 ) -> None:  # fmt: skip
+    compiles = data.draw(st.booleans(), label="compiles")
     k = data.draw(st.sampled_from([0, 1, HEAD - 1, HEAD, HEAD + 1, 60, 100, n, n + 3]), label="k")
     query, database = random_codes(q, n_bits, seed), random_codes(n, n_bits, seed + 1)
     allowed = None if share is None else np.random.default_rng(seed).random(n) < share
     planes = planes_of(query), planes_of(database)
-    rows, distances = nearest(*planes, k, class_bits=class_bits, by=by, allowed=allowed, threads=threads)
+    with patch.object(search, "compiles", lambda: compiles):
+        rows, distances = nearest(*planes, k, class_bits=class_bits, by=by, allowed=allowed, threads=threads)
     assert rows.shape == distances.shape == (q, k)
     assert rows.dtype == np.int64
     assert distances.dtype == np.int32

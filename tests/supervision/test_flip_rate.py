@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError
-from distillhash.supervision.flip_rate import BoundRule, distil_pairs
+from distillhash.supervision.flip_rate import distil_pairs
+from distillhash.supervision.similarity import BoundRule
 
 
 def sigmoid(x: NDArray[Any]) -> NDArray[Any]:

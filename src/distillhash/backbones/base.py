@@ -8,11 +8,10 @@ from hashlib import blake2b
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from distillhash.errors import DataError, FormatError, ParameterError
+from distillhash.pytorch import Tensor, nn, torch
 
 MAX_SIZE = 2048  # a pass over a batch of these takes gigabytes
 BATCH, DEVICE_BATCH = 16, 128  # on a CPU larger batches fall out of the cache; an accelerator needs them to fill it

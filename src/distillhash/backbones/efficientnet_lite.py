@@ -13,12 +13,9 @@ import copy
 from importlib import import_module
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-
 from distillhash.backbones.base import Backbone, channels_last
 from distillhash.errors import ParameterError
+from distillhash.pytorch import Tensor, nn, torch
 
 TRAINED_SIZES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
 SMALLEST = {"efficientnet-lite0": 32, "efficientnet-lite1": 64, "efficientnet-lite2": 64}
@@ -83,7 +80,7 @@ class _PooledFeatures(nn.Module):
 
 
 def _fold(owner: Any, conv: str, norm: str) -> None:
-    setattr(owner, conv, _padded_inside(fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm))))
+    setattr(owner, conv, _padded_inside(nn.utils.fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm))))
     setattr(owner, norm, nn.Identity())
 
 

@@ -10,10 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
-from torch import Tensor
 
 from distillhash.backbones.base import Backbone
 from distillhash.backbones.cache import FeatureCache, FeatureStore
@@ -21,6 +19,7 @@ from distillhash.backbones.views import View, ViewSettings, augment
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import cores, digest
 from distillhash.progress import Progress
+from distillhash.pytorch import Tensor, torch
 from distillhash.sources.base import (
     BadItemError,
     EmbeddingSource,

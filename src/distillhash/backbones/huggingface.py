@@ -21,12 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
 from distillhash.backbones.base import MAX_SIZE, Backbone
 from distillhash.errors import DataError, FormatError, MissingDependencyError, ParameterError, first_line
 from distillhash.files import MAX_FILE_SIZE, open_regular, read_file
+from distillhash.pytorch import Tensor, nn, torch
 
 _TEXT_PARTS = ("text_model", "text_projection", "logit_scale", "logit_bias")
 _MAX_CONFIG = 16 * 2**20

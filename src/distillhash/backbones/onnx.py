@@ -24,9 +24,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from distillhash.backbones.base import Backbone
 from distillhash.backbones.huggingface import (
@@ -40,6 +38,7 @@ from distillhash.backbones.huggingface import (
 )
 from distillhash.errors import DataError, FormatError, MissingDependencyError, ParameterError
 from distillhash.files import open_regular, read_file
+from distillhash.pytorch import Tensor, nn, torch
 
 _MAX_BYTES = 2**31 - 1  # of a protocol buffer; larger networks keep their weights in files beside it
 _MAX_PIXELS = 2**24  # of a pass

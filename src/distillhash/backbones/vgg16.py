@@ -14,12 +14,9 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-from torch import nn
-
 from distillhash.backbones.base import Backbone
 from distillhash.errors import DataError, FormatError
+from distillhash.pytorch import nn, torch
 from distillhash.sources.download import check_file, download
 
 URL = "https://download.pytorch.org/models/vgg16-397923af.pth"
@@ -44,6 +41,8 @@ class VGG16(Backbone):
         device: str = "auto",
         allow_download: bool = True,
     ) -> None:
+        from safetensors.torch import load_file
+
         file = Path(weights) if weights is not None else download_weights(URL, allow_download=allow_download)
         if not file.is_file():
             raise DataError(f"there is no weights file at {file}; put it there, or give another with --weights")

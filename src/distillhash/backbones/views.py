@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import grid_sample
 
 from distillhash.errors import ParameterError
+from distillhash.pytorch import Tensor, functional, torch
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,9 @@ def augment(pixels: Tensor, seeds: Sequence[Sequence[int]], settings: ViewSettin
     for part in (slice(start, start + step) for start in range(0, n, step)):
         grid = (across[part, :, None] + down[part, :, :, None]).permute(0, 2, 3, 1)
         images = pixels[part].to(torch.float32)
-        sampled = grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False).flatten(2)
+        sampled = functional.grid_sample(
+            images, grid, mode="bilinear", padding_mode="reflection", align_corners=False
+        ).flatten(2)
         mean = sampled.mean(dim=2, keepdim=True)
         torch.baddbmm(of_mean[part] @ mean, channels[part], sampled, out=views[part]).clamp_(0, 255)
     return views.view(pixels.shape)

@@ -35,6 +35,10 @@ VERBS = (
 )
 
 
+EXTRAS = {"imagehash": "dedup", "onnx": "onnx", "onnxruntime": "onnx", "pyarrow": "parquet"}
+"""Which extra brings a package that the base installation lacks; ``train`` brings all others."""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Refuse words; they may come from a file name with control characters."""
@@ -83,6 +87,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(summary))  # noqa: T201  # stdout is where --json goes
         sys.stdout.flush()
         return int(summary.get("exit_code", 0))
+    except ModuleNotFoundError as error:
+        if "DISTILLHASH_DEBUG" in os.environ:
+            raise
+        package = (error.name or "").partition(".")[0]
+        extra = EXTRAS.get(package, "train")
+        message = f"`distillhash {arguments.verb}` needs {package} here; pip install 'distillhash[{extra}]'"
+        exit_code = 1
     except DistillHashError as error:
         message, exit_code = str(error), error.exit_code
     except KeyboardInterrupt:

@@ -39,7 +39,6 @@ MOST_BY_HALF = 48  # of these rows may pass the test; if more do, it does not pa
 ROW_BITS = 47  # a candidate is one integer: its distance, then its row
 _CLASS_BITS = 13  # of two parts: its key, its class distance, then its row
 _RANK_SHIFT = ROW_BITS - _CLASS_BITS
-LARGEST_KEY = 2**16 - 2
 _STEP = 32  # one of so many tiles is in the sample that gives the first bounds for two parts
 _SAMPLED_FROM = 1 << 18  # rows
 _NO_ANSWER = np.zeros((0, 0), np.int64), np.zeros((0, 0), np.int32)

@@ -28,6 +28,8 @@ HEAD = 40
 """Items that the ranking by both takes by ``nearest``, at least."""
 HEAD_WEIGHTS = (2, 1)
 TAIL_WEIGHTS = (1, 8)
+LARGEST_KEY = 2**16 - 2
+"""A key above it is not held by the lanes of the compiled search."""
 _NO_KEY = 1 << 60
 
 _CELL_BLOCK = 1 << 22  # cells ordered at once: about 200 MB

@@ -2,7 +2,7 @@
 
 Answers are ordered by distance, those of codes of two parts by their ranking (:mod:`distillhash.hamming.ranking`); ties by ascending row.
 They do not depend on the number of threads. The compiled kernels are in :mod:`distillhash.hamming.kernel`, which imports numba and is
-therefore imported when something is searched.
+therefore imported when something is searched. Without numba, :mod:`distillhash.hamming.plain` takes their place.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from importlib.util import find_spec
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from distillhash.codes import Codes
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import cores
-from distillhash.hamming.ranking import HEAD, HEAD_WEIGHTS, TAIL_WEIGHTS, By, check_by, first_of
+from distillhash.hamming import plain
+from distillhash.hamming.ranking import HEAD, HEAD_WEIGHTS, LARGEST_KEY, TAIL_WEIGHTS, By, check_by, first_of
 
 Planes = NDArray[Any]  # (n_planes, n) uint16, uint32 or uint64
 Mask = NDArray[np.uint8]
@@ -38,6 +40,12 @@ _MAX_GROUP = 16 * _MIN_GROUP  # for a small database, where more queries make a 
 _GROUP_PAIRS = 1 << 25  # pairs of a query and a row in one kernel call, between these two limits
 _GROUP_CANDIDATES = 1 << 22  # candidates of one kernel call, which bounds its memory for a large k
 _BYTES_PER_THREAD = 1 << 24  # database bytes that make another thread worth its cost for a few queries
+
+
+@cache
+def compiles() -> bool:
+    """Whether numba is installed."""
+    return find_spec("numba") is not None
 
 
 def cut_k(k: int, n: int) -> int:
@@ -113,10 +121,14 @@ def nearest(
     else:
 
         def search(query: Planes, first: int, stop: int) -> tuple[NDArray[Any], ...]:
-            from distillhash.hamming.kernel import nearest_rows
+            if compiles():
+                from distillhash.hamming.kernel import nearest_rows
 
-            arguments = _kernel_arguments(query, database, allowed, first)
-            found, far = nearest_rows(*arguments, stop - first, min(k, stop - first))
+                arguments = _kernel_arguments(query, database, allowed, first)
+                found, far = nearest_rows(*arguments, stop - first, min(k, stop - first))
+            else:
+                part = _rows_between(database, allowed, first, stop)
+                found, far = plain.nearest_rows(query, *part, min(k, stop - first))
             return np.where(found < 0, found, found + first) if first else found, far
 
     for group, parts in _searched(search, query, database, k, threads, progress):
@@ -151,8 +163,6 @@ def _search_of_two_parts(
     query: Planes, database: Planes, k: int, class_bits: int, by: By, allowed: Mask | None
 ) -> tuple[Planes, Planes, Callable[[Planes, int, int], tuple[NDArray[Any], ...]]]:
     """Planes of a word that the kernels take, and their search over some of the rows."""
-    from distillhash.hamming.kernel import LARGEST_KEY, candidate_rows
-
     n_bits = 8 * database.itemsize * len(database)
     if not 0 < class_bits < n_bits:
         raise ParameterError(f"class_bits must be in 0..{n_bits - 1} for {n_bits} bits, got {class_bits}")
@@ -160,28 +170,35 @@ def _search_of_two_parts(
     if max(map(max, weights)) * n_bits > LARGEST_KEY:
         most = LARGEST_KEY // max(map(max, weights))
         raise ParameterError(f"codes of two parts have at most {most} bits, got {n_bits}; search them as codes of one")
-    masks = _class_masks(class_bits, database)
+    words = np.packbits(np.arange(n_bits) < class_bits).view(database.dtype)
     if database.itemsize == 2:  # two keys take 32 bits
         query, database = query.astype(np.uint32), database.astype(np.uint32)
+        words = words.astype(np.uint32)
 
     def search(query: Planes, first: int, stop: int) -> tuple[NDArray[Any], ...]:
         most = min(k, stop - first)
         least = (0 if by == "kind" else most, 0 if by == "nearest" else most)
         if by == "both":  # of no more than HEAD rows, all are in the head
             least = min(most, HEAD), most if most > HEAD else 0
-        arguments = _kernel_arguments(query, database, allowed, first)
-        rows, *others = candidate_rows(*arguments, stop - first, most, masks, weights, class_bits + 1, least)
+        if compiles():
+            from distillhash.hamming.kernel import candidate_rows
+
+            arguments = _kernel_arguments(query, database, allowed, first)
+            masks = _class_masks(words)
+            rows, *others = candidate_rows(*arguments, stop - first, most, masks, weights, class_bits + 1, least)
+        else:
+            part = _rows_between(database, allowed, first, stop)
+            rows, *others = plain.candidate_rows(query, *part, most, words, weights, least, by)
         return np.where(rows < 0, rows, rows + first) if first else rows, *others
 
     return query, database, search
 
 
-def _class_masks(class_bits: int, database: Planes) -> tuple[tuple[int, ...], np.uint64 | np.uint32 | None]:
-    """The class bits of the planes, see :func:`~distillhash.hamming.kernel.candidate_rows`."""
+def _class_masks(words: NDArray[Any]) -> tuple[tuple[int, ...], np.uint64 | np.uint32 | None]:
+    """The class bits of the planes ``(n_planes,)`` as :func:`~distillhash.hamming.kernel.candidate_rows` takes them."""
     from distillhash.hamming.kernel import COUNTS_WORDS
 
-    words = np.packbits(np.arange(8 * database.itemsize * len(database)) < class_bits).view(database.dtype)
-    n_full = int((words == np.iinfo(database.dtype).max).sum())
+    n_full = int((words == np.iinfo(words.dtype).max).sum())
     mask = words[n_full]
     if COUNTS_WORDS and n_full == 0 and mask == np.uint64(2**32 - 1):
         return (), np.uint32(mask)
@@ -209,8 +226,6 @@ def within(
         DataError: arrays of shapes or dtypes that do not fit.
         ParameterError: ``radius`` is negative, or ``threads`` is below 1.
     """
-    from distillhash.hamming.kernel import BLOCK, count_within, fill_within
-
     query, database, allowed = check_arrays(query, database, allowed)
     if radius < 0:
         raise ParameterError(f"the radius must be at least 0, got {radius}")
@@ -218,6 +233,10 @@ def within(
     q, n = query.shape[1], database.shape[1]
 
     def search(group: slice) -> tuple[Ints, Ints, Distances]:
+        if not compiles():
+            return plain.rows_within(query[:, group], database, allowed, radius)
+        from distillhash.hamming.kernel import BLOCK, count_within, fill_within
+
         arguments = _kernel_arguments(query[:, group], database, allowed, 0)
         n_queries = group.stop - group.start
         counts = np.zeros((n_queries, radius + 1), np.int64)
@@ -280,6 +299,10 @@ def _searched(
 
 def _side_by_side(parts: Sequence[tuple[NDArray[Any], ...]]) -> list[NDArray[Any]]:
     return [np.concatenate(arrays, axis=1) for arrays in zip(*parts, strict=True)]
+
+
+def _rows_between(database: Planes, allowed: Mask | None, first: int, stop: int) -> tuple[Planes, Mask | None]:
+    return database[:, first:stop], None if allowed is None else allowed[first:stop]
 
 
 def _kernel_arguments(

@@ -41,7 +41,7 @@ from distillhash.errors import DataError, DistillHashError, FormatError, Paramet
 from distillhash.files import open_regular, write_ahead
 from distillhash.hamming import nearest, planes_of, warm_up, within
 from distillhash.hamming.ranking import By, first_of
-from distillhash.hamming.search import Planes, candidates
+from distillhash.hamming.search import Planes, candidates, compiles
 from distillhash.index.base import (
     LARGEST_ID,
     Incoming,
@@ -233,7 +233,7 @@ class EmbeddedIndex(Index):
         self._items.compact()
         if len(snapshot) >= _CACHED_FROM:
             snapshot = self._cached(snapshot)  # the changes since an older file are forgotten now
-        if len(snapshot) >= CLUSTERED_FROM:
+        if len(snapshot) >= CLUSTERED_FROM and compiles():
             snapshot = _with_new_clusters(snapshot, self.folder)
         self._snapshot = snapshot
 
@@ -285,7 +285,7 @@ class EmbeddedIndex(Index):
         if self.folder is not None and state.items >= _CACHED_FROM:
             cached = _read_cache(self.folder / "codes.cache", self.n_bits)
             if cached is not None and self._items.is_ancestor(cached.generation, cached.name):
-                return _with_stored_clusters(cached, self.folder / "codes.clusters")
+                return _with_stored_clusters(cached, self.folder / "codes.clusters") if compiles() else cached
         return Snapshot.of(CodesInMemory.empty(self.n_bits), 0, "", -1)
 
     def _cached(self, snapshot: Snapshot) -> Snapshot:

@@ -24,7 +24,14 @@ from annotated_types import Interval
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes
-from distillhash.errors import DataError, FormatError, NotFittedError, ParameterError, first_line
+from distillhash.errors import (
+    DataError,
+    FormatError,
+    MissingDependencyError,
+    NotFittedError,
+    ParameterError,
+    first_line,
+)
 from distillhash.files import read_file, write_atomic
 from distillhash.methods.decoder import PREFIX, Decoder
 from distillhash.sources.vectors import LARGEST
@@ -356,6 +363,11 @@ class Hasher(ABC):
                 raise ValueError(f"it holds {', '.join(sorted(tensors))}")
             self._decoder = Decoder.from_tensors(decoder, self.n_bits, width)
             self._try_out()
+        except ModuleNotFoundError as error:
+            self.n_features_ = None
+            raise MissingDependencyError(
+                f"{self.method} needs {error.name} to be applied; pip install 'distillhash[train]'"
+            ) from error
         except Exception as error:  # whatever the numbers in the file lead to, in the code of any package
             self.n_features_ = None
             raise FormatError(

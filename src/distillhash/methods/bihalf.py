@@ -22,13 +22,11 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import torch
 from annotated_types import Ge
-from torch import Tensor, nn
-from torch.nn.functional import mse_loss
 
 from distillhash.methods.heads import Data, HeadHasher, half_batch_cosines, unit_features
 from distillhash.methods.training import Batch, Schedule, Targets, row_targets
+from distillhash.pytorch import Tensor, functional, nn, torch
 
 
 class BiHalf(HeadHasher):
@@ -63,7 +61,7 @@ class BiHalf(HeadHasher):
     def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Squared error of the cosines of balanced codes."""
         (unit,) = batch.targets
-        return mse_loss(half_batch_cosines(bi_half(outputs, self.pull)), half_batch_cosines(unit))
+        return functional.mse_loss(half_batch_cosines(bi_half(outputs, self.pull)), half_batch_cosines(unit))
 
     def finish(self, data: Data, network: nn.Module) -> None:
         """Move the median of the training outputs into the bias."""

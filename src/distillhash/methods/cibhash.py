@@ -17,13 +17,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import torch
 from annotated_types import Ge, Gt
-from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from distillhash.methods.heads import Data, TwoViewHasher, straight_through_sign
 from distillhash.methods.training import Batch, Rows, Targets
+from distillhash.pytorch import Tensor, functional, torch
 from distillhash.supervision.losses import nt_xent
 
 
@@ -67,8 +65,8 @@ def bottleneck_loss(first: Tensor, second: Tensor) -> Tensor:
     """Mean over the batch of the symmetric divergence between Bernoulli bits of two views' logits, the target of each half held fixed."""
 
     def divergence(p: Tensor, q: Tensor) -> Tensor:
-        ones = torch.sigmoid(p) * (logsigmoid(p) - logsigmoid(q))
-        zeros = torch.sigmoid(-p) * (logsigmoid(-p) - logsigmoid(-q))
+        ones = torch.sigmoid(p) * (functional.logsigmoid(p) - functional.logsigmoid(q))
+        zeros = torch.sigmoid(-p) * (functional.logsigmoid(-p) - functional.logsigmoid(-q))
         return (ones + zeros).sum(dim=1).mean()
 
     return (divergence(first, second.detach()) + divergence(second, first.detach())) / 2

@@ -21,13 +21,12 @@ from __future__ import annotations
 from typing import Annotated
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt
-from torch import Tensor
 
 from distillhash.methods.dsg import GuidedHasher
 from distillhash.methods.heads import Data, TwoViewHasher
 from distillhash.methods.training import Batch, Targets, pair_targets
+from distillhash.pytorch import Tensor, torch
 from distillhash.supervision.losses import nt_xent, squared_loss
 
 

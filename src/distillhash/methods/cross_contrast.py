@@ -23,16 +23,15 @@ from __future__ import annotations
 from typing import Annotated
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from distillhash.methods import image_text
 from distillhash.methods.base import AffineLayers
 from distillhash.methods.heads import tanh_through_sign
 from distillhash.methods.image_text import CrossModalHasher, Tower, TrainingPairs, code_rotation
 from distillhash.methods.training import Batch, Inputs, TrainingSettings, WithNeighbours, one_thread, train
+from distillhash.pytorch import Tensor, nn, torch
 from distillhash.supervision.agreement import agreeing_neighbours, centred_unit, random_parts
 from distillhash.supervision.losses import neighbour_contrast
 

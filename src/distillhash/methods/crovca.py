@@ -23,13 +23,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-import torch
 from annotated_types import Ge, Gt
-from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 
 from distillhash.methods.heads import Data, Head, TwoViewHasher
 from distillhash.methods.training import Batch, Optimizer, Schedule
+from distillhash.pytorch import Tensor, functional, nn, torch
 
 
 class CroVCA(TwoViewHasher):
@@ -75,14 +73,14 @@ class CroVCA(TwoViewHasher):
 
 def alignment_loss(first: Tensor, second: Tensor) -> Tensor:
     """Half the sum of the cross-entropies of each view's logits against the other's bits."""
-    forth = binary_cross_entropy_with_logits(first, (second > 0).to(first.dtype))
-    back = binary_cross_entropy_with_logits(second, (first > 0).to(first.dtype))
+    forth = functional.binary_cross_entropy_with_logits(first, (second > 0).to(first.dtype))
+    back = functional.binary_cross_entropy_with_logits(second, (first > 0).to(first.dtype))
     return (forth + back) / 2
 
 
 def coding_rate(outputs: Tensor, precision: float) -> Tensor:
     """How much volume the directions of ``(B, K)`` outputs fill."""
     b, k = outputs.shape
-    unit = normalize(outputs)
+    unit = functional.normalize(outputs)
     gram = torch.eye(k, device=outputs.device) + k / (b * precision) * (unit.T @ unit)
     return torch.logdet(gram) * (k + b) / (2 * k * b)

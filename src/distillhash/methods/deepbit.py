@@ -24,12 +24,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from annotated_types import Ge
-from torch import Tensor
 
 from distillhash.methods.heads import TwoViewHasher
 from distillhash.methods.training import Batch
+from distillhash.pytorch import Tensor, torch
 
 
 class DeepBit(TwoViewHasher):

@@ -47,10 +47,9 @@ from distillhash.errors import DataError, ParameterError
 from distillhash.methods.heads import MANY, Data
 from distillhash.methods.ssdh import PairHasher
 from distillhash.methods.training import CachedFeatures, ImageRows, Inputs, Targets, WithPartners, pair_targets
-from distillhash.supervision.flip_rate import BoundRule, distil_pairs, distil_partners
-from distillhash.supervision.graph import graph_neighbours, walk_partners
 from distillhash.supervision.neighbours import nearest_neighbours, neighbourhood_mean
 from distillhash.supervision.similarity import (
+    BoundRule,
     Floats,
     PairLabels,
     Thresholds,
@@ -159,6 +158,11 @@ class DistillHash(PairHasher):
         return source if self.partners_ is None else WithPartners(source, self.partners_, self.pairs_)
 
     def _many_targets(self, data: Data, thresholds: Thresholds) -> None:
+        from distillhash.supervision.flip_rate import (
+            distil_partners,  # here: it imports numba, which only training needs
+        )
+        from distillhash.supervision.graph import graph_neighbours, walk_partners
+
         if self.estimate != "local" or self.bounds != "full" or self.self_pairs:
             raise ParameterError(
                 f"more than {MANY} rows are distilled with estimate='local', bounds='full' and without self_pairs alone, got "
@@ -186,6 +190,8 @@ class DistillHash(PairHasher):
         self._check_pairs(self.pairs_)
 
     def _pairs(self, distances: Floats, data: Data) -> PairLabels:
+        from distillhash.supervision.flip_rate import distil_pairs  # here: it imports numba, which only training needs
+
         logits = self._estimate(distances, data)
         self.history_["probability_histogram"] = probability_histogram(logits)
         o, skipped = self.n_neighbours, self.skip_for_positive

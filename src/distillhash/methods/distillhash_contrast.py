@@ -29,18 +29,16 @@ from itertools import chain
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from distillhash.methods.base import Layers, TrainingSet, sample_rows
 from distillhash.methods.heads import MANY, Head, HeadHasher, straight_through_sign, tanh_through_sign
 from distillhash.methods.itq import ITQ
 from distillhash.methods.training import Batch, CachedFeatures, ImageRows, Inputs, Schedule, WithNeighbours
+from distillhash.pytorch import Tensor, nn, torch
 from distillhash.supervision import agreement
 from distillhash.supervision.agreement import centred_unit, random_parts, root_rows
-from distillhash.supervision.graph import graph_neighbours, nearest_by_overlap
 from distillhash.supervision.losses import neighbour_contrast
 from distillhash.supervision.neighbours import first_of_both, nearest_neighbours
 from distillhash.supervision.similarity import Floats, cosine_distances, row_blocks, unit_rows
@@ -178,6 +176,11 @@ class DistillHashContrast(HeadHasher):
 
     def _neighbourhoods(self, features: Floats, views: Floats | None, teacher: Floats | None) -> NDArray[np.int32]:
         """N(i) of every row ``(m, k)``; the same k in every part."""
+        from distillhash.supervision.graph import (  # here: it imports numba, which only training needs
+            graph_neighbours,
+            nearest_by_overlap,
+        )
+
         n = len(features)
         size = self.part
         if n > MANY and self.neighbourhood * size < FEWEST:

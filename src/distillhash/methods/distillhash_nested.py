@@ -39,7 +39,6 @@ from distillhash.methods.urph import URPH
 from distillhash.metrics import neighbour_recall
 from distillhash.metrics.neighbours import find_neighbours
 from distillhash.supervision.agreement import half_agreement
-from distillhash.supervision.graph import has_graphs
 
 SMALLEST = 8  # neighbours at the fine scale
 FINE = ((0.2, 0.25), (0.1, 0.75))  # temperature and plain share: the first keeps kinds better, the second neighbours
@@ -88,6 +87,8 @@ class DistillHashNested(Hasher):
     @property
     def _most(self) -> int:
         """Rows that the class part learns from at most."""
+        from distillhash.supervision.graph import has_graphs  # here: it imports numba, which only training needs
+
         return self.max_train if has_graphs() else min(self.max_train, MANY)
 
     @property

@@ -27,15 +27,13 @@ import copy
 from typing import Annotated
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from distillhash.errors import DataError
 from distillhash.methods.heads import Data, Head, HeadHasher
 from distillhash.methods.training import Batch, Targets, pair_targets
+from distillhash.pytorch import Tensor, functional, nn, torch
 
 
 class DMUH(HeadHasher):
@@ -129,6 +127,6 @@ def uncertain_loss(
     """Weighted negative log-likelihood of all pairs of different images in a batch, and the weighted quantisation error."""
     logits = scale / u.shape[1] * (u @ u.T)
     others = 1 - torch.eye(len(u), device=u.device)
-    likelihood = (by_image * (softplus(logits) - pairs * logits) * others).sum() / others.sum()
+    likelihood = (by_image * (functional.softplus(logits) - pairs * logits) * others).sum() / others.sum()
     signs = torch.where(u >= 0, 1.0, -1.0)
     return likelihood + quantisation * (by_bit * (u - signs).square()).mean()

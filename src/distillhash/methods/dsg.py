@@ -24,14 +24,13 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from annotated_types import Ge
 from numpy.typing import NDArray
-from torch import Tensor
 
 from distillhash.errors import DataError
 from distillhash.methods.heads import Data, HeadHasher
 from distillhash.methods.training import Batch, Targets, pair_targets
+from distillhash.pytorch import Tensor, torch
 from distillhash.supervision import similarity
 from distillhash.supervision.clusters import Clustering, assign_clusters, drop_contradictions
 from distillhash.supervision.losses import squared_loss

@@ -31,17 +31,15 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from distillhash.methods.base import AffineLayers
 from distillhash.methods.heads import affine, linear
 from distillhash.methods.image_text import CrossModalHasher, Standardised, TrainingPairs
 from distillhash.methods.linear_algebra import directions, k_means, row_blocks
 from distillhash.methods.training import Batch, CachedFeatures, TrainingSettings, one_thread, train
+from distillhash.pytorch import Tensor, functional, nn, torch
 
 
 class DUHEG(CrossModalHasher):
@@ -133,7 +131,7 @@ def external_features(matched: NDArray[Any], texts: NDArray[Any], temperature: f
 
 def guided_contrast(first: Tensor, second: Tensor, positives: Tensor, temperature: float) -> Tensor:
     """Mean over the rows of ``first (b, K)`` of -log of the share of its ``positives (b, b)`` among the rows of ``second (b, K)``."""
-    logits = normalize(first) @ normalize(second).T / temperature
+    logits = functional.normalize(first) @ functional.normalize(second).T / temperature
     right = logits.masked_fill(~positives, -torch.inf)
     return (logits.logsumexp(dim=1) - right.logsumexp(dim=1)).mean()
 

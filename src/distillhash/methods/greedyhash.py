@@ -20,11 +20,10 @@ from __future__ import annotations
 from typing import Annotated
 
 from annotated_types import Ge
-from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from distillhash.methods.heads import Data, HeadHasher, half_batch_cosines, straight_through_sign, unit_features
 from distillhash.methods.training import Batch, Schedule, Targets, row_targets
+from distillhash.pytorch import Tensor, functional
 
 
 class GreedyHash(HeadHasher):
@@ -58,5 +57,5 @@ class GreedyHash(HeadHasher):
 
 def greedy_loss(outputs: Tensor, cosines: Tensor, penalty: float) -> Tensor:
     """Squared error of half-batch code cosines, and the cubic penalty on what the sign changes."""
-    error = mse_loss(half_batch_cosines(straight_through_sign(outputs)), cosines)
+    error = functional.mse_loss(half_batch_cosines(straight_through_sign(outputs)), cosines)
     return error + penalty * ((outputs.abs() - 1).abs() ** 3).mean()

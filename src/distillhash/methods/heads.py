@@ -12,15 +12,13 @@ from abc import abstractmethod
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, normalize
 
 from distillhash.methods import training
 from distillhash.methods.base import Activation, AffineLayers, Hasher, Layers, TrainingSet, sample_rows, shapes_of
 from distillhash.methods.training import Batch, CachedFeatures, ImageRows, Inputs, Rows, Targets, one_thread, train
+from distillhash.pytorch import Tensor, functional, nn, torch
 from distillhash.supervision.similarity import Floats, row_blocks
 
 MANY = 50_000
@@ -385,7 +383,7 @@ def tanh_through_sign(outputs: Tensor) -> Tensor:
 def half_batch_cosines(rows: Tensor) -> Tensor:
     """Cosines of each row of the first half of a batch with its partner in the second, ``(b // 2,)``; an odd row is left out."""
     half = len(rows) // 2
-    return cosine_similarity(rows[:half], rows[half : 2 * half])
+    return functional.cosine_similarity(rows[:half], rows[half : 2 * half])
 
 
 def unit_features(features: NDArray[Any], *, centre: bool) -> Tensor:
@@ -393,4 +391,4 @@ def unit_features(features: NDArray[Any], *, centre: bool) -> Tensor:
     values = np.asarray(features, np.float32)
     if centre:
         values = values - values.mean(axis=0)
-    return normalize(torch.from_numpy(values))
+    return functional.normalize(torch.from_numpy(values))

@@ -12,9 +12,7 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, ParameterError
@@ -22,6 +20,7 @@ from distillhash.methods.base import Activation, AffineLayers, Hasher, TrainingS
 from distillhash.methods.heads import affine, linear
 from distillhash.methods.linear_algebra import canonical_directions, procrustes_rotation
 from distillhash.methods.training import Batch
+from distillhash.pytorch import nn, torch
 from distillhash.supervision.agreement import scatter_of_views
 
 InputKind = Literal["correlated", "features"]

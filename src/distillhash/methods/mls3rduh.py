@@ -20,14 +20,13 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
-from torch import Tensor
 
 from distillhash.errors import DataError
 from distillhash.methods.heads import Data, HeadHasher
 from distillhash.methods.training import Batch, Targets, pair_targets
+from distillhash.pytorch import Tensor, torch
 from distillhash.supervision.losses import log_cosh_loss
 from distillhash.supervision.neighbours import nearest_neighbours, neighbour_graph
 from distillhash.supervision.similarity import Floats, PairLabels, cosine_distances, describe_pairs, mirror_upper

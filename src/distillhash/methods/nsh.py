@@ -17,13 +17,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from annotated_types import Ge, Gt
-from torch import Tensor, nn
-from torch.nn.functional import mse_loss, normalize
 
 from distillhash.methods.heads import Data, Head, TwoViewHasher
 from distillhash.methods.training import Batch
+from distillhash.pytorch import Tensor, functional, nn, torch
 
 
 class NSH(TwoViewHasher):
@@ -57,9 +55,9 @@ class NSH(TwoViewHasher):
         codes = torch.tanh(outputs[0])
         first, second = codes.chunk(2)
         places = soft_sort((first @ second.T / self.n_bits + 1) / 2, self.sharpness / self.n_bits)
-        views = normalize(outputs[1]).chunk(2)
+        views = functional.normalize(outputs[1]).chunk(2)
         contrast = sorted_contrast(places, views[0], views[1], self.positives, self.temperature)
-        return contrast + self.quantisation * mse_loss(codes, torch.where(codes >= 0, 1.0, -1.0))
+        return contrast + self.quantisation * functional.mse_loss(codes, torch.where(codes >= 0, 1.0, -1.0))
 
 
 class _Both(nn.Module):
@@ -79,7 +77,7 @@ def soft_sort(scores: Tensor, temperature: float) -> Tensor:
 
 def sorted_contrast(places: Tensor, first: Tensor, second: Tensor, positives: int, temperature: float) -> Tensor:
     """Cross-entropy of finding the first sorted places: ``places (n, m, m)``, latent vectors ``first (n, l)`` and ``second (m, l)``."""
-    gathered = normalize(places @ second, dim=2)  # (n, m, l)
+    gathered = functional.normalize(places @ second, dim=2)  # (n, m, l)
     logits = (gathered @ first[:, :, None]).squeeze(2) / temperature
     log_shares = logits - logits.logsumexp(dim=1, keepdim=True)
     return -log_shares[:, :positives].mean()

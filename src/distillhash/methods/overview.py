@@ -21,13 +21,11 @@ from __future__ import annotations
 import copy
 from typing import Annotated, Any, ClassVar
 
-import torch
 from annotated_types import Ge, Gt, Interval
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
 
 from distillhash.methods.heads import Data, Head, TwoViewHasher, linear
 from distillhash.methods.training import Batch
+from distillhash.pytorch import Tensor, functional, nn, torch
 
 
 class Overview(TwoViewHasher):
@@ -81,7 +79,7 @@ class Overview(TwoViewHasher):
         """Both cross-entropies: the first column, and the diagonal, are the right answers."""
         with_memory, in_batch = outputs
         rows = torch.arange(len(in_batch), device=in_batch.device)
-        return cross_entropy(with_memory, torch.zeros_like(rows)) + cross_entropy(in_batch, rows)
+        return functional.cross_entropy(with_memory, torch.zeros_like(rows)) + functional.cross_entropy(in_batch, rows)
 
 
 class _Encoder(nn.Module):
@@ -93,7 +91,7 @@ class _Encoder(nn.Module):
         """Bits in {0, 1} and continuous vectors of length 1."""
         hidden = self.trunk(inputs)
         shares = torch.sigmoid(self.binary(hidden))
-        return shares + ((shares >= 0.5).to(shares) - shares).detach(), normalize(self.continuous(hidden))
+        return shares + ((shares >= 0.5).to(shares) - shares).detach(), functional.normalize(self.continuous(hidden))
 
 
 class _Overviews(nn.Module):
@@ -139,4 +137,4 @@ def overview(bits: Tensor, vectors: Tensor, memory_bits: Tensor, memory_vectors:
     """The overview p ``(b, l)`` of ``bits (b, K)`` and ``vectors (b, l)``, from the memory ``(m, K)`` and ``(m, l)``."""
     agreeing = bits @ memory_bits.T + (1 - bits) @ (1 - memory_bits).T
     found = torch.softmax(agreeing / (bits.shape[1] * temperature), dim=1) @ memory_vectors
-    return normalize(normalize(found) + 0.5 * vectors)
+    return functional.normalize(functional.normalize(found) + 0.5 * vectors)

@@ -27,16 +27,14 @@ import warnings
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from distillhash.errors import DataError
 from distillhash.methods.heads import Data, HeadHasher
 from distillhash.methods.linear_algebra import principal_components, procrustes_rotation
 from distillhash.methods.training import Batch, Targets, row_targets
+from distillhash.pytorch import Tensor, functional, torch
 from distillhash.supervision.clusters import ROWS_PER_CLUSTER
 
 Doubles = NDArray[np.float64]
@@ -78,7 +76,7 @@ class PUDH(HeadHasher):
     def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Squared error of the relaxed outputs."""
         (codes,) = batch.targets
-        return mse_loss(torch.tanh(outputs), codes)
+        return functional.mse_loss(torch.tanh(outputs), codes)
 
     def _codes(self, features: NDArray[Any]) -> Doubles:
         mean, directions = principal_components(features, min(self.components, features.shape[1]))

@@ -17,13 +17,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt
-from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 from distillhash.methods.heads import Data, HeadHasher, half_batch_cosines, unit_features
 from distillhash.methods.training import Batch, Schedule, Targets, row_targets
+from distillhash.pytorch import Tensor, functional, torch
 
 
 class SDC(HeadHasher):
@@ -55,7 +53,7 @@ class SDC(HeadHasher):
     def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """Distance of the outputs' cosines from the distribution, and of the outputs from their signs."""
         (unit,) = batch.targets
-        quantisation = (1 - cosine_similarity(outputs, torch.where(outputs >= 0, 1.0, -1.0))).mean()
+        quantisation = (1 - functional.cosine_similarity(outputs, torch.where(outputs >= 0, 1.0, -1.0))).mean()
         calibration = calibration_loss(half_batch_cosines(outputs), half_batch_cosines(unit), self.beta)
         return calibration + self.quantisation * quantisation
 

@@ -22,14 +22,12 @@ from __future__ import annotations
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-import torch
 from annotated_types import Ge
-from torch import Tensor, nn
-from torch.nn.functional import logsigmoid
 
 from distillhash.methods.heads import Data, Head, HeadHasher, Standardise
 from distillhash.methods.linear_algebra import principal_components
 from distillhash.methods.training import Batch, Targets
+from distillhash.pytorch import Tensor, functional, nn, torch
 from distillhash.supervision.similarity import Floats
 
 Gradient = Literal["distributional", "straight-through"]
@@ -117,8 +115,10 @@ def description_length(model: Description, x: Tensor, uniform: Tensor, gradient:
     residual = x - model.shift - bits @ model.decoder  # (b, d)
     precision = torch.exp(-2 * model.log_rho)
     cost = residual.square().sum(dim=1) * precision / 2 + x.shape[1] * model.log_rho
-    cost = cost - (bits * logsigmoid(model.prior) + (1 - bits) * logsigmoid(-model.prior)).sum(dim=1)
-    cost = cost + (p * logsigmoid(z) + (1 - p) * logsigmoid(-z)).sum(dim=1)  # E_q log q, exactly
+    cost = cost - (bits * functional.logsigmoid(model.prior) + (1 - bits) * functional.logsigmoid(-model.prior)).sum(
+        dim=1
+    )
+    cost = cost + (p * functional.logsigmoid(z) + (1 - p) * functional.logsigmoid(-z)).sum(dim=1)  # E_q log q, exactly
     if gradient == "distributional":
         # Adds nothing to the value: its gradient with respect to z is difference * sg'(z).
         difference = bit_differences(model, residual.detach(), bits, precision).detach()

@@ -22,13 +22,12 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt
-from torch import Tensor
 
 from distillhash.methods.base import sample_rows
 from distillhash.methods.heads import MANY, Data, HeadHasher
 from distillhash.methods.training import Batch, Rows, Targets, pair_targets
+from distillhash.pytorch import Tensor, torch
 from distillhash.supervision import similarity
 from distillhash.supervision.losses import likelihood_loss, squared_loss
 from distillhash.supervision.similarity import Floats, PairLabels

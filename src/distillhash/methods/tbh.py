@@ -20,13 +20,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from annotated_types import Ge, Gt
-from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
 from distillhash.methods.heads import Data, Head, HeadHasher, Standardise, linear
 from distillhash.methods.training import Batch, Targets, row_targets
+from distillhash.pytorch import Tensor, functional, nn, torch
 
 
 class TBH(HeadHasher):
@@ -62,7 +60,7 @@ class TBH(HeadHasher):
     def batch_loss(self, outputs: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
         """Reconstruction error and critics."""
         rebuilt, critics = outputs
-        return mse_loss(rebuilt, batch.targets[0]) + self.adversarial * critics
+        return functional.mse_loss(rebuilt, batch.targets[0]) + self.adversarial * critics
 
 
 class TwinBottleneck(nn.Module):
@@ -103,8 +101,8 @@ class TwinBottleneck(nn.Module):
         """How badly ``critic`` tells ``wanted`` from ``found``; its gradient on ``found`` is reversed, so the encoder makes it worse."""
         reversed_found = 2 * found.detach() - found  # the same value with the gradient negated
         real, fake = critic(wanted), critic(reversed_found)
-        loss = binary_cross_entropy_with_logits(real, torch.ones_like(real))
-        return (loss + binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))) / 2
+        loss = functional.binary_cross_entropy_with_logits(real, torch.ones_like(real))
+        return (loss + functional.binary_cross_entropy_with_logits(fake, torch.zeros_like(fake))) / 2
 
 
 def code_graph(bits: Tensor, exponent: float) -> Tensor:

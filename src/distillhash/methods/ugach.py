@@ -31,16 +31,14 @@ from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt, Interval
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from distillhash.errors import ParameterError
 from distillhash.methods.base import AffineLayers
 from distillhash.methods.image_text import CrossModalHasher, InputKind, Tower, TrainingPairs, standardise
 from distillhash.methods.training import one_thread
+from distillhash.pytorch import Tensor, functional, nn, torch
 from distillhash.supervision.neighbours import neighbour_graph
 
 Reward = Literal["sigmoid", "softplus"]
@@ -66,7 +64,7 @@ def triplet_hinge(query: Tensor, positive: Tensor, negative: Tensor, margin: flo
 
 def reward(losses: Tensor, kind: Reward) -> Tensor:
     """The reward of a generated negative for the discriminator's hinge on it: ``sg(l)`` (release) or ``log(1 + exp(l))`` (paper)."""
-    return torch.sigmoid(losses) if kind == "sigmoid" else softplus(losses)
+    return torch.sigmoid(losses) if kind == "sigmoid" else functional.softplus(losses)
 
 
 def sample_candidates(

@@ -32,11 +32,8 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax, softmax
 
 from distillhash.codes import Codes
 from distillhash.errors import DataError, ParameterError
@@ -45,6 +42,7 @@ from distillhash.methods.heads import Data, HeadHasher, passes, tanh_through_sig
 from distillhash.methods.linear_algebra import directions, orthonormal_projection, principal_components
 from distillhash.methods.training import Batch, CachedFeatures, Targets, one_thread, row_targets, train
 from distillhash.metrics.neighbours import neighbour_recall
+from distillhash.pytorch import Tensor, functional, nn, torch
 
 Floats = NDArray[np.float64]
 Floats32 = NDArray[np.float32]
@@ -279,7 +277,7 @@ def nearest_loss(wanted: Tensor, found: Tensor, k: int) -> Tensor:
     """Mean of -log softmax(found) over each query's k nearest others by ``wanted``. Both are ``(q, n)``; query i is row i of the n."""
     own = torch.eye(*wanted.shape, dtype=torch.bool, device=wanted.device)
     nearest = wanted.masked_fill(own, -torch.inf).topk(min(k, wanted.shape[1] - 1), dim=1).indices
-    return -log_softmax(found.masked_fill(own, -torch.inf), dim=1).gather(1, nearest).mean()
+    return -functional.log_softmax(found.masked_fill(own, -torch.inf), dim=1).gather(1, nearest).mean()
 
 
 def _others(square: Tensor) -> Tensor:
@@ -290,9 +288,9 @@ def _others(square: Tensor) -> Tensor:
 
 def listwise_loss(wanted: Tensor, found: Tensor, feature_temperature: float, code_temperature: float) -> Tensor:
     """Mean over queries of KL(softmax(wanted / t1) || softmax(found / t2)), each row without its own place. Both are ``(b, b)``."""
-    targets = softmax(_others(wanted) / feature_temperature, dim=1)
-    logs = log_softmax(_others(found) / code_temperature, dim=1)
-    return kl_div(logs, targets, reduction="batchmean")
+    targets = functional.softmax(_others(wanted) / feature_temperature, dim=1)
+    logs = functional.log_softmax(_others(found) / code_temperature, dim=1)
+    return functional.kl_div(logs, targets, reduction="batchmean")
 
 
 def pairwise_loss(wanted: Tensor, found: Tensor, margin: float) -> Tensor:

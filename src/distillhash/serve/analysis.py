@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from distillhash.codes import Codes, hamming_distances
-from distillhash.dedup.groups import star_groups
 from distillhash.errors import DataError, FormatError
 from distillhash.files import read_file
 from distillhash.index import Index
@@ -65,6 +64,8 @@ class Groups:
 
 def _stars(index: Index, radius: int) -> list[Group]:
     """Groups without chaining: every member lies within ``radius`` bits of its keeper, the lowest id it could be."""
+    from distillhash.dedup.groups import star_groups
+
     ids = index.ids()
     stars = star_groups(Codes.concatenate([item.code for item in index.get(ids.tolist())], index.n_bits), radius)
     found = [list(zip(ids[rows].tolist(), stars.distance[rows].tolist(), strict=True)) for rows in stars.groups()]

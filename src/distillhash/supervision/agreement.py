@@ -10,10 +10,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from distillhash.supervision.graph import nearest_by_overlap
+from distillhash.pytorch import torch
 from distillhash.supervision.neighbours import nearest_neighbours
 from distillhash.supervision.similarity import Floats, cosine_distances, row_blocks, unit_rows
 
@@ -105,6 +104,8 @@ def agreeing_neighbours(features: NDArray[Any], n_listed: int, n_kept: int) -> N
 
     With ``n_kept <= n_listed < n`` nothing is kept that shares no neighbour. The cosines take 4 bytes times the square of the rows.
     """
+    from distillhash.supervision.graph import nearest_by_overlap  # here: it imports numba, which only training needs
+
     return nearest_by_overlap(nearest_neighbours(cosine_distances(features), n_listed), n_kept)
 
 

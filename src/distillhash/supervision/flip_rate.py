@@ -19,7 +19,7 @@ The minimum over the o x o neighbour pairs separates into a minimum over rows, t
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numba import njit, prange
@@ -27,9 +27,8 @@ from numpy.typing import NDArray
 
 from distillhash.errors import DataError
 from distillhash.hamming.compilation import compiled
-from distillhash.supervision.similarity import LabelRule, PairLabels, Thresholds
+from distillhash.supervision.similarity import BoundRule, LabelRule, PairLabels, Thresholds
 
-BoundRule = Literal["full", "unshared", "diagonal"]
 _LN2 = math.log(2.0)
 
 

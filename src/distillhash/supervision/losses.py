@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 
-import torch
-from torch import Tensor
-from torch.nn.functional import cross_entropy, log_softmax, normalize, softplus
+from distillhash.pytorch import Tensor, functional, torch
 
 
 def _products(codes: Tensor, pairs: Tensor) -> Tensor:
@@ -22,8 +20,8 @@ def likelihood_loss(codes: Tensor, pairs: Tensor, *, scale: float) -> Tensor:
     """
     logits = scale * _products(codes, pairs)
     labelled = (pairs != 0).to(logits.dtype)
-    # -log sg(s) = softplus(s) - s and -log(1 - sg(s)) = softplus(s)
-    losses = softplus(logits) - (pairs > 0) * logits
+    # -log sg(s) = functional.softplus(s) - s and -log(1 - sg(s)) = functional.softplus(s)
+    losses = functional.softplus(logits) - (pairs > 0) * logits
     return (losses * labelled).sum() / labelled.sum().clamp(min=1)
 
 
@@ -43,10 +41,10 @@ def nt_xent(first: Tensor, second: Tensor, *, temperature: float) -> Tensor:
     Chen, Kornblith, Norouzi, Hinton, "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020. Mean of 2 b rows.
     """
     n = len(first)
-    unit = normalize(torch.cat([first, second]))
+    unit = functional.normalize(torch.cat([first, second]))
     logits = unit @ unit.T / temperature
     logits = logits.masked_fill(torch.eye(2 * n, dtype=torch.bool, device=logits.device), -torch.inf)
-    return cross_entropy(logits, torch.arange(2 * n, device=logits.device).roll(n))
+    return functional.cross_entropy(logits, torch.arange(2 * n, device=logits.device).roll(n))
 
 
 def neighbour_contrast(codes: Tensor, positives: Tensor, *, temperature: float) -> Tensor:
@@ -56,9 +54,9 @@ def neighbour_contrast(codes: Tensor, positives: Tensor, *, temperature: float) 
 
     ``positives`` is ``(b, b) bool``. Its diagonal is ignored, and a row without positives counts nothing.
     """
-    unit = normalize(codes)
+    unit = functional.normalize(codes)
     own = torch.eye(len(codes), dtype=torch.bool, device=codes.device)
-    logs = log_softmax((unit @ unit.T / temperature).masked_fill(own, -torch.inf), dim=1)
+    logs = functional.log_softmax((unit @ unit.T / temperature).masked_fill(own, -torch.inf), dim=1)
     positives = positives & ~own
     counts = positives.sum(dim=1)
     means = torch.where(positives, logs, 0.0).sum(dim=1) / counts.clamp(min=1)
@@ -69,4 +67,4 @@ def log_cosh_loss(codes: Tensor, targets: Tensor) -> Tensor:
     """Mean log cosh(<u_i, u_j> / K - S_ij) over all pairs of a batch (MLS3RDUH)."""
     errors = (codes @ codes.T / codes.shape[1] - targets).abs()
     # log cosh x = |x| + log(1 + exp(-2 |x|)) - log 2, which does not overflow
-    return (errors + softplus(-2 * errors) - math.log(2)).mean()
+    return (errors + functional.softplus(-2 * errors) - math.log(2)).mean()

@@ -23,6 +23,7 @@ Floats = NDArray[np.float32]
 PairLabels = NDArray[np.int8]
 ModeRule = Literal["left-edge", "centre"]
 LabelRule = Literal["three-way", "two-way"]
+BoundRule = Literal["full", "unshared", "diagonal"]
 
 BIN_WIDTH = 0.01
 FALLBACK_SHARE = 0.01

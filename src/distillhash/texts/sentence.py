@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from distillhash.backbones.base import choose_device
 from distillhash.backbones.huggingface import find_model, load_transformer, quietly, reading_options
 from distillhash.errors import DataError, FormatError, MissingDependencyError, first_line
+from distillhash.pytorch import torch
 from distillhash.sources.download import check_file
 from distillhash.texts.base import TextEncoder
 
