@@ -38,16 +38,13 @@ WIDTH, KINDS, GROUPS_A_KIND, CELLS = 64, 100, 200, 500
 QUERIES, HELD_OUT = 1000, 20_000
 METHODS = ("distillhash-nested", "distillhash-nested --preserve classes", "distillhash")
 PHASES = {  # name: where the functions are called from
-    "graph": (
-        ("distillhash.methods.distillhash_contrast", "graph_neighbours"),
-        ("distillhash.methods.distillhash", "graph_neighbours"),
-    ),
+    "graph": (("distillhash.supervision.graph", "graph_neighbours"),),
     "neighbours in parts": (("distillhash.methods.distillhash_contrast", "nearest_neighbours"),),
-    "overlap": (("distillhash.methods.distillhash_contrast", "nearest_by_overlap"),),
+    "overlap": (("distillhash.supervision.graph", "nearest_by_overlap"),),
     "scale": (("distillhash.methods.distillhash_nested", "half_agreement"),),
     "pairs": (
-        ("distillhash.methods.distillhash", "distil_partners"),
-        ("distillhash.methods.distillhash", "distil_pairs"),
+        ("distillhash.supervision.flip_rate", "distil_partners"),
+        ("distillhash.supervision.flip_rate", "distil_pairs"),
     ),
     "steps": (("distillhash.methods.heads", "train"),),
     "itq": (("distillhash.methods.itq", "procrustes_rotation"),),

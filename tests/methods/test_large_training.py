@@ -86,7 +86,7 @@ def test_the_scale_of_many_rows_counts_all_of_them(monkeypatch: pytest.MonkeyPat
     assert chosen["fine"] and chosen["neighbourhood"] == 8
     assert len(hasher.history_["rows"]) == 1600 and hasher.class_part_ is not None
     assert hasher.class_part_.neighbours_.shape == (1600, 12)  # 1.5 times 8
-    monkeypatch.setattr(distillhash_nested, "has_graphs", lambda: False)
+    monkeypatch.setattr(graph, "has_graphs", lambda: False)
     sampled = DistillHashNested(32, max_train=1600, preserve="classes").fit(rows)
     assert len(sampled.history_["rows"]) == 100
 

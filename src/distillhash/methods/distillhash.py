@@ -158,6 +158,11 @@ class DistillHash(PairHasher):
         return source if self.partners_ is None else WithPartners(source, self.partners_, self.pairs_)
 
     def _many_targets(self, data: Data, thresholds: Thresholds) -> None:
+        from distillhash.supervision.flip_rate import (
+            distil_partners,  # here: it imports numba, which only training needs
+        )
+        from distillhash.supervision.graph import graph_neighbours, walk_partners
+
         if self.estimate != "local" or self.bounds != "full" or self.self_pairs:
             raise ParameterError(
                 f"more than {MANY} rows are distilled with estimate='local', bounds='full' and without self_pairs alone, got "
