@@ -78,7 +78,7 @@ def add_radius_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="accept about N false pairs (default: 1 per 100 found or 1000 images)",
     )
-    parser.add_argument("--mirror", action="store_true", help="mirrored copies as well, by features without the hash")
+    parser.add_argument("--mirror", action="store_true", help="no longer needed: mirrored copies are found without it")
 
 
 def settings(arguments: argparse.Namespace) -> Settings:
@@ -89,7 +89,6 @@ def settings(arguments: argparse.Namespace) -> Settings:
         model=arguments.model,
         radius=arguments.radius,
         most_false_pairs=arguments.false_pairs,
-        mirror=arguments.mirror,
         **model_options(arguments),
         max_pixels=arguments.max_pixels,
         progress=not arguments.quiet,

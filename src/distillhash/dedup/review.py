@@ -12,7 +12,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from distillhash.dedup.job import FIRST_FRAME, Item, LeakReport, Report
+from distillhash.dedup.job import FIRST_FRAME, SCENE_MATCH, Item, LeakReport, Report
 from distillhash.errors import DataError
 from distillhash.files import write_atomic
 from distillhash.output import csv_cell, escaped
@@ -22,7 +22,16 @@ GROUPS_SHOWN = 300
 MEMBERS_SHOWN = 11
 THUMBNAIL = 240  # longest side in pixels; shown at half of it on fine screens
 
-_DOUBT = {"similar": 0, FIRST_FRAME: 1, "near": 2, "same picture": 3, "same pixels": 4, "same file": 5}
+_DOUBT = {
+    "similar": 0,
+    SCENE_MATCH: 0,
+    FIRST_FRAME: 1,
+    "near": 2,
+    "edited copy": 3,
+    "copy": 4,
+    "same pixels": 5,
+    "same file": 6,
+}
 _FACTS = ("width", "height", "bytes", "format", "n_frames", "damage", "sharpness")
 
 
