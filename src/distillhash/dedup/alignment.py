@@ -30,16 +30,17 @@ from distillhash.sources.decode import decode_thumbnail
 
 SIDE, FINE_SIDE = 32, 128  # pixels of the longer side
 SCALES = np.geomspace(0.4, 1, 13)  # of the longer side of a part, of the longer side of the whole
-SAME, SAME_PART, PART = 0.992, 0.965, 0.75
+SAME, SAME_PART, PART = 0.992, 0.98, 0.75
 """Scores from which two pictures are the same, where one covers nearly all of the other and where it covers less than ``PART`` of it.
-Frames of a burst cover each other and have .99 at most, but for a few from a tripod; other pictures agree in a part by .93 at most."""
+Frames of a burst cover each other and have .99 at most, but for a few from a tripod; other pictures agree in a part by .96 at most."""
 SCENE = 0.9  # from here on they show one scene
 _KEPT_LOOKS = 1000  # about 100 kB each
 
 _BAND = 0.7, 3.0  # standard deviations of the two blurs whose difference are the details, at 64 pixels
 _LEAST = 8  # pixels of the shorter side of a part
 _LEAST_SPREAD = 0.5  # grey levels; what varies less has no details
-_STEPS = 6
+_STEPS = 8
+_EDGE = 4  # samples at the edge of a part that do not count
 _BLOCKS, _KEPT = 6, 0.75  # a side; share that the score is taken over
 _FURTHEST = 1.25  # sizes that refining may change to, relative to those tried
 
@@ -211,16 +212,24 @@ def _refined(whole: Look, part: Look, box: Sequence[int]) -> tuple[float, Box]:
     y, x, h, w = (unit * value for value in box)
     sides = h, w
     target = _band(part.grey, (max(2, round(h / 2)), max(2, round(w / 2))), FINE_SIDE // 2)  # at every other pixel
-    target = (target - target.mean()) / max(float(target.std()), _LEAST_SPREAD)
     down, right = ((np.arange(n, dtype=np.float32) + np.float32(0.5)) / n for n in target.shape)
+    # At its edges a part does not know what the whole shows beyond.
+    inner = [slice(min(_EDGE, n // 7), n - min(_EDGE, n // 7)) for n in target.shape]
+    target, down, right = target[inner[0], inner[1]], down[inner[0]], right[inner[1]]
+    target = (target - target.mean()) / max(float(target.std()), _LEAST_SPREAD)
     best: tuple[float, Any, Any] = (-1.0, None, (y, x, h, w))
+    shorter = False
     for _ in range(_STEPS):
         values, dy, dx = _sampled(whole.fine, y + down * h - 0.5, x + right * w - 0.5)
         spread = max(float(values.std()), _LEAST_SPREAD)
         values = (values - values.mean()) / spread
         score = float(np.mean(target * values))
         if score <= best[0] + 1e-4:
-            break
+            if shorter or score > best[0] - 1e-4:
+                break
+            shorter = True  # the step was too long
+            y, x, h, w = ((a + b) / 2 for a, b in zip(best[2], (y, x, h, w), strict=True))
+            continue
         best = score, values, (y, x, h, w)
         design = np.stack([dy, dx, dy * down[:, None], dx * right]).reshape(4, -1) / spread
         design = np.vstack([design, values.ravel()[None], np.ones((1, values.size), np.float32)])

@@ -62,6 +62,8 @@ OPEN_HASH = 64
 """Bits of the hash up to where a pair is looked at: none of 500,000 pairs of different photographs is as near, and copies with large
 letters are."""
 
+MOST_OPENED = 200_000  # items; in larger collections only the features leave pairs open, for wide radii take long there
+
 FEWEST_COPIES = 0.5  # expected pairs of copies at the next distance; with fewer, the radius does not grow
 EDITED, HEAVILY_EDITED = 120, 50  # images edited to calibrate, at most
 KEEPING = {"re-encoded", "resized", "brightness", "turned by EXIF", "thumbnail", "strong JPEG", "colours"}
@@ -326,7 +328,8 @@ def calibrate_rule(
     away = [c.to_original[:, [name in KEEPING for name in c.names]].ravel() for c in kept]
     hash_radius = min(by_hash.radius, int(np.quantile(np.concatenate([*away, [0]]), WANTED_RECALL)))
     looked = [row for row in whole.curve if row["expected_false_pairs"] <= BY_LOOKING / MISTAKEN * most]
-    open_radius = max(whole.radius, *(row["radius"] for row in looked))
+    is_large = n_items > MOST_OPENED
+    open_radius = whole.radius if is_large else max(whole.radius, *(row["radius"] for row in looked))
 
     def stated(of: Any) -> float:
         at = [(one.curve, radius) for one, radius in ((near, near.radius), (whole, open_radius))]
@@ -348,7 +351,7 @@ def calibrate_rule(
             hash_radius=hash_radius,
             open_radius=open_radius,
             open_features=near.radius,
-            open_hash=OPEN_HASH,
+            open_hash=-1 if is_large else OPEN_HASH,
         ),
     )
 
