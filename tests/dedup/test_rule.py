@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distillhash.codes import Codes
+from distillhash.dedup.codes import HASH_PIXELS
 from distillhash.dedup.groups import (
     HASH_BITS,
     MOST_OPEN,
@@ -17,7 +18,6 @@ from distillhash.dedup.groups import (
     rule_parts,
     star_groups,
 )
-from distillhash.dedup.keep import HASH_PIXELS
 from image_factory import make_pixels
 
 FEATURES = 128

@@ -51,12 +51,13 @@ FALSE_PER_ITEM = 0.001
 FALSE_AT_LEAST = 0.5
 """False pairs accepted: one per hundred duplicates found, or one per thousand images, or half a pair, whichever is most."""
 
-BY_HASH, BY_CODE, BY_LOOKING = 0.15, 0.15, 0.25
+BY_HASH, BY_CODE, BY_LOOKING = 0.15, 0.15, 0.1
 """Shares of them that the parts of a rule may bring: the hash; the whole code, and again with the hash of the mirror image; and pairs that
 are looked at, by the features and by the whole code."""
 
-MISTAKEN = 0.01
-"""Share of different pictures that are taken for one when they are looked at: next to none, but for frames of a burst from a tripod."""
+MISTAKEN, FEWEST_LOOKS = 0.002, 200
+"""Share of different pictures that are taken for one when they are looked at: 3 of 1,842 in the grocery photographs, frames of bursts. So
+many false pairs may be looked at in any collection."""
 
 OPEN_HASH = 64
 """Bits of the hash up to where a pair is looked at: none of 500,000 pairs of different photographs is as near, and copies with large
@@ -313,30 +314,32 @@ def calibrate_rule(
     n_pictures = len(codes) + (0 if others is None else len(others))
     most = pairs * max(FALSE_PER_ITEM * n_pictures, FALSE_AT_LEAST) if most_false_pairs is None else most_false_pairs
 
-    def part(of: Callable[[Codes], Codes], edited: Edited | None, share: float, **options: Any) -> Calibration:
+    looks = max(BY_LOOKING / MISTAKEN * most, FEWEST_LOOKS if most_false_pairs is None else 0.0)
+
+    def part(of: Callable[[Codes], Codes], edited: Edited | None, limit: float, **options: Any) -> Calibration:
         copies = None if edited is None else edited.copies(of)
         sides = of(codes), None if others is None else of(others)
-        return calibrate(*sides, copies=copies, most_false_pairs=share * most, n_items=n_items, pairs=pairs, **options)
+        return calibrate(*sides, copies=copies, most_false_pairs=limit, n_items=n_items, pairs=pairs, **options)
 
-    whole = part(lambda found: found, light, BY_CODE, wants="enough")
+    def seen(curve: list[dict[str, Any]], radius: int) -> float:
+        return max((row["expected_false_pairs"] or 0.0 for row in curve if row["radius"] <= radius), default=0.0)
+
+    whole = part(lambda found: found, light, BY_CODE * most, wants="enough")
     if whole.unknown is not None:
         return replace(whole, rule=replace(rule, radius=whole.radius))
     few: dict[str, Any] = {"wants": "all", "replicates": FEW_REPLICATES}
-    by_hash = part(rule.hash, light, BY_HASH, **few)
-    near = part(rule.features, heavy, BY_LOOKING / MISTAKEN, **few)
+    by_hash = part(rule.hash, light, BY_HASH * most, **few)
+    near = part(rule.features, heavy, looks, **few)
     kept = [edited.copies(rule.hash) for edited in (light, heavy) if edited is not None]
     away = [c.to_original[:, [name in KEEPING for name in c.names]].ravel() for c in kept]
     hash_radius = min(by_hash.radius, int(np.quantile(np.concatenate([*away, [0]]), WANTED_RECALL)))
-    looked = [row for row in whole.curve if row["expected_false_pairs"] <= BY_LOOKING / MISTAKEN * most]
     is_large = n_items > MOST_OPENED
-    open_radius = whole.radius if is_large else max(whole.radius, *(row["radius"] for row in looked))
+    within_limit = [row["radius"] for row in whole.curve if row["expected_false_pairs"] <= looks and not is_large]
+    open_radius = max([whole.radius, *within_limit])
 
-    def stated(of: Any) -> float:
-        at = [(one.curve, radius) for one, radius in ((near, near.radius), (whole, open_radius))]
-        looks = sum(
-            max(row["expected_false_pairs"] for row in curve if row["radius"] <= radius) for curve, radius in at
-        )
-        return float(2 * of(whole) + min(of(by_hash), BY_HASH * most) + MISTAKEN * looks)
+    def stated(of: Callable[[Calibration], float]) -> float:
+        looked_at = seen(near.curve, near.radius) + seen(whole.curve, open_radius)
+        return 2 * of(whole) + min(of(by_hash), BY_HASH * most) + MISTAKEN * looked_at
 
     return replace(
         whole,
