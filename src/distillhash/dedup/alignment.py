@@ -32,7 +32,8 @@ SIDE, FINE_SIDE = 32, 128  # pixels of the longer side
 SCALES = np.geomspace(0.4, 1, 13)  # of the longer side of a part, of the longer side of the whole
 SAME, SAME_PART, PART = 0.995, 0.98, 0.75
 """Scores from which two pictures are the same, where one covers nearly all of the other and where it covers less than ``PART`` of it.
-Frames of a burst cover each other and have .994 at most, but for a few where nothing moved; other pictures agree in a part by .96 at most."""
+Frames of a burst cover each other and have .994 at most, but for a few where nothing moved; other pictures agree in a part by
+.96 at most."""
 SCENE = 0.9  # from here on they show one scene
 _KEPT_LOOKS = 1000  # about 100 kB each
 

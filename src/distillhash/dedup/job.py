@@ -320,12 +320,12 @@ class _Pairs:
 
     def explained(self, item: Item, keeper: int, row: int, kept: Facts | None) -> Item:
         """The item with what found it, and what was done to it."""
-        if item.facts is None or kept is None or self._looks is None:
+        if item.facts is None or kept is None or self._looks is None or item.match in (SCENE_MATCH, FIRST_FRAME):
             return item
         pair = (min(keeper, row), max(keeper, row))
         looked = pair in self.aligned
         found = self.aligned.get(pair)
-        if found is None and item.match in ("copy", "similar", FIRST_FRAME):
+        if found is None and item.match == "similar":
             looks = (self._looks.get(int(self._coded.rows[place])) for place in pair)
             first, second = looks
             found = None if first is None or second is None else align(first, second)
@@ -338,7 +338,8 @@ class _Pairs:
             one, other = codes[[keeper]], codes[[row]]
             by_hash = replace(self._rule, radius=-1).certain().judge(one, other)[0][0] == 2
             by = "hash" if self._rule.hash_radius >= 0 and by_hash else "features and hash"
-        return replace(item, **_judged(item, kept, found), found_by=by if self._rule.hashes else None)
+        lies = found if looked or (found is not None and found.same) else None
+        return replace(item, **_judged(item, kept, lies), found_by=by if self._rule.hashes else None)
 
 
 def _pairs(found: Sequence[Sequence[int]]) -> NDArray[np.int64]:
@@ -354,10 +355,10 @@ def _places_in(near: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.
 
 
 def _judged(item: Item, kept: Facts, found: Aligned | None) -> dict[str, Any]:
-    """The match of an item with its keeper, and the edits, by how they lie on each other."""
+    """The match of an item with its keeper, and the edits, by how they lie on each other; None where they do not."""
     assert item.facts is not None
     match, edits = item.match, []
-    if found is not None and found.same:
+    if found is not None:
         if found.mirrored:
             edits.append("mirrored")
         if found.area < UNCUT:
@@ -366,11 +367,11 @@ def _judged(item: Item, kept: Facts, found: Aligned | None) -> dict[str, Any]:
             match = "edited copy"
     size, whole = item.facts.width * item.facts.height, kept.width * kept.height
     if match in ("copy", "edited copy"):
-        if size < SMALLER * whole * (found.area if found is not None and found.same and found.inside else 1):
+        if size < SMALLER * whole * (found.area if found is not None and found.inside else 1):
             edits.append("smaller")
         if not edits and match == "copy":
             edits.append("re-encoded")
-    return {"match": match, "edits": tuple(edits), "aligned": found if found is not None and found.same else None}
+    return {"match": match, "edits": tuple(edits), "aligned": found}
 
 
 def find_leaks(train: Source, test: Source, settings: Settings | None = None) -> LeakReport:
