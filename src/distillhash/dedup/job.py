@@ -217,9 +217,9 @@ def find_duplicates(
     by_first = by_all = None
     if facts:
         known = [facts[row] for row in rows]
-        order = preference(known, [_path(source, row) for row in rows], policy)
-        central = central_rows(codes, calibration.rule.certain(), parts)
-        rules["order"] = order[np.argsort(~central[order], kind="stable")]
+        by_hash = replace(calibration.rule, radius=-1).certain()
+        central = central_rows(codes, by_hash, parts) if by_hash.hash_radius >= 0 else None
+        rules["order"] = preference(known, [_path(source, row) for row in rows], policy, central)
         rules["apart"] = _apart([fact.digest for fact in known], verdicts)
         by_first, by_all = (kinds(known, parts, first_frame=first) for first in (True, first_frame))
     certain = calibration.rule.certain()

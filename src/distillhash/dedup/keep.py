@@ -106,14 +106,22 @@ def parse_policy(text: str) -> tuple[str, ...]:
     return names
 
 
-def preference(facts: Sequence[Facts], keys: Sequence[str], policy: Sequence[str] = CRITERIA) -> NDArray[np.int64]:
-    """Rows from the best to the worst by the policy; what is equal in all of it by path: shorter first, then alphabetical."""
+def preference(
+    facts: Sequence[Facts],
+    keys: Sequence[str],
+    policy: Sequence[str] = CRITERIA,
+    central: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int64]:
+    """Rows from the best to the worst by the policy; what is equal in all of it by path: shorter first, then alphabetical.
+
+    Of images of one resolution, those that most of their copies look like (``central``) are better than one with letters all over it.
+    """
     beside = Beside()
 
     def rank(row: int) -> tuple[object, ...]:
         fact = facts[row]
         scores = {
-            "resolution": -fact.width * fact.height,
+            "resolution": (-fact.width * fact.height, central is not None and not central[row]),
             "sharpness": -round(2 * math.log2(fact.sharpness + 1e-3)),  # noise and compression sharpen a little too
             "size": -fact.bytes,
             "format": -_FORMATS.get(fact.format, 3),
