@@ -36,8 +36,9 @@ from scipy.sparse.csgraph import connected_components
 from distillhash import Codes
 from distillhash.backbones import FeatureCache
 from distillhash.bench.runs import versions
-from distillhash.dedup.calibration import LIGHT, Calibration, EditedImages, calibrate, measure_copies
+from distillhash.dedup.calibration import Calibration, calibrate, edit_some
 from distillhash.dedup.codes import Settings, encode_collection
+from distillhash.dedup.edits import LIGHT, EditedImages
 from distillhash.dedup.groups import different_pictures
 from distillhash.sources import ImageSource, decode_image, open_source
 from near_duplicates import hamming_levels
@@ -78,7 +79,8 @@ def stated_and_counted(name: str, pictures: ImageSource, cache: FeatureCache) ->
     """One sample, looked at three times."""
     encoder, coded = encode_collection(pictures, Settings(cache=cache))
     edited = encoder.encode(EditedImages(pictures.select(np.arange(0, len(pictures), EVERY)), LIGHT, seed=99))
-    copies = measure_copies(encoder, pictures, coded, different_pictures(coded.codes, nearly=1 / 8))
+    known = edit_some(encoder, pictures, coded, different_pictures(coded.codes, nearly=1 / 8))
+    copies = None if known is None else known.copies()
     image, edit = np.divmod(edited.rows, len(LIGHT))
     alikeness = Alikeness(pictures)
     rows = []

@@ -6,8 +6,9 @@ Each case runs in a process of its own, with two threads. *clustered*: a quarter
 a third of the radius flipped. *crowd*: the same, but 20,000 of the codes are of one picture. *chain*: a video, each frame a few bits from
 the one before, so that everything is connected and no frame is near more than some of the others.
 
-Seconds: to find connected parts, the codes that have a neighbour, and the groups; to count pairs for the calibration; to make and write
-the review page, with thumbnails of as many groups as it shows. Memory: the process with the codes in it before, and its peak.
+Seconds: to find connected parts by all three radii of a rule; to list what is to be looked at, and the groups; to count pairs for the
+calibration; to make and write the review page, with thumbnails of as many groups as it shows. Memory: the process with the codes in it
+before, and its peak.
 """
 
 from __future__ import annotations
@@ -30,13 +31,17 @@ from PIL import Image
 from distillhash import Codes
 from distillhash.bench.runs import versions
 from distillhash.dedup.calibration import calibrate, count_pairs
-from distillhash.dedup.groups import Stars, connected_parts, linked_rows, star_groups
+from distillhash.dedup.groups import Rule, Stars, linked_rows, open_pairs, rule_parts, star_groups
 from distillhash.dedup.job import Item, Report
 from distillhash.dedup.keep import Facts
 from distillhash.dedup.review import review_page
 from distillhash.sources import ImageSource
 
 BITS = 768
+HASH_RADIUS, OPEN = (
+    20,
+    0.5,
+)  # bits; the radius of the features alone, up to which pairs are looked at, of that of the whole code
 CROWD = 20_000
 CASES = [
     ("clustered", 200_000, 160),
@@ -77,10 +82,13 @@ def measured(kind: str, n: int, radius: int) -> dict[str, Any]:
     codes = {"clustered": clustered, "crowd": crowded, "chain": chained}[kind](n, radius)
     row: dict[str, Any] = {"kind": kind, "items": n, "radius": radius, "rss_before_mb": peak()}
     times = [time.perf_counter()]
-    parts = connected_parts(codes, radius)
+    rule = Rule(radius, 1, 512, HASH_RADIUS, radius, round(OPEN * radius))
+    parts = rule_parts(codes, rule)
     times.append(time.perf_counter())
+    pairs, _ = open_pairs(codes, rule, parts)
+    row["open"] = len(pairs)
     near = linked_rows(parts)
-    stars = star_groups(codes[near], radius, parts=parts[near])
+    stars = star_groups(codes[near], rule.certain(), parts=parts[near])
     groups = stars.groups()
     times.append(time.perf_counter())
     row |= {"near": len(near), "groups": len(groups), "largest": max(map(len, groups))}

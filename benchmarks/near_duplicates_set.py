@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from distillhash.dedup import calibration as edits
+from distillhash.dedup import edits
 from distillhash.output import Progress
 from distillhash.sources import ImageSource, decode_image, open_source
 

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from distillhash import HashModel, load_model, make_hasher
-from distillhash.backbones import TorchBackbone, make_backbone, sized_for
+from distillhash.backbones import N_RUNS, RUN, TorchBackbone, make_backbone, sized_for
 from distillhash.backbones import image_size as image_size_module
-from distillhash.backbones.image_size import N_RUNS, RUN
 from distillhash.cli import main
 from distillhash.files import read_file
 from distillhash.models import CrossModalModel

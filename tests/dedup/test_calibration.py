@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.stats import binom
 
 from distillhash.codes import Codes, hamming_distances
-from distillhash.dedup import calibration
+from distillhash.dedup import edits
 from distillhash.dedup.calibration import Calibration, Copies, calibrate
 from distillhash.errors import ParameterError
 from distillhash.sources import decode_image, open_source
@@ -188,33 +188,31 @@ def differs(data: bytes) -> float:
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
 def test_a_turn_by_exif_shows_the_same_picture(orientation: int) -> None:
-    data = calibration.turn_by_exif(IMAGE, orientation=orientation)
+    data = edits.turn_by_exif(IMAGE, orientation=orientation)
     stored = Image.open(BytesIO(data))
     assert stored.size == ((80, 60) if orientation == 3 else (60, 80))
     assert differs(data) < 3
 
 
 def test_edits_do_what_they_say() -> None:
-    assert decode_image(calibration.resize(IMAGE, scale=0.5)).shape == (30, 40, 3)
-    cut = decode_image(calibration.crop(IMAGE, keep=0.5, x=1, y=0)).astype(int)
+    assert decode_image(edits.resize(IMAGE, scale=0.5)).shape == (30, 40, 3)
+    cut = decode_image(edits.crop(IMAGE, keep=0.5, x=1, y=0)).astype(int)
     assert cut.shape == (30, 40, 3) and np.abs(cut - PIXELS[:30, 40:]).mean() < 3
-    bright = decode_image(calibration.brighten(IMAGE, factor=0.5)).astype(int)
+    bright = decode_image(edits.brighten(IMAGE, factor=0.5)).astype(int)
     assert np.abs(bright - PIXELS // 2).mean() < 3
-    assert np.abs(decode_image(calibration.mirror(IMAGE)).astype(int) - PIXELS[:, ::-1]).mean() < 3
-    text = np.abs(decode_image(calibration.write_text(IMAGE, height=0.2, y=0.75)).astype(int) - PIXELS).mean(
-        axis=(1, 2)
-    )
+    assert np.abs(decode_image(edits.mirror(IMAGE)).astype(int) - PIXELS[:, ::-1]).mean() < 3
+    text = np.abs(decode_image(edits.write_text(IMAGE, height=0.2, y=0.75)).astype(int) - PIXELS).mean(axis=(1, 2))
     assert text[40:52].mean() > 10 > text[:20].mean()
-    assert len(calibration.reencode(IMAGE, quality=10)) < len(calibration.reencode(IMAGE, quality=95))
+    assert len(edits.reencode(IMAGE, quality=10)) < len(edits.reencode(IMAGE, quality=95))
 
 
 def test_the_source_of_edits_is_the_same_every_time() -> None:
     pictures = open_source(np.stack([make_pixels(40, 30, seed) for seed in range(3)]))
-    made = calibration.EditedImages(pictures, calibration.LIGHT)  # type: ignore[arg-type]
-    again = calibration.EditedImages(pictures, calibration.LIGHT)  # type: ignore[arg-type]
+    made = edits.EditedImages(pictures, edits.LIGHT)  # type: ignore[arg-type]
+    again = edits.EditedImages(pictures, edits.LIGHT)  # type: ignore[arg-type]
     assert len(made) == 18 and made.keys[7] == "1 (resized)"
     assert [made.read(row) for row in range(18)] == [again.read(row) for row in range(18)]
-    other = calibration.EditedImages(pictures, calibration.LIGHT, seed=1)  # type: ignore[arg-type]
+    other = edits.EditedImages(pictures, edits.LIGHT, seed=1)  # type: ignore[arg-type]
     assert other.read(1) != made.read(1)
     chosen = made.select(np.array([7, 2]))
     assert chosen.keys == [made.keys[7], made.keys[2]] and chosen.read(0) == made.read(7)
@@ -222,5 +220,5 @@ def test_the_source_of_edits_is_the_same_every_time() -> None:
 
 def test_large_originals_are_reduced_first() -> None:
     pictures = open_source(make_pixels(3000, 1500)[None])
-    made = calibration.EditedImages(pictures, {"kept": lambda image, rng: calibration.reencode(image, quality=80)})  # type: ignore[arg-type]
+    made = edits.EditedImages(pictures, {"kept": lambda image, rng: edits.reencode(image, quality=80)})  # type: ignore[arg-type]
     assert decode_image(made.read(0)).shape == (512, 1024, 3)

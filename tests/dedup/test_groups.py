@@ -198,8 +198,8 @@ def test_match_is_the_nearest(exhaustive: int, monkeypatch: pytest.MonkeyPatch) 
     for row in range(len(query)):
         inside = distances[row] <= radius
         assert found.count[row] == inside.sum()
-        assert found.row[row] == (np.argmin(distances[row]) if inside.any() else -1)
-        assert found.distance[row] == (distances[row].min() if inside.any() else -1)
+        assert found.row[row, 0] == (np.argmin(distances[row]) if inside.any() else -1)
+        assert found.distance[row, 0] == (distances[row].min() if inside.any() else -1)
 
 
 def test_match_by_tables_counts_every_pair_once(monkeypatch: pytest.MonkeyPatch) -> None:

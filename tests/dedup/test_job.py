@@ -10,7 +10,7 @@ from PIL import Image
 
 from distillhash.backbones import FeatureCache
 from distillhash.codes import hamming_distances
-from distillhash.dedup import calibration
+from distillhash.dedup import edits
 from distillhash.dedup.codes import Settings, encode_collection
 from distillhash.dedup.job import Report, Verdicts, find_duplicates, find_leaks
 from distillhash.dedup.review import review_page, size_text
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         picture(seed).save(root / f"{seed:02}.png")
     shutil.copy(root / "00.png", root / "copies" / "exact.png")
     picture(1).save(root / "copies" / "saved.webp", lossless=True)
-    (root / "copies" / "turned.jpg").write_bytes(calibration.turn_by_exif(picture(2), orientation=6))
+    (root / "copies" / "turned.jpg").write_bytes(edits.turn_by_exif(picture(2), orientation=6))
     (root / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     (root / "link.png").symlink_to(root / "05.png")  # a folder is listed without it
     return root

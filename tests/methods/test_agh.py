@@ -7,9 +7,9 @@ from scipy.optimize import minimize
 
 from distillhash import make_hasher
 from distillhash.errors import DataError, ParameterError
-from distillhash.methods import anchor_graph
+from distillhash.methods import linear_algebra
 from distillhash.methods.agh import second_thresholds
-from distillhash.methods.anchor_graph import build_graph, graph_eigenvectors
+from distillhash.methods.linear_algebra import build_graph, graph_eigenvectors
 
 
 def mixture(n: int = 400, d: int = 10, spread: float = 1.5, seed: int = 0) -> NDArray[Any]:
@@ -142,14 +142,14 @@ def test_rows_far_from_every_anchor_take_the_values_of_the_nearest() -> None:
 def test_anchors_near_nobody_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     x = mixture()
     lonely = np.concatenate([np.full((1, 10), 1e3), x[::20]])
-    monkeypatch.setattr(anchor_graph, "k_means", lambda *_: (lonely, np.full(21, 1 / 21)))
+    monkeypatch.setattr(linear_algebra, "k_means", lambda *_: (lonely, np.full(21, 1 / 21)))
     graph, Z = build_graph(x, 21, 3, np.random.default_rng(0))
     np.testing.assert_array_equal(graph.anchors, lonely[1:])
     assert Z.shape == (400, 20) and Z.sum(axis=0).min() > 0
 
 
 def test_an_anchor_in_use_has_mass_however_far() -> None:
-    weights = anchor_graph.weights_of(np.array([[0.0, 1.0, 1e9]]), 1.0)
+    weights = linear_algebra.weights_of(np.array([[0.0, 1.0, 1e9]]), 1.0)
     np.testing.assert_allclose(weights, [[1 / (1 + np.exp(-1)), 1 / (1 + np.e), 0]], atol=1e-9)
     assert weights.min() > 0
 

@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 
 from distillhash import make_hasher
 from distillhash.errors import DataError, ParameterError
-from distillhash.methods.anchor_graph import build_graph
 from distillhash.methods.dgh import climb, nearest_uncorrelated, spread_to_anchors
+from distillhash.methods.linear_algebra import build_graph
 
 
 def mixture(n: int = 300, d: int = 10, seed: int = 0) -> NDArray[Any]:

@@ -1,20 +1,35 @@
-"""Feature extractors, one file each, and the cache of what they computed."""
+"""Feature extractors, one file each, the cache of what they computed, and the image size that a source gets.
 
+The rule for the image size: ``side`` is the median of the shorter sides of a sample of the images, from their headers. Where it is above
+the backbone's ``default_size``, the images are photographs and get its ``trained_size``; otherwise they are thumbnails, which
+``default_size`` keeps. A backbone with one size keeps that.
+
+The sample is ``N_RUNS`` runs of ``RUN`` items that follow each other, drawn by a fixed seed, so few row groups of a table are read. Of a
+file, the first ``HEADER`` bytes are read. Items that cannot be read are passed over.
+"""
+
+import contextlib
+import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
+
+import numpy as np
 
 from distillhash.backbones.base import MAX_SIZE, Backbone, Embeddings, Engine, TorchBackbone
 from distillhash.backbones.cache import FeatureCache
 from distillhash.backbones.efficientnet_lite import TRAINED_SIZES, EfficientNetLite
 from distillhash.backbones.extract import FeatureBatch, ImageInputs, extract_features, iter_features
 from distillhash.backbones.huggingface import HuggingFace, refuse_remote_path
-from distillhash.backbones.image_size import sized_for
 from distillhash.backbones.onnx import OnnxFile, run_by_onnx
 from distillhash.backbones.vgg16 import VGG16
 from distillhash.backbones.views import ViewSettings
 from distillhash.errors import FormatError, ParameterError
+from distillhash.files import open_regular
+from distillhash.output import escaped
+from distillhash.sources.base import BadItemError, ImageSource, Source, item_memory
+from distillhash.sources.decode import image_size as size_of
 
 __all__ = [
     "Backbone",
@@ -32,6 +47,8 @@ __all__ = [
     "sized_for",
 ]
 
+N_RUNS, RUN = 64, 4
+HEADER = 1 << 17  # bytes of a file that hold its size
 _PIXELS = ("mean", "std", "channels")
 
 
@@ -139,3 +156,47 @@ def backbone_from_config(
         )
     except ParameterError as error:
         raise FormatError(f"the model's backbone cannot be built: {error}") from error
+
+
+def sized_for(backbone: Backbone, source: Source, *, quiet: bool = True) -> Backbone:
+    """``backbone`` at the size that suits the images of ``source``, sharing its weights.
+
+    Unless ``quiet``, a line on stderr says which, and why. Deterministic. A source of vectors, or one of which nothing can be
+    read, leaves the backbone as it is.
+    """
+    if not isinstance(source, ImageSource):
+        return backbone
+    size, reason = backbone.image_size, f"the own size of {backbone.name}"
+    if backbone.trained_size is not None:
+        sides = sampled_sides(source)
+        if not sides:
+            return backbone
+        side = sides[len(sides) // 2]  # at least half of them reach it, and at least half do not exceed it
+        photographs = side > backbone.default_size
+        size = backbone.trained_size if photographs else backbone.default_size
+        reason = f"half of the images have a shorter side of at {'least' if photographs else 'most'} {side} pixels"
+    if not quiet:
+        sys.stderr.write(escaped(f"image size {size}: {reason}") + "\n")
+    return backbone if size == backbone.image_size else backbone.at_size(size)
+
+
+def sampled_sides(source: ImageSource) -> list[int]:
+    """The shorter sides, in pixels and ascending, of a sample of the images."""
+    n, n_items = len(source), N_RUNS * RUN
+    rows = np.arange(n)
+    if n > n_items:
+        starts = np.sort(np.random.default_rng(0).choice(n // RUN, N_RUNS, replace=False)) * RUN
+        rows = (starts[:, None] + np.arange(RUN)).ravel()
+    sides = []
+    for row in rows.tolist():
+        with contextlib.suppress(BadItemError), item_memory():
+            sides.append(min(_size(source, row)))
+    return sorted(sides)
+
+
+def _size(source: ImageSource, row: int) -> tuple[int, int]:
+    path = source.path(row)
+    if path is not None:
+        with contextlib.suppress(OSError, BadItemError), open_regular(path) as file:
+            return size_of(file.read(HEADER) or b"")
+    return size_of(source.read(row))  # some formats keep their header at the end

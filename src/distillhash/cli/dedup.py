@@ -35,6 +35,15 @@ if TYPE_CHECKING:
     from distillhash.dedup.trash import Outcome
 
 _SHOWN = 10  # files that are named one by one
+_KINDS = {
+    "file": "same file",
+    "pixels": "same pixels",
+    "copy": "copy",
+    "edited": "edited copy",
+    "similar": "similar",
+    "scene": "same scene",
+}
+_MOVED = ("file", "pixels", "copy")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +71,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="remember that two files are no duplicates",
     )
+    text = "what --apply moves (default: file,pixels,copy; also edited, similar, scene)"
+    add("--kinds", metavar="LIST", default=",".join(_MOVED), help=text)
+    add(
+        "--link", action="store_true", help="with --apply: put hard links in the place of identical files, move nothing"
+    )
     add("--trash", metavar="DIR", help="default: .distillhash-trash in the folder SOURCE")
     add("--anywhere", action="store_true", help="with --undo: also to places outside of SOURCE that the journal names")
     add("--verdicts", metavar="FILE", help="where --not-duplicate is kept (default: the user's data folder)")
@@ -78,7 +92,7 @@ def add_radius_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="accept about N false pairs (default: 1 per 100 found or 1000 images)",
     )
-    parser.add_argument("--mirror", action="store_true", help="mirrored copies as well, by features without the hash")
+    parser.add_argument("--mirror", action="store_true", help="no longer needed: mirrored copies are found without it")
 
 
 def settings(arguments: argparse.Namespace) -> Settings:
@@ -89,7 +103,6 @@ def settings(arguments: argparse.Namespace) -> Settings:
         model=arguments.model,
         radius=arguments.radius,
         most_false_pairs=arguments.false_pairs,
-        mirror=arguments.mirror,
         **model_options(arguments),
         max_pixels=arguments.max_pixels,
         progress=not arguments.quiet,
@@ -110,12 +123,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"verdicts": str(verdicts.path), "n_verdicts": len(verdicts)}
     if arguments.source is None:
         raise ParameterError("dedup needs a SOURCE, or --undo with --trash DIR, or --not-duplicate A B")
-    from distillhash.dedup.job import find_duplicates
+    from distillhash.dedup.job import FIRST_FRAME, find_duplicates
     from distillhash.dedup.journal import Move
     from distillhash.dedup.keep import CRITERIA, parse_policy
     from distillhash.dedup.review import report_csv, report_json, review_page, write_text
 
     policy = CRITERIA if arguments.keep is None else parse_policy(arguments.keep)
+    chosen = {_KINDS.get(name.strip()) for name in arguments.kinds.split(",")}
+    if None in chosen:
+        raise ParameterError(f"kinds takes some of {','.join(_KINDS)}, got {arguments.kinds!r}")
+    if arguments.link:
+        chosen = {_KINDS["file"]}
+    if arguments.first_frame:
+        chosen.add(FIRST_FRAME)
     trash = _trash(arguments) if arguments.apply else None
     source = open_argument(arguments, arguments.source)
     if trash is not None and source.path(0) is None:
@@ -149,10 +169,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             say(arguments, f"{name}: {file}")
     moves = [
         Move(item.path, item.facts.digest, group[0].path, item.distance)
-        for group in report.groups
+        for group in [*report.groups, *report.scenes]
         for item in group[1:]
-        if item.facts is not None
+        if item.facts is not None and item.match in chosen
     ]
+    if rest := report.n_duplicates - len(moves):
+        say(arguments, f"{rest:,} of them are of other kinds than --kinds {arguments.kinds}, and stay")
     if arguments.dry_run:
         for move in moves:
             say(arguments, f"would move: {move.path} (kept: {move.keeper})")
@@ -162,7 +184,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return summary
     if (why := report.calibration.unknown) is not None and arguments.radius is None:
         raise DataError(f"nothing was moved: no radius can be chosen, for {why}; give --radius BITS")
-    return summary | _apply(arguments, moves, report.n_duplicates, trash)
+    return summary | _apply(arguments, moves, trash)
 
 
 def _verdicts(arguments: argparse.Namespace) -> Verdicts:
@@ -178,15 +200,26 @@ def _verdicts(arguments: argparse.Namespace) -> Verdicts:
         return Verdicts()
 
 
-def _apply(arguments: argparse.Namespace, moves: list[Move], n_duplicates: int, trash: Path) -> dict[str, Any]:
-    from distillhash.dedup.trash import move
+def _apply(arguments: argparse.Namespace, moves: list[Move], trash: Path) -> dict[str, Any]:
+    from distillhash.dedup.trash import companion_moves, link, move
 
-    outcome = move(moves, trash, _collection(arguments), progress=not arguments.quiet)
+    root = _collection(arguments)
+    if arguments.link:
+        outcome = link(moves, root, progress=not arguments.quiet)
+        say(arguments, f"{len(outcome.done):,} files are hard links to their keepers now")
+        _say_left(arguments, outcome, "left as it is")
+        left = [list(pair) for pair in outcome.left]
+        return {"n_linked": len(outcome.done), "left": left, "exit_code": 1 if left else 0}
+    together, stay = companion_moves(moves)
+    held = {path for path, _ in stay}
+    going = [one for one in moves if one.path not in held]
+    outcome = move(going, trash, root, together=together, progress=not arguments.quiet)
+    outcome.left += stay
     words = [arguments.source, "--undo", *(["--trash", str(trash)] if arguments.trash else [])]
     remedy = f"; `distillhash dedup {shlex.join(words)}` brings them back" if outcome.done else ""
     say(arguments, f"{len(outcome.done):,} files moved to {trash}{remedy}")
     _say_left(arguments, outcome, "left in its place")
-    less = outcome.left or (n_duplicates and not outcome.done)
+    less = outcome.left or (moves and not outcome.done)
     left = [list(pair) for pair in outcome.left]
     return {"trash": str(trash), "n_moved": len(outcome.done), "left": left, "exit_code": 1 if less else 0}
 

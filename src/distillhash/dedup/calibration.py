@@ -16,6 +16,9 @@ Copies of one picture count as a few at most, equal items as one, and pictures w
 (:func:`distillhash.dedup.groups.different_pictures`), so that a thousand placeholders tell nothing about the rest. Counts are then said of
 all items again.
 
+Codes of features and a perceptual hash are calibrated in parts (:func:`calibrate_rule`): the whole code and the hash alone, up to where
+next to no false pairs are expected; and the features alone, up to where as few are expected as can be looked at.
+
 The interval comes from a Bayesian bootstrap over pictures (Rubin 1981), where near copies count as one picture. Pairs are far from
 independent: a pair of scenes that is close brings all pairs of their copies with it. A pair weighs the product of the weights of its two
 pictures, and a pair of copies the weight of its one picture.
@@ -24,22 +27,21 @@ pictures, and a pair of copies the weight of its one picture.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from io import BytesIO
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 from threadpoolctl import threadpool_limits
 
 from distillhash.codes import Codes
 from distillhash.dedup.codes import Coded, Encoder
-from distillhash.dedup.groups import Pictures
+from distillhash.dedup.edits import LIGHT, Edit, EditedImages
+from distillhash.dedup.groups import Pictures, Rule
 from distillhash.errors import ParameterError
 from distillhash.hamming import planes_of, within
 from distillhash.hamming.search import Planes
-from distillhash.sources import MAX_PIXELS, ImageSource, decode_image, digest
+from distillhash.sources import ImageSource
 
 WANTED_RECALL = 0.99
 """Share of light edits to find. Beyond it, the radius grows only where nearly all of what it adds are copies."""
@@ -49,8 +51,27 @@ FALSE_PER_ITEM = 0.001
 FALSE_AT_LEAST = 0.5
 """False pairs accepted: one per hundred duplicates found, or one per thousand images, or half a pair, whichever is most."""
 
+BY_HASH, BY_CODE, BY_LOOKING = 0.15, 0.15, 0.1
+"""Shares of them that the parts of a rule may bring: the hash; the whole code, and again with the hash of the mirror image; and pairs that
+are looked at, by the features and by the whole code."""
+
+MISTAKEN, FEWEST_LOOKS = 0.002, 200
+"""Share of different pictures that are taken for one when they are looked at: 3 of 1,842 in the grocery photographs, frames of bursts. So
+many false pairs may be looked at in any collection."""
+
+OPEN_HASH = 64
+"""Bits of the hash up to where a pair is looked at: none of 500,000 pairs of different photographs is as near, and copies with large
+letters are."""
+
+MOST_OPENED = 200_000  # items; in larger collections only the features leave pairs open, for wide radii take long there
+
 FEWEST_COPIES = 0.5  # expected pairs of copies at the next distance; with fewer, the radius does not grow
-EDITED = 200  # images edited to calibrate, at most
+EDITED, HEAVILY_EDITED = 120, 50  # images edited to calibrate, at most
+KEEPING = {"re-encoded", "resized", "brightness", "turned by EXIF", "thumbnail", "strong JPEG", "colours"}
+FEW_REPLICATES = 5  # of the bootstrap, where no interval is wanted
+LOOKED_AT = (
+    150  # pairs of an image and its edit that are laid on each other to know how many of them are found, at most
+)
 ENOUGH_EDITED = 100  # with fewer, the largest distances are one picture's: a smooth law is drawn upon
 FEWEST_PAIRS = 28  # pairs of different pictures, those of 8; with fewer, nothing is said of false pairs
 TAIL = 0.01  # share of random pairs that are counted
@@ -71,13 +92,6 @@ ENOUGH = 100.0  # most weight of one distance, in pairs: else a million at the u
 _QUERIES = 64
 _SMOOTHING = 0.08  # width of the kernel over distances of edits, relative to the distance
 
-QUALITY = 90  # of the JPEG file of an edit
-LONGEST_SIDE = 1024  # larger originals are reduced first: features need fewer pixels, and edits of many are slow
-
-_ORIENTATION_TAG = 0x0112
-_TURNS = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
-
-Edit = Callable[[Image.Image, np.random.Generator], bytes]
 Distances = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -94,13 +108,51 @@ class Copies:
         """Share of edits within the radius of their original."""
         return float(np.mean(self.to_original <= radius))
 
-    def recall_interval(self, radius: int) -> tuple[float, float]:
-        """``LEVEL`` interval of :meth:`recall` by bootstrap over images; of one image, everything is possible."""
-        found = np.mean(self.to_original <= radius, axis=1)
-        if len(found) < 2:
-            return 0.0, 1.0
-        draws = np.random.default_rng(0).integers(0, len(found), (1000, len(found)))
-        return _interval(found[draws].mean(axis=1))
+
+@dataclass(frozen=True)
+class Edited:
+    """Known edits of some of the images, and their codes."""
+
+    names: list[str]  # e edits
+    images: ImageSource  # edit j of image i is item i * e + j
+    rows: NDArray[np.intp]  # (m,) of the images in the collection
+    originals: Codes  # (m,)
+    edits: Codes  # (m * e,)
+
+    def copies(self, part: Callable[[Codes], Codes] = lambda codes: codes) -> Copies:
+        """Distances, by a part of the codes."""
+        originals = part(self.originals).words()
+        edits = part(self.edits).words().reshape(len(originals), len(self.names), -1)
+        first, second = np.triu_indices(len(self.names), 1)
+        return Copies(
+            self.names,
+            np.bitwise_count(originals[:, None] ^ edits).sum(axis=2, dtype=np.int64),
+            np.bitwise_count(edits[:, first] ^ edits[:, second]).sum(axis=2, dtype=np.int64),
+        )
+
+    def judged(self, rule: Rule, look: Callable[[Edited, NDArray[np.int64]], NDArray[np.bool_]]) -> Floats:
+        """Whether each edit is found, ``(m, e)`` between 0 and 1: the share of a sample where the rule leaves it open.
+
+        ``look`` says of numbers of edits whether they lie on their originals.
+        """
+        m, e = len(self.rows), len(self.names)
+        verdicts, _ = rule.judge(self.originals[np.repeat(np.arange(m), e)], self.edits)
+        found: Floats = (verdicts == 2).astype(np.float64).reshape(m, e)
+        left = np.flatnonzero(verdicts == 1)
+        for edit in range(e):
+            mine = left[left % e == edit]
+            sample = mine[: max(1, LOOKED_AT // e)]
+            if len(mine):
+                found[mine // e, edit] = look(self, sample).mean()
+        return found
+
+
+def _recall_interval(found: NDArray[Any]) -> tuple[float, float]:
+    """``LEVEL`` interval of the mean of ``(m, e)`` shares by bootstrap over images; of one image, everything is possible."""
+    if len(found) < 2:
+        return 0.0, 1.0
+    draws = np.random.default_rng(0).integers(0, len(found), (1000, len(found)))
+    return _interval(found.mean(axis=1)[draws].mean(axis=1))
 
 
 @dataclass(frozen=True)
@@ -115,8 +167,11 @@ class Calibration:
     false_pairs_interval: tuple[float, float] | None
     recall: float | None  # share of light edits found; None where no edits could be made
     recall_interval: tuple[float, float] | None
+    recall_heavy: float | None  # share of heavy edits; None where codes have one part
+    recall_heavy_interval: tuple[float, float] | None
     recall_by_edit: dict[str, float]
     unknown: str | None  # why false pairs cannot be estimated; what is said of them is None then
+    rule: Rule  # all radii
     curve: list[dict[str, Any]]  # ``radius``, ``expected_false_pairs`` and ``recall`` of all radii worth looking at
 
     def sentence(self) -> str:
@@ -132,27 +187,28 @@ class Calibration:
             why = "for vectors and pictures without structure cannot be edited"
             return f"{text}; how many copies it finds is not known, {why}"
         worst, best = self.recall_interval
-        return text + f", finds {self.recall:.0%} of light edits ({worst:.0%} to {best:.0%})"
+        text += f", finds {self.recall:.0%} of light edits ({worst:.0%} to {best:.0%})"
+        if self.recall_heavy is None or self.recall_heavy_interval is None:
+            return text
+        worst, best = self.recall_heavy_interval
+        return text + f" and {self.recall_heavy:.0%} of heavy ones ({worst:.0%} to {best:.0%})"
 
 
-def measure_copies(encoder: Encoder, source: ImageSource, coded: Coded, pictures: Pictures) -> Copies | None:
-    """Edit some of the images that ``encoder`` coded, one of each picture, and measure how far the edits lie from them."""
-    edits = LIGHT | (MIRRORED if encoder.settings.mirror else {})
-    chosen = np.sort(pictures.one[:EDITED])
+def edit_some(
+    encoder: Encoder, source: ImageSource, coded: Coded, pictures: Pictures, edits: dict[str, Edit] = LIGHT
+) -> Edited | None:
+    """Edit some of the images that ``encoder`` coded, one of each picture; None where there are none."""
+    most = EDITED if edits is LIGHT else HEAVILY_EDITED
+    chosen = np.sort(pictures.one[:most])
     if not len(chosen):
         return None
-    edited = EditedImages(source.select(coded.rows[chosen]), edits, max_pixels=encoder.settings.max_pixels)
-    made = encoder.encode(edited)
-    complete = np.flatnonzero(np.bincount(made.rows // len(edits), minlength=len(chosen)) == len(edits))
-    kept = np.isin(made.rows // len(edits), complete)
-    copies = made.codes.words()[kept].reshape(len(complete), len(edits), -1)
-    originals = coded.codes.words()[chosen[complete]]
-    first, second = np.triu_indices(len(edits), 1)
-    return Copies(
-        list(edits),
-        np.bitwise_count(originals[:, None] ^ copies).sum(axis=2, dtype=np.int64),
-        np.bitwise_count(copies[:, first] ^ copies[:, second]).sum(axis=2, dtype=np.int64),
-    )
+    e = len(edits)
+    images = EditedImages(source.select(coded.rows[chosen]), edits, max_pixels=encoder.settings.max_pixels)
+    made = encoder.encode(images)
+    complete = np.flatnonzero(np.bincount(made.rows // e, minlength=len(chosen)) == e)
+    kept = np.isin(made.rows // e, complete)
+    images = EditedImages(source.select(coded.rows[chosen[complete]]), edits, max_pixels=encoder.settings.max_pixels)
+    return Edited(list(edits), images, coded.rows[chosen[complete]], coded.codes[chosen[complete]], made.codes[kept])
 
 
 def calibrate(
@@ -164,12 +220,15 @@ def calibrate(
     most_false_pairs: float | None = None,
     n_items: int | None = None,
     pairs: float = 1.0,
+    wants: str = "more",
+    replicates: int = REPLICATES,
 ) -> Calibration:
     """Choose a radius, or say what to expect of a given one.
 
     The radius is the smallest that finds ``WANTED_RECALL`` of the light edits, and from there on grows as long as the next distance adds at
     most ``FALSE_PER_FOUND`` false pairs for each pair of copies; but never beyond what the expected false pairs allow, or an eighth of the
-    bits where these cannot be told.
+    bits where these cannot be told. With ``wants="enough"`` it does not grow, and with ``wants="all"`` it is the largest that the false
+    pairs allow.
 
     With ``others``, pairs across the two collections count. Without ``copies`` (of vectors) the false pairs alone decide. Where ``codes``
     are those of different pictures alone, ``n_items`` is how many items they stand for, and ``pairs`` how many pairs each of theirs does.
@@ -191,7 +250,7 @@ def calibrate(
     else:
         counts = count_pairs(codes, others, reach=max(reach, radius or 0))
         shapes = known or [np.random.default_rng(0).exponential(reach / 4, 1000).astype(np.int64)]
-        tail, nearest = fit_tail(counts, shapes), np.cumsum(counts.nearest)
+        tail, nearest = fit_tail(counts, shapes, replicates), np.cumsum(counts.nearest)
     false = np.cumsum(tail.false)
     recalls = [None if copies is None else copies.recall(r) for r in range(len(false))]
     if radius is None:
@@ -199,7 +258,9 @@ def calibrate(
         allowed = np.maximum(FALSE_PER_FOUND * (nearest - false), rule)
         is_allowed = false <= allowed if most_false_pairs is None else pairs * false <= most_false_pairs
         chosen = int(np.flatnonzero(is_allowed).max(initial=0))
-        if needed is not None and needed < len(false):
+        if wants == "enough" and needed is not None:
+            chosen = min(chosen, needed)
+        elif wants == "more" and needed is not None and needed < len(false):
             added, copied = tail.false[needed + 1 :], tail.duplicates[needed + 1 :]
             grows = np.cumprod((copied >= FEWEST_COPIES) & (added <= FALSE_PER_FOUND * copied))
             chosen = min(chosen, needed + int(grows.sum()))
@@ -220,13 +281,96 @@ def calibrate(
         expected_false_pairs=None if unknown else expected,
         false_pairs_interval=None if unknown else interval,
         recall=None if copies is None else copies.recall(chosen),
-        recall_interval=None if copies is None else copies.recall_interval(chosen),
+        recall_interval=None if copies is None else _recall_interval(copies.to_original <= chosen),
+        recall_heavy=None,
+        recall_heavy_interval=None,
         recall_by_edit={} if copies is None else dict(zip(copies.names, shares, strict=True)),
         unknown=unknown,
+        rule=Rule(chosen),
         curve=[
             {"radius": r, "expected_false_pairs": None if unknown else pairs * float(false[r]), "recall": recalls[r]}
             for r in range(0, len(false), max(1, len(false) // 50))
         ],
+    )
+
+
+def calibrate_rule(
+    rule: Rule,
+    codes: Codes,
+    others: Codes | None,
+    light: Edited | None,
+    heavy: Edited | None,
+    *,
+    most_false_pairs: float | None,
+    n_items: int,
+    pairs: float,
+) -> Calibration:
+    """Choose all radii of a rule for codes of features and hash; arguments as in :func:`calibrate`, one code of each picture.
+
+    The whole code may differ as far as 99% of the light edits do, and no farther than its share of the false pairs allows. The hash alone
+    may as far as 99% of the edits that leave the whole picture visible do (``KEEPING``). What is near by the features or by the whole code,
+    up to where ``MISTAKEN`` of the false pairs there are their share, is left open.
+    """
+    n_pictures = len(codes) + (0 if others is None else len(others))
+    most = pairs * max(FALSE_PER_ITEM * n_pictures, FALSE_AT_LEAST) if most_false_pairs is None else most_false_pairs
+
+    looks = max(BY_LOOKING / MISTAKEN * most, FEWEST_LOOKS if most_false_pairs is None else 0.0)
+
+    def part(of: Callable[[Codes], Codes], edited: Edited | None, limit: float, **options: Any) -> Calibration:
+        copies = None if edited is None else edited.copies(of)
+        sides = of(codes), None if others is None else of(others)
+        return calibrate(*sides, copies=copies, most_false_pairs=limit, n_items=n_items, pairs=pairs, **options)
+
+    def seen(curve: list[dict[str, Any]], radius: int) -> float:
+        return max((row["expected_false_pairs"] or 0.0 for row in curve if row["radius"] <= radius), default=0.0)
+
+    whole = part(lambda found: found, light, BY_CODE * most, wants="enough")
+    if whole.unknown is not None:
+        return replace(whole, rule=replace(rule, radius=whole.radius))
+    few: dict[str, Any] = {"wants": "all", "replicates": FEW_REPLICATES}
+    by_hash = part(rule.hash, light, BY_HASH * most, **few)
+    near = part(rule.features, heavy, looks, **few)
+    kept = [edited.copies(rule.hash) for edited in (light, heavy) if edited is not None]
+    away = [c.to_original[:, [name in KEEPING for name in c.names]].ravel() for c in kept]
+    hash_radius = min(by_hash.radius, int(np.quantile(np.concatenate([*away, [0]]), WANTED_RECALL)))
+    is_large = n_items > MOST_OPENED
+    within_limit = [row["radius"] for row in whole.curve if row["expected_false_pairs"] <= looks and not is_large]
+    open_radius = max([whole.radius, *within_limit])
+
+    def stated(of: Callable[[Calibration], float]) -> float:
+        looked_at = seen(near.curve, near.radius) + seen(whole.curve, open_radius)
+        return 2 * of(whole) + min(of(by_hash), BY_HASH * most) + MISTAKEN * looked_at
+
+    return replace(
+        whole,
+        expected_false_pairs=stated(lambda one: one.expected_false_pairs or 0),
+        false_pairs_interval=(
+            stated(lambda one: (one.false_pairs_interval or (0, 0))[0]),
+            stated(lambda one: (one.false_pairs_interval or (0, 0))[1]),
+        ),
+        rule=replace(
+            rule,
+            radius=whole.radius,
+            hash_radius=hash_radius,
+            open_radius=open_radius,
+            open_features=near.radius,
+            open_hash=-1 if is_large else OPEN_HASH,
+        ),
+    )
+
+
+def with_recall(calibration: Calibration, light: Floats | None, heavy: Floats | None, names: list[str]) -> Calibration:
+    """The calibration with the shares of edits that its rule finds, see :meth:`Edited.judged`."""
+    if light is None or heavy is None:
+        return calibration
+    shares = [*light.mean(axis=0).tolist(), *heavy.mean(axis=0).tolist()]
+    return replace(
+        calibration,
+        recall=float(light.mean()),
+        recall_interval=_recall_interval(light),
+        recall_heavy=float(heavy.mean()),
+        recall_heavy_interval=_recall_interval(heavy),
+        recall_by_edit=dict(zip(names, shares, strict=True)),
     )
 
 
@@ -336,11 +480,11 @@ class Tail:
 
     false: Floats  # pairs of different pictures at each distance
     duplicates: Floats  # pairs of copies at each distance
-    replicates: Floats  # (REPLICATES, furthest + 1) of ``false``, from the bootstrap
+    replicates: Floats  # (n_replicates, furthest + 1) of ``false``, from the bootstrap
 
 
 @threadpool_limits.wrap(limits=1)  # products of a few hundred numbers, for which threads cost more than they save
-def fit_tail(counts: PairCounts, shapes: Sequence[NDArray[np.integer[Any]]]) -> Tail:
+def fit_tail(counts: PairCounts, shapes: Sequence[NDArray[np.integer[Any]]], n_replicates: int = REPLICATES) -> Tail:
     """Split the counts into false pairs and duplicates; ``shapes`` holds distances between known copies, an array for each kind of pair."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -357,7 +501,7 @@ def fit_tail(counts: PairCounts, shapes: Sequence[NDArray[np.integer[Any]]]) -> 
     graph = coo_array((np.ones(int(near.sum()), np.int8), tuple(ends[:, near])), shape=(len(rows), len(rows)))
     n_pictures, picture = connected_components(graph, directed=False)
     left, right = picture[ends]
-    replicates = np.empty((REPLICATES, furthest + 1))
+    replicates = np.empty((n_replicates, furthest + 1))
     for replicate in replicates:
         weight = rng.standard_exponential(n_pictures)
         weight /= weight.mean()
@@ -425,95 +569,3 @@ def _fit(histogram: Floats, known: Floats, start: Floats | None) -> tuple[Floats
     best = min(found, key=lambda one: float(one.fun))
     false, duplicates, *_ = parts(best.x)
     return np.asarray(best.x), (false, duplicates)
-
-
-def reencode(image: Image.Image, *, quality: int = QUALITY, exif: Image.Exif | bytes = b"") -> bytes:
-    """The image as a JPEG file, ``quality`` 1 to 95."""
-    stream = BytesIO()
-    image.save(stream, "JPEG", quality=quality, exif=exif)
-    return stream.getvalue()
-
-
-def resize(image: Image.Image, *, scale: float) -> bytes:
-    """Both sides times ``scale``."""
-    return reencode(image.resize(_scaled(image, scale), Image.Resampling.LANCZOS))
-
-
-def crop(image: Image.Image, *, keep: float, x: float = 0.5, y: float = 0.5) -> bytes:
-    """A part whose sides are ``keep`` of the image's; ``x`` and ``y`` in [0, 1] say where it lies."""
-    width, height = _scaled(image, keep)
-    left, top = round(x * (image.width - width)), round(y * (image.height - height))
-    return reencode(image.crop((left, top, left + width, top + height)))
-
-
-def brighten(image: Image.Image, *, factor: float) -> bytes:
-    """Every value times ``factor``, clipped."""
-    return reencode(ImageEnhance.Brightness(image).enhance(factor))
-
-
-def write_text(image: Image.Image, *, height: float, y: float = 0.9, text: str = "holiday 2026") -> bytes:
-    """White ``text`` with a dark outline, letters ``height`` of the image's height, at ``y`` in [0, 1] from the top."""
-    edited = image.copy()
-    size = max(height * image.height, 6.0)
-    place = (image.width / 2, y * image.height)
-    ImageDraw.Draw(edited).text(
-        place, text, fill="white", font=ImageFont.load_default(size), anchor="mm", stroke_width=1, stroke_fill="black"
-    )
-    return reencode(edited)
-
-
-def turn_by_exif(image: Image.Image, *, orientation: int) -> bytes:
-    """The pixels turned by 90 or 180 degrees, and the EXIF orientation (3, 6 or 8) that turns them back."""
-    exif = Image.Exif()
-    exif[_ORIENTATION_TAG] = orientation
-    return reencode(image.transpose(_TURNS[orientation]), exif=exif)
-
-
-def mirror(image: Image.Image) -> bytes:
-    """Left and right exchanged."""
-    return reencode(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
-
-
-LIGHT: dict[str, Edit] = {
-    "re-encoded": lambda image, rng: reencode(image, quality=int(rng.integers(40, 86))),
-    "resized": lambda image, rng: resize(image, scale=rng.uniform(0.5, 0.9)),
-    "cropped": lambda image, rng: crop(image, keep=rng.uniform(0.9, 0.98), x=rng.uniform(), y=rng.uniform()),
-    "brightness": lambda image, rng: brighten(image, factor=float(np.exp(rng.uniform(-0.3, 0.3)))),
-    "text": lambda image, rng: write_text(image, height=rng.uniform(0.05, 0.09), y=rng.uniform(0.05, 0.95)),
-    "turned by EXIF": lambda image, rng: turn_by_exif(image, orientation=int(rng.choice([3, 6, 8]))),
-}
-"""Light edits by name; the generator draws how strong each is."""
-
-MIRRORED: dict[str, Edit] = {"mirrored": lambda image, rng: mirror(image)}  # noqa: ARG005  # nothing to draw
-
-
-class EditedImages(ImageSource):
-    """Every edit of every image of a source, made when it is read: item ``i * len(edits) + j`` is edit j of image i.
-
-    An edit depends on the seed, its name and the image's content alone, so the feature cache knows it in the next run.
-    """
-
-    def __init__(
-        self, source: ImageSource, edits: dict[str, Edit], *, seed: int = 0, max_pixels: int | None = None
-    ) -> None:
-        """Keep references; nothing is read yet."""
-        super().__init__(f"edits of {source.name}", [f"{key} ({name})" for key in source.keys for name in edits])
-        self._source, self._edits, self._seed = source, list(edits.items()), seed
-        self._max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
-        self._rows = np.arange(len(self))
-
-    def _take(self, rows: NDArray[np.intp]) -> None:
-        self._rows = self._rows[rows]
-
-    def read(self, row: int) -> bytes:
-        """The edited image as an encoded file."""
-        image, number = divmod(int(self._rows[row]), len(self._edits))
-        name, edit = self._edits[number]
-        data = self._source.read(image)
-        original = Image.fromarray(decode_image(data, max_pixels=self._max_pixels))
-        original.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
-        return edit(original, np.random.default_rng([self._seed, *name.encode(), int.from_bytes(digest(data), "big")]))
-
-
-def _scaled(image: Image.Image, scale: float) -> tuple[int, int]:
-    return max(1, round(image.width * scale)), max(1, round(image.height * scale))

@@ -8,7 +8,7 @@ features and depend on no other item.
 A perceptual hash of the image follows, half as many bits as those of the features. Features tell what is in a picture, and two scenes of
 one place share that. A perceptual hash tells where it is light and dark, and a caption or a stronger compression hardly changes it.
 Together they tell copies from look-alikes better than the features' codes alone (F1 .949 for .858, with heavy edits; results/
-near-duplicates). Mirror images have unrelated hashes, so they are found without hash.
+near-duplicates). The hash of a mirror image is known from that of the image.
 `docs/dedup.md` has the measurements behind these numbers.
 """
 
@@ -25,7 +25,7 @@ from PIL import Image
 
 from distillhash.backbones.extract import PIXELS_VERSION
 from distillhash.codes import Codes
-from distillhash.dedup.groups import TELLING, different_pictures
+from distillhash.dedup.groups import HASH_BITS, TELLING, Rule, different_pictures
 from distillhash.methods import make_hasher
 from distillhash.methods.base import sample_rows
 from distillhash.models import HashModel, load_model
@@ -39,7 +39,6 @@ IMAGE_SIZE = 224
 LEARNED_BITS, RANDOM_BITS = 512, 1024
 FEWEST_TO_LEARN = 1_000
 LEARN_FROM, ITERATIONS = 4_000, 20
-HASH_BITS = 256
 _HASH_SIDE, HASH_PIXELS = 16, 64  # the hash has 16 x 16 bits; imagehash looks at four times as many pixels a side
 _HASH_IDENTITY = f"imagehash.phash/{_HASH_SIDE}/{HASH_PIXELS}/structure/{PIXELS_VERSION}"
 _FLAT = 4.0  # grey levels
@@ -52,7 +51,6 @@ class Settings:
     model: str | None = None  # a model folder; None makes codes for the collection
     radius: int | None = None  # bits; None calibrates
     most_false_pairs: float | None = None  # to accept; None takes the rule of the calibration
-    mirror: bool = False  # look for mirror images too, with codes of the features alone
     device: str = "auto"  # where the backbone runs
     engine: Engine = "auto"  # what runs it on a CPU
     cache: FeatureCache | None = None  # of features and hashes between runs
@@ -85,6 +83,10 @@ class Encoder:
     def n_bits(self) -> int:
         """Length of the codes."""
         return self.model.n_bits + self.hashes * HASH_BITS
+
+    def rule(self, radius: int) -> Rule:
+        """What these codes are judged by, with a radius of the whole code alone."""
+        return Rule(radius, self.hashes, self.model.n_bits)
 
     def encode(self, source: Source) -> Coded:
         """Codes of every usable item; a :class:`DataError` where nothing is usable."""
@@ -152,7 +154,7 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
     )
     given = f"{model.backbone_name} at {IMAGE_SIZE} pixels" if vectors is None else "the vectors"
     width = model.backbone.dim if vectors is None else vectors.shape[1]
-    hashed = vectors is None and not settings.mirror
+    hashed = vectors is None
     learned = different = np.zeros(0, np.intp)
     # Planes through the origin: drawn, not learned.
     planes = make_hasher("lsh", RANDOM_BITS, centre=False).fit(np.eye(2, width))

@@ -13,6 +13,10 @@ the other drawn bits differ little. Two codes at distance d share a bucket with 
 tables as it takes for a pair *at* the radius to be missed by all of them with probability ``MISSED``; nearer pairs are missed far less, and
 none is missed if other pairs connect the two. Tables are made one after the other, so memory is the codes twice and some 50 bytes a code
 for each thread. The drawn bits depend on the length, number and radius alone, so the same input gives the same groups.
+
+Codes of two parts, features and a perceptual hash, are judged by a :class:`Rule`: by the whole code, by the hash alone, and by the hash of
+the mirror image, which is the hash with every other column of its bits exchanged. Pairs that the rule leaves open are listed, to be looked
+at (:mod:`distillhash.dedup.alignment`); what was found to be one picture there is linked as well.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,7 +50,69 @@ COPIES, _PER_COPY = 8, 50  # items of one picture that count at most: one for ev
 _MOST_CHAINED = 200_000  # items; in larger collections only equal codes are copies
 _MIX = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93], np.uint64)
 
+HASH_BITS = 256
+_HASH_WORDS = HASH_BITS // 64
+_MIRROR = np.packbits(np.tile([0, 1], HASH_BITS // 2)).view(np.uint64)  # odd frequencies along a row change sign
+MOST_OPEN = 4  # pairs of one item that are looked at, the nearest
+_PER_PARTS = 2  # the same between two crowds of certain copies
+CENTRAL = 0.9
+MOST_WALKED = 5_000  # items of a part whose pairs are judged one by one; in larger parts the codes alone decide
+
 Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Which pairs of codes are duplicates, and which are to be looked at; all radii in bits, -1 for none.
+
+    Codes have ``n_features`` bits of features, and ``hashes`` times the ``HASH_BITS`` of one perceptual hash; or no hash at all.
+    """
+
+    radius: int  # of the whole code
+    hashes: int = 0
+    n_features: int = 0
+    hash_radius: int = -1  # of one hash alone
+    open_radius: int = -1  # of the whole code
+    open_features: int = -1  # of the features alone; up to there the hash of the mirror image counts as well
+    open_hash: int = -1  # of one hash alone
+
+    @property
+    def leaves_open(self) -> bool:
+        """Whether there is anything to look at."""
+        return self.open_features >= 0 or self.open_radius > self.radius
+
+    def features(self, codes: Codes) -> Codes:
+        """The first part."""
+        return Codes.from_packed(codes.packed[:, : self.n_features // 8], self.n_features)
+
+    def hash(self, codes: Codes) -> Codes:
+        """The hash, once."""
+        return Codes.from_packed(codes.packed[:, self.n_features // 8 : (self.n_features + HASH_BITS) // 8], HASH_BITS)
+
+    def certain(self) -> Rule:
+        """The same that leaves nothing open, but still knows mirror images."""
+        return replace(self, open_radius=-1, open_hash=-1)
+
+    def numbers(self) -> NDArray[np.int64]:
+        """For compiled code."""
+        features = self.n_features // 64 if self.hashes else 0
+        return np.array(
+            [
+                self.radius,
+                self.hash_radius,
+                self.open_radius,
+                self.open_features,
+                features,
+                self.hashes,
+                self.open_hash,
+            ],
+            np.int64,
+        )
+
+    def judge(self, first: Codes, second: Codes) -> tuple[NDArray[np.int64], Rows]:
+        """Of every pair of rows: 0, 1 (to be looked at) or 2 (a duplicate); and the distance."""
+        verdicts, distances = _judged(first.words(), second.words(), self.numbers(), _MIRROR)
+        return verdicts, distances
 
 
 @dataclass(frozen=True)
@@ -71,44 +137,54 @@ class Pictures:
     one: Rows  # a row of each picture, in an order that depends on the codes alone
     kept: Rows  # rows with the copies left out that are too many, ascending
     pairs: float  # pairs of items of different pictures, for each such pair of ``kept``
+    pairs_of_one: float  # the same for each pair of ``one``
 
 
 @dataclass(frozen=True)
 class Matches:
-    """The nearest item of another collection, for every query."""
+    """The nearest items of another collection, for every query."""
 
-    row: Rows  # the nearest within the radius, equal distances by the lower row; -1 where there is none
-    distance: NDArray[np.int32]  # bits; -1 where there is none
-    count: Rows  # how many lie within the radius
+    row: Rows  # (q, most) duplicates first, then what is to be looked at, each by distance, then row; -1 where there are no more
+    distance: NDArray[np.int32]  # (q, most) bits
+    certain: NDArray[np.bool_]  # (q, most) whether it is a duplicate
+    count: Rows  # (q,) how many are
 
 
 def star_groups(
     codes: Codes,
-    radius: int,
+    rule: Rule | int,
     *,
     order: Rows | None = None,
     places: Rows | None = None,
     apart: Rows | None = None,
     kinds: Rows | None = None,
     parts: NDArray[np.int32] | None = None,
+    linked: Rows | None = None,
 ) -> Stars:
-    """Stars around keepers; memory linear in the number of codes, deterministic.
+    """Stars around keepers; memory linear in the number of codes, deterministic. A number is the radius of the whole code.
 
     ``order`` holds all rows by falling preference as keepers. Two items of the same of ``places`` (``(n,)``, -1 for none) are never linked,
-    nor are two of different ``kinds`` (``(n,)``), nor the ``(m, 2)`` pairs of rows in ``apart``. ``parts`` is what :func:`connected_parts`
-    found for these codes and this radius.
+    nor are two of different ``kinds`` (``(n,)``), nor the ``(m, 2)`` pairs of rows in ``apart``. Pairs in ``linked`` count as within
+    the radius. ``parts`` joins at least all that may be linked, as :func:`rule_parts` does.
     """
+    rule = Rule(rule) if isinstance(rule, int) else rule
     n = len(codes)
     order = np.arange(n, dtype=np.int64) if order is None else np.asarray(order, np.int64)
     if len(order) != n or not np.array_equal(np.sort(order), np.arange(n)):
         raise DataError(f"the order must hold each of the {n} rows once")
-    parts = connected_parts(codes, radius) if parts is None else parts
+    parts = rule_parts(codes, rule) if parts is None else parts
     places = np.full(n, -1, np.int64) if places is None else np.asarray(places, np.int64)
     kinds = np.zeros(n, np.int64) if kinds is None else np.asarray(kinds, np.int64)
-    low, high = (np.zeros((0, 2), np.int64) if apart is None else np.sort(apart, axis=1)).T
     rank = np.empty(n, np.int64)
     rank[order] = np.arange(n)
-    return Stars(*_claim(codes.words(), *_by_part(parts, rank), radius, places, np.unique(low * n + high), kinds))
+    pairs = (_pair_numbers(apart, n), _pair_numbers(linked, n))
+    return Stars(*_claim(codes.words(), *_by_part(parts, rank), rule.numbers(), _MIRROR, places, *pairs, kinds))
+
+
+def _pair_numbers(pairs: Rows | None, n: int) -> Rows:
+    """A number for each pair of rows, ascending."""
+    low, high = (np.zeros((0, 2), np.int64) if pairs is None else np.sort(pairs, axis=1)).T
+    return np.unique(low * n + high)
 
 
 def different_pictures(
@@ -145,7 +221,8 @@ def different_pictures(
     sizes = np.bincount(picture, times, n_pictures), np.bincount(picture[kept], np.ones(len(kept)), n_pictures)
     among = [float(count.sum() ** 2 - (count**2).sum()) for count in sizes]
     pairs = among[0] / among[1] if among[1] else 1.0
-    return Pictures(usable[once[np.unique(lowest)]], np.sort(usable[once[kept]]), pairs)
+    of_one = among[0] / (n_pictures * (n_pictures - 1)) if n_pictures > 1 else 1.0
+    return Pictures(usable[once[np.unique(lowest)]], np.sort(usable[once[kept]]), pairs, of_one)
 
 
 def linked_rows(parts: NDArray[np.int32], places: Rows | None = None) -> Rows:
@@ -159,25 +236,75 @@ def linked_rows(parts: NDArray[np.int32], places: Rows | None = None) -> Rows:
     return np.flatnonzero(lowest[parts] != highest[parts])
 
 
-def match(query: Codes, database: Codes, radius: int) -> Matches:
-    """For every query code the nearest of ``database`` within ``radius`` bits; memory linear in the number of codes.
-
-    Every pair is compared up to ``EXHAUSTIVE`` codes in ``database``; above, those that share a connected part.
-    """
+def match(query: Codes, database: Codes, rule: Rule | int, *, most: int = 1) -> Matches:
+    """For every query code the nearest of ``database`` that are duplicates by the rule, or to be looked at; memory linear in the codes."""
     check_same_length(query, database)
-    row, distance = np.full(len(query), -1, np.int64), np.full(len(query), -1, np.int32)
-    count = np.zeros(len(query), np.int64)
-    if len(database) > EXHAUSTIVE:
-        both = Codes.from_packed(np.concatenate([query.packed, database.packed]), query.n_bits)
-        parts = connected_parts(both, radius)
-        _match(both.words(), *_by_part(parts, np.arange(len(both))), radius, row, distance, count)
-    else:
-        for start, limits, rows, distances in _pairs_within(query, database, radius):
-            hits = np.diff(limits)
-            found = np.flatnonzero(hits)
-            count[start : start + len(hits)] = hits
-            row[start + found], distance[start + found] = rows[limits[found]], distances[limits[found]]
-    return Matches(row, distance, count)
+    rule = Rule(rule) if isinstance(rule, int) else rule
+    both = Codes.from_packed(np.concatenate([query.packed, database.packed]), query.n_bits)
+    row, distance = np.full((len(query), most), -1, np.int64), np.full((len(query), most), -1, np.int32)
+    certain, count = np.zeros((len(query), most), bool), np.zeros(len(query), np.int64)
+    starts, members = _by_part(rule_parts(both, rule), np.arange(len(both)))
+    _match(both.words(), starts, members, rule.numbers(), _MIRROR, row, distance, certain, count)
+    return Matches(row, distance, certain, count)
+
+
+def rule_parts(codes: Codes, rule: Rule) -> NDArray[np.int32]:
+    """For every code the lowest row of what chains of pairs join that the rule takes or leaves open."""
+    parts = connected_parts(codes, max(rule.radius, rule.open_radius))
+    if rule.hashes and rule.hash_radius >= 0:
+        _merge(parts, connected_parts(rule.hash(codes), max(rule.hash_radius, rule.open_hash)))
+    if rule.hashes and rule.open_features >= 0:
+        _merge(parts, connected_parts(rule.features(codes), rule.open_features))
+    return parts
+
+
+def open_pairs(codes: Codes, rule: Rule, parts: NDArray[np.int32]) -> tuple[Rows, Rows]:
+    """``(m, 2)`` pairs to be looked at, nearest first, and for every code the lowest row of what chains of certain pairs join.
+
+    Pairs that such a chain joins are left out. At most ``MOST_OPEN`` of an item are listed, and ``_PER_PARTS`` between two chains. Of a
+    part of more than ``MOST_WALKED`` items, all of it counts as one chain.
+    """
+    n = len(codes)
+    starts, members = _by_part(parts, np.arange(n))
+    near, away = np.full((n, MOST_OPEN), -1, np.int64), np.full((n, MOST_OPEN), 2**30, np.int64)
+    chain = np.arange(n)
+    _walk(codes.words(), starts, members, rule.numbers(), _MIRROR, MOST_WALKED, chain, near, away)
+    row, column = np.nonzero(near >= 0)
+    pairs, distance = np.sort(np.stack([row, near[row, column]], 1), axis=1), away[row, column]
+    _, once = np.unique(pairs[:, 0] * n + pairs[:, 1], return_index=True)
+    pairs, distance = pairs[once], distance[once]
+    ends = np.sort(chain[pairs], axis=1)
+    order = np.lexsort((pairs[:, 1], pairs[:, 0], distance, ends[:, 1], ends[:, 0]))
+    _, first, times = np.unique(ends[order, 0] * n + ends[order, 1], return_index=True, return_counts=True)
+    nth = np.arange(len(order)) - np.repeat(first, times)
+    kept = order[nth < _PER_PARTS]
+    return pairs[kept[np.argsort(distance[kept], kind="stable")]], chain
+
+
+def central_rows(codes: Codes, rule: Rule, parts: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which codes are near to ``CENTRAL`` as many others as any of their part: a copy with letters all over it is not, its original is.
+
+    All are in parts of more than ``MOST_WALKED`` items.
+    """
+    near = np.zeros(len(codes), np.int64)
+    starts, members = _by_part(parts, np.arange(len(codes)))
+    _count_near(codes.words(), starts, members, rule.numbers(), _MIRROR, MOST_WALKED, near)
+    _, number = np.unique(parts, return_inverse=True)
+    most = np.zeros(len(codes), np.int64)
+    np.maximum.at(most, number, near)
+    central: NDArray[np.bool_] = near >= CENTRAL * most[number]
+    return central
+
+
+def join_rows(parts: NDArray[np.integer[Any]], pairs: Rows) -> NDArray[np.int32]:
+    """Parts, each named by its lowest row, with the two rows of every pair joined."""
+    joined = parts.astype(np.int32)
+    other = np.arange(len(parts), dtype=np.int32)
+    for low, high in np.sort(pairs, axis=1).tolist():
+        a, b = _root(other, low), _root(other, high)
+        other[max(a, b)] = min(a, b)
+    _merge(joined, other)
+    return joined
 
 
 def _pairs_within(query: Codes, database: Codes, radius: int) -> Iterator[tuple[int, Rows, Rows, NDArray[np.int32]]]:
@@ -449,15 +576,53 @@ def _blocked(a: int, b: int, places: Any, apart: Any, kinds: Any) -> bool:
     """Whether a rule keeps two rows apart."""
     if kinds[a] != kinds[b] or (places[a] >= 0 and places[a] == places[b]):
         return True
-    if len(apart) == 0:
-        return False
-    pair = min(a, b) * len(places) + max(a, b)
-    place = np.searchsorted(apart, pair)
-    return bool(place < len(apart) and apart[place] == pair)
+    return len(apart) > 0 and _holds(apart, a, b, len(places))
 
 
 @compiled
-def _claim(words: Any, starts: Any, members: Any, radius: int, places: Any, apart: Any, kinds: Any) -> Any:
+def _judge(words: Any, a: int, b: int, rule: Any, mirror: Any) -> Any:
+    """What a rule (:meth:`Rule.numbers`) says of two rows, and their distance."""
+    first, hashes = rule[4], rule[5]
+    if hashes == 0:
+        distance = _distance(words, a, b)
+        return (2 if distance <= rule[0] else 1 if distance <= rule[2] else 0), distance
+    features, straight, turned = 0, 0, 0
+    for word in range(first):
+        features += popcount64(words[a, word] ^ words[b, word])
+    for word in range(len(mirror)):
+        differing = words[a, first + word] ^ words[b, first + word]
+        straight += popcount64(differing)
+        turned += popcount64(differing ^ mirror[word])
+    away = min(straight, turned) if features <= rule[3] or turned <= rule[1] else straight
+    distance = features + hashes * away
+    if away <= rule[1] or distance <= rule[0]:
+        return 2, distance
+    return (1 if features <= rule[3] or distance <= rule[2] or away <= rule[6] else 0), distance
+
+
+@compiled
+def _judged(first: Any, second: Any, rule: Any, mirror: Any) -> Any:
+    """:func:`_judge` of every pair of rows."""
+    verdicts, distances = np.zeros(len(first), np.int64), np.zeros(len(first), np.int64)
+    both = np.empty((2, first.shape[1]), np.uint64)
+    for row in range(len(first)):
+        both[0], both[1] = first[row], second[row]
+        verdicts[row], distances[row] = _judge(both, 0, 1, rule, mirror)
+    return verdicts, distances
+
+
+@compiled
+def _holds(pairs: Any, a: int, b: int, n: int) -> bool:
+    """Whether the pair is among numbers of pairs, ascending."""
+    pair = min(a, b) * n + max(a, b)
+    place = np.searchsorted(pairs, pair)
+    return bool(place < len(pairs) and pairs[place] == pair)
+
+
+@compiled
+def _claim(
+    words: Any, starts: Any, members: Any, rule: Any, mirror: Any, places: Any, apart: Any, linked: Any, kinds: Any
+) -> Any:
     """Stars within parts; ``members`` holds the rows of each part by falling preference and is overwritten."""
     keeper = np.arange(len(words))
     distance = np.zeros(len(words), np.int32)
@@ -469,8 +634,9 @@ def _claim(words: Any, starts: Any, members: Any, radius: int, places: Any, apar
             free = first  # taken rows leave, so copies of one image are walked through once
             for place in range(first, stop):
                 row = members[place]
-                found = _distance(words, item, row)
-                if found <= radius and not _blocked(item, row, places, apart, kinds):
+                verdict, found = _judge(words, item, row, rule, mirror)
+                near = verdict == 2 or (len(linked) > 0 and _holds(linked, item, row, len(words)))
+                if near and not _blocked(item, row, places, apart, kinds):
                     keeper[row], distance[row] = item, found
                 else:
                     members[free] = row
@@ -480,17 +646,78 @@ def _claim(words: Any, starts: Any, members: Any, radius: int, places: Any, apar
 
 
 @compiled
-def _match(words: Any, starts: Any, members: Any, radius: int, nearest: Any, distance: Any, count: Any) -> None:
+def _count_near(words: Any, starts: Any, members: Any, rule: Any, mirror: Any, most: int, near: Any) -> None:
+    """How many of its part each item is linked to."""
+    for part in range(len(starts) - 1):
+        first, stop = starts[part], starts[part + 1]
+        for left in range(first, stop if stop - first <= most else first):
+            for right in range(left + 1, stop):
+                a, b = members[left], members[right]
+                is_near = _judge(words, a, b, rule, mirror)[0] == 2
+                near[a] += is_near
+                near[b] += is_near
+
+
+@compiled
+def _walk(
+    words: Any, starts: Any, members: Any, rule: Any, mirror: Any, most: int, chain: Any, near: Any, away: Any
+) -> None:
+    """What :func:`open_pairs` lists: chains of certain pairs, and for each item the nearest that is open, in another chain."""
+    top = near.shape[1]
+    for part in range(len(starts) - 1):
+        first, stop = starts[part], starts[part + 1]
+        if stop - first > most:
+            for place in range(first, stop):
+                chain[members[place]] = members[first]
+            continue
+        for left in range(first, stop):
+            for right in range(left + 1, stop):
+                a, b = _root(chain, members[left]), _root(chain, members[right])
+                if a != b and _judge(words, members[left], members[right], rule, mirror)[0] == 2:
+                    chain[max(a, b)] = min(a, b)
+        for place in range(first, stop):
+            chain[members[place]] = _root(chain, members[place])
+        for left in range(first, stop):
+            one = members[left]
+            for right in range(first, stop):
+                other = members[right]
+                if chain[one] == chain[other]:
+                    continue
+                verdict, distance = _judge(words, one, other, rule, mirror)
+                if verdict == 1 and distance < away[one, top - 1]:
+                    slot = top - 1
+                    while slot > 0 and distance < away[one, slot - 1]:
+                        away[one, slot], near[one, slot] = away[one, slot - 1], near[one, slot - 1]
+                        slot -= 1
+                    away[one, slot], near[one, slot] = distance, other
+
+
+@compiled
+def _match(
+    words: Any, starts: Any, members: Any, rule: Any, mirror: Any, rows: Any, distances: Any, certain: Any, count: Any
+) -> None:
     """Compare the queries of each part, which are its lowest rows, with its other rows."""
-    q = len(nearest)
+    q, top = rows.shape
     for part in range(len(starts) - 1):
         first, stop = starts[part], starts[part + 1]
         middle = first + np.searchsorted(members[first:stop], q)
         for i in range(first, middle):
             item = members[i]
             for j in range(middle, stop):
-                found = _distance(words, item, members[j])
-                if found <= radius:
-                    count[item] += 1
-                    if nearest[item] < 0 or found < distance[item]:
-                        nearest[item], distance[item] = members[j] - q, found
+                verdict, found = _judge(words, item, members[j], rule, mirror)
+                if verdict == 0:
+                    continue
+                sure = verdict == 2
+                count[item] += sure
+                slot = top
+                while slot > 0 and (
+                    rows[item, slot - 1] < 0
+                    or (sure and not certain[item, slot - 1])
+                    or (sure == certain[item, slot - 1] and found < distances[item, slot - 1])
+                ):
+                    slot -= 1
+                if slot < top:
+                    for k in range(top - 1, slot, -1):
+                        rows[item, k], distances[item, k] = rows[item, k - 1], distances[item, k - 1]
+                        certain[item, k] = certain[item, k - 1]
+                    rows[item, slot], distances[item, slot], certain[item, slot] = members[j] - q, found, sure

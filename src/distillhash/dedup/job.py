@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.codes import hamming_distances
-from distillhash.dedup.calibration import Calibration, calibrate, measure_copies
+from distillhash.dedup.alignment import SCENE, Aligned, Looks, align, align_pairs
+from distillhash.dedup.calibration import Calibration, Edited, calibrate, calibrate_rule, edit_some, with_recall
 from distillhash.dedup.codes import Coded, Encoder, Settings, encode_collection
-from distillhash.dedup.groups import Stars, connected_parts, different_pictures, linked_rows, match, star_groups
+from distillhash.dedup.edits import HEAVY, LIGHT
+from distillhash.dedup.groups import (
+    MOST_OPEN,
+    Rule,
+    Stars,
+    central_rows,
+    different_pictures,
+    join_rows,
+    linked_rows,
+    match,
+    open_pairs,
+    rule_parts,
+    star_groups,
+)
 from distillhash.dedup.keep import CRITERIA, Facts, agree, gather_facts, kinds, preference
 from distillhash.errors import DataError, FormatError
 from distillhash.files import digest, read_file
 from distillhash.sources import ImageSource, Skipped, Source
 
-FIRST_FRAME = "same first frame"
+FIRST_FRAME, SCENE_MATCH = "same first frame", "same scene"
+UNCUT = 0.93  # share of the area from which nothing was cut off
+IN_CHAIN = 0.92  # score from which two pictures are the same that copies of one another join
+ROUNDS = 3  # keepers of such a chain that are laid on the rest of it
+MOST_IN_CHAIN = 30  # of these
+SMALLER = 0.8  # of the pixels: a copy with fewer was made smaller
 MOST_CANDIDATES = 1000  # items of the other collection that are looked at where the nearest shows something else
 AGREES = 8  # perceptual hashes of 64 bits that differ in at most this many bits show the same picture
 _HEAD = "# pairs that are not duplicates: two content digests, then the two files when it was said\n"
@@ -102,8 +121,13 @@ class Item:
     source: Source  # where it can be read
     row: int  # its row there
     facts: Facts | None = None  # None for vectors
-    match: str = "near"  # or ``keeper``, ``same file``, ``same pixels``, ``same picture``, ``similar``, ``same first frame``: see _item
+    match: str = (
+        "near"  # or ``keeper``, ``same file``, ``same pixels``, ``copy``, ``edited copy``, ``similar`` ...: see _item
+    )
     phash_distance: int | None = None  # bits between its perceptual hash of 64 bits and the keeper's
+    found_by: str | None = None  # ``hash``, ``features and hash`` or ``alignment``; None for the keeper
+    edits: tuple[str, ...] = ()  # what it looks as if was done to one of the two
+    aligned: Aligned | None = None  # how it lies on its keeper (the first), where that was looked at
 
 
 @dataclass(frozen=True)
@@ -117,6 +141,10 @@ class Report:
     n_items: int  # items compared
     n_aliases: int = 0  # items left out as other names of a file that is compared
     first_frames: list[list[Item]] = field(default_factory=list)  # like groups, by the first frame alone; all stay
+    scenes: list[list[Item]] = field(
+        default_factory=list
+    )  # like groups, of pictures that show one scene and are no copies
+    n_looked_at: int = 0  # pairs that codes left open
 
     @property
     def n_duplicates(self) -> int:
@@ -177,41 +205,173 @@ def find_duplicates(
     source, n_aliases = _without_aliases(source)
     encoder, coded = encode_collection(source, settings)
     calibration = _calibrated(encoder, source, coded, coded, None)
-    parts = connected_parts(coded.codes, calibration.radius)
+    found = _Pairs(source, coded, calibration.rule, settings)
     places = _folders(source, coded.rows) if ignore_same_folder else None
-    near = linked_rows(parts, places)
+    near = linked_rows(found.parts, places)
     facts = gather_facts(source, coded.rows[near], settings)
     if isinstance(source, ImageSource):
         near = near[[row in facts for row in coded.rows[near].tolist()]]  # what can still be read
     rows = coded.rows[near].tolist()
-    linked: dict[str, Any] = {"places": None if places is None else places[near], "parts": parts[near]}
+    codes, parts = coded.codes[near], found.parts[near]
+    rules: dict[str, Any] = {"places": None if places is None else places[near], "parts": parts}
     by_first = by_all = None
     if facts:
         known = [facts[row] for row in rows]
-        linked["order"] = preference(known, [_path(source, row) for row in rows], policy)
-        linked["apart"] = _apart([fact.digest for fact in known], verdicts)
-        by_first, by_all = (kinds(known, parts[near], first_frame=first) for first in (True, first_frame))
-    stars = star_groups(coded.codes[near], calibration.radius, kinds=by_all, **linked)
+        by_hash = replace(calibration.rule, radius=-1).certain()
+        central = central_rows(codes, by_hash, parts) if by_hash.hash_radius >= 0 else None
+        rules["order"] = preference(known, [_path(source, row) for row in rows], policy, central)
+        rules["apart"] = _apart([fact.digest for fact in known], verdicts)
+        by_first, by_all = (kinds(known, parts, first_frame=first) for first in (True, first_frame))
+    certain = calibration.rule.certain()
+    stars = star_groups(codes, certain, kinds=by_all, linked=found.linked(near), **rules)
+    for nth in range(ROUNDS if calibration.rule.leaves_open and facts else 0):
+        found.look_around(near, stars, rules["order"], nth)
+        stars = star_groups(codes, certain, kinds=by_all, linked=found.linked(near), **rules)
 
-    def items(found: Stars, match: str | None) -> list[list[Item]]:
-        made = []
-        for group in found.groups():
-            keeper, *others = [rows[row] for row in group]
-            kept = facts.get(keeper)
-            made.append([_item(source, keeper, 0, kept, kept, "keeper")])
-            for row, distance in zip(others, found.distance[group[1:]].tolist(), strict=True):
-                label = match or (FIRST_FRAME if first_frame and kept and not agree(facts[row], kept) else None)
-                made[-1].append(_item(source, row, distance, facts.get(row), kept, label))
-        return made
+    def items(made: Stars, match: str | None) -> list[list[Item]]:
+        groups = []
+        for group in made.groups():
+            keeper, *others = group.tolist()
+            kept = facts.get(rows[keeper])
+            groups.append([_item(source, rows[keeper], 0, kept, kept, "keeper")])
+            for place, distance in zip(others, made.distance[group[1:]].tolist(), strict=True):
+                fact = facts.get(rows[place])
+                label = match or (FIRST_FRAME if first_frame and fact and kept and not agree(fact, kept) else None)
+                item = _item(source, rows[place], distance, fact, kept, label)
+                groups[-1].append(found.explained(item, int(near[keeper]), int(near[place]), kept))
+        return groups
 
-    groups, first_frames = items(stars, None), []
-    if by_first is not None:
+    groups, first_frames, scenes = items(stars, None), [], []
+    own = np.arange(len(near))
+    if by_first is not None and by_all is not None:
         # Keepers and what is alone, by their first frames: groups of what would be one but for the others.
-        own = np.arange(len(near))
-        by_first = np.where(stars.keeper == own, by_first, -1 - own)
-        again = star_groups(coded.codes[near], calibration.radius, kinds=by_first, **linked)
+        alone = stars.keeper == own
+        by_first = np.where(alone, by_first, -1 - own)
+        again = star_groups(codes, certain, kinds=by_first, linked=found.linked(near), **rules)
         first_frames = items(again, FIRST_FRAME)
-    return Report(calibration, encoder.description, groups, coded.skipped, len(coded.rows), n_aliases, first_frames)
+        by_scene = np.where(alone & (again.keeper == own), by_all, -1 - own)
+        none = Rule(-1, encoder.hashes, encoder.model.n_bits)
+        scenes = items(star_groups(codes, none, kinds=by_scene, linked=found.scenes(near), **rules), SCENE_MATCH)
+    return Report(
+        calibration,
+        encoder.description,
+        groups,
+        coded.skipped,
+        len(coded.rows),
+        n_aliases,
+        first_frames,
+        scenes,
+        len(found.aligned),
+    )
+
+
+class _Pairs:
+    """Pairs of a collection that the codes leave open, and how they lie on each other."""
+
+    def __init__(self, source: Source, coded: Coded, rule: Rule, settings: Settings) -> None:
+        """Look at all pairs that decide what belongs together; ``parts`` joins what may be linked."""
+        self._coded, self._rule, self._settings = coded, rule, settings
+        self._looks = Looks(source, settings.max_pixels) if isinstance(source, ImageSource) else None
+        self.aligned: dict[tuple[int, int], Aligned] = {}
+        self._same: list[tuple[int, int]] = []
+        self.parts = rule_parts(coded.codes, rule)
+        if rule.leaves_open:
+            pairs, chains = open_pairs(coded.codes, rule, self.parts)
+            self._look(pairs)
+            self._chains = join_rows(chains, _pairs(self._same))
+            self.parts = join_rows(self._chains, self._scenes())
+
+    def _look(self, pairs: NDArray[np.int64], least: float | None = None) -> None:
+        """Lay what was not yet on each other; they are one where :attr:`Aligned.same` says so, or from a score of ``least``."""
+        assert self._looks is not None
+        new = _pairs([(a, b) for a, b in pairs.tolist() if (a, b) not in self.aligned])
+        rows = self._coded.rows[new]
+        for (a, b), found in zip(
+            new.tolist(), align_pairs(self._looks, self._looks, rows, progress=self._settings.progress), strict=True
+        ):
+            self.aligned[a, b] = found
+            if found.same or (least is not None and found.score >= least):
+                self._same.append((a, b))
+
+    def _scenes(self) -> NDArray[np.int64]:
+        return _pairs([pair for pair, found in self.aligned.items() if found.score >= SCENE])
+
+    def linked(self, near: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Pairs that are one picture, as places in ``near``."""
+        return _places_in(near, _pairs(self._same))
+
+    def scenes(self, near: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Pairs that show one scene."""
+        return _places_in(near, self._scenes())
+
+    def look_around(self, near: NDArray[np.int64], stars: Stars, order: NDArray[np.int64], nth: int) -> None:
+        """Lay the ``nth`` keeper of every chain of copies on what of the chain belongs to no keeper before it, nor to itself."""
+        chain = self._chains[near]
+        rank = np.empty(len(near), np.int64)
+        rank[order] = np.arange(len(near))
+        pairs = []
+        by_chain = np.lexsort((rank[stars.keeper], chain))
+        for members in np.split(by_chain, np.flatnonzero(np.diff(chain[by_chain])) + 1):
+            keepers = list(dict.fromkeys(stars.keeper[members].tolist()))
+            if len(keepers) > nth + 1:
+                later = members[np.isin(stars.keeper[members], keepers[nth + 1 :])][:MOST_IN_CHAIN]
+                pairs += [sorted((int(near[keepers[nth]]), int(near[one]))) for one in later.tolist()]
+        self._look(_pairs(pairs), IN_CHAIN)
+
+    def explained(self, item: Item, keeper: int, row: int, kept: Facts | None) -> Item:
+        """The item with what found it, and what was done to it."""
+        if item.facts is None or kept is None or self._looks is None or item.match in (SCENE_MATCH, FIRST_FRAME):
+            return item
+        pair = (min(keeper, row), max(keeper, row))
+        looked = pair in self.aligned
+        found = self.aligned.get(pair)
+        if found is None and item.match == "similar":
+            looks = (self._looks.get(int(self._coded.rows[place])) for place in pair)
+            first, second = looks
+            found = None if first is None or second is None else align(first, second)
+        if found is not None and pair[0] != keeper:
+            found = found.swapped()
+        if looked:
+            by = "alignment"
+        else:
+            codes = self._coded.codes
+            one, other = codes[[keeper]], codes[[row]]
+            by_hash = replace(self._rule, radius=-1).certain().judge(one, other)[0][0] == 2
+            by = "hash" if self._rule.hash_radius >= 0 and by_hash else "features and hash"
+        lies = found if looked or (found is not None and found.same) else None
+        return replace(item, **_judged(item, kept, lies), found_by=by if self._rule.hashes else None)
+
+
+def _pairs(found: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    return np.array(found, np.int64).reshape(-1, 2)
+
+
+def _places_in(near: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Pairs of rows as places in ``near``, which is ascending; without those that it lacks."""
+    places = np.searchsorted(near, pairs)
+    held = np.append(near, -1)[np.minimum(places, len(near))] == pairs
+    kept: NDArray[np.int64] = places[held.all(axis=1)]
+    return kept
+
+
+def _judged(item: Item, kept: Facts, found: Aligned | None) -> dict[str, Any]:
+    """The match of an item with its keeper, and the edits, by how they lie on each other; None where they do not."""
+    assert item.facts is not None
+    match, edits = item.match, []
+    if found is not None:
+        if found.mirrored:
+            edits.append("mirrored")
+        if found.area < UNCUT:
+            edits.append("cropped" if found.inside else "in a frame")
+        if match == "similar" or (match == "copy" and edits):
+            match = "edited copy"
+    size, whole = item.facts.width * item.facts.height, kept.width * kept.height
+    if match in ("copy", "edited copy"):
+        if size < SMALLER * whole * (found.area if found is not None and found.inside else 1):
+            edits.append("smaller")
+        if not edits and match == "copy":
+            edits.append("re-encoded")
+    return {"match": match, "edits": tuple(edits), "aligned": found}
 
 
 def find_leaks(train: Source, test: Source, settings: Settings | None = None) -> LeakReport:
@@ -223,7 +383,7 @@ def find_leaks(train: Source, test: Source, settings: Settings | None = None) ->
     """
     settings = settings or Settings()
     encoder, kept, coded, calibration = _across(train, test, settings)
-    leaks = list(_matched(test, coded, np.arange(len(coded.rows)), train, kept, calibration.radius, settings))
+    leaks = list(_matched(test, coded, np.arange(len(coded.rows)), train, kept, calibration.rule, settings))
     leaks.sort(key=lambda leak: (leak.test.distance, leak.test.path))
     skipped = kept.skipped + coded.skipped
     return LeakReport(calibration, encoder.description, leaks, skipped, len(kept.rows), len(coded.rows))
@@ -238,7 +398,7 @@ def _against(source: Source, reference: Source, settings: Settings, first_frame:
         for side, rows in ((source, coded), (reference, kept))
     )
     held = np.isin(ours, theirs[theirs >= 0])  # a file of the reference, reached through the source as well
-    matched = _matched(source, coded, np.flatnonzero(~held), reference, kept, calibration.radius, settings)
+    matched = _matched(source, coded, np.flatnonzero(~held), reference, kept, calibration.rule, settings)
     groups: dict[tuple[bool, int], list[Item]] = {}
     for pair in sorted(matched, key=lambda pair: (pair.train.row, pair.test.distance, pair.test.row)):
         item, keeper = pair.test, pair.train
@@ -257,20 +417,36 @@ def _matched(
     places: NDArray[np.int64],
     other: Source,
     kept: Coded,
-    radius: int,
+    rule: Rule,
     settings: Settings,
 ) -> Iterator[Leak]:
     """Items of ``coded`` at ``places`` with a match in ``kept``: the nearest that shows the same in all frames, or in the first."""
-    found = match(coded.codes[places], kept.codes, radius)
-    hits = np.flatnonzero(found.row >= 0)
+    found = match(coded.codes[places], kept.codes, rule, most=MOST_OPEN)
+    chosen = np.where(found.certain[:, 0], 0, -1)
+    count = found.count.copy()
+    aligned: dict[int, Aligned] = {}
+    if isinstance(source, ImageSource) and isinstance(other, ImageSource):
+        query, nth = np.nonzero((found.row >= 0) & ~found.certain[:, :1])
+        pairs = np.stack([coded.rows[places[query]], kept.rows[found.row[query, nth]]], 1)
+        looks = Looks(other, settings.max_pixels), Looks(source, settings.max_pixels)
+        lie = align_pairs(*looks, pairs[:, ::-1], progress=settings.progress)
+        for one, place, how in zip(query.tolist(), nth.tolist(), lie, strict=True):
+            if how.same:
+                count[one] += 1
+                if chosen[one] < 0:
+                    chosen[one], aligned[one] = place, how
+    hits = np.flatnonzero(chosen >= 0)
+    nearest, distances = (
+        column[np.arange(len(chosen)), np.maximum(chosen, 0)] for column in (found.row, found.distance)
+    )
     facts = gather_facts(source, coded.rows[places[hits]], settings)
-    kept_facts = gather_facts(other, kept.rows[np.unique(found.row[hits])], settings)
+    kept_facts = gather_facts(other, kept.rows[np.unique(nearest[hits])], settings)
     for hit in hits.tolist():
-        row, near, label = int(coded.rows[places[hit]]), int(found.row[hit]), None
-        distance, ours, theirs = int(found.distance[hit]), facts.get(row), kept_facts.get(int(kept.rows[near]))
+        row, near, label = int(coded.rows[places[hit]]), int(nearest[hit]), None
+        distance, ours, theirs = int(distances[hit]), facts.get(row), kept_facts.get(int(kept.rows[near]))
         if ours is not None and theirs is not None and not agree(ours, theirs):
             away = hamming_distances(coded.codes[places[hit : hit + 1]], kept.codes)[0]
-            candidates = np.flatnonzero(away <= radius)
+            candidates = np.flatnonzero(away <= rule.radius)
             candidates = candidates[np.lexsort((candidates, away[candidates]))][:MOST_CANDIDATES]
             unknown = [one for one in kept.rows[candidates].tolist() if one not in kept_facts]
             kept_facts |= gather_facts(other, np.array(unknown, np.intp), settings)
@@ -284,7 +460,10 @@ def _matched(
             near, label = (first, FIRST_FRAME) if whole < 0 else (whole, None)
             distance, theirs = int(away[near]), kept_facts[int(kept.rows[near])]
         keeper = _item(other, int(kept.rows[near]), 0, theirs, theirs, "keeper")
-        yield Leak(_item(source, row, distance, ours, theirs, label), keeper, int(found.count[hit]))
+        item = _item(source, row, distance, ours, theirs, label)
+        if hit in aligned and theirs is not None and label is None:
+            item = replace(item, **_judged(item, theirs, aligned[hit]), found_by="alignment")
+        yield Leak(item, keeper, int(count[hit]))
 
 
 def _across(kept: Source, other: Source, settings: Settings) -> tuple[Encoder, Coded, Coded, Calibration]:
@@ -304,15 +483,33 @@ def _calibrated(encoder: Encoder, source: Source, coded: Coded, one: Coded, othe
     nearly = 1 / 8 if encoder.hashes else 1 / 16  # features alone are near for scenes of one kind as well
     pictures = [different_pictures(s.codes, s.digests, np.flatnonzero(~s.flat), nearly=nearly) for s in sides]
     edited = pictures[0] if coded is one else pictures[-1]
-    n_items, n_compared = [len(side.rows) for side in sides], [len(found.kept) for found in pictures]
-    return calibrate(
-        *(side.codes[found.kept] for side, found in zip(sides, pictures, strict=True)),
-        copies=measure_copies(encoder, source, coded, edited) if isinstance(source, ImageSource) else None,
-        radius=settings.radius,
-        most_false_pairs=settings.most_false_pairs,
-        n_items=sum(n_items),
-        pairs=pictures[0].pairs if other is None else math.prod(n_items) / max(1, math.prod(n_compared)),
-    )
+    n_items = [len(side.rows) for side in sides]
+    light = edit_some(encoder, source, coded, edited) if isinstance(source, ImageSource) else None
+    in_parts = encoder.hashes > 0 and settings.radius is None
+    rows = [found.one if in_parts else found.kept for found in pictures]
+    compared = [side.codes[chosen] for side, chosen in zip(sides, rows, strict=True)]
+    times = pictures[0].pairs_of_one if in_parts else pictures[0].pairs
+    if other is not None:
+        times = math.prod(n_items) / max(1, math.prod(map(len, rows)))
+    options: dict[str, Any] = {
+        "most_false_pairs": settings.most_false_pairs,
+        "n_items": sum(n_items),
+        "pairs": times,
+    }
+    if not in_parts or not isinstance(source, ImageSource):
+        copies = None if light is None else light.copies()
+        return calibrate(*compared, copies=copies, radius=settings.radius, **options)
+    heavy = edit_some(encoder, source, coded, edited, HEAVY)
+    second = compared[1] if other is not None else None
+    calibration = calibrate_rule(encoder.rule(0), compared[0], second, light, heavy, **options)
+    looks = Looks(source, settings.max_pixels)
+
+    def lie_on_originals(edits: Edited, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        pairs = np.stack([edits.rows[numbers // len(edits.names)], numbers], 1)
+        return np.array([found.same for found in align_pairs(looks, Looks(edits.images), pairs)], bool)
+
+    judged = [None if one is None else one.judged(calibration.rule, lie_on_originals) for one in (light, heavy)]
+    return with_recall(calibration, judged[0], judged[1], [*LIGHT, *HEAVY])
 
 
 def _apart(digests: Sequence[str], verdicts: Verdicts) -> NDArray[np.int64]:
@@ -337,7 +534,7 @@ def _item(
     elif match is None and facts.pixels_digest == kept.pixels_digest:
         match = "same pixels"
     elif match is None:
-        match = "same picture" if away <= AGREES else "similar"
+        match = "copy" if away <= AGREES else "similar"
     return Item(path, distance, source, row, facts, match, away)
 
 

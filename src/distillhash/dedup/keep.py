@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distillhash.dedup.codes import HASH_PIXELS, Settings, is_flat
+from distillhash.dedup.trash import ATTACHED, Beside
 from distillhash.errors import ParameterError
 from distillhash.files import cores, digest
 from distillhash.output import Progress
@@ -105,19 +106,32 @@ def parse_policy(text: str) -> tuple[str, ...]:
     return names
 
 
-def preference(facts: Sequence[Facts], keys: Sequence[str], policy: Sequence[str] = CRITERIA) -> NDArray[np.int64]:
-    """Rows from the best to the worst by the policy; what is equal in all of it by path: shorter first, then alphabetical."""
+def preference(
+    facts: Sequence[Facts],
+    keys: Sequence[str],
+    policy: Sequence[str] = CRITERIA,
+    central: NDArray[np.bool_] | None = None,
+) -> NDArray[np.int64]:
+    """Rows from the best to the worst by the policy; what is equal in all of it by path: shorter first, then alphabetical.
+
+    Of images of one resolution, those that most of their copies look like (``central``) are better than one with letters all over it.
+    """
+    beside = Beside()
 
     def rank(row: int) -> tuple[object, ...]:
         fact = facts[row]
         scores = {
-            "resolution": -fact.width * fact.height,
+            "resolution": (-fact.width * fact.height, central is not None and not central[row]),
             "sharpness": -round(2 * math.log2(fact.sharpness + 1e-3)),  # noise and compression sharpen a little too
             "size": -fact.bytes,
             "format": -_FORMATS.get(fact.format, 3),
         }
-        # Whole files first, and those that show more: nothing goes for a damaged copy, or an animation for a still.
-        shows = (fact.damage is not None, -(fact.n_frames or math.inf))
+        # Whole files first, and those that show more: nothing goes for a damaged copy, an animation for a still, or what has a RAW file.
+        shows = (
+            fact.damage is not None,
+            -(fact.n_frames or math.inf),
+            -len(beside.companions(keys[row], ATTACHED)),
+        )
         return (*shows, *(scores[name] for name in policy), len(Path(keys[row]).name), keys[row])
 
     return np.array(sorted(range(len(facts)), key=rank), np.int64)

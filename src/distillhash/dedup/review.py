@@ -12,17 +12,28 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from distillhash.dedup.job import FIRST_FRAME, Item, LeakReport, Report
+from PIL import Image
+
+from distillhash.dedup.job import FIRST_FRAME, SCENE_MATCH, Item, LeakReport, Report
 from distillhash.errors import DataError
 from distillhash.files import write_atomic
 from distillhash.output import csv_cell, escaped
-from distillhash.sources import BadItemError, ImageSource, encode_thumbnail
+from distillhash.sources import BadItemError, ImageSource, decode_thumbnail, encode_thumbnail
 
 GROUPS_SHOWN = 300
 MEMBERS_SHOWN = 11
 THUMBNAIL = 240  # longest side in pixels; shown at half of it on fine screens
 
-_DOUBT = {"similar": 0, FIRST_FRAME: 1, "near": 2, "same picture": 3, "same pixels": 4, "same file": 5}
+_DOUBT = {
+    "similar": 0,
+    SCENE_MATCH: 0,
+    FIRST_FRAME: 1,
+    "near": 2,
+    "edited copy": 3,
+    "copy": 4,
+    "same pixels": 5,
+    "same file": 6,
+}
 _FACTS = ("width", "height", "bytes", "format", "n_frames", "damage", "sharpness")
 
 
@@ -33,10 +44,12 @@ def report_json(report: Report) -> dict[str, Any]:
         "expected_false_pairs": report.calibration.expected_false_pairs,
         "groups": [_as_json(group) for group in report.groups],
         "same_first_frame": [_as_json(group) for group in report.first_frames],
+        "same_scene": [_as_json(group) for group in report.scenes],
         "n_items": report.n_items,
         "n_groups": len(report.groups),
         "n_duplicates": report.n_duplicates,
         "n_aliases": report.n_aliases,
+        "n_looked_at": report.n_looked_at,
         "codes": report.codes,
         "calibration": {"sentence": report.calibration.sentence(), **asdict(report.calibration)},
     }
@@ -69,16 +82,18 @@ def leaks_json(report: LeakReport) -> dict[str, Any]:
 def report_csv(report: Report) -> str:
     """One line per image: group number, whether it is kept, and what is known of it, through :func:`distillhash.output.csv_cell`.
 
-    Groups of which the first frames alone agree come last; all of their items are kept.
+    Groups of which the first frames alone agree, and those of one scene, come last; all of their items are kept.
     """
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("group", "keep", "path", "distance", "match", "phash_distance", *_FACTS))
-    for number, group in enumerate([*report.groups, *report.first_frames], 1):
+    writer.writerow(("group", "keep", "path", "distance", "match", "edits", "phash_distance", *_FACTS))
+    for number, group in enumerate([*report.groups, *report.first_frames, *report.scenes], 1):
         for item in group:
             keep = "yes" if item.match == "keeper" or number > len(report.groups) else "no"
             known = map(_facts(item).get, _FACTS)
-            writer.writerow([number, keep, csv_cell(item.path), item.distance, item.match, item.phash_distance, *known])
+            edits = ", ".join(item.edits)
+            values = (item.distance, item.match, edits, item.phash_distance)
+            writer.writerow([number, keep, csv_cell(item.path), *values, *known])
     return stream.getvalue()
 
 
@@ -95,7 +110,8 @@ def _as_json(group: list[Item]) -> dict[str, Any]:
 
 
 def _item(item: Item) -> dict[str, Any]:
-    found = {"path": item.path, "distance": item.distance, "match": item.match, "phash_distance": item.phash_distance}
+    found: dict[str, Any] = {"path": item.path, "distance": item.distance, "match": item.match}
+    found |= {"phash_distance": item.phash_distance, "found_by": item.found_by, "edits": list(item.edits)}
     return found if item.facts is None else found | _facts(item) | {"digest": item.facts.digest}
 
 
@@ -118,9 +134,9 @@ def review_page(report: Report, command: str, source: str) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     ordered = sorted(report.groups, key=_doubt)
     near = [row for row in report.calibration.curve if row["radius"] <= 2 * report.calibration.radius + 8]
-    groups, first_frames = (
+    groups, first_frames, scenes = (
         [_group(group, report.calibration.radius) for group in found[:GROUPS_SHOWN]]
-        for found in (ordered, report.first_frames)
+        for found in (ordered, report.first_frames, report.scenes)
     )
     page = environment.from_string(template)
     return page.render(
@@ -131,6 +147,8 @@ def review_page(report: Report, command: str, source: str) -> str:
         n_hidden=len(ordered) - len(groups),
         first_frames=first_frames,
         n_first_hidden=len(report.first_frames) - len(first_frames),
+        scenes=scenes,
+        n_scenes_hidden=len(report.scenes) - len(scenes),
         freed=size_text(sum(item.facts.bytes for group in report.groups for item in group[1:] if item.facts)),
         command=escaped(command),
         source=escaped(source),
@@ -160,12 +178,12 @@ def _group(group: list[Item], radius: int) -> dict[str, Any]:
     named = [item for item in doubtful if not hides and escaped(item.path) == item.path]
     apart = next((item for item in named if item.facts is not None and item.match != "same file"), None)
     command = None if apart is None else f"distillhash dedup --not-duplicate {quote(keeper.path)} {quote(apart.path)}"
-    first, *cards = [_card(item, radius) for item in (keeper, *doubtful[:MEMBERS_SHOWN])]
+    first, cards = _card(keeper, radius), [_card(item, radius, keeper) for item in doubtful[:MEMBERS_SHOWN]]
     return {"keeper": first, "members": cards, "n_hidden": len(members) - len(cards), "command": command}
 
 
-def _card(item: Item, radius: int) -> dict[str, Any]:
-    """One image on the page; without a picture for vectors and for what can no longer be read."""
+def _card(item: Item, radius: int, keeper: Item | None = None) -> dict[str, Any]:
+    """One image on the page, and what of its keeper lies on it; without a picture for vectors and for what can no longer be read."""
     facts, thumbnail = item.facts, None
     if isinstance(item.source, ImageSource):
         with suppress(BadItemError):
@@ -177,4 +195,31 @@ def _card(item: Item, radius: int) -> dict[str, Any]:
     if facts is not None and facts.damage is not None:
         text += f", damaged: {facts.damage}"
     nearness = round(100 * (1 - item.distance / (radius + 1)))
-    return {"item": item, "name": escaped(item.path), "thumbnail": thumbnail, "facts": text, "nearness": nearness}
+    return {
+        "item": item,
+        "name": escaped(item.path),
+        "thumbnail": thumbnail,
+        "part": None if keeper is None else _part(item, keeper),
+        "facts": text,
+        "nearness": max(0, nearness),
+    }
+
+
+def _part(item: Item, keeper: Item) -> str | None:
+    """What of the keeper lies on an edited copy, mirrored as it is, as a picture for the page; None where the whole does."""
+    found = item.aligned
+    if found is None or not (found.mirrored or "cropped" in item.edits) or not isinstance(keeper.source, ImageSource):
+        return None
+    try:
+        image = Image.fromarray(decode_thumbnail(keeper.source.read(keeper.row), 2 * THUMBNAIL))
+    except BadItemError:
+        return None
+    if "cropped" in item.edits:
+        left, top, right, bottom = (min(max(side, 0.0), 1.0) for side in found.box)
+        image = image.crop((left * image.width, top * image.height, right * image.width, bottom * image.height))
+    if found.mirrored:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=84)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"

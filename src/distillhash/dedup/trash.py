@@ -17,14 +17,14 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from distillhash.dedup.journal import JOURNAL, Entry, Journal, Move
 from distillhash.dedup.moving import LeftBehindError, Place, content_digest, move_file, open_folder, remove_old
 from distillhash.errors import DataError, DistillHashError
-from distillhash.files import digest, sync_folder
+from distillhash.files import digest, open_regular, sync_folder
 from distillhash.output import Progress
 
 __all__ = ["FOLDER_NAME", "JOURNAL", "Move", "Outcome", "move", "undo"]
@@ -57,8 +57,15 @@ class _OtherCollection(_Refused):
     """The file belongs to another collection than the one asked for."""
 
 
-def move(moves: Sequence[Move], trash: Path, root: Path | None, *, progress: bool = False) -> Outcome:
-    """Move files into the trash.
+def move(
+    moves: Sequence[Move],
+    trash: Path,
+    root: Path | None,
+    *,
+    together: Mapping[str, Sequence[Move]] | None = None,
+    progress: bool = False,
+) -> Outcome:
+    """Move files into the trash; with a path in ``together`` go these others, or none of them does.
 
     A file is left where it is when it or its keeper changed or vanished since it was judged, when it is a link, or when it really lies
     outside of ``root``, the collection (links resolved; None takes any place). What happens to one file never stops the others.
@@ -71,15 +78,137 @@ def move(moves: Sequence[Move], trash: Path, root: Path | None, *, progress: boo
         bin_.finish_moves()
         leaving = {os.path.realpath(one.path) for one in moves if not Path(one.path).is_symlink()}
         with Progress("moving", len(moves), unit="files", quiet=not progress) as shown:
-            for number, one in enumerate(moves):
+            for one in moves:
                 shown.advance(1)
+                unit, taken = [*(together or {}).get(one.path, ()), one], []
                 try:
-                    bin_.take(one, number, leaving)
+                    for each in unit:
+                        taken.append(bin_.take(each, leaving))  # noqa: PERF401  # what was taken must be known after an error
                 except (OSError, ValueError) as error:
                     outcome.left.append((one.path, _reason(error)))
+                    bin_.take_back(taken)
                 else:
-                    outcome.done.append(one.path)
+                    outcome.done += [each.path for each in unit]
     return outcome
+
+
+def link(moves: Sequence[Move], root: Path | None, *, progress: bool = False) -> Outcome:
+    """Put a hard link to the keeper in the place of each file, which must have the keeper's content. At any moment a whole file is there.
+
+    A file is left as it is where :func:`move` leaves it, where its keeper has other content by now, and where no hard link can be made
+    (another disk, a file system without them).
+    """
+    outcome, base = Outcome(), os.path.realpath(root) if root is not None else "/"
+    with Progress("linking", len(moves), unit="files", quiet=not progress) as shown:
+        for one in moves:
+            shown.advance(1)
+            try:
+                _link(one, base)
+            except (OSError, ValueError) as error:
+                outcome.left.append((one.path, _reason(error)))
+            else:
+                outcome.done.append(one.path)
+    return outcome
+
+
+def _link(one: Move, base: str) -> None:
+    path = _settled(one.path)
+    if os.path.islink(one.path):
+        raise _Refused("it is a link")
+    if not _below(path, base):
+        raise _Refused(f"it lies outside of {base}")
+    parts = _parts(path, base)
+    with open_folder(base, parts[:-1]) as near:
+        home, new = Place(near, parts[-1]), Place(near, f".{parts[-1]}.distillhash-link")
+        with home.open() as data, open_regular(one.keeper, follow_links=False) as kept:
+            if content_digest(data) != one.digest or content_digest(kept) != one.digest:
+                raise _Refused("it or its keeper changed since they were looked at")
+            if os.path.samestat(os.fstat(data.fileno()), os.fstat(kept.fileno())):
+                return
+            os.link(one.keeper, new.name, dst_dir_fd=near, follow_symlinks=False)
+            try:
+                if not os.path.samestat(new.status(), os.fstat(kept.fileno())):
+                    raise _Refused("its keeper changed meanwhile")
+                os.replace(new.name, home.name, src_dir_fd=near, dst_dir_fd=near)
+            except BaseException:
+                new.remove()
+                raise
+        home.sync()
+
+
+SIDECARS = frozenset({".xmp", ".json", ".aae"})
+ATTACHED = frozenset({".mov", ".mp4", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2", ".pef", ".srw"})
+"""Endings of what belongs to an image of the same name in its folder: what programs wrote about it; and the clip of a Live Photo and the
+RAW file, which hold more than the image does."""
+
+
+class Beside:
+    """The files beside images; every folder is listed once."""
+
+    def __init__(self) -> None:
+        """Nothing is listed yet."""
+        self._folders: dict[str, dict[str, list[str]]] = {}
+
+    def of(self, path: str) -> list[str]:
+        """Names in the folder of ``path`` that begin with its stem and a dot; its own is not among them."""
+        folder, name = os.path.split(path)
+        if folder not in self._folders:
+            by_start: dict[str, list[str]] = {}
+            with contextlib.suppress(OSError, ValueError), os.scandir(folder or ".") as entries:
+                for entry in entries:
+                    by_start.setdefault(entry.name.partition(".")[0].casefold(), []).append(entry.name)
+            self._folders[folder] = by_start
+        stem = os.path.splitext(name)[0].casefold()
+        names = self._folders[folder].get(name.partition(".")[0].casefold(), [])
+        return sorted(other for other in names if other != name and other.casefold().startswith(f"{stem}."))
+
+    def companions(self, path: str, endings: frozenset[str]) -> list[str]:
+        """Those with one of the endings that have the stem of ``path``, or its whole name, before it."""
+        name = os.path.basename(path)
+        stem = os.path.splitext(name)[0].casefold()
+        return [
+            other
+            for other in self.of(path)
+            if os.path.splitext(other)[1].lower() in endings
+            and (os.path.splitext(other)[0].casefold() == stem or other.startswith(f"{name}."))
+        ]
+
+
+def companion_moves(moves: Sequence[Move]) -> tuple[dict[str, list[Move]], list[tuple[str, str]]]:
+    """What goes with each of the moves, by path; and the paths that must stay, each with its reason.
+
+    A RAW file or a clip goes only where the keeper has the same beside it. What two images share stays, and they do.
+    """
+    beside = Beside()
+    together: dict[str, list[Move]] = {}
+    left = []
+    for one in moves:
+        own = beside.companions(one.path, SIDECARS | ATTACHED)
+        if not own:
+            continue
+        folder, name = os.path.split(one.path)
+        stem = os.path.splitext(name)[0]
+        try:
+            shared = [n for n in beside.of(one.path) if n not in own and os.path.splitext(n)[0] == stem]
+            if shared and any(not n.startswith(f"{name}.") for n in own):
+                raise _Refused(f"{own[0]} belongs to {shared[0]} as well")
+            kept_in = os.path.dirname(one.keeper)
+            kept = {_digest_of(os.path.join(kept_in, n)) for n in beside.companions(one.keeper, ATTACHED)}
+            unit = []
+            for other in own:
+                content = _digest_of(os.path.join(folder, other))
+                if os.path.splitext(other)[1].lower() in ATTACHED and content not in kept:
+                    raise _Refused(f"{other} belongs to it, and the keeper has no copy of that beside it")
+                unit.append(replace(one, path=os.path.join(folder, other), digest=content))
+            together[one.path] = unit
+        except (OSError, ValueError) as error:
+            left.append((one.path, _reason(error)))
+    return together, left
+
+
+def _digest_of(path: str) -> str:
+    with open_regular(path, follow_links=False) as file:
+        return content_digest(file)
 
 
 def undo(trash: Path, root: Path | None = None, *, anywhere: bool = False, progress: bool = False) -> Outcome:
@@ -178,7 +307,7 @@ class _Trash:
         self.journal.cut_off()
         sync_folder(".", inside=self.folder)
 
-    def take(self, one: Move, number: int, leaving: set[str]) -> None:
+    def take(self, one: Move, leaving: set[str]) -> Entry:
         """Move one file into the trash."""
         path, base = _settled(one.path), self.asked or "/"
         if os.path.islink(one.path):
@@ -202,7 +331,7 @@ class _Trash:
                 status = os.fstat(data.fileno())
                 if not os.path.isfile(one.keeper) or os.path.samestat(os.stat(one.keeper), status):
                     raise _Refused("its keeper is gone")
-                entry = self._entry(one, path, number, status)
+                entry = self._entry(one, path, self.n_taken, status)
                 with self._away(entry) as away:
                     self.journal.append(entry)
                     self.n_taken += 1
@@ -212,6 +341,17 @@ class _Trash:
                     except LeftBehindError:
                         away.remove()
                         raise
+        return entry
+
+    def take_back(self, taken: Sequence[Entry]) -> None:
+        """Bring back the files of a unit that could not be taken whole."""
+        done, collections = list(self.outcome.done), set(self.outcome.collections)
+        for entry in reversed(taken):
+            try:
+                self.bring_back(entry)
+            except (OSError, ValueError) as error:
+                self.outcome.left.append((self.place(entry) or entry.path, f"it is in the trash: {_reason(error)}"))
+        self.outcome.done, self.outcome.collections = done, collections
 
     def bring_back(self, entry: Entry) -> None:
         """Move one file back."""

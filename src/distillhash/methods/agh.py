@@ -2,11 +2,11 @@
 
 Paper: Liu, Wang, Kumar, Chang, "Hashing with graphs", ICML 2011. https://icml.cc/2011/papers/6_icmlpaper.pdf
 
-Symbols: Z, Lambda, A = Z Lambda^-1 Z^T and W -> methods/anchor_graph.py; y_k = Z w_k -> ``embed``, the k-th smoothest function on
+Symbols: Z, Lambda, A = Z Lambda^-1 Z^T and W -> methods/linear_algebra.py; y_k = Z w_k -> ``embed``, the k-th smoothest function on
 the graph, after the constant. One layer: bit k = sign(y_k). Two layers: half as many functions, two bits each. The second bit splits
 the rows with y > 0 at b+ (``upper_``) and the others at b- (``lower_``), so that f = (y - b+ above 0, b- - y below) is balanced,
 1^T f = 0, and smoothest, min f^T (I - A) f.
-Departs from the paper in: what methods/anchor_graph.py lists. With an odd number of bits and two layers the last function gives a
+Departs from the paper in: what methods/linear_algebra.py lists. With an odd number of bits and two layers the last function gives a
 first-layer bit only. Where no edge of the graph joins the two sides, b+ and b- are undetermined and each side is split at its mean.
 Three neighbours are the default; the demonstration in the authors' release has 300 anchors and 2 neighbours, "please tune this parameter on
 different datasets" (``preset="paper"``).
@@ -20,8 +20,8 @@ import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
 
-from distillhash.methods.anchor_graph import AnchorGraph, build_graph, graph_eigenvectors
 from distillhash.methods.base import Hasher, TrainingSet
+from distillhash.methods.linear_algebra import AnchorGraph, build_graph, graph_eigenvectors
 
 
 class AGH(Hasher):

@@ -2,7 +2,7 @@
 
 Paper: Liu, Mu, Kumar, Chang, "Discrete graph hashing", NIPS 2014. https://papers.nips.cc/paper/5594-discrete-graph-hashing
 
-Symbols: Z, Lambda, A = Z Lambda^-1 Z^T -> methods/anchor_graph.py; B -> signs (n, n_bits); Y -> its balanced, uncorrelated
+Symbols: Z, Lambda, A = Z Lambda^-1 Z^T -> methods/linear_algebra.py; B -> signs (n, n_bits); Y -> its balanced, uncorrelated
 neighbour, 1^T Y = 0 and Y^T Y = n I; H -> the n_bits smoothest graph functions. Maximises tr(B^T A B) + rho tr(B^T Y) by alternating
 over B (signed gradient steps: B <- sign(2 A B + rho Y)) and Y (``nearest_uncorrelated``). An unseen row gets sign(B^T Z Lambda^-1 z).
 
@@ -12,7 +12,7 @@ B and 20 rounds. The abstract says of them: "a tractable alternating maximizatio
 discrete constraints".
 
 Departs from the paper in:
-1. What methods/anchor_graph.py lists.
+1. What methods/linear_algebra.py lists.
 2. Training ends early once the objective no longer rises.
 3. Variant ``r`` turns H towards its signs from a random start. The paper's is ``weighted-r``, Eq. (8): H weighted by the eigenvalues, from
    R = I, and B starts as the signs of that (``preset="paper"``).
@@ -27,9 +27,8 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 
 from distillhash.errors import DataError
-from distillhash.methods.anchor_graph import AnchorGraph, build_graph, graph_eigenvectors
 from distillhash.methods.base import Hasher, TrainingSet
-from distillhash.methods.linear_algebra import procrustes_rotation
+from distillhash.methods.linear_algebra import AnchorGraph, build_graph, graph_eigenvectors, procrustes_rotation
 
 _SIGN_STEPS = 300
 _ROTATION_STEPS = 100

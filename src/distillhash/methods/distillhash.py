@@ -168,10 +168,6 @@ class DistillHash(PairHasher):
                 f"more than {MANY} rows are distilled with estimate='local', bounds='full' and without self_pairs alone, got "
                 f"{self.estimate!r}, {self.bounds!r} and {self.self_pairs}; lower max_train ({self.max_train}) to {MANY} or less"
             )
-        from distillhash.supervision.flip_rate import (
-            distil_partners,  # here: it imports numba, which only training needs
-        )
-        from distillhash.supervision.graph import graph_neighbours, walk_partners
 
         rows, o, skipped = unit_rows(data.features), self.n_neighbours, self.skip_for_positive
         own = np.arange(len(rows), dtype=np.int32)[:, None]

@@ -31,7 +31,7 @@ from distillhash.methods.base import AffineHasher, AffineLayers, Hasher, parse_m
 
 if TYPE_CHECKING:
     from distillhash.backbones.base import Pixels
-    from distillhash.methods.anchor_graph import AnchorGraph
+    from distillhash.methods.linear_algebra import AnchorGraph
     from distillhash.models.hash_model import HashModel
 
 NAME = "distillhash"

@@ -1,0 +1,300 @@
+"""Whether one picture is another, or a part of it, by laying the one on the other.
+
+Two pictures of one thing, and two frames of a burst, have near features. A crop, a mirror image, a thumbnail and a screenshot lie on their
+original, pixel by pixel; those do not. So the verdict is how well brightness correlates where two pictures lie on each other, and the place
+is known with it.
+
+Only details count, for light and dark areas of different scenes correlate. The longer side is first 32 pixels: each picture, and its mirror
+image, is laid on the other in all sizes of ``SCALES`` at every place (normalised cross-correlation: Lewis, Vision Interface 1995). The best
+is refined at 128 pixels, in position and in width and height, by Gauss-Newton steps. The score is taken over the best three quarters of the
+blocks of a grid, so that text and stickers do not count. Measurements are in results/near-duplicates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from distillhash.files import cores
+from distillhash.hamming.kernel import compiled
+from distillhash.output import Progress
+from distillhash.sources import MAX_PIXELS, BadItemError, ImageSource
+from distillhash.sources.decode import decode_thumbnail
+
+SIDE, FINE_SIDE = 32, 128  # pixels of the longer side
+SCALES = np.geomspace(0.4, 1, 13)  # of the longer side of a part, of the longer side of the whole
+SAME, SAME_PART, PART = 0.995, 0.98, 0.75
+"""Scores from which two pictures are the same, where one covers nearly all of the other and where it covers less than ``PART`` of it.
+Frames of a burst cover each other and have .994 at most, but for a few where nothing moved; other pictures agree in a part by
+.96 at most."""
+SCENE = 0.9  # from here on they show one scene
+_KEPT_LOOKS = 1000  # about 100 kB each
+
+_BAND = 0.7, 3.0  # standard deviations of the two blurs whose difference are the details, at 64 pixels
+_LEAST = 8  # pixels of the shorter side of a part
+_LEAST_SPREAD = 0.5  # grey levels; what varies less has no details
+_STEPS = 8
+_EDGE = 4  # samples at the edge of a part that do not count
+_BLOCKS, _KEPT = 6, 0.75  # a side; share that the score is taken over
+_FURTHEST = 1.25  # sizes that refining may change to, relative to those tried
+
+Floats = NDArray[np.float32]
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """How two pictures lie on each other."""
+
+    score: float  # correlation of details, at most 1
+    mirrored: bool
+    turned: int  # degrees that the second was turned by, against the clock
+    inside: bool  # whether the second is a part of the first; else the first is a part of the second
+    box: Box  # left, top, right, bottom of the part, as shares of the whole
+
+    @property
+    def same(self) -> bool:
+        """Whether they are one picture."""
+        return self.score >= (SAME_PART if self.area < PART else SAME)
+
+    @property
+    def area(self) -> float:
+        """Share of the whole that the part covers."""
+        left, top, right, bottom = self.box
+        return (right - left) * (bottom - top)
+
+    def swapped(self) -> Aligned:
+        """The same with first and second exchanged; a mirrored part lies on the other side of the whole then."""
+        left, top, right, bottom = self.box
+        box = (1 - right, top, 1 - left, bottom) if self.mirrored else self.box
+        return replace(self, inside=not self.inside, box=box)
+
+
+NOWHERE = Aligned(-1.0, False, 0, True, (0, 0, 1, 1))
+
+
+class Look:
+    """A small grey copy of a picture, and what is computed of it once."""
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        """Of ``(h, w, 3) uint8`` pixels, or of a grey copy, ``(h, w) float32``."""
+        if pixels.ndim == 3:
+            image = Image.fromarray(pixels).convert("L")
+            scale = FINE_SIDE / max(image.size)
+            size = tuple(max(1, round(side * scale)) for side in reversed(image.size))
+            self.grey = _resized(np.asarray(image, np.float32), size)
+        else:
+            self.grey = np.asarray(pixels, np.float32)
+
+    @cached_property
+    def fine(self) -> Floats:
+        """Details, ``(h, w) float32``."""
+        return _band(self.grey, self.grey.shape, FINE_SIDE)
+
+    @cached_property
+    def parts(self) -> list[Floats]:
+        """Details at every scale, the largest last, which has ``SIDE`` pixels."""
+        height, width = (SIDE * side / max(self.grey.shape) for side in self.grey.shape)
+        return [_band(self.grey, (max(2, round(height * s)), max(2, round(width * s))), SIDE) for s in SCALES]
+
+    @cached_property
+    def mirrored(self) -> Look:
+        """The same with left and right exchanged."""
+        other = Look(np.ascontiguousarray(self.grey[:, ::-1]))
+        other.__dict__["parts"] = [np.ascontiguousarray(part[:, ::-1]) for part in self.parts]
+        return other
+
+    def turned(self, angle: int) -> Look:
+        """The same turned against the clock, with grey corners."""
+        image, ground = Image.fromarray(self.grey), float(self.grey.mean())
+        turned = image.rotate(angle, Image.Resampling.BICUBIC, expand=True, fillcolor=ground)
+        return Look(np.asarray(turned, np.float32))
+
+
+def align(first: Look, second: Look, *, turns: Sequence[int] = (0,)) -> Aligned:
+    """Lay two pictures on each other; with ``turns``, the second turned by any of these angles as well."""
+    best, place = NOWHERE, None
+    for angle in turns:
+        upright = second.turned(angle) if angle else second
+        for mirrored in (False, True):
+            other = upright.mirrored if mirrored else upright
+            for inside, whole, part in ((True, first, other), (False, other, first)):
+                score, *box = _find(whole, part)
+                if score > best.score:
+                    best, place = Aligned(score, mirrored, angle, inside, best.box), (whole, part, box)
+    if place is None:
+        return best
+    score, refined = _refined(*place)
+    return Aligned(score, best.mirrored, best.turned, best.inside, refined)
+
+
+class Looks:
+    """The pictures of a source, as far as they can be read."""
+
+    def __init__(self, source: ImageSource, max_pixels: int | None = None) -> None:
+        """Keep references; a few looks are kept as well."""
+        self._source, self._max_pixels = source, MAX_PIXELS if max_pixels is None else max_pixels
+        self.get = lru_cache(_KEPT_LOOKS)(self._read)
+
+    def _read(self, row: int) -> Look | None:
+        try:
+            data = self._source.read(row)
+            return Look(decode_thumbnail(data, FINE_SIDE, max_pixels=self._max_pixels))
+        except BadItemError:
+            return None
+
+
+def align_pairs(first: Looks, second: Looks, pairs: NDArray[np.int64], *, progress: bool = False) -> list[Aligned]:
+    """Lay the pictures of each pair of rows on each other; what cannot be read lies on nothing."""
+
+    def one(pair: list[int]) -> Aligned:
+        a, b = first.get(pair[0]), second.get(pair[1])
+        return NOWHERE if a is None or b is None else align(a, b)
+
+    found: list[Aligned] = []
+    shown = Progress("comparing pictures", len(pairs), unit="pairs", quiet=not progress)
+    with shown, ThreadPoolExecutor(cores()) as pool:
+        for start in range(0, len(pairs), 256):
+            part = pairs[start : start + 256].tolist()
+            found += pool.map(one, part)
+            shown.advance(len(part))
+    return found
+
+
+def _find(whole: Look, part: Look) -> tuple[float, int, int, int, int]:
+    """The best correlation of the part with a place of the whole, and the place: top, left, height, width in pixels of ``SIDE``."""
+    best = (-1.0, 0, 0, 1, 1)
+    height, width = whole.parts[-1].shape
+    for template in part.parts:
+        h, w = template.shape
+        if h > height + 1 or w > width + 1 or min(h, w) < min(_LEAST, height, width):
+            continue
+        template = template[:height, :width]
+        score, y, x = _correlate(whole.parts[-1], np.ascontiguousarray(template))
+        if score > best[0]:
+            best = (score, y, x, *template.shape)
+    return best
+
+
+@compiled
+def _correlate(whole: Any, part: Any) -> Any:
+    """Normalised cross-correlation at the best place, and that place."""
+    h, w = part.shape
+    n = h * w
+    centred = part - part.mean()
+    squares = max((centred * centred).sum(), n * 0.25)
+    best, best_y, best_x = -1.0, 0, 0
+    for y in range(whole.shape[0] - h + 1):
+        for x in range(whole.shape[1] - w + 1):
+            product, total, square = np.float32(0), np.float32(0), np.float32(0)
+            for i in range(h):
+                for j in range(w):
+                    value = whole[y + i, x + j]
+                    product += value * centred[i, j]
+                    total += value
+                    square += value * value
+            spread = max(square - total * total / n, n * 0.25)
+            found = product / np.sqrt(spread * squares)
+            if found > best:
+                best, best_y, best_x = found, y, x
+    return best, best_y, best_x
+
+
+def _refined(whole: Look, part: Look, box: Sequence[int]) -> tuple[float, Box]:
+    """Gauss-Newton steps from a place at ``SIDE`` pixels; the score over the best blocks, and the box."""
+    unit = FINE_SIDE / SIDE
+    y, x, h, w = (unit * value for value in box)
+    sides = h, w
+    target = _band(part.grey, (max(2, round(h / 2)), max(2, round(w / 2))), FINE_SIDE // 2)  # at every other pixel
+    down, right = ((np.arange(n, dtype=np.float32) + np.float32(0.5)) / n for n in target.shape)
+    # At its edges a part does not know what the whole shows beyond.
+    inner = [slice(min(_EDGE, n // 7), n - min(_EDGE, n // 7)) for n in target.shape]
+    target, down, right = target[inner[0], inner[1]], down[inner[0]], right[inner[1]]
+    target = (target - target.mean()) / max(float(target.std()), _LEAST_SPREAD)
+    best: tuple[float, Any, Any] = (-1.0, None, (y, x, h, w))
+    shorter = False
+    for _ in range(_STEPS):
+        values, dy, dx = _sampled(whole.fine, y + down * h - 0.5, x + right * w - 0.5)
+        spread = max(float(values.std()), _LEAST_SPREAD)
+        values = (values - values.mean()) / spread
+        score = float(np.mean(target * values))
+        if score <= best[0] + 1e-4:
+            if shorter or score > best[0] - 1e-4:
+                break
+            shorter = True  # the step was too long
+            y, x, h, w = ((a + b) / 2 for a, b in zip(best[2], (y, x, h, w), strict=True))
+            continue
+        best = score, values, (y, x, h, w)
+        design = np.stack([dy, dx, dy * down[:, None], dx * right]).reshape(4, -1) / spread
+        design = np.vstack([design, values.ravel()[None], np.ones((1, values.size), np.float32)])
+        step = np.linalg.solve(design @ design.T + 1e-2 * np.eye(6), design @ (target - values).ravel())
+        y, x, h, w = y + step[0], x + step[1], h + step[2], w + step[3]
+        if max(abs(np.log(h / sides[0])), abs(np.log(w / sides[1]))) > np.log(_FURTHEST):
+            break
+    _, values, (y, x, h, w) = best
+    score = -1.0 if values is None else _over_best_blocks(target, values)
+    rows, columns = whole.grey.shape
+    return score, (x / columns, y / rows, (x + w) / columns, (y + h) / rows)
+
+
+@compiled
+def _sampled(image: Any, rows: Any, columns: Any) -> Any:
+    """Bilinear values at a grid of points, and their slopes down and to the right, ``(3, h, w) float32``; the nearest beyond the edges."""
+    height, width = image.shape
+    found = np.zeros((3, len(rows), len(columns)), np.float32)
+    for i in range(len(rows)):
+        y = min(max(rows[i], 0.0), height - 1.0)
+        top = min(int(y), height - 2)
+        v = np.float32(y - top)
+        for j in range(len(columns)):
+            x = min(max(columns[j], 0.0), width - 1.0)
+            left = min(int(x), width - 2)
+            u = np.float32(x - left)
+            a, b = image[top, left], image[top, left + 1]
+            c, d = image[top + 1, left], image[top + 1, left + 1]
+            found[0, i, j] = (a * (1 - u) + b * u) * (1 - v) + (c * (1 - u) + d * u) * v
+            found[1, i, j] = (c - a) * (1 - u) + (d - b) * u
+            found[2, i, j] = (b - a) * (1 - v) + (d - c) * v
+    return found
+
+
+def _over_best_blocks(a: Floats, b: Floats) -> float:
+    """Correlation over the blocks of a grid in which the two agree best."""
+    number = [np.arange(side) * _BLOCKS // side for side in a.shape]
+    block = _BLOCKS * number[0][:, None] + number[1]
+    counts = np.bincount(block.ravel(), minlength=_BLOCKS**2)
+    errors = np.bincount(block.ravel(), ((a - b) ** 2).ravel(), _BLOCKS**2) / np.maximum(counts, 1)
+    there = np.flatnonzero(counts)
+    kept = there[np.argsort(errors[there], kind="stable")][: max(1, round(_KEPT * len(there)))]
+    chosen = np.isin(block, kept)
+    one, other = (values[chosen] - values[chosen].mean() for values in (a, b))
+    least = 0.05 * len(one)  # what is left must have details
+    return float(one @ other / np.sqrt(max(one @ one, least) * max(other @ other, least)))
+
+
+def _band(picture: Floats, size: tuple[int, ...], side: int) -> Floats:
+    """Details of a picture, resized to ``size``, in whose scale the longer side of the whole has ``side`` pixels."""
+    (height, width), (rows, columns) = size, picture.shape
+    blurred = [_blur(height, rows, s * side / 64) @ picture @ _blur(width, columns, s * side / 64).T for s in _BAND]
+    band: Floats = np.subtract(*blurred)
+    return band
+
+
+@lru_cache(maxsize=4096)
+def _blur(n_out: int, n_in: int, sigma: float) -> Floats:
+    """``(n_out, n_in) float32``: what a Gaussian of ``sigma`` pixels of the result sees from the middle of each of its pixels."""
+    middles = (np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5
+    away = (np.arange(n_in) - middles[:, None]) * (n_out / n_in) / sigma
+    weights: NDArray[np.float64] = np.exp(-0.5 * away**2)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True), np.float32)
+
+
+def _resized(picture: Floats, size: tuple[int, ...]) -> Floats:
+    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), Image.Resampling.BICUBIC), np.float32)
