@@ -11,8 +11,8 @@ from distillhash import Codes, HashModel, make_hasher, method_names
 from distillhash.methods import method_class
 
 ABSENT = "torch", "numba", "llvmlite", "scipy", "sklearn", "pyarrow", "matplotlib", "jinja2", "imagehash"
-QUICK = ("itq", "sh", "sph", "agh", "dgh", "crovca", "distillhash-contrast", "distillhash-nested", "ccaitq")
-# Every way to project; what follows the list runs in a process that has none of the packages above.
+QUICK = ("itq", "sh", "sph", "agh", "dgh", "crovca", "ccaitq")
+# What follows the list runs in a process that has none of the packages above.
 PREPARE = f"import sys\nfor name in {ABSENT}: sys.modules[name] = None\n"
 ENCODE = """
 import numpy as np

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distillhash import HashModel, load_model, make_hasher
+from distillhash import HashModel, backbones, load_model, make_hasher
 from distillhash.backbones import N_RUNS, RUN, TorchBackbone, make_backbone, sized_for
-from distillhash.backbones import image_size as image_size_module
 from distillhash.cli import main
 from distillhash.files import read_file
 from distillhash.models import CrossModalModel
@@ -74,12 +73,12 @@ def test_a_backbone_of_one_size_keeps_it(lite: TorchBackbone, capsys: pytest.Cap
 
 def test_a_large_source_is_sampled() -> None:
     source = Sized([(row + 1, 10**6) for row in range(5003)])
-    sides = image_size_module.sampled_sides(source)
+    sides = backbones.sampled_sides(source)
     assert len(source.asked) == len(set(source.asked)) == N_RUNS * RUN and source.asked == sorted(source.asked)
-    assert sides == [row + 1 for row in source.asked] == image_size_module.sampled_sides(source)
+    assert sides == [row + 1 for row in source.asked] == backbones.sampled_sides(source)
     assert np.abs(np.median(sides) - 2500) < 1000  # four standard deviations of a median of 64
     few = Sized([(row + 1, 10**6) for row in range(N_RUNS * RUN)])
-    assert image_size_module.sampled_sides(few) == list(range(1, len(few) + 1))
+    assert backbones.sampled_sides(few) == list(range(1, len(few) + 1))
 
 
 def test_only_headers_of_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +94,7 @@ def test_only_headers_of_files_are_read(tmp_path: Path, monkeypatch: pytest.Monk
         return read_file(path, **options)
 
     monkeypatch.setattr("distillhash.sources.files.read_file", read_whole)
-    assert image_size_module.sampled_sides(open_source(tmp_path)) == [20, 300, 300]  # type: ignore[arg-type]
+    assert backbones.sampled_sides(open_source(tmp_path)) == [20, 300, 300]  # type: ignore[arg-type]
     assert "large.bmp" not in whole and "turned.jpg" not in whole
 
 
