@@ -37,7 +37,10 @@ def lite(request: pytest.FixtureRequest) -> Any:
     return make_backbone(image_size=64, device="cpu", engine=request.param)
 
 
-@pytest.mark.parametrize(("number", "size"), [(0, 97), (1, 64), (2, 130)])
+@pytest.mark.parametrize(
+    ("number", "size"),
+    [pytest.param(0, 97, marks=pytest.mark.long), pytest.param(1, 64, marks=pytest.mark.long), (2, 130)],
+)
 def test_features_are_those_of_the_published_network(number: int, size: int) -> None:
     from efficientnet_lite_pytorch import EfficientNet
 

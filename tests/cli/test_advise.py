@@ -109,6 +109,7 @@ def test_faiss_stands_beside(table: tuple[list[Cell], list[str]]) -> None:
     assert recalls == sorted(recalls) and others["RaBitQ, 1 bit"].n_bytes == 2 + 8
 
 
+@pytest.mark.long
 def test_product_quantisers_of_widths_that_they_do_not_divide() -> None:
     pytest.importorskip("faiss")
     x = np.random.default_rng(1).normal(size=(900, 70)).astype(np.float32)

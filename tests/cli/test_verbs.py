@@ -302,6 +302,7 @@ def test_views_and_fine_tuning(photos: Path, tmp_path: Path, capsys: pytest.Capt
     np.testing.assert_allclose(again.reconstruct(codes), rebuilt, atol=1e-5)
 
 
+@pytest.mark.long
 def test_killed_training_and_indexing_go_on_to_the_same_result(tmp_path: Path) -> None:
     folder = tmp_path / "images"
     folder.mkdir()

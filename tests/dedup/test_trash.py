@@ -28,7 +28,7 @@ def check_nothing_lost(contents: dict[Path, bytes], trash: Path) -> None:
 # ruff: noqa: B023  # the child runs the function at once
 
 
-@pytest.mark.parametrize("across_disks", [False, True])
+@pytest.mark.parametrize("across_disks", [pytest.param(False, marks=pytest.mark.long), True])
 def test_killed_at_any_step_nothing_is_lost(
     tmp_path: Path, across_disks: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

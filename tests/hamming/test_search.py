@@ -79,7 +79,7 @@ def within_by_numpy(
     threads=st.sampled_from([1, 2, 3]),
     data=st.data(),
 )
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_any_search_is_a_cut_of_the_full_sort(
     n_bits: int, n: int, q: int, seed: int, share: float | None, threads: int, data: st.DataObject
 ) -> None:

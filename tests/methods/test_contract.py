@@ -270,7 +270,7 @@ def test_fine_tuning_trains_the_backbone_or_is_refused(method: str) -> None:
     assert hasher.fit_decoder(x).reconstruct(hasher.encode(x)).shape == x.shape
 
 
-@pytest.mark.parametrize("n_bits", [64, 127])
+@pytest.mark.parametrize("n_bits", [pytest.param(64, marks=pytest.mark.long), 127])
 @pytest.mark.parametrize("method", METHODS)
 def test_long_codes(method: str, n_bits: int) -> None:
     x = clustered(300, 160)
