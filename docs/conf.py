@@ -10,8 +10,8 @@ author = "The distillhash developers"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "pages", "methods", "reference"]
 
 root_doc = "README"
-include_patterns = ["*.md", "docs/**", "results/**.md"]
-exclude_patterns = [".*", "build", "dist", "data", "demo", "src", "tests", "benchmarks", "examples", "results/*/runs"]
+include_patterns = ["*.md", "docs/**", "examples/README.md", "results/**.md"]
+exclude_patterns = [".*", "build", "dist", "data", "demo", "src", "tests", "benchmarks", "results/*/runs"]
 
 myst_heading_anchors = 4  # as GitHub makes them, so that links to sections are checked
 smartquotes = False  # they turn -- of options into a dash

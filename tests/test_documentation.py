@@ -20,7 +20,7 @@ from distillhash.index import open_index
 from distillhash.methods import ITQ
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), ROOT / "examples/README.md", *(ROOT / "docs").rglob("*.md")])
 RESULTS = sorted((ROOT / "results").rglob("*.md"))
 LISTS = [ROOT / "docs" / name for name in ("README.md", "methods/README.md", "reference/python.md")]
 MAX_WORDS = 2500

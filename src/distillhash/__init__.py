@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from distillhash.methods.estimator import BinaryHasher
     from distillhash.models import CrossModalModel, HashModel, load_model
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "BinaryHasher",

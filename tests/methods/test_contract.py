@@ -1,11 +1,13 @@
-"""One suite for every method: whatever is registered must pass it, ``example_method.py`` as well, which another package could hold."""
+"""One suite for every method: whatever is registered must pass it, and the method of ``examples/new_method``, another package."""
 
 import contextlib
 import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from distillhash.methods import method_class, registry
 from distillhash.methods.registry import hasher_from
 
 HERE = Path(__file__).parent
-PLUGIN = [str(HERE), str(HERE / "example_plugin")]  # the module, and the metadata that an installed package has
+EXAMPLE = HERE.parents[1] / "examples/new_method"
+PLUGIN = [str(EXAMPLE), str(HERE / "example_plugin")]  # the module, and the metadata that it has when installed
 
 
 @contextlib.contextmanager
@@ -474,7 +477,10 @@ def test_another_package_registers_a_method(tmp_path: Path) -> None:
     path = os.pathsep.join([*PLUGIN, os.environ.get("PYTHONPATH", "")])
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env={**os.environ, "PYTHONPATH": path})
     assert "example" in METHODS
-    assert len((HERE / "example_method.py").read_text().splitlines()) < 60
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    (point,) = entry_points(group=registry.GROUP, name="example")
+    assert project["entry-points"][point.group] == {point.name: point.value}
+    assert len((EXAMPLE / "example_method.py").read_text().splitlines()) <= 50
 
 
 def test_a_broken_package_disturbs_no_other_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

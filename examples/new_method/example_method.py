@@ -1,10 +1,7 @@
-"""Example of a method in a package of its own: a small network whose codes keep the cosines of the features.
+"""A method in a package of its own: a small network whose codes keep the cosines of the features. Not in a paper.
 
-Not in a paper. The hash function is a torch module with a skip connection. Loss over the pairs of a batch: the mean of
-(<u_i, u_j> / K - cos(x_i, x_j))^2, with u = tanh(outputs) and features x less their mean.
+Loss over the pairs of a batch: the mean of (<u_i, u_j> / K - cos(x_i, x_j))^2, with u = tanh(outputs) and features x less their mean.
 """
-
-from __future__ import annotations
 
 from typing import Annotated
 
@@ -35,8 +32,7 @@ class Example(ModuleHasher):
 
     method = "example"
     title = "An example of a method"
-    venue = "this project"
-    year = 2026
+    venue, year = "this project", 2026
     kind = "similarity preserving"
 
     width: Annotated[int, Ge(1)] = 64
