@@ -1,8 +1,10 @@
 """What the pages say holds: links and sections exist, commands parse, Python runs, and every page is listed and short."""
 
 import contextlib
+import importlib
 import io
 import json
+import pkgutil
 import re
 import shlex
 import tomllib
@@ -14,10 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+import distillhash
 from distillhash.cli import build_parser
 from distillhash.codes import Codes
 from distillhash.index import open_index
 from distillhash.methods import ITQ
+from distillhash.methods.registry import BUILT_IN
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), ROOT / "examples/README.md", *(ROOT / "docs").rglob("*.md")])
@@ -198,6 +202,33 @@ def test_every_page_is_listed() -> None:
     }
     unlisted = set((ROOT / "docs").rglob("*.md")) - listed - {LISTS[0]}
     assert not unlisted, "name the page in docs/README.md"
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    """By a directive for one of its modules, or by itself; ``make docs`` also looks for the entry that comes of it."""
+    pages = "\n".join(path.read_text() for path in sorted((ROOT / "docs/reference").glob("*.md")))
+    members = {
+        module: re.findall(r"\w+", found[1])  # none: all of them
+        for module, options in re.findall(r"^\.\. automodule:: (\S+)\n((?:   .*\n)*)", pages, re.MULTILINE)
+        if (found := re.search(r":members:(.*)", options))
+    }
+    methods = {place.partition(":")[2] for place in BUILT_IN.values()}  # their page is made by the registry
+    names: dict[int, set[tuple[str, str]]] = {}  # of a thing, by all modules that have it
+    for module in (
+        "distillhash",
+        *(f"distillhash.{found.name}" for found in pkgutil.iter_modules(distillhash.__path__)),
+    ):
+        loaded = importlib.import_module(module)
+        for name in getattr(loaded, "__all__", ()) if module != "distillhash.pytorch" else ():
+            thing = getattr(loaded, name)
+            names.setdefault(id(thing), set()).update({(module, name), (getattr(thing, "__module__", module), name)})
+    missing = [
+        found
+        for found in names.values()
+        if not any(module in members and (not members[module] or name in members[module]) for module, name in found)
+        and not any(name in methods or f"py:data:: {name}\n" in pages for _, name in found)
+    ]
+    assert len(names) > 100 and not missing
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: str(path.relative_to(ROOT)))

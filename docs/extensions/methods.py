@@ -1,5 +1,10 @@
-"""What the page of a method takes from its class: where it comes from, its options, and its rows of the table on CIFAR-10."""
+"""What the page of a method takes from its code.
 
+Where it comes from and how it departs from that, by the docstring of its module; its options, by its class; its rows of the table on
+CIFAR-10.
+"""
+
+import importlib
 import inspect
 import json
 import re
@@ -36,8 +41,11 @@ def complete(app: Sphinx, docname: str, source: list[str]) -> None:
     first, *sections = re.split(r"^(?=## )", source[0], flags=re.MULTILINE)
     parts = [first, *(facts(method, titled=len(methods) > 1) for method in methods)]
     options = "".join(option_table(method, titled=len(methods) > 1) for method in methods)
-    introduction = re.compile(r"(## Options\n\n.+?\n)(?=\n|$)", re.DOTALL)  # the table follows its first paragraph
-    sections = [introduction.sub(lambda found: found[0] + options, section) for section in sections]
+    for heading, made in (("Options", options), ("Departures from the paper", departures(methods[0]))):
+        introduction = re.compile(
+            rf"(## {heading}\n\n.+?\n)(?=\n|$)", re.DOTALL
+        )  # what is made follows its first paragraph
+        sections = [introduction.sub(lambda found, made=made: found[0] + made, section) for section in sections]
     source[0] = "\n".join([*parts, *sections, results(methods, Path(app.srcdir))])
 
 
@@ -45,7 +53,7 @@ def facts(method: str, *, titled: bool) -> str:
     """A table of what the registry knows."""
     cls = method_class(method)
     about = cls.about()
-    origin = "this project" if cls.venue == "this project" else f"*{as_markdown(cls.title)}*, {cls.venue} {cls.year}"
+    origin = "this project" if cls.venue == "this project" else paper(cls)
     rows = {
         "method" if titled else "": f"`{method}`" if titled else "",
         "from": origin,
@@ -57,6 +65,34 @@ def facts(method: str, *, titled: bool) -> str:
         "class": f"{{py:class}}`distillhash.methods.{cls.__name__}`",
     }
     return "\n| | |\n|---|---|\n" + "".join(f"| {key} | {value} |\n" for key, value in rows.items() if value)
+
+
+def paper(cls: type[Hasher]) -> str:
+    """Authors, title, venue and link."""
+    cited = re.search(r"^Paper: (.+?)\n\n", docstring(cls), re.MULTILINE | re.DOTALL)
+    assert cited is not None, cls
+    return re.sub(r"https://[^\s;)]+[^\s;).]", r"<\g<0>>", as_markdown(" ".join(cited[1].split())))
+
+
+def departures(method: str) -> str:
+    """What was reconstructed, and the list of departures."""
+    text = docstring(method_class(method))
+    parts = re.findall(r"^RECONSTRUCTED: .+?(?=\n\n)", text, re.MULTILINE | re.DOTALL)
+    listed = text.partition("Departs from the paper in:")[2].strip()
+    parts += re.split(r"\n\n|\n(?=\d+\. )", listed[:1].upper() + listed[1:])
+    return "".join(f"\n{prose(part)}\n" for part in parts if part)
+
+
+def docstring(cls: type[Hasher]) -> str:
+    """Of the module of a class."""
+    return inspect.getdoc(importlib.import_module(cls.__module__)) or ""
+
+
+def prose(words: str) -> str:
+    """A docstring's text as a paragraph, with code between backticks."""
+    text = with_roles(" ".join(words.split()))
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part[:1] == "`" else re.sub(r"([\\*_<>\[\]$#])", r"\\\1", part) for part in parts)
 
 
 def option_table(method: str, *, titled: bool) -> str:
@@ -93,8 +129,12 @@ def meanings(cls: type[Hasher]) -> dict[str, str]:
 
 def as_markdown(words: str) -> str:
     """A docstring's text in a cell of a Markdown table."""
-    words = re.sub(r":(class|meth|func|mod):`([^`]+)`", r"{py:\1}`\2`", words)
-    return words.replace("``", "`").replace("|", r"\|").replace("*", r"\*")
+    return with_roles(words).replace("|", r"\|").replace("*", r"\*")
+
+
+def with_roles(words: str) -> str:
+    """References and code as MyST spells them."""
+    return re.sub(r":(class|meth|func|mod):`([^`]+)`", r"{py:\1}`\2`", words).replace("``", "`")
 
 
 def bounds(declared: Any) -> str:

@@ -6,10 +6,10 @@ Symbols: Z, Lambda, A = Z Lambda^-1 Z^T and W -> methods/linear_algebra.py; y_k 
 the graph, after the constant. One layer: bit k = sign(y_k). Two layers: half as many functions, two bits each. The second bit splits
 the rows with y > 0 at b+ (``upper_``) and the others at b- (``lower_``), so that f = (y - b+ above 0, b- - y below) is balanced,
 1^T f = 0, and smoothest, min f^T (I - A) f.
-Departs from the paper in: what methods/linear_algebra.py lists. With an odd number of bits and two layers the last function gives a
-first-layer bit only. Where no edge of the graph joins the two sides, b+ and b- are undetermined and each side is split at its mean.
-Three neighbours are the default; the demonstration in the authors' release has 300 anchors and 2 neighbours, "please tune this parameter on
-different datasets" (``preset="paper"``).
+Departs from the paper in: what :mod:`distillhash.methods.linear_algebra` lists. With an odd number of bits and two layers the last
+function gives a first-layer bit only. Where no edge of the graph joins the two sides, b+ and b- are undetermined and each side is split at
+its mean. Three neighbours are the default; the demonstration in the authors' release has 300 anchors and 2 neighbours, "please tune this
+parameter on different datasets" (``preset="paper"``).
 """
 
 from __future__ import annotations

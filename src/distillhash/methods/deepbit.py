@@ -6,8 +6,7 @@ https://doi.org/10.1109/CVPR.2016.133
 Symbols: F -> sg(outputs), in (0, 1); b = [F > 1/2] -> bits. Loss per element: (b - F)^2, the quantisation; (mean_n F_nk - 1/2)^2, even
 bits; (F(x) - F(view of x))^2, the invariance.
 
-The terms and their names are those of the authors' release (EvenDistLoss, MinQuantizeLoss, TransformLoss). The paper's abstract names
-uncorrelated bits as the third aim, the release and the later TPAMI paper invariance.
+The terms are those of the authors' release, see docs/methods/deepbit.md.
 
 Departs from the paper in:
 1. The equations are implemented, element by element with b held fixed. The released layers write one scalar to all elements with opposite

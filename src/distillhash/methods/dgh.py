@@ -12,7 +12,7 @@ B and 20 rounds. The abstract says of them: "a tractable alternating maximizatio
 discrete constraints".
 
 Departs from the paper in:
-1. What methods/linear_algebra.py lists.
+1. What :mod:`distillhash.methods.linear_algebra` lists.
 2. Training ends early once the objective no longer rises.
 3. Variant ``r`` turns H towards its signs from a random start. The paper's is ``weighted-r``, Eq. (8): H weighted by the eigenvalues, from
    R = I, and B starts as the signs of that (``preset="paper"``).

@@ -4,8 +4,8 @@ Paper: Wang, Kumar, Chang, "Semi-supervised hashing for large-scale search", TPA
 https://doi.org/10.1109/TPAMI.2012.48
 
 Symbols: P -> weight_ (d, n_bits), the top eigenvectors of the training covariance; mu -> mean_.
-Departs from the paper in: the sign of each eigenvector is fixed (largest entry positive), so that codes repeat exactly.
 MAP often falls with the code length: later components carry noise and count as much as the first.
+Departs from the paper in: the sign of each eigenvector is fixed (largest entry positive), so that codes repeat exactly.
 """
 
 from __future__ import annotations

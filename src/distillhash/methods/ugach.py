@@ -22,7 +22,7 @@ Departs from the paper in: (``preset="code"`` follows the release in 1, 2 and 4)
 Followed though doubtful: the generator's probabilities in the policy gradient are a softmax over the two samples alone. That gradient is
 biased, and zero for one sample. All rewards are positive, so the probability of every sample is raised. ``log_prob="pool"`` (a softmax
 over the pool drawn from) and ``baseline="mean"`` (rewards less their mean) correct both; the generator then learns, and the codes are
-worse: docs/methods/ugach.md.
+worse, see the page of the method.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ obtain an approximated reconstruction of the original features". Losses, network
 
 Departs from the paper in:
 1. Which rank loss the paper uses is not known; three are here. The default ranks whole batches.
-2. The decoder is the closed-form one that every method has. It re-ranks better than a trained one did (docs/methods/urph.md).
+2. The decoder is the closed-form one that every method has. It re-ranks better than a trained one did.
 3. Cosines are of centred features, with ``nearest`` of the features as they are. Batches are random rows.
 4. The start from ITQ, and the choice by rows held out, are ours.
 """
