@@ -2,8 +2,8 @@
 
 python examples/reproduce_row.py cifar10:data itq 32     (pip install 'distillhash[train]')
 
-The archive (170 MB) is downloaded into data/ where there is none. Features of 60,000 images take about half an hour on two cores; they
-are kept, so the next row takes seconds to minutes.
+The archive (170 MB) is downloaded into data/ where there is none. Features of 60,000 images take some five minutes on two cores; they
+are kept, so the next row takes seconds to minutes. The method is written as for --methods: distillhash:paper for the row "distillhash".
 """
 
 import json

@@ -1,32 +1,40 @@
-"""What is installed without PyTorch: from a wheel, in an environment of its own, with packages from an index."""
+"""What the wheel and the sdist hold, and what works when they are installed in an environment of their own."""
 
 import json
 import os
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
+import distillhash
 from distillhash import Codes, HashModel, make_hasher
 from image_factory import make_jpeg
 
 ROOT = Path(__file__).parents[1]
-MOST_MB = 250
+MOST_MB, MOST_WHEEL_MB = 250, 1
 pytestmark = pytest.mark.long
 
 
 class Installed:
-    """An environment with the wheel and some extras."""
+    """An environment with a wheel or an sdist and what it needs; with ``deps=False`` what it needs is that of this environment."""
 
-    def __init__(self, folder: Path, wheel: Path, extras: str) -> None:
+    def __init__(self, folder: Path, package: str, *, deps: bool = True) -> None:
         self.folder, self.bin = folder, folder / "env/bin"
         subprocess.run([sys.executable, "-m", "venv", folder / "env"], check=True, env=self.environment())
-        words: list[str | Path] = ["install", "--quiet", "--constraint", ROOT / "constraints.txt", f"{wheel}[{extras}]"]
+        words: list[str | Path] = ["install", "--quiet", "--constraint", ROOT / "constraints.txt", package]
+        words += [] if deps else ["--no-deps"]
         subprocess.run([self.bin / "pip", *words], check=True, timeout=900, env=self.environment())
+        if not deps:
+            (place,) = (folder / "env/lib").glob("python*/site-packages")
+            (place / "others.pth").write_text(sysconfig.get_path("purelib"))  # searched after the environment's own
         subprocess.run(
             [self.bin / "pip", "uninstall", "--quiet", "--yes", "setuptools", "pip"], check=True, env=self.environment()
         )
@@ -69,6 +77,64 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("build", reason="an sdist is made by build: pip install build")
+    folder = tmp_path_factory.mktemp("sdist")
+    subprocess.run(
+        [sys.executable, "-m", "build", "--sdist", "--outdir", folder, ROOT], check=True, capture_output=True
+    )
+    return next(folder.glob("*.tar.gz"))
+
+
+FILES = {
+    path.relative_to(ROOT / "src").as_posix()
+    for path in (ROOT / "src/distillhash").rglob("*")
+    if path.is_file() and "__pycache__" not in path.parts
+}
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name for name in names if ".dist-info/" not in name} == FILES
+    assert wheel.stat().st_size < MOST_WHEEL_MB * 1e6
+
+
+def test_the_sdist_holds_what_the_wheel_is_made_of(sdist: Path) -> None:
+    with tarfile.open(sdist) as file:
+        names = {member.name.partition("/")[2] for member in file if member.isfile()}
+    project = {"LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
+    assert {name for name in names if ".egg-info/" not in name} == project | {f"src/{name}" for name in FILES}
+    twine = subprocess.run([sys.executable, "-m", "twine", "check", "--strict", sdist], capture_output=True, text=True)
+    assert twine.returncode == 0 or "No module named twine" in twine.stderr, twine.stdout
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_the_demo(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    run = Installed(tmp_path, str(request.getfixturevalue(kind)), deps=False)
+    assert run("demo")["report"] == "demo/report.html"
+    assert (tmp_path / "demo/report.html").stat().st_size > 50_000
+    config = json.loads((tmp_path / "demo/model/config.json").read_text())
+    assert config["training"]["version of distillhash"] == distillhash.__version__
+
+
+def test_without_extras(wheel: Path, place: Path, tmp_path: Path) -> None:
+    """A model of embeddings is applied and searched; what needs more names the extra."""
+    run = Installed(tmp_path, str(wheel))
+    run("encode", str(place / "x.npy"), "--model", str(place / "vectors"), "--out", "codes.npz")
+    assert Codes.load(tmp_path / "codes.npz")[0] == Codes.load(place / "vectors.npz")[0]
+    run("index", str(place / "x.npy"), "--model", str(place / "vectors"), "--index", "vectors.index")
+    assert run("search", str(place / "x.npy"), "--index", "vectors.index", "-k", "1")["results"]
+    for words, extra in (
+        (["train", str(place / "x.npy"), "--bits", "8", "--out", "m"], "train"),
+        (["demo"], "train"),
+        (["dedup", str(place / "photos"), "--out", "d.json"], "dedup"),
+        (["serve", "--index", "vectors.index"], "serve"),
+    ):
+        assert f"pip install 'distillhash[{extra}]'" in str(run(*words, status=1)["error"])
+
+
+@pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photographs, vectors, and models of both, made where PyTorch is."""
     from distillhash.cli import main
@@ -89,7 +155,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_encoding_searching_and_serving(wheel: Path, place: Path, tmp_path: Path) -> None:
-    run = Installed(tmp_path, wheel, "onnx,serve")
+    run = Installed(tmp_path, f"{wheel}[onnx,serve]")
     assert not any(map(run.has, ("torch", "numba", "scipy", "sklearn", "pyarrow")))
     assert run.megabytes() < MOST_MB
     for name, source in [("images.onnx", "photos"), ("vectors", "x.npy")]:

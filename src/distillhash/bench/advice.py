@@ -39,6 +39,7 @@ DEPTHS = (10, 100)
 LENGTHS = (64, 128, 256, 512, 1024)
 METHODS = tuple(dict.fromkeys(("itq", DEFAULT_METHOD)))
 SYMMETRIC, ASYMMETRIC, DECODER, KEPT = "symmetric", "asymmetric", "decoder", "int8 kept"
+RERANK = {ASYMMETRIC: "projection", DECODER: "decoder", KEPT: "vectors"}  # what ``search --rerank`` calls them
 CANDIDATES = {ASYMMETRIC: 1000, DECODER: 1000, KEPT: 100}
 FLOATS = "float32"
 NO_FAISS = "FAISS is not installed, so PQ, OPQ, RaBitQ and int8 are left out: pip install 'distillhash[faiss]'"
@@ -441,7 +442,7 @@ def commands(cell: Cell, source: Sequence[str], options: Sequence[str] = ()) -> 
     place, more = shlex.join(source), f" {shlex.join(options)}" if options else ""
     method = "" if cell.method == DEFAULT_METHOD else f" --method {cell.method}"
     keep = " --keep-vectors int8" if cell.form == KEPT else ""
-    by = {ASYMMETRIC: "projection", DECODER: "decoder", KEPT: "vectors"}.get(cell.form)
+    by = RERANK.get(cell.form)
     rerank = f" --rerank {by} --candidates {CANDIDATES[cell.form]}" if by else ""
     return [
         f"distillhash train {place}{method} --bits {cell.n_bits}{more} --out model",

@@ -123,11 +123,13 @@ def _words(options: dict[str, Any]) -> list[str]:
 
 def _lines(cells: list[Any]) -> list[str]:
     """The table for a terminal."""
-    lines = [
-        f"{'':<44} {'bytes':>6} {'recall@10':>9} {'recall@100':>10} {'fit, s':>7} {'encode, us':>10} {'search, ms':>10}"
-    ]
+    from distillhash.bench.advice import RERANK
+
+    head = f"{'bytes':>6} {'recall@10':>9} {'recall@100':>10} {'fit, s':>7} {'encode, us':>10} {'search, ms':>10}"
+    lines = [f"{'method, length, ranked by':<46} {head}"]
     for cell in cells:
-        name = f"{cell.method}, {cell.n_bits} bits, {cell.form}" if cell.n_bits else cell.name
+        ranked = RERANK.get(cell.form, "Hamming distance")
+        name = f"{cell.method}, {cell.n_bits} bits, {ranked}" if cell.n_bits else cell.name
         times = f"{cell.fit_seconds:>7.2f} {cell.encode_us:>10.1f} {cell.search_ms:>10.3f}"
-        lines.append(f"{name:<44} {cell.n_bytes:>6} {cell.recalls[0]:>9.3f} {cell.recalls[1]:>10.3f} {times}")
+        lines.append(f"{name:<46} {cell.n_bytes:>6} {cell.recalls[0]:>9.3f} {cell.recalls[1]:>10.3f} {times}")
     return lines
