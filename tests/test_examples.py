@@ -52,6 +52,7 @@ def test_codes_in_faiss() -> None:
     check_nearest(main_of("codes_in_engines.py")("faiss"))
 
 
+@pytest.mark.long
 def test_codes_in_postgres(postgres: str) -> None:
     check_nearest(main_of("codes_in_engines.py")(f"{postgres}&table=digits_example"))
 
