@@ -220,9 +220,9 @@ def test_every_public_name_is_in_the_reference() -> None:
     methods = {place.partition(":")[2] for place in BUILT_IN.values()}  # their page is made by the registry
     names: dict[int, set[tuple[str, str]]] = {}  # of a thing, by all modules that have it
     data = set()
-    for found in pkgutil.iter_modules(distillhash.__path__):
-        module = importlib.import_module(f"distillhash.{found.name}")
-        for name in getattr(module, "__all__", ()) if found.name != "pytorch" else ():
+    for package in pkgutil.iter_modules(distillhash.__path__):
+        module = importlib.import_module(f"distillhash.{package.name}")
+        for name in getattr(module, "__all__", ()) if package.name != "pytorch" else ():
             thing = getattr(module, name)
             home = getattr(thing, "__module__", module.__name__)
             names.setdefault(id(thing), set()).update({(module.__name__, name), (home, name)})
