@@ -126,8 +126,9 @@ def test_the_demo(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> 
     run = Installed(tmp_path, str(request.getfixturevalue(kind)), deps=False)
     assert run("demo")["report"] == "demo/report.html"
     assert (tmp_path / "demo/report.html").stat().st_size > 50_000
-    config = json.loads((tmp_path / "demo/model/config.json").read_text())
-    assert config["training"]["version of distillhash"] == distillhash.__version__
+    words: list[str | Path] = [run.bin / "python", "-c", "import distillhash as d; print(d.__version__, d.__file__)"]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True, env=run.environment()).stdout
+    assert shown.startswith(f"{distillhash.__version__} {tmp_path}")
 
 
 def test_without_extras(wheel: Path, place: Path, tmp_path: Path) -> None:
