@@ -173,6 +173,11 @@ class Calibration:
     unknown: str | None  # why false pairs cannot be estimated; what is said of them is None then
     rule: Rule  # all radii
     curve: list[dict[str, Any]]  # ``radius``, ``expected_false_pairs`` and ``recall`` of all radii worth looking at
+    n_held: int | None = None  # items of an index in which ``n_items`` are looked up
+
+    def per_thousand(self, n_false: float) -> float:
+        """So many false matches of all look-ups, for each 1,000 of them."""
+        return 1000 * n_false / max(1, self.n_items)
 
     def sentence(self) -> str:
         """The calibration in one line."""
@@ -181,8 +186,11 @@ class Calibration:
             text += f"how many false pairs to expect cannot be told, for {self.unknown}"
         else:
             low, high = _count(self.false_pairs_interval[0]), _count(max(self.false_pairs_interval[1], 0.1))
-            text += f"about {_count(self.expected_false_pairs)} false pairs expected ({low} to {high})"
-            text += f" among {self.n_items:,} images"
+            what, where = "pairs", f"among {self.n_items:,} images"
+            if self.n_held is not None:
+                per_thousand = f"{_count(self.per_thousand(self.expected_false_pairs))} per 1,000"
+                what, where = "matches", f"in {self.n_items:,} look-ups among {self.n_held:,} items, {per_thousand}"
+            text += f"about {_count(self.expected_false_pairs)} false {what} expected ({low} to {high}) {where}"
         if self.recall is None or self.recall_interval is None:
             why = "for vectors and pictures without structure cannot be edited"
             return f"{text}; how many copies it finds is not known, {why}"
@@ -356,6 +364,43 @@ def calibrate_rule(
             open_features=near.radius,
             open_hash=-1 if is_large else OPEN_HASH,
         ),
+    )
+
+
+def calibrate_lookups(
+    held: Codes,
+    new: Codes | None,
+    *,
+    n_held: int,
+    n_lookups: int,
+    copies: Copies | None,
+    radius: int | None = None,
+    most_false: float | None = None,
+    looks: bool = False,
+) -> Calibration:
+    """Choose a radius to look ``n_lookups`` new pictures up in an index of ``n_held`` items; pairs are matches then.
+
+    The radius finds ``WANTED_RECALL`` of the light edits, or as many as ``most_false`` false matches allow (None: ``FALSE_PER_ITEM`` times
+    the look-ups). ``held`` are codes of different pictures of the index, a sample, and ``new`` those of the new ones. None says that these are
+    few; then pairs of the index tell what to expect. Where pictures can be looked at (``looks``), farther matches are left open.
+    """
+    n_pairs = len(held) * (len(held) - 1) / 2 if new is None else len(held) * len(new)
+    most = FALSE_PER_ITEM * n_lookups if most_false is None else most_false
+    times = n_held * n_lookups / max(1.0, n_pairs)
+    options: dict[str, Any] = {"most_false_pairs": most, "n_items": n_lookups, "pairs": times, "wants": "enough"}
+    found = replace(calibrate(held, new, copies=copies, radius=radius, **options), n_held=n_held)
+    if not looks or radius is not None or found.expected_false_pairs is None or found.false_pairs_interval is None:
+        return found
+    limit = BY_LOOKING / MISTAKEN * most
+    near = [row for row in found.curve if row["radius"] > found.radius and row["expected_false_pairs"] <= limit]
+    open_radius = max([found.radius, *(row["radius"] for row in near)])
+    mistaken = MISTAKEN * max([0.0, *(row["expected_false_pairs"] for row in near)])
+    low, high = found.false_pairs_interval
+    return replace(
+        found,
+        rule=Rule(found.radius, open_radius=open_radius),
+        expected_false_pairs=found.expected_false_pairs + mistaken,
+        false_pairs_interval=(low + mistaken, high + mistaken),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.codes import hamming_distances
+from distillhash.codes import Codes, hamming_distances
 from distillhash.dedup.alignment import SCENE, Aligned, Looks, align, align_pairs
-from distillhash.dedup.calibration import Calibration, Edited, calibrate, calibrate_rule, edit_some, with_recall
+from distillhash.dedup.calibration import (
+    EDITED,
+    Calibration,
+    Edited,
+    calibrate,
+    calibrate_lookups,
+    calibrate_rule,
+    edit_some,
+    with_recall,
+)
 from distillhash.dedup.codes import Coded, Encoder, Settings, encode_collection
 from distillhash.dedup.edits import HEAVY, LIGHT
 from distillhash.dedup.groups import (
     MOST_OPEN,
+    Matches,
     Rule,
     Stars,
     central_rows,
@@ -33,7 +43,10 @@ from distillhash.dedup.groups import (
 from distillhash.dedup.keep import CRITERIA, Facts, agree, gather_facts, kinds, preference
 from distillhash.errors import DataError, FormatError
 from distillhash.files import digest, read_file
-from distillhash.sources import ImageSource, Skipped, Source
+from distillhash.index import Index
+from distillhash.index import Item as Stored
+from distillhash.search import Searcher, is_row
+from distillhash.sources import BadItemError, ImageSource, Skipped, Source
 
 FIRST_FRAME, SCENE_MATCH = "same first frame", "same scene"
 UNCUT = 0.93  # share of the area from which nothing was cut off
@@ -42,8 +55,14 @@ ROUNDS = 3  # keepers of such a chain that are laid on the rest of it
 MOST_IN_CHAIN = 30  # of these
 SMALLER = 0.8  # of the pixels: a copy with fewer was made smaller
 MOST_CANDIDATES = 1000  # items of the other collection that are looked at where the nearest shows something else
+LOOKED_UP = 50_000  # items of an index that tell how far different pictures lie
+FEWEST_LOOKED_UP = 1_000  # new pictures that tell it better than the index's own do
+AT_ONCE = 1_000  # look-ups, and items read
 AGREES = 8  # perceptual hashes of 64 bits that differ in at most this many bits show the same picture
 _HEAD = "# pairs that are not duplicates: two content digests, then the two files when it was said\n"
+
+
+Picture = Callable[[Stored], bytes | NDArray[np.uint8]]
 
 
 class Verdicts:
@@ -152,6 +171,39 @@ class Report:
         return sum(len(group) - 1 for group in self.groups)
 
 
+class IndexedImages(ImageSource):
+    """The pictures of some items of an index, where they can be found."""
+
+    def __init__(self, name: str, items: Sequence[Stored], picture: Picture) -> None:
+        """``picture`` gives the content of an item, whose digest is what the index holds, or raises :class:`DataError`."""
+        super().__init__(name, [item.key or f"item {item.id}" for item in items])
+        self._items, self._picture = list(items), picture
+
+    def _take(self, rows: NDArray[np.intp]) -> None:
+        self._items = [self._items[row] for row in rows.tolist()]
+
+    def path(self, row: int) -> str | None:
+        """The file that was indexed, if the item is one."""
+        item = self._items[row]
+        return item.key if item.key and os.path.isabs(item.key) and not is_row(item) else None  # noqa: PTH117  # any text
+
+    def read(self, row: int) -> bytes | NDArray[np.uint8]:
+        """The content of an item; a :class:`BadItemError` where it is gone or has changed."""
+        try:
+            return self._picture(self._items[row])
+        except DataError as error:
+            raise BadItemError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """An index that new items are looked up in, with its model, and what reads the picture of an item (:class:`IndexedImages`)."""
+
+    name: str
+    searcher: Searcher
+    picture: Picture
+
+
 @dataclass(frozen=True)
 class Leak:
     """A test item that the training set holds: both, and how many training items are within the radius. Also of a reference."""
@@ -177,7 +229,7 @@ def find_duplicates(
     source: Source,
     settings: Settings | None = None,
     *,
-    reference: Source | None = None,
+    reference: Source | Indexed | None = None,
     policy: Sequence[str] = CRITERIA,
     ignore_same_folder: bool = False,
     first_frame: bool = False,
@@ -189,7 +241,8 @@ def find_duplicates(
         source: Images or vectors.
         settings: Model, radius and how to read.
         reference: A collection that is kept whole: groups are then a reference item and what of ``source`` is nearest to it, and
-            duplicates within ``source`` or within the reference are not looked for.
+            duplicates within ``source`` or within the reference are not looked for. Of an index, items whose pictures cannot be read are
+            matched by codes alone.
         policy: What makes the better image, see :data:`distillhash.dedup.keep.CRITERIA`.
         ignore_same_folder: Two images in one folder are never linked (bursts, series).
         first_frame: Frames and pages after the first do not count: what agrees in the first is a duplicate.
@@ -383,22 +436,32 @@ def find_leaks(train: Source, test: Source, settings: Settings | None = None) ->
     """
     settings = settings or Settings()
     encoder, kept, coded, calibration = _across(train, test, settings)
-    leaks = list(_matched(test, coded, np.arange(len(coded.rows)), train, kept, calibration.rule, settings))
+    found = match(coded.codes, kept.codes, calibration.rule, most=MOST_OPEN)
+    leaks = list(_matched(test, coded, np.arange(len(coded.rows)), train, kept, found, calibration.rule, settings))
     leaks.sort(key=lambda leak: (leak.test.distance, leak.test.path))
     skipped = kept.skipped + coded.skipped
     return LeakReport(calibration, encoder.description, leaks, skipped, len(kept.rows), len(coded.rows))
 
 
-def _against(source: Source, reference: Source, settings: Settings, first_frame: bool, verdicts: Verdicts) -> Report:
+def _against(
+    source: Source, reference: Source | Indexed, settings: Settings, first_frame: bool, verdicts: Verdicts
+) -> Report:
     """Groups of a reference item and what of ``source`` is nearest to it."""
-    encoder, kept, coded, calibration = _across(reference, source, settings)
+    other: Source
+    if isinstance(reference, Indexed):
+        encoder, other, kept, coded, calibration, found = _looked_up(source, reference, settings)
+        n_kept = len(reference.searcher.index)
+    else:
+        encoder, kept, coded, calibration = _across(reference, source, settings)
+        other, n_kept = reference, len(kept.rows)
+        found = match(coded.codes, kept.codes, calibration.rule, most=MOST_OPEN)
     files: dict[Any, int] = {}
     ours, theirs = (
         np.array([_file_number(side, row, files) for row in rows.rows.tolist()], np.int64)
-        for side, rows in ((source, coded), (reference, kept))
+        for side, rows in ((source, coded), (other, kept))
     )
     held = np.isin(ours, theirs[theirs >= 0])  # a file of the reference, reached through the source as well
-    matched = _matched(source, coded, np.flatnonzero(~held), reference, kept, calibration.rule, settings)
+    matched = _matched(source, coded, np.flatnonzero(~held), other, kept, found, calibration.rule, settings)
     groups: dict[tuple[bool, int], list[Item]] = {}
     for pair in sorted(matched, key=lambda pair: (pair.train.row, pair.test.distance, pair.test.row)):
         item, keeper = pair.test, pair.train
@@ -406,9 +469,106 @@ def _against(source: Source, reference: Source, settings: Settings, first_frame:
             continue
         stays = item.match == FIRST_FRAME and not first_frame
         groups.setdefault((stays, keeper.row), [keeper]).append(item)
-    found, first_frames = ([group for (stays, _), group in groups.items() if stays == kind] for kind in (False, True))
-    skipped, n_items = kept.skipped + coded.skipped, len(kept.rows) + len(coded.rows)
-    return Report(calibration, encoder.description, found, skipped, n_items, int(held.sum()), first_frames)
+    certain, first_frames = ([group for (stays, _), group in groups.items() if stays == kind] for kind in (False, True))
+    skipped, n_items = kept.skipped + coded.skipped, n_kept + len(coded.rows)
+    return Report(calibration, encoder.description, certain, skipped, n_items, int(held.sum()), first_frames)
+
+
+def _looked_up(
+    source: Source, reference: Indexed, settings: Settings
+) -> tuple[Encoder, IndexedImages, Coded, Coded, Calibration, Matches]:
+    """Codes of the source by the index's model, the radius, and the items of the index that are near, as a collection of their own."""
+    index, model, picture = reference.searcher.index, reference.searcher.known_model(), reference.picture
+    if not len(index):
+        raise DataError(f"the index {reference.name} is empty; fill it with `distillhash index`")
+    if isinstance(source, ImageSource) == (model.backbone_name == "embeddings"):
+        ours, theirs = ("images", "embeddings") if isinstance(source, ImageSource) else ("embeddings", "images")
+        text = f"{source.name} holds {ours}, and the model of the index {reference.name} takes {theirs}"
+        raise DataError(f"they cannot be compared: {text}")
+    description = f"codes of {model.n_bits} bits by the model of the index {reference.name}"
+    encoder = Encoder(model, description, 0, settings)
+    coded = encoder.encode(source)
+    sample = sample_items(index, LOOKED_UP)
+    held = _stored(sample, index.n_bits)
+    images = IndexedImages(reference.name, sample, picture)
+    of_index, of_new = (
+        different_pictures(side.codes, side.digests, np.flatnonzero(~side.flat)) for side in (held, coded)
+    )
+    readable: list[int] = []
+    if isinstance(source, ImageSource):
+        looks = Looks(images, settings.max_pixels)
+        readable = [row for row in of_index.one[: 2 * EDITED].tolist() if looks.get(row) is not None][:EDITED]
+    enough = len(of_new.kept) >= FEWEST_LOOKED_UP
+    light = None
+    if isinstance(source, ImageSource) and (enough or not readable):
+        light = edit_some(encoder, source, coded, of_new)
+    elif readable:
+        light = edit_some(encoder, images, held, replace(of_index, one=np.array(readable, np.int64)))
+    calibration = calibrate_lookups(
+        held.codes[of_index.kept],
+        coded.codes[of_new.kept] if enough else None,
+        n_held=len(index),
+        n_lookups=len(coded.rows),
+        copies=None if light is None else light.copies(),
+        radius=settings.radius,
+        most_false=settings.most_false_pairs,
+        looks=bool(readable),
+    )
+    if isinstance(source, ImageSource) and not readable:
+        encoder = replace(encoder, description=f"{description}, alone, for its pictures cannot be read")
+    items, found = _near_items(index, coded.codes, calibration.rule)
+    return (
+        encoder,
+        IndexedImages(reference.name, items, picture),
+        _stored(items, index.n_bits),
+        coded,
+        calibration,
+        found,
+    )
+
+
+def sample_items(index: Index, most: int) -> list[Stored]:
+    """Some items of an index, drawn by their ids, so that nearly the same are drawn when it has grown."""
+    ids = index.ids()
+    mixed = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    chosen = ids if len(ids) <= most else ids[np.argpartition(mixed ^ (mixed >> np.uint64(32)), most)[:most]]
+    return _present(index, np.sort(chosen))
+
+
+def _present(index: Index, ids: NDArray[np.int64]) -> list[Stored]:
+    """The items that are still there, a part at a time."""
+    parts = (ids[start : start + AT_ONCE].tolist() for start in range(0, len(ids), AT_ONCE))
+    return [item for part in parts for item in index.get(sorted(index.present(part)))]
+
+
+def _stored(items: Sequence[Stored], n_bits: int) -> Coded:
+    """Items of an index as a collection; what has no digest is a content of its own."""
+    codes = Codes.concatenate([item.code for item in items], n_bits)
+    digests = np.array([item.digest or b"item %d" % item.id for item in items], "S16")
+    return Coded(codes, np.arange(len(items)), [], digests, np.zeros(len(items), bool))
+
+
+def _near_items(index: Index, codes: Codes, rule: Rule) -> tuple[list[Stored], Matches]:
+    """Items of an index that are near to some of the codes, and where they are among these."""
+    n, most = len(codes), MOST_OPEN
+    hits: list[tuple[NDArray[np.int64], ...]] = []
+    count = np.zeros(n, np.int64)
+    for start in range(0, n, AT_ONCE):
+        found = index.range_search(codes[start : start + AT_ONCE], max(rule.radius, rule.open_radius))
+        owner = np.repeat(np.arange(len(found)), np.diff(found.limits))
+        nth, certain = np.arange(len(owner)) - found.limits[owner], found.distances <= rule.radius
+        count[start : start + len(found)] = np.bincount(owner[certain], minlength=len(found))
+        sure = count[start + owner] > 0
+        kept = np.where(sure, certain & (nth < MOST_CANDIDATES), nth < most)
+        hits.append((start + owner[kept], found.ids[kept], found.distances[kept].astype(np.int64), nth[kept]))
+    owner, ids, distances, nth = (np.concatenate(column) for column in zip(*hits, strict=True))
+    items = _present(index, np.unique(ids))
+    known = np.array([item.id for item in items], np.int64)
+    places = np.searchsorted(known, ids)
+    first = (nth < most) & (np.append(known, -1)[places] == ids)  # another process may have removed one
+    row, distance = np.full((n, most), -1, np.int64), np.full((n, most), -1, np.int32)
+    row[owner[first], nth[first]], distance[owner[first], nth[first]] = places[first], distances[first]
+    return items, Matches(row, distance, (row >= 0) & (distance <= rule.radius), count)
 
 
 def _matched(
@@ -417,11 +577,12 @@ def _matched(
     places: NDArray[np.int64],
     other: Source,
     kept: Coded,
+    matches: Matches,
     rule: Rule,
     settings: Settings,
 ) -> Iterator[Leak]:
     """Items of ``coded`` at ``places`` with a match in ``kept``: the nearest that shows the same in all frames, or in the first."""
-    found = match(coded.codes[places], kept.codes, rule, most=MOST_OPEN)
+    found = Matches(*(getattr(matches, name)[places] for name in ("row", "distance", "certain", "count")))
     chosen = np.where(found.certain[:, 0], 0, -1)
     count = found.count.copy()
     aligned: dict[int, Aligned] = {}
@@ -444,6 +605,8 @@ def _matched(
     for hit in hits.tolist():
         row, near, label = int(coded.rows[places[hit]]), int(nearest[hit]), None
         distance, ours, theirs = int(distances[hit]), facts.get(row), kept_facts.get(int(kept.rows[near]))
+        if ours is not None and theirs is None and (ours.flat or ours.n_frames != 1):
+            continue  # its picture cannot be read, and codes say nothing of such
         if ours is not None and theirs is not None and not agree(ours, theirs):
             away = hamming_distances(coded.codes[places[hit : hit + 1]], kept.codes)[0]
             candidates = np.flatnonzero(away <= rule.radius)

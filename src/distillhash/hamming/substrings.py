@@ -34,7 +34,7 @@ _EFFORT = 1 / 100  # of the rows: what a query may compare before it is given to
 _OTHER_BITS = 32
 _QUERIES = 1024  # of one call of the kernel, at most
 _HITS = 1 << 20  # that one call has room for, and a query's effort more
-_SCAN, _KEY, _COMPARE, _PLACE = 0.004, 25.0, 12.0, 50.0
+_SCAN, _KEY, _COMPARE, _PLACE = 0.004, 25.0, 30.0, 50.0
 """Nanoseconds of one core: to scan a byte, to look up a key, to look at a row, to put a row into a table. Measured, see results/match."""
 
 

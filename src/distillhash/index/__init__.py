@@ -9,9 +9,19 @@ from distillhash.index.address import check_address, folder_of, scheme_of, shown
 from distillhash.index.base import Index, Item, RangeResult, SearchResult, VectorType
 from distillhash.index.embedded import Durability, EmbeddedIndex
 
-__all__ = ["Index", "Item", "RangeResult", "SearchResult", "open_index"]
+__all__ = ["Index", "Item", "RangeResult", "SearchResult", "is_address", "open_index"]
 
 ENGINES = ("a folder", "memory://", "postgresql://", "milvus://")
+
+
+def is_address(place: str | Path) -> bool:
+    """Whether there is an index at ``place``, or it is an address of an engine's."""
+    folder = folder_of(place)
+    return (
+        scheme_of(place) in ("postgresql", "postgres", "milvus")
+        if folder is None
+        else (folder / "manifest.json").exists()
+    )
 
 
 def open_index(
