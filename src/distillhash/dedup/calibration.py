@@ -381,8 +381,8 @@ def calibrate_lookups(
     """Choose a radius to look ``n_lookups`` new pictures up in an index of ``n_held`` items; pairs are matches then.
 
     The radius finds ``WANTED_RECALL`` of the light edits, or as many as ``most_false`` false matches allow (None: ``FALSE_PER_ITEM`` times
-    the look-ups). ``held`` are codes of different pictures of the index, a sample, and ``new`` those of the new ones. None says that these are
-    few; then pairs of the index tell what to expect. Where pictures can be looked at (``looks``), farther matches are left open.
+    the look-ups). ``held`` are codes of different pictures of the index, a sample, and ``new`` those of the new ones. None says that they
+    are few; then pairs of the index tell what to expect. Where pictures can be looked at (``looks``), farther matches are left open.
     """
     n_pairs = len(held) * (len(held) - 1) / 2 if new is None else len(held) * len(new)
     most = FALSE_PER_ITEM * n_lookups if most_false is None else most_false
@@ -406,15 +406,15 @@ def calibrate_lookups(
 
 def with_recall(calibration: Calibration, light: Floats | None, heavy: Floats | None, names: list[str]) -> Calibration:
     """The calibration with the shares of edits that its rule finds, see :meth:`Edited.judged`."""
-    if light is None or heavy is None:
+    if light is None:
         return calibration
-    shares = [*light.mean(axis=0).tolist(), *heavy.mean(axis=0).tolist()]
+    shares = [*light.mean(axis=0).tolist(), *([] if heavy is None else heavy.mean(axis=0).tolist())]
     return replace(
         calibration,
         recall=float(light.mean()),
         recall_interval=_recall_interval(light),
-        recall_heavy=float(heavy.mean()),
-        recall_heavy_interval=_recall_interval(heavy),
+        recall_heavy=None if heavy is None else float(heavy.mean()),
+        recall_heavy_interval=None if heavy is None else _recall_interval(heavy),
         recall_by_edit=dict(zip(names, shares, strict=True)),
     )
 

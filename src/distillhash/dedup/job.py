@@ -494,16 +494,15 @@ def _looked_up(
     of_index, of_new = (
         different_pictures(side.codes, side.digests, np.flatnonzero(~side.flat)) for side in (held, coded)
     )
-    readable: list[int] = []
+    looks, readable = Looks(images, settings.max_pixels), np.zeros(0, np.int64)
+    light, enough = None, len(of_new.kept) >= FEWEST_LOOKED_UP
     if isinstance(source, ImageSource):
-        looks = Looks(images, settings.max_pixels)
-        readable = [row for row in of_index.one[: 2 * EDITED].tolist() if looks.get(row) is not None][:EDITED]
-    enough = len(of_new.kept) >= FEWEST_LOOKED_UP
-    light = None
-    if isinstance(source, ImageSource) and (enough or not readable):
-        light = edit_some(encoder, source, coded, of_new)
-    elif readable:
-        light = edit_some(encoder, images, held, replace(of_index, one=np.array(readable, np.int64)))
+        tried = of_index.one[: 2 * EDITED]
+        readable = tried[[looks.get(row) is not None for row in tried.tolist()]]
+        if enough or not len(readable):
+            light, looks = edit_some(encoder, source, coded, of_new), Looks(source, settings.max_pixels)
+        else:
+            light = edit_some(encoder, images, held, replace(of_index, one=readable))
     calibration = calibrate_lookups(
         held.codes[of_index.kept],
         coded.codes[of_new.kept] if enough else None,
@@ -512,9 +511,11 @@ def _looked_up(
         copies=None if light is None else light.copies(),
         radius=settings.radius,
         most_false=settings.most_false_pairs,
-        looks=bool(readable),
+        looks=len(readable) > 0,
     )
-    if isinstance(source, ImageSource) and not readable:
+    if calibration.rule.leaves_open:
+        calibration = _judging(calibration, looks, light, None)
+    if isinstance(source, ImageSource) and not len(readable):
         encoder = replace(encoder, description=f"{description}, alone, for its pictures cannot be read")
     items, found = _near_items(index, coded.codes, calibration.rule)
     return (
@@ -586,6 +587,7 @@ def _matched(
     chosen = np.where(found.certain[:, 0], 0, -1)
     count = found.count.copy()
     aligned: dict[int, Aligned] = {}
+    looks: tuple[Looks, Looks] | None = None
     if isinstance(source, ImageSource) and isinstance(other, ImageSource):
         query, nth = np.nonzero((found.row >= 0) & ~found.certain[:, :1])
         pairs = np.stack([coded.rows[places[query]], kept.rows[found.row[query, nth]]], 1)
@@ -624,8 +626,12 @@ def _matched(
             distance, theirs = int(away[near]), kept_facts[int(kept.rows[near])]
         keeper = _item(other, int(kept.rows[near]), 0, theirs, theirs, "keeper")
         item = _item(source, row, distance, ours, theirs, label)
-        if hit in aligned and theirs is not None and label is None:
-            item = replace(item, **_judged(item, theirs, aligned[hit]), found_by="alignment")
+        lies = aligned.get(hit)
+        if lies is None and looks is not None and item.match == "similar":
+            lies = align_pairs(*looks, np.array([[kept.rows[near], row]]))[0]
+        if lies is not None and lies.same and theirs is not None and label is None:
+            found_by = "alignment" if hit in aligned else None
+            item = replace(item, **_judged(item, theirs, lies), found_by=found_by)
         yield Leak(item, keeper, int(count[hit]))
 
 
@@ -665,14 +671,18 @@ def _calibrated(encoder: Encoder, source: Source, coded: Coded, one: Coded, othe
     heavy = edit_some(encoder, source, coded, edited, HEAVY)
     second = compared[1] if other is not None else None
     calibration = calibrate_rule(encoder.rule(0), compared[0], second, light, heavy, **options)
-    looks = Looks(source, settings.max_pixels)
+    return _judging(calibration, Looks(source, settings.max_pixels), light, heavy)
+
+
+def _judging(calibration: Calibration, looks: Looks, light: Edited | None, heavy: Edited | None) -> Calibration:
+    """The calibration with the shares of edits that its rule finds, by laying what it leaves open on the originals."""
 
     def lie_on_originals(edits: Edited, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
         pairs = np.stack([edits.rows[numbers // len(edits.names)], numbers], 1)
         return np.array([found.same for found in align_pairs(looks, Looks(edits.images), pairs)], bool)
 
     judged = [None if one is None else one.judged(calibration.rule, lie_on_originals) for one in (light, heavy)]
-    return with_recall(calibration, judged[0], judged[1], [*LIGHT, *HEAVY])
+    return with_recall(calibration, judged[0], judged[1], [*LIGHT, *([] if heavy is None else HEAVY)])
 
 
 def _apart(digests: Sequence[str], verdicts: Verdicts) -> NDArray[np.int64]:
