@@ -18,7 +18,7 @@ from distillhash.dedup import edits, job
 from distillhash.dedup.calibration import Copies, calibrate_lookups
 from distillhash.dedup.codes import Settings
 from distillhash.dedup.groups import Rule
-from distillhash.dedup.job import Indexed, Report, find_duplicates, sample_items
+from distillhash.dedup.job import Indexed, Report, find_duplicates, sample_ids
 from distillhash.errors import DataError
 from distillhash.index import Index, Item, open_index
 from distillhash.search import Searcher, open_searcher
@@ -73,8 +73,7 @@ def test_as_many_false_matches_as_stated() -> None:
     """Look-ups that are no copies, against an index of which only a sample was seen."""
     rng = np.random.default_rng(0)
     mixing = rng.standard_normal((12, 64))
-    draw = lambda n: Codes.from_projection(rng.standard_normal((n, 12)) @ mixing)  # noqa: E731
-    held, new, queries = draw(40_000), draw(2_000), draw(5_000)
+    held, new, queries = (Codes.from_projection(rng.standard_normal((n, 12)) @ mixing) for n in (40_000, 2_000, 5_000))
     for others in (None, new):
         found = calibrate_lookups(
             held[:10_000], others, n_held=len(held), n_lookups=len(queries), copies=None, most_false=500
@@ -118,11 +117,9 @@ def test_near_items_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_sample_stays_nearly_the_same_when_the_index_grows() -> None:
-    index = memory_index(Codes.from_packed(np.zeros((1000, 1), np.uint8), 8))
-    before = {item.id for item in sample_items(index, 100)}
-    index.add(Codes.from_packed(np.zeros((100, 1), np.uint8), 8))
-    assert len(before) == 100 and len(before & {item.id for item in sample_items(index, 100)}) > 80
-    assert len(sample_items(index, 5000)) == 1100
+    before, after = sample_ids(np.arange(1000), 100), sample_ids(np.arange(1100), 100)
+    assert len(before) == len(after) == 100 and len(np.intersect1d(before, after)) > 80
+    assert (np.diff(before) > 0).all() and len(sample_ids(np.arange(7), 100)) == 7
 
 
 def picture(seed: int) -> Image.Image:

@@ -121,14 +121,7 @@ class Edited:
 
     def copies(self, part: Callable[[Codes], Codes] = lambda codes: codes) -> Copies:
         """Distances, by a part of the codes."""
-        originals = part(self.originals).words()
-        edits = part(self.edits).words().reshape(len(originals), len(self.names), -1)
-        first, second = np.triu_indices(len(self.names), 1)
-        return Copies(
-            self.names,
-            np.bitwise_count(originals[:, None] ^ edits).sum(axis=2, dtype=np.int64),
-            np.bitwise_count(edits[:, first] ^ edits[:, second]).sum(axis=2, dtype=np.int64),
-        )
+        return copies_of(self.names, part(self.originals), part(self.edits))
 
     def judged(self, rule: Rule, look: Callable[[Edited, NDArray[np.int64]], NDArray[np.bool_]]) -> Floats:
         """Whether each edit is found, ``(m, e)`` between 0 and 1: the share of a sample where the rule leaves it open.
@@ -145,6 +138,18 @@ class Edited:
             if len(mine):
                 found[mine // e, edit] = look(self, sample).mean()
         return found
+
+
+def copies_of(names: Sequence[str], originals: Codes, edits: Codes) -> Copies:
+    """Distances of edits, as many as ``names`` of each of the originals, one original after the other."""
+    words = originals.words()
+    edited = edits.words().reshape(len(words), len(names), -1)
+    first, second = np.triu_indices(len(names), 1)
+    return Copies(
+        names,
+        np.bitwise_count(words[:, None] ^ edited).sum(axis=2, dtype=np.int64),
+        np.bitwise_count(edited[:, first] ^ edited[:, second]).sum(axis=2, dtype=np.int64),
+    )
 
 
 def _recall_interval(found: NDArray[Any]) -> tuple[float, float]:

@@ -488,8 +488,8 @@ def _looked_up(
     description = f"codes of {model.n_bits} bits by the model of the index {reference.name}"
     encoder = Encoder(model, description, 0, settings)
     coded = encoder.encode(source)
-    sample = sample_items(index, LOOKED_UP)
-    held = _stored(sample, index.n_bits)
+    sample = items_of(index, sample_ids(index.ids(), LOOKED_UP))
+    held = stored_codes(sample, index.n_bits)
     images = IndexedImages(reference.name, sample, picture)
     of_index, of_new = (
         different_pictures(side.codes, side.digests, np.flatnonzero(~side.flat)) for side in (held, coded)
@@ -521,28 +521,28 @@ def _looked_up(
     return (
         encoder,
         IndexedImages(reference.name, items, picture),
-        _stored(items, index.n_bits),
+        stored_codes(items, index.n_bits),
         coded,
         calibration,
         found,
     )
 
 
-def sample_items(index: Index, most: int) -> list[Stored]:
-    """Some items of an index, drawn by their ids, so that nearly the same are drawn when it has grown."""
-    ids = index.ids()
+def sample_ids(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Some of the ids, ascending; nearly the same when there are more."""
+    if len(ids) <= most:
+        return ids
     mixed = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    chosen = ids if len(ids) <= most else ids[np.argpartition(mixed ^ (mixed >> np.uint64(32)), most)[:most]]
-    return _present(index, np.sort(chosen))
+    return np.sort(ids[np.argpartition(mixed ^ (mixed >> np.uint64(32)), most)[:most]])
 
 
-def _present(index: Index, ids: NDArray[np.int64]) -> list[Stored]:
-    """The items that are still there, a part at a time."""
+def items_of(index: Index, ids: NDArray[np.int64]) -> list[Stored]:
+    """Those of the items that are still there, read a part at a time."""
     parts = (ids[start : start + AT_ONCE].tolist() for start in range(0, len(ids), AT_ONCE))
     return [item for part in parts for item in index.get(sorted(index.present(part)))]
 
 
-def _stored(items: Sequence[Stored], n_bits: int) -> Coded:
+def stored_codes(items: Sequence[Stored], n_bits: int) -> Coded:
     """Items of an index as a collection; what has no digest is a content of its own."""
     codes = Codes.concatenate([item.code for item in items], n_bits)
     digests = np.array([item.digest or b"item %d" % item.id for item in items], "S16")
@@ -563,7 +563,7 @@ def _near_items(index: Index, codes: Codes, rule: Rule) -> tuple[list[Stored], M
         kept = np.where(sure, certain & (nth < MOST_CANDIDATES), nth < most)
         hits.append((start + owner[kept], found.ids[kept], found.distances[kept].astype(np.int64), nth[kept]))
     owner, ids, distances, nth = (np.concatenate(column) for column in zip(*hits, strict=True))
-    items = _present(index, np.unique(ids))
+    items = items_of(index, np.unique(ids))
     known = np.array([item.id for item in items], np.int64)
     places = np.searchsorted(known, ids)
     first = (nth < most) & (np.append(known, -1)[places] == ids)  # another process may have removed one

@@ -56,7 +56,7 @@ class Pictures:
     def __init__(self, folder: Path | None, *, max_pixels: int) -> None:
         """Uploads are kept in ``folder``, the index's; None keeps none. Pictures above ``max_pixels`` are not decoded."""
         self._uploads = None if folder is None else folder / "uploads"
-        self._max_pixels = max_pixels
+        self.max_pixels = max_pixels
         self._thumbnails: OrderedDict[bytes, Picture] = OrderedDict()
         self._held = 0
         self._sources: OrderedDict[str, _Rows] = OrderedDict()
@@ -69,7 +69,7 @@ class Pictures:
             media_type = _SHOWN_AS_THEY_ARE.get(image_format(content)) if isinstance(content, bytes) else None
             if isinstance(content, bytes) and media_type is not None:
                 return content, media_type
-            pixels = decode_image(content, max_pixels=self._max_pixels)
+            pixels = decode_image(content, max_pixels=self.max_pixels)
         except BadItemError as error:
             raise NoPictureError(f"the picture of item {item.id} cannot be decoded: {error}") from error
         stream = io.BytesIO()
@@ -85,7 +85,7 @@ class Pictures:
                 return self._thumbnails[key]
         content = self.read(item)
         try:
-            picture = encode_thumbnail(content, _SIDE, max_pixels=self._max_pixels)
+            picture = encode_thumbnail(content, _SIDE, max_pixels=self.max_pixels)
         except BadItemError as error:
             raise NoPictureError(f"the picture of item {item.id} cannot be decoded: {error}") from error
         with self._lock:
