@@ -9,7 +9,7 @@ from distillhash.index.address import check_address, folder_of, scheme_of, shown
 from distillhash.index.base import Index, Item, RangeResult, SearchResult, VectorType
 from distillhash.index.embedded import Durability, EmbeddedIndex
 
-__all__ = ["Index", "Item", "RangeResult", "SearchResult", "is_address", "open_index"]
+__all__ = ["Index", "Item", "RangeResult", "SearchResult", "open_index"]
 
 ENGINES = ("a folder", "memory://", "postgresql://", "milvus://")
 
