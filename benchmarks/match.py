@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--shapes", default="clustered,uniform")
     parser.add_argument("--without-faiss", action="store_true")
     parser.add_argument("--features", type=Path, help="count false matches of codes of these")
+    parser.add_argument("--methods", default="itq,lsh", help="that make these codes")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     records = []
@@ -138,7 +139,7 @@ def counted(arguments: argparse.Namespace) -> Any:
     features = np.load(arguments.features, mmap_mode="r")
     order = np.random.default_rng(0).permutation(len(features))
     new, held = np.sort(order[: len(order) // 5]), np.sort(order[len(order) // 5 :])
-    for method in ("itq", "lsh"):
+    for method in arguments.methods.split(","):
         for n_bits in map(int, arguments.bits.split(",")):
             hasher = make_hasher(method, n_bits=n_bits, seed=0).fit(np.array(features[held[:5000]]))
             database, queries = (hasher.encode(np.array(features[rows])) for rows in (held, new))

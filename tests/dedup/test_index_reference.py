@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.stats import chi2
 
 from distillhash import Codes, HashModel, make_hasher
 from distillhash.backbones import FeatureCache
@@ -20,6 +22,7 @@ from distillhash.dedup.codes import Settings
 from distillhash.dedup.groups import Rule
 from distillhash.dedup.job import Indexed, Report, find_duplicates, sample_ids
 from distillhash.errors import DataError
+from distillhash.files import digest
 from distillhash.index import Index, Item, open_index
 from distillhash.search import Searcher, open_searcher
 from distillhash.serve.pictures import Pictures
@@ -171,6 +174,30 @@ def test_pictures_of_the_index_are_looked_at(photos: Path, tmp_path: Path) -> No
         assert "cannot be read" in blind.codes and "white.png" not in matched(blind)
         with pytest.raises(DataError, match="holds embeddings, and the model of the index index takes images"):
             find_duplicates(open_source(vectors(3, 0)), settings, reference=reference)
+
+
+def test_look_alikes_that_codes_take_for_copies_are_counted(photos: Path) -> None:
+    """All codes are equal: every look-up matches all others, though the calibration took these for copies."""
+    files = sorted((photos / "photos").iterdir())
+    same = Codes.from_packed(np.zeros((20, 8), np.uint8), 64)
+    index = memory_index(same, keys=list(map(str, files)), digests=[digest(file.read_bytes()) for file in files])
+    stated = calibrate_lookups(same, None, n_held=20, n_lookups=10, copies=None)
+    stated = replace(stated, radius=0, expected_false_pairs=0.1, false_pairs_interval=(0, 1))
+    items = index.get(index.ids().tolist())
+
+    def read(item: Item) -> bytes:
+        return Path(item.key or "").read_bytes()
+
+    counted = job._checked(stated, index, items, read, Settings())
+    false = counted.expected_false_pairs or 0
+    assert false == pytest.approx(10 * 19, rel=0.2)
+    low, high = counted.false_pairs_interval or (0, 0)
+    assert low == pytest.approx(10 / 20 * chi2.ppf(0.05, 2 * 20 / 10 * false) / 2)
+    assert high == pytest.approx(10 / 20 * chi2.ppf(0.95, 2 * 20 / 10 * false + 2) / 2)
+    assert (
+        job._checked(replace(stated, expected_false_pairs=200), index, items, read, Settings()).expected_false_pairs
+        == 200
+    )
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object, exit_code: int = 0) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes, hamming_distances
-from distillhash.dedup.alignment import SCENE, Aligned, Looks, align, align_pairs
+from distillhash.dedup.alignment import NOWHERE, SCENE, Aligned, Looks, align, align_pairs
 from distillhash.dedup.calibration import (
     EDITED,
     Calibration,
@@ -57,6 +57,7 @@ SMALLER = 0.8  # of the pixels: a copy with fewer was made smaller
 MOST_CANDIDATES = 1000  # items of the other collection that are looked at where the nearest shows something else
 LOOKED_UP = 50_000  # items of an index that tell how far different pictures lie
 FEWEST_LOOKED_UP = 1_000  # new pictures that tell it better than the index's own do
+CHECKED, CHECKED_PAIRS = 1_000, 150  # items that are looked up to count false matches, and matches that are looked at
 AT_ONCE = 1_000  # look-ups, and items read
 AGREES = 8  # perceptual hashes of 64 bits that differ in at most this many bits show the same picture
 _HEAD = "# pairs that are not duplicates: two content digests, then the two files when it was said\n"
@@ -515,6 +516,8 @@ def _looked_up(
     )
     if calibration.rule.leaves_open:
         calibration = _judging(calibration, looks, light, None)
+    if len(readable):
+        calibration = _checked(calibration, index, sample, picture, settings)
     if isinstance(source, ImageSource) and not len(readable):
         encoder = replace(encoder, description=f"{description}, alone, for its pictures cannot be read")
     items, found = _near_items(index, coded.codes, calibration.rule)
@@ -526,6 +529,39 @@ def _looked_up(
         calibration,
         found,
     )
+
+
+def _checked(
+    calibration: Calibration, index: Index, sample: Sequence[Stored], picture: Picture, settings: Settings
+) -> Calibration:
+    """The calibration, stating what is counted where that is more: matches between items of the index that show other scenes.
+
+    Short codes are equal for pictures that look alike, and from codes alone these cannot be told from copies.
+    """
+    asked = sample[:: max(1, len(sample) // CHECKED)]
+    near, found = _near_items(index, stored_codes(asked, index.n_bits).codes, Rule(calibration.radius))
+    one, nth = np.nonzero(found.row >= 0)
+    other = found.row[one, nth]
+    apart = [asked[a].digest != near[b].digest for a, b in zip(one.tolist(), other.tolist(), strict=True)]
+    pairs = np.stack([one, other], 1)[np.array(apart, bool)]
+    if not len(pairs):
+        return calibration
+    drawn = np.random.default_rng(0).permutation(pairs)[:CHECKED_PAIRS]
+    ours, theirs = (Looks(IndexedImages("index", items, picture), settings.max_pixels) for items in (asked, near))
+    scores = [lies.score for lies in align_pairs(ours, theirs, drawn) if lies is not NOWHERE]
+    n_pairs = len(pairs) + np.maximum(found.count - MOST_OPEN, 0).sum()
+    share = sum(score < SCENE for score in scores) / max(1, len(scores))
+    low, counted, high = (ends * calibration.n_items / len(asked) for ends in _poisson(share * float(n_pairs)))
+    if calibration.expected_false_pairs is None or low <= calibration.expected_false_pairs:
+        return calibration
+    return replace(calibration, expected_false_pairs=counted, false_pairs_interval=(low, high))
+
+
+def _poisson(count: float) -> tuple[float, float, float]:
+    """The ends of the 90% interval of the mean of a Poisson count, around the count."""
+    from scipy.special import gammaincinv
+
+    return float(gammaincinv(count, 0.05)) if count else 0.0, count, float(gammaincinv(count + 1, 0.95))
 
 
 def sample_ids(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
