@@ -549,9 +549,12 @@ def _checked(
     drawn = np.random.default_rng(0).permutation(pairs)[:CHECKED_PAIRS]
     ours, theirs = (Looks(IndexedImages("index", items, picture), settings.max_pixels) for items in (asked, near))
     scores = [lies.score for lies in align_pairs(ours, theirs, drawn) if lies is not NOWHERE]
-    n_pairs = len(pairs) + np.maximum(found.count - MOST_OPEN, 0).sum()
+    n_pairs = float(len(pairs) + np.maximum(found.count - MOST_OPEN, 0).sum())
     share = sum(score < SCENE for score in scores) / max(1, len(scores))
-    low, counted, high = (ends * calibration.n_items / len(asked) for ends in _poisson(share * float(n_pairs)))
+    ends = np.sort([(asked[a].id, near[b].id) for a, b in pairs.tolist()], axis=1)
+    once = n_pairs * len(np.unique(ends, axis=0)) / len(ends)  # some are met from both ends
+    times = n_pairs / once * calibration.n_items / len(asked)
+    low, counted, high = (times * number for number in _poisson(share * once))
     if calibration.expected_false_pairs is None or low <= calibration.expected_false_pairs:
         return calibration
     return replace(calibration, expected_false_pairs=counted, false_pairs_interval=(low, high))
