@@ -17,11 +17,9 @@ ENGINES = ("a folder", "memory://", "postgresql://", "milvus://")
 def is_address(place: str | Path) -> bool:
     """Whether there is an index at ``place``, or it is an address of an engine's."""
     folder = folder_of(place)
-    return (
-        scheme_of(place) in ("postgresql", "postgres", "milvus")
-        if folder is None
-        else (folder / "manifest.json").exists()
-    )
+    if folder is None:
+        return scheme_of(place) in ("postgresql", "postgres", "milvus")
+    return (folder / "manifest.json").exists() and (folder / "items.sqlite").exists()
 
 
 def open_index(
