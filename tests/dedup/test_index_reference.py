@@ -76,12 +76,12 @@ def test_as_many_false_matches_as_stated() -> None:
     """Look-ups that are no copies, against an index of which only a sample was seen."""
     rng = np.random.default_rng(0)
     mixing = rng.standard_normal((12, 64))
-    held, new, queries = (Codes.from_projection(rng.standard_normal((n, 12)) @ mixing) for n in (40_000, 2_000, 5_000))
+    held, new, queries = (Codes.from_projection(rng.standard_normal((n, 12)) @ mixing) for n in (20_000, 2_000, 5_000))
     for others in (None, new):
         found = calibrate_lookups(
-            held[:10_000], others, n_held=len(held), n_lookups=len(queries), copies=None, most_false=500
+            held[:5_000], others, n_held=len(held), n_lookups=len(queries), copies=None, most_false=250
         )
-        assert found.expected_false_pairs is not None and found.expected_false_pairs <= 500
+        assert found.expected_false_pairs is not None and found.expected_false_pairs <= 250
         counted = memory_index(held).range_search(queries, found.radius).limits[-1]
         assert found.expected_false_pairs / 2 < counted < 2 * found.expected_false_pairs
         assert found.per_thousand(found.expected_false_pairs) == pytest.approx(found.expected_false_pairs / 5)
