@@ -106,7 +106,7 @@ def test_near_items_are_those_of_a_loop(monkeypatch: pytest.MonkeyPatch) -> None
     index = memory_index(codes, ids=rng.permutation(500)[:60])
     monkeypatch.setattr(job, "AT_ONCE", 7)
     queries = codes[::4]
-    items, found = job._near_items(index, queries, Rule(1, open_radius=2))
+    items, found = job.near_items(index, queries, Rule(1, open_radius=2))
     away = hamming_distances(queries, codes)
     ids = index.ids()
     stored = {item.id: item for item in index.get(ids.tolist())}
@@ -188,14 +188,15 @@ def test_look_alikes_that_codes_take_for_copies_are_counted(photos: Path) -> Non
     def read(item: Item) -> bytes:
         return Path(item.key or "").read_bytes()
 
-    counted = job._checked(stated, index, items, read, Settings())
+    near = job.near_items(index, same, Rule(0))
+    counted = job.with_counted(stated, items, *near, read, max_pixels=None)
     false = counted.expected_false_pairs or 0
     assert false == pytest.approx(10 * 19, rel=0.2)
     once = 2 * false * 70 / 76  # the four nearest are listed: 76 pairs, of which 6 come from both ends
     ends = false / once * chi2.ppf([0.05, 0.95], [2 * once, 2 * once + 2]) / 2
     assert counted.false_pairs_interval == pytest.approx(tuple(ends))
     more = replace(stated, expected_false_pairs=200)
-    assert job._checked(more, index, items, read, Settings()) is more
+    assert job.with_counted(more, items, *near, read, max_pixels=None) is more
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object, exit_code: int = 0) -> Any:

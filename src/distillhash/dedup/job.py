@@ -517,10 +517,12 @@ def _looked_up(
     if calibration.rule.leaves_open:
         calibration = _judging(calibration, looks, light, None)
     if len(readable):
-        calibration = _checked(calibration, index, sample, picture, settings)
+        asked = sample[:: max(1, len(sample) // CHECKED)]
+        near = near_items(index, stored_codes(asked, index.n_bits).codes, Rule(calibration.radius))
+        calibration = with_counted(calibration, asked, *near, picture, max_pixels=settings.max_pixels)
     if isinstance(source, ImageSource) and not len(readable):
         encoder = replace(encoder, description=f"{description}, alone, for its pictures cannot be read")
-    items, found = _near_items(index, coded.codes, calibration.rule)
+    items, found = near_items(index, coded.codes, calibration.rule)
     return (
         encoder,
         IndexedImages(reference.name, items, picture),
@@ -531,15 +533,20 @@ def _looked_up(
     )
 
 
-def _checked(
-    calibration: Calibration, index: Index, sample: Sequence[Stored], picture: Picture, settings: Settings
+def with_counted(
+    calibration: Calibration,
+    asked: Sequence[Stored],
+    near: Sequence[Stored],
+    found: Matches,
+    picture: Picture,
+    *,
+    max_pixels: int | None,
 ) -> Calibration:
-    """The calibration, stating what is counted where that is more: matches between items of the index that show other scenes.
+    """The calibration, stating what is counted where that is more: matches of items of the index (``asked``) that show other scenes.
 
-    Short codes are equal for pictures that look alike, and from codes alone these cannot be told from copies.
+    Short codes are equal for pictures that look alike, and from codes alone these cannot be told from copies. ``near`` and ``found`` are
+    what :func:`near_items` gives for the items and the radius.
     """
-    asked = sample[:: max(1, len(sample) // CHECKED)]
-    near, found = _near_items(index, stored_codes(asked, index.n_bits).codes, Rule(calibration.radius))
     one, nth = np.nonzero(found.row >= 0)
     other = found.row[one, nth]
     apart = [asked[a].digest != near[b].digest for a, b in zip(one.tolist(), other.tolist(), strict=True)]
@@ -547,7 +554,7 @@ def _checked(
     if not len(pairs):
         return calibration
     drawn = np.random.default_rng(0).permutation(pairs)[:CHECKED_PAIRS]
-    ours, theirs = (Looks(IndexedImages("index", items, picture), settings.max_pixels) for items in (asked, near))
+    ours, theirs = (Looks(IndexedImages("index", items, picture), max_pixels) for items in (asked, near))
     scores = [lies.score for lies in align_pairs(ours, theirs, drawn) if lies is not NOWHERE]
     n_pairs = float(len(pairs) + np.maximum(found.count - MOST_OPEN, 0).sum())
     share = sum(score < SCENE for score in scores) / max(1, len(scores))
@@ -588,7 +595,7 @@ def stored_codes(items: Sequence[Stored], n_bits: int) -> Coded:
     return Coded(codes, np.arange(len(items)), [], digests, np.zeros(len(items), bool))
 
 
-def _near_items(index: Index, codes: Codes, rule: Rule) -> tuple[list[Stored], Matches]:
+def near_items(index: Index, codes: Codes, rule: Rule) -> tuple[list[Stored], Matches]:
     """Items of an index that are near to some of the codes, and where they are among these."""
     n, most = len(codes), MOST_OPEN
     hits: list[tuple[NDArray[np.int64], ...]] = []

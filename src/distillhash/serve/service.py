@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -299,7 +300,8 @@ class Service:
         return self._calibration, n_held
 
     async def _calibrate(self, n_held: int) -> None:
-        from distillhash.dedup.job import items_of, sample_ids
+        from distillhash.dedup.groups import Rule
+        from distillhash.dedup.job import CHECKED, items_of, near_items, sample_ids, stored_codes, with_counted
 
         ids = await asyncio.to_thread(sample_ids, await self.run(lambda index: index.ids()), _MOST_SAMPLED)
         items: list[Item] = []
@@ -318,7 +320,17 @@ class Service:
                         )
                     codes = await asyncio.gather(*map(self.encoder.encode, files))
                     edited[row] = [code for code, _ in codes]
-        self._calibration = await asyncio.to_thread(lookup_calibration, items, self.n_bits, n_held, edited)
+        found = await asyncio.to_thread(lookup_calibration, items, self.n_bits, n_held, edited)
+        if edited:
+            asked = items[:: max(1, len(items) // CHECKED)]
+            codes_of, rule = stored_codes(asked, self.n_bits).codes, Rule(found.radius)
+            near = await self.run(lambda index: near_items(index, codes_of, rule))
+            counted = partial(with_counted, max_pixels=self.settings.max_pixels)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PICTURE_SECONDS):
+                    arguments = found, asked, *near, self.pictures.read
+                    found = await asyncio.get_running_loop().run_in_executor(self._picture_threads, counted, *arguments)
+        self._calibration = found
 
     async def quality(self) -> dict[str, Any]:
         """How the bits behave, see :func:`~distillhash.serve.analysis.quality`; kept until the size of the index changes."""
