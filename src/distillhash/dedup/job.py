@@ -43,6 +43,7 @@ from distillhash.dedup.groups import (
 from distillhash.dedup.keep import CRITERIA, Facts, agree, gather_facts, kinds, preference
 from distillhash.errors import DataError, FormatError
 from distillhash.files import digest, read_file
+from distillhash.hamming.search import compiles
 from distillhash.index import Index
 from distillhash.index import Item as Stored
 from distillhash.search import Searcher, is_row
@@ -325,7 +326,9 @@ class _Pairs:
     def __init__(self, source: Source, coded: Coded, rule: Rule, settings: Settings) -> None:
         """Look at all pairs that decide what belongs together; ``parts`` joins what may be linked."""
         self._coded, self._rule, self._settings = coded, rule, settings
-        self._looks = Looks(source, settings.max_pixels) if isinstance(source, ImageSource) else None
+        self._looks: Looks | None = None
+        if isinstance(source, ImageSource) and compiles():
+            self._looks = Looks(source, settings.max_pixels)
         self.aligned: dict[tuple[int, int], Aligned] = {}
         self._same: list[tuple[int, int]] = []
         self.parts = rule_parts(coded.codes, rule)
@@ -496,10 +499,11 @@ def _looked_up(
         different_pictures(side.codes, side.digests, np.flatnonzero(~side.flat)) for side in (held, coded)
     )
     looks, readable = Looks(images, settings.max_pixels), np.zeros(0, np.int64)
-    light, enough = None, len(of_new.kept) >= FEWEST_LOOKED_UP
+    light, enough, can_look = None, len(of_new.kept) >= FEWEST_LOOKED_UP, False
     if isinstance(source, ImageSource):
         tried = of_index.one[: 2 * EDITED]
         readable = tried[[looks.get(row) is not None for row in tried.tolist()]]
+        can_look = compiles() and len(readable) > 0
         if enough or not len(readable):
             light, looks = edit_some(encoder, source, coded, of_new), Looks(source, settings.max_pixels)
         else:
@@ -512,11 +516,11 @@ def _looked_up(
         copies=None if light is None else light.copies(),
         radius=settings.radius,
         most_false=settings.most_false_pairs,
-        looks=len(readable) > 0,
+        looks=can_look,
     )
     if calibration.rule.leaves_open:
         calibration = _judging(calibration, looks, light, None)
-    if len(readable):
+    if can_look:
         asked = sample[:: max(1, len(sample) // CHECKED)]
         near = near_items(index, stored_codes(asked, index.n_bits).codes, Rule(calibration.radius))
         calibration = with_counted(calibration, asked, *near, picture, max_pixels=settings.max_pixels)
@@ -547,11 +551,12 @@ def with_counted(
     Short codes are equal for pictures that look alike, and from codes alone these cannot be told from copies. ``near`` and ``found`` are
     what :func:`near_items` gives for the items and the radius.
     """
+    expected = calibration.expected_false_pairs
     one, nth = np.nonzero(found.row >= 0)
     other = found.row[one, nth]
     apart = [asked[a].digest != near[b].digest for a, b in zip(one.tolist(), other.tolist(), strict=True)]
     pairs = np.stack([one, other], 1)[np.array(apart, bool)]
-    if not len(pairs):
+    if not len(pairs) or expected is None:
         return calibration
     drawn = np.random.default_rng(0).permutation(pairs)[:CHECKED_PAIRS]
     ours, theirs = (Looks(IndexedImages("index", items, picture), max_pixels) for items in (asked, near))
@@ -562,7 +567,7 @@ def with_counted(
     once = n_pairs * len(np.unique(ends, axis=0)) / len(ends)  # some are met from both ends
     times = n_pairs / once * calibration.n_items / len(asked)
     low, counted, high = (times * number for number in _poisson(share * once))
-    if calibration.expected_false_pairs is None or low <= calibration.expected_false_pairs:
+    if low <= expected:
         return calibration
     return replace(calibration, expected_false_pairs=counted, false_pairs_interval=(low, high))
 
@@ -634,7 +639,7 @@ def _matched(
     count = found.count.copy()
     aligned: dict[int, Aligned] = {}
     looks: tuple[Looks, Looks] | None = None
-    if isinstance(source, ImageSource) and isinstance(other, ImageSource):
+    if isinstance(source, ImageSource) and isinstance(other, ImageSource) and compiles():
         query, nth = np.nonzero((found.row >= 0) & ~found.certain[:, :1])
         pairs = np.stack([coded.rows[places[query]], kept.rows[found.row[query, nth]]], 1)
         looks = Looks(other, settings.max_pixels), Looks(source, settings.max_pixels)
