@@ -118,7 +118,7 @@ def page(stars: Stars, near: Any, groups: list[Any], radius: int) -> int:
 
 def _item(source: Drawn, row: int, distance: int, is_keeper: bool) -> Item:
     """With facts as large as real ones."""
-    facts = Facts(480, 360, 20_000 + row, "JPEG", row / 7, f"{row:032x}", f"{row + 10**9:032x}", f"{row:016x}")
+    facts = Facts(480, 360, 20_000 + row, "JPEG", row / 7, row.to_bytes(40))
     return Item(source.keys[row], distance, source, row, facts, "keeper" if is_keeper else "similar", 9)
 
 

@@ -183,7 +183,7 @@ class Searcher:
                 for code, feature in zip(batch.codes.packed, features, strict=True):
                     queries.append(Query(code.tobytes(), *near, rerank, candidates, feature, by))
         if texts:
-            model = self._known_model()
+            model = self.known_model()
             if not isinstance(model, CrossModalModel):
                 raise ParameterError(
                     f"this index was built with {model.hasher.method}, which knows images alone; "
@@ -274,7 +274,7 @@ class Searcher:
     def _scores(self, query: Query, items: list[Item]) -> NDArray[np.float64]:
         """How near every candidate is, ``(m,)``, larger is nearer."""
         assert query.feature is not None
-        hasher: Any = self._known_model().hasher
+        hasher: Any = self.known_model().hasher
         if query.rerank == "features":
             batches = list(self._encode(open_source([item.key or "" for item in items])))
             for bad in [bad for batch in batches for bad in batch.skipped]:
@@ -296,7 +296,7 @@ class Searcher:
 
     def check_rerank(self, rerank: Rerank) -> None:
         """Raise :class:`ParameterError` where the model cannot be re-ranked by."""
-        model = self._known_model()
+        model = self.known_model()
         if rerank == "decoder":
             _ = model.hasher.decoder  # raises where there is none
         if rerank == "vectors" and self.index.vector_type is None:
@@ -321,13 +321,14 @@ class Searcher:
             self._held.update((item.id, item) for item in self.index.get(present))
         return {identifier: self._held[identifier] for identifier in ids if identifier in self._held}
 
-    def _known_model(self) -> HashModel:
+    def known_model(self) -> HashModel:
+        """The model; a :class:`ParameterError` where the index keeps none."""
         if self.model is None:
             raise ParameterError("this index keeps no model; give --model DIR")
         return self.model
 
     def _encode(self, source: Source, **options: Any) -> Iterator[Encoded]:
-        return self._known_model().encode_batches(source, max_pixels=self._max_pixels, **options)
+        return self.known_model().encode_batches(source, max_pixels=self._max_pixels, **options)
 
     def add(self, source: Any, *, prune: bool = False, progress: bool = False) -> Added:
         """Add the items of a source that the index does not hold, replace those whose content changed, and recognise those renamed.

@@ -19,7 +19,7 @@ from distillhash.errors import ParameterError
 from distillhash.sources import digest, open_source
 from image_factory import encode, make_pixels
 
-FACTS = Facts(100, 100, 5000, "JPEG", 8.0, "d", "p", "0" * 16)
+FACTS = Facts(100, 100, 5000, "JPEG", 8.0, bytes(40))
 
 
 def test_facts_of_a_file(tmp_path: Path) -> None:

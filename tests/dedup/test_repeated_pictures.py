@@ -104,7 +104,12 @@ def test_structure(pixels: Any, flat: bool) -> None:
     assert pixels.shape[:2] == (HASH_PIXELS, HASH_PIXELS) and is_flat(pixels.astype(np.uint8)) == flat
 
 
-FACTS = Facts(100, 100, 5000, "JPEG", 8.0, "d", "p", "0" * 16, looks=look(make_pixels(64, 64)))
+FACTS = Facts(100, 100, 5000, "JPEG", 8.0, bytes(40), looks=look(make_pixels(64, 64)))
+
+
+def showing(what: str) -> bytes:
+    """Marks of other pixels."""
+    return bytes(16) + what.encode().ljust(24)
 
 
 def test_kinds() -> None:
@@ -112,16 +117,16 @@ def test_kinds() -> None:
     one, other = look(make_pixels(64, 64, 1)), look(make_pixels(64, 64, 2))
     facts = [
         FACTS,
-        replace(FACTS, pixels_digest="other", looks=one),
-        replace(FACTS, pixels_digest="w", flat=True, looks=white),
-        replace(FACTS, pixels_digest="g", flat=True, looks=grey),
-        replace(FACTS, pixels_digest="n", flat=True, looks=near),
-        replace(FACTS, pixels_digest="1", n_frames=2, looks=FACTS.looks + one),
-        replace(FACTS, pixels_digest="2", n_frames=2, looks=FACTS.looks + one),
-        replace(FACTS, pixels_digest="3", n_frames=2, looks=FACTS.looks + other),
-        replace(FACTS, pixels_digest="4", n_frames=0, looks=FACTS.looks + one),
-        replace(FACTS, pixels_digest="5", damage="cut"),
-        replace(FACTS, pixels_digest="6", damage="cut", looks=other),
+        replace(FACTS, marks=showing("other"), looks=one),
+        replace(FACTS, marks=showing("w"), flat=True, looks=white),
+        replace(FACTS, marks=showing("g"), flat=True, looks=grey),
+        replace(FACTS, marks=showing("n"), flat=True, looks=near),
+        replace(FACTS, marks=showing("1"), n_frames=2, looks=FACTS.looks + one),
+        replace(FACTS, marks=showing("2"), n_frames=2, looks=FACTS.looks + one),
+        replace(FACTS, marks=showing("3"), n_frames=2, looks=FACTS.looks + other),
+        replace(FACTS, marks=showing("4"), n_frames=0, looks=FACTS.looks + one),
+        replace(FACTS, marks=showing("5"), damage="cut"),
+        replace(FACTS, marks=showing("6"), damage="cut", looks=other),
     ]
     a, b, w, g, n, f1, f2, f3, f4, whole, half = kinds(facts, np.zeros(len(facts), np.int64)).tolist()
     assert a == b == whole == 0 and w == n and f1 == f2

@@ -8,7 +8,8 @@ import pytest
 
 from distillhash import Codes
 from distillhash.errors import DataError, ParameterError
-from distillhash.index import Index, open_index
+from distillhash.hamming import search, substrings
+from distillhash.index import Index, embedded, open_index
 
 
 def random_codes(n: int, n_bits: int, seed: int = 0) -> Codes:
@@ -45,6 +46,34 @@ def test_search_and_range_search_against_a_loop(tmp_path: Path, n_bits: int) -> 
             assert (nearest.ids[i, n:] == -1).all()
             assert (nearest.distances[i, n:] == -1).all()
             assert within[i] == [pair for pair in expected if pair[1] <= n_bits // 2]
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_range_searches_by_tables(tmp_path: Path, compiles: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Items that were replaced, removed and added since, conditions, and codes of two parts, where every search uses tables."""
+    for name, value in (("FEWEST_ROWS", 2), ("_PLACE", 0.0), ("_SCAN", 1e9), ("_EFFORT", 2.0)):
+        monkeypatch.setattr(substrings, name, value)
+    for module in (embedded, search):
+        monkeypatch.setattr(module, "compiles", lambda: compiles)
+    codes, query = random_codes(300, 64), random_codes(5, 64, 1)
+    with open_index(tmp_path / "i", n_bits=64, create=True) as index:
+        index.add(codes[:200], metadata=[{"even": row % 2 == 0} for row in range(200)])
+        stored = {row: codes[row] for row in range(200)}
+        index.range_search(query, radius=20)
+        index.add(codes[200:250], ids=range(100, 150), upsert=True)
+        index.remove(range(10))
+        index.add(codes[250:])
+        stored |= {row - 100: codes[row] for row in range(200, 250)} | {row - 50: codes[row] for row in range(250, 300)}
+        stored = {row: code for row, code in stored.items() if row >= 10}
+        found = index.range_search(query, radius=26)
+        parts = index.range_search(Codes(query.packed, 64, class_bits=16), radius=26)
+        even = index.range_search(query, radius=26, where="metadata->>'even'")
+        held = index._snapshot.fresh.__dict__.get("_tables")  # type: ignore[attr-defined]
+        assert (held is not None and held._tables is not None) == compiles
+    for i in range(5):
+        expected = [pair for pair in brute_force(query[i], stored) if pair[1] <= 26]
+        assert found[i] == expected and sorted(parts[i]) == sorted(expected)
+        assert even[i] == [(row, far) for row, far in expected if row < 200 and not 100 <= row < 150 and row % 2 == 0]
 
 
 def test_results_take_negative_queries_and_refuse_others(index: Index) -> None:

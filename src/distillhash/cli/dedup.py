@@ -4,6 +4,7 @@ distillhash dedup photos/ --out dups.json --html review.html
 distillhash dedup photos/ --apply        # moves what the review showed; undone by:
 distillhash dedup photos/ --undo
 distillhash dedup inbox/ --reference photos/ --keep sharpness,resolution
+distillhash dedup inbox/ --reference photos.index
 distillhash dedup --not-duplicate a.jpg b.jpg
 """
 
@@ -30,9 +31,10 @@ from distillhash.files import user_folder
 
 if TYPE_CHECKING:
     from distillhash.dedup.codes import Settings
-    from distillhash.dedup.job import Verdicts
+    from distillhash.dedup.job import Indexed, Verdicts
     from distillhash.dedup.journal import Move
     from distillhash.dedup.trash import Outcome
+    from distillhash.sources import Source
 
 _SHOWN = 10  # files that are named one by one
 _KINDS = {
@@ -54,7 +56,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--csv", metavar="FILE", help="one line an image")
     add("--html", metavar="FILE", help="a page with thumbnails and distances, complete in itself")
     add_radius_options(parser)
-    add("--reference", metavar="SOURCE", help="report what of SOURCE this collection holds already; it stays whole")
+    text = "report what of SOURCE this collection, or index, holds already; it stays whole"
+    add("--reference", metavar="SOURCE|INDEX", help=text)
     add("--ignore-same-folder", action="store_true", help="never link two images of one folder")
     add("--first-frame", action="store_true", help="animations and documents with the same first frame are duplicates")
     add("--keep", metavar="LIST", help="what makes the better image (default: resolution,size,sharpness,format)")
@@ -127,6 +130,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.dedup.journal import Move
     from distillhash.dedup.keep import CRITERIA, parse_policy
     from distillhash.dedup.review import report_csv, report_json, review_page, write_text
+    from distillhash.index import is_address
 
     policy = CRITERIA if arguments.keep is None else parse_policy(arguments.keep)
     chosen = {_KINDS.get(name.strip()) for name in arguments.kinds.split(",")}
@@ -140,7 +144,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     source = open_argument(arguments, arguments.source)
     if trash is not None and source.path(0) is None:
         raise DataError(f"--apply moves files, and the items of {arguments.source} are no files of their own")
-    reference = None if arguments.reference is None else open_argument(arguments, arguments.reference)
+    reference: Source | Indexed | None = None
+    if arguments.reference is not None:
+        is_index = is_address(arguments.reference)
+        reference = _index(arguments) if is_index else open_argument(arguments, arguments.reference)
     report = find_duplicates(
         source,
         settings(arguments),
@@ -186,6 +193,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if (why := report.calibration.unknown) is not None and arguments.radius is None:
         raise DataError(f"nothing was moved: no radius can be chosen, for {why}; give --radius BITS")
     return summary | _apply(arguments, moves, trash)
+
+
+def _index(arguments: argparse.Namespace) -> Indexed:
+    """The index that new images are looked up in."""
+    from distillhash.dedup.job import Indexed
+    from distillhash.index.address import folder_of, shown
+    from distillhash.search import open_searcher
+    from distillhash.serve.pictures import Pictures
+    from distillhash.sources import MAX_PIXELS
+
+    place, max_pixels = arguments.reference, arguments.max_pixels
+    searcher = open_searcher(place, arguments.model, **model_options(arguments), max_pixels=max_pixels)
+    pictures = Pictures(folder_of(place), max_pixels=max_pixels or MAX_PIXELS)
+    return Indexed(shown(place), searcher, pictures.read)
 
 
 def _verdicts(arguments: argparse.Namespace) -> Verdicts:

@@ -122,14 +122,7 @@ class Edited:
 
     def copies(self, part: Callable[[Codes], Codes] = lambda codes: codes) -> Copies:
         """Distances, by a part of the codes."""
-        originals = part(self.originals).words()
-        edits = part(self.edits).words().reshape(len(originals), len(self.names), -1)
-        first, second = np.triu_indices(len(self.names), 1)
-        return Copies(
-            self.names,
-            np.bitwise_count(originals[:, None] ^ edits).sum(axis=2, dtype=np.int64),
-            np.bitwise_count(edits[:, first] ^ edits[:, second]).sum(axis=2, dtype=np.int64),
-        )
+        return copies_of(self.names, part(self.originals), part(self.edits))
 
     def judged(self, rule: Rule, look: Callable[[Edited, NDArray[np.int64]], NDArray[np.bool_]]) -> Floats:
         """Whether each edit is found, ``(m, e)`` between 0 and 1: the share of a sample where the rule leaves it open.
@@ -146,6 +139,18 @@ class Edited:
             if len(mine):
                 found[mine // e, edit] = look(self, sample).mean()
         return found
+
+
+def copies_of(names: Sequence[str], originals: Codes, edits: Codes) -> Copies:
+    """Distances of edits, as many as ``names`` of each of the originals, one original after the other."""
+    words = originals.words()
+    edited = edits.words().reshape(len(words), len(names), -1)
+    first, second = np.triu_indices(len(names), 1)
+    return Copies(
+        names,
+        np.bitwise_count(words[:, None] ^ edited).sum(axis=2, dtype=np.int64),
+        np.bitwise_count(edited[:, first] ^ edited[:, second]).sum(axis=2, dtype=np.int64),
+    )
 
 
 def _recall_interval(found: NDArray[Any]) -> tuple[float, float]:
@@ -174,6 +179,11 @@ class Calibration:
     unknown: str | None  # why false pairs cannot be estimated; what is said of them is None then
     rule: Rule  # all radii
     curve: list[dict[str, Any]]  # ``radius``, ``expected_false_pairs`` and ``recall`` of all radii worth looking at
+    n_held: int | None = None  # items of an index in which ``n_items`` are looked up
+
+    def per_thousand(self, n_false: float) -> float:
+        """So many false matches of all look-ups, for each 1,000 of them."""
+        return 1000 * n_false / max(1, self.n_items)
 
     def sentence(self) -> str:
         """The calibration in one line."""
@@ -182,8 +192,11 @@ class Calibration:
             text += f"how many false pairs to expect cannot be told, for {self.unknown}"
         else:
             low, high = _count(self.false_pairs_interval[0]), _count(max(self.false_pairs_interval[1], 0.1))
-            text += f"about {_count(self.expected_false_pairs)} false pairs expected ({low} to {high})"
-            text += f" among {self.n_items:,} images"
+            what, where = "pairs", f"among {self.n_items:,} images"
+            if self.n_held is not None:
+                per_thousand = f"{_count(self.per_thousand(self.expected_false_pairs))} per 1,000"
+                what, where = "matches", f"in {self.n_items:,} look-ups among {self.n_held:,} items, {per_thousand}"
+            text += f"about {_count(self.expected_false_pairs)} false {what} expected ({low} to {high}) {where}"
         if self.recall is None or self.recall_interval is None:
             why = "for vectors and pictures without structure cannot be edited"
             return f"{text}; how many copies it finds is not known, {why}"
@@ -366,17 +379,54 @@ def calibrate_rule(
     )
 
 
+def calibrate_lookups(
+    held: Codes,
+    new: Codes | None,
+    *,
+    n_held: int,
+    n_lookups: int,
+    copies: Copies | None,
+    radius: int | None = None,
+    most_false: float | None = None,
+    looks: bool = False,
+) -> Calibration:
+    """Choose a radius to look ``n_lookups`` new pictures up in an index of ``n_held`` items; pairs are matches then.
+
+    The radius finds ``WANTED_RECALL`` of the light edits, or as many as ``most_false`` false matches allow (None: ``FALSE_PER_ITEM`` times
+    the look-ups). ``held`` are codes of different pictures of the index, a sample, and ``new`` those of the new ones. None says that they
+    are few; then pairs of the index tell what to expect. Where pictures can be looked at (``looks``), farther matches are left open.
+    """
+    n_pairs = len(held) * (len(held) - 1) / 2 if new is None else len(held) * len(new)
+    most = FALSE_PER_ITEM * n_lookups if most_false is None else most_false
+    times = n_held * n_lookups / max(1.0, n_pairs)
+    options: dict[str, Any] = {"most_false_pairs": most, "n_items": n_lookups, "pairs": times, "wants": "enough"}
+    found = replace(calibrate(held, new, copies=copies, radius=radius, **options), n_held=n_held)
+    if not looks or radius is not None or found.expected_false_pairs is None or found.false_pairs_interval is None:
+        return found
+    limit = BY_LOOKING / MISTAKEN * most
+    near = [row for row in found.curve if row["radius"] > found.radius and row["expected_false_pairs"] <= limit]
+    open_radius = max([found.radius, *(row["radius"] for row in near)])
+    mistaken = MISTAKEN * max([0.0, *(row["expected_false_pairs"] for row in near)])
+    low, high = found.false_pairs_interval
+    return replace(
+        found,
+        rule=Rule(found.radius, open_radius=open_radius),
+        expected_false_pairs=found.expected_false_pairs + mistaken,
+        false_pairs_interval=(low + mistaken, high + mistaken),
+    )
+
+
 def with_recall(calibration: Calibration, light: Floats | None, heavy: Floats | None, names: list[str]) -> Calibration:
     """The calibration with the shares of edits that its rule finds, see :meth:`Edited.judged`."""
-    if light is None or heavy is None:
+    if light is None:
         return calibration
-    shares = [*light.mean(axis=0).tolist(), *heavy.mean(axis=0).tolist()]
+    shares = [*light.mean(axis=0).tolist(), *([] if heavy is None else heavy.mean(axis=0).tolist())]
     return replace(
         calibration,
         recall=float(light.mean()),
         recall_interval=_recall_interval(light),
-        recall_heavy=float(heavy.mean()),
-        recall_heavy_interval=_recall_interval(heavy),
+        recall_heavy=None if heavy is None else float(heavy.mean()),
+        recall_heavy_interval=None if heavy is None else _recall_interval(heavy),
         recall_by_edit=dict(zip(names, shares, strict=True)),
     )
 

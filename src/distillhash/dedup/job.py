@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distillhash.codes import hamming_distances
-from distillhash.dedup.alignment import SCENE, Aligned, Looks, align, align_pairs
-from distillhash.dedup.calibration import Calibration, Edited, calibrate, calibrate_rule, edit_some, with_recall
+from distillhash.codes import Codes, hamming_distances
+from distillhash.dedup.alignment import NOWHERE, SCENE, Aligned, Looks, align, align_pairs
+from distillhash.dedup.calibration import (
+    EDITED,
+    Calibration,
+    Edited,
+    calibrate,
+    calibrate_lookups,
+    calibrate_rule,
+    edit_some,
+    with_recall,
+)
 from distillhash.dedup.codes import Coded, Encoder, Settings, encode_collection
 from distillhash.dedup.edits import HEAVY, LIGHT
 from distillhash.dedup.groups import (
     MOST_OPEN,
+    Matches,
     Rule,
     Stars,
     central_rows,
@@ -34,7 +44,10 @@ from distillhash.dedup.keep import CRITERIA, Facts, agree, gather_facts, kinds, 
 from distillhash.errors import DataError, FormatError
 from distillhash.files import digest, read_file
 from distillhash.hamming.search import compiles
-from distillhash.sources import ImageSource, Skipped, Source
+from distillhash.index import Index
+from distillhash.index import Item as Stored
+from distillhash.search import Searcher, is_row
+from distillhash.sources import BadItemError, ImageSource, Skipped, Source
 
 FIRST_FRAME, SCENE_MATCH = "same first frame", "same scene"
 UNCUT = 0.93  # share of the area from which nothing was cut off
@@ -43,8 +56,15 @@ ROUNDS = 3  # keepers of such a chain that are laid on the rest of it
 MOST_IN_CHAIN = 30  # of these
 SMALLER = 0.8  # of the pixels: a copy with fewer was made smaller
 MOST_CANDIDATES = 1000  # items of the other collection that are looked at where the nearest shows something else
+LOOKED_UP = 50_000  # items of an index that tell how far different pictures lie
+FEWEST_LOOKED_UP = 1_000  # new pictures that tell it better than the index's own do
+CHECKED, CHECKED_PAIRS = 1_000, 150  # items that are looked up to count false matches, and matches that are looked at
+AT_ONCE = 1_000  # look-ups, and items read
 AGREES = 8  # perceptual hashes of 64 bits that differ in at most this many bits show the same picture
 _HEAD = "# pairs that are not duplicates: two content digests, then the two files when it was said\n"
+
+
+Picture = Callable[[Stored], bytes | NDArray[np.uint8]]
 
 
 class Verdicts:
@@ -153,6 +173,39 @@ class Report:
         return sum(len(group) - 1 for group in self.groups)
 
 
+class IndexedImages(ImageSource):
+    """The pictures of some items of an index, where they can be found."""
+
+    def __init__(self, name: str, items: Sequence[Stored], picture: Picture) -> None:
+        """``picture`` gives the content of an item, whose digest is what the index holds, or raises :class:`DataError`."""
+        super().__init__(name, [item.key or f"item {item.id}" for item in items])
+        self._items, self._picture = list(items), picture
+
+    def _take(self, rows: NDArray[np.intp]) -> None:
+        self._items = [self._items[row] for row in rows.tolist()]
+
+    def path(self, row: int) -> str | None:
+        """The file that was indexed, if the item is one."""
+        item = self._items[row]
+        return item.key if item.key and os.path.isabs(item.key) and not is_row(item) else None  # noqa: PTH117  # any text
+
+    def read(self, row: int) -> bytes | NDArray[np.uint8]:
+        """The content of an item; a :class:`BadItemError` where it is gone or has changed."""
+        try:
+            return self._picture(self._items[row])
+        except DataError as error:
+            raise BadItemError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """An index that new items are looked up in, with its model, and what reads the picture of an item (:class:`IndexedImages`)."""
+
+    name: str
+    searcher: Searcher
+    picture: Picture
+
+
 @dataclass(frozen=True)
 class Leak:
     """A test item that the training set holds: both, and how many training items are within the radius. Also of a reference."""
@@ -178,7 +231,7 @@ def find_duplicates(
     source: Source,
     settings: Settings | None = None,
     *,
-    reference: Source | None = None,
+    reference: Source | Indexed | None = None,
     policy: Sequence[str] = CRITERIA,
     ignore_same_folder: bool = False,
     first_frame: bool = False,
@@ -190,7 +243,8 @@ def find_duplicates(
         source: Images or vectors.
         settings: Model, radius and how to read.
         reference: A collection that is kept whole: groups are then a reference item and what of ``source`` is nearest to it, and
-            duplicates within ``source`` or within the reference are not looked for.
+            duplicates within ``source`` or within the reference are not looked for. Of an index, items whose pictures cannot be read are
+            matched by codes alone.
         policy: What makes the better image, see :data:`distillhash.dedup.keep.CRITERIA`.
         ignore_same_folder: Two images in one folder are never linked (bursts, series).
         first_frame: Frames and pages after the first do not count: what agrees in the first is a duplicate.
@@ -386,22 +440,32 @@ def find_leaks(train: Source, test: Source, settings: Settings | None = None) ->
     """
     settings = settings or Settings()
     encoder, kept, coded, calibration = _across(train, test, settings)
-    leaks = list(_matched(test, coded, np.arange(len(coded.rows)), train, kept, calibration.rule, settings))
+    found = match(coded.codes, kept.codes, calibration.rule, most=MOST_OPEN)
+    leaks = list(_matched(test, coded, np.arange(len(coded.rows)), train, kept, found, calibration.rule, settings))
     leaks.sort(key=lambda leak: (leak.test.distance, leak.test.path))
     skipped = kept.skipped + coded.skipped
     return LeakReport(calibration, encoder.description, leaks, skipped, len(kept.rows), len(coded.rows))
 
 
-def _against(source: Source, reference: Source, settings: Settings, first_frame: bool, verdicts: Verdicts) -> Report:
+def _against(
+    source: Source, reference: Source | Indexed, settings: Settings, first_frame: bool, verdicts: Verdicts
+) -> Report:
     """Groups of a reference item and what of ``source`` is nearest to it."""
-    encoder, kept, coded, calibration = _across(reference, source, settings)
+    other: Source
+    if isinstance(reference, Indexed):
+        encoder, other, kept, coded, calibration, found = _looked_up(source, reference, settings)
+        n_kept = len(reference.searcher.index)
+    else:
+        encoder, kept, coded, calibration = _across(reference, source, settings)
+        other, n_kept = reference, len(kept.rows)
+        found = match(coded.codes, kept.codes, calibration.rule, most=MOST_OPEN)
     files: dict[Any, int] = {}
     ours, theirs = (
         np.array([_file_number(side, row, files) for row in rows.rows.tolist()], np.int64)
-        for side, rows in ((source, coded), (reference, kept))
+        for side, rows in ((source, coded), (other, kept))
     )
     held = np.isin(ours, theirs[theirs >= 0])  # a file of the reference, reached through the source as well
-    matched = _matched(source, coded, np.flatnonzero(~held), reference, kept, calibration.rule, settings)
+    matched = _matched(source, coded, np.flatnonzero(~held), other, kept, found, calibration.rule, settings)
     groups: dict[tuple[bool, int], list[Item]] = {}
     for pair in sorted(matched, key=lambda pair: (pair.train.row, pair.test.distance, pair.test.row)):
         item, keeper = pair.test, pair.train
@@ -409,9 +473,154 @@ def _against(source: Source, reference: Source, settings: Settings, first_frame:
             continue
         stays = item.match == FIRST_FRAME and not first_frame
         groups.setdefault((stays, keeper.row), [keeper]).append(item)
-    found, first_frames = ([group for (stays, _), group in groups.items() if stays == kind] for kind in (False, True))
-    skipped, n_items = kept.skipped + coded.skipped, len(kept.rows) + len(coded.rows)
-    return Report(calibration, encoder.description, found, skipped, n_items, int(held.sum()), first_frames)
+    certain, first_frames = ([group for (stays, _), group in groups.items() if stays == kind] for kind in (False, True))
+    skipped, n_items = kept.skipped + coded.skipped, n_kept + len(coded.rows)
+    return Report(calibration, encoder.description, certain, skipped, n_items, int(held.sum()), first_frames)
+
+
+def _looked_up(
+    source: Source, reference: Indexed, settings: Settings
+) -> tuple[Encoder, IndexedImages, Coded, Coded, Calibration, Matches]:
+    """Codes of the source by the index's model, the radius, and the items of the index that are near, as a collection of their own."""
+    index, model, picture = reference.searcher.index, reference.searcher.known_model(), reference.picture
+    if not len(index):
+        raise DataError(f"the index {reference.name} is empty; fill it with `distillhash index`")
+    if isinstance(source, ImageSource) == (model.backbone_name == "embeddings"):
+        ours, theirs = ("images", "embeddings") if isinstance(source, ImageSource) else ("embeddings", "images")
+        text = f"{source.name} holds {ours}, and the model of the index {reference.name} takes {theirs}"
+        raise DataError(f"they cannot be compared: {text}")
+    description = f"codes of {model.n_bits} bits by the model of the index {reference.name}"
+    encoder = Encoder(model, description, 0, settings)
+    coded = encoder.encode(source)
+    sample = items_of(index, sample_ids(index.ids(), LOOKED_UP))
+    held = stored_codes(sample, index.n_bits)
+    images = IndexedImages(reference.name, sample, picture)
+    of_index, of_new = (
+        different_pictures(side.codes, side.digests, np.flatnonzero(~side.flat)) for side in (held, coded)
+    )
+    looks, readable = Looks(images, settings.max_pixels), np.zeros(0, np.int64)
+    light, enough, can_look = None, len(of_new.kept) >= FEWEST_LOOKED_UP, False
+    if isinstance(source, ImageSource):
+        tried = of_index.one[: 2 * EDITED]
+        readable = tried[[looks.get(row) is not None for row in tried.tolist()]]
+        can_look = compiles() and len(readable) > 0
+        if enough or not len(readable):
+            light, looks = edit_some(encoder, source, coded, of_new), Looks(source, settings.max_pixels)
+        else:
+            light = edit_some(encoder, images, held, replace(of_index, one=readable))
+    calibration = calibrate_lookups(
+        held.codes[of_index.kept],
+        coded.codes[of_new.kept] if enough else None,
+        n_held=len(index),
+        n_lookups=len(coded.rows),
+        copies=None if light is None else light.copies(),
+        radius=settings.radius,
+        most_false=settings.most_false_pairs,
+        looks=can_look,
+    )
+    if calibration.rule.leaves_open:
+        calibration = _judging(calibration, looks, light, None)
+    if can_look:
+        asked = sample[:: max(1, len(sample) // CHECKED)]
+        near = near_items(index, stored_codes(asked, index.n_bits).codes, Rule(calibration.radius))
+        calibration = with_counted(calibration, asked, *near, picture, max_pixels=settings.max_pixels)
+    if isinstance(source, ImageSource) and not len(readable):
+        encoder = replace(encoder, description=f"{description}, alone, for its pictures cannot be read")
+    items, found = near_items(index, coded.codes, calibration.rule)
+    return (
+        encoder,
+        IndexedImages(reference.name, items, picture),
+        stored_codes(items, index.n_bits),
+        coded,
+        calibration,
+        found,
+    )
+
+
+def with_counted(
+    calibration: Calibration,
+    asked: Sequence[Stored],
+    near: Sequence[Stored],
+    found: Matches,
+    picture: Picture,
+    *,
+    max_pixels: int | None,
+) -> Calibration:
+    """The calibration, stating what is counted where that is more: matches of items of the index (``asked``) that show other scenes.
+
+    Short codes are equal for pictures that look alike, and from codes alone these cannot be told from copies. ``near`` and ``found`` are
+    what :func:`near_items` gives for the items and the radius.
+    """
+    expected = calibration.expected_false_pairs
+    one, nth = np.nonzero(found.row >= 0)
+    other = found.row[one, nth]
+    apart = [asked[a].digest != near[b].digest for a, b in zip(one.tolist(), other.tolist(), strict=True)]
+    pairs = np.stack([one, other], 1)[np.array(apart, bool)]
+    if not len(pairs) or expected is None:
+        return calibration
+    drawn = np.random.default_rng(0).permutation(pairs)[:CHECKED_PAIRS]
+    ours, theirs = (Looks(IndexedImages("index", items, picture), max_pixels) for items in (asked, near))
+    scores = [lies.score for lies in align_pairs(ours, theirs, drawn) if lies is not NOWHERE]
+    n_pairs = float(len(pairs) + np.maximum(found.count - MOST_OPEN, 0).sum())
+    share = sum(score < SCENE for score in scores) / max(1, len(scores))
+    ends = np.sort([(asked[a].id, near[b].id) for a, b in pairs.tolist()], axis=1)
+    once = n_pairs * len(np.unique(ends, axis=0)) / len(ends)  # some are met from both ends
+    times = n_pairs / once * calibration.n_items / len(asked)
+    low, counted, high = (times * number for number in _poisson(share * once))
+    if low <= expected:
+        return calibration
+    return replace(calibration, expected_false_pairs=counted, false_pairs_interval=(low, high))
+
+
+def _poisson(count: float) -> tuple[float, float, float]:
+    """The ends of the 90% interval of the mean of a Poisson count, around the count."""
+    from scipy.special import gammaincinv
+
+    return float(gammaincinv(count, 0.05)) if count else 0.0, count, float(gammaincinv(count + 1, 0.95))
+
+
+def sample_ids(ids: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """Some of the ids, ascending; nearly the same when there are more."""
+    if len(ids) <= most:
+        return ids
+    mixed = (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    return np.sort(ids[np.argpartition(mixed ^ (mixed >> np.uint64(32)), most)[:most]])
+
+
+def items_of(index: Index, ids: NDArray[np.int64]) -> list[Stored]:
+    """Those of the items that are still there, read a part at a time."""
+    parts = (ids[start : start + AT_ONCE].tolist() for start in range(0, len(ids), AT_ONCE))
+    return [item for part in parts for item in index.get(sorted(index.present(part)))]
+
+
+def stored_codes(items: Sequence[Stored], n_bits: int) -> Coded:
+    """Items of an index as a collection; what has no digest is a content of its own."""
+    codes = Codes.concatenate([item.code for item in items], n_bits)
+    digests = np.array([item.digest or b"item %d" % item.id for item in items], "S16")
+    return Coded(codes, np.arange(len(items)), [], digests, np.zeros(len(items), bool))
+
+
+def near_items(index: Index, codes: Codes, rule: Rule) -> tuple[list[Stored], Matches]:
+    """Items of an index that are near to some of the codes, and where they are among these."""
+    n, most = len(codes), MOST_OPEN
+    hits: list[tuple[NDArray[np.int64], ...]] = []
+    count = np.zeros(n, np.int64)
+    for start in range(0, n, AT_ONCE):
+        found = index.range_search(codes[start : start + AT_ONCE], max(rule.radius, rule.open_radius))
+        owner = np.repeat(np.arange(len(found)), np.diff(found.limits))
+        nth, certain = np.arange(len(owner)) - found.limits[owner], found.distances <= rule.radius
+        count[start : start + len(found)] = np.bincount(owner[certain], minlength=len(found))
+        sure = count[start + owner] > 0
+        kept = np.where(sure, certain & (nth < MOST_CANDIDATES), nth < most)
+        hits.append((start + owner[kept], found.ids[kept], found.distances[kept].astype(np.int64), nth[kept]))
+    owner, ids, distances, nth = (np.concatenate(column) for column in zip(*hits, strict=True))
+    items = items_of(index, np.unique(ids))
+    known = np.array([item.id for item in items], np.int64)
+    places = np.searchsorted(known, ids)
+    first = (nth < most) & (np.append(known, -1)[places] == ids)  # another process may have removed one
+    row, distance = np.full((n, most), -1, np.int64), np.full((n, most), -1, np.int32)
+    row[owner[first], nth[first]], distance[owner[first], nth[first]] = places[first], distances[first]
+    return items, Matches(row, distance, (row >= 0) & (distance <= rule.radius), count)
 
 
 def _matched(
@@ -420,15 +629,17 @@ def _matched(
     places: NDArray[np.int64],
     other: Source,
     kept: Coded,
+    matches: Matches,
     rule: Rule,
     settings: Settings,
 ) -> Iterator[Leak]:
     """Items of ``coded`` at ``places`` with a match in ``kept``: the nearest that shows the same in all frames, or in the first."""
-    found = match(coded.codes[places], kept.codes, rule, most=MOST_OPEN)
+    found = Matches(*(getattr(matches, name)[places] for name in ("row", "distance", "certain", "count")))
     chosen = np.where(found.certain[:, 0], 0, -1)
     count = found.count.copy()
     aligned: dict[int, Aligned] = {}
-    if isinstance(source, ImageSource) and isinstance(other, ImageSource):
+    looks: tuple[Looks, Looks] | None = None
+    if isinstance(source, ImageSource) and isinstance(other, ImageSource) and compiles():
         query, nth = np.nonzero((found.row >= 0) & ~found.certain[:, :1])
         pairs = np.stack([coded.rows[places[query]], kept.rows[found.row[query, nth]]], 1)
         looks = Looks(other, settings.max_pixels), Looks(source, settings.max_pixels)
@@ -447,6 +658,8 @@ def _matched(
     for hit in hits.tolist():
         row, near, label = int(coded.rows[places[hit]]), int(nearest[hit]), None
         distance, ours, theirs = int(distances[hit]), facts.get(row), kept_facts.get(int(kept.rows[near]))
+        if ours is not None and theirs is None and (ours.flat or ours.n_frames != 1):
+            continue  # its picture cannot be read, and codes say nothing of such
         if ours is not None and theirs is not None and not agree(ours, theirs):
             away = hamming_distances(coded.codes[places[hit : hit + 1]], kept.codes)[0]
             candidates = np.flatnonzero(away <= rule.radius)
@@ -464,8 +677,12 @@ def _matched(
             distance, theirs = int(away[near]), kept_facts[int(kept.rows[near])]
         keeper = _item(other, int(kept.rows[near]), 0, theirs, theirs, "keeper")
         item = _item(source, row, distance, ours, theirs, label)
-        if hit in aligned and theirs is not None and label is None:
-            item = replace(item, **_judged(item, theirs, aligned[hit]), found_by="alignment")
+        lies = aligned.get(hit)
+        if lies is None and looks is not None and item.match == "similar":
+            lies = align_pairs(*looks, np.array([[kept.rows[near], row]]))[0]
+        if lies is not None and lies.same and theirs is not None and label is None:
+            found_by = "alignment" if hit in aligned else None
+            item = replace(item, **_judged(item, theirs, lies), found_by=found_by)
         yield Leak(item, keeper, int(count[hit]))
 
 
@@ -505,14 +722,18 @@ def _calibrated(encoder: Encoder, source: Source, coded: Coded, one: Coded, othe
     heavy = edit_some(encoder, source, coded, edited, HEAVY)
     second = compared[1] if other is not None else None
     calibration = calibrate_rule(encoder.rule(0), compared[0], second, light, heavy, **options)
-    looks = Looks(source, settings.max_pixels)
+    return _judging(calibration, Looks(source, settings.max_pixels), light, heavy)
+
+
+def _judging(calibration: Calibration, looks: Looks, light: Edited | None, heavy: Edited | None) -> Calibration:
+    """The calibration with the shares of edits that its rule finds, by laying what it leaves open on the originals."""
 
     def lie_on_originals(edits: Edited, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
         pairs = np.stack([edits.rows[numbers // len(edits.names)], numbers], 1)
         return np.array([found.same for found in align_pairs(looks, Looks(edits.images), pairs)], bool)
 
     judged = [None if one is None else one.judged(calibration.rule, lie_on_originals) for one in (light, heavy)]
-    return with_recall(calibration, judged[0], judged[1], [*LIGHT, *HEAVY])
+    return with_recall(calibration, judged[0], judged[1], [*LIGHT, *([] if heavy is None else HEAVY)])
 
 
 def _apart(digests: Sequence[str], verdicts: Verdicts) -> NDArray[np.int64]:

@@ -250,7 +250,7 @@ def within(
         fill_within(*arguments, n, holds, places, rows, distances)
         return counts.sum(axis=1), rows, distances
 
-    found = list(_run_groups(search, q, _group_size(n), _check_threads(threads), progress))
+    found = list(run_groups(search, q, _group_size(n), _check_threads(threads), progress))
     counts = np.concatenate([np.zeros(1, np.int64), *(part[0] for part in found)])
     rows = np.concatenate([np.zeros(0, np.int64), *(part[1] for part in found)])
     distances = np.concatenate([np.zeros(0, np.int32), *(part[2] for part in found)])
@@ -295,7 +295,7 @@ def _searched(
             progress(q)
         return
     group_size = max(1, min(_group_size(n), _GROUP_CANDIDATES // min(k, n)))
-    yield from _run_groups(lambda some: (some, [search(query[:, some], 0, n)]), q, group_size, threads, progress)
+    yield from run_groups(lambda some: (some, [search(query[:, some], 0, n)]), q, group_size, threads, progress)
 
 
 def _side_by_side(parts: Sequence[tuple[NDArray[Any], ...]]) -> list[NDArray[Any]]:
@@ -326,9 +326,7 @@ def _group_size(n: int) -> int:
     return max(_MIN_GROUP, min(_MAX_GROUP, _GROUP_PAIRS // max(n, 1)))
 
 
-def _run_groups(
-    search: Callable[[slice], T], q: int, most: int, threads: int, progress: Progress | None
-) -> Iterator[T]:
+def run_groups(search: Callable[[slice], T], q: int, most: int, threads: int, progress: Progress | None) -> Iterator[T]:
     """Results of groups of at most ``most`` queries, in order. Groups have nearly the same size, so that threads end together."""
     if not q:
         return

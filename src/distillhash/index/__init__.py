@@ -14,6 +14,14 @@ __all__ = ["Index", "Item", "RangeResult", "SearchResult", "open_index"]
 ENGINES = ("a folder", "memory://", "postgresql://", "milvus://")
 
 
+def is_address(place: str | Path) -> bool:
+    """Whether there is an index at ``place``, or it is an address of an engine's."""
+    folder = folder_of(place)
+    if folder is None:
+        return scheme_of(place) in ("postgresql", "postgres", "milvus")
+    return (folder / "manifest.json").exists() and (folder / "items.sqlite").exists()
+
+
 def open_index(
     uri_or_dir: str | Path,
     n_bits: int | None = None,

@@ -27,7 +27,7 @@ import zlib
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -57,6 +57,7 @@ from distillhash.index.manifest import Manifest, damaged
 
 if TYPE_CHECKING:
     from distillhash.hamming.clustered import ClusteredCodes
+    from distillhash.hamming.substrings import SubstringTables
 
 Durability = Literal["normal", "full"]
 
@@ -373,9 +374,19 @@ class CodesInMemory:
 
     def within(self, codes: Codes, radius: int, allowed: NDArray[np.bool_] | None) -> RangeResult:
         """The allowed rows within ``radius`` bits."""
-        search = partial(within, database=self.planes) if self.clusters is None else self.clusters.within
+        structure = self.clusters if self.clusters is not None and len(codes) == 1 else self._tables
+        search: Callable[..., Any] = partial(within, database=self.planes) if structure is None else structure.within
         limits, rows, distances = search(planes_of(codes), radius=radius, allowed=allowed)
         return RangeResult(limits, self.ids[rows], distances)
+
+    @cached_property
+    def _tables(self) -> SubstringTables | None:
+        """What searches within a radius use where that is faster; made when it pays."""
+        if not compiles():
+            return None
+        from distillhash.hamming.substrings import SubstringTables
+
+        return SubstringTables(self.planes)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,21 @@
-"""What the page shows of a whole index: groups of near-duplicates, and numbers about the codes."""
+"""What is said of a whole index: groups of near-duplicates, how far copies of its pictures lie, and numbers about the codes."""
 
 import json
 from collections.abc import Hashable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from distillhash.codes import Codes, hamming_distances
+from distillhash.codes import Codes, bytes_per_code, hamming_distances
 from distillhash.errors import DataError, FormatError
 from distillhash.files import read_file
-from distillhash.index import Index
+from distillhash.index import Index, Item
 from distillhash.metrics.code_statistics import bit_statistics
+from distillhash.serve.pictures import Pictures
+
+if TYPE_CHECKING:
+    from distillhash.dedup.calibration import Calibration
 
 MOST_ITEMS = 20_000  # grouped on the fly, under a second on one core
 _MOST_SAMPLED = 5000  # items of which the statistics are taken
@@ -98,6 +102,33 @@ def _in_index(document: dict[str, Any], index: Index) -> tuple[list[Group], int]
         if len(held) > 1:
             found.append(held)
     return sorted(found, key=len, reverse=True), n_missing
+
+
+def light_edits(item: Item, pictures: Pictures) -> list[bytes]:
+    """Known light edits of the picture of an item, as files; a :class:`DataError` where it cannot be read."""
+    from distillhash.dedup.edits import LIGHT, EditedImages
+    from distillhash.dedup.job import IndexedImages
+
+    edited = EditedImages(IndexedImages("index", [item], pictures.read), LIGHT, max_pixels=pictures.max_pixels)
+    return [edited.read(number) for number in range(len(edited))]
+
+
+def lookup_calibration(items: list[Item], n_bits: int, n_held: int, edited: dict[int, list[bytes]]) -> "Calibration":
+    """The radius within which an index of ``n_held`` items, of which ``items`` are a sample, holds a picture already; 1,000 look-ups.
+
+    ``edited`` has the packed codes of the :func:`light_edits` of some of the items, by their place.
+    """
+    from distillhash.dedup.calibration import calibrate_lookups, copies_of
+    from distillhash.dedup.edits import LIGHT
+    from distillhash.dedup.groups import different_pictures
+    from distillhash.dedup.job import stored_codes
+
+    held = stored_codes(items, n_bits)
+    packed = np.frombuffer(b"".join(code for codes in edited.values() for code in codes), np.uint8)
+    edits = Codes(packed.reshape(-1, bytes_per_code(n_bits)), n_bits)
+    copies = copies_of(list(LIGHT), held.codes[list(edited)], edits) if edited else None
+    kept = different_pictures(held.codes, held.digests).kept
+    return calibrate_lookups(held.codes[kept], None, n_held=n_held, n_lookups=1000, copies=copies)
 
 
 def quality(index: Index) -> dict[str, Any]:

@@ -101,8 +101,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     async def search(request: Request) -> Response:
         """The nearest items of an uploaded image, of an item, a code or a sentence. An item finds itself first, at distance 0."""
         asked = Asked.model_validate(dict(request.query_params))
-        has_body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
-        if 3 - (asked.id, asked.code, asked.text).count(None) + has_body != 1:
+        if 3 - (asked.id, asked.code, asked.text).count(None) + _has_body(request) != 1:
             raise Problem(422, "give exactly one of: an image in the multipart field 'file', ?id=, ?code=, ?text=")
         service.check_options(asked.k, asked.where, asked.rerank, asked.by)
         item: int | bytes
@@ -110,16 +109,32 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         if asked.id is not None:
             item = asked.id
         elif asked.code is not None:
-            item = bytes.fromhex(asked.code)
-            pad = 8 * len(item) - service.n_bits
-            if item[-1] & ((1 << pad) - 1):
-                raise Problem(422, f"the last {pad} bits of a code of {service.n_bits} bits must be zero")
+            item = _packed(asked.code, service.n_bits)
         elif asked.text is not None:
             item = await service.encode_text(asked.text)
         else:
             item, feature = await service.encode(await schemas.read_body(request))
         query = Search(item, asked.k, asked.radius, asked.where, asked.rerank, asked.candidates, feature, asked.by)
         return _json(await service.search(query))
+
+    @app.post(
+        "/match", **_documented(schemas.MatchAnswer, *_OF_UPLOADS), openapi_extra={"requestBody": asking["requestBody"]}
+    )
+    async def match(
+        request: Request,
+        code: Annotated[
+            str | None, Query(pattern=pattern, description="Look a packed code up, in hexadecimal.")
+        ] = None,
+        k: Annotated[int, Query(ge=1, le=schemas.MOST_MATCHES, description="How many matches to list at most.")] = 10,
+    ) -> Response:
+        """Whether the index holds an uploaded image (or embedding, or code) already, within a radius that is calibrated on the index."""
+        if _has_body(request) == (code is not None):
+            raise Problem(422, "give one of: an image in the multipart field 'file', ?code=")
+        if code is not None:
+            return _json(await service.match(_packed(code, service.n_bits), None, k))
+        body = await schemas.read_body(request)
+        packed, _ = await service.encode(body)
+        return _json(await service.match(packed, body.upload, k))
 
     @app.post("/encode", **_documented(schemas.Encoded, *_OF_UPLOADS), openapi_extra=upload)
     async def encode(request: Request) -> Response:
@@ -221,6 +236,19 @@ def _add_routes(app: FastAPI, service: Service) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html", headers={"cache-control": "no-cache"})
+
+
+def _has_body(request: Request) -> bool:
+    return request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+
+
+def _packed(code: str, n_bits: int) -> bytes:
+    """A code in hexadecimal, whose length was checked."""
+    packed = bytes.fromhex(code)
+    pad = 8 * len(packed) - n_bits
+    if packed[-1] & ((1 << pad) - 1):
+        raise Problem(422, f"the last {pad} bits of a code of {n_bits} bits must be zero")
+    return packed
 
 
 def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

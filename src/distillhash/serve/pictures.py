@@ -56,7 +56,7 @@ class Pictures:
     def __init__(self, folder: Path | None, *, max_pixels: int) -> None:
         """Uploads are kept in ``folder``, the index's; None keeps none. Pictures above ``max_pixels`` are not decoded."""
         self._uploads = None if folder is None else folder / "uploads"
-        self._max_pixels = max_pixels
+        self.max_pixels = max_pixels
         self._thumbnails: OrderedDict[bytes, Picture] = OrderedDict()
         self._held = 0
         self._sources: OrderedDict[str, _Rows] = OrderedDict()
@@ -64,12 +64,12 @@ class Pictures:
 
     def original(self, item: Item) -> Picture:
         """The picture at its full size: the file itself where browsers know its format, else a PNG of it."""
-        content = self._read(item)
+        content = self.read(item)
         try:
             media_type = _SHOWN_AS_THEY_ARE.get(image_format(content)) if isinstance(content, bytes) else None
             if isinstance(content, bytes) and media_type is not None:
                 return content, media_type
-            pixels = decode_image(content, max_pixels=self._max_pixels)
+            pixels = decode_image(content, max_pixels=self.max_pixels)
         except BadItemError as error:
             raise NoPictureError(f"the picture of item {item.id} cannot be decoded: {error}") from error
         stream = io.BytesIO()
@@ -83,9 +83,9 @@ class Pictures:
             if key in self._thumbnails:
                 self._thumbnails.move_to_end(key)
                 return self._thumbnails[key]
-        content = self._read(item)
+        content = self.read(item)
         try:
-            picture = encode_thumbnail(content, _SIDE, max_pixels=self._max_pixels)
+            picture = encode_thumbnail(content, _SIDE, max_pixels=self.max_pixels)
         except BadItemError as error:
             raise NoPictureError(f"the picture of item {item.id} cannot be decoded: {error}") from error
         with self._lock:
@@ -150,7 +150,8 @@ class Pictures:
         is_file = os.path.isabs(item.key) and not is_row(item)  # noqa: PTH117  # Path() of any text may raise
         return Path(item.key) if is_file else None
 
-    def _read(self, item: Item) -> bytes | NDArray[np.uint8]:
+    def read(self, item: Item) -> bytes | NDArray[np.uint8]:
+        """The content of an item as it was indexed; a :class:`NoPictureError` where it is gone or has changed."""
         path = self._file(item)
         content: bytes | NDArray[np.uint8]
         if path is None:

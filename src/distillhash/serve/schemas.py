@@ -17,6 +17,7 @@ from distillhash.serve.limits import Problem
 from distillhash.serve.settings import MOST_RESULTS
 
 LARGEST_RADIUS = 65_536  # bits
+MOST_MATCHES = 500
 _LONGEST_TEXT = 1000  # characters
 _MOST_JSON = 2**20
 _MOST_FIELD = 4096
@@ -174,6 +175,33 @@ class SearchAnswer(BaseModel):
         description="Whether more items lie within the radius than k, or may do so with codes of two parts."
     )
     results: list[Neighbour]
+
+
+class Match(Neighbour):
+    """An item that an upload matches."""
+
+    same_file: bool = Field(description="Whether it has the same content, to the last byte.")
+
+
+class MatchAnswer(BaseModel):
+    """Whether the index holds an image already, and how often that is said by mistake."""
+
+    code: str
+    verdict: Literal["same file", "copy", "new"] = Field(
+        description="`copy`: an item lies within the radius, `new`: none does."
+    )
+    radius: int = Field(description="In bits, as calibrated on this index.")
+    n_bits: int
+    expected_false_matches: float | None = Field(
+        description="Of 1,000 look-ups of images that the index does not hold; null where `unknown` says why."
+    )
+    interval: tuple[float, float] | None = Field(description="90% interval of that number.")
+    light_edits_found: float | None = Field(
+        description="Share of known light edits of the index's own pictures that lie within the radius; null without pictures."
+    )
+    unknown: str | None
+    n_matches: int
+    matches: list[Match]
 
 
 class Groups(BaseModel):

@@ -1,35 +1,42 @@
 """What a server does with its index, model and pictures; the HTTP part only calls this."""
 
 import asyncio
+import contextlib
 import gc
 import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from distillhash.codes import Codes
-from distillhash.errors import DataError, ParameterError
+from distillhash.errors import DataError, DistillHashError, ParameterError
 from distillhash.hamming.ranking import By, check_by
 from distillhash.index import Index, Item
 from distillhash.models.image_text import CrossModalModel
 from distillhash.search import Found, NoItemError, Query, Rerank, Searcher
-from distillhash.serve.analysis import Groups, quality
-from distillhash.serve.encoding import Batcher, Encoded, Encoder
+from distillhash.serve.analysis import Groups, light_edits, lookup_calibration, quality
+from distillhash.serve.encoding import Batcher, Encoded, Encoder, Upload
 from distillhash.serve.limits import Metrics, Problem
 from distillhash.serve.pictures import Picture, Pictures, name_of
 from distillhash.serve.schemas import Body
 from distillhash.serve.settings import MOST_RERANKED, Settings
 from distillhash.sources import digest
 
+if TYPE_CHECKING:
+    from distillhash.dedup.calibration import Calibration
+
 _MOST_TOGETHER = 16  # searches of one call, as many as the kernels take at once: none waits for a thread to start
 _MOST_SIZES = 200_000  # items whose picture sizes are held, about 100 bytes each
 _SIZES_AT_ONCE = 256
 _PICTURES_AT_ONCE = 4
 _PICTURE_SECONDS = 30.0  # for a disk that does not answer
+_MOST_SAMPLED, _MOST_EDITED = 20_000, 40  # items that /match is calibrated on, and pictures of these that are edited
+_CALIBRATION_SECONDS = 20.0  # that a request waits for it
 Answer = TypeVar("Answer")
 Job = Query | Callable[[Index], Any]
 
@@ -48,6 +55,8 @@ class Service:
         self.failure: Exception | None = None  # what warm-up raised; the server then stops
         self._groups = Groups(settings.duplicates)
         self._quality: dict[str, Any] | None = None
+        self._calibration: Calibration | None = None  # of /match
+        self._calibrating: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
         observe = self.metrics.queue("index", lambda: self._jobs.n_waiting)
         self._jobs: Batcher[Job, Any] = Batcher(self._work, max_batch=_MOST_TOGETHER, observe=observe)
@@ -77,6 +86,9 @@ class Service:
     async def stop(self) -> None:
         """Finish what waits and close the index."""
         self.is_ready = False
+        if self._calibrating is not None:
+            self._calibrating.cancel()
+            await asyncio.wait([self._calibrating])
         if self.encoder is not None:
             await self.encoder.stop()
         await self._jobs.stop()
@@ -232,6 +244,93 @@ class Service:
         page = await self.run(lambda index: self._groups.page(index, radius=radius, offset=offset, limit=limit))
         page["groups"] = [[{**self.summary(item), "distance": d} for item, d in group] for group in page["groups"]]
         return page
+
+    async def match(self, code: bytes, upload: Upload | None, k: int) -> dict[str, Any]:
+        """Whether the index holds a picture already: what lies within the calibrated radius, ``k`` at most; and how often by mistake."""
+        self._check_ready()
+        found, n_held = await self._calibrated()
+        times = n_held / max(1, found.n_held or 0)  # as many more items, as many more mistakes
+        content = digest(upload) if isinstance(upload, bytes) else None
+        codes = Codes(np.frombuffer(code, np.uint8)[None], self.n_bits)
+
+        def look_up(index: Index) -> tuple[int, list[tuple[Item, int]]]:
+            near = index.range_search(codes, found.radius)
+            ids = near.ids[:k].tolist()
+            items = {item.id: item for item in index.get(sorted(index.present(ids)))}
+            pairs = zip(ids, near.distances[:k].tolist(), strict=True)
+            return len(near.ids), [(items[one], distance) for one, distance in pairs if one in items]
+
+        n_matches, pairs = await self.run(look_up)
+        matches = [
+            {
+                **self.summary(item),
+                "distance": distance,
+                "same_file": content is not None and item.digest == content,
+            }
+            for item, distance in pairs
+        ]
+        expected, interval = found.expected_false_pairs, found.false_pairs_interval
+        same = any(match["same_file"] for match in matches)
+        return {
+            "code": code.hex(),
+            "verdict": "same file" if same else "copy" if n_matches else "new",
+            "radius": found.radius,
+            "n_bits": self.n_bits,
+            "expected_false_matches": None if expected is None else times * expected,
+            "interval": None if interval is None else [times * end for end in interval],
+            "light_edits_found": found.recall,
+            "unknown": found.unknown,
+            "n_matches": n_matches,
+            "matches": matches,
+        }
+
+    async def _calibrated(self) -> "tuple[Calibration, int]":
+        """The radius of this index, and how many items it holds now; made in the background, and anew when that has doubled or halved."""
+        n_held = await self.run(len)
+        held = None if self._calibration is None else self._calibration.n_held
+        is_idle = self._calibrating is None or self._calibrating.done()
+        if is_idle and (held is None or not held <= 2 * n_held <= 4 * held):
+            self._calibrating = asyncio.create_task(self._calibrate(n_held))
+        if self._calibration is None and self._calibrating is not None:
+            await asyncio.wait([self._calibrating], timeout=_CALIBRATION_SECONDS)
+            if self._calibrating.done():
+                await self._calibrating  # raises what went wrong
+        if self._calibration is None:
+            raise Problem(503, "the radius is being calibrated; try again in a moment", {"retry-after": "5"})
+        return self._calibration, n_held
+
+    async def _calibrate(self, n_held: int) -> None:
+        from distillhash.dedup.groups import Rule
+        from distillhash.dedup.job import CHECKED, items_of, near_items, sample_ids, stored_codes, with_counted
+
+        ids = await asyncio.to_thread(sample_ids, await self.run(lambda index: index.ids()), _MOST_SAMPLED)
+        items: list[Item] = []
+        for start in range(0, len(ids), _SIZES_AT_ONCE):
+            part = ids[start : start + _SIZES_AT_ONCE]
+            items += await self.run(lambda index, part=part: items_of(index, part))  # type: ignore[misc]
+        edited: dict[int, list[bytes]] = {}
+        with contextlib.suppress(TimeoutError):  # a disk that does not answer
+            for row in range(min(len(items), 2 * _MOST_EDITED)):
+                if self.encoder is None or not self.encoder.takes_images or len(edited) == _MOST_EDITED:
+                    break
+                with contextlib.suppress(DistillHashError, Problem):
+                    async with asyncio.timeout(_PICTURE_SECONDS):
+                        files = await asyncio.get_running_loop().run_in_executor(
+                            self._picture_threads, light_edits, items[row], self.pictures
+                        )
+                    codes = await asyncio.gather(*map(self.encoder.encode, files))
+                    edited[row] = [code for code, _ in codes]
+        found = await asyncio.to_thread(lookup_calibration, items, self.n_bits, n_held, edited)
+        if edited:
+            asked = items[:: max(1, len(items) // CHECKED)]
+            codes_of, rule = stored_codes(asked, self.n_bits).codes, Rule(found.radius)
+            near = await self.run(lambda index: near_items(index, codes_of, rule))
+            counted = partial(with_counted, max_pixels=self.settings.max_pixels)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PICTURE_SECONDS):
+                    arguments = found, asked, *near, self.pictures.read
+                    found = await asyncio.get_running_loop().run_in_executor(self._picture_threads, counted, *arguments)
+        self._calibration = found
 
     async def quality(self) -> dict[str, Any]:
         """How the bits behave, see :func:`~distillhash.serve.analysis.quality`; kept until the size of the index changes."""

@@ -17,7 +17,19 @@ MOST_HEADERS = 100
 SHORTEST_TOKEN = 16
 MOST_ENCODERS = 256
 OWN_PATHS = frozenset(
-    ["items", "static", "duplicates", "quality", "stats", "healthz", "readyz", "metrics", "session", "openapi.json"]
+    [
+        "items",
+        "match",
+        "static",
+        "duplicates",
+        "quality",
+        "stats",
+        "healthz",
+        "readyz",
+        "metrics",
+        "session",
+        "openapi.json",
+    ]
 )
 
 
