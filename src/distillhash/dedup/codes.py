@@ -1,9 +1,9 @@
 """The codes that a collection is compared by.
 
-A model that the user gives is used as it is. Otherwise images are embedded by the default backbone at 224 pixels (128 pixels lose small
-edits) and coded in ``LEARNED_BITS`` bits by ITQ, fitted on the collection itself. Where ITQ cannot be fitted well (few items, or vectors
-with fewer dimensions than bits) the codes are ``RANDOM_BITS`` random hyperplanes through the origin. Their distances estimate angles of the
-features and depend on no other item.
+A model that the user gives is used as it is. Otherwise images are embedded by the backbone that the user gives, or by
+``DEFAULT_BACKBONE`` at the size of its training (128 pixels lose small edits). The codes have ``LEARNED_BITS`` bits by ITQ, fitted on the
+collection itself. Where ITQ cannot be fitted well (few items, or features with fewer dimensions than bits) they are ``RANDOM_BITS`` random
+hyperplanes through the origin. Their distances estimate angles of the features and depend on no other item.
 
 A perceptual hash of the image follows, half as many bits as those of the features. Features tell what is in a picture, and two scenes of
 one place share that. A perceptual hash tells where it is light and dark, and a caption or a stronger compression hardly changes it.
@@ -26,6 +26,7 @@ from PIL import Image
 from distillhash.backbones.extract import PIXELS_VERSION
 from distillhash.codes import Codes
 from distillhash.dedup.groups import HASH_BITS, TELLING, Rule, different_pictures
+from distillhash.errors import ParameterError
 from distillhash.methods import make_hasher
 from distillhash.methods.base import sample_rows
 from distillhash.models import HashModel, load_model
@@ -33,9 +34,9 @@ from distillhash.sources import MAX_PIXELS, EmbeddingSource, ImageSource, Skippe
 from distillhash.sources.base import nothing_usable
 
 if TYPE_CHECKING:
-    from distillhash.backbones import Engine, FeatureCache
+    from distillhash.backbones import Backbone, Engine, FeatureCache
 
-IMAGE_SIZE = 224
+DEFAULT_BACKBONE, IMAGE_SIZE = "efficientnet-lite0", 224
 LEARNED_BITS, RANDOM_BITS = 512, 1024
 FEWEST_TO_LEARN = 1_000
 LEARN_FROM, ITERATIONS = 4_000, 20
@@ -49,6 +50,7 @@ class Settings:
     """What ``dedup`` and ``leaks`` take."""
 
     model: str | None = None  # a model folder; None makes codes for the collection
+    backbone: Backbone | None = None  # makes the features of images where there is no model; None takes the default
     radius: int | None = None  # bits; None calibrates
     most_false_pairs: float | None = None  # to accept; None takes the rule of the calibration
     device: str = "auto"  # where the backbone runs
@@ -130,7 +132,12 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
     Raises:
         DataError: nothing usable in the source.
         FormatError: ``settings.model`` is not a model folder.
+        ParameterError: a backbone beside a model, or for vectors.
     """
+    vectors = source.vectors if isinstance(source, EmbeddingSource) else None
+    if settings.backbone is not None and (settings.model is not None or vectors is not None):
+        why = f"{source.name} holds vectors" if settings.model is None else f"the model {settings.model} has its own"
+        raise ParameterError(f"the backbone {settings.backbone.name} is not needed, for {why}; leave out --backbone")
     if settings.model is not None:
         loaded = load_model(
             settings.model,
@@ -143,16 +150,17 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
         return encoder, encoder.encode(source)
     from distillhash.backbones import extract_features
 
-    vectors = source.vectors if isinstance(source, EmbeddingSource) else None
     model = HashModel(
-        "efficientnet-lite0" if vectors is None else "embeddings",
+        DEFAULT_BACKBONE if vectors is None else "embeddings",
         make_hasher("itq", LEARNED_BITS, iterations=ITERATIONS),
         image_size=IMAGE_SIZE if vectors is None else None,
         device=settings.device,
         engine=settings.engine,
         cache=settings.cache,
     )
-    given = f"{model.backbone_name} at {IMAGE_SIZE} pixels" if vectors is None else "the vectors"
+    if settings.backbone is not None:
+        model.backbone_name, model.backbone = settings.backbone.name, settings.backbone
+    given = f"{model.backbone_name} at {model.backbone.image_size} pixels" if vectors is None else "the vectors"
     width = model.backbone.dim if vectors is None else vectors.shape[1]
     hashed = vectors is None
     learned = different = np.zeros(0, np.intp)
