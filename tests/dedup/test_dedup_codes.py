@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from distillhash.backbones import FeatureCache
+from distillhash.backbones import Backbone, FeatureCache, make_backbone
+from distillhash.backbones.base import Pixels
 from distillhash.dedup import codes
 from distillhash.dedup.codes import (
     FEWEST_TO_LEARN,
@@ -18,7 +19,9 @@ from distillhash.dedup.codes import (
     encode_collection,
 )
 from distillhash.dedup.groups import HASH_BITS
-from distillhash.sources import BadItemError, ImageSource, decode_resized, open_source
+from distillhash.errors import DataError, ParameterError
+from distillhash.methods import make_hasher
+from distillhash.sources import BadItemError, EmbeddingSource, ImageSource, decode_resized, open_source
 from image_factory import make_jpeg, make_pixels, make_png
 
 
@@ -137,3 +140,30 @@ def test_every_image_is_read_once(monkeypatch: pytest.MonkeyPatch, least: int, m
     assert [item.key for item in coded.skipped] == ["99", "199"]
     assert encoder.model.hasher.method == ("lsh" if least == 199 else "itq")
     np.testing.assert_array_equal(encoder.encode(Counted(200)).codes.packed, coded.codes.packed)
+
+
+class Brightness(Backbone):
+    """Means of the channels of 4 x 4 squares."""
+
+    def __init__(self) -> None:
+        super().__init__("brightness", 48, 16)
+
+    def embed(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Of centred pixels."""
+        squares = pixels.reshape(len(pixels), 4, 4, 4, 4, 3).mean(axis=(2, 4), dtype=np.float64)
+        return np.asarray(squares.reshape(len(pixels), 48) - 128, np.float32)
+
+
+def test_another_backbone(source: ImageSource) -> None:
+    encoder, coded = encode_collection(source, Settings(backbone=Brightness()))
+    assert encoder.description.startswith("1024 random hyperplanes over brightness at 16 pixels")
+    resized = np.stack([decode_resized(source.read(row), 16) for row in coded.rows.tolist()])
+    planes = make_hasher("lsh", 1024, centre=False).fit(np.eye(2, 48))
+    np.testing.assert_array_equal(coded.codes.packed[:, :128], planes.encode(Brightness().embed(resized)).packed)
+    with pytest.raises(ParameterError, match="backbone brightness is not needed, for the model x has its own"):
+        encode_collection(source, Settings(model="x", backbone=Brightness()))
+    vectors = EmbeddingSource("v", np.eye(3, 4))
+    with pytest.raises(ParameterError, match="backbone brightness is not needed, for v holds vectors"):
+        encode_collection(vectors, Settings(backbone=Brightness()))
+    with pytest.raises(DataError, match="takes embeddings"):
+        encode_collection(source, Settings(backbone=make_backbone("embeddings")))

@@ -161,7 +161,7 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
     if settings.backbone is not None:
         model.backbone_name, model.backbone = settings.backbone.name, settings.backbone
     given = f"{model.backbone_name} at {model.backbone.image_size} pixels" if vectors is None else "the vectors"
-    width = model.backbone.dim if vectors is None else vectors.shape[1]
+    width = max(1, model.backbone.dim) if vectors is None else vectors.shape[1]
     hashed = vectors is None
     learned = different = np.zeros(0, np.intp)
     # Planes through the origin: drawn, not learned.
