@@ -14,9 +14,11 @@ near-duplicates). The hash of a mirror image is known from that of the image.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +45,7 @@ LEARN_FROM, ITERATIONS = 4_000, 20
 _HASH_SIDE, HASH_PIXELS = 16, 64  # the hash has 16 x 16 bits; imagehash looks at four times as many pixels a side
 _HASH_IDENTITY = f"imagehash.phash/{_HASH_SIDE}/{HASH_PIXELS}/structure/{PIXELS_VERSION}"
 _FLAT = 4.0  # grey levels
+_A_PUT = 256  # hashes that are stored together
 
 
 @dataclass(frozen=True)
@@ -217,6 +220,7 @@ class HashedImages(ImageSource):
         self._source, self._rows = source, np.arange(len(source))
         self._max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         self._store = None if cache is None else cache.store(_HASH_IDENTITY, HASH_BITS // 32 + 1)
+        self._unstored, self._lock = dict[bytes, NDArray[np.float32]](), threading.Lock()
 
     def _take(self, rows: NDArray[np.intp]) -> None:
         self._rows = self._rows[rows]
@@ -233,9 +237,18 @@ class HashedImages(ImageSource):
         return data
 
     def close(self) -> None:
-        """Close the cache."""
+        """Store what was computed, and close the cache."""
         if self._store is not None:
+            self._put(1)
             self._store.close()
+
+    def _put(self, least: int) -> None:
+        """Store what was computed, where it is so much: a transaction for each image takes as long as decoding a small one."""
+        with self._lock:
+            rows = dict(self._unstored) if len(self._unstored) >= least else {}
+            if rows and self._store is not None:
+                self._store.put(list(rows), np.array(list(rows.values())))
+                self._unstored.clear()
 
     def _look(self, data: bytes | NDArray[Any]) -> NDArray[np.float32]:
         """The bits of eight floats are the hash, for the store holds floats; the ninth is 1 for a flat picture."""
@@ -245,17 +258,24 @@ class HashedImages(ImageSource):
             pixels = decode_resized(data, HASH_PIXELS, self._max_pixels)
             kept = np.append(perceptual_bits(pixels).view(np.float32), np.float32(is_flat(pixels)))
             if self._store is not None:
-                self._store.put([key], kept[None])
+                with self._lock:
+                    self._unstored[key] = kept
+                self._put(_A_PUT)
         return kept
 
 
 def is_flat(pixels: NDArray[np.uint8]) -> bool:
     """Whether ``(HASH_PIXELS, HASH_PIXELS, 3) uint8`` pixels are one colour, or one that changes evenly, but for a little noise."""
-    level = np.linspace(-1, 1, HASH_PIXELS, dtype=np.float32)
-    x, y = (part.ravel() / np.linalg.norm(part) for part in np.meshgrid(level, level))
     values = pixels.reshape(-1, 3) - pixels.reshape(-1, 3).mean(axis=0, dtype=np.float32)
-    values = values - np.outer(x, x @ values) - np.outer(y, y @ values)
-    return bool(np.sqrt(np.mean(values**2, axis=0)).max() < _FLAT)
+    even = _slopes() @ values
+    return bool((np.sum(values**2, axis=0) - np.sum(even**2, axis=0)).max() < _FLAT**2 * len(values))
+
+
+@cache
+def _slopes() -> NDArray[np.float32]:
+    """What changes evenly from left to right and from top to bottom: ``(2, HASH_PIXELS ** 2)``, of length 1, at right angles."""
+    level = np.linspace(-1, 1, HASH_PIXELS, dtype=np.float32)
+    return np.array([part.ravel() / np.linalg.norm(part) for part in np.meshgrid(level, level)])
 
 
 def perceptual_bits(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
