@@ -75,7 +75,7 @@ def make_pictures(sources: list[Any], folder: Path, n: int) -> None:
     if (folder / f"{n - 1:05}.jpg").exists():
         return
     items = [(source, row) for source in sources for row in range(len(source)) if isinstance(source, ImageSource)]
-    n_whole = max(0, (4 * len(items) - n + 2) // 3)
+    n_whole = max(0, (4 * len(items) - n) // 3)
     made = 0
     with Progress("pictures", n) as progress:
         for place, item in enumerate(np.random.default_rng(0).permutation(len(items)).tolist()):
