@@ -192,7 +192,9 @@ def _correlate(whole: Any, part: Any) -> Any:
     squares = max((centred * centred).sum(), n * 0.25)
     best, best_y, best_x = -1.0, 0, 0
     places = whole.shape[1] - w + 1
-    sums = np.empty((3, places), np.float32)  # of all places in a row at a time, which the processor adds up side by side
+    sums = np.empty(
+        (3, places), np.float32
+    )  # of all places in a row at a time, which the processor adds up side by side
     product, total, square = sums[0], sums[1], sums[2]
     for y in range(whole.shape[0] - h + 1):
         sums[:] = 0

@@ -14,8 +14,7 @@ near-duplicates). The hash of a mirror image is known from that of the image.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -25,14 +24,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from distillhash.backbones.extract import PIXELS_VERSION
+from distillhash.backbones.extract import PIXELS_VERSION, WatchedImages
 from distillhash.codes import Codes
 from distillhash.dedup.groups import HASH_BITS, TELLING, Rule, different_pictures
 from distillhash.errors import ParameterError
 from distillhash.methods import make_hasher
 from distillhash.methods.base import sample_rows
 from distillhash.models import HashModel, load_model
-from distillhash.sources import MAX_PIXELS, EmbeddingSource, ImageSource, Skipped, Source, decode_resized, digest
+from distillhash.sources import EmbeddingSource, ImageSource, Skipped, Source, digest
 from distillhash.sources.base import nothing_usable
 
 if TYPE_CHECKING:
@@ -45,7 +44,6 @@ LEARN_FROM, ITERATIONS = 4_000, 20
 _HASH_SIDE, HASH_PIXELS = 16, 64  # the hash has 16 x 16 bits; imagehash looks at four times as many pixels a side
 _HASH_IDENTITY = f"imagehash.phash/{_HASH_SIDE}/{HASH_PIXELS}/structure/{PIXELS_VERSION}"
 _FLAT = 4.0  # grey levels
-_A_PUT = 256  # hashes that are stored together
 
 
 @dataclass(frozen=True)
@@ -196,31 +194,31 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
 
 @contextmanager
 def _hashed(source: Source, settings: Settings) -> Iterator[Source]:
-    """The source, keeping the perceptual hash of what is read; vectors as they are."""
+    """The source, keeping the perceptual hash of what features are extracted from; vectors as they are."""
     if not isinstance(source, ImageSource):
         yield source
         return
-    with closing(HashedImages(source, cache=settings.cache, max_pixels=settings.max_pixels)) as images:
+    with closing(HashedImages(source, cache=settings.cache)) as images:
         yield images
 
 
-class HashedImages(ImageSource):
-    """A source that keeps the perceptual hash of every image that was read from it or from a selection of it.
+class HashedImages(WatchedImages):
+    """A source that keeps the perceptual hash of every image whose features were extracted from it or from a selection of it.
 
     ``hashes`` is ``(n, 32) uint8``, packed like codes, by the row of the whole source; zeros where nothing was read. ``flat``,
     ``(n,) bool``, tells pictures without structure.
     """
 
-    def __init__(self, source: ImageSource, *, cache: FeatureCache | None, max_pixels: int | None = None) -> None:
-        """Keep references; nothing is read yet. ``cache`` keeps hashes by content; images above ``max_pixels`` are bad items."""
+    shown_size = HASH_PIXELS
+
+    def __init__(self, source: ImageSource, *, cache: FeatureCache | None) -> None:
+        """Keep references; nothing is read yet. ``cache`` keeps hashes by content."""
         super().__init__(source.name, source.keys)
         self.hashes = np.zeros((len(source), HASH_BITS // 8), np.uint8)
         self.flat = np.zeros(len(source), bool)
         self.damaged = source.damaged
         self._source, self._rows = source, np.arange(len(source))
-        self._max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         self._store = None if cache is None else cache.store(_HASH_IDENTITY, HASH_BITS // 32 + 1)
-        self._unstored, self._lock = dict[bytes, NDArray[np.float32]](), threading.Lock()
 
     def _take(self, rows: NDArray[np.intp]) -> None:
         self._rows = self._rows[rows]
@@ -230,38 +228,36 @@ class HashedImages(ImageSource):
         return self._source.path(int(self._rows[row]))
 
     def read(self, row: int) -> bytes | NDArray[np.uint8]:
-        """The item as the source has it; a :class:`BadItemError` where it cannot be read or decoded."""
-        data = self._source.read(int(self._rows[row]))
-        looked = self._look(data)
-        self.hashes[self._rows[row]], self.flat[self._rows[row]] = looked[:-1].view(np.uint8), looked[-1] > 0
-        return data
+        """As in the source."""
+        return self._source.read(int(self._rows[row]))
+
+    def wanted(self, digests: Mapping[int, bytes]) -> list[int]:
+        """Rows whose hashes are not in the cache."""
+        kept = {} if self._store is None else self._store.get(list(digests.values()))
+        self._keep({row: kept[content] for row, content in digests.items() if content in kept})
+        return [row for row, content in digests.items() if content not in kept]
+
+    def show(self, digests: Mapping[int, bytes], copies: Mapping[int, NDArray[np.uint8]]) -> None:
+        """Hash them."""
+        looked = {row: _looked_at(pixels) for row, pixels in copies.items()}
+        if self._store is not None and looked:
+            self._store.put([digests[row] for row in looked], np.array(list(looked.values())))
+        self._keep(looked)
 
     def close(self) -> None:
-        """Store what was computed, and close the cache."""
+        """Close the cache."""
         if self._store is not None:
-            self._put(1)
             self._store.close()
 
-    def _put(self, least: int) -> None:
-        """Store what was computed, where it is so much: a transaction for each image takes as long as decoding a small one."""
-        with self._lock:
-            rows = dict(self._unstored) if len(self._unstored) >= least else {}
-            if rows and self._store is not None:
-                self._store.put(list(rows), np.array(list(rows.values())))
-                self._unstored.clear()
+    def _keep(self, looked: Mapping[int, NDArray[np.float32]]) -> None:
+        for row, values in looked.items():
+            at = self._rows[row]
+            self.hashes[at], self.flat[at] = values[:-1].view(np.uint8), values[-1] > 0
 
-    def _look(self, data: bytes | NDArray[Any]) -> NDArray[np.float32]:
-        """The bits of eight floats are the hash, for the store holds floats; the ninth is 1 for a flat picture."""
-        key = b"" if self._store is None else digest(data)
-        kept = None if self._store is None else self._store.get([key]).get(key)
-        if kept is None:
-            pixels = decode_resized(data, HASH_PIXELS, self._max_pixels)
-            kept = np.append(perceptual_bits(pixels).view(np.float32), np.float32(is_flat(pixels)))
-            if self._store is not None:
-                with self._lock:
-                    self._unstored[key] = kept
-                self._put(_A_PUT)
-        return kept
+
+def _looked_at(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The bits of eight floats are the hash, for the store holds floats; the ninth is 1 for a flat picture."""
+    return np.append(perceptual_bits(pixels).view(np.float32), np.float32(is_flat(pixels)))
 
 
 def is_flat(pixels: NDArray[np.uint8]) -> bool:
