@@ -7,7 +7,7 @@ is known with it.
 Only details count, for light and dark areas of different scenes correlate. The longer side is first 32 pixels: each picture, and its mirror
 image, is laid on the other in all sizes of ``SCALES`` at every place (normalised cross-correlation: Lewis, Vision Interface 1995). The best
 is refined at 128 pixels, in position and in width and height, by Gauss-Newton steps. The score is taken over the best three quarters of the
-blocks of a grid, so that text and stickers do not count. Measurements are in results/near-duplicates.
+blocks of a grid, so that text and stickers do not count.
 """
 
 from __future__ import annotations
