@@ -69,10 +69,9 @@ def main() -> None:
     collections, samples = list[dict[str, Any]](), list[dict[str, Any]]()
 
     def write() -> None:
-        words = (
-            "python benchmarks/near_duplicates_false_pairs.py --collection NAME=SOURCE --cifar10 cifar10:DIR --out OUT"
-        )
-        command = " ".join([words, *(f"--backbone '{labelled(network)}'" for network in networks[1:])])
+        words = ["python benchmarks/near_duplicates_false_pairs.py --collection NAME=SOURCE --cifar10 cifar10:DIR"]
+        words += ["--out results/near-duplicates"]
+        command = " ".join([*words, *(f"--backbone '{labelled(network)}'" for network in networks[1:])])
         record = {
             "command": command,
             "versions": versions(),
