@@ -75,8 +75,8 @@ def test_the_cache_keeps_every_bit(
         np.testing.assert_array_equal(images.flat, plain.flat)
 
 
-def test_a_large_file_is_decoded_once(source: ImageSource, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where features and hash take it at one scale."""
+def test_an_image_is_decoded_once(source: ImageSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for a JPEG file that features and hash take at two scales."""
     decode_at = decode.Encoded.pixels
     sizes: list[int | None] = []
 
