@@ -1,9 +1,13 @@
-"""False pairs as `distillhash dedup` states them and as they are counted, on held-out samples with many of them.
+"""False pairs as `distillhash dedup` states them and as they are counted: pairs inside the groups that it reports.
 
-    python benchmarks/near_duplicates_false_pairs.py cifar10:DIR --out results/near-duplicates
+    python benchmarks/near_duplicates_false_pairs.py --collection NAME=SOURCE --cifar10 cifar10:DIR --out results/near-duplicates
 
-Three disjoint samples of 8,000 CIFAR-10 pictures, on which nothing was tuned: the 14,000 training pictures that no earlier version of this
-estimate or of this benchmark was looked at on, and the 10,000 test pictures. Which pictures was fixed before anything was looked at.
+**Collections without edits**, `--collection` once for each. Every pair inside a group counts as false, but those of the same file or the
+same pixels. Every keeper and what it holds is listed, to be looked at. `--backbone NAME` or `NAME@SIZE` adds a network to the default one,
+as in near_duplicates.py.
+
+**CIFAR-10**: three disjoint samples of 8,000 pictures, on which nothing was tuned: the 14,000 training pictures that no earlier version of
+this estimate or of this benchmark was looked at on, and the 10,000 test pictures. Which pictures was fixed before anything was looked at.
 
 Each sample is looked at three times: with six light edits of every tenth picture; with one edit of every tenth, another each time, for a
 close pair of pictures that have six copies each counts 49 times, which leaves few that are independent; and the latter with
@@ -16,13 +20,14 @@ of each correlate by ``SAME`` or more with some window of the other, up to 5 pix
 pairs of other pictures than these, the correlation has two humps, below 0.75 and above 0.85. Both counts are given.
 
 The pixels miss pictures that were stretched along one side. So a further count says how many of the counted pairs show one picture after
-all because others between them do (A as B, B as C). It was added after the counts had been seen, and `counted` is what it was before.
+all because others between them do (A as B, B as C).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +38,13 @@ from scipy.ndimage import gaussian_filter
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from distillhash import Codes
-from distillhash.backbones import FeatureCache
+from distillhash.backbones import Backbone, FeatureCache
 from distillhash.bench.runs import versions
-from distillhash.dedup.calibration import Calibration, calibrate, edit_some
-from distillhash.dedup.codes import Settings, encode_collection
+from distillhash.dedup.codes import DEFAULT_BACKBONE, Settings
 from distillhash.dedup.edits import LIGHT, EditedImages
-from distillhash.dedup.groups import different_pictures
+from distillhash.dedup.job import Report, find_duplicates
 from distillhash.sources import ImageSource, decode_image, open_source
-from near_duplicates import hamming_levels
+from near_duplicates import labelled, made
 
 SAMPLES, SIZE, EVERY = 3, 8_000, 10
 LOOKED_AT = 36_000
@@ -55,94 +58,132 @@ Floats = NDArray[np.float32]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cifar10")
+    parser.add_argument("--collection", action="append", default=[], metavar="NAME=SOURCE")
+    parser.add_argument("--cifar10", metavar="SOURCE")
+    parser.add_argument("--backbone", action="append", default=[], metavar="NAME[@SIZE]")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache")
     arguments = parser.parse_args()
-    source = open_source(arguments.cifar10)
-    assert isinstance(source, ImageSource)
-    train, test = source.splits["train"], source.splits["test"]
-    fresh = np.sort(np.random.default_rng(5).permutation(train)[LOOKED_AT:])
-    drawn = np.random.default_rng(6).permutation(np.concatenate([fresh, test]))
-    rows: list[dict[str, Any]] = []
-    for number in range(SAMPLES):
-        sample = source.select(np.sort(drawn[number * SIZE : (number + 1) * SIZE]))
-        rows += stated_and_counted(f"sample {number + 1}", sample, FeatureCache(arguments.cache))
-    command = "python benchmarks/near_duplicates_false_pairs.py cifar10:DIR --out results/near-duplicates"
-    record = {"command": command, "versions": versions(), "same": SAME, "samples": rows}
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "false-pairs.json").write_text(json.dumps(record, indent=1) + "\n")
-    (arguments.out / "false-pairs.md").write_text(table(command, rows))
+    cache = FeatureCache(arguments.cache)
+    networks = [made(name) for name in (f"{DEFAULT_BACKBONE}@224", *arguments.backbone)]
+    collections, samples = list[dict[str, Any]](), list[dict[str, Any]]()
+
+    def write() -> None:
+        words = ["python benchmarks/near_duplicates_false_pairs.py --collection NAME=SOURCE --cifar10 cifar10:DIR"]
+        words += ["--out results/near-duplicates"]
+        command = " ".join([*words, *(f"--backbone '{labelled(network)}'" for network in networks[1:])])
+        record = {
+            "command": command,
+            "versions": versions(),
+            "same": SAME,
+            "collections": collections,
+            "samples": samples,
+        }
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "false-pairs.json").write_text(json.dumps(record, indent=1) + "\n")
+        (arguments.out / "false-pairs.md").write_text(table(command, collections, samples))
+
+    for name, spec in (one.split("=", 1) for one in arguments.collection):
+        source = open_source(spec)
+        assert isinstance(source, ImageSource)
+        for network in networks:
+            report = find_duplicates(source, Settings(backbone=network, cache=cache))
+            collections.append({"collection": name, "backbone": labelled(network)} | without_edits(report))
+            write()
+    if arguments.cifar10:
+        source = open_source(arguments.cifar10)
+        assert isinstance(source, ImageSource)
+        train, test = source.splits["train"], source.splits["test"]
+        fresh = np.sort(np.random.default_rng(5).permutation(train)[LOOKED_AT:])
+        drawn = np.random.default_rng(6).permutation(np.concatenate([fresh, test]))
+        for number in range(SAMPLES):
+            sample = source.select(np.sort(drawn[number * SIZE : (number + 1) * SIZE]))
+            for row in stated_and_counted(f"sample {number + 1}", sample, networks[0], cache):
+                samples.append(row)
+                write()
 
 
-def stated_and_counted(name: str, pictures: ImageSource, cache: FeatureCache) -> list[dict[str, Any]]:
+def stated(report: Report) -> dict[str, Any]:
+    """What the calibration says."""
+    calibration = report.calibration
+    return {
+        "images": report.n_items,
+        "sentence": calibration.sentence(),
+        "stated": calibration.expected_false_pairs,
+        "interval": calibration.false_pairs_interval,
+        "looked_at": report.n_looked_at,
+    }
+
+
+def without_edits(report: Report) -> dict[str, Any]:
+    """A collection in which every pair is false but exact copies."""
+    pairs, n_counted = [], 0
+    for keeper, *others in report.groups:
+        n_counted += comb(1 + sum(item.match not in ("same file", "same pixels") for item in others), 2)
+        for item in others:
+            if item.match not in ("same file", "same pixels"):
+                score = None if item.aligned is None else round(item.aligned.score, 4)
+                words = {"match": item.match, "found_by": item.found_by, "edits": item.edits}
+                pairs.append(
+                    {"keeper": keeper.path, "item": item.path, "distance": item.distance, "score": score} | words
+                )
+    scenes = sum(len(group) - 1 for group in report.scenes)
+    n_exact = report.n_duplicates - len(pairs)
+    return stated(report) | {"counted": n_counted, "exact": n_exact, "same_scene": scenes, "pairs": pairs}
+
+
+class Together(ImageSource):
+    """Two sources, one after the other."""
+
+    def __init__(self, first: ImageSource, second: ImageSource) -> None:
+        super().__init__(f"{first.name} and {second.name}", [*first.keys, *second.keys])
+        self._parts, self._rows = (first, second), np.arange(len(self))
+
+    def _take(self, rows: NDArray[np.intp]) -> None:
+        self._rows = self._rows[rows]
+
+    def read(self, row: int) -> bytes | NDArray[np.uint8]:
+        """As in its source."""
+        first, second = self._parts
+        at = int(self._rows[row])
+        return first.read(at) if at < len(first) else second.read(at - len(first))
+
+
+def stated_and_counted(
+    name: str, pictures: ImageSource, network: Backbone, cache: FeatureCache
+) -> list[dict[str, Any]]:
     """One sample, looked at three times."""
-    encoder, coded = encode_collection(pictures, Settings(cache=cache))
-    edited = encoder.encode(EditedImages(pictures.select(np.arange(0, len(pictures), EVERY)), LIGHT, seed=99))
-    known = edit_some(encoder, pictures, coded, different_pictures(coded.codes, nearly=1 / 8))
-    copies = None if known is None else known.copies()
-    image, edit = np.divmod(edited.rows, len(LIGHT))
+    edited = EditedImages(pictures.select(np.arange(0, len(pictures), EVERY)), LIGHT, seed=99)
+    image, edit = np.divmod(np.arange(len(edited)), len(LIGHT))
     alikeness = Alikeness(pictures)
     rows = []
     for edits, most in ((6, None), (1, None), (1, 50.0)):
-        kept = (edit - image) % len(LIGHT) < edits
-        codes = Codes.from_packed(np.concatenate([coded.codes.packed, edited.codes.packed[kept]]), coded.codes.n_bits)
-        shown = np.concatenate([coded.rows, EVERY * image[kept]])
-        different = different_pictures(codes, nearly=1 / 8)  # as `dedup` does
-        calibration = calibrate(
-            codes[different.kept],
-            copies=copies,
-            most_false_pairs=most,
-            n_items=len(codes),
-            pairs=different.pairs,
-        )
-        row = {"sample": name, "edits": edits, "most_false_pairs": most, "images": len(codes)}
-        rows.append(row | compared(calibration, codes, shown, alikeness))
-        keys = (
-            "sample",
-            "edits",
-            "most_false_pairs",
-            "radius",
-            "stated",
-            "counted",
-            "joined_by_others",
-            "twice_in_cifar10",
-        )
-        print(json.dumps({key: rows[-1][key] for key in keys}), flush=True)
+        kept = np.flatnonzero((edit - image) % len(LIGHT) < edits)
+        shown = np.concatenate([np.arange(len(pictures)), EVERY * image[kept]])
+        collection = Together(pictures, edited.select(kept))
+        report = find_duplicates(collection, Settings(backbone=network, cache=cache, most_false_pairs=most))
+        row = {"sample": name, "backbone": labelled(network), "edits": edits, "most_false_pairs": most}
+        rows.append(row | stated(report) | counted(report, shown, alikeness))
+        print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
-def compared(calibration: Calibration, codes: Codes, shown: Any, alikeness: Alikeness) -> dict[str, Any]:
-    """Stated and counted at the radius and at those around it."""
-    most = 5 * calibration.radius // 4
-    curve = [row for row in calibration.curve if calibration.radius // 2 <= row["radius"] <= most]
-    pairs, distances = (np.concatenate(column) for column in zip(*hamming_levels(codes, most), strict=True))
+def counted(report: Report, shown: Any, alikeness: Alikeness) -> dict[str, int]:
+    """The pairs inside the groups that show two pictures."""
+    groups = [np.array([item.row for item in group]) for group in report.groups]
+    pairs = np.concatenate([np.zeros((0, 2), np.int64), *(g[np.stack(np.triu_indices(len(g), 1), 1)] for g in groups)])
     a, b = np.sort(shown[pairs], axis=1).T
-    a, b, distances = a[a != b], b[a != b], distances[a != b]
+    a, b = a[a != b], b[a != b]
     pictures, which = np.unique(np.stack([a, b], 1), axis=0, return_inverse=True)
     which = which.ravel()
     twice = np.array([alikeness(int(one), int(other)) >= SAME for one, other in pictures], bool)[which]
-
     joined = _joined(pictures, which[twice])[which] & ~twice
-
-    def counted(radius: int) -> dict[str, int]:
-        near = (distances <= radius) & ~twice
-        return {
-            "counted": int(near.sum()),
-            "behind": len(np.unique(which[near])),
-            "joined_by_others": int(np.sum((distances <= radius) & joined)),
-            "twice_in_cifar10": int(np.sum((distances <= radius) & twice)),
-        }
-
     return {
-        "sentence": calibration.sentence(),
-        "radius": calibration.radius,
-        "stated": calibration.expected_false_pairs,
-        "interval": calibration.false_pairs_interval,
-        **counted(calibration.radius),
-        "curve": [
-            {"radius": one["radius"], "stated": one["expected_false_pairs"], **counted(one["radius"])} for one in curve
-        ],
+        "counted": int((~twice).sum()),
+        "behind": len(np.unique(which[~twice])),
+        "joined_by_others": int(joined.sum()),
+        "twice_in_cifar10": int(twice.sum()),
+        "true": len(pairs) - len(a),
     }
 
 
@@ -196,40 +237,71 @@ def _unit(rows: Floats) -> Floats:
     return unit
 
 
-def table(command: str, rows: list[dict[str, Any]]) -> str:
-    """The samples as Markdown."""
-    lines = [
-        "# False pairs, stated and counted",
-        "",
-        f"    {command}",
-        "",
-        *_head("At the chosen radius", "90% interval"),
-    ]
-    for one in rows:
-        low, high = one["interval"]
-        lines.append(_line(_name(one), one, f"{low:.1f} to {high:.1f}"))
-    lines += ["", *_head("At radii around it", "")]
-    for one in rows:
-        if one["most_false_pairs"] is None:
-            lines += [_line(_name(one), row, "") for row in one["curve"] if row["counted"] >= 1]
-    return "\n".join(lines) + "\n"
+def table(command: str, collections: list[dict[str, Any]], samples: list[dict[str, Any]]) -> str:
+    """All of it as Markdown."""
+    lines = ["# False pairs, stated and counted", "", f"    {command}", ""]
+    if collections:
+        names = [
+            "collection",
+            "backbone",
+            "images",
+            "stated",
+            "90% interval",
+            "counted",
+            "of 1,000 images",
+            "exact copies",
+        ]
+        lines += ["## Collections without edits", "", *_head(*names, "same scene, apart")]
+        for one in collections:
+            low, high = one["interval"]
+            words = [
+                one["collection"],
+                one["backbone"],
+                f"{one['images']:,}",
+                f"{one['stated']:.1f}",
+                f"{low:.1f} to {high:.1f}",
+            ]
+            words += [one["counted"], f"{1000 * one['counted'] / one['images']:.2f}", one["exact"], one["same_scene"]]
+            lines.append(_line(*words))
+        names = ["collection", "backbone", "kept", "other", "bits", "score", "match", "found by", "edits"]
+        lines += ["", "Each counted pair:", "", *_head(*names)]
+        for one in collections:
+            for pair in one["pairs"]:
+                words = [one["collection"], one["backbone"], Path(pair["keeper"]).name, Path(pair["item"]).name]
+                score = "" if pair["score"] is None else f"{pair['score']:.3f}"
+                words += [pair["distance"], score, pair["match"], pair["found_by"], ", ".join(pair["edits"])]
+                lines.append(_line(*words))
+        lines.append("")
+    if samples:
+        names = ["collection", "images", "stated", "90% interval", "counted", "behind them", "stated / counted"]
+        names += ["of the counted, joined by others", "one picture twice in CIFAR-10"]
+        lines += ["## Samples of CIFAR-10", "", *_head(*names)]
+        for one in samples:
+            low, high = one["interval"]
+            ratio = f"{one['stated'] / one['counted']:.2f}" if one["counted"] else ""
+            words = [
+                _name(one),
+                f"{one['images']:,}",
+                f"{one['stated']:.1f}",
+                f"{low:.1f} to {high:.1f}",
+                one["counted"],
+            ]
+            lines.append(_line(*words, one["behind"], ratio, one["joined_by_others"], one["twice_in_cifar10"]))
+        lines.append("")
+    return "\n".join(lines)
 
 
-def _head(title: str, interval: str) -> list[str]:
-    names = ["collection", "radius", "stated", interval, "counted", "behind them", "stated / counted"]
-    names += ["of the counted, joined by others", "one picture twice in CIFAR-10"]
-    return [f"## {title}", "", "| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
+def _head(*names: str) -> list[str]:
+    return [_line(*names), "|---" * len(names) + "|"]
+
+
+def _line(*cells: Any) -> str:
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 def _name(row: dict[str, Any]) -> str:
     asked = "" if row["most_false_pairs"] is None else f", `--false-pairs {row['most_false_pairs']:.0f}`"
     return f"{row['sample']}, {row['edits']} of every tenth{asked}"
-
-
-def _line(name: str, row: dict[str, Any], interval: str) -> str:
-    ratio = f"{row['stated'] / row['counted']:.2f}" if row["counted"] else ""
-    cells = [name, row["radius"], f"{row['stated']:.1f}", interval, row["counted"], row["behind"], ratio]
-    return "| " + " | ".join(map(str, [*cells, row["joined_by_others"], row["twice_in_cifar10"]])) + " |"
 
 
 if __name__ == "__main__":

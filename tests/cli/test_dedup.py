@@ -122,6 +122,10 @@ def test_options_reach_the_job(pictures: Path, capsys: pytest.CaptureFixture[str
     assert main(["train", str(pictures), "--method", "lsh", "--bits", "48", "--out", "model", "--quiet"]) == 0
     own = run(capsys, "dedup", pictures, "--model", "model", "--radius", 0, "--no-cache")
     assert own["calibration"]["n_bits"] == 48 and len(own["groups"]) == 3
+    lite = ("--backbone", "efficientnet-lite1", "--radius", 5)
+    assert "efficientnet-lite1 at 64 pixels" in run(capsys, "dedup", pictures, *lite, "--image-size", 64)["codes"]
+    leaks = run(capsys, "leaks", pictures, pictures / "more", *lite)  # at the size of its training
+    assert "efficientnet-lite1 at 240 pixels" in leaks["codes"] and leaks["n_leaks"] == 2
 
 
 def test_leaks_and_its_exit_status(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,6 +144,8 @@ def test_bad_input_is_one_sentence(pictures: Path, capsys: pytest.CaptureFixture
     for words, status, sentence in (
         (["dedup"], 2, "dedup needs a SOURCE"),
         (["dedup", pictures, "--radius", "2000"], 2, "0..1535"),
+        (["dedup", pictures, "--model", "m", "--image-size", "64"], 2, "the model m has its own; leave out --backbone"),
+        (["dedup", pictures, "--backbone-set", "mean=1"], 2, "backbone efficientnet-lite0 has no options"),
         (["dedup", "vectors.npy", "--apply", "--trash", "t"], 1, "no files of their own"),
         (["dedup", "--undo", "--trash", "nowhere"], 1, "no journal"),
         (["dedup", "gone"], 1, "there is no readable"),

@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from distillhash.backbones import FeatureCache
+from distillhash.backbones import Backbone, FeatureCache, iter_features, make_backbone
+from distillhash.backbones.base import Pixels
 from distillhash.dedup import codes
 from distillhash.dedup.codes import (
     FEWEST_TO_LEARN,
@@ -18,7 +19,9 @@ from distillhash.dedup.codes import (
     encode_collection,
 )
 from distillhash.dedup.groups import HASH_BITS
-from distillhash.sources import BadItemError, ImageSource, decode_resized, open_source
+from distillhash.errors import DataError, ParameterError
+from distillhash.methods import make_hasher
+from distillhash.sources import BadItemError, EmbeddingSource, ImageSource, decode, decode_resized, open_source
 from image_factory import make_jpeg, make_pixels, make_png
 
 
@@ -33,20 +36,24 @@ def source(tmp_path: Path) -> ImageSource:
     return opened
 
 
+def look(images: HashedImages, cache: FeatureCache | None = None) -> HashedImages:
+    """The same, after features of all items were extracted."""
+    list(iter_features(images, Brightness(), cache=cache))
+    return images
+
+
 def test_they_are_the_librarys(source: ImageSource) -> None:
-    images = HashedImages(source, cache=None)
+    images = look(HashedImages(source, cache=None))
     for row in range(8):
         data = images.read(row)
         assert data == source.read(row) and images.path(row) == source.path(row)
         wanted = imagehash.phash(Image.fromarray(decode_resized(data, 64)), hash_size=16).hash
         np.testing.assert_array_equal(np.unpackbits(images.hashes[row]).astype(bool), wanted.ravel())
-    with pytest.raises(BadItemError):
-        images.read(8)
     assert not images.hashes[8].any()
     again = HashedImages(source, cache=None)
-    chosen = again.select(np.array([3, 1]))
+    chosen = look(again.select(np.array([3, 1])))
     assert chosen.read(1) == source.read(1) and chosen.path(1) == source.path(1) and chosen.keys[1] == source.keys[1]
-    np.testing.assert_array_equal(again.hashes[:3], [np.zeros(32), images.hashes[1], np.zeros(32)])
+    np.testing.assert_array_equal(again.hashes[:4], [np.zeros(32), images.hashes[1], np.zeros(32), images.hashes[3]])
 
 
 @pytest.mark.parametrize("pattern", [None, 0xFF, 0x7F])  # the last two are no numbers where bits are taken for floats
@@ -55,18 +62,31 @@ def test_the_cache_keeps_every_bit(
 ) -> None:
     if pattern is not None:
         monkeypatch.setattr(codes, "perceptual_bits", lambda _: np.full(HASH_BITS // 8, pattern, np.uint8))
-    plain = HashedImages(source, cache=None)
-    first = HashedImages(source, cache=FeatureCache(tmp_path / "cache"))
-    for row in range(8):
-        plain.read(row), first.read(row)
+    cache = FeatureCache(tmp_path / "cache")
+    plain = look(HashedImages(source, cache=None))
+    features_first = look(HashedImages(source, cache=None), cache)
+    first = look(HashedImages(source, cache=cache), cache)  # the features are there, and the hashes are not
     first.close()
-    np.testing.assert_array_equal(first.hashes, plain.hashes)
     monkeypatch.setattr(codes, "perceptual_bits", lambda _: pytest.fail("it is in the cache"))
-    again = HashedImages(source, cache=FeatureCache(tmp_path / "cache"))
-    for row in range(8):
-        again.read(row)
+    again = look(HashedImages(source, cache=cache), cache)
     again.close()
-    np.testing.assert_array_equal(again.hashes, plain.hashes)
+    for images in (features_first, first, again):
+        np.testing.assert_array_equal(images.hashes, plain.hashes)
+        np.testing.assert_array_equal(images.flat, plain.flat)
+
+
+def test_an_image_is_decoded_once(source: ImageSource, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for a JPEG file that features and hash take at two scales."""
+    decode_at = decode.Encoded.pixels
+    sizes: list[int | None] = []
+
+    def counted(encoded: decode.Encoded, draft_size: int | None = None) -> NDArray[np.uint8]:
+        sizes.append(draft_size)
+        return decode_at(encoded, draft_size)
+
+    monkeypatch.setattr(decode.Encoded, "pixels", counted)
+    look(HashedImages(source, cache=None).select(np.arange(7)))
+    assert len(sizes) == 7
 
 
 def test_codes_go_on_with_them(source: ImageSource) -> None:
@@ -74,9 +94,7 @@ def test_codes_go_on_with_them(source: ImageSource) -> None:
     assert made.n_bits == coded.codes.n_bits == RANDOM_BITS + 2 * HASH_BITS and "perceptual hash" in made.description
     assert coded.rows.tolist() == list(range(8)) and [item.key for item in coded.skipped] == ["x.jpg"]
     features, once, twice = np.split(coded.codes.packed, [RANDOM_BITS // 8, (RANDOM_BITS + HASH_BITS) // 8], axis=1)
-    images = HashedImages(source, cache=None)
-    for row in range(8):
-        images.read(row)
+    images = look(HashedImages(source, cache=None))
     np.testing.assert_array_equal(once, images.hashes[:8])
     np.testing.assert_array_equal(twice, once)
     np.testing.assert_array_equal(features, made.model.encode(source.select(np.arange(8))).packed)
@@ -137,3 +155,30 @@ def test_every_image_is_read_once(monkeypatch: pytest.MonkeyPatch, least: int, m
     assert [item.key for item in coded.skipped] == ["99", "199"]
     assert encoder.model.hasher.method == ("lsh" if least == 199 else "itq")
     np.testing.assert_array_equal(encoder.encode(Counted(200)).codes.packed, coded.codes.packed)
+
+
+class Brightness(Backbone):
+    """Means of the channels of 4 x 4 squares."""
+
+    def __init__(self) -> None:
+        super().__init__("brightness", 48, 16)
+
+    def embed(self, pixels: Pixels) -> NDArray[np.float32]:
+        """Of centred pixels."""
+        squares = pixels.reshape(len(pixels), 4, 4, 4, 4, 3).mean(axis=(2, 4), dtype=np.float64)
+        return np.asarray(squares.reshape(len(pixels), 48) - 128, np.float32)
+
+
+def test_another_backbone(source: ImageSource) -> None:
+    encoder, coded = encode_collection(source, Settings(backbone=Brightness()))
+    assert encoder.description.startswith("1024 random hyperplanes over brightness at 16 pixels")
+    resized = np.stack([decode_resized(source.read(row), 16) for row in coded.rows.tolist()])
+    planes = make_hasher("lsh", 1024, centre=False).fit(np.eye(2, 48))
+    np.testing.assert_array_equal(coded.codes.packed[:, :128], planes.encode(Brightness().embed(resized)).packed)
+    with pytest.raises(ParameterError, match="backbone brightness is not needed, for the model x has its own"):
+        encode_collection(source, Settings(model="x", backbone=Brightness()))
+    vectors = EmbeddingSource("v", np.eye(3, 4))
+    with pytest.raises(ParameterError, match="backbone brightness is not needed, for v holds vectors"):
+        encode_collection(vectors, Settings(backbone=Brightness()))
+    with pytest.raises(DataError, match="takes embeddings"):
+        encode_collection(source, Settings(backbone=make_backbone("embeddings")))

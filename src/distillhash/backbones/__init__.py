@@ -23,6 +23,7 @@ from distillhash.backbones.efficientnet_lite import TRAINED_SIZES, EfficientNetL
 from distillhash.backbones.extract import FeatureBatch, ImageInputs, extract_features, iter_features
 from distillhash.backbones.huggingface import HuggingFace, refuse_remote_path
 from distillhash.backbones.onnx import OnnxFile, run_by_onnx
+from distillhash.backbones.torchscript import TorchScriptFile
 from distillhash.backbones.vgg16 import VGG16
 from distillhash.backbones.views import ViewSettings
 from distillhash.errors import FormatError, ParameterError
@@ -61,6 +62,7 @@ def backbone_names() -> dict[str, str]:
         "vgg16": "4096-d fc7, the paper's network; downloads 528 MB on first use, or --weights FILE",
         "hf:NAME": "any vision model of transformers, from a folder or the hub (extra: hf)",
         "onnx:FILE": "any image network as an ONNX file, on the CPU (extra: onnx)",
+        "torchscript:FILE": "any image network saved by torch.jit.save; a program, from people you trust",
         "embeddings": "none: the source holds vectors already",
     }
 
@@ -81,9 +83,9 @@ def make_backbone(
     chooses one for a source. ``weights`` is a file for vgg16. ``device`` is ``auto``, ``cpu``, ``cuda`` or ``mps``. Without
     ``allow_download`` the weights must be on this machine.
 
-    ``options`` are those of :mod:`distillhash.backbones.huggingface` and :mod:`distillhash.backbones.onnx`, by name. ``engine`` is what
-    runs the network on a CPU: ``onnx`` exports it for ONNX Runtime, and ``auto`` does so where that is installed and known to be faster.
-    Features of both agree to about 1e-6 of the largest.
+    ``options`` are those of :mod:`distillhash.backbones.huggingface`, :mod:`distillhash.backbones.onnx` and
+    :mod:`distillhash.backbones.torchscript`, by name. ``engine`` is what runs the network on a CPU: ``onnx`` exports it for ONNX Runtime,
+    and ``auto`` does so where that is installed and known to be faster. Features of both agree to about 1e-6 of the largest.
 
     Raises:
         ParameterError: unknown name, option or engine, a size out of 16 to 2,048 or too small for the backbone, a device that this
@@ -97,7 +99,7 @@ def make_backbone(
     if weights is not None and name != "vgg16":
         raise ParameterError(f"backbone {name} carries its own weights; --weights is for vgg16")
     kind, _, place = name.partition(":")
-    if options and kind not in ("hf", "onnx"):
+    if options and kind not in ("hf", "onnx", "torchscript"):
         raise ParameterError(f"backbone {name} has no options, got {', '.join(options)}; leave out --backbone-set")
     made: TorchBackbone
     if name == "embeddings":
@@ -112,6 +114,8 @@ def make_backbone(
         made = VGG16(image_size=image_size, weights=weights, device=device, allow_download=allow_download)
     elif kind == "hf" and place:
         made = HuggingFace(place, image_size=image_size, device=device, allow_download=allow_download, options=options)
+    elif kind == "torchscript" and place:
+        made = TorchScriptFile(place, image_size=image_size, device=device, options=options)
     else:
         raise ParameterError(f"unknown backbone {name!r}; choose one of {', '.join(backbone_names())}")
     if engine != "torch":
@@ -124,8 +128,8 @@ def backbone_from_config(
 ) -> Backbone:
     """The backbone that :meth:`Backbone.config` describes; a :class:`FormatError` where the description is not usable.
 
-    The description may be somebody else's: nothing is downloaded without ``allow_download``, no other computer is asked for a file, and
-    the caller compares fingerprints.
+    The description may be somebody else's: nothing is downloaded and no TorchScript file is run without ``allow_download``, no other
+    computer is asked for a file, and the caller compares fingerprints.
     """
     name, size, weights = config.get("name"), config.get("image_size"), config.get("weights")
     if type(name) is not str or type(size) not in (int, type(None)) or type(weights) not in (str, type(None)):
@@ -136,9 +140,14 @@ def backbone_from_config(
     for place in (name, file, weights or ""):
         refuse_remote_path(place)
     options = {}
-    if kind == "onnx":
+    if kind in ("onnx", "torchscript"):
         if not Path(file).is_absolute() or type(config.get("digest")) is not str:
             raise FormatError(f"the model's backbone must name a file by its whole path and digest, got {name!r:.80}")
+        if kind == "torchscript" and not allow_download:
+            raise FormatError(
+                f"the model runs {file!r:.200}, a TorchScript file, which is a program; if you trust it, add --allow-download "
+                "(Python: allow_download=True)"
+            )
         options = {key: config[key] for key in (*_PIXELS, "layout", "output", "digest") if key in config}
     elif kind == "hf":  # older models name neither the way of pooling nor the order of the channels
         options = {"pool": "model", "channels": "rgb"} | {

@@ -4,8 +4,9 @@ import contextlib
 import ctypes
 import json
 import threading
+from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
@@ -55,6 +56,20 @@ class FeatureBatch:
     known: NDArray[np.intp] = field(default_factory=lambda: np.empty(0, np.intp))  # not among ``rows``
     views: NDArray[np.float32] | None = None  # (n_views, b, d)
     teacher: NDArray[np.float32] | None = None  # (b, d), of the images at the size that the backbone was trained with
+
+
+class WatchedImages(ImageSource):
+    """A source that is shown small copies of its images when features are extracted, so that a file is decoded once. Thread-safe."""
+
+    shown_size: int  # side in pixels of the copies
+
+    @abstractmethod
+    def wanted(self, digests: Mapping[int, bytes]) -> Collection[int]:
+        """Of some rows and the digests of their contents, the rows whose copies are wanted."""
+
+    @abstractmethod
+    def show(self, digests: Mapping[int, bytes], copies: Mapping[int, NDArray[np.uint8]]) -> None:
+        """Take the copies, ``(shown_size, shown_size, 3) uint8``, of those rows that can be decoded."""
 
 
 def extract_features(
@@ -352,12 +367,16 @@ class _Extraction:
             del contents[row], digests[row]
         stored = [variant.stored(list(digests.values())) for variant in self._variants]
         pixels: dict[int, dict[int, NDArray[np.uint8]]] = {}
+        watched = self._source if isinstance(self._source, WatchedImages) else None
+        wanted = () if watched is None else watched.wanted(digests)
         for row, stored_image in contents.items():
             sizes = {
                 variant.network.image_size
                 for variant, found in zip(self._variants, stored, strict=True)
                 if variant.key(digests[row]) not in found
             }
+            if watched is not None and row in wanted:
+                sizes.add(watched.shown_size)
             try:
                 if sizes or self._max_pixels < MAX_PIXELS:  # the cache was filled under another limit, perhaps
                     pixels[row] = decode_sizes(stored_image, sizes, self._max_pixels)
@@ -368,6 +387,8 @@ class _Extraction:
             if damage is not None:
                 self._source.damaged[self._source.keys[row]] = damage
         usable = [row for row in contents if row not in skipped]
+        if watched is not None:
+            watched.show(digests, {row: pixels[row][watched.shown_size] for row in usable if row in wanted})
         table = np.empty((len(self._variants), len(usable), self._variants[0].network.dim), np.float32)
         batch = FeatureBatch(
             np.array(usable, np.intp),

@@ -48,7 +48,11 @@ def add_compute_options(parser: argparse.ArgumentParser, *, ray: bool = False) -
     add_device_options(parser, ray=ray)
     parser.add_argument("--cache", metavar="DIR", help="where features are kept (default: the user's cache)")
     parser.add_argument("--no-cache", action="store_true", help="keep no features")
-    parser.add_argument("--allow-download", action="store_true", help="fetch weights that a model folder only names")
+    parser.add_argument(
+        "--allow-download",
+        action="store_true",
+        help="fetch weights, or run a TorchScript file, that a model only names",
+    )
 
 
 def add_reading_options(parser: argparse.ArgumentParser, *, columns: bool = True, ray: bool = False) -> None:
@@ -85,17 +89,19 @@ def add_method_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="hyper-parameter of a method")
 
 
-def add_backbone_options(parser: argparse.ArgumentParser) -> None:
-    """Options that choose a feature extractor."""
-    parser.add_argument(
-        "--backbone",
-        help=f"see `distillhash ls backbones` (default for images: {DEFAULT_BACKBONE}; below 64 pixels efficientnet-lite0)",
-    )
+def add_backbone_options(
+    parser: argparse.ArgumentParser,
+    *,
+    default: str = f"{DEFAULT_BACKBONE}; below 64 pixels efficientnet-lite0",
+    auto: str = "by the sizes of the images",
+) -> None:
+    """Options that choose a feature extractor; ``default`` and ``auto`` say what it is without them."""
+    parser.add_argument("--backbone", help=f"see `distillhash ls backbones` (default for images: {default})")
     parser.add_argument(
         "--image-size",
         type=_image_size,
         metavar="N",
-        help="side in pixels images are resized to, or auto: by the sizes of the images (default: auto)",
+        help=f"side in pixels images are resized to, or auto: {auto} (default: auto)",
     )
     parser.add_argument("--weights", metavar="FILE", help="weights for backbones that do not carry theirs")
     parser.add_argument(
@@ -103,7 +109,7 @@ def add_backbone_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="option of hf: or onnx: (mean, std, rescale_factor, channels, pool, layout, output; see docs/backbones.md)",
+        help="option of hf:, onnx: or torchscript: (mean, std, rescale_factor, channels, pool, layout, output; see docs/backbones.md)",
     )
 
 

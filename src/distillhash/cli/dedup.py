@@ -5,6 +5,7 @@ distillhash dedup photos/ --apply        # moves what the review showed; undone 
 distillhash dedup photos/ --undo
 distillhash dedup inbox/ --reference photos/ --keep sharpness,resolution
 distillhash dedup inbox/ --reference photos.index
+distillhash dedup photos/ --backbone onnx:sscd.onnx --image-size 224
 distillhash dedup --not-duplicate a.jpg b.jpg
 """
 
@@ -19,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from distillhash.cli.common import (
     SOURCE_HELP,
+    add_backbone_options,
     add_reading_options,
+    backbone_options,
     command_line,
     model_options,
     open_argument,
@@ -30,6 +33,7 @@ from distillhash.errors import DataError, ParameterError
 from distillhash.files import user_folder
 
 if TYPE_CHECKING:
+    from distillhash.backbones import Backbone
     from distillhash.dedup.codes import Settings
     from distillhash.dedup.job import Indexed, Verdicts
     from distillhash.dedup.journal import Move
@@ -95,6 +99,8 @@ def add_radius_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="accept about N false pairs (default: 1 per 100 found or 1000 images)",
     )
+    size = "that of its training, or its own"
+    add_backbone_options(parser, default="efficientnet-lite0 at 224 pixels", auto=size)
     parser.add_argument("--mirror", action="store_true", help="no longer needed: mirrored copies are found without it")
 
 
@@ -104,12 +110,26 @@ def settings(arguments: argparse.Namespace) -> Settings:
 
     return Settings(
         model=arguments.model,
+        backbone=_backbone(arguments),
         radius=arguments.radius,
         most_false_pairs=arguments.false_pairs,
         **model_options(arguments),
         max_pixels=arguments.max_pixels,
         progress=not arguments.quiet,
     )
+
+
+def _backbone(arguments: argparse.Namespace) -> Backbone | None:
+    """The feature extractor that the options ask for; None where they ask for none."""
+    options = backbone_options(arguments)
+    if arguments.backbone is None and not any(options.values()):
+        return None
+    from distillhash.backbones import make_backbone
+    from distillhash.dedup.codes import DEFAULT_BACKBONE
+
+    name = arguments.backbone or DEFAULT_BACKBONE
+    made = make_backbone(name, device=arguments.device, engine=arguments.engine, **options)
+    return made if arguments.image_size is not None else made.enlarged() or made
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -39,7 +39,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "(default: one per core, four at most)",
     )
     add_device_options(parser)
-    add("--allow-download", action="store_true", help="fetch weights that the model names and this machine lacks")
+    add(
+        "--allow-download",
+        action="store_true",
+        help="fetch weights, or run a TorchScript file, that the model only names",
+    )
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,7 @@ is known with it.
 Only details count, for light and dark areas of different scenes correlate. The longer side is first 32 pixels: each picture, and its mirror
 image, is laid on the other in all sizes of ``SCALES`` at every place (normalised cross-correlation: Lewis, Vision Interface 1995). The best
 is refined at 128 pixels, in position and in width and height, by Gauss-Newton steps. The score is taken over the best three quarters of the
-blocks of a grid, so that text and stickers do not count. Measurements are in results/near-duplicates.
+blocks of a grid, so that text and stickers do not count.
 """
 
 from __future__ import annotations
@@ -191,17 +191,24 @@ def _correlate(whole: Any, part: Any) -> Any:
     centred = part - part.mean()
     squares = max((centred * centred).sum(), n * 0.25)
     best, best_y, best_x = -1.0, 0, 0
+    places = whole.shape[1] - w + 1
+    sums = np.empty(
+        (3, places), np.float32
+    )  # of all places in a row at a time, which the processor adds up side by side
+    product, total, square = sums[0], sums[1], sums[2]
     for y in range(whole.shape[0] - h + 1):
-        for x in range(whole.shape[1] - w + 1):
-            product, total, square = np.float32(0), np.float32(0), np.float32(0)
-            for i in range(h):
-                for j in range(w):
+        sums[:] = 0
+        for i in range(h):
+            for j in range(w):
+                weight = centred[i, j]
+                for x in range(places):
                     value = whole[y + i, x + j]
-                    product += value * centred[i, j]
-                    total += value
-                    square += value * value
-            spread = max(square - total * total / n, n * 0.25)
-            found = product / np.sqrt(spread * squares)
+                    product[x] += value * weight
+                    total[x] += value
+                    square[x] += value * value
+        for x in range(places):
+            spread = max(square[x] - total[x] * total[x] / n, n * 0.25)
+            found = product[x] / np.sqrt(spread * squares)
             if found > best:
                 best, best_y, best_x = found, y, x
     return best, best_y, best_x

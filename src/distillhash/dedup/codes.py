@@ -1,41 +1,41 @@
 """The codes that a collection is compared by.
 
-A model that the user gives is used as it is. Otherwise images are embedded by the default backbone at 224 pixels (128 pixels lose small
-edits) and coded in ``LEARNED_BITS`` bits by ITQ, fitted on the collection itself. Where ITQ cannot be fitted well (few items, or vectors
-with fewer dimensions than bits) the codes are ``RANDOM_BITS`` random hyperplanes through the origin. Their distances estimate angles of the
-features and depend on no other item.
+A model that the user gives is used as it is. Otherwise images are embedded by the backbone that the user gives, or by
+``DEFAULT_BACKBONE`` at the size of its training (128 pixels lose small edits). The codes have ``LEARNED_BITS`` bits by ITQ, fitted on the
+collection itself. Where ITQ cannot be fitted well (few items, or features with fewer dimensions than bits) they are ``RANDOM_BITS`` random
+hyperplanes through the origin. Their distances estimate angles of the features and depend on no other item.
 
 A perceptual hash of the image follows, half as many bits as those of the features. Features tell what is in a picture, and two scenes of
 one place share that. A perceptual hash tells where it is light and dark, and a caption or a stronger compression hardly changes it.
-Together they tell copies from look-alikes better than the features' codes alone (F1 .949 for .858, with heavy edits; results/
-near-duplicates). The hash of a mirror image is known from that of the image.
-`docs/dedup.md` has the measurements behind these numbers.
+Each finds copies that the other misses (results/near-duplicates). The hash of a mirror image is known from that of the image.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from distillhash.backbones.extract import PIXELS_VERSION
+from distillhash.backbones.extract import PIXELS_VERSION, WatchedImages
 from distillhash.codes import Codes
 from distillhash.dedup.groups import HASH_BITS, TELLING, Rule, different_pictures
+from distillhash.errors import ParameterError
 from distillhash.methods import make_hasher
 from distillhash.methods.base import sample_rows
 from distillhash.models import HashModel, load_model
-from distillhash.sources import MAX_PIXELS, EmbeddingSource, ImageSource, Skipped, Source, decode_resized, digest
+from distillhash.sources import EmbeddingSource, ImageSource, Skipped, Source, digest
 from distillhash.sources.base import nothing_usable
 
 if TYPE_CHECKING:
-    from distillhash.backbones import Engine, FeatureCache
+    from distillhash.backbones import Backbone, Engine, FeatureCache
 
-IMAGE_SIZE = 224
+DEFAULT_BACKBONE, IMAGE_SIZE = "efficientnet-lite0", 224
 LEARNED_BITS, RANDOM_BITS = 512, 1024
 FEWEST_TO_LEARN = 1_000
 LEARN_FROM, ITERATIONS = 4_000, 20
@@ -49,6 +49,7 @@ class Settings:
     """What ``dedup`` and ``leaks`` take."""
 
     model: str | None = None  # a model folder; None makes codes for the collection
+    backbone: Backbone | None = None  # makes the features of images where there is no model; None takes the default
     radius: int | None = None  # bits; None calibrates
     most_false_pairs: float | None = None  # to accept; None takes the rule of the calibration
     device: str = "auto"  # where the backbone runs
@@ -130,7 +131,12 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
     Raises:
         DataError: nothing usable in the source.
         FormatError: ``settings.model`` is not a model folder.
+        ParameterError: a backbone beside a model, or for vectors.
     """
+    vectors = source.vectors if isinstance(source, EmbeddingSource) else None
+    if settings.backbone is not None and (settings.model is not None or vectors is not None):
+        why = f"{source.name} holds vectors" if settings.model is None else f"the model {settings.model} has its own"
+        raise ParameterError(f"the backbone {settings.backbone.name} is not needed, for {why}; leave out --backbone")
     if settings.model is not None:
         loaded = load_model(
             settings.model,
@@ -143,17 +149,18 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
         return encoder, encoder.encode(source)
     from distillhash.backbones import extract_features
 
-    vectors = source.vectors if isinstance(source, EmbeddingSource) else None
     model = HashModel(
-        "efficientnet-lite0" if vectors is None else "embeddings",
+        DEFAULT_BACKBONE if vectors is None else "embeddings",
         make_hasher("itq", LEARNED_BITS, iterations=ITERATIONS),
         image_size=IMAGE_SIZE if vectors is None else None,
         device=settings.device,
         engine=settings.engine,
         cache=settings.cache,
     )
-    given = f"{model.backbone_name} at {IMAGE_SIZE} pixels" if vectors is None else "the vectors"
-    width = model.backbone.dim if vectors is None else vectors.shape[1]
+    if settings.backbone is not None:
+        model.backbone_name, model.backbone = settings.backbone.name, settings.backbone
+    given = f"{model.backbone_name} at {model.backbone.image_size} pixels" if vectors is None else "the vectors"
+    width = max(1, model.backbone.dim) if vectors is None else vectors.shape[1]
     hashed = vectors is None
     learned = different = np.zeros(0, np.intp)
     # Planes through the origin: drawn, not learned.
@@ -185,29 +192,30 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
 
 @contextmanager
 def _hashed(source: Source, settings: Settings) -> Iterator[Source]:
-    """The source, keeping the perceptual hash of what is read; vectors as they are."""
+    """The source, keeping the perceptual hash of what features are extracted from; vectors as they are."""
     if not isinstance(source, ImageSource):
         yield source
         return
-    with closing(HashedImages(source, cache=settings.cache, max_pixels=settings.max_pixels)) as images:
+    with closing(HashedImages(source, cache=settings.cache)) as images:
         yield images
 
 
-class HashedImages(ImageSource):
-    """A source that keeps the perceptual hash of every image that was read from it or from a selection of it.
+class HashedImages(WatchedImages):
+    """A source that keeps the perceptual hash of every image whose features were extracted from it or from a selection of it.
 
     ``hashes`` is ``(n, 32) uint8``, packed like codes, by the row of the whole source; zeros where nothing was read. ``flat``,
     ``(n,) bool``, tells pictures without structure.
     """
 
-    def __init__(self, source: ImageSource, *, cache: FeatureCache | None, max_pixels: int | None = None) -> None:
-        """Keep references; nothing is read yet. ``cache`` keeps hashes by content; images above ``max_pixels`` are bad items."""
+    shown_size = HASH_PIXELS
+
+    def __init__(self, source: ImageSource, *, cache: FeatureCache | None) -> None:
+        """Keep references; nothing is read yet. ``cache`` keeps hashes by content."""
         super().__init__(source.name, source.keys)
         self.hashes = np.zeros((len(source), HASH_BITS // 8), np.uint8)
         self.flat = np.zeros(len(source), bool)
         self.damaged = source.damaged
         self._source, self._rows = source, np.arange(len(source))
-        self._max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         self._store = None if cache is None else cache.store(_HASH_IDENTITY, HASH_BITS // 32 + 1)
 
     def _take(self, rows: NDArray[np.intp]) -> None:
@@ -218,36 +226,54 @@ class HashedImages(ImageSource):
         return self._source.path(int(self._rows[row]))
 
     def read(self, row: int) -> bytes | NDArray[np.uint8]:
-        """The item as the source has it; a :class:`BadItemError` where it cannot be read or decoded."""
-        data = self._source.read(int(self._rows[row]))
-        looked = self._look(data)
-        self.hashes[self._rows[row]], self.flat[self._rows[row]] = looked[:-1].view(np.uint8), looked[-1] > 0
-        return data
+        """As in the source."""
+        return self._source.read(int(self._rows[row]))
+
+    def wanted(self, digests: Mapping[int, bytes]) -> list[int]:
+        """Rows whose hashes are not in the cache."""
+        kept = {} if self._store is None else self._store.get(list(digests.values()))
+        self._keep({row: kept[content] for row, content in digests.items() if content in kept})
+        return [row for row, content in digests.items() if content not in kept]
+
+    def show(self, digests: Mapping[int, bytes], copies: Mapping[int, NDArray[np.uint8]]) -> None:
+        """Hash them."""
+        looked = {row: _looked_at(pixels) for row, pixels in copies.items()}
+        if self._store is not None and looked:
+            self._store.put([digests[row] for row in looked], np.array(list(looked.values())))
+        self._keep(looked)
 
     def close(self) -> None:
         """Close the cache."""
         if self._store is not None:
             self._store.close()
 
-    def _look(self, data: bytes | NDArray[Any]) -> NDArray[np.float32]:
-        """The bits of eight floats are the hash, for the store holds floats; the ninth is 1 for a flat picture."""
-        key = b"" if self._store is None else digest(data)
-        kept = None if self._store is None else self._store.get([key]).get(key)
-        if kept is None:
-            pixels = decode_resized(data, HASH_PIXELS, self._max_pixels)
-            kept = np.append(perceptual_bits(pixels).view(np.float32), np.float32(is_flat(pixels)))
-            if self._store is not None:
-                self._store.put([key], kept[None])
-        return kept
+    def _keep(self, looked: Mapping[int, NDArray[np.float32]]) -> None:
+        for row, values in looked.items():
+            at = self._rows[row]
+            self.hashes[at], self.flat[at] = values[:-1].view(np.uint8), values[-1] > 0
+
+
+def _looked_at(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """The bits of eight floats are the hash, for the store holds floats; the ninth is 1 for a flat picture."""
+    return np.append(perceptual_bits(pixels).view(np.float32), np.float32(is_flat(pixels)))
 
 
 def is_flat(pixels: NDArray[np.uint8]) -> bool:
     """Whether ``(HASH_PIXELS, HASH_PIXELS, 3) uint8`` pixels are one colour, or one that changes evenly, but for a little noise."""
+    for channel in pixels.reshape(-1, 3).T:  # nearly always the first one tells
+        values = channel.astype(np.float32)
+        values -= values.mean()
+        even = _slopes() @ values
+        if values @ values - even @ even >= _FLAT**2 * len(values):
+            return False
+    return True
+
+
+@cache
+def _slopes() -> NDArray[np.float32]:
+    """What changes evenly from left to right and from top to bottom: ``(2, HASH_PIXELS ** 2)``, of length 1, at right angles."""
     level = np.linspace(-1, 1, HASH_PIXELS, dtype=np.float32)
-    x, y = (part.ravel() / np.linalg.norm(part) for part in np.meshgrid(level, level))
-    values = pixels.reshape(-1, 3) - pixels.reshape(-1, 3).mean(axis=0, dtype=np.float32)
-    values = values - np.outer(x, x @ values) - np.outer(y, y @ values)
-    return bool(np.sqrt(np.mean(values**2, axis=0)).max() < _FLAT)
+    return np.array([part.ravel() / np.linalg.norm(part) for part in np.meshgrid(level, level)])
 
 
 def perceptual_bits(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

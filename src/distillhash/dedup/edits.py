@@ -6,6 +6,7 @@ Light edits keep the picture as it was, but for a little. Heavy ones are those t
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from io import BytesIO
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 from distillhash.sources import MAX_PIXELS, ImageSource, decode_image, digest
 
 QUALITY = 90  # of the JPEG file of an edit
+_KEPT_ORIGINALS = 4  # decoded images, of which several edits are read one after the other
 LONGEST_SIDE = 1024  # larger originals are reduced first: features need fewer pixels, and edits of many are slow
 
 _ORIENTATION_TAG = 0x0112
@@ -144,6 +146,7 @@ class EditedImages(ImageSource):
         self._source, self._edits, self._seed = source, list(edits.items()), seed
         self._max_pixels = MAX_PIXELS if max_pixels is None else max_pixels
         self._rows = np.arange(len(self))
+        self._original = lru_cache(_KEPT_ORIGINALS)(self._decode)
 
     def _take(self, rows: NDArray[np.intp]) -> None:
         self._rows = self._rows[rows]
@@ -152,10 +155,15 @@ class EditedImages(ImageSource):
         """The edited image as an encoded file."""
         image, number = divmod(int(self._rows[row]), len(self._edits))
         name, edit = self._edits[number]
+        original, content = self._original(image)
+        return edit(original, np.random.default_rng([self._seed, *name.encode(), content]))
+
+    def _decode(self, image: int) -> tuple[Image.Image, int]:
+        """What is edited, and the digest of its file as a number."""
         data = self._source.read(image)
         original = Image.fromarray(decode_image(data, max_pixels=self._max_pixels))
         original.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
-        return edit(original, np.random.default_rng([self._seed, *name.encode(), int.from_bytes(digest(data), "big")]))
+        return original, int.from_bytes(digest(data), "big")
 
 
 def _scaled(image: Image.Image, scale: float) -> tuple[int, int]:

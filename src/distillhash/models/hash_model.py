@@ -86,7 +86,7 @@ class HashModel:
             image_size: Side in pixels that images are resized to. None lets :meth:`fit` choose it by the images, see
                 :func:`distillhash.backbones.sized_for`; before that it is the backbone's own.
             weights: Weights file for backbones that do not carry theirs.
-            backbone_options: Options of ``hf:`` and ``onnx:`` by name, see :func:`distillhash.backbones.make_backbone`.
+            backbone_options: Options of ``hf:``, ``onnx:`` and ``torchscript:`` by name, see :func:`distillhash.backbones.make_backbone`.
             device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
             engine: What runs the backbone on a CPU: ``auto``, ``onnx`` or ``torch``, see :func:`distillhash.backbones.make_backbone`.
             cache: Where features are kept between runs; None keeps none.
