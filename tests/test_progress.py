@@ -54,3 +54,11 @@ def test_no_thread_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     before = threading.active_count()
     run(monkeypatch, Terminal())
     assert threading.active_count() == before
+
+
+def test_nothing_to_do_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress("comparing pictures", 0):
+        pass
+    assert stream.getvalue() == ""
