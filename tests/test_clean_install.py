@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -99,6 +100,18 @@ def test_encoding_searching_and_serving(wheel: Path, place: Path, tmp_path: Path
         run("index", str(place / source), "--model", str(place / name), "--index", f"{stem}.index")
     found = run("search", str(place / "photos/03.jpg"), "--index", "images.index", "-k", "1")
     assert "03.jpg" in json.dumps(found)
+    shutil.copy(place / "photos/03.jpg", tmp_path / "again.jpg")
+    copies = run(
+        "dedup",
+        str(tmp_path),
+        "--reference",
+        str(place / "photos"),
+        "--model",
+        str(place / "images.onnx"),
+        "--radius",
+        "1",
+    )
+    assert "again.jpg" in json.dumps(copies["groups"]) and "03.jpg" in json.dumps(copies["groups"])
     assert "pip install 'distillhash[train]'" in str(
         run("train", str(place / "x.npy"), "--bits", "8", "--out", "m", status=1)["error"]
     )

@@ -1,5 +1,6 @@
 """Using a trained model where PyTorch, numba, SciPy and the rest are not installed."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 
 from distillhash import Codes, HashModel, make_hasher, method_names
+from distillhash.dedup.codes import Settings
+from distillhash.dedup.job import find_duplicates
 from distillhash.methods import method_class
+from distillhash.sources import open_source
 
 ABSENT = "torch", "numba", "llvmlite", "scipy", "sklearn", "pyarrow", "matplotlib", "jinja2", "imagehash"
 QUICK = ("itq", "sh", "sph", "agh", "dgh", "crovca", "ccaitq")
@@ -90,3 +94,34 @@ def test_the_verbs_that_use_a_model(tmp_path: Path) -> None:
     assert Codes.load(tmp_path / "codes.npz")[0] == model.encode(str(tmp_path / "x.npy"))
     assert "pip install 'distillhash[train]'" in refusal
     assert found
+
+
+DEDUP = """
+import io, json
+from contextlib import redirect_stdout
+from distillhash.cli import main
+def dedup(*words):
+    out = io.StringIO()
+    with redirect_stdout(out):
+        main(["dedup", *words, "--json", "--quiet"])
+    return json.loads(out.getvalue())
+print(json.dumps(dedup("x.npy", "--model", "model", "--radius", "2")))
+print(dedup("x.npy", "--model", "model")["error"])
+"""
+
+
+def test_duplicates_by_a_model_and_a_radius(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = np.repeat(rng.standard_normal((90, 40)), 2, axis=0) + 0.01 * rng.standard_normal((180, 40))
+    np.save(tmp_path / "x.npy", rows.astype(np.float32))
+    HashModel(backbone="embeddings", hasher=make_hasher("itq", 32)).fit(str(tmp_path / "x.npy")).save(
+        tmp_path / "model"
+    )
+    plain, refusal = run(tmp_path, DEDUP).splitlines()
+    found = find_duplicates(open_source(str(tmp_path / "x.npy")), Settings(str(tmp_path / "model"), radius=2))
+    expected = [[int(item.path.rpartition("/")[2]) for item in group] for group in found.groups]
+    assert len(expected) > 80
+    assert [
+        [int(image["path"].rpartition("/")[2]) for image in group["members"]] for group in json.loads(plain)["groups"]
+    ] == expected
+    assert "give --radius BITS" in refusal

@@ -38,7 +38,7 @@ VERBS = (
 )
 
 
-EXTRAS = {"imagehash": "dedup", "onnx": "onnx", "onnxruntime": "onnx", "pyarrow": "parquet"}
+EXTRAS = {"jinja2": "dedup", "onnx": "onnx", "onnxruntime": "onnx", "pyarrow": "parquet"}
 """Which extra brings a package that the base installation lacks; ``train`` brings all others."""
 
 

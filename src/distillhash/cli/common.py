@@ -8,7 +8,7 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from distillhash.output import escaped
 
 if TYPE_CHECKING:
     from distillhash.backbones import Backbone, FeatureCache
+    from distillhash.codes import Codes
+    from distillhash.models import HashModel
     from distillhash.sources import Skipped, Source
     from distillhash.sources.pairs import PairSource
 
@@ -266,3 +268,12 @@ def _listed(kind: str, items: Sequence[tuple[str, str]], what: str, path: Path) 
     except OSError as error:  # the list is a service, not the job
         return {f"n_{kind}": len(items)}, [f"{text}; they cannot be listed in {path} ({error.strerror})"]
     return {f"n_{kind}": len(items), kind: str(path)}, [f"{text}; all are listed in {path}"]
+
+
+def code_batches(
+    arguments: argparse.Namespace, model: HashModel, source: Source, skipped: list[Skipped]
+) -> Iterator[tuple[Codes, list[str]]]:
+    """Codes and keys, in order; items without a code go to ``skipped``."""
+    for batch in model.encode_batches(source, progress=not arguments.quiet, max_pixels=arguments.max_pixels):
+        skipped += batch.skipped
+        yield batch.codes, [source.keys[row] for row in batch.rows]

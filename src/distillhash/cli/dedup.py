@@ -193,7 +193,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         for item in group[1:]
         if item.facts is not None and item.match in chosen
     ]
-    if rest := report.n_duplicates - len(moves):
+    n_files = sum(item.facts is not None for group in report.groups for item in group[1:])
+    if (rest := n_files - len(moves)) > 0:
         say(arguments, f"{rest:,} of them are of other kinds than --kinds {arguments.kinds}, and stay")
     if arguments.dry_run:
         for move in moves:

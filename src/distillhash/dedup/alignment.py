@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from distillhash.dedup.groups import compiled
 from distillhash.files import cores
-from distillhash.hamming.kernel import compiled
 from distillhash.output import Progress
 from distillhash.sources import MAX_PIXELS, BadItemError, ImageSource
 from distillhash.sources.decode import decode_thumbnail

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ from distillhash.codes import Codes
 from distillhash.dedup.codes import Coded, Encoder
 from distillhash.dedup.edits import LIGHT, Edit, EditedImages
 from distillhash.dedup.groups import Pictures, Rule
-from distillhash.errors import ParameterError
+from distillhash.errors import MissingDependencyError, ParameterError
 from distillhash.hamming import planes_of, within
 from distillhash.hamming.search import Planes
 from distillhash.sources import ImageSource
@@ -240,11 +241,17 @@ def calibrate(
     n_pictures = len(codes) + (0 if others is None else len(others))
     copies = None if copies is None or not copies.to_original.size else copies
     known = [] if copies is None else [copies.to_original.ravel(), copies.between.ravel()]
-    needed = None if copies is None else needed_radius(copies)
+    fits = find_spec("scipy") is not None
+    if not fits and radius is None:
+        raise MissingDependencyError(
+            "calibrating a radius needs SciPy; pip install 'distillhash[dedup]', or give --radius BITS"
+        )
+    needed = None if copies is None or not fits else needed_radius(copies)
     reach = 2 * (codes.n_bits // 16 if needed is None else needed)
     n_pairs = len(codes) * (len(codes) - 1) // 2 if others is None else len(codes) * len(others)
     unknown = None if n_pairs >= FEWEST_PAIRS else f"there are too few different pictures with structure ({n_pictures})"
-    if not n_pairs:
+    unknown = unknown if fits else "SciPy is not installed (pip install 'distillhash[dedup]')"
+    if not n_pairs or not fits:
         nearest = np.zeros(reach + 1)
         tail = Tail(nearest, nearest, nearest[None])
     else:

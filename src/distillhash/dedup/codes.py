@@ -42,8 +42,8 @@ DEFAULT_BACKBONE, IMAGE_SIZE = "efficientnet-lite0", 224
 LEARNED_BITS, RANDOM_BITS = 512, 1024
 FEWEST_TO_LEARN = 1_000
 LEARN_FROM, ITERATIONS = 4_000, 20
-_HASH_SIDE, HASH_PIXELS = 16, 64  # the hash has 16 x 16 bits; imagehash looks at four times as many pixels a side
-_HASH_IDENTITY = f"imagehash.phash/{_HASH_SIDE}/{HASH_PIXELS}/structure/{PIXELS_VERSION}"
+_HASH_SIDE, HASH_PIXELS = 16, 64  # the hash has 16 x 16 bits
+_HASH_IDENTITY = f"phash/{_HASH_SIDE}/{HASH_PIXELS}/structure/{PIXELS_VERSION}"
 _FLAT = 4.0  # grey levels
 _A_PUT = 256  # hashes that are stored together
 
@@ -279,7 +279,18 @@ def _slopes() -> NDArray[np.float32]:
 
 
 def perceptual_bits(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """DCT hash of 256 bits by the library imagehash, ``(32,) uint8``, of ``(h, w, 3) uint8`` pixels."""
-    import imagehash
+    """:func:`perceptual_hash` of 256 bits."""
+    return perceptual_hash(pixels, _HASH_SIDE)
 
-    return np.packbits(imagehash.phash(Image.fromarray(pixels), hash_size=_HASH_SIDE).hash.ravel())
+
+def perceptual_hash(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """``side * side`` bits, packed: which of the lowest frequencies of ``(h, w, 3) uint8`` pixels are above their median.
+
+    Zauner's DCT hash (2010), as the library imagehash has it: the discrete cosine transform of the grey picture at ``4 * side`` pixels a
+    side. Values are rounded, so that those of a symmetric picture, which are 0 but for rounding, do not depend on the processor.
+    """
+    n = 4 * side
+    grey = np.asarray(Image.fromarray(pixels).convert("L").resize((n, n), Image.Resampling.LANCZOS), np.float64)
+    basis = np.cos(np.pi / n * np.outer(np.arange(side), np.arange(n) + 0.5))
+    low = np.round(basis @ grey @ basis.T, 3)
+    return np.packbits(low > np.median(low))

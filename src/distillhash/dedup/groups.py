@@ -22,10 +22,10 @@ at (:mod:`distillhash.dedup.alignment`); what was found to be one picture there 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,21 @@ from distillhash.codes import Codes, check_same_length
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import cores
 from distillhash.hamming import planes_of, within
-from distillhash.hamming.kernel import compiled, popcount64
+from distillhash.hamming.search import compiles
+
+if TYPE_CHECKING or compiles():
+    from distillhash.hamming.kernel import compiled as compiled
+    from distillhash.hamming.kernel import popcount64
+else:  # plain Python finds the same, for thousands of items
+
+    def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function as it is."""
+        return function
+
+    def popcount64(value: np.uint64) -> int:
+        """Number of set bits."""
+        return int(value).bit_count()
+
 
 MISSED = 1e-3
 EXHAUSTIVE = 20_000

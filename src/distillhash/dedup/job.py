@@ -33,6 +33,7 @@ from distillhash.dedup.groups import (
 from distillhash.dedup.keep import CRITERIA, Facts, agree, gather_facts, kinds, preference
 from distillhash.errors import DataError, FormatError
 from distillhash.files import digest, read_file
+from distillhash.hamming.search import compiles
 from distillhash.sources import ImageSource, Skipped, Source
 
 FIRST_FRAME, SCENE_MATCH = "same first frame", "same scene"
@@ -271,7 +272,9 @@ class _Pairs:
     def __init__(self, source: Source, coded: Coded, rule: Rule, settings: Settings) -> None:
         """Look at all pairs that decide what belongs together; ``parts`` joins what may be linked."""
         self._coded, self._rule, self._settings = coded, rule, settings
-        self._looks = Looks(source, settings.max_pixels) if isinstance(source, ImageSource) else None
+        self._looks: Looks | None = None
+        if isinstance(source, ImageSource) and compiles():
+            self._looks = Looks(source, settings.max_pixels)
         self.aligned: dict[tuple[int, int], Aligned] = {}
         self._same: list[tuple[int, int]] = []
         self.parts = rule_parts(coded.codes, rule)

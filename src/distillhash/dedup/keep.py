@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from distillhash.dedup.codes import HASH_PIXELS, Settings, is_flat
+from distillhash.dedup.codes import HASH_PIXELS, Settings, is_flat, perceptual_hash
 from distillhash.dedup.trash import ATTACHED, Beside
 from distillhash.errors import ParameterError
 from distillhash.files import cores, digest
@@ -56,8 +56,6 @@ class Facts:
 
 def read_facts(source: ImageSource, row: int, *, max_pixels: int | None = None) -> Facts:
     """Facts of one image, which is decoded once; a :class:`BadItemError` where it cannot be read or decoded (any more)."""
-    import imagehash
-
     data = source.read(row)
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     with item_memory():
@@ -76,7 +74,7 @@ def read_facts(source: ImageSource, row: int, *, max_pixels: int | None = None) 
             sharpness(pixels),
             digest(data).hex(),
             whole.digest.hex(),
-            str(imagehash.phash(image)),
+            perceptual_hash(pixels, 8).tobytes().hex(),
             whole.n_frames,
             is_flat(np.asarray(image.resize((HASH_PIXELS, HASH_PIXELS), Image.Resampling.BOX))),
             whole.damage,

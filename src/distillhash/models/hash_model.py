@@ -1,22 +1,17 @@
 """HashModel: a backbone and a hasher, from images or vectors to codes.
 
 A model folder holds ``config.json`` (format version, method, hyper-parameters, backbone with its preprocessing and weight
-fingerprint, what it was trained on) and ``model.safetensors`` (the hasher; after fine-tuning the backbone as well). For the Hugging Face
-hub there is also ``README.md``, the model card, and ``golden.safetensors``: ten inputs and their codes, compared when it is loaded.
+fingerprint, what it was trained on) and ``model.safetensors`` (the hasher; after fine-tuning the backbone as well).
 """
 
 from __future__ import annotations
 
-import re
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
@@ -27,15 +22,13 @@ from distillhash.codes import Codes
 from distillhash.errors import (
     DataError,
     FormatError,
-    MissingDependencyError,
     NotFittedError,
     ParameterError,
     SkippedItemsWarning,
-    first_line,
 )
-from distillhash.files import read_file, write_atomic
 from distillhash.methods.base import Hasher, read_model_folder, sample_rows, write_model_folder
 from distillhash.methods.registry import hasher_from
+from distillhash.models import hub
 from distillhash.sources import EmbeddingSource, Skipped, Source, open_source
 
 if TYPE_CHECKING:
@@ -46,11 +39,6 @@ if TYPE_CHECKING:
 DEFAULT_VIEWS = 6
 ONNX_NAME = "model.onnx"
 _BACKBONE_PREFIX = "backbone."
-GOLDEN, CARD = "golden.safetensors", "README.md"
-_GOLDEN_ROWS, _CANDIDATES, _GOLDEN_SIDE, _MAX_GOLDEN = 10, 40, 64, 16 * 2**20
-_VERSIONS = ("distillhash", "numpy", "PIL", "torch", "onnxruntime")  # of what codes depend on, where it is in use
-_NEAR_ZERO = 0.01
-"""Golden bits with a projection nearer to 0 than this share of the mean are not compared: a processor may round them to the other side."""
 
 
 @dataclass(frozen=True)
@@ -371,7 +359,7 @@ class HashModel:
             ParameterError: the weights of the backbone are files of this machine, which nobody else has.
             DataError: the folder cannot be written.
         """
-        self._publish(Path(folder), Path(folder).name, license, measures)
+        hub.write_pretrained(self, Path(folder), Path(folder).name, license, measures)
 
     def push_to_hub(
         self,
@@ -396,18 +384,7 @@ class HashModel:
             MissingDependencyError: huggingface_hub is not installed.
             DataError: the hub refuses, or cannot be reached.
         """
-        hub = _hub("push_to_hub")
-        with TemporaryDirectory() as folder:
-            self._publish(Path(folder), repo, license, measures)
-            try:
-                hub.create_repo(repo, private=private, exist_ok=True)
-                return str(
-                    hub.upload_folder(repo_id=repo, folder_path=folder, commit_message="Upload a distillhash model")
-                )
-            except Exception as error:  # of the hub's client and of the network below it
-                raise DataError(
-                    f"{repo} cannot be written on the hub ({_in_one_line(error)}); try `hf auth login`"
-                ) from error
+        return hub.upload(self, repo, private, license, measures)
 
     @classmethod
     def from_pretrained(
@@ -440,112 +417,11 @@ class HashModel:
             DataError: there is no such model, or the hub cannot be reached.
             FormatError: the folder is damaged, or the codes of its golden vectors are others here.
         """
-        folder = Path(name) if Path(name).exists() else _downloaded(str(name), revision)
+        folder = Path(name) if Path(name).exists() else hub.downloaded(str(name), revision)
         options: dict[str, Any] = {"engine": engine, "cache": cache, "allow_download": allow_download}
         model = cls.from_folder(folder, device=device, **options)
-        model._compare_golden(folder)
+        hub.compare_golden(model, folder)
         return model
-
-    def _publish(self, folder: Path, name: str, license: str | None, measures: Mapping[str, float] | None) -> None:
-        """What :meth:`save_pretrained` does; ``name`` is that of the model in its card."""
-        from safetensors.numpy import save
-
-        try:
-            from jinja2 import Environment, PackageLoader
-        except ImportError as error:
-            raise MissingDependencyError("a model card needs Jinja; pip install 'distillhash[hub]'") from error
-        public = copy(self)
-        config = self.model_config()
-        own_files = config["backbone"].get("weights") or self.backbone_name.partition(":")[2]
-        if own_files and Path(own_files).expanduser().exists():
-            raise ParameterError(
-                f"backbone {self.backbone_name} reads {own_files}, which is on this machine alone; train with one of "
-                "`distillhash ls backbones`, or with hf:OWNER/NAME from the hub"
-            )
-        if "source" in self.training:
-            public.training = {**self.training, "source": _without_folders(str(self.training["source"]))}
-        public.save(folder)
-        inputs, packed = self._golden()
-        card = Environment(loader=PackageLoader("distillhash", "models"), trim_blocks=True, lstrip_blocks=True)
-        text = card.get_template("card.md.j2").render(
-            name=name,
-            license=license,
-            measures=measures,
-            hasher=self.hasher,
-            vectors=self.backbone_name == "embeddings",
-            backbone=config["backbone"],
-            base_model=self.backbone_name.removeprefix("hf:") if self.backbone_name.startswith("hf:") else None,
-            text_encoder=config.get("text_encoder", {}).get("name"),
-            training=public.training,
-            fingerprint=public.fingerprint,
-            n_golden=len(inputs),
-            versions=[f"{name} {sys.modules[name].__version__}" for name in _VERSIONS if name in sys.modules],
-        )
-        try:
-            write_atomic(folder / GOLDEN, save({"inputs": inputs, "packed": packed}), durable=True)
-            write_atomic(folder / CARD, text.encode(), durable=True)
-        except OSError as error:
-            raise DataError(f"{folder} cannot be written ({error.strerror}); give another folder") from error
-
-    def _golden(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """Ten drawn inputs and their codes: those whose projections are farthest from 0, with different codes where there are some."""
-        rng = np.random.default_rng(0)
-        if self.backbone_name == "embeddings":
-            lengths = 10.0 ** rng.integers(-3, 7, (_CANDIDATES, 1))  # the scale of the vectors is not known
-            inputs: NDArray[Any] = (lengths * rng.standard_normal((_CANDIDATES, self.hasher.n_features_ or 0))).astype(
-                np.float32
-            )
-        else:  # squares of random colours, from one to 16 a side
-            sides = [1 << number % 5 for number in range(_CANDIDATES)]
-            squares = [
-                np.kron(rng.integers(0, 256, (n, n, 3)), np.ones((_GOLDEN_SIDE // n,) * 2 + (1,))) for n in sides
-            ]
-            inputs = np.stack(squares).astype(np.uint8)
-        projection = self._project(inputs)
-        packed = Codes.from_projection(projection).packed
-        size = np.abs(projection)
-        order = np.argsort(-size.min(axis=1) / np.maximum(size.mean(axis=1), 1e-30), kind="stable")
-        _, first = np.unique(packed[order], axis=0, return_index=True)
-        chosen = order[[*np.sort(first), *np.setdiff1d(np.arange(_CANDIDATES), first)][:_GOLDEN_ROWS]]
-        return inputs[chosen], packed[chosen]
-
-    def _project(self, inputs: NDArray[Any]) -> NDArray[np.float32]:
-        """Outputs before the sign of images ``(n, h, w, 3) uint8`` or vectors, computed now and not taken from a cache."""
-        from distillhash.backbones import iter_features
-
-        batches = iter_features(self._open(inputs), self.backbone)
-        return np.concatenate([self.hasher.project(batch.features) for batch in batches])
-
-    def _compare_golden(self, folder: Path) -> None:
-        """Raise :class:`FormatError` where this machine gives other codes than the folder holds for its golden vectors, if it has any."""
-        from safetensors.numpy import load
-
-        if not (folder / GOLDEN).exists():
-            return
-        _ = self.backbone  # where it cannot be had, that is the error
-        try:
-            arrays = load(read_file(folder / GOLDEN, limit=_MAX_GOLDEN))
-            inputs, wanted = arrays["inputs"], Codes.from_packed(arrays["packed"], self.n_bits)
-            if not 1 <= len(inputs) == len(wanted) <= _GOLDEN_ROWS:
-                raise DataError(
-                    f"it holds {len(inputs)} inputs and {len(wanted)} codes, not up to {_GOLDEN_ROWS} of both"
-                )
-            projection = self._project(inputs)
-            if len(projection) != len(inputs):
-                raise DataError("not all of its inputs can be used")
-        except Exception as error:  # the file may be anybody's, and safetensors raises errors of its own
-            raise FormatError(
-                f"{folder / GOLDEN} cannot be compared ({first_line(error)}); load_model(folder) does not read it"
-            ) from error
-        size = np.abs(projection)
-        compared = size > _NEAR_ZERO * size.mean(axis=1, keepdims=True)
-        differing = ((Codes.from_projection(projection).signs() != wanted.signs()) & compared).sum(axis=1)
-        if differing.any():
-            raise FormatError(
-                f"{differing.sum()} bits in {np.count_nonzero(differing)} of {len(wanted)} golden codes are others here than where "
-                f"{folder} was written, so indexes made there would not fit; install the versions that its {CARD} names, or use "
-                "load_model(folder), which does not compare"
-            )
 
     @classmethod
     def from_folder(cls, path: str | Path, *, device: str = "auto", engine: Engine = "auto", **options: Any) -> Self:
@@ -603,37 +479,3 @@ def onnx_file(path: str | Path) -> Path | None:
         return place
     inside = place / ONNX_NAME
     return inside if inside.is_file() and not (place / "config.json").exists() else None
-
-
-def _hub(what: str) -> Any:
-    """The client of the Hugging Face hub."""
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise MissingDependencyError(f"{what} needs huggingface_hub; pip install 'distillhash[hub]'") from error
-    return HfApi()
-
-
-def _in_one_line(error: Exception) -> str:
-    """The hub's client tells the reason after the first line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _downloaded(name: str, revision: str | None) -> Path:
-    """The folder of a model of the hub in the user's cache of it, downloaded where that is not the newest."""
-    hub = _hub(f"{name} is no folder on this machine; to look for it on the hub from_pretrained")
-    try:
-        return Path(
-            hub.snapshot_download(
-                name, revision=revision, allow_patterns=["config.json", "model.safetensors", GOLDEN, CARD]
-            )
-        )
-    except Exception as error:  # of the hub's client and of the network below it
-        raise DataError(
-            f"{name} is no folder on this machine, and the hub does not give it ({_in_one_line(error)}); check name and network"
-        ) from error
-
-
-def _without_folders(source: str) -> str:
-    """``cifar10:/home/me/data#train`` -> ``cifar10:data#train``: a source without the path above it."""
-    return re.sub(r"[^:#]*[/\\](?=[^/\\#])", "", source)
