@@ -138,3 +138,21 @@ def test_copies_make_their_own(engines: Path) -> None:
     from_config = backbone_from_config(backbone.config(), device="cpu", engine="onnx")
     assert from_config.fingerprint == backbone.fingerprint
     assert len(list(engines.iterdir())) == 1
+
+
+def test_bf16_is_another_backbone(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
+    plain, small = (
+        make_backbone("efficientnet-lite0", image_size=64, device="cpu", engine="torch", options=options)
+        for options in (None, {"precision": "bf16"})
+    )
+    features, rounded = plain.embed(pixels), small.embed(pixels)
+    error = np.linalg.norm(rounded - features) / np.linalg.norm(features)
+    assert 1e-4 < error < 0.05  # 8 bits of a number are kept
+    assert small.fingerprint != plain.fingerprint and small.config()["precision"] == "bf16"
+    again = backbone_from_config(small.config(), device="cpu")
+    assert again.fingerprint == small.fingerprint
+    np.testing.assert_array_equal(again.embed(pixels[:3]), rounded[:3])
+    for options, engine in (({"precision": "int4"}, "auto"), ({"precision": "bf16"}, "onnx")):
+        with pytest.raises(ParameterError, match=r"precision|no bf16"):
+            make_backbone("efficientnet-lite0", options=options, engine=engine)  # type: ignore[arg-type]
