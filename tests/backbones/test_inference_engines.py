@@ -1,6 +1,7 @@
 """The engines of inference: ONNX Runtime gives torch's features to the last bits, and the same codes."""
 
 import copy
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,9 @@ def test_an_exported_network_is_kept_and_checked(damage: str, engines: Path) -> 
     pixels = images(3, 64)
     expected = made("onnx").embed(pixels)
     (kept,) = engines.iterdir()
-    whole, written = kept.read_bytes(), kept.stat().st_mtime_ns
+    whole, written = kept.read_bytes(), kept.stat().st_ino
     np.testing.assert_array_equal(made("auto").embed(pixels), expected)
-    assert kept.stat().st_mtime_ns == written
+    assert kept.stat().st_ino == written
     wrong = {"cut": whole[:-4000], "empty": b""}.get(damage)
     if wrong is None:
         other = made("onnx")
@@ -90,6 +91,16 @@ def test_an_exported_network_is_kept_and_checked(damage: str, engines: Path) -> 
     kept.write_bytes(wrong)
     np.testing.assert_array_equal(made("auto").embed(pixels), expected)
     assert kept.read_bytes() == whole
+
+
+def test_networks_used_long_ago_are_not_kept(engines: Path) -> None:
+    engines.mkdir()
+    for age in range(10):
+        (engines / f"{age}.onnx").write_bytes(b"")
+        os.utime(engines / f"{age}.onnx", (1e9 - age, 1e9 - age))
+    made("onnx").prepare()
+    assert len(list(engines.iterdir())) == 8
+    assert {file.stem for file in engines.iterdir()} > {str(age) for age in range(7)}
 
 
 def test_it_works_where_nothing_can_be_kept(engines: Path) -> None:
