@@ -1,6 +1,7 @@
 """The engines of inference: ONNX Runtime gives torch's features to the last bits, and the same codes."""
 
 import copy
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,9 @@ def test_an_exported_network_is_kept_and_checked(damage: str, engines: Path) -> 
     pixels = images(3, 64)
     expected = made("onnx").embed(pixels)
     (kept,) = engines.iterdir()
-    whole, written = kept.read_bytes(), kept.stat().st_mtime_ns
+    whole, written = kept.read_bytes(), kept.stat().st_ino
     np.testing.assert_array_equal(made("auto").embed(pixels), expected)
-    assert kept.stat().st_mtime_ns == written
+    assert kept.stat().st_ino == written
     wrong = {"cut": whole[:-4000], "empty": b""}.get(damage)
     if wrong is None:
         other = made("onnx")
@@ -90,6 +91,16 @@ def test_an_exported_network_is_kept_and_checked(damage: str, engines: Path) -> 
     kept.write_bytes(wrong)
     np.testing.assert_array_equal(made("auto").embed(pixels), expected)
     assert kept.read_bytes() == whole
+
+
+def test_networks_used_long_ago_are_not_kept(engines: Path) -> None:
+    engines.mkdir()
+    for age in range(10):
+        (engines / f"{age}.onnx").write_bytes(b"")
+        os.utime(engines / f"{age}.onnx", (1e9 - age, 1e9 - age))
+    made("onnx").prepare()
+    assert len(list(engines.iterdir())) == 8
+    assert {file.stem for file in engines.iterdir()} > {str(age) for age in range(7)}
 
 
 def test_it_works_where_nothing_can_be_kept(engines: Path) -> None:
@@ -138,3 +149,21 @@ def test_copies_make_their_own(engines: Path) -> None:
     from_config = backbone_from_config(backbone.config(), device="cpu", engine="onnx")
     assert from_config.fingerprint == backbone.fingerprint
     assert len(list(engines.iterdir())) == 1
+
+
+def test_bf16_is_another_backbone(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
+    plain, small = (
+        make_backbone("efficientnet-lite0", image_size=64, device="cpu", engine="torch", options=options)
+        for options in (None, {"precision": "bf16"})
+    )
+    features, rounded = plain.embed(pixels), small.embed(pixels)
+    error = np.linalg.norm(rounded - features) / np.linalg.norm(features)
+    assert 1e-4 < error < 0.05  # 8 bits of a number are kept
+    assert small.fingerprint != plain.fingerprint and small.config()["precision"] == "bf16"
+    again = backbone_from_config(small.config(), device="cpu")
+    assert again.fingerprint == small.fingerprint
+    np.testing.assert_array_equal(again.embed(pixels[:3]), rounded[:3])
+    for options, engine in (({"precision": "int4"}, "auto"), ({"precision": "bf16"}, "onnx")):
+        with pytest.raises(ParameterError, match=r"precision|no bf16"):
+            make_backbone("efficientnet-lite0", options=options, engine=engine)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from distillhash.backbones.base import MAX_SIZE, Backbone, Embeddings, Engine, TorchBackbone
+from distillhash.backbones.base import BF16, FLOAT32, MAX_SIZE, Backbone, Embeddings, Engine, TorchBackbone
 from distillhash.backbones.cache import FeatureCache
 from distillhash.backbones.efficientnet_lite import TRAINED_SIZES, EfficientNetLite
 from distillhash.backbones.extract import FeatureBatch, ImageInputs, extract_features, iter_features
@@ -83,9 +83,10 @@ def make_backbone(
     chooses one for a source. ``weights`` is a file for vgg16. ``device`` is ``auto``, ``cpu``, ``cuda`` or ``mps``. Without
     ``allow_download`` the weights must be on this machine.
 
-    ``options`` are those of :mod:`distillhash.backbones.huggingface`, :mod:`distillhash.backbones.onnx` and
-    :mod:`distillhash.backbones.torchscript`, by name. ``engine`` is what runs the network on a CPU: ``onnx`` exports it for ONNX Runtime,
-    and ``auto`` does so where that is installed and known to be faster. Features of both agree to about 1e-6 of the largest.
+    ``options`` are, by name, those of :mod:`distillhash.backbones.huggingface`, :mod:`distillhash.backbones.onnx` and
+    :mod:`distillhash.backbones.torchscript`; and ``precision``, ``float32`` or ``bf16``, of the networks that torch alone runs.
+    ``engine`` is what runs the network on a CPU: ``onnx`` exports it for ONNX Runtime, and ``auto`` does so where that is installed and
+    known to be faster. Features of both agree to about 1e-6 of the largest.
 
     Raises:
         ParameterError: unknown name, option or engine, a size out of 16 to 2,048 or too small for the backbone, a device that this
@@ -99,6 +100,12 @@ def make_backbone(
     if weights is not None and name != "vgg16":
         raise ParameterError(f"backbone {name} carries its own weights; --weights is for vgg16")
     kind, _, place = name.partition(":")
+    options = dict(options or {})
+    precision = options.pop("precision", FLOAT32) if kind in (*TRAINED_SIZES, "vgg16", "hf") else FLOAT32
+    if precision not in (FLOAT32, BF16):
+        raise ParameterError(f"the precision must be {FLOAT32} or {BF16}, got {precision!r:.80}")
+    if precision == BF16 and engine == "onnx":
+        raise ParameterError("ONNX Runtime has no bf16 on CPUs; leave out --engine onnx")
     if options and kind not in ("hf", "onnx", "torchscript"):
         raise ParameterError(f"backbone {name} has no options, got {', '.join(options)}; leave out --backbone-set")
     made: TorchBackbone
@@ -118,6 +125,7 @@ def make_backbone(
         made = TorchScriptFile(place, image_size=image_size, device=device, options=options)
     else:
         raise ParameterError(f"unknown backbone {name!r}; choose one of {', '.join(backbone_names())}")
+    made.precision = precision
     if engine != "torch":
         made.engine = partial(run_by_onnx, required=engine == "onnx")
     return made
@@ -140,6 +148,8 @@ def backbone_from_config(
     for place in (name, file, weights or ""):
         refuse_remote_path(place)
     options = {}
+    if "precision" in config:
+        options["precision"] = config["precision"]
     if kind in ("onnx", "torchscript"):
         if not Path(file).is_absolute() or type(config.get("digest")) is not str:
             raise FormatError(f"the model's backbone must name a file by its whole path and digest, got {name!r:.80}")
@@ -151,7 +161,7 @@ def backbone_from_config(
         options = {key: config[key] for key in (*_PIXELS, "layout", "output", "digest") if key in config}
     elif kind == "hf":  # older models name neither the way of pooling nor the order of the channels
         options = {"pool": "model", "channels": "rgb"} | {
-            key: config[key] for key in (*_PIXELS, "pool") if key in config
+            key: config[key] for key in (*_PIXELS, "pool", "precision") if key in config
         }
     try:
         return make_backbone(

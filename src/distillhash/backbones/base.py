@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, ClassVar, Literal, Self
@@ -21,6 +21,7 @@ Engine = Literal["auto", "onnx", "torch"]
 Run = Callable[[Pixels], NDArray[np.float32]]
 """Features ``(n, d)`` of pixels ``(n, size, size, 3)`` in 0..255; a row depends on its own image alone."""
 
+FLOAT32, BF16 = "float32", "bf16"
 MAX_SIZE = 2048  # a pass over a batch of these takes gigabytes
 BATCH, DEVICE_BATCH = 16, 128  # on a CPU larger batches fall out of the cache; an accelerator needs them to fill it
 
@@ -38,6 +39,7 @@ class Backbone(ABC):
     mean: Sequence[float] = (0.485, 0.456, 0.406)  # ImageNet's, of channels in 0..1
     std: Sequence[float] = (0.229, 0.224, 0.225)
     channels: str = "rgb"  # or bgr: the order in which the network takes them; mean and std are of the same order
+    precision: str = FLOAT32  # or bf16: numbers of 16 bits, which another engine or processor rounds otherwise
 
     def __init__(self, name: str, dim: int, image_size: int, device: str = "cpu") -> None:
         if not 16 <= image_size <= MAX_SIZE:
@@ -53,7 +55,11 @@ class Backbone(ABC):
 
     def config(self) -> dict[str, Any]:
         """What :func:`distillhash.backbones.backbone_from_config` needs."""
-        return {"name": self.name, **self.preprocessing()}
+        return {"name": self.name, **self._described()}
+
+    def _described(self) -> dict[str, Any]:
+        """What decides the features beside the weights."""
+        return self.preprocessing() | ({"precision": BF16} if self.precision == BF16 else {})
 
     def architecture(self) -> str:
         """The network's name in the fingerprint, whatever folder the weights lie in."""
@@ -62,7 +68,7 @@ class Backbone(ABC):
     @cached_property
     def fingerprint(self) -> str:
         """Identity of architecture, preprocessing and weights: BLAKE2 over all of them, 32 hex digits."""
-        described = json.dumps({"name": self.architecture(), **self.preprocessing()}, sort_keys=True)
+        described = json.dumps({"name": self.architecture(), **self._described()}, sort_keys=True)
         digest = blake2b(described.encode(), digest_size=16)
         for name, array in self.tensors().items():
             digest.update(f"{name}:{array.dtype}:{array.shape}".encode())
@@ -153,7 +159,7 @@ class TorchBackbone(Backbone):
                 shape = (self.batch_size, *part.shape[1:])
                 batch = torch.empty(shape, device=self.device, memory_format=torch.channels_last)
                 batch[: len(part)], batch[len(part) :] = part, 0
-                out = self.inference(self.normalise(batch))
+                out = self.inference(self.normalise(batch).to(self._dtype))
                 features[start : start + len(part)] = out[: len(part)].float().cpu().numpy()
         return features
 
@@ -165,7 +171,7 @@ class TorchBackbone(Backbone):
     @cached_property
     def runs(self) -> Run | None:
         """What runs the network on a CPU in the place of torch; None where nothing does. Made once from ``network``."""
-        return None if self.engine is None else self.engine(self)
+        return None if self.engine is None or self.precision == BF16 else self.engine(self)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "runs"}  # a session cannot be copied
@@ -173,7 +179,12 @@ class TorchBackbone(Backbone):
     @cached_property
     def inference(self) -> nn.Module:
         """The network that torch runs in :meth:`embed`; made once from ``network``, see :meth:`refresh`."""
-        return self.optimised().eval()
+        network = self.optimised().eval()
+        return network if self.precision == FLOAT32 else deepcopy(network).to(self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == BF16 else torch.float32
 
     def optimised(self) -> nn.Module:
         """A faster equal of ``network``, which stays as it is; ``network`` itself where there is none."""

@@ -55,6 +55,7 @@ _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(ui
 _OUTPUTS = ("image_embeds", "image_features", "pooler_output")
 _TO_LAYOUT = {"nchw": (0, 3, 1, 2), "nhwc": (0, 1, 2, 3)}
 OPSET = 17
+_MOST_KEPT = 8  # exported networks in the cache, 14 to 20 MB each; those used longest ago go
 _EXPORT_VERSION = 1  # of :func:`export_network`: whoever changes it raises this
 _TOLERANCE = 1e-4  # of features of both engines, relative to the largest; 3e-6 was measured
 _PIXELS_A_PASS = 2**16  # fewer images leave a core waiting, more fall out of its cache
@@ -234,12 +235,16 @@ def _exported(backbone: TorchBackbone) -> Run:
     file = folder and folder / f"{hashlib.blake2b(identity.encode(), digest_size=12).hexdigest()}.onnx"
     if file:
         with contextlib.suppress(OSError, DataError, FormatError):  # absent, damaged, or of another processor
-            return _checked(backbone, read_file(file, limit=_MAX_BYTES))
+            run = _checked(backbone, read_file(file, limit=_MAX_BYTES))
+            file.touch()
+            return run
     data = export_network(backbone)
     run = _checked(backbone, data)
     if file:
         with contextlib.suppress(OSError):  # the cache saves time and nothing else
             write_atomic(file, data)
+            for old in sorted(file.parent.glob("*.onnx"), key=lambda one: -one.stat().st_mtime)[_MOST_KEPT:]:
+                old.unlink()
     return run
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.backbones import Backbone, TorchBackbone
+from distillhash.backbones.base import BF16
 from distillhash.backbones.onnx import OPSET, Passes, drawn_images, export_network, open_session, quantised, read_graph
 from distillhash.codes import Codes, bytes_per_code
 from distillhash.errors import DataError, FormatError, ParameterError
@@ -137,6 +138,8 @@ def write_onnx(
     if of_images:
         if not isinstance(model.backbone, TorchBackbone):
             raise ParameterError(f"{model.backbone_name} is an ONNX file already; export models of other backbones")
+        if model.backbone.precision == BF16:
+            raise ParameterError("ONNX Runtime has no bf16 on CPUs, so this model cannot be exported; train without it")
         plain = model.backbone.at_size(model.backbone.image_size)
         plain.engine = None  # torch computes what is compared
         network, source, config = export_network(plain, as_bytes=True), "features", stored[0].decode()
