@@ -53,8 +53,8 @@ _REDRAW_SECONDS, _LINE_SECONDS = 0.2, 10.0
 class Progress:
     """A progress bar for a job of ``total`` units; a context manager. Only the thread that drives the job calls it.
 
-    Nothing is shown of a job of no units. On a terminal the bar is redrawn at most five times a second. Elsewhere (a log file, CI) a line is
-    printed at the start, every ten seconds at most, and at the end.
+    Nothing is shown of a job of no units. On a terminal the bar is redrawn at most five times a second. Elsewhere (a log file, CI) a line
+    is printed at the start, every ten seconds at most, and at the end.
     """
 
     def __init__(self, label: str, total: int, *, unit: str = "images", quiet: bool = False) -> None:
