@@ -44,13 +44,15 @@ def main() -> None:
     parser.add_argument("--cifar10", metavar="SOURCE", help="such as cifar10:DIR#test#0:1000; absent: not measured")
     parser.add_argument("--photos", metavar="SOURCE", help="photographs, such as a folder; absent: no server either")
     parser.add_argument(
-        "--only", metavar="NAME", help="one kind of measurement: search, evaluate, distil, dedup, extract or serve"
+        "--only", metavar="NAME", help="one kind of measurement: search, evaluate, distil, dedup, extract, encode or serve"
     )
     arguments = parser.parse_args()
     trees = {"before": arguments.before.resolve(), "after": arguments.after.resolve()}
     sizes = [("search", 1e6), ("search", 1e7), ("evaluate", 5e4), ("distil", 5e3), ("dedup", 2e4), ("dedup", 2e5)]
     measurements: list[tuple[str, Any]] = [(name, int(size * arguments.scale)) for name, size in sizes]
     measurements += [("extract", spec) for spec in (arguments.cifar10, arguments.photos) if spec]
+    sized = [(arguments.cifar10, 128), (arguments.photos, 224)]
+    measurements += [("encode", f"{spec}@{size}") for spec, size in sized if spec]
     measurements += [("serve", arguments.photos)] if arguments.photos else []
     measurements = [measurement for measurement in measurements if arguments.only in (None, measurement[0])]
     found: dict[str, Any] = {f"{name} {value}": {tree: [] for tree in trees} for name, value in measurements}
@@ -170,6 +172,19 @@ def measure_extract(spec: str, folder: Path) -> Numbers:
         given: dict[str, Any] = {"n_views": 6, "teacher": True, "cache": FeatureCache(f"{cache}/views")}
         everything = seconds(lambda: extract_features(source, backbone, **given))
     return {"plain, images a s": len(source) / plain, "views and teacher, images a s": len(source) / everything}
+
+
+def measure_encode(spec: str, folder: Path) -> Numbers:
+    """Plain features of ``efficientnet-lite0``, SOURCE@SIZE, by the engine that each checkout takes by itself; the weights are loaded."""
+    from distillhash.backbones import FeatureCache, extract_features, make_backbone
+    from distillhash.sources import open_source
+
+    name, _, size = spec.rpartition("@")
+    source, backbone = open_source(name), make_backbone(image_size=int(size), device="cpu")
+    extract_features(source.select(np.arange(64)), backbone)
+    with tempfile.TemporaryDirectory(dir=folder) as cache:
+        spent = seconds(lambda: extract_features(source, backbone, cache=FeatureCache(cache)))
+    return {"images a s": len(source) / spent}
 
 
 def measure_serve(spec: str, folder: Path) -> Numbers:
