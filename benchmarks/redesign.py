@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("--cifar10", metavar="SOURCE", help="such as cifar10:DIR#test#0:1000; absent: not measured")
     parser.add_argument("--photos", metavar="SOURCE", help="photographs, such as a folder; absent: no server either")
     parser.add_argument(
-        "--only", metavar="NAME", help="one kind of measurement: search, evaluate, distil, dedup, extract, encode or serve"
+        "--only",
+        metavar="NAME",
+        help="one kind of measurement: search, evaluate, distil, dedup, extract, encode or serve",
     )
     arguments = parser.parse_args()
     trees = {"before": arguments.before.resolve(), "after": arguments.after.resolve()}
@@ -53,7 +55,7 @@ def main() -> None:
     measurements += [("extract", spec) for spec in (arguments.cifar10, arguments.photos) if spec]
     sized = [(arguments.cifar10, 128), (arguments.photos, 224)]
     measurements += [("encode", f"{spec}@{size}") for spec, size in sized if spec]
-    measurements += [("serve", arguments.photos)] if arguments.photos else []
+    measurements += [("serve", f"{arguments.photos}@{size}") for size in (64, 224)] if arguments.photos else []
     measurements = [measurement for measurement in measurements if arguments.only in (None, measurement[0])]
     found: dict[str, Any] = {f"{name} {value}": {tree: [] for tree in trees} for name, value in measurements}
     with tempfile.TemporaryDirectory() as folder:
@@ -188,13 +190,15 @@ def measure_encode(spec: str, folder: Path) -> Numbers:
 
 
 def measure_serve(spec: str, folder: Path) -> Numbers:
-    """Search by id and by upload, over four connections that stay open."""
+    """Search by id and by upload, over four connections that stay open, SOURCE@SIZE."""
     from distillhash.sources import open_source
 
-    command = [sys.executable, "-m", "distillhash"]
-    model, index, source = folder / "model", folder / "served", open_source(spec)
+    command = [sys.executable, "-c", "import sys; from distillhash.cli import main; sys.exit(main())"]
+    spec, _, size = spec.rpartition("@")
+    model, index, source = folder / f"model{size}", folder / f"served{size}", open_source(spec)
     if not index.exists():
-        train = ["train", spec, "--method", "itq", "--bits", "64", "--image-size", "64", "--out", str(model)]
+        train = ["train", spec, "--method", "itq", "--bits", "64", "--image-size", size, "--out", str(model)]
+        train += ["--backbone", "efficientnet-lite0"]
         subprocess.run([*command, *train], check=True, capture_output=True)
         fill = ["index", spec, "--model", str(model), "--index", str(index)]
         subprocess.run([*command, *fill], check=True, capture_output=True)
