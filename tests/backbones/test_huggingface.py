@@ -162,7 +162,7 @@ def test_options(tmp_path: Path) -> None:
     ):
         with pytest.raises((ParameterError, DataError), match=message):
             make_backbone(name, device="cpu", options=wrong)
-    with pytest.raises(ParameterError, match="efficientnet-lite0 has no options, got mean"):
+    with pytest.raises(ParameterError, match="efficientnet-lite0 has no option mean"):
         make_backbone(options={"mean": 1})
 
 

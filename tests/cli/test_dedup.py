@@ -144,8 +144,12 @@ def test_bad_input_is_one_sentence(pictures: Path, capsys: pytest.CaptureFixture
     for words, status, sentence in (
         (["dedup"], 2, "dedup needs a SOURCE"),
         (["dedup", pictures, "--radius", "2000"], 2, "0..1535"),
-        (["dedup", pictures, "--model", "m", "--image-size", "64"], 2, "the model m has its own; leave out --backbone"),
-        (["dedup", pictures, "--backbone-set", "mean=1"], 2, "backbone efficientnet-lite0 has no options"),
+        (
+            ["dedup", pictures, "--model", "m", "--image-size", "64"],
+            2,
+            "codes are those of m, which has its own backbone",
+        ),
+        (["dedup", pictures, "--backbone-set", "mean=1"], 2, "backbone efficientnet-lite0 has no option"),
         (["dedup", "vectors.npy", "--apply", "--trash", "t"], 1, "no files of their own"),
         (["dedup", "--undo", "--trash", "nowhere"], 1, "no journal"),
         (["dedup", "gone"], 1, "there is no readable"),

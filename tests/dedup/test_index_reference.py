@@ -223,5 +223,23 @@ def test_the_command_line(
         (("codes",), "keeps no model; give --model DIR", 2),
         (("empty",), "is empty; fill it with `distillhash index`", 1),
         ((photos / "index", "--model", "other"), "was built with another model", 1),
+        ((photos / "index", "--backbone", "vgg16"), "has its own backbone; leave out --backbone", 2),
     ):
         assert sentence in run(capsys, "dedup", inbox, "--reference", *words, exit_code=code)["error"]
+
+
+def test_files_of_the_index_stay(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where many are equal, and where one was overwritten by a copy of another since."""
+    many = tmp_path / "many"
+    many.mkdir()
+    pictures = sorted((photos / "photos").iterdir())
+    for number in range(30):
+        shutil.copy(pictures[0], many / f"{number:02d}.jpg")
+    shutil.copy(pictures[1], many / "last.jpg")
+    run(capsys, "index", many, "--model", photos / "model", "--index", tmp_path / "many.index")
+    shutil.copy(pictures[0], many / "last.jpg")
+    names = sorted(path.name for path in many.iterdir())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "MOST_CANDIDATES", 4)
+        moved = run(capsys, "dedup", many, "--reference", tmp_path / "many.index", "--radius", 3, "--apply")
+    assert moved["n_moved"] == 0 and sorted(path.name for path in many.iterdir() if path.is_file()) == names

@@ -1,12 +1,14 @@
 """`POST /match`: what the library says, of a radius that is calibrated on the index."""
 
 import asyncio
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from distillhash import Codes, HashModel, load_model, make_hasher
 from distillhash.codes import hamming_distances
@@ -117,3 +119,20 @@ def test_a_calibration_that_fails_is_tried_again(own_index: Path, monkeypatch: p
             patch.setattr(service, "lookup_calibration", broken)
             problem(client.post("/match", params={"code": "0" * 16}), 500)
         assert client.post("/match", params={"code": "0" * 16}).status_code == 200
+
+
+def test_the_verdict_does_not_depend_on_k(own_index: Path) -> None:
+    first, second = make_png(), BytesIO()
+    Image.open(BytesIO(first)).convert("RGB").save(second, "BMP")
+    with in_thread(own_index) as url, httpx.Client(base_url=url, timeout=30) as client:
+        for data in (first, second.getvalue()):
+            assert client.post("/items", files={"file": data}).status_code == 201
+        answer = client.post("/match?k=1", files={"file": second.getvalue()}).json()
+        assert [match["distance"] for match in answer["matches"]] == [0] and not answer["matches"][0]["same_file"]
+        assert answer["verdict"] == "same file"
+
+
+def test_without_scipy_it_says_so(own_index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with in_thread(own_index) as url, httpx.Client(base_url=url, timeout=30) as client:
+        monkeypatch.setattr(service, "find_spec", lambda _: None)
+        assert "distillhash[dedup]" in problem(client.post("/match", params={"code": "0" * 16}), 501)

@@ -107,7 +107,7 @@ def make_backbone(
     if precision == BF16 and engine == "onnx":
         raise ParameterError("ONNX Runtime has no bf16 on CPUs; leave out --engine onnx")
     if options and kind not in ("hf", "onnx", "torchscript"):
-        raise ParameterError(f"backbone {name} has no options, got {', '.join(options)}; leave out --backbone-set")
+        raise ParameterError(f"backbone {name} has no option {', '.join(options)}; leave it out of --backbone-set")
     made: TorchBackbone
     if name == "embeddings":
         return Embeddings()

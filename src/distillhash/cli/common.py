@@ -109,7 +109,7 @@ def add_backbone_options(
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="option of hf:, onnx: or torchscript: (mean, std, rescale_factor, channels, pool, layout, output; see docs/backbones.md)",
+        help="option of the backbone: precision; of files and hf: also mean, std, rescale_factor, channels, pool, layout, output",
     )
 
 

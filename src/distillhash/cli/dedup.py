@@ -104,13 +104,13 @@ def add_radius_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mirror", action="store_true", help="no longer needed: mirrored copies are found without it")
 
 
-def settings(arguments: argparse.Namespace) -> Settings:
-    """What both jobs take."""
+def settings(arguments: argparse.Namespace, model: str | None = None) -> Settings:
+    """What both jobs take; codes are those of ``model`` where one is named."""
     from distillhash.dedup.codes import Settings
 
     return Settings(
         model=arguments.model,
-        backbone=_backbone(arguments),
+        backbone=_backbone(arguments, model),
         radius=arguments.radius,
         most_false_pairs=arguments.false_pairs,
         **model_options(arguments),
@@ -119,11 +119,14 @@ def settings(arguments: argparse.Namespace) -> Settings:
     )
 
 
-def _backbone(arguments: argparse.Namespace) -> Backbone | None:
-    """The feature extractor that the options ask for; None where they ask for none."""
+def _backbone(arguments: argparse.Namespace, model: str | None) -> Backbone | None:
+    """The feature extractor that the options ask for; None where they ask for none. ``model`` is what has one already."""
     options = backbone_options(arguments)
     if arguments.backbone is None and not any(options.values()):
         return None
+    if (model := arguments.model or model) is not None:
+        names = ("--backbone", "--image-size", "--weights", "--backbone-set")
+        raise ParameterError(f"codes are those of {model}, which has its own backbone; leave out {', '.join(names)}")
     from distillhash.backbones import make_backbone
     from distillhash.dedup.codes import DEFAULT_BACKBONE
 
@@ -164,13 +167,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     source = open_argument(arguments, arguments.source)
     if trash is not None and source.path(0) is None:
         raise DataError(f"--apply moves files, and the items of {arguments.source} are no files of their own")
+    is_index = arguments.reference is not None and is_address(arguments.reference)
+    chosen_settings = settings(arguments, f"the index {arguments.reference}" if is_index else None)
     reference: Source | Indexed | None = None
     if arguments.reference is not None:
-        is_index = is_address(arguments.reference)
         reference = _index(arguments) if is_index else open_argument(arguments, arguments.reference)
     report = find_duplicates(
         source,
-        settings(arguments),
+        chosen_settings,
         reference=reference,
         policy=policy,
         ignore_same_folder=arguments.ignore_same_folder,
@@ -200,12 +204,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         for item in group[1:]
         if item.facts is not None and item.match in chosen
     ]
-    n_files = sum(item.facts is not None for group in report.groups for item in group[1:])
-    if (rest := n_files - len(moves)) > 0:
-        say(arguments, f"{rest:,} of them are of other kinds than --kinds {arguments.kinds}, and stay")
+    files = [item for group in report.groups for item in group[1:] if item.facts is not None]
+    n_near = sum(item.match == "near" for item in files)
+    if n_near:
+        reason = "the picture they match cannot be read, or has changed since it was indexed"
+        say(arguments, f"{n_near:,} of them stay, because {reason}")
+    if (rest := len(files) - n_near - len(moves)) > 0:
+        taken = "the kind file, which --link takes" if arguments.link else f"--kinds {arguments.kinds}"
+        say(arguments, f"{rest:,} of them are of other kinds than {taken}, and stay")
     if arguments.dry_run:
         for move in moves:
-            say(arguments, f"would move: {move.path} (kept: {move.keeper})")
+            say(arguments, f"would {'link' if arguments.link else 'move'}: {move.path} (kept: {move.keeper})")
         summary["would_move"] = [move.path for move in moves]
     if trash is None:
         say(arguments, "nothing was moved; --apply moves all but the keepers to the trash, --undo brings them back")

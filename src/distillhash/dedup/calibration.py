@@ -249,8 +249,10 @@ def calibrate(
     """
     if radius is not None and not 0 <= radius < codes.n_bits:
         raise ParameterError(f"the radius must lie in 0..{codes.n_bits - 1} bits, got {radius}")
-    if most_false_pairs is not None and not most_false_pairs >= 0:
-        raise ParameterError(f"the number of false pairs to accept must be at least 0, got {most_false_pairs}")
+    if most_false_pairs is not None and not 0 <= most_false_pairs < np.inf:
+        raise ParameterError(
+            f"the number of false pairs to accept must be finite and at least 0, got {most_false_pairs}"
+        )
     n_pictures = len(codes) + (0 if others is None else len(others))
     copies = None if copies is None or not copies.to_original.size else copies
     known = [] if copies is None else [copies.to_original.ravel(), copies.between.ravel()]

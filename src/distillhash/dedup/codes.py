@@ -136,7 +136,7 @@ def encode_collection(source: Source, settings: Settings) -> tuple[Encoder, Code
     vectors = source.vectors if isinstance(source, EmbeddingSource) else None
     if settings.backbone is not None and (settings.model is not None or vectors is not None):
         why = f"{source.name} holds vectors" if settings.model is None else f"the model {settings.model} has its own"
-        raise ParameterError(f"the backbone {settings.backbone.name} is not needed, for {why}; leave out --backbone")
+        raise ParameterError(f"the backbone {settings.backbone.name} is not needed, for {why}; leave out its options")
     if settings.model is not None:
         loaded = load_model(
             settings.model,

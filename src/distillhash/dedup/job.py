@@ -465,6 +465,8 @@ def _against(
         for side, rows in ((source, coded), (other, kept))
     )
     held = np.isin(ours, theirs[theirs >= 0])  # a file of the reference, reached through the source as well
+    if isinstance(reference, Indexed):
+        held |= _known_files(source, coded.rows, reference.searcher.index)
     matched = _matched(source, coded, np.flatnonzero(~held), other, kept, found, calibration.rule, settings)
     groups: dict[tuple[bool, int], list[Item]] = {}
     for pair in sorted(matched, key=lambda pair: (pair.train.row, pair.test.distance, pair.test.row)):
@@ -476,6 +478,16 @@ def _against(
     certain, first_frames = ([group for (stays, _), group in groups.items() if stays == kind] for kind in (False, True))
     skipped, n_items = kept.skipped + coded.skipped, n_kept + len(coded.rows)
     return Report(calibration, encoder.description, certain, skipped, n_items, int(held.sum()), first_frames)
+
+
+def _known_files(source: Source, rows: NDArray[np.intp], index: Index) -> NDArray[np.bool_]:
+    """Which items are files that the index names, whatever their content is now."""
+    paths = [source.path(row) for row in rows.tolist()]
+    real = ["" if path is None else os.path.realpath(path) for path in paths]
+    known: set[str] = set()
+    for start in range(0, len(real), AT_ONCE):
+        known.update(index.known([path for path in real[start : start + AT_ONCE] if path]))
+    return np.array([path in known for path in real], bool)
 
 
 def _looked_up(

@@ -118,7 +118,9 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return _json(await service.search(query))
 
     @app.post(
-        "/match", **_documented(schemas.MatchAnswer, *_OF_UPLOADS), openapi_extra={"requestBody": asking["requestBody"]}
+        "/match",
+        **_documented(schemas.MatchAnswer, 501, *_OF_UPLOADS),
+        openapi_extra={"requestBody": asking["requestBody"]},
     )
     async def match(
         request: Request,

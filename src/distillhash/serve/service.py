@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from distillhash.dedup.calibration import Calibration
 
 _MOST_TOGETHER = 16  # searches of one call, as many as the kernels take at once: none waits for a thread to start
+_MOST_COMPARED = 1_000  # matches whose content is compared with an upload, the nearest
 _MOST_SIZES = 200_000  # items whose picture sizes are held, about 100 bytes each
 _SIZES_AT_ONCE = 256
 _PICTURES_AT_ONCE = 4
@@ -248,6 +250,8 @@ class Service:
     async def match(self, code: bytes, upload: Upload | None, k: int) -> dict[str, Any]:
         """Whether the index holds a picture already: what lies within the calibrated radius, ``k`` at most; and how often by mistake."""
         self._check_ready()
+        if find_spec("scipy") is None:
+            raise Problem(501, "matching needs SciPy where the server runs; pip install 'distillhash[dedup]' there")
         found, n_held = await self._calibrated()
         times = n_held / max(1, found.n_held or 0)  # as many more items, as many more mistakes
         content = digest(upload) if isinstance(upload, bytes) else None
@@ -255,22 +259,22 @@ class Service:
 
         def look_up(index: Index) -> tuple[int, list[tuple[Item, int]]]:
             near = index.range_search(codes, found.radius)
-            ids = near.ids[:k].tolist()
+            ids = near.ids[: max(k, _MOST_COMPARED)].tolist()
             items = {item.id: item for item in index.get(sorted(index.present(ids)))}
-            pairs = zip(ids, near.distances[:k].tolist(), strict=True)
+            pairs = zip(ids, near.distances[: len(ids)].tolist(), strict=True)
             return len(near.ids), [(items[one], distance) for one, distance in pairs if one in items]
 
         n_matches, pairs = await self.run(look_up)
+        same = any(content is not None and item.digest == content for item, _ in pairs)
         matches = [
             {
                 **self.summary(item),
                 "distance": distance,
                 "same_file": content is not None and item.digest == content,
             }
-            for item, distance in pairs
+            for item, distance in pairs[:k]
         ]
         expected, interval = found.expected_false_pairs, found.false_pairs_interval
-        same = any(match["same_file"] for match in matches)
         return {
             "code": code.hex(),
             "verdict": "same file" if same else "copy" if n_matches else "new",
