@@ -264,6 +264,9 @@ def _apply(arguments: argparse.Namespace, moves: list[Move], trash: Path) -> dic
     together, stay = companion_moves(moves)
     held = {path for path, _ in stay}
     going = [one for one in moves if one.path not in held]
+    if not going and not stay:
+        say(arguments, "0 files moved")
+        return {"trash": str(trash), "n_moved": 0, "left": [], "exit_code": 0}
     outcome = move(going, trash, root, together=together, progress=not arguments.quiet)
     outcome.left += stay
     words = [arguments.source, "--undo", *(["--trash", str(trash)] if arguments.trash else [])]
