@@ -142,9 +142,7 @@ class Item:
     source: Source  # where it can be read
     row: int  # its row there
     facts: Facts | None = None  # None for vectors
-    match: str = (
-        "near"  # or ``keeper``, ``same file``, ``same pixels``, ``copy``, ``edited copy``, ``similar`` ...: see _item
-    )
+    match: str = "near"  # by codes alone; or ``keeper``, ``same file``, ``same pixels``, ``copy`` and others: see _item
     phash_distance: int | None = None  # bits between its perceptual hash of 64 bits and the keeper's
     found_by: str | None = None  # ``hash``, ``features and hash`` or ``alignment``; None for the keeper
     edits: tuple[str, ...] = ()  # what it looks as if was done to one of the two
@@ -162,9 +160,7 @@ class Report:
     n_items: int  # items compared
     n_aliases: int = 0  # items left out as other names of a file that is compared
     first_frames: list[list[Item]] = field(default_factory=list)  # like groups, by the first frame alone; all stay
-    scenes: list[list[Item]] = field(
-        default_factory=list
-    )  # like groups, of pictures that show one scene and are no copies
+    scenes: list[list[Item]] = field(default_factory=list)  # like groups, of one scene each, and no copies
     n_looked_at: int = 0  # pairs that codes left open
 
     @property

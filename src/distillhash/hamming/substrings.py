@@ -35,7 +35,9 @@ _OTHER_BITS = 32
 _QUERIES = 1024  # of one call of the kernel, at most
 _HITS = 1 << 20  # that one call has room for, and a query's effort more
 _SCAN, _KEY, _COMPARE, _PLACE = 0.004, 25.0, 30.0, 50.0
-"""Nanoseconds of one core: to scan a byte, to look up a key, to look at a row, to put a row into a table. Measured, see results/match."""
+"""Nanoseconds of one core: to scan a byte, to look up a key, to look at a row, to put a row into a table.
+
+Taken by hand on one processor (Zen 5). They decide how long a search takes, never its answer."""
 
 
 class _Groups(NamedTuple):
@@ -53,7 +55,7 @@ class _Tables(NamedTuple):
     starts: NDArray[np.uint32]  # (m, 2**width + 1) where the rows of each key begin
     rows: NDArray[
         np.uint64
-    ]  # (m, n) ascending for each key; above 32 bits, other bits of the code, which reject most rows
+    ]  # (m, n) ascending for each key; the upper 32 bits are others of the code, which reject most rows
 
 
 class SubstringTables:
