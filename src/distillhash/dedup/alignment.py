@@ -44,6 +44,7 @@ LOOSE = 0.8  # from here on the place is good enough for a closer look
 MOVED = 4.0
 """Standard errors from which they are two photographs. Pairs of copies have 2.8 at most, but for a few that were stretched or turned; of
 two photographs that agree by .95 or more, 4.5 at least and mostly more than 10 (groceries, the training photographs; Flickr8k)."""
+SURELY_STILL = 2.0  # standard errors up to which one look is enough
 _KEPT_LOOKS, _KEPT_CLOSER = 1000, 64  # about 100 and 200 kB each
 
 _BAND = 0.7, 3.0  # standard deviations of the two blurs whose difference are the details, at 64 pixels
@@ -53,9 +54,10 @@ _STEPS = 8
 _EDGE = 4  # samples at the edge of a part that do not count
 _BLOCKS, _KEPT = 6, 0.75  # a side; share that the score is taken over
 _FURTHEST = 1.25  # sizes that refining may change to, relative to those tried
+_QUICK_STEPS = (((1, 1),),)
 _CLOSER_STEPS = (4, 1), (2, 1), (1, 2)  # how much ``_BAND`` is widened, in pixels of what is looked at, and steps
+_ALL_STEPS = *_QUICK_STEPS, _CLOSER_STEPS, _CLOSER_STEPS, _CLOSER_STEPS  # turned as the one before found
 _CELLS, _CELL_SIDE = 8, 6  # cells a side at most; pixels of the shortest side of a cell
-_TURNS = 3  # tries to find by how much one was turned
 _FEWEST_CELLS, _WORST_ERROR, _LEAST_ERROR = 8, 0.15, 0.02  # that tell; pixels
 _FAR = 3.0  # pixels that a cell cannot be followed over
 
@@ -72,17 +74,11 @@ class Aligned:
     turned: int  # degrees that the second was turned by, against the clock
     inside: bool  # whether the second is a part of the first; else the first is a part of the second
     box: Box  # left, top, right, bottom of the part, as shares of the whole
-    movement: float = 0.0  # standard errors, see :func:`movement`; 0 where nobody looked
 
     @property
     def same(self) -> bool:
         """Whether they are one picture."""
-        return self.score >= (SAME_PART if self.area < PART else SAME) and not self.taken_twice
-
-    @property
-    def taken_twice(self) -> bool:
-        """Whether they are two photographs of one scene."""
-        return self.movement >= MOVED
+        return self.score >= (SAME_PART if self.area < PART else SAME)
 
     @property
     def area(self) -> float:
@@ -98,6 +94,7 @@ class Aligned:
 
 
 NOWHERE = Aligned(-1.0, False, 0, True, (0, 0, 1, 1))
+_WHOLE = Aligned(1.0, False, 0, True, (0, 0, 1, 1))
 
 
 class Look:
@@ -184,19 +181,21 @@ def align_pairs(first: Looks, second: Looks, pairs: NDArray[np.int64], *, progre
     return _each(partial(_lie, first, second), pairs.tolist(), progress)
 
 
-def look_closer(
+def taken_twice(
     first: Looks, second: Looks, pairs: NDArray[np.int64], lies: Sequence[Aligned | None], *, progress: bool = False
-) -> list[Aligned]:
-    """How the pictures of each pair lie on each other (None is found first), with their movement from a score of ``LOOSE``."""
+) -> list[bool]:
+    """Whether the pictures of each pair are two photographs of one scene; ``lies`` says how they lie on each other, where it is known."""
 
-    def one(asked: tuple[list[int], Aligned | None]) -> Aligned:
+    def one(asked: tuple[list[int], Aligned | None]) -> bool:
         pair, lie = asked
-        if lie is None:
-            lie = _lie(first, second, pair)
-        if lie.score < LOOSE:
-            return lie
         a, b = first.closer(pair[0]), second.closer(pair[1])
-        return lie if a is None or b is None else replace(lie, movement=movement(a, b, lie))
+        if a is None or b is None:
+            return False
+        if lie is None:
+            if movement(a, b, _WHOLE, quick=True) < MOVED:
+                return False
+            lie = _lie(first, second, pair)
+        return lie.score >= LOOSE and movement(a, b, lie) >= MOVED
 
     return _each(one, zip(pairs.tolist(), lies, strict=True), progress)
 
@@ -206,9 +205,9 @@ def _lie(first: Looks, second: Looks, pair: Sequence[int]) -> Aligned:
     return NOWHERE if a is None or b is None else align(a, b)
 
 
-def _each(one: Callable[[Any], Aligned], asked: Iterable[Any], progress: bool) -> list[Aligned]:
+def _each(one: Callable[[Any], Any], asked: Iterable[Any], progress: bool) -> list[Any]:
     """``one`` of all that is asked, on all cores."""
-    found: list[Aligned] = []
+    found: list[Any] = []
     asked = list(asked)
     shown = Progress("comparing pictures", len(asked), unit="pairs", quiet=not progress)
     with shown, ThreadPoolExecutor(cores()) as pool:
@@ -219,13 +218,14 @@ def _each(one: Callable[[Any], Aligned], asked: Iterable[Any], progress: bool) -
     return found
 
 
-def movement(first: Floats, second: Floats, lies: Aligned) -> float:
+def movement(first: Floats, second: Floats, lies: Aligned, *, quick: bool = False) -> float:
     """How far the cells of a grid moved against each other, between two grey pictures that lie on each other.
 
     Args:
         first: ``(h, w) float32`` grey levels.
         second: The same of the other picture.
-        lies: Where one lies on the other, to within a few pixels.
+        lies: Where one lies on the other, to within a few pixels; within half a pixel where it is to be ``quick``.
+        quick: Look once. The answer is infinite where that does not show that nothing moved.
 
     Returns:
         The median over the cells, in standard errors; 0 where the common picture has fewer than three cells a side, or too few cells have
@@ -251,31 +251,33 @@ def movement(first: Floats, second: Floats, lies: Aligned) -> float:
     part, whole = _resized(part, tuple(size)), _resized(whole, tuple(whole_size))
     # A picture that was straightened is a copy; it is turned back where it does not fit as it is.
     found, angle = np.inf, 0.0
-    for _ in range(_TURNS):
+    for steps in _QUICK_STEPS if quick else _ALL_STEPS:
         upright = _turned(part, angle) if angle else part
-        for blur, n_steps in _CLOSER_STEPS:
+        for blur, n_steps in steps:
             target, fine = (_band(picture, picture.shape, 64 * blur) for picture in (upright, whole))
             for _ in range(n_steps):
                 points = [
                     np.float32(a + b * (np.arange(m) + 0.5) / m - 0.5) for (a, b), m in zip(lines, size, strict=True)
                 ]
                 moves, errors = _moves(target, _sampled(fine, *points)[0], n_cells, cell)
-                steps = np.stack([_line(*known) for known in zip(places, moves, errors, strict=True)])
-                lines += steps
-        moves = moves - steps[:, :1] - steps[:, 1:] * places
+                change = np.stack([_line(*known) for known in zip(places, moves, errors, strict=True)])
+                lines += change
+        moves = moves - change[:, :1] - change[:, 1:] * places
         error = np.hypot(*errors)
         telling = error < _WORST_ERROR
-        if telling.sum() < _FEWEST_CELLS:
-            return 0.0
-        found = min(found, float(np.median((np.hypot(*moves) / np.hypot(error, _LEAST_ERROR))[telling])))
-        if found < MOVED:
-            break
+        moved = np.inf
+        if telling.sum() >= _FEWEST_CELLS:
+            moved = float(np.median((np.hypot(*moves) / np.hypot(error, _LEAST_ERROR))[telling]))
+        if steps is _CLOSER_STEPS or (telling.mean() >= 0.5 and moved < SURELY_STILL):
+            found = min(found, moved)
+            if found < MOVED:
+                break
         down, across = (places - 0.5) * size[:, None]
         arms = np.concatenate([across, -down])
-        known = np.abs(arms) > 1
-        ratio = float(np.median((moves.ravel() / arms)[known]))
-        angle += float(_fitted(arms[None], moves.ravel(), errors.ravel(), np.array([ratio]))[0])
-    return found
+        ratio = float(np.median(moves.ravel() * arms) / np.median(arms**2))
+        if steps is _CLOSER_STEPS:
+            angle += float(_fitted(arms[None], moves.ravel(), errors.ravel(), np.array([ratio]))[0])
+    return found if quick or found < np.inf else 0.0
 
 
 def _turned(picture: Floats, angle: float) -> Floats:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes, hamming_distances
-from distillhash.dedup.alignment import NOWHERE, SCENE, Aligned, Looks, align, align_pairs, look_closer
+from distillhash.dedup.alignment import NOWHERE, SCENE, Aligned, Looks, align, align_pairs, taken_twice
 from distillhash.dedup.calibration import (
     EDITED,
     Calibration,
@@ -376,10 +376,9 @@ class _Pairs:
         pairs = pairs[np.lexsort((new, keeper))]  # what is decoded for one keeper is decoded once
         known = [self.aligned.get((a, b)) for a, b in pairs.tolist()]
         rows = self._coded.rows[pairs]
-        found = look_closer(self._looks, self._looks, rows, known, progress=self._settings.progress)
-        twice = [(a, b) for (a, b), lies in zip(pairs.tolist(), found, strict=True) if lies.taken_twice]
-        self._twice += twice
-        return bool(twice)
+        twice = taken_twice(self._looks, self._looks, rows, known, progress=self._settings.progress)
+        self._twice += [(a, b) for a, b in pairs[np.array(twice)].tolist()]
+        return any(twice)
 
     def taken_twice(self, near: NDArray[np.int64]) -> NDArray[np.int64]:
         """Pairs that are two photographs of one scene, as places in ``near``."""
@@ -683,7 +682,8 @@ def _matched(
     found = Matches(*(getattr(matches, name)[places] for name in ("row", "distance", "certain", "count")))
     chosen, count = np.where(found.certain[:, 0], 0, -1), found.count.copy()
     aligned: dict[tuple[int, int], Aligned] = {}
-    closer: dict[tuple[int, int], Aligned] = {}
+    twice: dict[tuple[int, int], bool] = {}
+    looks: tuple[Looks, Looks] | None = None
     if isinstance(source, ImageSource) and isinstance(other, ImageSource) and compiles():
         looks = Looks(other, settings.max_pixels), Looks(source, settings.max_pixels)
         owner = np.broadcast_to(places[:, None], found.row.shape)
@@ -702,12 +702,13 @@ def _matched(
             asked = [
                 (one, at)
                 for one, at in enumerate(chosen.tolist())
-                if at >= 0 and changed[one, at] and (one, at) not in closer
+                if at >= 0 and changed[one, at] and (one, at) not in twice
             ]
             rows = pictures[tuple(np.array(asked, np.int64).reshape(-1, 2).T)]
-            lie = look_closer(*looks, rows, [aligned.get(pair) for pair in asked], progress=settings.progress)
-            for pair, how in zip(asked, lie, strict=True):
-                closer[pair], usable[pair] = how, not how.taken_twice
+            known = [aligned.get(pair) for pair in asked]
+            twice |= dict(zip(asked, taken_twice(*looks, rows, known, progress=settings.progress), strict=True))
+            for pair in asked:
+                usable[pair] = not twice[pair]
         chosen = np.where(usable.any(axis=1), usable.argmax(axis=1), nearest_usable)
     hits = np.flatnonzero(chosen >= 0)
     nearest, distances = (
@@ -726,9 +727,9 @@ def _matched(
             candidates = candidates[np.lexsort((candidates, away[candidates]))][:MOST_CANDIDATES]
             unknown = [one for one in kept.rows[candidates].tolist() if one not in kept_facts]
             kept_facts |= gather_facts(other, np.array(unknown, np.intp), settings)
-            known = [(one, kept_facts.get(int(kept.rows[one]))) for one in candidates.tolist()]
+            told = [(one, kept_facts.get(int(kept.rows[one]))) for one in candidates.tolist()]
             whole, first = (
-                next((one for one, fact in known if fact and agree(ours, fact, first_frame=by_first)), -1)
+                next((one for one, fact in told if fact and agree(ours, fact, first_frame=by_first)), -1)
                 for by_first in (False, True)
             )
             if first < 0 and whole < 0:
@@ -737,12 +738,16 @@ def _matched(
             distance, theirs = int(away[near]), kept_facts[int(kept.rows[near])]
         keeper = _item(other, int(kept.rows[near]), 0, theirs, theirs, "keeper")
         item = _item(source, row, distance, ours, theirs, label)
-        lies, looked = closer.get((hit, int(chosen[hit]))), (hit, int(chosen[hit])) in aligned
-        if lies is not None and theirs is not None and label is None and near == nearest[hit]:
-            if lies.taken_twice:
-                item = replace(item, match=SCENE_MATCH)
-            elif lies.same and (looked or item.match == "similar"):
-                item = replace(item, **_judged(item, theirs, lies), found_by="alignment" if looked else None)
+        pair = hit, int(chosen[hit])
+        lies = aligned.get(pair)
+        if label is None and near == nearest[hit] and twice.get(pair):
+            yield Leak(replace(item, match=SCENE_MATCH), keeper, int(count[hit]))
+            continue
+        if lies is None and looks is not None and item.match == "similar":
+            lies = align_pairs(*looks, np.array([[kept.rows[near], row]]))[0]
+        if lies is not None and lies.same and theirs is not None and label is None:
+            found_by = "alignment" if pair in aligned else None
+            item = replace(item, **_judged(item, theirs, lies), found_by=found_by)
         yield Leak(item, keeper, int(count[hit]))
 
 
