@@ -332,10 +332,8 @@ class _Pairs:
         if isinstance(source, ImageSource) and compiles():
             self._looks = Looks(source, settings.max_pixels)
         self.aligned: dict[tuple[int, int], Aligned] = {}
-        self._checked, self._n_checked = (
-            np.full(len(coded.rows), -1),
-            0,
-        )  # the keeper of each when it was looked at closer
+        self._checked = np.full(len(coded.rows), -1)  # the keeper that each was looked at closer with
+        self._n_checked = 0
         self._twice: list[tuple[int, int]] = []
         self._same: list[tuple[int, int]] = []
         self.parts = rule_parts(coded.codes, rule)
