@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from distillhash.dedup.groups import compiled
 from distillhash.files import cores
@@ -151,6 +152,9 @@ class Looks:
             return None
 
 
+@threadpool_limits.wrap(
+    limits=1, user_api="blas"
+)  # its threads cost more than they save on matrices of a picture's size
 def align_pairs(first: Looks, second: Looks, pairs: NDArray[np.int64], *, progress: bool = False) -> list[Aligned]:
     """Lay the pictures of each pair of rows on each other; what cannot be read lies on nothing."""
 

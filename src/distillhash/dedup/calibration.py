@@ -67,7 +67,7 @@ letters are."""
 MOST_OPENED = 200_000  # items; in larger collections only the features leave pairs open, for wide radii take long there
 
 FEWEST_COPIES = 0.5  # expected pairs of copies at the next distance; with fewer, the radius does not grow
-EDITED, HEAVILY_EDITED = 120, 50  # images edited to calibrate, at most
+EDITED, HEAVILY_EDITED = 100, 40  # images edited to calibrate, at most
 KEEPING = {"re-encoded", "resized", "brightness", "turned by EXIF", "thumbnail", "strong JPEG", "colours"}
 FEW_REPLICATES = 5  # of the bootstrap, where no interval is wanted
 LOOKED_AT = (
@@ -77,7 +77,7 @@ ENOUGH_EDITED = 100  # with fewer, the largest distances are one picture's: a sm
 FEWEST_PAIRS = 28  # pairs of different pictures, those of 8; with fewer, nothing is said of false pairs
 TAIL = 0.01  # share of random pairs that are counted
 FEWEST = 300  # pairs in the tail, where there are as many
-MOST_COMPARED = 2**29  # pairs; above, a random part of the items is compared with all
+MOST_COMPARED = 2**28  # pairs; above, a random part of the items is compared with all
 CROWD = 10  # pairs of one item that count for the number of copies: a thousand copies of one picture must not outweigh the rest
 MOST_KEPT = 2000  # pairs at one distance kept for the bootstrap, about
 REPLICATES = 50
