@@ -27,8 +27,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Find and report."""
     from distillhash.dedup.job import find_leaks
-    from distillhash.dedup.review import leaks_json, write_text
+    from distillhash.dedup.review import check_place, leaks_json, write_text
 
+    if arguments.out:
+        check_place(Path(arguments.out))
     train, test = open_argument(arguments, arguments.train), open_argument(arguments, arguments.test)
     report = find_leaks(train, test, settings(arguments))
     summary = leaks_json(report)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 
 from distillhash.dedup.job import FIRST_FRAME, SCENE_MATCH, Item, LeakReport, Report
 from distillhash.errors import DataError
-from distillhash.files import write_atomic
+from distillhash.files import check_target, write_atomic
 from distillhash.output import csv_cell, escaped
 from distillhash.sources import BadItemError, ImageSource, decode_thumbnail, encode_thumbnail
 
@@ -97,10 +98,22 @@ def report_csv(report: Report) -> str:
     return stream.getvalue()
 
 
+def check_place(path: Path) -> None:
+    """Raise the :class:`DataError` of :func:`write_text` before there is a text."""
+    with _writing(path):
+        check_target(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole; a :class:`DataError` where it cannot be written."""
-    try:
+    with _writing(path):
         write_atomic(path, text.encode("utf-8", "backslashreplace"))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror}); give another place") from error
 
