@@ -36,7 +36,7 @@ from distillhash.files import user_folder
 if TYPE_CHECKING:
     from distillhash.backbones import Backbone
     from distillhash.dedup.codes import Settings
-    from distillhash.dedup.job import Indexed, Verdicts
+    from distillhash.dedup.job import Indexed, LeakReport, Report, Verdicts
     from distillhash.dedup.journal import Move
     from distillhash.dedup.trash import Outcome
     from distillhash.sources import Source
@@ -120,6 +120,14 @@ def settings(arguments: argparse.Namespace, model: str | None = None) -> Setting
     )
 
 
+def say_calibration(arguments: argparse.Namespace, report: Report | LeakReport) -> dict[str, Any]:
+    """Say what was skipped and how the radius was chosen; the keys of the summary for what was skipped."""
+    listed = Path(arguments.out or arguments.verb).with_suffix(".skipped.json")
+    found = report_skipped(arguments, report.skipped, listed)
+    say(arguments, report.calibration.sentence())
+    return found
+
+
 def _backbone(arguments: argparse.Namespace, model: str | None) -> Backbone | None:
     """The feature extractor that the options ask for; None where they ask for none. ``model`` is what has one already."""
     options = backbone_options(arguments)
@@ -172,7 +180,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if place:
             check_place(Path(place))
     if arguments.html:
-        import_module("jinja2")
+        import_module("jinja2")  # if it is missing, say so now
     source = open_argument(arguments, arguments.source)
     if trash is not None and source.path(0) is None:
         raise DataError(f"--apply moves files, and the items of {arguments.source} are no files of their own")
@@ -190,10 +198,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         first_frame=arguments.first_frame,
         verdicts=verdicts,
     )
-    summary = report_json(report)
-    listed = Path(arguments.out).with_suffix(".skipped.json") if arguments.out else Path("dedup.skipped.json")
-    summary |= report_skipped(arguments, report.skipped, listed)
-    say(arguments, report.calibration.sentence())
+    summary = report_json(report) | say_calibration(arguments, report)
     say(arguments, f"{report.n_duplicates:,} duplicates in {len(report.groups):,} groups, by {report.codes}")
     if n_items := sum(map(len, report.first_frames)):
         remedy = "--first-frame makes them duplicates"
@@ -273,26 +278,24 @@ def _apply(
     """Move, or link; ``stay`` has files that stay, each with its reason."""
     from distillhash.dedup.trash import Outcome, companion_moves, link, move
 
-    root = _collection(arguments)
+    root, outcome = _collection(arguments), Outcome()
+    summary: dict[str, Any]
     if arguments.link:
         outcome = link(moves, root, progress=not arguments.quiet)
-        outcome.left += stay
-        say(arguments, f"{len(outcome.done):,} files are hard links to their keepers now")
-        _say_left(arguments, outcome, "left as it is")
-        left = [list(pair) for pair in outcome.left]
-        return {"n_linked": len(outcome.done), "left": left, "exit_code": 1 if left else 0}
-    together, held = companion_moves(moves)
-    going = [one for one in moves if one.path not in dict(held)]
-    outcome = Outcome()
-    if going:
-        outcome = move(going, trash, root, together=together, progress=not arguments.quiet)
-    outcome.left += held + stay
-    words = [arguments.source, "--undo", *(["--trash", str(trash)] if arguments.trash else [])]
-    remedy = f"; `distillhash dedup {shlex.join(words)}` brings them back" if outcome.done else ""
-    say(arguments, f"{len(outcome.done):,} files moved{f' to {trash}' if outcome.done else ''}{remedy}")
-    _say_left(arguments, outcome, "left in its place")
-    left = [list(pair) for pair in outcome.left]
-    return {"trash": str(trash), "n_moved": len(outcome.done), "left": left, "exit_code": 1 if left else 0}
+        text, summary = "are hard links to their keepers now", {"n_linked": len(outcome.done)}
+    else:
+        together, held = companion_moves(moves)
+        stay, apart = held + stay, dict(held)
+        going = [one for one in moves if one.path not in apart]
+        if going:
+            outcome = move(going, trash, root, together=together, progress=not arguments.quiet)
+        words = [arguments.source, "--undo", *(["--trash", str(trash)] if arguments.trash else [])]
+        remedy = f" to {trash}; `distillhash dedup {shlex.join(words)}` brings them back"
+        text, summary = f"moved{remedy if outcome.done else ''}", {"trash": str(trash), "n_moved": len(outcome.done)}
+    outcome.left += stay
+    say(arguments, f"{len(outcome.done):,} files {text}")
+    _say_left(arguments, outcome, "left as it is" if arguments.link else "left in its place")
+    return summary | {"left": [list(pair) for pair in outcome.left], "exit_code": 1 if outcome.left else 0}
 
 
 def _undo(arguments: argparse.Namespace) -> dict[str, Any]:

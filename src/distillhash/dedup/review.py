@@ -40,9 +40,7 @@ _FACTS = ("width", "height", "bytes", "format", "n_frames", "damage", "sharpness
 
 def report_json(report: Report) -> dict[str, Any]:
     """``{"radius", "expected_false_pairs", "groups": [{"keeper", "members": [{"path", "distance"}]}]}`` and more, keeper included."""
-    return {
-        "radius": report.calibration.radius,
-        "expected_false_pairs": report.calibration.expected_false_pairs,
+    return _calibrated(report) | {
         "groups": [_as_json(group) for group in report.groups],
         "same_first_frame": [_as_json(group) for group in report.first_frames],
         "same_scene": [_as_json(group) for group in report.scenes],
@@ -51,16 +49,19 @@ def report_json(report: Report) -> dict[str, Any]:
         "n_duplicates": report.n_duplicates,
         "n_aliases": report.n_aliases,
         "n_looked_at": report.n_looked_at,
-        "codes": report.codes,
-        "calibration": {"sentence": report.calibration.sentence(), **asdict(report.calibration)},
     }
+
+
+def _calibrated(report: Report | LeakReport) -> dict[str, Any]:
+    found = report.calibration
+    calibration = {"sentence": found.sentence(), **asdict(found)}
+    head = {"radius": found.radius, "expected_false_pairs": found.expected_false_pairs}
+    return head | {"codes": report.codes, "calibration": calibration}
 
 
 def leaks_json(report: LeakReport) -> dict[str, Any]:
     """``{"radius", "expected_false_pairs", "leaks": [{"test", "train", "distance", "match", "n_matches"}], ...}``."""
-    return {
-        "radius": report.calibration.radius,
-        "expected_false_pairs": report.calibration.expected_false_pairs,
+    return _calibrated(report) | {
         "leaks": [
             {
                 "test": leak.test.path,
@@ -75,8 +76,6 @@ def leaks_json(report: LeakReport) -> dict[str, Any]:
         "n_train": report.n_train,
         "n_test": report.n_test,
         "n_leaks": len(report.leaks),
-        "codes": report.codes,
-        "calibration": {"sentence": report.calibration.sentence(), **asdict(report.calibration)},
     }
 
 
