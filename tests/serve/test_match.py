@@ -100,7 +100,9 @@ def test_without_a_model_codes_are_matched(tmp_path: Path, monkeypatch: pytest.M
     with in_thread(tmp_path / "i") as url, httpx.Client(base_url=url, timeout=30) as client:
         answer = client.post(f"/match?code={codes[5].packed.tobytes().hex()}").json()
         assert answer["matches"][0]["id"] == 5 and answer["expected_false_matches"] == 1.5
-        assert answer["caution"].startswith("more false matches than the 1 per 1,000 accepted are expected, for codes of 24")
+        assert answer["caution"].startswith(
+            "more false matches than the 1 per 1,000 accepted are expected, for codes of 24"
+        )
         assert "keeps no model" in problem(client.post("/match", files={"file": make_png()}), 422)
 
 

@@ -159,12 +159,9 @@ def open_argument(arguments: argparse.Namespace, spec: str | Sequence[str]) -> S
     except DataError as error:
         if not isinstance(spec, str) or not is_address(spec):
             raise
-        remedy = (
-            f"give {arguments.verb} what was indexed; `distillhash dedup NEW --reference INDEX` compares with an index"
-        )
-        raise DataError(
-            f"{shown(spec)} looks like an index, which is no source of images or vectors; {remedy}"
-        ) from error
+        what = f"{shown(spec)} looks like an index, which is no source of images or vectors"
+        remedy = "`distillhash dedup NEW --reference INDEX` compares with an index"
+        raise DataError(f"{what}; give {arguments.verb} what was indexed; {remedy}") from error
     arguments.opened = [*getattr(arguments, "opened", []), source]
     return source
 

@@ -176,7 +176,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.first_frame:
         chosen.add(FIRST_FRAME)
     trash = _trash(arguments) if arguments.apply else None
-    for place in (arguments.out, arguments.csv, arguments.html, trash and trash / "journal"):
+    for place in (arguments.out, arguments.csv, arguments.html, trash and not trash.is_symlink() and trash / "journal"):
         if place:
             check_place(Path(place))
     if arguments.html:
@@ -218,9 +218,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             if item.facts is None or item.match not in chosen:
                 continue
             if keeper.source.path(keeper.row) is None:
-                stay.append(
-                    (item.path, f"it matches {keeper.path} of {keeper.source.name}, which is no file of its own")
-                )
+                why = f"it matches {keeper.path} of {keeper.source.name}, which is no file of its own"
+                stay.append((item.path, why))
             else:
                 moves.append(Move(item.path, item.facts.digest, keeper.path, item.distance))
     files = [item for group in report.groups for item in group[1:] if item.facts is not None]
@@ -279,10 +278,9 @@ def _apply(
     from distillhash.dedup.trash import Outcome, companion_moves, link, move
 
     root, outcome = _collection(arguments), Outcome()
-    summary: dict[str, Any]
     if arguments.link:
         outcome = link(moves, root, progress=not arguments.quiet)
-        text, summary = "are hard links to their keepers now", {"n_linked": len(outcome.done)}
+        text = "are hard links to their keepers now"
     else:
         together, held = companion_moves(moves)
         stay, apart = held + stay, dict(held)
@@ -291,11 +289,13 @@ def _apply(
             outcome = move(going, trash, root, together=together, progress=not arguments.quiet)
         words = [arguments.source, "--undo", *(["--trash", str(trash)] if arguments.trash else [])]
         remedy = f" to {trash}; `distillhash dedup {shlex.join(words)}` brings them back"
-        text, summary = f"moved{remedy if outcome.done else ''}", {"trash": str(trash), "n_moved": len(outcome.done)}
+        text = f"moved{remedy if outcome.done else ''}"
     outcome.left += stay
-    say(arguments, f"{len(outcome.done):,} files {text}")
+    n_done, left = len(outcome.done), [list(pair) for pair in outcome.left]
+    say(arguments, f"{n_done:,} files {text}")
     _say_left(arguments, outcome, "left as it is" if arguments.link else "left in its place")
-    return summary | {"left": [list(pair) for pair in outcome.left], "exit_code": 1 if outcome.left else 0}
+    done = {"n_linked": n_done} if arguments.link else {"trash": str(trash), "n_moved": n_done}
+    return {**done, "left": left, "exit_code": 1 if left else 0}
 
 
 def _undo(arguments: argparse.Namespace) -> dict[str, Any]:

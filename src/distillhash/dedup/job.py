@@ -449,9 +449,7 @@ def find_leaks(train: Source, test: Source, settings: Settings | None = None) ->
 
 def _check(source: Source, settings: Settings, reference: Source | Indexed | None = None) -> None:
     """Refuse what no calibration will take, before anything is encoded."""
-    n_bits = RANDOM_BITS + (
-        RANDOM_BITS // 2 if isinstance(source, ImageSource) else 0
-    )  # the longest codes that are made
+    n_bits = RANDOM_BITS + isinstance(source, ImageSource) * RANDOM_BITS // 2  # of the longest codes that are made
     if isinstance(reference, Indexed):
         n_bits = reference.searcher.index.n_bits
     elif settings.model is not None and settings.radius is not None:
