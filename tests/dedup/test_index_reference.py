@@ -241,8 +241,16 @@ def test_the_command_line(
             2,
         ),
         ((photos / "index", "--radius", "256"), "the radius must lie in 0..255 bits, got 256", 2),
-        (("no-items.sqlite",), "looks like an index that cannot be read, for no-items.sqlite/items.sqlite is missing", 1),
-        (("no-manifest.json",), "but a part of one, for manifest.json is missing; make one with `distillhash index`", 1),
+        (
+            ("no-items.sqlite",),
+            "looks like an index that cannot be read, for no-items.sqlite/items.sqlite is missing",
+            1,
+        ),
+        (
+            ("no-manifest.json",),
+            "but a part of one, for manifest.json is missing; make one with `distillhash index`",
+            1,
+        ),
         ((photos / "index", "--backbone", "vgg16"), "has its own backbone; leave out --backbone", 2),
     ):
         assert sentence in run(capsys, "dedup", inbox, "--reference", *words, exit_code=code)["error"]

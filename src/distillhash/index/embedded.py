@@ -113,7 +113,9 @@ class EmbeddedIndex(Index):
         is_new = not os.path.lexists(file)
         if is_new and not create:
             part = " but a part of one, for manifest.json is missing" if database.exists() else ""
-            raise DataError(f"there is no index at {folder}{part}; make one with `distillhash index`, or pass create=True")
+            raise DataError(
+                f"there is no index at {folder}{part}; make one with `distillhash index`, or pass create=True"
+            )
         held = Manifest.new(n_bits, model_fingerprint) if is_new else Manifest.read(file)
         if is_new:
             try:
