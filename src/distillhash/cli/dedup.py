@@ -218,8 +218,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             if item.facts is None or item.match not in chosen:
                 continue
             if keeper.source.path(keeper.row) is None:
-                why = f"it matches {keeper.path} of {keeper.source.name}, which is no file of its own"
-                stay.append((item.path, why))
+                reason = f"it matches {keeper.path} of {keeper.source.name}, which is no file of its own"
+                stay.append((item.path, reason))
             else:
                 moves.append(Move(item.path, item.facts.digest, keeper.path, item.distance))
     files = [item for group in report.groups for item in group[1:] if item.facts is not None]
