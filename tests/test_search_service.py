@@ -14,7 +14,7 @@ from distillhash.hamming.ranking import order
 from distillhash.index import Index, open_index
 from distillhash.methods.registry import hasher_from
 from distillhash.search import NoItemError, Query, Searcher, cosines, open_searcher, projection_scores
-from distillhash.sources.decode import decode_sizes
+from distillhash.sources.decode import open_encoded
 from image_factory import make_jpeg
 
 RNG = np.random.default_rng(0)
@@ -123,7 +123,7 @@ def test_adding_reads_every_file_once(photo_index: Path, tmp_path: Path, monkeyp
     (photos / "bad.jpg").write_bytes(make_jpeg()[:200])
     opened: Counter[str] = Counter()
     decoded: list[int] = []
-    decode = decode_sizes
+    decode = open_encoded
 
     def counted(path: str, **options: Any) -> bytes:
         opened[Path(path).name] += 1
@@ -134,7 +134,7 @@ def test_adding_reads_every_file_once(photo_index: Path, tmp_path: Path, monkeyp
         return decode(content, *arguments)
 
     monkeypatch.setattr("distillhash.sources.files.read_file", counted)
-    monkeypatch.setattr("distillhash.backbones.extract.decode_sizes", noted)
+    monkeypatch.setattr("distillhash.backbones.extract.open_encoded", noted)
 
     def add() -> tuple[int, int, int, int]:
         opened.clear()

@@ -8,6 +8,7 @@ import re
 import secrets
 import sqlite3
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +83,23 @@ def _in_system(path: Path) -> bool:
     return path.parent.resolve().parts[1:2] in (("dev",), ("proc",))
 
 
+def check_target(path: Path) -> None:
+    """Raise the :class:`OSError` that :func:`write_atomic` would, where it is known beforehand; nothing is left on the disk."""
+    _check_regular(path)
+    with tempfile.TemporaryFile(dir=next(folder for folder in path.absolute().parents if folder.exists())):
+        pass
+
+
+def _check_regular(path: Path) -> None:
+    for status in (os.lstat, os.stat):
+        with contextlib.suppress(FileNotFoundError):
+            mode = status(path).st_mode
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+            if not (stat.S_ISREG(mode) or (stat.S_ISLNK(mode) and not _in_system(path))):
+                raise OSError(errno.EINVAL, "it is a device or a pipe, not a regular file", str(path))
+
+
 def write_atomic(path: str | Path, data: bytes, *, durable: bool = False) -> None:
     """Write a file that appears whole or not at all, whatever process or power fails meanwhile.
 
@@ -91,11 +109,7 @@ def write_atomic(path: str | Path, data: bytes, *, durable: bool = False) -> Non
     :class:`OSError`: a file would take its place.
     """
     path = Path(path)
-    for status in (os.lstat, os.stat):
-        with contextlib.suppress(FileNotFoundError):
-            mode = status(path).st_mode
-            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or (stat.S_ISLNK(mode) and not _in_system(path))):
-                raise OSError(errno.EINVAL, "it is a device or a pipe, not a regular file", str(path))
+    _check_regular(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{secrets.token_hex(8)}.partial")
     try:

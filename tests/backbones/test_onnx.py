@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 import warnings
 from collections.abc import Sequence
@@ -389,3 +390,14 @@ def test_the_default_backbone_exported_with_its_weights_beside(tmp_path: Path) -
     torch.onnx.export(lite.network, (torch.zeros(2, 3, 128, 128),), str(tmp_path / "lite.onnx"), **options)
     assert (tmp_path / "lite.onnx.data").exists()
     agree(f"onnx:{tmp_path}/lite.onnx", 500, 128)
+
+
+def test_the_runtime_tells_nobody_of_its_use(tmp_path: Path) -> None:
+    """It keeps a number of the machine, and what it is about to send, in a folder "Microsoft" of the user's cache."""
+    file = write(tmp_path / "a.onnx", [node("Relu", "x", "y")])[5:]
+    code = f"from distillhash.backbones.onnx import open_session; open_session('a', {file!r})"
+    home = {name: str(tmp_path / "home") for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "LOCALAPPDATA")}
+    (tmp_path / "home").mkdir()
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"} | home
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    assert [path for path in (tmp_path / "home").rglob("*") if path.name == "Microsoft"] == []

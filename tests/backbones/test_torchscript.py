@@ -143,7 +143,7 @@ def test_a_model_folder_runs_no_program_unasked(tmp_path: Path, monkeypatch: pyt
     assert Path("written").stat().st_size == 16  # TorchScript writes files
     Path("written").unlink()
     with pytest.raises(
-        FormatError, match="a TorchScript file, which is a program; if you trust it, add --allow-download"
+        FormatError, match=f"which is a program and .* it was not run.* add --allow-download .*{config['digest']}"
     ):
         backbone_from_config(config)
     for change, message in (
@@ -171,6 +171,10 @@ def test_a_model_trained_through_a_network(tmp_path: Path, capsys: pytest.Captur
     assert main(encode) == 1
     assert "add --allow-download" in capsys.readouterr().err
     assert main([*encode, "--allow-download"]) == 0
+    export = ["export", "--model", str(tmp_path / "model"), "--quiet", "--to"]
+    assert main([*export, "onnx"]) == 2 and "train with --backbone onnx:FILE" in capsys.readouterr().err
+    assert main([*export, "hub", "--license", "mit", "--allow-download"]) == 2
+    assert "which is on this machine alone" in capsys.readouterr().err
     model = load_model(tmp_path / "model", device="cpu", allow_download=True)
     by_hand = features(np.stack([images(12)[int(path.stem)] for path in sorted(photos.iterdir())]))
     np.testing.assert_array_equal(np.load(tmp_path / "codes.npz")["packed"], model.hasher.encode(by_hand).packed)

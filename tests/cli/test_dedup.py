@@ -4,13 +4,17 @@ import csv
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from distillhash import HashModel, make_hasher
 from distillhash.cli import main
+from distillhash.dedup import calibration
+from distillhash.sources import open_source
 from image_factory import make_png
 
 TIME = 1_400_000_000_000_000_000
@@ -157,3 +161,58 @@ def test_bad_input_is_one_sentence(pictures: Path, capsys: pytest.CaptureFixture
         (["leaks", pictures, "vectors.npy"], 1, "cannot be compared"),
     ):
         assert sentence in run(capsys, *words, exit_code=status)["error"]
+
+
+def test_what_can_be_known_is_refused_before_the_work(
+    pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    HashModel("efficientnet-lite0", make_hasher("lsh", 48), image_size=32).fit(open_source(pictures)).save("model")
+    np.save("vectors.npy", np.ones((2, 3), np.float32))
+    Path("file").touch()
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("features are computed")
+
+    monkeypatch.setattr(HashModel, "encode_batches", never)
+    number = "the number of false pairs to accept must be finite and at least 0, got"
+    for words, status, sentence in (
+        (["--radius", "-1"], 2, "the radius must lie in 0..1535 bits, got -1"),
+        (["--radius", "1536"], 2, "the radius must lie in 0..1535 bits, got 1536"),
+        (["--radius", "48", "--model", "model"], 2, "the radius must lie in 0..47 bits, got 48"),
+        (["--false-pairs", "nan"], 2, f"{number} nan"),
+        (["--false-pairs", "inf"], 2, f"{number} inf"),
+        (["--false-pairs", "-1"], 2, f"{number} -1"),
+        (["--out", pictures], 1, f"{pictures} cannot be written (Is a directory); give another place"),
+        (["--out", "file/dups.json"], 1, "cannot be written (Not a directory)"),
+        (["--out", "/dev/null"], 1, "it is a device or a pipe"),
+    ):
+        for verb in (["dedup", pictures], ["leaks", pictures, pictures]):
+            assert sentence in run(capsys, *verb, *words, exit_code=status)["error"]
+    assert "0..1023" in run(capsys, "dedup", "vectors.npy", "--radius", 1024, exit_code=2)["error"]
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    monkeypatch.setattr(calibration, "find_spec", lambda _: None)
+    for more, sentence in (
+        (["--html", "file/a.html", "--radius", 5], "file/a.html cannot be written"),
+        (["--csv", pictures, "--radius", 5], "cannot be written"),
+        (["--apply", "--trash", "file", "--radius", 5], "file/journal cannot be written"),
+        (["--html", "a.html", "--radius", 5], "needs jinja2 here; pip install 'distillhash[dedup]'"),
+        ([], "needs SciPy; pip install 'distillhash[dedup]', or give --radius BITS"),
+    ):
+        assert sentence in run(capsys, "dedup", pictures, *more, exit_code=1)["error"]
+    for words in (["--keep", "size"], ["--ignore-same-folder"]):
+        refusal = run(capsys, "dedup", pictures, "--reference", pictures, *words, exit_code=2)["error"]
+        assert refusal.startswith(f"{words[0]} is for one collection") and refusal.endswith("leave it out")
+
+
+def test_without_torch_a_model_as_an_onnx_file_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(_: object) -> None:
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    for verb, words, has_remedy in (("dedup", ["a"], True), ("export", ["--model", "m", "--to", "onnx"], False)):
+        monkeypatch.setattr(f"distillhash.cli.{verb}.run", absent)
+        refusal = run(capsys, verb, *words, exit_code=1)["error"]
+        assert "pip install 'distillhash[train]'" in refusal
+        assert ("`distillhash export --model DIR --to onnx --out m.onnx`" in refusal) == has_remedy
+        assert refusal.endswith("give --model m.onnx here") == has_remedy

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.signal import correlate2d
 
 from distillhash.dedup import edits
-from distillhash.dedup.alignment import MOVED, SCENE, Aligned, Look, _correlate, _moves, align, movement
+from distillhash.dedup.alignment import MOVED, SCENE, Aligned, Look, _correlate, _moves, _summed, align, movement
 from distillhash.sources import decode_image
 
 
@@ -178,7 +178,7 @@ def test_the_correlation_is_the_textbooks() -> None:
     rng = np.random.default_rng(0)
     whole, part = rng.standard_normal((20, 24)).astype(np.float32), rng.standard_normal((9, 11)).astype(np.float32)
     whole[5:14, 8:19] += 2 * part
-    score, y, x = _correlate(whole, part)
+    score, y, x = _correlate(whole, _summed(whole), part)
     ones = np.ones_like(part)
     centred = part - part.mean()
     spread = correlate2d(whole**2, ones, "valid") - correlate2d(whole, ones, "valid") ** 2 / part.size

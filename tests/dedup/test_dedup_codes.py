@@ -22,6 +22,7 @@ from distillhash.dedup.groups import HASH_BITS
 from distillhash.errors import DataError, ParameterError
 from distillhash.methods import make_hasher
 from distillhash.sources import BadItemError, EmbeddingSource, ImageSource, decode, decode_resized, open_source
+from distillhash.sources.decode import resize_image
 from image_factory import make_jpeg, make_pixels, make_png
 
 
@@ -47,7 +48,7 @@ def test_they_are_the_librarys(source: ImageSource) -> None:
     for row in range(8):
         data = images.read(row)
         assert data == source.read(row) and images.path(row) == source.path(row)
-        wanted = imagehash.phash(Image.fromarray(decode_resized(data, 64)), hash_size=16).hash
+        wanted = imagehash.phash(Image.fromarray(resize_image(decode_resized(data, 224), 64)), hash_size=16).hash
         np.testing.assert_array_equal(np.unpackbits(images.hashes[row]).astype(bool), wanted.ravel())
     assert not images.hashes[8].any()
     again = HashedImages(source, cache=None)
@@ -61,7 +62,9 @@ def test_the_cache_keeps_every_bit(
     source: ImageSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: int | None
 ) -> None:
     if pattern is not None:
-        monkeypatch.setattr(codes, "perceptual_bits", lambda _: np.full(HASH_BITS // 8, pattern, np.uint8))
+        monkeypatch.setattr(
+            codes, "perceptual_bits", lambda pixels: np.full((len(pixels), HASH_BITS // 8), pattern, np.uint8)
+        )
     cache = FeatureCache(tmp_path / "cache")
     plain = look(HashedImages(source, cache=None))
     features_first = look(HashedImages(source, cache=None), cache)

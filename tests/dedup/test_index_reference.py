@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
@@ -195,6 +197,10 @@ def test_look_alikes_that_codes_take_for_copies_are_counted(photos: Path) -> Non
     once = 2 * false * 70 / 76  # the four nearest are listed: 76 pairs, of which 6 come from both ends
     ends = false / once * chi2.ppf([0.05, 0.95], [2 * once, 2 * once + 2]) / 2
     assert counted.false_pairs_interval == pytest.approx(tuple(ends))
+    assert stated.accepted == 0.01 and replace(counted, accepted=200).caution() is None
+    assert "; more false matches than the 1 per 1,000 accepted are expected" in counted.sentence()
+    assert "accepted" not in replace(stated, expected_false_pairs=0.01).sentence()
+    assert calibrate_lookups(same, None, n_held=20, n_lookups=10, copies=None, radius=0).caution() is None
     more = replace(stated, expected_false_pairs=200)
     assert job.with_counted(more, items, *near, read, max_pixels=None) is more
 
@@ -219,13 +225,61 @@ def test_the_command_line(
         pass
     other = HashModel("efficientnet-lite0", make_hasher("lsh", 256, seed=1), image_size=64)
     other.fit(open_source(photos / "photos")).save(tmp_path / "other")
+    HashModel("efficientnet-lite0", make_hasher("lsh", 64), image_size=64).fit(open_source(photos / "photos")).save(
+        tmp_path / "short"
+    )
+    for name in ("items.sqlite", "manifest.json"):
+        shutil.copytree(photos / "index", tmp_path / f"no-{name}")
+        (tmp_path / f"no-{name}" / name).unlink()
     for words, sentence, code in (
         (("codes",), "keeps no model; give --model DIR", 2),
         (("empty",), "is empty; fill it with `distillhash index`", 1),
         ((photos / "index", "--model", "other"), "was built with another model", 1),
+        (
+            (photos / "index", "--model", "short"),
+            "256 bits, not 64; give the model that it was built with (--model DIR",
+            2,
+        ),
+        ((photos / "index", "--radius", "256"), "the radius must lie in 0..255 bits, got 256", 2),
+        (
+            ("no-items.sqlite",),
+            "looks like an index that cannot be read, for no-items.sqlite/items.sqlite is missing",
+            1,
+        ),
+        (
+            ("no-manifest.json",),
+            "but a part of one, for manifest.json is missing; make one with `distillhash index`",
+            1,
+        ),
         ((photos / "index", "--backbone", "vgg16"), "has its own backbone; leave out --backbone", 2),
     ):
         assert sentence in run(capsys, "dedup", inbox, "--reference", *words, exit_code=code)["error"]
+    for place in ("no-items.sqlite", "no-manifest.json", photos / "index"):
+        refusal = run(capsys, "leaks", place, inbox, exit_code=1)["error"]
+        assert refusal.startswith(f"{place} looks like an index") and "give leaks what was indexed" in refusal
+
+
+def test_what_matches_no_file_stays(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    inbox = shutil.copytree(photos / "inbox", tmp_path / "inbox")
+    rows = [{"image": {"bytes": path.read_bytes()}} for path in sorted((photos / "photos").iterdir())]
+    pq.write_table(pa.Table.from_pylist(rows), "table.parquet")
+    with open_searcher("index", str(photos / "model"), create=True) as searcher:
+        searcher.add("table.parquet")
+    before = sorted(inbox.iterdir())
+    words = ("dedup", inbox, "--radius", 5, "--reference")
+    assert run(capsys, *words, "index", "--dry-run")["would_move"] == []
+    assert main([*map(str, words), "index", "--apply"]) == 1
+    told = f"{inbox}/same.png: it matches {tmp_path}/table.parquet:0 of index, which is no file of its own\n"
+    said = capsys.readouterr().err
+    assert "1 of them stay, because what they match is no file of its own\n" in said
+    assert f"0 files moved\nleft in its place: {told}" in said
+    table = run(capsys, *words, "table.parquet", "--model", photos / "model", "--apply", "--link", exit_code=1)
+    stays = "it matches 0 of table.parquet, which is no file of its own"
+    assert table["n_linked"] == 0 and table["left"] == [[f"{inbox}/same.png", stays]]
+    assert sorted(inbox.iterdir()) == before
 
 
 def test_files_of_the_index_stay(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

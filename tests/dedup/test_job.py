@@ -120,7 +120,7 @@ def test_against_a_reference(folder: Path, options: Settings) -> None:
 
 def photographed_again(image: Image.Image) -> Image.Image:
     """A moment later: the rows of the scene went to the left and right, as far as they are near."""
-    rows = [np.roll(row, round(2 * np.sin(y / 10)), axis=0) for y, row in enumerate(np.asarray(image))]
+    rows = [np.roll(row, round(np.sin(y / 20)), axis=0) for y, row in enumerate(np.asarray(image))]
     return Image.fromarray(np.stack(rows))
 
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 from distillhash.backbones import FeatureCache
 from distillhash.cli import main
 from distillhash.codes import Codes
-from distillhash.dedup.codes import HASH_PIXELS, Settings, is_flat
+from distillhash.dedup.codes import HASH_PIXELS, Settings, are_flat
 from distillhash.dedup.groups import COPIES, different_pictures
 from distillhash.dedup.job import FIRST_FRAME, Report, find_duplicates, find_leaks
 from distillhash.dedup.keep import Facts, kinds, preference
@@ -101,7 +101,7 @@ def test_the_choice_of_pictures_does_not_depend_on_the_others() -> None:
     ],
 )  # fmt: skip
 def test_structure(pixels: Any, flat: bool) -> None:
-    assert pixels.shape[:2] == (HASH_PIXELS, HASH_PIXELS) and is_flat(pixels.astype(np.uint8)) == flat
+    assert pixels.shape[:2] == (HASH_PIXELS, HASH_PIXELS) and are_flat(pixels[None].astype(np.uint8)) == flat
 
 
 FACTS = Facts(100, 100, 5000, "JPEG", 8.0, bytes(40), looks=look(make_pixels(64, 64)))

@@ -1,6 +1,7 @@
 """`POST /match`: what the library says, of a radius that is calibrated on the index."""
 
 import asyncio
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from PIL import Image
 
 from distillhash import Codes, HashModel, load_model, make_hasher
 from distillhash.codes import hamming_distances
+from distillhash.dedup.calibration import Calibration
 from distillhash.index import open_index
 from distillhash.serve import service
+from distillhash.serve.analysis import lookup_calibration
 from image_factory import make_jpeg, make_png
 from serving import N_PHOTOS, Running, in_thread, problem
 
@@ -77,19 +80,29 @@ def test_embeddings_and_a_growing_index(tmp_path: Path) -> None:
             if held["unknown"] is None:
                 break
         assert held["verdict"] == "copy" and held["matches"][0]["id"] == 7 and held["light_edits_found"] is None
-        assert held["expected_false_matches"] <= 1
+        assert held["expected_false_matches"] <= 1 and held["caution"] is None
         code = model.encode(x[:1]).packed.tobytes().hex()
         assert client.post(f"/match?code={code}").json()["matches"][0]["id"] == 0
         index.add(model.encode(-x[:100]))
         assert ask(7)["expected_false_matches"] == pytest.approx(4 / 3 * held["expected_false_matches"])
 
 
-def test_without_a_model_codes_are_matched(tmp_path: Path) -> None:
+def test_without_a_model_codes_are_matched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And more false matches than the one in 1,000 are said."""
+
+    def measured(*arguments: Any) -> Calibration:
+        return replace(lookup_calibration(*arguments), expected_false_pairs=1.5, false_pairs_interval=(1, 2))
+
+    monkeypatch.setattr(service, "lookup_calibration", measured)
     codes = Codes.from_packed(np.random.default_rng(0).integers(0, 256, (99, 3), np.uint8), 24)
     with open_index(tmp_path / "i", n_bits=24, create=True) as index:
         index.add(codes)
     with in_thread(tmp_path / "i") as url, httpx.Client(base_url=url, timeout=30) as client:
-        assert client.post(f"/match?code={codes[5].packed.tobytes().hex()}").json()["matches"][0]["id"] == 5
+        answer = client.post(f"/match?code={codes[5].packed.tobytes().hex()}").json()
+        assert answer["matches"][0]["id"] == 5 and answer["expected_false_matches"] == 1.5
+        assert answer["caution"].startswith(
+            "more false matches than the 1 per 1,000 accepted are expected, for codes of 24"
+        )
         assert "keeps no model" in problem(client.post("/match", files={"file": make_png()}), 422)
 
 

@@ -155,8 +155,9 @@ def backbone_from_config(
             raise FormatError(f"the model's backbone must name a file by its whole path and digest, got {name!r:.80}")
         if kind == "torchscript" and not allow_download:
             raise FormatError(
-                f"the model runs {file!r:.200}, a TorchScript file, which is a program; if you trust it, add --allow-download "
-                "(Python: allow_download=True)"
+                f"the model runs {file!r:.200}, a TorchScript file, which is a program and can read and write your files; it was not run, "
+                "for a model may come from somebody else. If you trust who made the file, add --allow-download (Python: "
+                f"allow_download=True); nothing is downloaded then, and only the file of digest {config['digest']!r:.80} is run"
             )
         options = {key: config[key] for key in (*_PIXELS, "layout", "output", "digest") if key in config}
     elif kind == "hf":  # older models name neither the way of pooling nor the order of the channels

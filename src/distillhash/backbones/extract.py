@@ -31,7 +31,7 @@ from distillhash.sources.base import (
     item_memory,
     nothing_usable,
 )
-from distillhash.sources.decode import MAX_PIXELS, damage_of, decode_resized, decode_sizes
+from distillhash.sources.decode import MAX_PIXELS, Encoded, damage_of, decode_resized, decode_sizes, open_encoded
 
 CHUNK = 16  # images read and looked up together, and rows of one FeatureBatch
 WINDOW = 64  # chunks that may wait for features: cached rows run ahead this far of a pass that is not full yet
@@ -377,13 +377,16 @@ class _Extraction:
             }
             if watched is not None and row in wanted:
                 sizes.add(watched.shown_size)
+            opened: bytes | NDArray[np.uint8] | Encoded = stored_image
             try:
                 if sizes or self._max_pixels < MAX_PIXELS:  # the cache was filled under another limit, perhaps
-                    pixels[row] = decode_sizes(stored_image, sizes, self._max_pixels)
+                    if isinstance(stored_image, bytes):
+                        opened = open_encoded(stored_image, self._max_pixels)
+                    pixels[row] = decode_sizes(opened, sizes, self._max_pixels)
             except BadItemError as error:
                 skipped[row] = Skipped(self._source.keys[row], str(error))
                 continue
-            damage = damage_of(stored_image)
+            damage = damage_of(opened)
             if damage is not None:
                 self._source.damaged[self._source.keys[row]] = damage
         usable = [row for row in contents if row not in skipped]

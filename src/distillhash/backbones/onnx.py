@@ -49,6 +49,9 @@ from distillhash.errors import DataError, FormatError, MissingDependencyError, P
 from distillhash.files import open_regular, read_file, write_atomic
 from distillhash.pytorch import torch
 
+# From version 1.32 on it sends statistics of its use over the network, unless it is told before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 _MAX_BYTES = 2**31 - 1  # of a protocol buffer; larger networks keep their weights in files beside it
 _MAX_PIXELS = 2**24  # of a pass
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(uint8)": np.uint8}

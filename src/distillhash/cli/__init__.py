@@ -98,6 +98,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         extra = EXTRAS.get(package, "train")
         message = f"`distillhash {arguments.verb}` needs {package} here; pip install 'distillhash[{extra}]'"
+        if package == "torch" and hasattr(arguments, "model") and arguments.verb != "export":
+            export = "distillhash export --model DIR --to onnx --out m.onnx"
+            message += f"; or make an ONNX file of the model where torch is (`{export}`) and give --model m.onnx here"
         exit_code = 1
     except DistillHashError as error:
         message, exit_code = str(error), error.exit_code

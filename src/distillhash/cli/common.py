@@ -48,11 +48,13 @@ def add_compute_options(parser: argparse.ArgumentParser, *, ray: bool = False) -
     add_device_options(parser, ray=ray)
     parser.add_argument("--cache", metavar="DIR", help="where features are kept (default: the user's cache)")
     parser.add_argument("--no-cache", action="store_true", help="keep no features")
-    parser.add_argument(
-        "--allow-download",
-        action="store_true",
-        help="fetch weights, or run a TorchScript file, that a model only names",
-    )
+    add_download_option(parser)
+
+
+def add_download_option(parser: argparse.ArgumentParser) -> None:
+    """Consent to what a model folder, perhaps somebody else's, names."""
+    text = "fetch weights, or run a TorchScript file, that a model only names"
+    parser.add_argument("--allow-download", action="store_true", help=text)
 
 
 def add_reading_options(parser: argparse.ArgumentParser, *, columns: bool = True, ray: bool = False) -> None:
@@ -148,9 +150,18 @@ def make_sized_backbone(arguments: argparse.Namespace, source: Source) -> Backbo
 
 def open_argument(arguments: argparse.Namespace, spec: str | Sequence[str]) -> Source:
     """A source of the command line, opened as the reading options say."""
+    from distillhash.index import is_address
+    from distillhash.index.address import shown
     from distillhash.sources import open_source
 
-    source = open_source(spec, max_file_size=arguments.max_file_size, **chosen_columns(arguments))
+    try:
+        source = open_source(spec, max_file_size=arguments.max_file_size, **chosen_columns(arguments))
+    except DataError as error:
+        if not isinstance(spec, str) or not is_address(spec):
+            raise
+        what = f"{shown(spec)} looks like an index, which is no source of images or vectors"
+        remedy = "`distillhash dedup NEW --reference INDEX` compares with an index"
+        raise DataError(f"{what}; give {arguments.verb} what was indexed; {remedy}") from error
     arguments.opened = [*getattr(arguments, "opened", []), source]
     return source
 

@@ -3,7 +3,7 @@
 distillhash dedup photos/ --out dups.json --html review.html
 distillhash dedup photos/ --apply        # moves what the review showed; undone by:
 distillhash dedup photos/ --undo
-distillhash dedup inbox/ --reference photos/ --keep sharpness,resolution
+distillhash dedup inbox/ --reference photos/
 distillhash dedup inbox/ --reference photos.index
 distillhash dedup photos/ --backbone onnx:sscd.onnx --image-size 224
 distillhash dedup --not-duplicate a.jpg b.jpg
@@ -15,6 +15,7 @@ import argparse
 import json
 import shlex
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ from distillhash.files import user_folder
 if TYPE_CHECKING:
     from distillhash.backbones import Backbone
     from distillhash.dedup.codes import Settings
-    from distillhash.dedup.job import Indexed, Verdicts
+    from distillhash.dedup.job import Indexed, LeakReport, Report, Verdicts
     from distillhash.dedup.journal import Move
     from distillhash.dedup.trash import Outcome
     from distillhash.sources import Source
@@ -119,6 +120,14 @@ def settings(arguments: argparse.Namespace, model: str | None = None) -> Setting
     )
 
 
+def say_calibration(arguments: argparse.Namespace, report: Report | LeakReport) -> dict[str, Any]:
+    """Say what was skipped and how the radius was chosen; the keys of the summary for what was skipped."""
+    listed = Path(arguments.out or arguments.verb).with_suffix(".skipped.json")
+    found = report_skipped(arguments, report.skipped, listed)
+    say(arguments, report.calibration.sentence())
+    return found
+
+
 def _backbone(arguments: argparse.Namespace, model: str | None) -> Backbone | None:
     """The feature extractor that the options ask for; None where they ask for none. ``model`` is what has one already."""
     options = backbone_options(arguments)
@@ -149,10 +158,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return {"verdicts": str(verdicts.path), "n_verdicts": len(verdicts)}
     if arguments.source is None:
         raise ParameterError("dedup needs a SOURCE, or --undo with --trash DIR, or --not-duplicate A B")
+    if arguments.reference is not None and (arguments.keep is not None or arguments.ignore_same_folder):
+        option = "--ignore-same-folder" if arguments.keep is None else "--keep"
+        raise ParameterError(f"{option} is for one collection; with --reference, what that holds is kept: leave it out")
     from distillhash.dedup.job import FIRST_FRAME, find_duplicates
     from distillhash.dedup.journal import Move
     from distillhash.dedup.keep import CRITERIA, parse_policy
-    from distillhash.dedup.review import report_csv, report_json, review_page, write_text
+    from distillhash.dedup.review import check_place, report_csv, report_json, review_page, write_text
     from distillhash.index import is_address
 
     policy = CRITERIA if arguments.keep is None else parse_policy(arguments.keep)
@@ -164,6 +176,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.first_frame:
         chosen.add(FIRST_FRAME)
     trash = _trash(arguments) if arguments.apply else None
+    for place in (arguments.out, arguments.csv, arguments.html, trash and not trash.is_symlink() and trash / "journal"):
+        if place:
+            check_place(Path(place))
+    if arguments.html:
+        import_module("jinja2")  # if it is missing, say so now
     source = open_argument(arguments, arguments.source)
     if trash is not None and source.path(0) is None:
         raise DataError(f"--apply moves files, and the items of {arguments.source} are no files of their own")
@@ -181,10 +198,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         first_frame=arguments.first_frame,
         verdicts=verdicts,
     )
-    summary = report_json(report)
-    listed = Path(arguments.out).with_suffix(".skipped.json") if arguments.out else Path("dedup.skipped.json")
-    summary |= report_skipped(arguments, report.skipped, listed)
-    say(arguments, report.calibration.sentence())
+    summary = report_json(report) | say_calibration(arguments, report)
     say(arguments, f"{report.n_duplicates:,} duplicates in {len(report.groups):,} groups, by {report.codes}")
     if n_items := sum(map(len, report.first_frames)):
         remedy = "--first-frame makes them duplicates"
@@ -198,18 +212,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if file := getattr(arguments, name):
             write_text(Path(file), text())
             say(arguments, f"{name}: {file}")
-    moves = [
-        Move(item.path, item.facts.digest, group[0].path, item.distance)
-        for group in [*report.groups, *report.scenes]
-        for item in group[1:]
-        if item.facts is not None and item.match in chosen
-    ]
+    moves, stay = [], []
+    for keeper, *others in [*report.groups, *report.scenes]:
+        for item in others:
+            if item.facts is None or item.match not in chosen:
+                continue
+            if keeper.source.path(keeper.row) is None:
+                reason = f"it matches {keeper.path} of {keeper.source.name}, which is no file of its own"
+                stay.append((item.path, reason))
+            else:
+                moves.append(Move(item.path, item.facts.digest, keeper.path, item.distance))
     files = [item for group in report.groups for item in group[1:] if item.facts is not None]
     n_near = sum(item.match == "near" for item in files)
     if n_near:
         reason = "the picture they match cannot be read, or has changed since it was indexed"
         say(arguments, f"{n_near:,} of them stay, because {reason}")
-    if (rest := len(files) - n_near - len(moves)) > 0:
+    if stay:
+        say(arguments, f"{len(stay):,} of them stay, because what they match is no file of its own")
+    if (rest := len(files) - n_near - len(moves) - len(stay)) > 0:
         taken = "the kind file, which --link takes" if arguments.link else f"--kinds {arguments.kinds}"
         say(arguments, f"{rest:,} of them are of other kinds than {taken}, and stay")
     if arguments.dry_run:
@@ -221,7 +241,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         return summary
     if (why := report.calibration.unknown) is not None and arguments.radius is None:
         raise DataError(f"nothing was moved: no radius can be chosen, for {why}; give --radius BITS")
-    return summary | _apply(arguments, moves, trash)
+    return summary | _apply(arguments, moves, stay, trash)
 
 
 def _index(arguments: argparse.Namespace) -> Indexed:
@@ -251,31 +271,31 @@ def _verdicts(arguments: argparse.Namespace) -> Verdicts:
         return Verdicts()
 
 
-def _apply(arguments: argparse.Namespace, moves: list[Move], trash: Path) -> dict[str, Any]:
-    from distillhash.dedup.trash import companion_moves, link, move
+def _apply(
+    arguments: argparse.Namespace, moves: list[Move], stay: list[tuple[str, str]], trash: Path
+) -> dict[str, Any]:
+    """Move, or link; ``stay`` has files that stay, each with its reason."""
+    from distillhash.dedup.trash import Outcome, companion_moves, link, move
 
-    root = _collection(arguments)
+    root, outcome = _collection(arguments), Outcome()
     if arguments.link:
         outcome = link(moves, root, progress=not arguments.quiet)
-        say(arguments, f"{len(outcome.done):,} files are hard links to their keepers now")
-        _say_left(arguments, outcome, "left as it is")
-        left = [list(pair) for pair in outcome.left]
-        return {"n_linked": len(outcome.done), "left": left, "exit_code": 1 if left else 0}
-    together, stay = companion_moves(moves)
-    held = {path for path, _ in stay}
-    going = [one for one in moves if one.path not in held]
-    if not going and not stay:
-        say(arguments, "0 files moved")
-        return {"trash": str(trash), "n_moved": 0, "left": [], "exit_code": 0}
-    outcome = move(going, trash, root, together=together, progress=not arguments.quiet)
+        text = "are hard links to their keepers now"
+    else:
+        together, held = companion_moves(moves)
+        stay, apart = held + stay, dict(held)
+        going = [one for one in moves if one.path not in apart]
+        if going:
+            outcome = move(going, trash, root, together=together, progress=not arguments.quiet)
+        words = [arguments.source, "--undo", *(["--trash", str(trash)] if arguments.trash else [])]
+        remedy = f" to {trash}; `distillhash dedup {shlex.join(words)}` brings them back"
+        text = f"moved{remedy if outcome.done else ''}"
     outcome.left += stay
-    words = [arguments.source, "--undo", *(["--trash", str(trash)] if arguments.trash else [])]
-    remedy = f"; `distillhash dedup {shlex.join(words)}` brings them back" if outcome.done else ""
-    say(arguments, f"{len(outcome.done):,} files moved to {trash}{remedy}")
-    _say_left(arguments, outcome, "left in its place")
-    less = outcome.left or (moves and not outcome.done)
-    left = [list(pair) for pair in outcome.left]
-    return {"trash": str(trash), "n_moved": len(outcome.done), "left": left, "exit_code": 1 if less else 0}
+    n_done, left = len(outcome.done), [list(pair) for pair in outcome.left]
+    say(arguments, f"{n_done:,} files {text}")
+    _say_left(arguments, outcome, "left as it is" if arguments.link else "left in its place")
+    done = {"n_linked": n_done} if arguments.link else {"trash": str(trash), "n_moved": n_done}
+    return {**done, "left": left, "exit_code": 1 if left else 0}
 
 
 def _undo(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distillhash.cli.common import SOURCE_HELP, say
+from distillhash.cli.common import SOURCE_HELP, add_download_option, say
 from distillhash.errors import DataError, ParameterError
 
 FORMAT_NAMES = ("parquet", "npy", "faiss", "faiss-hnsw", "milvus", "pgvector", "opensearch", "elasticsearch", "vespa")
@@ -46,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--license", metavar="ID", help="with --to hub: the licence of the model, such as apache-2.0")
     add("--measures", metavar="FILE", help="with --to hub: for its card, what `distillhash evaluate --json` printed")
+    add_download_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -84,7 +85,8 @@ def _export_model(arguments: argparse.Namespace) -> dict[str, Any]:
 
     folder = Path(arguments.model)
     out = Path(arguments.out or folder.with_name(f"{folder.resolve().name}.onnx"))
-    model, stored = load_model(folder, device="cpu"), read_model_files(folder)
+    model = load_model(folder, device="cpu", allow_download=arguments.allow_download)
+    stored = read_model_files(folder)
     rows = None if arguments.data is None else _rows(model, arguments.data)
     n_bits, n_different = write_onnx(model, stored, out, rows, int8=arguments.int8)
     text = f"{n_different} of {n_bits} bits differ from those of encode, on {n_bits // model.n_bits} rows"
@@ -140,7 +142,7 @@ def _export_to_hub(arguments: argparse.Namespace) -> dict[str, Any]:
             raise DataError(
                 f"{arguments.measures} is not what `distillhash evaluate --json` printed ({error})"
             ) from error
-    model = load_model(folder)
+    model = load_model(folder, allow_download=arguments.allow_download)
     model.save_pretrained(out, license=arguments.license, measures=measures)
     say(
         arguments,

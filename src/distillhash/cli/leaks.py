@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distillhash.cli.common import SOURCE_HELP, add_reading_options, open_argument, report_skipped, say
-from distillhash.cli.dedup import add_radius_options, settings
+from distillhash.cli.common import SOURCE_HELP, add_reading_options, open_argument, say
+from distillhash.cli.dedup import add_radius_options, say_calibration, settings
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -27,14 +27,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Find and report."""
     from distillhash.dedup.job import find_leaks
-    from distillhash.dedup.review import leaks_json, write_text
+    from distillhash.dedup.review import check_place, leaks_json, write_text
 
+    if arguments.out:
+        check_place(Path(arguments.out))
     train, test = open_argument(arguments, arguments.train), open_argument(arguments, arguments.test)
     report = find_leaks(train, test, settings(arguments))
-    summary = leaks_json(report)
-    listed = Path(arguments.out).with_suffix(".skipped.json") if arguments.out else Path("leaks.skipped.json")
-    summary |= report_skipped(arguments, report.skipped, listed)
-    say(arguments, report.calibration.sentence())
+    summary = leaks_json(report) | say_calibration(arguments, report)
     found = f"{len(report.leaks):,} of {report.n_test:,} test images"
     say(arguments, f"{found} have a near-duplicate among {report.n_train:,}")
     for leak in report.leaks[:5]:

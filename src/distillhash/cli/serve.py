@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from distillhash.cli.common import INDEX_HELP, add_device_options, say, where
+from distillhash.cli.common import INDEX_HELP, add_device_options, add_download_option, say, where
 from distillhash.errors import MissingDependencyError, ParameterError
 from distillhash.files import read_file
 from distillhash.serve.settings import Settings
@@ -39,11 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "(default: one per core, four at most)",
     )
     add_device_options(parser)
-    add(
-        "--allow-download",
-        action="store_true",
-        help="fetch weights, or run a TorchScript file, that the model only names",
-    )
+    add_download_option(parser)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from distillhash.dedup.groups import compiled
 from distillhash.files import cores
@@ -122,6 +123,11 @@ class Look:
         return [_band(self.grey, (max(2, round(height * s)), max(2, round(width * s))), SIDE) for s in SCALES]
 
     @cached_property
+    def sums(self) -> NDArray[np.float64]:
+        """See :func:`_summed`."""
+        return _summed(self.parts[-1])
+
+    @cached_property
     def mirrored(self) -> Look:
         """The same with left and right exchanged."""
         other = Look(np.ascontiguousarray(self.grey[:, ::-1]))
@@ -210,7 +216,10 @@ def _each(one: Callable[[Any], Any], asked: Iterable[Any], progress: bool) -> li
     found: list[Any] = []
     asked = list(asked)
     shown = Progress("comparing pictures", len(asked), unit="pairs", quiet=not progress)
-    with shown, ThreadPoolExecutor(cores()) as pool:
+    one_thread = threadpool_limits(
+        limits=1, user_api="blas"
+    )  # more cost more than they save on matrices of a picture's size
+    with shown, one_thread, ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(asked), 256):
             part = asked[start : start + 256]
             found += pool.map(one, part)
@@ -333,41 +342,45 @@ def _find(whole: Look, part: Look) -> tuple[float, int, int, int, int]:
         if h > height + 1 or w > width + 1 or min(h, w) < min(_LEAST, height, width):
             continue
         template = template[:height, :width]
-        score, y, x = _correlate(whole.parts[-1], np.ascontiguousarray(template))
+        score, y, x = _correlate(whole.parts[-1], whole.sums, np.ascontiguousarray(template))
         if score > best[0]:
             best = (score, y, x, *template.shape)
     return best
 
 
 @compiled
-def _correlate(whole: Any, part: Any) -> Any:
-    """Normalised cross-correlation at the best place, and that place."""
+def _correlate(whole: Any, sums: Any, part: Any) -> Any:
+    """Normalised cross-correlation at the best place, and that place; ``sums`` are :func:`_summed` of the whole."""
     h, w = part.shape
     n = h * w
     centred = part - part.mean()
     squares = max((centred * centred).sum(), n * 0.25)
     best, best_y, best_x = -1.0, 0, 0
     places = whole.shape[1] - w + 1
-    sums = np.empty(
-        (3, places), np.float32
-    )  # of all places in a row at a time, which the processor adds up side by side
-    product, total, square = sums[0], sums[1], sums[2]
+    product = np.empty(places, np.float32)  # of all places in a row at a time, which the processor adds up side by side
     for y in range(whole.shape[0] - h + 1):
-        sums[:] = 0
+        product[:] = 0
         for i in range(h):
             for j in range(w):
                 weight = centred[i, j]
                 for x in range(places):
-                    value = whole[y + i, x + j]
-                    product[x] += value * weight
-                    total[x] += value
-                    square[x] += value * value
+                    product[x] += whole[y + i, x + j] * weight
         for x in range(places):
-            spread = max(square[x] - total[x] * total[x] / n, n * 0.25)
+            total = sums[0, y + h, x + w] - sums[0, y, x + w] - sums[0, y + h, x] + sums[0, y, x]
+            square = sums[1, y + h, x + w] - sums[1, y, x + w] - sums[1, y + h, x] + sums[1, y, x]
+            spread = max(square - total * total / n, n * 0.25)
             found = product[x] / np.sqrt(spread * squares)
             if found > best:
                 best, best_y, best_x = found, y, x
     return best, best_y, best_x
+
+
+def _summed(picture: Floats) -> NDArray[np.float64]:
+    """Sums of all values above and to the left of each corner, ``(2, h + 1, w + 1)``, and of their squares."""
+    sums = np.zeros((2, picture.shape[0] + 1, picture.shape[1] + 1))
+    values = picture.astype(np.float64)
+    sums[:, 1:, 1:] = np.stack([values, values**2]).cumsum(axis=1).cumsum(axis=2)
+    return sums
 
 
 def _refined(whole: Look, part: Look, box: Sequence[int]) -> tuple[float, Box]:

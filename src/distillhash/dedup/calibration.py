@@ -67,7 +67,7 @@ letters are."""
 MOST_OPENED = 200_000  # items; in larger collections only the features leave pairs open, for wide radii take long there
 
 FEWEST_COPIES = 0.5  # expected pairs of copies at the next distance; with fewer, the radius does not grow
-EDITED, HEAVILY_EDITED = 120, 50  # images edited to calibrate, at most
+EDITED, HEAVILY_EDITED = 100, 40  # images edited to calibrate, at most
 KEEPING = {"re-encoded", "resized", "brightness", "turned by EXIF", "thumbnail", "strong JPEG", "colours"}
 FEW_REPLICATES = 5  # of the bootstrap, where no interval is wanted
 LOOKED_AT = (
@@ -77,7 +77,7 @@ ENOUGH_EDITED = 100  # with fewer, the largest distances are one picture's: a sm
 FEWEST_PAIRS = 28  # pairs of different pictures, those of 8; with fewer, nothing is said of false pairs
 TAIL = 0.01  # share of random pairs that are counted
 FEWEST = 300  # pairs in the tail, where there are as many
-MOST_COMPARED = 2**29  # pairs; above, a random part of the items is compared with all
+MOST_COMPARED = 2**28  # pairs; above, a random part of the items is compared with all
 CROWD = 10  # pairs of one item that count for the number of copies: a thousand copies of one picture must not outweigh the rest
 MOST_KEPT = 2000  # pairs at one distance kept for the bootstrap, about
 REPLICATES = 50
@@ -180,13 +180,26 @@ class Calibration:
     rule: Rule  # all radii
     curve: list[dict[str, Any]]  # ``radius``, ``expected_false_pairs`` and ``recall`` of all radii worth looking at
     n_held: int | None = None  # items of an index in which ``n_items`` are looked up
+    accepted: float | None = None  # false matches that these were to bring at most; None where the radius was given
 
     def per_thousand(self, n_false: float) -> float:
         """So many false matches of all look-ups, for each 1,000 of them."""
         return 1000 * n_false / max(1, self.n_items)
 
+    def caution(self, times: float = 1.0) -> str | None:
+        """What to say where ``times`` the false matches are more than were accepted; what is looked at may bring a tenth more."""
+        if self.accepted is None or times * (self.expected_false_pairs or 0) <= (1 + BY_LOOKING) * self.accepted:
+            return None
+        why = f"codes of {self.n_bits} bits cannot tell some look-alikes from copies"
+        accepted = f"{_count(self.per_thousand(self.accepted))} per 1,000"
+        return f"more false matches than the {accepted} accepted are expected, for {why}; take a model of more bits"
+
     def sentence(self) -> str:
         """The calibration in one line."""
+        caution = self.caution()
+        return self._stated() + (f"; {caution}" if caution else "")
+
+    def _stated(self) -> str:
         text = f"radius {self.radius} of {self.n_bits} bits: "
         if self.expected_false_pairs is None or self.false_pairs_interval is None:
             text += f"how many false pairs to expect cannot be told, for {self.unknown}"
@@ -225,6 +238,20 @@ def edit_some(
     return Edited(list(edits), images, coded.rows[chosen[complete]], coded.codes[chosen[complete]], made.codes[kept])
 
 
+def check_wanted(radius: int | None, most_false_pairs: float | None, n_bits: int) -> None:
+    """Refuse a radius that codes of ``n_bits`` do not have, false pairs that are no number, and a calibration without SciPy."""
+    if radius is not None and not 0 <= radius < n_bits:
+        raise ParameterError(f"the radius must lie in 0..{n_bits - 1} bits, got {radius}")
+    if most_false_pairs is not None and not 0 <= most_false_pairs < np.inf:
+        raise ParameterError(
+            f"the number of false pairs to accept must be finite and at least 0, got {most_false_pairs}"
+        )
+    if radius is None and find_spec("scipy") is None:
+        raise MissingDependencyError(
+            "calibrating a radius needs SciPy; pip install 'distillhash[dedup]', or give --radius BITS"
+        )
+
+
 def calibrate(
     codes: Codes,
     others: Codes | None = None,
@@ -247,20 +274,11 @@ def calibrate(
     With ``others``, pairs across the two collections count. Without ``copies`` (of vectors) the false pairs alone decide. Where ``codes``
     are those of different pictures alone, ``n_items`` is how many items they stand for, and ``pairs`` how many pairs each of theirs does.
     """
-    if radius is not None and not 0 <= radius < codes.n_bits:
-        raise ParameterError(f"the radius must lie in 0..{codes.n_bits - 1} bits, got {radius}")
-    if most_false_pairs is not None and not 0 <= most_false_pairs < np.inf:
-        raise ParameterError(
-            f"the number of false pairs to accept must be finite and at least 0, got {most_false_pairs}"
-        )
+    check_wanted(radius, most_false_pairs, codes.n_bits)
     n_pictures = len(codes) + (0 if others is None else len(others))
     copies = None if copies is None or not copies.to_original.size else copies
     known = [] if copies is None else [copies.to_original.ravel(), copies.between.ravel()]
     fits = find_spec("scipy") is not None
-    if not fits and radius is None:
-        raise MissingDependencyError(
-            "calibrating a radius needs SciPy; pip install 'distillhash[dedup]', or give --radius BITS"
-        )
     needed = None if copies is None or not fits else needed_radius(copies)
     reach = 2 * (codes.n_bits // 16 if needed is None else needed)
     n_pairs = len(codes) * (len(codes) - 1) // 2 if others is None else len(codes) * len(others)
@@ -402,7 +420,8 @@ def calibrate_lookups(
     most = FALSE_PER_ITEM * n_lookups if most_false is None else most_false
     times = n_held * n_lookups / max(1.0, n_pairs)
     options: dict[str, Any] = {"most_false_pairs": most, "n_items": n_lookups, "pairs": times, "wants": "enough"}
-    found = replace(calibrate(held, new, copies=copies, radius=radius, **options), n_held=n_held)
+    found = calibrate(held, new, copies=copies, radius=radius, **options)
+    found = replace(found, n_held=n_held, accepted=most if radius is None else None)
     if not looks or radius is not None or found.expected_false_pairs is None or found.false_pairs_interval is None:
         return found
     limit = BY_LOOKING / MISTAKEN * most

@@ -31,6 +31,7 @@ from distillhash.methods.base import sample_rows
 from distillhash.models import HashModel, load_model
 from distillhash.sources import EmbeddingSource, ImageSource, Skipped, Source, digest
 from distillhash.sources.base import nothing_usable
+from distillhash.sources.decode import resize_image
 
 if TYPE_CHECKING:
     from distillhash.backbones import Backbone, Engine, FeatureCache
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
 DEFAULT_BACKBONE, IMAGE_SIZE = "efficientnet-lite0", 224
 LEARNED_BITS, RANDOM_BITS = 512, 1024
 FEWEST_TO_LEARN = 1_000
-LEARN_FROM, ITERATIONS = 4_000, 20
+LEARN_FROM, ITERATIONS = 4_000, 10
 _HASH_SIDE, HASH_PIXELS = 16, 64  # the hash has 16 x 16 bits
-_HASH_IDENTITY = f"phash/{_HASH_SIDE}/{HASH_PIXELS}/structure/{PIXELS_VERSION}"
+_HASH_IDENTITY = f"phash/{_HASH_SIDE}/{HASH_PIXELS}/from {IMAGE_SIZE}/structure/{PIXELS_VERSION}"
 _FLAT = 4.0  # grey levels
 
 
@@ -207,7 +208,7 @@ class HashedImages(WatchedImages):
     ``(n,) bool``, tells pictures without structure.
     """
 
-    shown_size = HASH_PIXELS
+    shown_size = IMAGE_SIZE  # that of the default features, so that a file is decoded and shrunk once for both
 
     def __init__(self, source: ImageSource, *, cache: FeatureCache | None) -> None:
         """Keep references; nothing is read yet. ``cache`` keeps hashes by content."""
@@ -237,10 +238,14 @@ class HashedImages(WatchedImages):
 
     def show(self, digests: Mapping[int, bytes], copies: Mapping[int, NDArray[np.uint8]]) -> None:
         """Hash them."""
-        looked = {row: _looked_at(pixels) for row, pixels in copies.items()}
-        if self._store is not None and looked:
-            self._store.put([digests[row] for row in looked], np.array(list(looked.values())))
-        self._keep(looked)
+        if not copies:
+            return
+        small = np.stack([resize_image(pixels, HASH_PIXELS) for pixels in copies.values()])
+        # For the store, which holds floats, the bits of eight floats are the hash; the ninth is 1 for a flat picture.
+        looked = np.hstack([perceptual_bits(small).view(np.float32), are_flat(small)[:, None].astype(np.float32)])
+        if self._store is not None:
+            self._store.put([digests[row] for row in copies], looked)
+        self._keep(dict(zip(copies, looked, strict=True)))
 
     def close(self) -> None:
         """Close the cache."""
@@ -253,20 +258,16 @@ class HashedImages(WatchedImages):
             self.hashes[at], self.flat[at] = values[:-1].view(np.uint8), values[-1] > 0
 
 
-def _looked_at(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The bits of eight floats are the hash, for the store holds floats; the ninth is 1 for a flat picture."""
-    return np.append(perceptual_bits(pixels).view(np.float32), np.float32(is_flat(pixels)))
+def are_flat(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Whether pictures, ``(n, HASH_PIXELS, HASH_PIXELS, 3) uint8``, are one colour, or one that changes evenly, but for a little noise.
 
-
-def is_flat(pixels: NDArray[np.uint8]) -> bool:
-    """Whether ``(HASH_PIXELS, HASH_PIXELS, 3) uint8`` pixels are one colour, or one that changes evenly, but for a little noise."""
-    for channel in pixels.reshape(-1, 3).T:  # nearly always the first one tells
-        values = channel.astype(np.float32)
-        values -= values.mean()
-        even = _slopes() @ values
-        if values @ values - even @ even >= _FLAT**2 * len(values):
-            return False
-    return True
+    ``(n,) bool``.
+    """
+    values = pixels.reshape(len(pixels), -1, 3).transpose(0, 2, 1).astype(np.float32, order="C")
+    values -= values.mean(axis=2, keepdims=True)
+    left = np.vecdot(values, values) - ((values @ _slopes().T) ** 2).sum(axis=2)
+    flat: NDArray[np.bool_] = (left < _FLAT**2 * values.shape[2]).all(axis=1)
+    return flat
 
 
 @cache
@@ -277,18 +278,18 @@ def _slopes() -> NDArray[np.float32]:
 
 
 def perceptual_bits(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """:func:`perceptual_hash` of 256 bits."""
-    return perceptual_hash(pixels, _HASH_SIDE)
+    """:func:`perceptual_hashes` of 256 bits."""
+    return perceptual_hashes(pixels, _HASH_SIDE)
 
 
-def perceptual_hash(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    """``side * side`` bits, packed: which of the lowest frequencies of ``(h, w, 3) uint8`` pixels are above their median.
+def perceptual_hashes(pixels: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """``side * side`` bits, packed, of each of the pictures ``(n, h, w, 3) uint8``: which of its lowest frequencies are above their median.
 
     Zauner's DCT hash (2010), as the library imagehash has it: the discrete cosine transform of the grey picture at ``4 * side`` pixels a
     side. Values are rounded, so that those of a symmetric picture, which are 0 but for rounding, do not depend on the processor.
     """
     n = 4 * side
-    grey = np.asarray(Image.fromarray(pixels).convert("L").resize((n, n), Image.Resampling.LANCZOS), np.float64)
+    greys = [Image.fromarray(one).convert("L").resize((n, n), Image.Resampling.LANCZOS) for one in pixels]
     basis = np.cos(np.pi / n * np.outer(np.arange(side), np.arange(n) + 0.5))
-    low = np.round(basis @ grey @ basis.T, 3)
-    return np.packbits(low > np.median(low))
+    low = np.round(basis @ np.array(greys, np.float64) @ basis.T, 3).reshape(len(pixels), -1)
+    return np.packbits(low > np.median(low, axis=1, keepdims=True), axis=1)

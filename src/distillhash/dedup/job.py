@@ -21,10 +21,11 @@ from distillhash.dedup.calibration import (
     calibrate,
     calibrate_lookups,
     calibrate_rule,
+    check_wanted,
     edit_some,
     with_recall,
 )
-from distillhash.dedup.codes import Coded, Encoder, Settings, encode_collection
+from distillhash.dedup.codes import RANDOM_BITS, Coded, Encoder, Settings, encode_collection
 from distillhash.dedup.edits import HEAVY, LIGHT
 from distillhash.dedup.groups import (
     MOST_OPEN,
@@ -46,6 +47,7 @@ from distillhash.files import digest, read_file
 from distillhash.hamming.search import compiles
 from distillhash.index import Index
 from distillhash.index import Item as Stored
+from distillhash.models import load_model
 from distillhash.search import Searcher, is_row
 from distillhash.sources import BadItemError, ImageSource, Skipped, Source
 
@@ -240,8 +242,8 @@ def find_duplicates(
         source: Images or vectors.
         settings: Model, radius and how to read.
         reference: A collection that is kept whole: groups are then a reference item and what of ``source`` is nearest to it, and
-            duplicates within ``source`` or within the reference are not looked for. Of an index, items whose pictures cannot be read are
-            matched by codes alone.
+            duplicates within ``source`` or within the reference are not looked for; ``policy`` and ``ignore_same_folder`` do nothing. Of an
+            index, items whose pictures cannot be read are matched by codes alone.
         policy: What makes the better image, see :data:`distillhash.dedup.keep.CRITERIA`.
         ignore_same_folder: Two images in one folder are never linked (bursts, series).
         first_frame: Frames and pages after the first do not count: what agrees in the first is a duplicate.
@@ -252,6 +254,7 @@ def find_duplicates(
         ParameterError: a setting out of range.
     """
     settings, verdicts = settings or Settings(), verdicts or Verdicts()
+    _check(source, settings, reference)
     if reference is not None:
         return _against(source, reference, settings, first_frame, verdicts)
     source, n_aliases = _without_aliases(source)
@@ -468,12 +471,23 @@ def find_leaks(train: Source, test: Source, settings: Settings | None = None) ->
         ParameterError: a setting out of range.
     """
     settings = settings or Settings()
+    _check(test, settings)
     encoder, kept, coded, calibration = _across(train, test, settings)
     found = match(coded.codes, kept.codes, calibration.rule, most=MOST_OPEN)
     leaks = list(_matched(test, coded, np.arange(len(coded.rows)), train, kept, found, calibration.rule, settings))
     leaks.sort(key=lambda leak: (leak.test.distance, leak.test.path))
     skipped = kept.skipped + coded.skipped
     return LeakReport(calibration, encoder.description, leaks, skipped, len(kept.rows), len(coded.rows))
+
+
+def _check(source: Source, settings: Settings, reference: Source | Indexed | None = None) -> None:
+    """Refuse what no calibration will take, before anything is encoded."""
+    n_bits = RANDOM_BITS + isinstance(source, ImageSource) * RANDOM_BITS // 2  # of the longest codes that are made
+    if isinstance(reference, Indexed):
+        n_bits = reference.searcher.index.n_bits
+    elif settings.model is not None and settings.radius is not None:
+        n_bits = load_model(settings.model).n_bits
+    check_wanted(settings.radius, settings.most_false_pairs, n_bits)
 
 
 def _against(

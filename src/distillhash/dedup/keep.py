@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from distillhash.dedup.codes import HASH_PIXELS, Settings, is_flat, perceptual_hash
+from distillhash.dedup.codes import HASH_PIXELS, Settings, are_flat, perceptual_hashes
 from distillhash.dedup.trash import ATTACHED, Beside
 from distillhash.errors import ParameterError
 from distillhash.files import cores, digest
@@ -85,9 +85,9 @@ def read_facts(source: ImageSource, row: int, *, max_pixels: int | None = None) 
             len(data) if isinstance(data, bytes) else data.nbytes,
             whole.format,
             sharpness(pixels),
-            digest(data) + whole.digest + perceptual_hash(pixels, 8).tobytes(),
+            digest(data) + whole.digest + perceptual_hashes(pixels[None], 8).tobytes(),
             whole.n_frames,
-            is_flat(np.asarray(image.resize((HASH_PIXELS, HASH_PIXELS), Image.Resampling.BOX))),
+            bool(are_flat(np.asarray(image.resize((HASH_PIXELS, HASH_PIXELS), Image.Resampling.BOX))[None])[0]),
             whole.damage,
             whole.looks,
         )

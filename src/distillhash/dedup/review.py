@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import csv
 import io
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +17,7 @@ from PIL import Image
 
 from distillhash.dedup.job import FIRST_FRAME, SCENE_MATCH, Item, LeakReport, Report
 from distillhash.errors import DataError
-from distillhash.files import write_atomic
+from distillhash.files import check_target, write_atomic
 from distillhash.output import csv_cell, escaped
 from distillhash.sources import BadItemError, ImageSource, decode_thumbnail, encode_thumbnail
 
@@ -39,9 +40,7 @@ _FACTS = ("width", "height", "bytes", "format", "n_frames", "damage", "sharpness
 
 def report_json(report: Report) -> dict[str, Any]:
     """``{"radius", "expected_false_pairs", "groups": [{"keeper", "members": [{"path", "distance"}]}]}`` and more, keeper included."""
-    return {
-        "radius": report.calibration.radius,
-        "expected_false_pairs": report.calibration.expected_false_pairs,
+    return _calibrated(report) | {
         "groups": [_as_json(group) for group in report.groups],
         "same_first_frame": [_as_json(group) for group in report.first_frames],
         "same_scene": [_as_json(group) for group in report.scenes],
@@ -50,16 +49,19 @@ def report_json(report: Report) -> dict[str, Any]:
         "n_duplicates": report.n_duplicates,
         "n_aliases": report.n_aliases,
         "n_looked_at": report.n_looked_at,
-        "codes": report.codes,
-        "calibration": {"sentence": report.calibration.sentence(), **asdict(report.calibration)},
     }
+
+
+def _calibrated(report: Report | LeakReport) -> dict[str, Any]:
+    found = report.calibration
+    calibration = {"sentence": found.sentence(), **asdict(found)}
+    head = {"radius": found.radius, "expected_false_pairs": found.expected_false_pairs}
+    return head | {"codes": report.codes, "calibration": calibration}
 
 
 def leaks_json(report: LeakReport) -> dict[str, Any]:
     """``{"radius", "expected_false_pairs", "leaks": [{"test", "train", "distance", "match", "n_matches"}], ...}``."""
-    return {
-        "radius": report.calibration.radius,
-        "expected_false_pairs": report.calibration.expected_false_pairs,
+    return _calibrated(report) | {
         "leaks": [
             {
                 "test": leak.test.path,
@@ -74,8 +76,6 @@ def leaks_json(report: LeakReport) -> dict[str, Any]:
         "n_train": report.n_train,
         "n_test": report.n_test,
         "n_leaks": len(report.leaks),
-        "codes": report.codes,
-        "calibration": {"sentence": report.calibration.sentence(), **asdict(report.calibration)},
     }
 
 
@@ -97,10 +97,22 @@ def report_csv(report: Report) -> str:
     return stream.getvalue()
 
 
+def check_place(path: Path) -> None:
+    """Raise the :class:`DataError` of :func:`write_text` before there is a text."""
+    with _writing(path):
+        check_target(path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole; a :class:`DataError` where it cannot be written."""
-    try:
+    with _writing(path):
         write_atomic(path, text.encode("utf-8", "backslashreplace"))
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror}); give another place") from error
 

@@ -111,13 +111,18 @@ def link(moves: Sequence[Move], root: Path | None, *, progress: bool = False) ->
     return outcome
 
 
-def _link(one: Move, base: str) -> None:
-    path = _settled(one.path)
-    if os.path.islink(one.path):
+def _inside(name: str, base: str) -> str:
+    """Where a file really lies; a link, or a file outside of ``base``, is refused."""
+    path = _settled(name)
+    if os.path.islink(name):
         raise _Refused("it is a link")
     if not _below(path, base):
         raise _Refused(f"it lies outside of {base}")
-    parts = _parts(path, base)
+    return path
+
+
+def _link(one: Move, base: str) -> None:
+    parts = _parts(_inside(one.path, base), base)
     with open_folder(base, parts[:-1]) as near:
         home, new = Place(near, parts[-1]), Place(near, f".{parts[-1]}.distillhash-link")
         with home.open() as data, open_regular(one.keeper, follow_links=False) as kept:
@@ -309,11 +314,8 @@ class _Trash:
 
     def take(self, one: Move, leaving: set[str]) -> Entry:
         """Move one file into the trash."""
-        path, base = _settled(one.path), self.asked or "/"
-        if os.path.islink(one.path):
-            raise _Refused("it is a link")
-        if not _below(path, base):
-            raise _Refused(f"it lies outside of {base}")
+        base = self.asked or "/"
+        path = _inside(one.path, base)
         if _below(path, self.real):
             raise _Refused("it lies in the trash")
         if os.path.realpath(one.keeper) in leaving:

@@ -15,11 +15,11 @@ ENGINES = ("a folder", "memory://", "postgresql://", "milvus://")
 
 
 def is_address(place: str | Path) -> bool:
-    """Whether there is an index at ``place``, or it is an address of an engine's."""
+    """Whether there is an index at ``place``, perhaps a damaged one, or it is an address of an engine's."""
     folder = folder_of(place)
     if folder is None:
         return scheme_of(place) in ("postgresql", "postgres", "milvus")
-    return (folder / "manifest.json").exists() and (folder / "items.sqlite").exists()
+    return (folder / "items.sqlite").exists() or ((folder / "manifest.json").exists() and (folder / "model").is_dir())
 
 
 def open_index(

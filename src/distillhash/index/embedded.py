@@ -112,7 +112,10 @@ class EmbeddedIndex(Index):
         file, database = folder / "manifest.json", folder / "items.sqlite"
         is_new = not os.path.lexists(file)
         if is_new and not create:
-            raise DataError(f"there is no index at {folder}; make one with `distillhash index`, or pass create=True")
+            part = " but a part of one, for manifest.json is missing" if database.exists() else ""
+            raise DataError(
+                f"there is no index at {folder}{part}; make one with `distillhash index`, or pass create=True"
+            )
         held = Manifest.new(n_bits, model_fingerprint) if is_new else Manifest.read(file)
         if is_new:
             try:
@@ -120,7 +123,8 @@ class EmbeddedIndex(Index):
             except OSError as error:
                 raise DistillHashError(f"{folder} cannot be made ({error.strerror}); choose another folder") from error
         elif not database.exists():
-            raise FormatError(f"{database} is missing; restore it or build the index again in another folder")
+            text = f"{folder} looks like an index that cannot be read, for {database} is missing"
+            raise FormatError(f"{text}; restore it or build the index again in another folder")
         self._items = ItemTable(database, durability)
         try:
             if is_new:  # make the tables, then the manifest, which marks the index as complete

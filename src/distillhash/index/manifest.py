@@ -14,6 +14,9 @@ from distillhash.files import read_file, write_atomic
 FORMAT_VERSION = 2
 MOST_BITS = 4096
 _MOST_BYTES = 1 << 20
+_REMEDY = (
+    "give the model that it was built with (--model DIR, or none where the index keeps its own), or make a new index"
+)
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,10 @@ class Manifest:
     def check_fits(self, index: Path | str, n_bits: int | None, model_fingerprint: str | None) -> None:
         """Raise unless ``index``, which messages name, takes codes of this length and model (None: any)."""
         if n_bits is not None and n_bits != self.n_bits:
-            raise ParameterError(
-                f"{index} holds codes of {self.n_bits} bits, not {n_bits}; leave n_bits out or make a new index"
-            )
+            raise ParameterError(f"{index} holds codes of {self.n_bits} bits, not {n_bits}; {_REMEDY}")
         if None not in (model_fingerprint, self.model_fingerprint) and model_fingerprint != self.model_fingerprint:
             raise FormatError(
-                f"{index} was built with another model (fingerprint {self.model_fingerprint}, not {model_fingerprint}); "
-                "make a new index for this one"
+                f"{index} was built with another model (fingerprint {self.model_fingerprint}, not {model_fingerprint}); {_REMEDY}"
             )
 
     def _checksum(self) -> str:

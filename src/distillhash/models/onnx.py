@@ -136,6 +136,9 @@ def write_onnx(
 
     hasher, of_images = model.hasher, model.backbone_name != "embeddings"
     if of_images:
+        if model.backbone_name.startswith("torchscript:"):
+            remedy = "save the network as ONNX where you have its Python code, and train with --backbone onnx:FILE"
+            raise ParameterError(f"{model.backbone_name} is a program, not a network of layers; {remedy}")
         if not isinstance(model.backbone, TorchBackbone):
             raise ParameterError(f"{model.backbone_name} is an ONNX file already; export models of other backbones")
         if model.backbone.precision == BF16:

@@ -200,6 +200,9 @@ class MatchAnswer(BaseModel):
         description="Share of known light edits of the index's own pictures that lie within the radius; null without pictures."
     )
     unknown: str | None
+    caution: str | None = Field(
+        description="Where more false matches are expected than the one in 1,000 that was accepted, why, and what to do."
+    )
     n_matches: int
     matches: list[Match]
 

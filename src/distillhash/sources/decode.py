@@ -146,7 +146,7 @@ def decode_resized(data: bytes | NDArray[Any], size: int, max_pixels: int = MAX_
 
 
 def decode_sizes(
-    data: bytes | NDArray[Any], sizes: Collection[int], max_pixels: int = MAX_PIXELS
+    data: "bytes | NDArray[Any] | Encoded", sizes: Collection[int], max_pixels: int = MAX_PIXELS
 ) -> dict[int, NDArray[np.uint8]]:
     """Decode and resize to several sizes: what feature extraction calls for every image.
 
@@ -154,7 +154,8 @@ def decode_sizes(
     1/2, 1/4 or 1/8 (in the DCT domain, the smallest that leaves ``2 * size``). Sizes that need the same scale share one decoding; all
     other images are decoded once. Without sizes, the header and its pixel count are checked and no more.
 
-    Returns ``(size, size, 3) uint8`` RGB, upright, aspect not kept, for each size. Errors are those of :func:`decode_image`.
+    ``data`` may be what :func:`open_encoded` made of bytes; it can be decoded once. Returns ``(size, size, 3) uint8`` RGB, upright,
+    aspect not kept, for each size. Errors are those of :func:`decode_image`.
     """
     for size in sizes:
         _check_size(size)
@@ -162,7 +163,7 @@ def decode_sizes(
         pixels = _checked_pixels(data, max_pixels)
         with item_memory():
             return {size: resize_image(pixels, size) for size in sizes}
-    opened = open_encoded(data, max_pixels)
+    opened = open_encoded(data, max_pixels) if isinstance(data, bytes) else data
     by_scale: dict[int, list[int]] = {}
     for size in sizes:
         possible = [scale for scale in (8, 4, 2) if opened.name == "JPEG" and min(opened.size) >= 2 * scale * size]
@@ -173,7 +174,7 @@ def decode_sizes(
         with item_memory():
             resized |= {size: resize_image(decoded, size) for size in group}
         if len(resized) < len(sizes):
-            opened = open_encoded(data)  # it can be decoded once
+            opened = open_encoded(opened.contents.data)  # it can be decoded once
     return resized
 
 
@@ -216,9 +217,11 @@ def image_format(data: bytes) -> str:
     return open_encoded(data).name
 
 
-def damage_of(data: bytes | NDArray[Any]) -> str | None:
+def damage_of(data: "bytes | NDArray[Any] | Encoded") -> str | None:
     """What is wrong with a file that is read all the same, as browsers do: it ends early, or a checksum of its pixels is wrong."""
-    return None if isinstance(data, np.ndarray) else contents(data).damage
+    if isinstance(data, np.ndarray):
+        return None
+    return (contents(data) if isinstance(data, bytes) else data.contents).damage
 
 
 @dataclass
