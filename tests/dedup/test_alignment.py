@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.signal import correlate2d
 
 from distillhash.dedup import edits
-from distillhash.dedup.alignment import SCENE, Look, _correlate, _summed, align
+from distillhash.dedup.alignment import MOVED, SCENE, Aligned, Look, _correlate, _moves, _summed, align, movement
 from distillhash.sources import decode_image
 
 
@@ -90,6 +90,88 @@ def test_two_frames_of_a_burst_are_no_copies() -> None:
         frame[35:145, place : place + 130] = subject
         frames.append(Look(frame))
     assert not align(*frames).same
+
+
+def photographed(scene: Image.Image, *, parallax: float, seed: int, noise: float = 2) -> Image.Image:
+    """The scene from a little to the right: near things, a wave of them, move by up to ``parallax`` pixels. The noise is its own."""
+    values = np.asarray(scene, np.float64)
+    y, x = np.mgrid[: scene.height, : scene.width]
+    nearness = np.sin(x / 23) * np.cos(y / 31)
+    moved = [
+        map_coordinates(v, [y, x + parallax * nearness], order=3, mode="nearest") for v in np.moveaxis(values, 2, 0)
+    ]
+    seen = np.stack(moved, 2) + noise * np.random.default_rng(seed).standard_normal(values.shape)
+    return Image.fromarray(np.clip(seen, 0, 255).round().astype(np.uint8))
+
+
+def moved_between(first: Image.Image | bytes, second: Image.Image | bytes) -> tuple[Aligned, float]:
+    pixels = [np.asarray(data) if isinstance(data, Image.Image) else decode_image(data) for data in (first, second)]
+    lies = align(*map(Look, pixels))
+    grey = [np.asarray(Image.fromarray(one).convert("L"), np.float32) for one in pixels]
+    return lies, movement(grey[0], grey[1], lies)
+
+
+@pytest.mark.parametrize("parallax", [1.0, 2.0])
+def test_two_photographs_of_a_scene_are_told_from_copies(parallax: float) -> None:
+    scene = picture(3, 256, 192)
+    shots = [photographed(scene, parallax=p, seed=seed) for seed, p in enumerate((0, parallax))]
+    for second in (shots[1], edits.reencode(shots[1], quality=40), edits.resize(shots[1], scale=0.6)):
+        lies, moved = moved_between(shots[0], second)
+        assert lies.score >= SCENE and moved >= 2 * MOVED
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda image: edits.reencode(image, quality=10),
+        lambda image: edits.thumbnail(image, side=64),
+        lambda image: edits.brighten(image, factor=0.4),
+        lambda image: edits.brighten(image, factor=1.3),
+        lambda image: edits.write_text(image, height=0.25, y=0.5, text="SAMPLE"),
+        lambda image: edits.crop(image, keep=0.7, x=0.3, y=0.7),
+        lambda image: edits.put_in_frame(image, width=0.2, height=0.4),
+        lambda image: edits.reencode(
+            image.rotate(0.6, Image.Resampling.BICUBIC).crop((3, 3, image.width - 3, image.height - 3))
+        ),
+        edits.mirror,
+    ],
+)
+def test_the_parts_of_a_copy_stay_where_they_are(edit: Callable[[Image.Image], bytes]) -> None:
+    shot = photographed(picture(3, 256, 192), parallax=0, seed=0)
+    small = Image.open(
+        BytesIO(edits.resize(shot, scale=0.7))
+    )  # a copy of a copy, by the rule that its file does not show
+    for first, second in ((shot, edit(shot)), (shot, edit(small)), (edit(shot), edits.reencode(shot, quality=60))):
+        lies, moved = moved_between(first, second)
+        assert lies.score >= SCENE and moved < MOVED
+
+
+def test_noise_alone_tells_nothing() -> None:
+    scene = picture(3, 256, 192)
+    assert moved_between(*(photographed(scene, parallax=0, seed=seed, noise=6) for seed in (0, 1)))[1] < 2
+    blank = np.full((192, 256), 200, np.float32)
+    assert movement(blank, blank, Aligned(1.0, False, 0, True, (0, 0, 1, 1))) == 0
+    assert movement(blank[:12], blank[:12], Aligned(1.0, False, 0, True, (0, 0, 1, 1))) == 0
+
+
+def test_moves_and_their_errors_are_those_that_were_made() -> None:
+    """Of known shifts under known noise: found within the errors, which are as large as what is wrong."""
+    rng = np.random.default_rng(0)
+    scene = 400 * gaussian_filter(rng.standard_normal((300, 300)), 4)
+    y, x = np.mgrid[:256, :256] + 20.0
+    wrong = []
+    for down, right in ((0, 0), (0.2, -0.1), (-0.15, 0.3)):
+        one, other = (map_coordinates(scene, [y + a, x + b], order=3) for a, b in ((0, 0), (down, right)))
+        moves, errors = _moves(
+            np.asarray(one + 2 * rng.standard_normal(one.shape), np.float32),
+            np.asarray(other, np.float32),
+            [8, 8],
+            [32, 32],
+        )
+        shift = np.array([[-down], [-right]])
+        assert np.allclose(np.median(moves, axis=1), shift[:, 0], atol=0.02)
+        wrong.append((moves - shift) / errors)
+    assert 0.85 < np.std(wrong) < 1.15
 
 
 def test_the_correlation_is_the_textbooks() -> None:

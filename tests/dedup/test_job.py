@@ -1,7 +1,9 @@
 """The jobs on real files, through the real backbone."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import imagehash
 import numpy as np
@@ -12,7 +14,8 @@ from distillhash.backbones import FeatureCache
 from distillhash.codes import hamming_distances
 from distillhash.dedup import edits
 from distillhash.dedup.codes import Settings, encode_collection
-from distillhash.dedup.job import Report, Verdicts, find_duplicates, find_leaks
+from distillhash.dedup.groups import Matches, match
+from distillhash.dedup.job import Item, Report, Verdicts, find_duplicates, find_leaks
 from distillhash.dedup.review import review_page, size_text
 from distillhash.errors import DataError, FormatError
 from distillhash.files import digest
@@ -113,6 +116,46 @@ def test_against_a_reference(folder: Path, options: Settings) -> None:
     assert names(found) == [["00.png", "exact.png"], ["01.png", "saved.webp"], ["02.png", "turned.jpg"]]
     backwards = find_duplicates(inbox.select(np.array([2, 1, 0])), options, reference=kept.select(rows[::-1]))
     assert sorted(names(backwards)) == sorted(names(found))
+
+
+def photographed_again(image: Image.Image) -> Image.Image:
+    """A moment later: the rows of the scene went to the left and right, as far as they are near."""
+    rows = [np.roll(row, round(np.sin(y / 20)), axis=0) for y, row in enumerate(np.asarray(image))]
+    return Image.fromarray(np.stack(rows))
+
+
+def pairs_of(groups: list[list[Item]]) -> list[list[str]]:
+    return [[f"{Path(item.path).name}: {item.match}" for item in group] for group in groups]
+
+
+def test_two_photographs_of_a_scene_are_listed_apart(
+    options: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again, options = photographed_again(picture(7)), replace(options, radius=2 * RADIUS)
+    for place in ("all", "inbox"):
+        (tmp_path / place).mkdir()
+    for seed in range(6, 9):
+        picture(seed).save(tmp_path / "all" / f"{seed}.png")
+    again.save(tmp_path / "all" / "7b.png")
+    (tmp_path / "all" / "copy.jpg").write_bytes(edits.reencode(again))
+    found = find_duplicates(open_source(tmp_path / "all"), options)
+    assert pairs_of(found.groups) == [["7b.png: keeper", "copy.jpg: copy"]]
+    assert pairs_of(found.scenes) == [["7b.png: keeper", "7.png: same scene"]]  # the larger file
+
+    (tmp_path / "all" / "copy.jpg").rename(tmp_path / "inbox" / "copy.jpg")
+    inbox, kept = open_source(tmp_path / "inbox"), open_source(tmp_path / "all")
+    others = kept.select(np.flatnonzero([not key.endswith("7b.png") for key in kept.keys]))
+    only = find_duplicates(inbox, options, reference=others)
+    assert not only.groups and pairs_of(only.scenes) == [["7.png: keeper", "copy.jpg: same scene"]]
+
+    def nearest_last(*arguments: Any, **more: Any) -> Matches:
+        true = match(*arguments, **more)
+        order = [1, 0, *range(2, true.row.shape[1])]
+        return Matches(true.row[:, order], true.distance[:, order], true.certain[:, order], true.count)
+
+    monkeypatch.setattr("distillhash.dedup.job.match", nearest_last)
+    both = find_duplicates(inbox, options, reference=kept)
+    assert pairs_of(both.groups) == [["7b.png: keeper", "copy.jpg: copy"]] and not both.scenes
 
 
 def test_leaks(folder: Path, options: Settings) -> None:

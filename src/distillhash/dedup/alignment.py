@@ -8,14 +8,19 @@ Only details count, for light and dark areas of different scenes correlate. The 
 image, is laid on the other in all sizes of ``SCALES`` at every place (normalised cross-correlation: Lewis, Vision Interface 1995). The best
 is refined at 128 pixels, in position and in width and height, by Gauss-Newton steps. The score is taken over the best three quarters of the
 blocks of a grid, so that text and stickers do not count.
+
+Two photographs of a scene, taken a moment apart, may agree as well as a copy does. The camera moved between them, so near things moved
+against far ones. So a second look at 256 pixels estimates where each cell of a grid went, and the standard error of that (Lucas and
+Kanade, IJCAI 1981), and takes off what moves, stretches and turns the picture as a whole. The cells of a copy stay where they are, within
+their errors; these are large where compression left little.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -29,14 +34,19 @@ from distillhash.output import Progress
 from distillhash.sources import MAX_PIXELS, BadItemError, ImageSource
 from distillhash.sources.decode import decode_thumbnail
 
-SIDE, FINE_SIDE = 32, 128  # pixels of the longer side
+SIDE, FINE_SIDE, CLOSER_SIDE = 32, 128, 256  # pixels of the longer side
 SCALES = np.geomspace(0.4, 1, 13)  # of the longer side of a part, of the longer side of the whole
 SAME, SAME_PART, PART = 0.995, 0.98, 0.75
 """Scores from which two pictures are the same, where one covers nearly all of the other and where it covers less than ``PART`` of it.
-Frames of a burst cover each other and have .994 at most, but for a few where nothing moved; other pictures agree in a part by
+Frames of a burst cover each other and have .994 at most, but for a few where little moved; other pictures agree in a part by
 .96 at most."""
 SCENE = 0.9  # from here on they show one scene
-_KEPT_LOOKS = 1000  # about 100 kB each
+LOOSE = 0.8  # from here on the place is good enough for a closer look
+MOVED = 4.0
+"""Standard errors from which they are two photographs. Pairs of copies have 2.8 at most, but for a few that were stretched or turned; of
+two photographs that agree by .95 or more, 4.5 at least and mostly more than 10 (groceries, the training photographs; Flickr8k)."""
+SURELY_STILL = 2.0  # standard errors up to which one look is enough
+_KEPT_LOOKS, _KEPT_CLOSER = 1000, 64  # about 100 and 200 kB each
 
 _BAND = 0.7, 3.0  # standard deviations of the two blurs whose difference are the details, at 64 pixels
 _LEAST = 8  # pixels of the shorter side of a part
@@ -45,6 +55,12 @@ _STEPS = 8
 _EDGE = 4  # samples at the edge of a part that do not count
 _BLOCKS, _KEPT = 6, 0.75  # a side; share that the score is taken over
 _FURTHEST = 1.25  # sizes that refining may change to, relative to those tried
+_QUICK_STEPS = (((1, 1),),)
+_CLOSER_STEPS = (4, 1), (2, 1), (1, 2)  # how much ``_BAND`` is widened, in pixels of what is looked at, and steps
+_ALL_STEPS = *_QUICK_STEPS, _CLOSER_STEPS, _CLOSER_STEPS, _CLOSER_STEPS  # turned as the one before found
+_CELLS, _CELL_SIDE = 8, 6  # cells a side at most; pixels of the shortest side of a cell
+_FEWEST_CELLS, _WORST_ERROR, _LEAST_ERROR = 8, 0.15, 0.02  # that tell; pixels
+_FAR = 3.0  # pixels that a cell cannot be followed over
 
 Floats = NDArray[np.float32]
 Box = tuple[float, float, float, float]
@@ -79,6 +95,7 @@ class Aligned:
 
 
 NOWHERE = Aligned(-1.0, False, 0, True, (0, 0, 1, 1))
+_WHOLE = Aligned(1.0, False, 0, True, (0, 0, 1, 1))
 
 
 class Look:
@@ -148,32 +165,171 @@ class Looks:
         """Keep references; a few looks are kept as well."""
         self._source, self._max_pixels = source, MAX_PIXELS if max_pixels is None else max_pixels
         self.get = lru_cache(_KEPT_LOOKS)(self._read)
+        self.closer = lru_cache(_KEPT_CLOSER)(self._read_closer)
 
     def _read(self, row: int) -> Look | None:
+        pixels = self._pixels(row, FINE_SIDE)
+        return None if pixels is None else Look(pixels)
+
+    def _read_closer(self, row: int) -> Floats | None:
+        pixels = self._pixels(row, CLOSER_SIDE)
+        return None if pixels is None else np.asarray(Image.fromarray(pixels).convert("L"), np.float32)
+
+    def _pixels(self, row: int, side: int) -> NDArray[np.uint8] | None:
         try:
-            data = self._source.read(row)
-            return Look(decode_thumbnail(data, FINE_SIDE, max_pixels=self._max_pixels))
+            return decode_thumbnail(self._source.read(row), side, max_pixels=self._max_pixels)
         except BadItemError:
             return None
 
 
-@threadpool_limits.wrap(
-    limits=1, user_api="blas"
-)  # its threads cost more than they save on matrices of a picture's size
 def align_pairs(first: Looks, second: Looks, pairs: NDArray[np.int64], *, progress: bool = False) -> list[Aligned]:
     """Lay the pictures of each pair of rows on each other; what cannot be read lies on nothing."""
+    return _each(partial(_lie, first, second), pairs.tolist(), progress)
 
-    def one(pair: list[int]) -> Aligned:
-        a, b = first.get(pair[0]), second.get(pair[1])
-        return NOWHERE if a is None or b is None else align(a, b)
 
-    found: list[Aligned] = []
-    shown = Progress("comparing pictures", len(pairs), unit="pairs", quiet=not progress)
-    with shown, ThreadPoolExecutor(cores()) as pool:
-        for start in range(0, len(pairs), 256):
-            part = pairs[start : start + 256].tolist()
+def taken_twice(
+    first: Looks, second: Looks, pairs: NDArray[np.int64], lies: Sequence[Aligned | None], *, progress: bool = False
+) -> list[bool]:
+    """Whether the pictures of each pair are two photographs of one scene; ``lies`` says how they lie on each other, where it is known."""
+
+    def one(asked: tuple[list[int], Aligned | None]) -> bool:
+        pair, lie = asked
+        a, b = first.closer(pair[0]), second.closer(pair[1])
+        if a is None or b is None:
+            return False
+        if lie is None:
+            if movement(a, b, _WHOLE, quick=True) < MOVED:
+                return False
+            lie = _lie(first, second, pair)
+        return lie.score >= LOOSE and movement(a, b, lie) >= MOVED
+
+    return _each(one, zip(pairs.tolist(), lies, strict=True), progress)
+
+
+def _lie(first: Looks, second: Looks, pair: Sequence[int]) -> Aligned:
+    a, b = first.get(pair[0]), second.get(pair[1])
+    return NOWHERE if a is None or b is None else align(a, b)
+
+
+def _each(one: Callable[[Any], Any], asked: Iterable[Any], progress: bool) -> list[Any]:
+    """``one`` of all that is asked, on all cores."""
+    found: list[Any] = []
+    asked = list(asked)
+    shown = Progress("comparing pictures", len(asked), unit="pairs", quiet=not progress)
+    one_thread = threadpool_limits(
+        limits=1, user_api="blas"
+    )  # more cost more than they save on matrices of a picture's size
+    with shown, one_thread, ThreadPoolExecutor(cores()) as pool:
+        for start in range(0, len(asked), 256):
+            part = asked[start : start + 256]
             found += pool.map(one, part)
             shown.advance(len(part))
+    return found
+
+
+def movement(first: Floats, second: Floats, lies: Aligned, *, quick: bool = False) -> float:
+    """How far the cells of a grid moved against each other, between two grey pictures that lie on each other.
+
+    Args:
+        first: ``(h, w) float32`` grey levels.
+        second: The same of the other picture.
+        lies: Where one lies on the other, to within a few pixels; within half a pixel where it is to be ``quick``.
+        quick: Look once. The answer is infinite where that does not show that nothing moved.
+
+    Returns:
+        The median over the cells, in standard errors; 0 where the common picture has fewer than three cells a side, or too few cells have
+        details. Deterministic.
+    """
+    if lies.mirrored:
+        second = np.ascontiguousarray(second[:, ::-1])
+    whole, part = (first, second) if lies.inside else (second, first)
+    left, top, right, bottom = lies.box
+    shares = np.array([bottom - top, right - left])
+    if shares.min() < SCALES[0] / 2:
+        return 0.0
+    scale = min(1.0, float(np.max(shares * whole.shape / part.shape)))
+    size = np.maximum(1, np.round(np.array(part.shape) * scale)).astype(int)
+    n_cells = np.minimum(_CELLS, size // _CELL_SIDE)
+    if n_cells.min() < 3:
+        return 0.0
+    cell = size // n_cells
+    middles = [(np.arange(n) + 0.5) * c for n, c in zip(n_cells, cell, strict=True)]
+    places = np.stack(np.meshgrid(*middles, indexing="ij")).reshape(2, -1) / size[:, None]
+    whole_size = np.maximum(2, np.round(size / shares)).astype(int)
+    lines = np.array([[top, shares[0]], [left, shares[1]]], float) * whole_size[:, None]  # start and length, pixels
+    part, whole = _resized(part, tuple(size)), _resized(whole, tuple(whole_size))
+    # A picture that was straightened is a copy; it is turned back where it does not fit as it is.
+    found, angle = np.inf, 0.0
+    for steps in _QUICK_STEPS if quick else _ALL_STEPS:
+        upright = _turned(part, angle) if angle else part
+        for blur, n_steps in steps:
+            target, fine = (_band(picture, picture.shape, 64 * blur) for picture in (upright, whole))
+            for _ in range(n_steps):
+                points = [
+                    np.float32(a + b * (np.arange(m) + 0.5) / m - 0.5) for (a, b), m in zip(lines, size, strict=True)
+                ]
+                moves, errors = _moves(target, _sampled(fine, *points)[0], n_cells, cell)
+                change = np.stack([_line(*known) for known in zip(places, moves, errors, strict=True)])
+                lines += change
+        moves = moves - change[:, :1] - change[:, 1:] * places
+        error = np.hypot(*errors)
+        telling = error < _WORST_ERROR
+        moved = np.inf
+        if telling.sum() >= _FEWEST_CELLS:
+            moved = float(np.median((np.hypot(*moves) / np.hypot(error, _LEAST_ERROR))[telling]))
+        if steps is _CLOSER_STEPS or (telling.mean() >= 0.5 and moved < SURELY_STILL):
+            found = min(found, moved)
+            if found < MOVED:
+                break
+        down, across = (places - 0.5) * size[:, None]
+        arms = np.concatenate([across, -down])
+        ratio = float(np.median(moves.ravel() * arms) / np.median(arms**2))
+        if steps is _CLOSER_STEPS:
+            angle += float(_fitted(arms[None], moves.ravel(), errors.ravel(), np.array([ratio]))[0])
+    return found if quick or found < np.inf else 0.0
+
+
+def _turned(picture: Floats, angle: float) -> Floats:
+    """Turned around its middle, by radians."""
+    from scipy.ndimage import map_coordinates
+
+    middle = (np.array(picture.shape)[:, None, None] - 1) / 2
+    y, x = np.indices(picture.shape) - middle
+    places = np.stack([y * np.cos(angle) - x * np.sin(angle), x * np.cos(angle) + y * np.sin(angle)]) + middle
+    turned: Floats = map_coordinates(picture, places, order=3, mode="nearest")
+    return turned
+
+
+def _moves(target: Floats, values: Floats, n_cells: Sequence[int], cell: Sequence[int]) -> tuple[Any, Any]:
+    """How far each cell of ``values`` is from its place in ``target``, down and right, and the standard errors: ``(2, cells)`` pixels."""
+    known = np.stack([target, values, *np.gradient(values)])[:, : n_cells[0] * cell[0], : n_cells[1] * cell[1]]
+    known = known.reshape(4, n_cells[0], cell[0], n_cells[1], cell[1]).transpose(1, 3, 0, 2, 4)
+    known = known.reshape(n_cells[0] * n_cells[1], 4, -1)
+    known -= known.mean(axis=2, keepdims=True)
+    wanted, design, n = known[:, :1], known[:, 1:], known.shape[2]
+    inverse = np.linalg.inv(design @ design.transpose(0, 2, 1) + 1e-2 * n * np.eye(3))
+    solved = wanted @ design.transpose(0, 2, 1) @ inverse  # contrast, and what the slopes are to be multiplied by
+    noise = ((wanted - solved @ design) ** 2).sum(axis=(1, 2)) / (n - 3) + 1 / 6  # two pictures in whole grey levels
+    contrast = np.maximum(solved[:, 0, 0], 0.1)
+    errors = np.sqrt(noise * inverse[:, (1, 2), (1, 2)].T)
+    return solved[:, 0, 1:].T / contrast, errors / contrast
+
+
+def _line(places: Any, moves: Any, errors: Any) -> Any:
+    """Start and slope of a line through most of the moves."""
+    return _fitted(np.stack([np.ones_like(places), places]), moves, errors, np.array([np.median(moves), 0.0]))
+
+
+def _fitted(design: Any, moves: Any, errors: Any, found: Any) -> Any:
+    """Least squares from ``found`` on, reweighted for errors of Cauchy's distribution; zeros where too few cells tell."""
+    use = (errors < _WORST_ERROR) & (np.abs(moves) < _FAR)
+    if use.sum() < _FEWEST_CELLS:
+        return np.zeros(len(design))
+    design, moves = design[:, use], moves[use]
+    weights = 1 / (errors[use] ** 2 + _LEAST_ERROR**2)
+    for _ in range(_STEPS):
+        kept = weights / (1 + weights * (moves - found @ design) ** 2 / 4)
+        found = np.linalg.solve(design * kept @ design.T + 1e-9 * np.eye(len(design)), design * kept @ moves)
     return found
 
 

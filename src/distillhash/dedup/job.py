@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes, hamming_distances
-from distillhash.dedup.alignment import NOWHERE, SCENE, Aligned, Looks, align, align_pairs
+from distillhash.dedup.alignment import NOWHERE, SCENE, Aligned, Looks, align, align_pairs, taken_twice
 from distillhash.dedup.calibration import (
     EDITED,
     Calibration,
@@ -56,6 +56,7 @@ UNCUT = 0.93  # share of the area from which nothing was cut off
 IN_CHAIN = 0.92  # score from which two pictures are the same that copies of one another join
 ROUNDS = 3  # keepers of such a chain that are laid on the rest of it
 MOST_IN_CHAIN = 30  # of these
+MOST_CLOSER = 5  # pairs that are looked at closer, for each item that may be linked
 SMALLER = 0.8  # of the pixels: a copy with fewer was made smaller
 MOST_CANDIDATES = 1000  # items of the other collection that are looked at where the nearest shows something else
 LOOKED_UP = 50_000  # items of an index that tell how far different pictures lie
@@ -281,6 +282,10 @@ def find_duplicates(
     for nth in range(ROUNDS if calibration.rule.leaves_open and facts else 0):
         found.look_around(near, stars, rules["order"], nth)
         stars = star_groups(codes, certain, kinds=by_all, linked=found.linked(near), **rules)
+    kept_apart = rules.get("apart")
+    while facts and found.look_closer(near, stars):
+        rules["apart"] = np.concatenate([kept_apart, found.taken_twice(near)])
+        stars = star_groups(codes, certain, kinds=by_all, linked=found.linked(near), **rules)
 
     def items(made: Stars, match: str | None) -> list[list[Item]]:
         groups = []
@@ -305,6 +310,7 @@ def find_duplicates(
         first_frames = items(again, FIRST_FRAME)
         by_scene = np.where(alone & (again.keeper == own), by_all, -1 - own)
         none = Rule(-1, encoder.hashes, encoder.model.n_bits)
+        rules["apart"] = kept_apart
         scenes = items(star_groups(codes, none, kinds=by_scene, linked=found.scenes(near), **rules), SCENE_MATCH)
     return Report(
         calibration,
@@ -329,6 +335,9 @@ class _Pairs:
         if isinstance(source, ImageSource) and compiles():
             self._looks = Looks(source, settings.max_pixels)
         self.aligned: dict[tuple[int, int], Aligned] = {}
+        self._checked = np.full(len(coded.rows), -1)  # the keeper that each was looked at closer with
+        self._n_checked = 0
+        self._twice: list[tuple[int, int]] = []
         self._same: list[tuple[int, int]] = []
         self.parts = rule_parts(coded.codes, rule)
         if rule.leaves_open:
@@ -350,7 +359,31 @@ class _Pairs:
                 self._same.append((a, b))
 
     def _scenes(self) -> NDArray[np.int64]:
-        return _pairs([pair for pair, found in self.aligned.items() if found.score >= SCENE])
+        return _pairs([pair for pair, found in self.aligned.items() if found.score >= SCENE] + self._twice)
+
+    def look_closer(self, near: NDArray[np.int64], stars: Stars) -> bool:
+        """Look closer at members on their keepers; whether some are two photographs of one scene, so that groups are to be made again.
+
+        Of a burst whose frames are all near to each other this may be any pair, so it ends at ``MOST_CLOSER`` pairs for each item.
+        """
+        keeper, digests = near[stars.keeper], self._coded.digests
+        new = near[(digests[keeper] != digests[near]) & (self._checked[near] != keeper)]
+        new = new[: max(0, MOST_CLOSER * len(near) - self._n_checked)]
+        if self._looks is None or not len(new):
+            return False
+        keeper = keeper[np.searchsorted(near, new)]
+        self._checked[new], self._n_checked = keeper, self._n_checked + len(new)
+        pairs = np.sort(np.stack([keeper, new], 1), axis=1)
+        pairs = pairs[np.lexsort((new, keeper))]  # what is decoded for one keeper is decoded once
+        known = [self.aligned.get((a, b)) for a, b in pairs.tolist()]
+        rows = self._coded.rows[pairs]
+        twice = taken_twice(self._looks, self._looks, rows, known, progress=self._settings.progress)
+        self._twice += [(a, b) for a, b in pairs[np.array(twice)].tolist()]
+        return any(twice)
+
+    def taken_twice(self, near: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Pairs that are two photographs of one scene, as places in ``near``."""
+        return _places_in(near, _pairs(self._twice))
 
     def linked(self, near: NDArray[np.int64]) -> NDArray[np.int64]:
         """Pairs that are one picture, as places in ``near``."""
@@ -478,16 +511,18 @@ def _against(
     if isinstance(reference, Indexed):
         held |= _known_files(source, coded.rows, reference.searcher.index)
     matched = _matched(source, coded, np.flatnonzero(~held), other, kept, found, calibration.rule, settings)
-    groups: dict[tuple[bool, int], list[Item]] = {}
+    groups: dict[tuple[int, int], list[Item]] = {}
     for pair in sorted(matched, key=lambda pair: (pair.train.row, pair.test.distance, pair.test.row)):
         item, keeper = pair.test, pair.train
         if item.facts and keeper.facts and verdicts.apart(item.facts.digest, keeper.facts.digest):
             continue
-        stays = item.match == FIRST_FRAME and not first_frame
-        groups.setdefault((stays, keeper.row), [keeper]).append(item)
-    certain, first_frames = ([group for (stays, _), group in groups.items() if stays == kind] for kind in (False, True))
+        part = 2 if item.match == SCENE_MATCH else int(item.match == FIRST_FRAME and not first_frame)
+        groups.setdefault((part, keeper.row), [keeper]).append(item)
+    certain, first_frames, scenes = (
+        [group for (part, _), group in groups.items() if part == kind] for kind in range(3)
+    )
     skipped, n_items = kept.skipped + coded.skipped, n_kept + len(coded.rows)
-    return Report(calibration, encoder.description, certain, skipped, n_items, int(held.sum()), first_frames)
+    return Report(calibration, encoder.description, certain, skipped, n_items, int(held.sum()), first_frames, scenes)
 
 
 def _known_files(source: Source, rows: NDArray[np.intp], index: Index) -> NDArray[np.bool_]:
@@ -657,20 +692,36 @@ def _matched(
 ) -> Iterator[Leak]:
     """Items of ``coded`` at ``places`` with a match in ``kept``: the nearest that shows the same in all frames, or in the first."""
     found = Matches(*(getattr(matches, name)[places] for name in ("row", "distance", "certain", "count")))
-    chosen = np.where(found.certain[:, 0], 0, -1)
-    count = found.count.copy()
-    aligned: dict[int, Aligned] = {}
+    chosen, count = np.where(found.certain[:, 0], 0, -1), found.count.copy()
+    aligned: dict[tuple[int, int], Aligned] = {}
+    twice: dict[tuple[int, int], bool] = {}
     looks: tuple[Looks, Looks] | None = None
     if isinstance(source, ImageSource) and isinstance(other, ImageSource) and compiles():
-        query, nth = np.nonzero((found.row >= 0) & ~found.certain[:, :1])
-        pairs = np.stack([coded.rows[places[query]], kept.rows[found.row[query, nth]]], 1)
         looks = Looks(other, settings.max_pixels), Looks(source, settings.max_pixels)
-        lie = align_pairs(*looks, pairs[:, ::-1], progress=settings.progress)
+        owner = np.broadcast_to(places[:, None], found.row.shape)
+        pictures = np.stack([np.append(kept.rows, -1)[found.row], coded.rows[owner]], 2)
+        changed = np.append(kept.digests, b"")[found.row] != coded.digests[owner]
+        query, nth = np.nonzero((found.row >= 0) & ~found.certain[:, :1])
+        usable = found.certain.copy()
+        lie = align_pairs(*looks, pictures[query, nth], progress=settings.progress)
         for one, place, how in zip(query.tolist(), nth.tolist(), lie, strict=True):
             if how.same:
                 count[one] += 1
-                if chosen[one] < 0:
-                    chosen[one], aligned[one] = place, how
+                usable[one, place], aligned[one, place] = True, how
+        nearest_usable = np.where(usable.any(axis=1), usable.argmax(axis=1), -1)
+        for _ in range(MOST_OPEN):  # the nearest that is no other photograph of the scene, or else the nearest
+            chosen = np.where(usable.any(axis=1), usable.argmax(axis=1), nearest_usable)
+            asked = [
+                (one, at)
+                for one, at in enumerate(chosen.tolist())
+                if at >= 0 and changed[one, at] and (one, at) not in twice
+            ]
+            rows = pictures[tuple(np.array(asked, np.int64).reshape(-1, 2).T)]
+            known = [aligned.get(pair) for pair in asked]
+            twice |= dict(zip(asked, taken_twice(*looks, rows, known, progress=settings.progress), strict=True))
+            for pair in asked:
+                usable[pair] = not twice[pair]
+        chosen = np.where(usable.any(axis=1), usable.argmax(axis=1), nearest_usable)
     hits = np.flatnonzero(chosen >= 0)
     nearest, distances = (
         column[np.arange(len(chosen)), np.maximum(chosen, 0)] for column in (found.row, found.distance)
@@ -688,9 +739,9 @@ def _matched(
             candidates = candidates[np.lexsort((candidates, away[candidates]))][:MOST_CANDIDATES]
             unknown = [one for one in kept.rows[candidates].tolist() if one not in kept_facts]
             kept_facts |= gather_facts(other, np.array(unknown, np.intp), settings)
-            known = [(one, kept_facts.get(int(kept.rows[one]))) for one in candidates.tolist()]
+            told = [(one, kept_facts.get(int(kept.rows[one]))) for one in candidates.tolist()]
             whole, first = (
-                next((one for one, fact in known if fact and agree(ours, fact, first_frame=by_first)), -1)
+                next((one for one, fact in told if fact and agree(ours, fact, first_frame=by_first)), -1)
                 for by_first in (False, True)
             )
             if first < 0 and whole < 0:
@@ -699,11 +750,15 @@ def _matched(
             distance, theirs = int(away[near]), kept_facts[int(kept.rows[near])]
         keeper = _item(other, int(kept.rows[near]), 0, theirs, theirs, "keeper")
         item = _item(source, row, distance, ours, theirs, label)
-        lies = aligned.get(hit)
+        pair = hit, int(chosen[hit])
+        lies = aligned.get(pair)
+        if label is None and near == nearest[hit] and twice.get(pair):
+            yield Leak(replace(item, match=SCENE_MATCH), keeper, int(count[hit]))
+            continue
         if lies is None and looks is not None and item.match == "similar":
             lies = align_pairs(*looks, np.array([[kept.rows[near], row]]))[0]
         if lies is not None and lies.same and theirs is not None and label is None:
-            found_by = "alignment" if hit in aligned else None
+            found_by = "alignment" if pair in aligned else None
             item = replace(item, **_judged(item, theirs, lies), found_by=found_by)
         yield Leak(item, keeper, int(count[hit]))
 
