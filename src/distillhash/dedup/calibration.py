@@ -61,13 +61,13 @@ MISTAKEN, FEWEST_LOOKS = 0.002, 200
 many false pairs may be looked at in any collection."""
 
 OPEN_HASH = 64
-"""Bits of the hash up to where a pair is looked at: none of 500,000 pairs of different photographs is as near, and copies with large
+"""Bits of the hash up to where a pair is looked at at most: none of 500,000 pairs of different photographs is as near, and copies with large
 letters are."""
 
 MOST_OPENED = 200_000  # items; in larger collections only the features leave pairs open, for wide radii take long there
 
 FEWEST_COPIES = 0.5  # expected pairs of copies at the next distance; with fewer, the radius does not grow
-EDITED, HEAVILY_EDITED = 100, 40  # images edited to calibrate, at most
+EDITED, HEAVILY_EDITED = 120, 50  # images edited to calibrate, at most
 KEEPING = {"re-encoded", "resized", "brightness", "turned by EXIF", "thumbnail", "strong JPEG", "colours"}
 FEW_REPLICATES = 5  # of the bootstrap, where no interval is wanted
 LOOKED_AT = (
@@ -372,7 +372,7 @@ def calibrate_rule(
     near = part(rule.features, heavy, looks, **few)
     kept = [edited.copies(rule.hash) for edited in (light, heavy) if edited is not None]
     away = [c.to_original[:, [name in KEEPING for name in c.names]].ravel() for c in kept]
-    hash_radius = min(by_hash.radius, int(np.quantile(np.concatenate([*away, [0]]), WANTED_RECALL)))
+    hash_radius = min(by_hash.radius, OPEN_HASH, int(np.quantile(np.concatenate([*away, [0]]), WANTED_RECALL)))
     is_large = n_items > MOST_OPENED
     within_limit = [row["radius"] for row in whole.curve if row["expected_false_pairs"] <= looks and not is_large]
     open_radius = max([whole.radius, *within_limit])
