@@ -61,8 +61,8 @@ MISTAKEN, FEWEST_LOOKS = 0.002, 200
 many false pairs may be looked at in any collection."""
 
 OPEN_HASH = 64
-"""Bits of the hash up to where a pair is looked at at most: none of 500,000 pairs of different photographs is as near, and copies with large
-letters are."""
+"""Bits of the hash, beyond which no pair is looked at, nor taken for a copy by the hash alone. None of 500,000 pairs of different pictures
+is as near, and copies with large letters are."""
 
 MOST_OPENED = 200_000  # items; in larger collections only the features leave pairs open, for wide radii take long there
 
