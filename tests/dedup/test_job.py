@@ -212,3 +212,12 @@ def test_verdicts_follow_the_content(tmp_path: Path) -> None:
     file.write_text("not digests\n")
     with pytest.raises(FormatError, match="line 1"):
         Verdicts(file)
+
+
+def test_a_long_burst_is_listed_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those of its pairs that nobody looked at closer, because they are too many."""
+    monkeypatch.setattr("distillhash.dedup.job.taken_twice", lambda _, __, pairs, ___, **____: [True] * len(pairs))
+    for number in range(14):
+        (tmp_path / f"{number:02}.jpg").write_bytes(edits.reencode(picture(0), quality=60 + number))
+    report = find_duplicates(open_source(tmp_path), Settings(radius=60))
+    assert report.groups == [] and len(report.scenes) == 1

@@ -157,7 +157,7 @@ def open_argument(arguments: argparse.Namespace, spec: str | Sequence[str]) -> S
     try:
         source = open_source(spec, max_file_size=arguments.max_file_size, **chosen_columns(arguments))
     except DataError as error:
-        if not isinstance(spec, str) or not is_address(spec):
+        if not isinstance(spec, str) or not is_address(spec, damaged=True):
             raise
         what = f"{shown(spec)} looks like an index, which is no source of images or vectors"
         remedy = "`distillhash dedup NEW --reference INDEX` compares with an index"

@@ -165,7 +165,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from distillhash.dedup.journal import Move
     from distillhash.dedup.keep import CRITERIA, parse_policy
     from distillhash.dedup.review import check_place, report_csv, report_json, review_page, write_text
-    from distillhash.index import is_address
 
     policy = CRITERIA if arguments.keep is None else parse_policy(arguments.keep)
     chosen = {_KINDS.get(name.strip()) for name in arguments.kinds.split(",")}
@@ -176,7 +175,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.first_frame:
         chosen.add(FIRST_FRAME)
     trash = _trash(arguments) if arguments.apply else None
-    for place in (arguments.out, arguments.csv, arguments.html, trash and not trash.is_symlink() and trash / "journal"):
+    journal = trash and not trash.is_symlink() and not arguments.link and trash / "journal"
+    for place in (arguments.out, arguments.csv, arguments.html, journal):
         if place:
             check_place(Path(place))
     if arguments.html:
@@ -184,7 +184,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     source = open_argument(arguments, arguments.source)
     if trash is not None and source.path(0) is None:
         raise DataError(f"--apply moves files, and the items of {arguments.source} are no files of their own")
-    is_index = arguments.reference is not None and is_address(arguments.reference)
+    is_index = arguments.reference is not None and _is_index(arguments.reference)
     chosen_settings = settings(arguments, f"the index {arguments.reference}" if is_index else None)
     reference: Source | Indexed | None = None
     if arguments.reference is not None:
@@ -229,7 +229,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         say(arguments, f"{n_near:,} of them stay, because {reason}")
     if stay:
         say(arguments, f"{len(stay):,} of them stay, because what they match is no file of its own")
-    if (rest := len(files) - n_near - len(moves) - len(stay)) > 0:
+    if rest := len(files) - n_near - sum(item.match in chosen for item in files):
         taken = "the kind file, which --link takes" if arguments.link else f"--kinds {arguments.kinds}"
         say(arguments, f"{rest:,} of them are of other kinds than {taken}, and stay")
     if arguments.dry_run:
@@ -242,6 +242,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if (why := report.calibration.unknown) is not None and arguments.radius is None:
         raise DataError(f"nothing was moved: no radius can be chosen, for {why}; give --radius BITS")
     return summary | _apply(arguments, moves, stay, trash)
+
+
+def _is_index(reference: str) -> bool:
+    """Whether the reference is an index, or what is left of one in a folder without images."""
+    from distillhash.index import is_address
+    from distillhash.sources import open_source
+
+    if is_address(reference) or not is_address(reference, damaged=True):
+        return is_address(reference)
+    try:
+        open_source(reference)
+    except DataError:
+        return True
+    return False
 
 
 def _index(arguments: argparse.Namespace) -> Indexed:

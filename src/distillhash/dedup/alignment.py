@@ -43,8 +43,8 @@ Frames of a burst cover each other and have .994 at most, but for a few where li
 SCENE = 0.9  # from here on they show one scene
 LOOSE = 0.8  # from here on the place is good enough for a closer look
 MOVED = 4.0
-"""Standard errors from which they are two photographs. Pairs of copies have 2.8 at most, but for a few that were stretched or turned; of
-two photographs that agree by .95 or more, 4.5 at least and mostly more than 10 (groceries, the training photographs; Flickr8k)."""
+"""Standard errors from which they are two photographs (:func:`movement`). Copies have 2.8 at most, but for a few that were stretched or
+turned. Two photographs that agree by .95 or more have 4.3 at least, and mostly more than 10 (groceries, the training photographs)."""
 SURELY_STILL = 2.0  # standard errors up to which one look is enough
 _KEPT_LOOKS, _KEPT_CLOSER = 1000, 64  # about 100 and 200 kB each
 
@@ -56,8 +56,14 @@ _EDGE = 4  # samples at the edge of a part that do not count
 _BLOCKS, _KEPT = 6, 0.75  # a side; share that the score is taken over
 _FURTHEST = 1.25  # sizes that refining may change to, relative to those tried
 _QUICK_STEPS = (((1, 1),),)
-_CLOSER_STEPS = (4, 1), (2, 1), (1, 2)  # how much ``_BAND`` is widened, in pixels of what is looked at, and steps
-_ALL_STEPS = *_QUICK_STEPS, _CLOSER_STEPS, _CLOSER_STEPS, _CLOSER_STEPS  # turned as the one before found
+_CLOSER_STEPS = (4, 1), (2, 1), (1, 2)  # factors that widen ``_BAND``, and how many steps are taken with each
+_ALL_STEPS = (
+    *_QUICK_STEPS,
+    _CLOSER_STEPS,
+    _CLOSER_STEPS,
+    _CLOSER_STEPS,
+)  # each pass turns the picture as the pass before found
+_LEAST_TURN = np.radians(0.05)  # what was turned by less is not turned back
 _CELLS, _CELL_SIDE = 8, 6  # cells a side at most; pixels of the shortest side of a cell
 _FEWEST_CELLS, _WORST_ERROR, _LEAST_ERROR = 8, 0.15, 0.02  # that tell; pixels
 _FAR = 3.0  # pixels that a cell cannot be followed over
@@ -216,9 +222,7 @@ def _each(one: Callable[[Any], Any], asked: Iterable[Any], progress: bool) -> li
     found: list[Any] = []
     asked = list(asked)
     shown = Progress("comparing pictures", len(asked), unit="pairs", quiet=not progress)
-    one_thread = threadpool_limits(
-        limits=1, user_api="blas"
-    )  # more cost more than they save on matrices of a picture's size
+    one_thread = threadpool_limits(limits=1, user_api="blas")  # of matrices this small; more cost more than they save
     with shown, one_thread, ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(asked), 256):
             part = asked[start : start + 256]
@@ -237,8 +241,9 @@ def movement(first: Floats, second: Floats, lies: Aligned, *, quick: bool = Fals
         quick: Look once. The answer is infinite where that does not show that nothing moved.
 
     Returns:
-        The median over the cells, in standard errors; 0 where the common picture has fewer than three cells a side, or too few cells have
-        details. Deterministic.
+        The median over the cells that have details, in standard errors, each of .02 pixels at least; the least of all passes. 0 where the
+        common picture is less than a fifth of a side, or has fewer than three cells a side, or where too few cells have details.
+        Deterministic.
     """
     if lies.mirrored:
         second = np.ascontiguousarray(second[:, ::-1])
@@ -285,7 +290,10 @@ def movement(first: Floats, second: Floats, lies: Aligned, *, quick: bool = Fals
         arms = np.concatenate([across, -down])
         ratio = float(np.median(moves.ravel() * arms) / np.median(arms**2))
         if steps is _CLOSER_STEPS:
-            angle += float(_fitted(arms[None], moves.ravel(), errors.ravel(), np.array([ratio]))[0])
+            turn = float(_fitted(arms[None], moves.ravel(), errors.ravel(), np.array([ratio]))[0])
+            if abs(turn) < _LEAST_TURN:
+                break
+            angle += turn
     return found if quick or found < np.inf else 0.0
 
 
@@ -460,7 +468,7 @@ def _band(picture: Floats, size: tuple[int, ...], side: int) -> Floats:
     return band
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _blur(n_out: int, n_in: int, sigma: float) -> Floats:
     """``(n_out, n_in) float32``: what a Gaussian of ``sigma`` pixels of the result sees from the middle of each of its pixels."""
     middles = (np.arange(n_out) + 0.5) * (n_in / n_out) - 0.5

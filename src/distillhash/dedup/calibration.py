@@ -61,7 +61,7 @@ MISTAKEN, FEWEST_LOOKS = 0.002, 200
 many false pairs may be looked at in any collection."""
 
 OPEN_HASH = 64
-"""Bits of the hash, beyond which no pair is looked at, nor taken for a copy by the hash alone. None of 500,000 pairs of different pictures
+"""Bits of the hash, beyond which it alone takes no pair for a copy, nor for one to look at. None of 500,000 pairs of different pictures
 is as near, and copies with large letters are."""
 
 MOST_OPENED = 200_000  # items; in larger collections only the features leave pairs open, for wide radii take long there
@@ -186,9 +186,9 @@ class Calibration:
         """So many false matches of all look-ups, for each 1,000 of them."""
         return 1000 * n_false / max(1, self.n_items)
 
-    def caution(self, times: float = 1.0) -> str | None:
-        """What to say where ``times`` the false matches are more than were accepted; what is looked at may bring a tenth more."""
-        if self.accepted is None or times * (self.expected_false_pairs or 0) <= (1 + BY_LOOKING) * self.accepted:
+    def caution(self) -> str | None:
+        """What to say where the false matches are more than were accepted; what is looked at may bring a tenth more."""
+        if self.accepted is None or (self.expected_false_pairs or 0) <= (1 + BY_LOOKING) * self.accepted:
             return None
         why = f"codes of {self.n_bits} bits cannot tell some look-alikes from copies"
         accepted = f"{_count(self.per_thousand(self.accepted))} per 1,000"

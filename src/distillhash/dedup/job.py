@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distillhash.codes import Codes, hamming_distances
-from distillhash.dedup.alignment import NOWHERE, SCENE, Aligned, Looks, align, align_pairs, taken_twice
+from distillhash.dedup.alignment import NOWHERE, SCENE, Aligned, Looks, align_pairs, taken_twice
 from distillhash.dedup.calibration import (
     EDITED,
     Calibration,
@@ -286,6 +286,10 @@ def find_duplicates(
     while facts and found.look_closer(near, stars):
         rules["apart"] = np.concatenate([kept_apart, found.taken_twice(near)])
         stars = star_groups(codes, certain, kinds=by_all, linked=found.linked(near), **rules)
+    own = np.arange(len(near))
+    if by_all is not None and (doubtful := found.doubtful(near, stars)).any():
+        alone = np.where(doubtful, -1 - own, by_all)
+        stars = star_groups(codes, certain, kinds=alone, linked=found.linked(near), **rules)
 
     def items(made: Stars, match: str | None) -> list[list[Item]]:
         groups = []
@@ -301,7 +305,6 @@ def find_duplicates(
         return groups
 
     groups, first_frames, scenes = items(stars, None), [], []
-    own = np.arange(len(near))
     if by_first is not None and by_all is not None:
         # Keepers and what is alone, by their first frames: groups of what would be one but for the others.
         alone = stars.keeper == own
@@ -364,10 +367,10 @@ class _Pairs:
     def look_closer(self, near: NDArray[np.int64], stars: Stars) -> bool:
         """Look closer at members on their keepers; whether some are two photographs of one scene, so that groups are to be made again.
 
-        Of a burst whose frames are all near to each other this may be any pair, so it ends at ``MOST_CLOSER`` pairs for each item.
+        Of a burst whose frames are all near to each other this may be any pair, so it ends at ``MOST_CLOSER`` pairs for each item; see
+        :meth:`doubtful`.
         """
-        keeper, digests = near[stars.keeper], self._coded.digests
-        new = near[(digests[keeper] != digests[near]) & (self._checked[near] != keeper)]
+        keeper, new = near[stars.keeper], near[self._unseen(near, stars)]
         new = new[: max(0, MOST_CLOSER * len(near) - self._n_checked)]
         if self._looks is None or not len(new):
             return False
@@ -380,6 +383,22 @@ class _Pairs:
         twice = taken_twice(self._looks, self._looks, rows, known, progress=self._settings.progress)
         self._twice += [(a, b) for a, b in pairs[np.array(twice)].tolist()]
         return any(twice)
+
+    def doubtful(self, near: NDArray[np.int64], stars: Stars) -> NDArray[np.bool_]:
+        """Which members were not looked at on their keepers, where one of the two is of a scene that was photographed twice.
+
+        They count as such photographs themselves.
+        """
+        keeper, photographed = near[stars.keeper], np.unique(_pairs(self._twice))
+        found = self._unseen(near, stars) & (np.isin(near, photographed) | np.isin(keeper, photographed))
+        self._twice += np.sort(np.stack([keeper, near], 1)[found], axis=1).tolist()
+        return found
+
+    def _unseen(self, near: NDArray[np.int64], stars: Stars) -> NDArray[np.bool_]:
+        """Which members were not looked at closer on their keepers; equal files need not be."""
+        keeper, digests = near[stars.keeper], self._coded.digests
+        unseen: NDArray[np.bool_] = (digests[keeper] != digests[near]) & (self._checked[near] != keeper)
+        return unseen
 
     def taken_twice(self, near: NDArray[np.int64]) -> NDArray[np.int64]:
         """Pairs that are two photographs of one scene, as places in ``near``."""
@@ -415,9 +434,7 @@ class _Pairs:
         looked = pair in self.aligned
         found = self.aligned.get(pair)
         if found is None and item.match == "similar":
-            looks = (self._looks.get(int(self._coded.rows[place])) for place in pair)
-            first, second = looks
-            found = None if first is None or second is None else align(first, second)
+            (found,) = align_pairs(self._looks, self._looks, self._coded.rows[_pairs([pair])])
         if found is not None and pair[0] != keeper:
             found = found.swapped()
         if looked:
@@ -716,6 +733,8 @@ def _matched(
                 for one, at in enumerate(chosen.tolist())
                 if at >= 0 and changed[one, at] and (one, at) not in twice
             ]
+            if not asked:
+                break
             rows = pictures[tuple(np.array(asked, np.int64).reshape(-1, 2).T)]
             known = [aligned.get(pair) for pair in asked]
             twice |= dict(zip(asked, taken_twice(*looks, rows, known, progress=settings.progress), strict=True))
@@ -752,7 +771,10 @@ def _matched(
         item = _item(source, row, distance, ours, theirs, label)
         pair = hit, int(chosen[hit])
         lies = aligned.get(pair)
-        if label is None and near == nearest[hit] and twice.get(pair):
+        is_twice = twice.get(pair, False)
+        if looks is not None and label is None and near != nearest[hit]:
+            (is_twice,) = taken_twice(*looks, np.array([[kept.rows[near], row]]), [None])
+        if label is None and is_twice:
             yield Leak(replace(item, match=SCENE_MATCH), keeper, int(count[hit]))
             continue
         if lies is None and looks is not None and item.match == "similar":

@@ -14,12 +14,15 @@ __all__ = ["Index", "Item", "RangeResult", "SearchResult", "open_index"]
 ENGINES = ("a folder", "memory://", "postgresql://", "milvus://")
 
 
-def is_address(place: str | Path) -> bool:
-    """Whether there is an index at ``place``, perhaps a damaged one, or it is an address of an engine's."""
+def is_address(place: str | Path, *, damaged: bool = False) -> bool:
+    """Whether there is an index at ``place``, or it is an address of an engine's; with ``damaged``, also where a part of one is left."""
     folder = folder_of(place)
     if folder is None:
         return scheme_of(place) in ("postgresql", "postgres", "milvus")
-    return (folder / "items.sqlite").exists() or ((folder / "manifest.json").exists() and (folder / "model").is_dir())
+    has_items, has_manifest = ((folder / name).exists() for name in ("items.sqlite", "manifest.json"))
+    if not damaged:
+        return has_items and has_manifest
+    return has_items or (has_manifest and (folder / "model").is_dir())
 
 
 def open_index(

@@ -201,7 +201,7 @@ class MatchAnswer(BaseModel):
     )
     unknown: str | None
     caution: str | None = Field(
-        description="Where more false matches are expected than the one in 1,000 that was accepted, why, and what to do."
+        description="Where the calibration expects more than 1.1 false matches in 1,000, why, and what to do."
     )
     n_matches: int
     matches: list[Match]

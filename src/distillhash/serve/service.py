@@ -284,7 +284,7 @@ class Service:
             "interval": None if interval is None else [times * end for end in interval],
             "light_edits_found": found.recall,
             "unknown": found.unknown,
-            "caution": found.caution(times),
+            "caution": found.caution(),
             "n_matches": n_matches,
             "matches": matches,
         }
