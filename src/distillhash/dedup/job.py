@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ from distillhash.dedup.groups import (
     star_groups,
 )
 from distillhash.dedup.keep import CRITERIA, Facts, agree, gather_facts, kinds, preference
-from distillhash.errors import DataError, FormatError
+from distillhash.errors import DataError, FormatError, MissingDependencyError
 from distillhash.files import digest, read_file
 from distillhash.hamming.search import compiles
 from distillhash.index import Index
@@ -504,6 +505,10 @@ def _check(source: Source, settings: Settings, reference: Source | Indexed | Non
         n_bits = reference.searcher.index.n_bits
     elif settings.model is not None and settings.radius is not None:
         n_bits = load_model(settings.model).n_bits
+    elif isinstance(source, ImageSource) and (settings.model or settings.backbone or find_spec("torch")) is None:
+        raise MissingDependencyError(
+            "the features of images need PyTorch; pip install 'distillhash[train]', or give --model MODEL.onnx"
+        )
     check_wanted(settings.radius, settings.most_false_pairs, n_bits)
 
 
