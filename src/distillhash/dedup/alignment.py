@@ -11,7 +11,7 @@ blocks of a grid, so that text and stickers do not count.
 
 Two photographs of a scene, taken a moment apart, may agree as well as a copy does. The camera moved between them, so near things moved
 against far ones. So a second look at 256 pixels estimates where each cell of a grid went, and the standard error of that (Lucas and
-Kanade, IJCAI 1981), and takes off what moves, stretches and turns the picture as a whole. The cells of a copy stay where they are, within
+Kanade, IJCAI 1981). What moves, stretches and turns the picture as a whole is taken off. The cells of a copy stay where they are, within
 their errors; these are large where compression left little.
 """
 
@@ -44,7 +44,7 @@ SCENE = 0.9  # from here on they show one scene
 LOOSE = 0.8  # from here on the place is good enough for a closer look
 MOVED = 4.0
 """Standard errors from which they are two photographs (:func:`movement`). Copies have 2.8 at most, but for a few that were stretched or
-turned. Two photographs that agree by .95 or more have 4.3 at least, and mostly more than 10 (groceries, the training photographs)."""
+turned. Two photographs that agree by .95 or more have 4.3 at least, and mostly more than 10 (by hand, grocery training photographs)."""
 SURELY_STILL = 2.0  # standard errors up to which one look is enough
 _KEPT_LOOKS, _KEPT_CLOSER = 1000, 64  # about 100 and 200 kB each
 
@@ -57,12 +57,8 @@ _BLOCKS, _KEPT = 6, 0.75  # a side; share that the score is taken over
 _FURTHEST = 1.25  # sizes that refining may change to, relative to those tried
 _QUICK_STEPS = (((1, 1),),)
 _CLOSER_STEPS = (4, 1), (2, 1), (1, 2)  # factors that widen ``_BAND``, and how many steps are taken with each
-_ALL_STEPS = (
-    *_QUICK_STEPS,
-    _CLOSER_STEPS,
-    _CLOSER_STEPS,
-    _CLOSER_STEPS,
-)  # each pass turns the picture as the pass before found
+# Each pass turns the picture as the pass before found.
+_ALL_STEPS = (*_QUICK_STEPS, _CLOSER_STEPS, _CLOSER_STEPS, _CLOSER_STEPS)
 _LEAST_TURN = np.radians(0.05)  # what was turned by less is not turned back
 _CELLS, _CELL_SIDE = 8, 6  # cells a side at most; pixels of the shortest side of a cell
 _FEWEST_CELLS, _WORST_ERROR, _LEAST_ERROR = 8, 0.15, 0.02  # that tell; pixels

@@ -57,7 +57,7 @@ BY_HASH, BY_CODE, BY_LOOKING = 0.15, 0.15, 0.1
 are looked at, by the features and by the whole code."""
 
 MISTAKEN, FEWEST_LOOKS = 0.002, 200
-"""Share of different pictures that are taken for one when they are looked at: 3 of 1,842 in the grocery photographs, frames of bursts. So
+"""Share of different pictures that are taken for one when they are looked at, before the closer look: 3 of 1,842 grocery photographs. So
 many false pairs may be looked at in any collection."""
 
 OPEN_HASH = 64
