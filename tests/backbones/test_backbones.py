@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from distillhash.backbones import backbone_from_config, backbone_names, make_backbone
 from distillhash.backbones import vgg16 as vgg16_module
-from distillhash.backbones.base import BATCH
+from distillhash.backbones.base import BATCH, whole_float32
 from distillhash.errors import DataError, FormatError, ParameterError
 
 VIT = {
@@ -293,3 +293,23 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="cannot be built"):
         backbone_from_config({"name": "gone"})
     assert {"efficientnet-lite0", "efficientnet-lite2"} <= set(backbone_names())
+
+
+def test_convolutions_of_cuda_keep_all_bits_of_float32() -> None:
+    def rounds() -> bool:
+        return bool(torch.backends.cudnn.allow_tf32)
+
+    assert rounds()  # torch's default
+    with whole_float32("cuda:1"):
+        assert not rounds()
+        assert torch.backends.cudnn.enabled
+    with whole_float32("cpu"):
+        assert rounds()
+    assert rounds()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_features_of_cuda_are_those_of_the_cpu() -> None:
+    pixels = images(3, 128)
+    wanted, found = (make_backbone(image_size=128, device=device).embed(pixels) for device in ("cpu", "cuda"))
+    np.testing.assert_allclose(found, wanted, atol=1e-4 * np.abs(wanted).max())

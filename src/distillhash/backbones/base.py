@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy, deepcopy
 from functools import cached_property
 from hashlib import blake2b
@@ -153,7 +154,7 @@ class TorchBackbone(Backbone):
         if self.runs is not None:
             return self.runs(pixels.permute(0, 2, 3, 1).numpy())
         features = np.empty((len(pixels), self.dim), np.float32)
-        with torch.inference_mode():
+        with torch.inference_mode(), whole_float32(self.device):
             for start in range(0, len(pixels), self.batch_size):
                 part = pixels[start : start + self.batch_size].to(self.device)
                 shape = (self.batch_size, *part.shape[1:])
@@ -215,6 +216,13 @@ class TorchBackbone(Backbone):
 def images_a_pass(device: str) -> int:
     """How many images a forward pass takes on ``cpu`` or on an accelerator."""
     return BATCH if device == "cpu" else DEVICE_BATCH
+
+
+def whole_float32(device: str) -> AbstractContextManager[None]:
+    """Convolutions in all bits of float32, for one thread at a time: by default CUDA rounds their inputs, which changes codes."""
+    if device.partition(":")[0] != "cuda":
+        return nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def channels_last(network: nn.Module) -> nn.Module:

@@ -39,6 +39,7 @@ VECTOR_BLOCK = 4096
 # Of decoding and resizing: whoever changes them raises it, so cached features are made anew.
 PIXELS_VERSION = 3
 VIEWS_VERSION = 2  # of augmentation alone
+DEVICE_VERSION = 2  # of what accelerators compute
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # glibc, malloc.h
 
 Known = Callable[[Sequence[str], Sequence[bytes]], Sequence[bool]]
@@ -454,7 +455,9 @@ _mallopt((_M_ARENA_MAX, 1))
 
 def _identity(backbone: Backbone, view: View | None) -> str:
     """What features depend on besides the content."""
-    device = "" if backbone.device == "cpu" else f"@{backbone.device.partition(':')[0]}:"  # other last bits
+    device = (
+        "" if backbone.device == "cpu" else f"@{backbone.device.partition(':')[0]}{DEVICE_VERSION}:"
+    )  # other last bits
     drawn = "" if view is None else f"{json.dumps(asdict(view.settings), sort_keys=True)}:{view.seed}/{VIEWS_VERSION}"
     return f"{backbone.fingerprint}/{PIXELS_VERSION}{device}{drawn}"
 
