@@ -202,6 +202,18 @@ def test_image_inputs_feed_the_trainable_network(backbone: Any) -> None:
     assert not torch.equal(first[1:], inputs.batch(np.array([3]), seeds[:1]))
 
 
+def test_image_inputs_keep_the_order_of_rows_that_take_different_times(backbone: Any) -> None:
+    class Slow(Pictures):
+        def read(self, row: int) -> Any:
+            time.sleep(0.05 * (row == 0))
+            return super().read(row)
+
+    rows, seeds = np.arange(5), np.arange(5)[:, None]
+    together = ImageInputs(Slow(list(range(5))), backbone).batch(rows, seeds)
+    alone = [ImageInputs(Pictures([row]), backbone).batch(rows[:1], seeds[row : row + 1]) for row in range(5)]
+    torch.testing.assert_close(together, torch.cat(alone))
+
+
 def test_vectors_pass_through() -> None:
     vectors = np.random.default_rng(0).random((5000, 3))
     table = extract_features(open_source(vectors), make_backbone("embeddings"))

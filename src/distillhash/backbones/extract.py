@@ -199,6 +199,7 @@ class ImageInputs:
 
     def __init__(self, source: ImageSource, backbone: TorchBackbone) -> None:
         self._source, self._backbone = source, backbone
+        self._readers = ThreadPoolExecutor(max(1, cores() // processes_here()), "images")
 
     def __len__(self) -> int:
         return len(self._source)
@@ -206,9 +207,9 @@ class ImageInputs:
     def batch(self, rows: NDArray[np.intp], seeds: NDArray[np.int64]) -> Tensor:
         """``(len(rows), 3, size, size)`` images, normalised and each augmented by its seed ``(len(rows), 1)``."""
         size = self._backbone.image_size
-        images = np.stack([decode_resized(self._source.read(int(row)), size) for row in rows])
-        views = augment(torch.from_numpy(images).permute(0, 3, 1, 2), seeds.tolist(), ViewSettings())
-        return self._backbone.normalise(views)
+        images = list(self._readers.map(lambda row: decode_resized(self._source.read(row), size), rows.tolist()))
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self._backbone.device)
+        return self._backbone.normalise(augment(pixels, seeds.tolist(), ViewSettings()))
 
 
 def _vector_batches(source: EmbeddingSource, known: Known | None) -> Iterator[FeatureBatch]:
