@@ -91,6 +91,20 @@ def test_features_in_row_order(backbone: Any, n: int) -> None:
     assert table.views is None and table.skipped == []
 
 
+def test_images_of_any_shapes_are_resized_each_for_itself(backbone: Any) -> None:
+    shapes = [(9, 9), (32, 32), (40, 9), (9, 9), (9, 40), (33, 31), (31, 9), (9, 9), (1, 1)]
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (*shape, 3)).astype(np.uint8) for shape in shapes]
+
+    class Shapes(Pictures):
+        def read(self, row: int) -> NDArray[np.uint8]:
+            return images[row]
+
+    pixels = [resize_image(image, 32) for image in images]
+    table = extract_features(Shapes(list(range(len(shapes)))), backbone)
+    np.testing.assert_array_equal(table.features, backbone.embed(np.stack(pixels)))
+
+
 def test_bad_items_are_skipped_with_a_reason(backbone: Any, tmp_path: Path) -> None:
     table = extract_features(Pictures([0, 1, -5, 2, 3], broken=frozenset({1})), backbone)
     np.testing.assert_array_equal(table.rows, [0, 3, 4])

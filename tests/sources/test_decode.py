@@ -23,6 +23,7 @@ from distillhash.sources import (
     decode_thumbnail,
     encode_thumbnail,
     resize_image,
+    resize_images,
 )
 
 
@@ -277,6 +278,30 @@ def test_resize_is_antialiased() -> None:
         resize_image(stripes, 0)
     with pytest.raises(ParameterError, match="at least 1 pixel, got 0"):
         decode_resized(factory.make_jpeg(), 0)
+
+
+@pytest.mark.parametrize("torch_is_there", [True, False])
+@pytest.mark.parametrize(("width", "height", "size"), [(32, 32, 128), (200, 150, 64), (5, 9, 9)])
+def test_images_resized_together_are_those_resized_alone(
+    width: int, height: int, size: int, torch_is_there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not torch_is_there:
+        monkeypatch.setattr("distillhash.sources.decode.find_spec", lambda name: None)
+    images = np.random.default_rng(0).integers(0, 256, (5, height, width, 3)).astype(np.uint8)
+    expected = np.stack([resize_image(pixels, size) for pixels in images])
+    np.testing.assert_array_equal(resize_images(images, size), expected)
+    images.flags.writeable = False
+    np.testing.assert_array_equal(resize_images(images, size), expected)
+
+
+def test_what_would_be_enlarged_is_left_as_it_is_where_asked() -> None:
+    for data in (factory.make_jpeg(), factory.make_pixels()):
+        pixels = decode_image(data)
+        side = max(pixels.shape[:2])
+        found = decode_sizes(data, {side - 1, side, side + 1}, enlarge=False)
+        np.testing.assert_array_equal(found[side - 1], resize_image(pixels, side - 1))
+        np.testing.assert_array_equal(found[side], pixels)
+        np.testing.assert_array_equal(found[side + 1], pixels)
 
 
 @pytest.mark.parametrize(("width", "height"), [(32, 32), (200, 150), (31, 77), (400, 300), (128, 128), (7, 2)])

@@ -6,7 +6,7 @@ import json
 import threading
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
@@ -31,7 +31,15 @@ from distillhash.sources.base import (
     item_memory,
     nothing_usable,
 )
-from distillhash.sources.decode import MAX_PIXELS, Encoded, damage_of, decode_resized, decode_sizes, open_encoded
+from distillhash.sources.decode import (
+    MAX_PIXELS,
+    Encoded,
+    damage_of,
+    decode_resized,
+    decode_sizes,
+    open_encoded,
+    resize_images,
+)
 
 CHUNK = 16  # images read and looked up together, and rows of one FeatureBatch
 WINDOW = 64  # chunks that may wait for features: cached rows run ahead this far of a pass that is not full yet
@@ -384,13 +392,14 @@ class _Extraction:
                 if sizes or self._max_pixels < MAX_PIXELS:  # the cache was filled under another limit, perhaps
                     if isinstance(stored_image, bytes):
                         opened = open_encoded(stored_image, self._max_pixels)
-                    pixels[row] = decode_sizes(opened, sizes, self._max_pixels)
+                    pixels[row] = decode_sizes(opened, sizes, self._max_pixels, enlarge=False)
             except BadItemError as error:
                 skipped[row] = Skipped(self._source.keys[row], str(error))
                 continue
             damage = damage_of(opened)
             if damage is not None:
                 self._source.damaged[self._source.keys[row]] = damage
+        _enlarge_together(pixels.values())
         usable = [row for row in contents if row not in skipped]
         if watched is not None:
             watched.show(digests, {row: pixels[row][watched.shown_size] for row in usable if row in wanted})
@@ -416,6 +425,20 @@ class _Extraction:
                     missing[-1].append(_Missing(chunk, content, pixels[row][variant.network.image_size], out))
             chunk.n_missing += len(missing[-1])
         return chunk, missing
+
+
+def _enlarge_together(pixels: Iterable[dict[int, NDArray[np.uint8]]]) -> None:
+    """Bring images to the sizes they are stored under, where they are smaller; those of one shape in one call."""
+    small: dict[tuple[int, tuple[int, ...]], list[dict[int, NDArray[np.uint8]]]] = {}
+    for image in pixels:
+        for size, stored in image.items():
+            if stored.shape[:2] != (size, size):
+                small.setdefault((size, stored.shape), []).append(image)
+    for (size, _), images in small.items():
+        for image, resized in zip(
+            images, resize_images(np.stack([image[size] for image in images]), size), strict=True
+        ):
+            image[size] = resized
 
 
 def _use_one_thread() -> None:

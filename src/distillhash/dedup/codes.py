@@ -31,7 +31,7 @@ from distillhash.methods.base import sample_rows
 from distillhash.models import HashModel, load_model
 from distillhash.sources import EmbeddingSource, ImageSource, Skipped, Source, digest
 from distillhash.sources.base import nothing_usable
-from distillhash.sources.decode import resize_image
+from distillhash.sources.decode import resize_images
 
 if TYPE_CHECKING:
     from distillhash.backbones import Backbone, Engine, FeatureCache
@@ -240,7 +240,7 @@ class HashedImages(WatchedImages):
         """Hash them."""
         if not copies:
             return
-        small = np.stack([resize_image(pixels, HASH_PIXELS) for pixels in copies.values()])
+        small = resize_images(np.stack(list(copies.values())), HASH_PIXELS)
         # For the store, which holds floats, the bits of eight floats are the hash; the ninth is 1 for a flat picture.
         looked = np.hstack([perceptual_bits(small).view(np.float32), are_flat(small)[:, None].astype(np.float32)])
         if self._store is not None:

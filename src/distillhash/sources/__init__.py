@@ -12,6 +12,7 @@ from distillhash.sources.decode import (
     image_format,
     image_size,
     resize_image,
+    resize_images,
 )
 from distillhash.sources.registry import open_source, source_names
 
@@ -32,5 +33,6 @@ __all__ = [
     "image_size",
     "open_source",
     "resize_image",
+    "resize_images",
     "source_names",
 ]

@@ -91,15 +91,20 @@ def resize_image(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     Torch's kernel for bytes. It differs from Pillow's by a few grey levels at most, in under 1% of the pixels (their fixed-point weights
     are rounded differently), and takes a third of the time. Without torch NumPy does the same, bit for bit, and takes longer.
     """
+    resized: NDArray[np.uint8] = resize_images(pixels[None], size)[0]
+    return resized
+
+
+def resize_images(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """:func:`resize_image` of ``(n, h, w, 3)`` images of one shape, with equal results; small ones take a third of the time together."""
     _check_size(size)
     if find_spec("torch") is None:
-        return _resize_plainly(pixels, size)
+        return np.stack([_resize_plainly(pixels, size) for pixels in images])
     import torch  # here, because decoding alone does without it
 
-    # The batch is made before the channels move: else torch does not see that they come last, and takes up to three times as long.
-    image = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())[None].permute(0, 3, 1, 2)
-    resized = torch.nn.functional.interpolate(image, (size, size), mode="bicubic", antialias=True)
-    rows: NDArray[np.uint8] = resized[0].permute(1, 2, 0).contiguous().numpy()
+    tensor = torch.from_numpy(images if images.flags.writeable else images.copy()).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(tensor, (size, size), mode="bicubic", antialias=True)
+    rows: NDArray[np.uint8] = resized.permute(0, 2, 3, 1).contiguous().numpy()
     return rows
 
 
@@ -146,7 +151,11 @@ def decode_resized(data: bytes | NDArray[Any], size: int, max_pixels: int = MAX_
 
 
 def decode_sizes(
-    data: "bytes | NDArray[Any] | Encoded", sizes: Collection[int], max_pixels: int = MAX_PIXELS
+    data: "bytes | NDArray[Any] | Encoded",
+    sizes: Collection[int],
+    max_pixels: int = MAX_PIXELS,
+    *,
+    enlarge: bool = True,
 ) -> dict[int, NDArray[np.uint8]]:
     """Decode and resize to several sizes: what feature extraction calls for every image.
 
@@ -155,14 +164,19 @@ def decode_sizes(
     other images are decoded once. Without sizes, the header and its pixel count are checked and no more.
 
     ``data`` may be what :func:`open_encoded` made of bytes; it can be decoded once. Returns ``(size, size, 3) uint8`` RGB, upright,
-    aspect not kept, for each size. Errors are those of :func:`decode_image`.
+    aspect not kept, for each size. Without ``enlarge`` an image is left as it is where no side is above the size, for
+    :func:`resize_images`. Errors are those of :func:`decode_image`.
     """
     for size in sizes:
         _check_size(size)
-    if isinstance(data, np.ndarray):
-        pixels = _checked_pixels(data, max_pixels)
+
+    def resized_to(pixels: NDArray[np.uint8], wanted: Collection[int]) -> dict[int, NDArray[np.uint8]]:
+        side = max(pixels.shape[:2])
         with item_memory():
-            return {size: resize_image(pixels, size) for size in sizes}
+            return {size: resize_image(pixels, size) if enlarge or side > size else pixels for size in wanted}
+
+    if isinstance(data, np.ndarray):
+        return resized_to(_checked_pixels(data, max_pixels), sizes)
     opened = open_encoded(data, max_pixels) if isinstance(data, bytes) else data
     by_scale: dict[int, list[int]] = {}
     for size in sizes:
@@ -170,9 +184,7 @@ def decode_sizes(
         by_scale.setdefault(possible[0] if possible else 1, []).append(size)
     resized: dict[int, NDArray[np.uint8]] = {}
     for scale, group in by_scale.items():
-        decoded = opened.pixels(2 * group[0] if scale > 1 else None)
-        with item_memory():
-            resized |= {size: resize_image(decoded, size) for size in group}
+        resized |= resized_to(opened.pixels(2 * group[0] if scale > 1 else None), group)
         if len(resized) < len(sizes):
             opened = open_encoded(opened.contents.data)  # it can be decoded once
     return resized
