@@ -12,6 +12,9 @@ import pytest
 from engine_servers import MilvusServer, StandaloneMilvus, postgres_server
 from image_factory import make_jpeg, make_png
 
+# Values are those of a CPU, also on a machine with other devices; a user who names some gets them.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
 if TYPE_CHECKING:
     import httpx
 
