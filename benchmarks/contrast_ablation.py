@@ -104,6 +104,7 @@ VARIANTS = [
     Variant("Ingredients", "neighbours by cosine, not by overlap", {"agreement": "cosine"}),
     Variant("Ingredients", "one positive an image", {"positives": "one"}),
     Variant("Ingredients", "gradient of the identity", {"gradient": "identity"}),
+    Variant("Ingredients", "relaxed codes", {"gradient": "relaxed"}),
     Variant("Ingredients", "linear head", {"hidden": 0}),
     Variant("Ingredients", "constant step size", {"schedule": "constant"}),
     Variant("Ingredients", "no dropout of features", {"dropout": 0.0}),

@@ -15,6 +15,7 @@ from distillhash.codes import Codes
 from distillhash.errors import DataError, FormatError, ParameterError
 from distillhash.methods import load_hasher, make_hasher
 from distillhash.methods.distillhash_contrast import (
+    DistillHashContrast,
     FeatureDropout,
     LinearStart,
     PlusLinear,
@@ -23,7 +24,7 @@ from distillhash.methods.distillhash_contrast import (
     zero_last_layer,
 )
 from distillhash.methods.heads import Head, tanh_through_sign
-from distillhash.methods.training import CachedFeatures, WithNeighbours
+from distillhash.methods.training import Batch, CachedFeatures, WithNeighbours
 from distillhash.metrics.retrieval import evaluate_codes
 from distillhash.supervision.agreement import root_rows, scatter_of_items
 from distillhash.supervision.losses import neighbour_contrast, nt_xent
@@ -162,7 +163,7 @@ def test_the_teacher_decides_who_is_near_and_where_the_head_starts() -> None:
     "option",
     [
         {"root": False}, {"metric": "cosine"}, {"directions": 2}, {"emphasis": 1.0}, {"neighbourhood": 0.2}, {"agreement": "cosine"},
-        {"positives": "one"}, {"gradient": "identity"}, {"temperature": 0.1},
+        {"positives": "one"}, {"gradient": "identity"}, {"gradient": "relaxed"}, {"temperature": 0.1},
         {"dropout": 0.0}, {"part": 60}, {"start": 0.0}, {"start": 1.0}, {"plain_share": 0.5},
     ],
 )  # fmt: skip
@@ -171,6 +172,44 @@ def test_every_option_matters(option: dict[str, Any]) -> None:
     views = np.stack([clustered(noise=1.0, seed=s) for s in (1, 2)])
     plain, changed = (fitted(x, views, **{"plain_share": 0.0} | settings).project(x) for settings in ({}, option))
     assert not np.allclose(plain, changed)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "codes", "slopes"),
+    [
+        ("tanh", np.sign, lambda u: 1 - np.tanh(u) ** 2),
+        ("identity", np.sign, np.ones_like),
+        ("relaxed", np.tanh, lambda u: 1 - np.tanh(u) ** 2),
+    ],
+)
+def test_what_stands_for_the_codes_in_training(gradient: Any, codes: Any, slopes: Any) -> None:
+    rng = np.random.default_rng(0)
+    u = rng.standard_normal((6, 4))
+    positives = rng.random((6, 6)) < 0.5
+    positives |= positives.T
+
+    def loss(b: NDArray[Any]) -> float:
+        """A formula re-typed: Khosla et al. 2020, Eq. 2."""
+        unit, total, counted = b / np.sqrt((b**2).sum(axis=1, keepdims=True)), 0.0, 0
+        for i in range(6):
+            others = [j for j in range(6) if j != i]
+            partition = np.log(sum(np.exp(unit[i] @ unit[j] / 0.5) for j in others))
+            near = [j for j in others if positives[i, j]]
+            if near:
+                total += np.mean([partition - unit[i] @ unit[j] / 0.5 for j in near])
+                counted += 1
+        return total / counted
+
+    hasher = DistillHashContrast(4, gradient=gradient)
+    hasher.temperature_ = 0.5
+    outputs = torch.tensor(u, requires_grad=True)
+    value = hasher.batch_loss(outputs, Batch(outputs, np.arange(6), (torch.from_numpy(positives),)))
+    assert value.item() == pytest.approx(loss(codes(u)))
+    value.backward()  # type: ignore[no-untyped-call]  # torch's own
+    step = 1e-6 * np.eye(24).reshape(24, 6, 4)
+    slope = np.array([(loss(codes(u) + part) - loss(codes(u) - part)) / 2e-6 for part in step]).reshape(6, 4)
+    assert outputs.grad is not None
+    np.testing.assert_allclose(outputs.grad.numpy(), slope * slopes(u), atol=1e-6)
 
 
 def test_without_views_rows_are_seen_so_often_and_no_more() -> None:

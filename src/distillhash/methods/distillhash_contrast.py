@@ -49,6 +49,11 @@ ROTATED = 10_000  # rows that ITQ learns from at most: its rotation has n_bits^2
 FEWEST, LISTED = 8, 32  # neighbours in a part: fewer want a larger part, in which so many are
 SHARP, SOFT = 0.3, 0.5  # temperatures with and without views
 SPREAD = 3.0  # standard deviation of the outputs that the head starts from
+CODES: dict[str, Callable[[Tensor], Tensor]] = {  # by ``gradient``
+    "tanh": tanh_through_sign,
+    "identity": straight_through_sign,
+    "relaxed": torch.tanh,
+}
 # With fewer images the head learns less and keeps more of its start, because they teach little. Long codes keep still more of it.
 ENOUGH = 2_000
 
@@ -71,7 +76,8 @@ class DistillHashContrast(HeadHasher):
             None takes 3, and with n < 2,000 images 3 (2,000 / n)^e, where e = log2(n_bits) - 3.5, from 0 to 5; 0 starts from nothing.
         plain_share: Share of the plain features in what the start is made from, and share of the nearest by plain cosine in N(i). None
             takes 0, and with n < 2,000 images 1 - (n / 2,000)^2.
-        gradient: Gradient of the sign: that of ``tanh``, or of the ``identity``.
+        gradient: What stands for the codes in training: sign(u) with the gradient of ``tanh``, or of the ``identity``; or ``relaxed``,
+            tanh(u) itself, so that outputs near 0 count little.
         temperature: tau; None takes 0.3 where there are views, and 0.5 where there are none: positives are less pure then.
         dropout: Share of the features that are left out in training, drawn anew for every row.
         max_seen: Limit on the rows of all passes together without views: equal rows teach the mistakes of the neighbourhoods.
@@ -98,7 +104,7 @@ class DistillHashContrast(HeadHasher):
     positives: Literal["all", "one"] = "all"
     start: Annotated[float, Ge(0)] | None = None
     plain_share: Annotated[float, Interval(ge=0, le=1)] | None = None
-    gradient: Literal["tanh", "identity"] = "tanh"
+    gradient: Literal["tanh", "identity", "relaxed"] = "tanh"
     temperature: Annotated[float, Gt(0)] | None = None
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.1
     max_seen: Annotated[int, Ge(1)] = 50_000
@@ -141,8 +147,7 @@ class DistillHashContrast(HeadHasher):
     def batch_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """The contrastive loss of the codes."""
         (positives,) = batch.targets
-        codes = tanh_through_sign(outputs) if self.gradient == "tanh" else straight_through_sign(outputs)
-        return neighbour_contrast(codes, positives, temperature=self.temperature_)
+        return neighbour_contrast(CODES[self.gradient](outputs), positives, temperature=self.temperature_)
 
     def _transform(self, features: NDArray[Any]) -> NDArray[Any]:
         return root_rows(features) if self.root else features

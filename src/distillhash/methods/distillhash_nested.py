@@ -11,11 +11,11 @@ No step sees a label. Rows are scaled to length 1 first, so that codes of x and 
    (:func:`~distillhash.supervision.agreement.half_agreement`). The neighbourhood that `distillhash-contrast` learns from is the smallest of
    k = 8, 16, 32, ..., 2% of the items with A(k) >= A(2%). Where kinds are large (ten classes of images) A rises with k, and it is 2%.
    Where items come in small groups (captions of one picture, products) it is less: the scale is *fine*.
-2. **Fine scale.** Views are left out, and features are used as they are. Where classes alone count, the temperature is .3 and the
-   neighbourhood half as large again. Where neighbours count too, some of the neighbours are those by plain cosine. Two settings are tried:
-   the temperature .2 and a quarter of such neighbours; .1 and three quarters. A setting is taken if its code of a part of the rows keeps
-   the neighbours of the other rows as well as `itq` would, to 2%. All bits are then those of `distillhash-contrast`: kinds and
-   neighbourhoods are the same thing. Otherwise all bits are those of `itq`.
+2. **Fine scale.** Views are left out, and features are used as they are. Where classes alone count, the temperature is .3, the
+   neighbourhood half as large again, and relaxed codes are trained. Where neighbours count too, some of the neighbours are those by plain
+   cosine. Two settings are tried: the temperature .2 and a quarter of such neighbours; .1 and three quarters. A setting is taken if its
+   code of a part of the rows keeps the neighbours of the other rows as well as `itq` would, to 2%. All bits are then those of
+   `distillhash-contrast`: kinds and neighbourhoods are the same thing. Otherwise all bits are those of `itq`.
    Where more than 50,000 rows are learned from (``max_train``), k counts all of them, and the rows that decide are random ones with their
    neighbours (:func:`with_neighbours`).
 3. **Two parts.** At 2% the class part has 2 sqrt(n_bits) bits, rounded to a multiple of 16, and the neighbour part has the others. It is
@@ -138,7 +138,12 @@ class DistillHashNested(Hasher):
         temperature, plain_share = fine
         if self.preserve == "classes":
             return DistillHashContrast(
-                n_bits, seed=self.seed, neighbourhood=min(1.0, 1.5 * share), temperature=SHARP, root=False
+                n_bits,
+                seed=self.seed,
+                neighbourhood=min(1.0, 1.5 * share),
+                temperature=SHARP,
+                root=False,
+                gradient="relaxed",
             )
         return DistillHashContrast(
             n_bits,
