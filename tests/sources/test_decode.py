@@ -294,14 +294,15 @@ def test_images_resized_together_are_those_resized_alone(
     np.testing.assert_array_equal(resize_images(images, size), expected)
 
 
-def test_what_would_be_enlarged_is_left_as_it_is_where_asked() -> None:
-    for data in (factory.make_jpeg(), factory.make_pixels()):
+def test_small_images_that_would_be_enlarged_are_left_as_they_are_where_asked() -> None:
+    for data in (factory.make_jpeg(60, 40), factory.make_pixels(60, 40)):
         pixels = decode_image(data)
-        side = max(pixels.shape[:2])
-        found = decode_sizes(data, {side - 1, side, side + 1}, enlarge=False)
-        np.testing.assert_array_equal(found[side - 1], resize_image(pixels, side - 1))
-        np.testing.assert_array_equal(found[side], pixels)
-        np.testing.assert_array_equal(found[side + 1], pixels)
+        found = decode_sizes(data, {59, 60, 61}, enlarge=False)
+        np.testing.assert_array_equal(found[59], resize_image(pixels, 59))
+        np.testing.assert_array_equal(found[60], pixels)
+        np.testing.assert_array_equal(found[61], pixels)
+    large = factory.make_pixels(65, 40)
+    np.testing.assert_array_equal(decode_sizes(large, {99}, enlarge=False)[99], resize_image(large, 99))
 
 
 @pytest.mark.parametrize(("width", "height"), [(32, 32), (200, 150), (31, 77), (400, 300), (128, 128), (7, 2)])

@@ -288,7 +288,8 @@ class _Extraction:
     and no more. On a CPU the same workers run the passes with one thread each: two of them are faster than one pass spread over two
     threads. On an accelerator one thread feeds the device.
 
-    Memory: the features of at most ``WINDOW`` chunks, and for each worker two chunks being read and two passes being embedded.
+    Memory: the features of at most ``WINDOW`` chunks, and for each worker two chunks being read and four passes being embedded
+    (of two, a long one of the teacher would leave the other worker without work).
     """
 
     def __init__(
@@ -322,7 +323,7 @@ class _Extraction:
             closing.enter_context(threadpool_limits(1, user_api="blas"))
             readers, on_cpu = pool(n_workers), self._variants[0].network.device == "cpu"
             embedders, reads_ahead = readers if on_cpu else pool(1), 2 * n_workers
-            passes_ahead = 2 * n_workers if on_cpu else 2
+            passes_ahead = 4 * n_workers if on_cpu else 2
 
             def finish_pass() -> None:
                 done, images = passes.popleft()

@@ -49,7 +49,7 @@ _PLUGINS = {  # Pillow's name of a format, and of the plug-in that reads it
 }
 _ROWS = 256  # that NumPy resizes together
 _LARGE, _MOST_FOLDED = 2**27, 4096  # bytes of pixels, from which on a file holds a byte for every so many at least
-_TINY = 64  # pixels a side, up to which a PNG is smaller than a JPEG
+_TINY = 64  # pixels a side, up to which a PNG is smaller than a JPEG, and images are resized together faster than one by one
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -164,16 +164,16 @@ def decode_sizes(
     other images are decoded once. Without sizes, the header and its pixel count are checked and no more.
 
     ``data`` may be what :func:`open_encoded` made of bytes; it can be decoded once. Returns ``(size, size, 3) uint8`` RGB, upright,
-    aspect not kept, for each size. Without ``enlarge`` an image is left as it is where no side is above the size, for
-    :func:`resize_images`. Errors are those of :func:`decode_image`.
+    aspect not kept, for each size. Without ``enlarge`` an image of at most 64 pixels a side is left as it is where no side is above the
+    size, for :func:`resize_images`; larger ones gain nothing by it. Errors are those of :func:`decode_image`.
     """
     for size in sizes:
         _check_size(size)
 
     def resized_to(pixels: NDArray[np.uint8], wanted: Collection[int]) -> dict[int, NDArray[np.uint8]]:
-        side = max(pixels.shape[:2])
+        side, left = max(pixels.shape[:2]), 0 if enlarge else _TINY
         with item_memory():
-            return {size: resize_image(pixels, size) if enlarge or side > size else pixels for size in wanted}
+            return {size: pixels if side <= min(size, left) else resize_image(pixels, size) for size in wanted}
 
     if isinstance(data, np.ndarray):
         return resized_to(_checked_pixels(data, max_pixels), sizes)
