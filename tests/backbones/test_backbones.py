@@ -1,3 +1,4 @@
+import contextlib
 import http.server
 import threading
 from collections.abc import Iterator
@@ -5,6 +6,7 @@ from functools import partial
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -295,17 +297,41 @@ def test_refusals(tmp_path: Path) -> None:
     assert {"efficientnet-lite0", "efficientnet-lite2"} <= set(backbone_names())
 
 
-def test_convolutions_of_cuda_keep_all_bits_of_float32() -> None:
-    def rounds() -> bool:
-        return bool(torch.backends.cudnn.allow_tf32)
+@pytest.mark.parametrize("set_before", ["tf32", "ieee"])
+def test_convolutions_of_cuda_keep_all_bits_of_float32(set_before: str) -> None:
+    cudnn: Any = torch.backends.cudnn
+    default = cudnn.conv.fp32_precision
+    found = []
+    try:
+        cudnn.conv.fp32_precision = set_before
+        for device in ("cuda:1", "cpu"):
+            with whole_float32(device):
+                found.append(cudnn.conv.fp32_precision)
+            found.append(cudnn.conv.fp32_precision)
+    finally:
+        cudnn.conv.fp32_precision = default
+    assert found == ["ieee", set_before, set_before, set_before]
 
-    assert rounds()  # torch's default
-    with whole_float32("cuda:1"):
-        assert not rounds()
-        assert torch.backends.cudnn.enabled
-    with whole_float32("cpu"):
-        assert rounds()
-    assert rounds()
+
+def test_convolutions_of_cuda_keep_all_bits_of_float32_in_older_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    older = SimpleNamespace(allow_tf32=True)
+    monkeypatch.setattr(torch.backends, "cudnn", older)
+    with pytest.raises(RuntimeError), whole_float32("cuda"):
+        assert not older.allow_tf32
+        raise RuntimeError
+    assert older.allow_tf32
+
+
+def test_features_are_computed_with_the_precision_of_their_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def recording(device: str) -> contextlib.AbstractContextManager[None]:
+        asked.append(device)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr("distillhash.backbones.base.whole_float32", recording)
+    make_backbone(image_size=32, device="cpu", engine="torch").embed(images(1, 32))
+    assert asked == ["cpu"]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

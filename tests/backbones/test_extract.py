@@ -33,7 +33,7 @@ from distillhash.backbones.extract import CHUNK, WINDOW
 from distillhash.backbones.views import augment
 from distillhash.errors import DataError, ParameterError
 from distillhash.files import digest, read_file
-from distillhash.sources import BadItemError, ImageSource, open_source, resize_image
+from distillhash.sources import BadItemError, ImageSource, open_source, resize_image, resize_images
 from image_factory import make_png
 
 
@@ -92,7 +92,7 @@ def test_features_in_row_order(backbone: Any, n: int) -> None:
 
 
 def test_images_of_any_shapes_are_resized_each_for_itself(backbone: Any) -> None:
-    shapes = [(9, 9), (32, 32), (40, 9), (9, 9), (9, 40), (33, 31), (31, 9), (9, 9), (1, 1)]
+    shapes = [(9, 9), (32, 32), (40, 9), (9, 9), (9, 40), (33, 31), (31, 9), (9, 31), (9, 9), (1, 1)]
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (*shape, 3)).astype(np.uint8) for shape in shapes]
 
@@ -103,6 +103,18 @@ def test_images_of_any_shapes_are_resized_each_for_itself(backbone: Any) -> None
     pixels = [resize_image(image, 32) for image in images]
     table = extract_features(Shapes(list(range(len(shapes)))), backbone)
     np.testing.assert_array_equal(table.features, backbone.embed(np.stack(pixels)))
+
+
+def test_small_images_of_a_shape_are_resized_in_one_call(backbone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def counting(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+        calls.append(len(images))
+        return resize_images(images, size)
+
+    monkeypatch.setattr("distillhash.backbones.extract.resize_images", counting)
+    extract_features(Pictures(list(range(20))), backbone)
+    assert sorted(calls) == [4, 16]
 
 
 def test_bad_items_are_skipped_with_a_reason(backbone: Any, tmp_path: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy, deepcopy
 from functools import cached_property
 from hashlib import blake2b
@@ -24,6 +25,7 @@ Run = Callable[[Pixels], NDArray[np.float32]]
 
 FLOAT32, BF16 = "float32", "bf16"
 MAX_SIZE = 2048  # a pass over a batch of these takes gigabytes
+_precision = threading.Lock()  # torch's setting is that of the process
 BATCH, DEVICE_BATCH = 16, 128  # on a CPU larger batches fall out of the cache; an accelerator needs them to fill it
 
 
@@ -218,11 +220,23 @@ def images_a_pass(device: str) -> int:
     return BATCH if device == "cpu" else DEVICE_BATCH
 
 
-def whole_float32(device: str) -> AbstractContextManager[None]:
+@contextmanager
+def whole_float32(device: str) -> Iterator[None]:
     """Convolutions in all bits of float32, for one thread at a time: by default CUDA rounds their inputs, which changes codes."""
     if device.partition(":")[0] != "cuda":
-        return nullcontext()
-    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+        yield
+        return
+    newer = hasattr(torch.backends.cudnn, "conv")  # torch refuses the older setting where the newer one was used
+    cudnn: Any = torch.backends.cudnn
+    settings = cudnn.conv if newer else cudnn
+    name, whole = ("fp32_precision", "ieee") if newer else ("allow_tf32", False)
+    with _precision:
+        before = getattr(settings, name)
+        setattr(settings, name, whole)
+        try:
+            yield
+        finally:
+            setattr(settings, name, before)
 
 
 def channels_last(network: nn.Module) -> nn.Module:

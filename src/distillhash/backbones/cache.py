@@ -23,7 +23,6 @@ from distillhash.files import user_folder, write_ahead
 _logger = logging.getLogger(__name__)
 _WAIT_SECONDS = 60.0
 _HEADER_BYTES = 100  # of an SQLite file
-_PAGE_BYTES = 2**15  # rows take kilobytes; over two small pages each takes 1.4 times as long to write
 _warned: set[str] = set()  # folders that were complained about
 
 
@@ -44,7 +43,6 @@ class FeatureStore:
                 raise sqlite3.DatabaseError("file is cut short")
             connection = sqlite3.connect(path, timeout=_WAIT_SECONDS, check_same_thread=False)
             try:
-                connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")  # of a new file
                 write_ahead(connection, wait=_WAIT_SECONDS)
                 connection.execute("PRAGMA synchronous=NORMAL")
                 with connection:
