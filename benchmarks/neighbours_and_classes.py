@@ -121,7 +121,8 @@ def training_part(folder: str, backbone: str) -> tuple[Floats, pa.Table]:
 
 
 def divided(features: Floats, table: pa.Table, held: NDArray[np.bool_]) -> Data:
-    """The held photographs search the others."""
+    """The held photographs search the others. Rows have length 1, as `distillhash-nested` makes them."""
+    features = features / np.linalg.norm(features, axis=1, keepdims=True)
     columns = (("coarse", table["label"].to_numpy()), ("fine", table["fine_label"].to_numpy()))
     labels = [(name, column[held], column[~held]) for name, column in columns]
     return Data(features[~held], features[held], features[~held], labels)
