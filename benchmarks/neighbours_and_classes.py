@@ -115,14 +115,14 @@ def grocery(folder: str, backbone: str) -> Data:
 
 
 def training_part(folder: str, backbone: str) -> tuple[Floats, pa.Table]:
-    """Features of grocery's train part, and its table."""
+    """Features of grocery's train part, of length 1 as `distillhash-nested` makes them, and its table."""
     file = Path(folder) / "train.parquet"
-    return photograph_features(open_source(file), backbone), pq.read_table(file)
+    features = photograph_features(open_source(file), backbone)
+    return features / np.linalg.norm(features, axis=1, keepdims=True), pq.read_table(file)
 
 
 def divided(features: Floats, table: pa.Table, held: NDArray[np.bool_]) -> Data:
-    """The held photographs search the others. Rows have length 1, as `distillhash-nested` makes them."""
-    features = features / np.linalg.norm(features, axis=1, keepdims=True)
+    """The held photographs search the others."""
     columns = (("coarse", table["label"].to_numpy()), ("fine", table["fine_label"].to_numpy()))
     labels = [(name, column[held], column[~held]) for name, column in columns]
     return Data(features[~held], features[held], features[~held], labels)
@@ -130,26 +130,23 @@ def divided(features: Floats, table: pa.Table, held: NDArray[np.bool_]) -> Data:
 
 def grocery_validation(folder: str, backbone: str) -> Data:
     features, table = training_part(folder, backbone)
-    return divided(
-        features, table, np.array([image["path"].startswith("val/") for image in table["image"].to_pylist()])
-    )
+    files = [image["path"] for image in table["image"].to_pylist()]
+    return divided(features, table, np.array([file.startswith("val/") for file in files]))
 
 
 def grocery_scenes(folder: str, backbone: str, fold: int) -> Data:
     features, table = training_part(folder, backbone)
-    products, directions = table["fine_label"].to_numpy(), features / np.linalg.norm(features, axis=1, keepdims=True)
-    alike = np.triu((directions @ directions.T > SCENE) & np.equal.outer(products, products))
+    products = table["fine_label"].to_numpy()
+    alike = np.triu((features @ features.T > SCENE) & np.equal.outer(products, products))
     _, scenes = connected_components(coo_matrix(alike), directed=False)
     rng, held = np.random.default_rng(0), np.zeros(len(features), bool)
     for product in np.unique(products):
         names, sizes = np.unique(scenes[products == product], return_counts=True)
         order = rng.permutation(len(names))
-        parts = rng.permutation(3)
-        filled = np.zeros(3, int)
-        for scene in order[
-            np.argsort(-sizes[order], kind="stable")
-        ]:  # the largest first, each to the part that has least
-            part = parts[np.argmin(filled[parts])]
+        largest_first = order[np.argsort(-sizes[order], kind="stable")]
+        parts, filled = rng.permutation(3), np.zeros(3, int)
+        for scene in largest_first:
+            part = parts[np.argmin(filled[parts])]  # the one that has least
             filled[part] += sizes[scene]
             if part == fold:
                 held |= scenes == names[scene]

@@ -12,7 +12,7 @@ import pytest
 from engine_servers import MilvusServer, StandaloneMilvus, postgres_server
 from image_factory import make_jpeg, make_png
 
-# Values are those of a CPU, also on a machine with other devices; a user who names some gets them.
+# Expected values are those of a CPU. So the tests use no CUDA device unless the user names one.
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 if TYPE_CHECKING:

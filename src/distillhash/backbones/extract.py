@@ -436,10 +436,9 @@ def _enlarge_together(pixels: Iterable[dict[int, NDArray[np.uint8]]]) -> None:
             if stored.shape[:2] != (size, size):
                 small.setdefault((size, stored.shape), []).append(image)
     for (size, _), images in small.items():
-        for image, resized in zip(
-            images, resize_images(np.stack([image[size] for image in images]), size), strict=True
-        ):
-            image[size] = resized
+        resized = resize_images(np.stack([image[size] for image in images]), size)
+        for image, enlarged in zip(images, resized, strict=True):
+            image[size] = enlarged
 
 
 def _use_one_thread() -> None:
@@ -480,9 +479,8 @@ _mallopt((_M_ARENA_MAX, 1))
 
 def _identity(backbone: Backbone, view: View | None) -> str:
     """What features depend on besides the content."""
-    device = (
-        "" if backbone.device == "cpu" else f"@{backbone.device.partition(':')[0]}{DEVICE_VERSION}:"
-    )  # other last bits
+    kind = backbone.device.partition(":")[0]
+    device = "" if kind == "cpu" else f"@{kind}{DEVICE_VERSION}:"  # other last bits
     drawn = "" if view is None else f"{json.dumps(asdict(view.settings), sort_keys=True)}:{view.seed}/{VIEWS_VERSION}"
     return f"{backbone.fingerprint}/{PIXELS_VERSION}{device}{drawn}"
 

@@ -172,9 +172,9 @@ def decode_sizes(
         _check_size(size)
 
     def resized_to(pixels: NDArray[np.uint8], wanted: Collection[int]) -> dict[int, NDArray[np.uint8]]:
-        side, left = max(pixels.shape[:2]), 0 if enlarge else _TINY
+        side, small = max(pixels.shape[:2]), 0 if enlarge else _TINY
         with item_memory():
-            return {size: pixels if side <= min(size, left) else resize_image(pixels, size) for size in wanted}
+            return {size: pixels if side <= min(size, small) else resize_image(pixels, size) for size in wanted}
 
     if isinstance(data, np.ndarray):
         return resized_to(_checked_pixels(data, max_pixels), sizes)
