@@ -135,24 +135,10 @@ class DistillHashNested(Hasher):
         return self.n_bits if one else bits
 
     def _fine_part(self, n_bits: int, share: float, fine: tuple[float, float]) -> DistillHashContrast:
-        temperature, plain_share = fine
+        settings: dict[str, Any] = {"neighbourhood": share, "temperature": fine[0], "plain_share": fine[1]}
         if self.preserve == "classes":
-            return DistillHashContrast(
-                n_bits,
-                seed=self.seed,
-                neighbourhood=min(1.0, 1.5 * share),
-                temperature=SHARP,
-                root=False,
-                gradient="relaxed",
-            )
-        return DistillHashContrast(
-            n_bits,
-            seed=self.seed,
-            neighbourhood=share,
-            temperature=temperature,
-            root=False,
-            plain_share=plain_share,
-        )
+            settings = {"neighbourhood": min(1.0, 1.5 * share), "temperature": SHARP, "gradient": "relaxed"}
+        return DistillHashContrast(n_bits, seed=self.seed, root=False, **settings)
 
     def _choose_fine(self, features: NDArray[Any], k: int) -> tuple[tuple[float, float] | None, dict[str, float]]:
         """The first of ``FINE`` by which a class part of all bits keeps neighbours as well as `itq`, and the recalls that say so.
